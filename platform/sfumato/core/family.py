@@ -1,0 +1,161 @@
+"""The interface between a family of generators and everything that trains, samples and evaluates it.
+
+A family says which networks it has and which phases train them. One loop runs the phases of any family
+under any strategy; neither the loop nor a strategy ever asks which family it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+
+from torch import Tensor, nn
+
+from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.config import Config
+from sfumato.core.rng import Rng, SampleRng
+
+if TYPE_CHECKING:
+    from sfumato.core.optimizer import OptimizerConfig
+
+Nets = Mapping[str, nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training stands. `images` counts the real images read; it is the unit of all schedules.
+
+    `batch` is how many images one step reads: the global batch times the most repeats of any phase.
+    """
+
+    step: int
+    images: int
+    total_images: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class LossOut:
+    """What a phase returns: the unreduced loss [B], and metrics, each a scalar or [B]."""
+
+    loss_B: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainable:
+    """A network that a phase trains: one network, one optimizer."""
+
+    build: Callable[[], nn.Module]
+    optimizer: OptimizerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """A network that is used and never trained; `build` returns it with its weights loaded."""
+
+    build: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmaOf:
+    """An exponential moving average of a trainable network's weights.
+
+    `decay(progress)` is the weight of the old average in the update after a step.
+    """
+
+    source: str
+    decay: Callable[[Progress], float]
+
+
+NetSpec = Trainable | Frozen | EmaOf
+LossFn = Callable[[Nets, Batch, Progress, Rng], LossOut]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One kind of update: it trains exactly one network.
+
+    A step runs each phase whose turn it is (`step % every == 0`) `repeats` times. The r-th repeat of
+    every phase sees the r-th global batch that the step reads. `second_order` says that the loss
+    differentiates through a gradient (R1, WGAN-GP), which not every strategy can.
+    """
+
+    name: str
+    trains: str
+    loss: LossFn
+    repeats: int = 1
+    every: int = 1
+    second_order: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """What to generate: one image a label, or `num` images without labels.
+
+    `options` is the family's own sampling configuration (`FamilyConfig.sampling`).
+    """
+
+    num: int
+    labels_N: Tensor | None
+    options: Any
+
+
+class Family(Protocol):
+    """Networks, phases and sampling of one model. All methods are pure in everything but the nets."""
+
+    @property
+    def nets(self) -> Mapping[str, NetSpec]: ...
+    @property
+    def phases(self) -> Sequence[Phase]: ...
+    @property
+    def samplers(self) -> Sequence[str]:
+        """The networks that `sample` uses; an export keeps these alone."""
+        ...
+
+    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+        """Encode, tokenise or augment a batch, without gradients, before every loss."""
+        ...
+
+    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+        """Images [N, C, H, W] float32 in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+        """Negative log-likelihood (or its bound) of 8-bit data in bits per dimension, [B]."""
+        ...
+
+
+@runtime_checkable
+class ExportsDiffusers(Protocol):
+    def export_diffusers(self, nets: Nets, folder: str, options: Any) -> None:
+        """Write a folder that `DiffusionPipeline.from_pretrained` loads."""
+        ...
+
+
+class FamilyConfig(Config, ABC):
+    """The `model:` part of a recipe. A subclass sets `family: Literal["its_name"]` and its own fields.
+
+    `sampling` holds the defaults of what `sfumato sample` lets the user change.
+    """
+
+    family: str
+    sampling: Config
+
+    @abstractmethod
+    def build(self, data: DataSpec) -> Family:
+        """The family for images of this kind."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls) -> Self:
+        """The smallest real instance, which the contract and parity suites run."""
+
+    def problems(self, data: DataSpec) -> list[str]:
+        """What makes this configuration impossible for this data, one line each with the nearest mend."""
+        return []

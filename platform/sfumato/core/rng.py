@@ -1,0 +1,137 @@
+"""Randomness as a function of what is computed, never of who computes it or what came before.
+
+Training noise is drawn per *stream* (one of the P logical sequences into which the data order is dealt):
+its generator is seeded by (seed, images, phase, stream), so any number of ranks and any cut into
+micro-batches draws the same numbers for the same sample, and a resumed run needs no generator state.
+Sampling noise is drawn per *sample*: sample i depends on (seed, i) alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.core.batch import Piece
+
+
+def derive(*parts: int | str) -> int:
+    """A 63-bit seed from any tuple of integers and names; the same on every machine and Python."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """Torch's global CPU generator seeded by `parts` inside the block, and as it was after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(derive(*parts))
+        yield
+
+
+class Rng(Protocol):
+    """A source of noise for a batch: every tensor has one row a sample."""
+
+    @property
+    def rows(self) -> int: ...
+    def normal(self, *tail: int) -> Tensor:
+        """Standard normal float32, [rows, *tail]."""
+        ...
+
+    def uniform(self, *tail: int) -> Tensor:
+        """Uniform float32 in [0, 1), [rows, *tail]."""
+        ...
+
+    def integers(self, high: int, *tail: int) -> Tensor:
+        """Uniform int64 in [0, high), [rows, *tail]."""
+        ...
+
+
+class StreamRng:
+    """Noise of one micro-batch in training.
+
+    Every draw makes all `rows_per_stream` rows of each stream and keeps those of the piece, so that a
+    global batch cut into one or into several micro-batches sees the same noise.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        *,
+        rows_per_stream: int,
+        seed: int,
+        images: int,
+        phase: str,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._pieces = tuple(pieces)
+        self._rows_per_stream = rows_per_stream
+        self._device = torch.device(device)
+        self._generators = [
+            torch.Generator(self._device).manual_seed(derive(seed, images, phase, piece.stream))
+            for piece in self._pieces
+        ]
+
+    @property
+    def rows(self) -> int:
+        return sum(piece.rows for piece in self._pieces)
+
+    def normal(self, *tail: int) -> Tensor:
+        return self._cut(
+            torch.randn(self._rows_per_stream, *tail, generator=generator, device=self._device)
+            for generator in self._generators
+        )
+
+    def uniform(self, *tail: int) -> Tensor:
+        return self._cut(
+            torch.rand(self._rows_per_stream, *tail, generator=generator, device=self._device)
+            for generator in self._generators
+        )
+
+    def integers(self, high: int, *tail: int) -> Tensor:
+        return self._cut(
+            torch.randint(high, (self._rows_per_stream, *tail), generator=generator, device=self._device)
+            for generator in self._generators
+        )
+
+    def _cut(self, draws: Iterable[Tensor]) -> Tensor:
+        return torch.cat(
+            [
+                draw[piece.first : piece.first + piece.rows]
+                for piece, draw in zip(self._pieces, draws, strict=True)
+            ]
+        )
+
+
+class SampleRng:
+    """Noise of generated samples: one generator a sample, seeded by (seed, index).
+
+    `generators` may be handed to diffusers' schedulers and pipelines, which draw row by row from such
+    a list, so that a batch of any size gives each sample the same noise.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self._device = torch.device(device)
+        self.seeds = [derive(seed, "sample", index) for index in indices]
+        self.generators = [torch.Generator(self._device).manual_seed(row_seed) for row_seed in self.seeds]
+
+    @property
+    def rows(self) -> int:
+        return len(self.generators)
+
+    def normal(self, *tail: int) -> Tensor:
+        return torch.cat(
+            [torch.randn(1, *tail, generator=g, device=self._device) for g in self.generators]
+        )
+
+    def uniform(self, *tail: int) -> Tensor:
+        return torch.cat([torch.rand(1, *tail, generator=g, device=self._device) for g in self.generators])
+
+    def integers(self, high: int, *tail: int) -> Tensor:
+        return torch.cat(
+            [torch.randint(high, (1, *tail), generator=g, device=self._device) for g in self.generators]
+        )

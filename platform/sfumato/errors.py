@@ -1,0 +1,50 @@
+"""What users see when something is wrong: one line that says what, got what, and how to mend it.
+
+The command line prints these without a traceback. `exit_status` is the process's status: 2 for bad
+input, 1 for work that failed.
+"""
+
+from __future__ import annotations
+
+
+class SfumatoError(Exception):
+    """Base of every error that is meant for the user's eyes."""
+
+    exit_status = 1
+
+
+class ConfigError(SfumatoError):
+    """The recipe, an option or an argument is wrong."""
+
+    exit_status = 2
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, ...]]:
+        return (type(self), self.problems)
+
+
+class CapabilityError(ConfigError):
+    """A combination that is well formed but that a strategy or a machine cannot carry out."""
+
+
+class DataError(SfumatoError):
+    """Data that is missing, damaged, or not what its manifest says."""
+
+    exit_status = 2
+
+
+class CheckpointError(SfumatoError):
+    """A checkpoint that is missing, incomplete, damaged, or of another recipe."""
+
+
+class TrainingError(SfumatoError):
+    """Training stopped: a non-finite loss, or workers that kept failing."""
+
+
+class Interrupted(SfumatoError):
+    """The user pressed ctrl-C; the message says how to go on."""
+
+    exit_status = 130
