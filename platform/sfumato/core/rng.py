@@ -29,7 +29,7 @@ def derive(*parts: int | str) -> int:
 def seeded(*parts: int | str) -> Iterator[None]:
     """Torch's global CPU generator seeded by `parts` inside the block, and as it was after it."""
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(derive(*parts))
+        torch.default_generator.manual_seed(derive(*parts))
         yield
 
 
@@ -124,9 +124,7 @@ class SampleRng:
         return len(self.generators)
 
     def normal(self, *tail: int) -> Tensor:
-        return torch.cat(
-            [torch.randn(1, *tail, generator=g, device=self._device) for g in self.generators]
-        )
+        return torch.cat([torch.randn(1, *tail, generator=g, device=self._device) for g in self.generators])
 
     def uniform(self, *tail: int) -> Tensor:
         return torch.cat([torch.rand(1, *tail, generator=g, device=self._device) for g in self.generators])

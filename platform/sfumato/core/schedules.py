@@ -52,4 +52,4 @@ class EmaSchedule(Config):
         halflife = float(self.halflife_images)
         if self.rampup is not None:
             halflife = min(halflife, progress.images * self.rampup)
-        return 0.5 ** (progress.batch / max(halflife, 1e-8))
+        return math.pow(0.5, progress.batch / max(halflife, 1e-8))

@@ -1,0 +1,58 @@
+# Everything runs in ./.venv, which is made on first use and again when what it installs has changed.
+#   PYTHON       the interpreter to build it with (3.11 or newer)
+#   TORCH_INDEX  package index for PyTorch's wheels, e.g. that of the CPU builds; empty: pip's own settings
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH := $(shell grep '^torch==' constraints.txt)
+INPUTS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format clean
+
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.runtime ## Train, evaluate and track a generator of handwritten digits
+	@$(BIN)/sfumato run pipelines/digits/ddpm.yaml
+
+test: $(VENV)/.dev ## Run the test suite (ARGS="-k name" to choose)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## Lint, check formatting, types and import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format the code and mend what the linter can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## Remove the environment and all caches; runs, data and models stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find platform tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first: asked for as somebody's dependency, pip may take a build of several gigabytes.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "sfumato needs Python 3.11 or newer, '$(PYTHON)' is: $$($(PYTHON) --version 2>&1);" \
+	       "name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing $(TORCH)"
+	@test -n "$(TORCH_INDEX)" || command -v nvidia-smi >/dev/null || \
+	  echo "  no NVIDIA GPU found: TORCH_INDEX=<index of PyTorch's CPU wheels> can save a large download"
+	@$(PIP) install --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.torch $(INPUTS)
+	@echo "Installing Sfumato (a few minutes the first time)"
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "Installing what the tests need"
+	@$(PIP) install -c constraints.txt -e '.[dev,features]'
+	@touch $@
