@@ -1,0 +1,66 @@
+"""What every test relies on: one thread a process, a quiet loopback-only Ray, and packed real data."""
+
+from __future__ import annotations
+
+import os
+
+# Read when torch, NumPy and Ray load, so before any of them is imported.
+os.environ.update(
+    {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "HF_HUB_OFFLINE": "1",
+        "MPLBACKEND": "Agg",
+    }
+)
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A Ray of our own with four logical CPUs, so that two workers leave Ray Data something to run on."""
+    import ray
+
+    # Short: the path of a Unix socket below it must fit into 107 bytes.
+    folder = tempfile.mkdtemp(prefix="sf-")
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+        logging_level="error",
+        _temp_dir=folder,
+        _node_ip_address="127.0.0.1",
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scikit-learn's 1,797 handwritten digits, packed as `sfumato pack` does it."""
+    from sfumato.data.pack import pack
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    pack("digits", folder)
+    return folder

@@ -1,0 +1,125 @@
+"""The shape of the package: who may import whom, that all of it loads, and that every setting is described."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sfumato.core.config import Config
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "platform" / "sfumato"
+MODULES = sorted(module.name for module in pkgutil.walk_packages([str(PACKAGE)], "sfumato."))
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The top-level names of what a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+
+
+def configs() -> list[type[Config]]:
+    for name in MODULES:
+        importlib.import_module(name)
+    found, waiting = [], [Config]
+    while waiting:
+        subclasses = waiting.pop().__subclasses__()
+        waiting += subclasses
+        found += [cls for cls in subclasses if cls.__module__.startswith("sfumato.")]
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_imports_and_says_what_it_is_for(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__, f"{name} has no docstring"
+
+
+def test_import_contracts_hold() -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+    path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [lint, "--no-cache"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_core_imports_torch_and_pydantic_alone() -> None:
+    allowed = {"torch", "pydantic", "sfumato"} | set(sys.stdlib_module_names)
+    strangers = {
+        f"{file.name}: {name}"
+        for file in (PACKAGE / "core").glob("*.py")
+        for name in imported(file)
+        if name not in allowed
+    }
+    assert not strangers
+
+
+def test_heavy_dependencies_load_on_use() -> None:
+    """`sfumato --help` and a recipe check should not wait for Ray and MLflow."""
+    code = (
+        "import sys, sfumato.cli\n"
+        "print(*sorted({'ray', 'mlflow', 'diffusers', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    )
+    path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == []
+
+
+def test_every_setting_is_described() -> None:
+    found = configs()
+    assert found
+    silent = [
+        f"{cls.__module__}.{cls.__name__}.{name}"
+        for cls in found
+        for name, field in cls.model_fields.items()
+        # A discriminator has one value and explains itself.
+        if not field.description and name != "family"
+    ]
+    assert not silent
+
+
+def test_layout() -> None:
+    assert not (ROOT / "platform" / "__init__.py").exists(), "it would shadow Python's platform module"
+    assert not (ROOT / "tests" / "platform").exists()
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+    vague = {"utils", "util", "helpers", "helper", "common", "misc"}
+    files = [*PACKAGE.rglob("*"), *(ROOT / "tests").rglob("*")]
+    assert [file for file in files if file.stem in vague] == []
+
+
+def test_direct_dependencies_are_locked() -> None:
+    locked = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    names = {
+        requirement.split("[")[0].split(">")[0].split("=")[0].lower().replace("_", "-")
+        for requirement in wanted
+    }
+    assert sorted(names - locked) == []
