@@ -29,7 +29,15 @@ class OptimizerConfig(Config):
         rate = self.lr.peak
         if self.name == "sgd":
             return torch.optim.SGD(
-                parameters, lr=rate, momentum=self.betas[0], weight_decay=self.weight_decay
+                parameters, lr=rate, momentum=self.betas[0], weight_decay=self.weight_decay, fused=True
             )
         kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
-        return kind(parameters, lr=rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        # The fused kernels exist on CPU and CUDA; on CPU they save most of the time of a small step.
+        return kind(
+            parameters,
+            lr=rate,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )

@@ -1,0 +1,51 @@
+"""Samples that cannot be used, as values: found where they are read, judged where they are consumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sfumato.errors import DataError
+
+OnError = Literal["fail", "skip"]
+
+
+class ImageFault(Exception):
+    """One image cannot be used; the text is the reason. It never leaves the data package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A sample that cannot be used: the shard or folder it lies in, its key, and why."""
+
+    where: str
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.key}: {self.reason}"
+
+
+@dataclass
+class FaultLog:
+    """Applies `on_error`: stops at the first fault, or lists distinct faults up to a limit."""
+
+    on_error: OnError
+    max_errors: int
+    _seen: dict[tuple[str, str], Fault] = field(default_factory=dict)
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """The distinct samples that were skipped so far, in the order in which they were met."""
+        return tuple(self._seen.values())
+
+    def add(self, fault: Fault) -> None:
+        """Record a fault. Raises DataError where the settings say so."""
+        if self.on_error == "fail":
+            raise DataError(f"{fault} (repair or remove it, or set on_error to skip)")
+        self._seen.setdefault((fault.where, fault.key), fault)
+        if len(self._seen) > self.max_errors:
+            raise DataError(
+                f"{len(self._seen)} samples cannot be used, more than max_errors={self.max_errors}; "
+                f"the last one: {fault}"
+            )

@@ -1,0 +1,135 @@
+"""`manifest.json`: what a packed data set holds, written last so that it vouches for everything else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from sfumato.core.batch import DataSpec
+from sfumato.core.config import Config
+from sfumato.data.location import open_file, read_bytes, size_of
+from sfumato.errors import DataError
+
+FILE = "manifest.json"
+_CHECKSUM_LIMIT = 1 << 30
+Verify = Literal["auto", "checksum", "size"]
+
+
+class ShardInfo(Config):
+    """One tar."""
+
+    name: str = Field(description="File name, beside the manifest.", pattern=r"^[^/\\]+\.tar$")
+    samples: int = Field(ge=1, description="How many samples it holds.")
+    bytes: int = Field(ge=1, description="Its size.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Checksum of the file.")
+
+
+class ImageInfo(Config):
+    """What every image of the set looks like."""
+
+    channels: Literal[1, 3] = Field(description="1 is grey, 3 is RGB.")
+    height: int = Field(ge=1, description="Rows.")
+    width: int = Field(ge=1, description="Columns.")
+
+
+class Manifest(Config):
+    """The description of a packed data set. Its order of shards is part of the training order."""
+
+    version: Literal[1] = Field(1, description="Version of this format.")
+    name: str = Field(description="Name of the set.")
+    shards: tuple[ShardInfo, ...] = Field(min_length=1, description="The tars, in order.")
+    image: ImageInfo = Field(description="Channels and size of the images.")
+    classes: tuple[str, ...] = Field((), description="Names of the labels; empty: no labels.")
+    source: str = Field("", description="Where the images came from.")
+    licence: str = Field("", description="Terms of use of the images.")
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def shard_samples(self) -> tuple[int, ...]:
+        return tuple(shard.samples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a family has to know of this data."""
+        return DataSpec(self.image.channels, self.image.height, self.image.width, self.classes)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the content: shards, image and classes. Texts and location do not count."""
+        content = self.model_dump(mode="json", include={"version", "shards", "image", "classes"})
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @classmethod
+    def exists(cls, folder: str | Path) -> bool:
+        return size_of(str(folder), FILE) is not None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Manifest:
+        """Read the manifest of a folder or URI. Raises DataError in one line."""
+        if not cls.exists(folder):
+            raise DataError(f"{folder}: no {FILE} there; `sfumato pack SOURCE {folder}` makes a data set")
+        try:
+            return cls.model_validate_json(read_bytes(str(folder), FILE))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise DataError(f"{folder}/{FILE}: {place}: {first['msg']}; pack the data set again") from error
+
+    def save(self, folder: str | Path) -> None:
+        """Write by rename, so that a manifest is either whole or absent."""
+        path = Path(folder) / FILE
+        draft = path.with_suffix(".json.part")
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+
+
+def verify(folder: str | Path, mode: Verify = "auto") -> Manifest:
+    """Check every shard against the manifest; DataError names the first that differs and how.
+
+    `size` compares sizes; `checksum` also reads every byte; `auto` does that for sets below 1 GiB.
+    """
+    manifest = Manifest.load(folder)
+    checksums = mode == "checksum" or (mode == "auto" and manifest.bytes < _CHECKSUM_LIMIT)
+    for shard in manifest.shards:
+        problem = _difference(str(folder), shard, checksums)
+        if problem:
+            raise DataError(f"{folder}: {shard.name}: {problem}; copy or pack the data set again")
+    return manifest
+
+
+def _difference(folder: str, shard: ShardInfo, checksums: bool) -> str:
+    size = size_of(folder, shard.name)
+    if size is None:
+        return "missing"
+    if size != shard.bytes:
+        kind = "truncated" if size < shard.bytes else "too long"
+        return f"{kind}: {size:,} bytes where the manifest says {shard.bytes:,}"
+    if checksums and file_digest(folder, shard.name) != shard.sha256:
+        return "its checksum differs from the manifest's"
+    return ""
+
+
+def file_digest(folder: str, name: str) -> str:
+    """sha256 of a file, read piece by piece."""
+    digest = hashlib.sha256()
+    with open_file(folder, name) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""What turns images into feature vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sfumato.core.batch import DataSpec
+from sfumato.core.config import Config
+from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.statistics import Float32Array
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """`embedding_ND` float32; `logits_NK` float32 when the extractor classifies the data's classes."""
+
+    embedding_ND: Float32Array
+    logits_NK: Float32Array | None = None
+
+
+class Extractor(Protocol):
+    """A loaded network with its transform. It is sent to the workers, so it must pickle.
+
+    `digest` identifies the weights and the transform: features of equal digests may be compared and
+    cached. `facts` are plain JSON values for the report.
+    """
+
+    name: str
+    dim: int
+    digest: str
+    facts: Mapping[str, object]
+
+    def extract(self, images_NHWC: UInt8Array) -> Extracted:
+        """Features of uint8 images [N, H, W, C]; row i depends on image i alone."""
+        ...
+
+
+class FeatureKind(Protocol):
+    """A kind of features, before anything is loaded. Files in this folder list theirs in `FEATURES`.
+
+    `classifies` says that its extractor gives logits of the data's own classes.
+    """
+
+    name: str
+    classifies: bool
+    options: type[Config]
+
+    def problems(self, data: DataSpec) -> list[str]:
+        """Why it cannot be had for this data on this machine; one line each, with the mend."""
+        ...
+
+    def build(self, reference: Reference, options: Config, cache: Path) -> Extractor:
+        """The extractor, made once by the driver; what is costly is kept under `cache`."""
+        ...
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on a single thread: the order of float additions, and so the last bits, never varies."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+CHUNK = 64
+
+
+def extract_in_chunks(
+    images_NHWC: UInt8Array, forward: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+) -> Extracted:
+    """Runs `forward` (float32 [B, C, H, W] in 0..255 -> embedding, logits) over chunks of fixed size."""
+    embeddings: list[Float32Array] = []
+    logits: list[Float32Array] = []
+    with one_thread(), torch.inference_mode():
+        for start in range(0, len(images_NHWC), CHUNK):
+            images = torch.from_numpy(np.ascontiguousarray(images_NHWC[start : start + CHUNK]))
+            embedding_BD, logits_BK = forward(images.permute(0, 3, 1, 2).float())
+            embeddings.append(embedding_BD.numpy())
+            if logits_BK is not None:
+                logits.append(logits_BK.numpy())
+    return Extracted(np.concatenate(embeddings), np.concatenate(logits) if logits else None)

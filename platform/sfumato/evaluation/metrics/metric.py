@@ -1,0 +1,74 @@
+"""What a metric is: a pure function of a reference and a generated feature set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sfumato.core.batch import DataSpec
+from sfumato.evaluation.statistics import Float32Array, Moments
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of one set of images, in sample order.
+
+    `embedding_ND` float32; `logits_NK` float32 where the extractor classifies; `label_N` int64 in [0, K)
+    where the images have classes (for generated images: the class that was asked for).
+    """
+
+    embedding_ND: Float32Array
+    logits_NK: Float32Array | None = None
+    label_N: Int64Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.embedding_ND)
+
+    @cached_property
+    def moments(self) -> Moments:
+        return Moments.of(self.embedding_ND)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricOptions:
+    """The settings that metrics share."""
+
+    k: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class MetricResult:
+    """One number and what explains it; `details` holds plain JSON values only."""
+
+    name: str
+    value: float
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+class Metric(Protocol):
+    """One number a feature set. A file in this folder lists its own in `METRICS`, which is how it is found.
+
+    `needs_logits` and `needs_labels` say what must be there. `always_suffixed` metrics carry the name of
+    their features even when an evaluation uses one kind of features alone (`fd_classifier`).
+    """
+
+    name: str
+    higher_is_better: bool
+    needs_logits: bool
+    needs_labels: bool
+    always_suffixed: bool
+
+    def problems(self, data: DataSpec, samples: int, options: MetricOptions) -> list[str]:
+        """Why this metric cannot be computed from `samples` images of this kind; one line each."""
+        ...
+
+    def compute(
+        self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions
+    ) -> MetricResult: ...

@@ -1,0 +1,75 @@
+"""Named arrays and JSON on disk, written whole or not at all.
+
+Arrays are safetensors files (no code runs on loading) with one JSON object in the header. A file is
+written beside its place and renamed, so readers never see half of it, and two processes that write the
+same file at once leave one whole copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+Array = npt.NDArray[Any]
+HEADER = "sfumato"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `content` to `path`, atomically, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Indented JSON; a NaN is an error rather than a file that other programs cannot read."""
+    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array], facts: Mapping[str, object]) -> None:
+    """Arrays by name, and `facts`, plain JSON values."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_bytes(path, save(contiguous, metadata={HEADER: json.dumps(facts)}))
+
+
+def read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, Any]] | None:
+    """What `write_arrays` wrote, or None where there is no whole file: a cache then makes it again."""
+    try:
+        with safe_open(path, framework="np") as file:
+            facts = json.loads((file.metadata() or {})[HEADER])
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError, KeyError, json.JSONDecodeError):
+        return None
+
+
+def digest(*parts: object) -> str:
+    """A short name for a combination of JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def folder_digest(folder: Path) -> str:
+    """Names and contents of all files in a folder."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()}\0{content}\0".encode())
+    return total.hexdigest()[:16]

@@ -1,0 +1,49 @@
+"""Replicas that average their gradients: torch's DistributedDataParallel."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sfumato.errors import CapabilityError
+from sfumato.parallel.single import Single
+from sfumato.parallel.strategy import Placement
+
+
+class Ddp(Single):
+    """Every network whole on every rank; the averages (EMA) too, so no communication keeps them equal."""
+
+    name = "ddp"
+    second_order = True
+
+    def __init__(self, placement: Placement) -> None:
+        if not dist.is_initialized():
+            raise CapabilityError("parallel.strategy=ddp needs a process group; use parallel.strategy=single")
+        super().__init__(placement)
+
+    def accumulate(self, trains: str, *, last: bool) -> AbstractContextManager[None]:
+        module = self._trained[trains]
+        assert isinstance(module, DistributedDataParallel)
+        return nullcontext() if last else module.no_sync()
+
+    def backward(self, trains: str, loss: Tensor) -> None:
+        # DDP divides the summed gradient by the world size; a loss is already divided by the global batch.
+        super().backward(trains, loss * self.placement.world_size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    def _wrap(self, module: nn.Module) -> nn.Module:
+        on_gpu = self.placement.device.type == "cuda"
+        return DistributedDataParallel(
+            module,
+            device_ids=[self.placement.device.index] if on_gpu else None,
+            # Every rank builds the same network from the seed and computes the same buffers.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )

@@ -1,0 +1,284 @@
+"""The recipe: the whole typed configuration of a run, from one YAML file.
+
+A file may build on another (`base: ../digits/ddpm.yaml`), interpolate (`${train.images}`), and be
+overridden from the command line (`train.images=1000`). Everything that is wrong with it is reported at
+once, one line each, before anything is started.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
+
+from sfumato import families
+from sfumato.core.batch import DataSpec
+from sfumato.core.config import Config
+from sfumato.core.family import FamilyConfig
+from sfumato.data import batches
+from sfumato.data.config import DataSettings
+from sfumato.errors import ConfigError
+from sfumato.evaluation.config import EvaluateSettings
+from sfumato.parallel import STRATEGIES, ParallelSettings
+from sfumato.tracking.config import TrackingSettings
+from sfumato.training.config import TrainSettings
+
+# What may differ between two runs that compute the same numbers; all else makes another run.
+_NOT_IN_DIGEST: dict[str, set[str] | None] = {
+    "name": None,
+    "storage": None,
+    "parallel": None,
+    "evaluate": None,
+    "tracking": None,
+    "registry": None,
+    "train": {"log_every", "preview_every", "preview_samples", "checkpoint", "compile"},
+    "data": {"path", "source", "verify", "max_errors"},
+}
+
+
+class RegistrySettings(Config):
+    """The MLflow model registry."""
+
+    name: str | None = Field(None, description="Registered model's name; null uses the recipe's name.")
+    enabled: bool = Field(True, description="Whether `sfumato run` registers the trained model.")
+
+
+class Recipe(Config):
+    """The complete description of a run."""
+
+    name: str = Field(
+        ..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run, shown everywhere."
+    )
+    seed: int = Field(0, ge=0, description="Fixes data order, initial weights and all noise.")
+    storage: str = Field("runs", description="Folder that holds the runs' folders.")
+    data: DataSettings = Field(..., description="Where the images are and in which order they are read.")
+    model: SerializeAsAny[FamilyConfig] = Field(..., description="The family and its configuration.")
+    train: TrainSettings = Field(..., description="Length, batches, precision, intervals.")
+    parallel: ParallelSettings = Field(ParallelSettings(), description="Workers and strategy.")
+    evaluate: EvaluateSettings = Field(EvaluateSettings(), description="What is measured after training.")
+    tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")
+    registry: RegistrySettings = Field(RegistrySettings(), description="The model registry.")
+
+    def digest(self) -> str:
+        """Identity of what the run computes: a hash of all fields that can change a number in it."""
+        content = self.model_dump(mode="json")
+        for section, fields in _NOT_IN_DIGEST.items():
+            if fields is None:
+                content.pop(section)
+            else:
+                content[section] = {k: v for k, v in content[section].items() if k not in fields}
+        content["model"].pop("sampling", None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; loading it gives an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def problems(self, spec: DataSpec | None = None, samples: int | None = None) -> list[str]:
+        """What makes the run impossible although every field is well formed, one line each.
+
+        `spec` and `samples` come from the data's manifest; without them the checks that need them are
+        left out.
+        """
+        found = batches.problems(
+            self.train.batch,
+            self.data.streams,
+            self.parallel.workers,
+            self.train.micro_batch,
+            samples=samples,
+        )
+        if self.parallel.strategy == "single" and self.parallel.workers > 1:
+            found.append(
+                f"parallel.workers={self.parallel.workers} with parallel.strategy=single: a single strategy "
+                "has one worker; set parallel.workers=1 or parallel.strategy=ddp"
+            )
+        if spec is not None:
+            family_problems = self.model.problems(spec)
+            found += family_problems
+            found += self.evaluate.problems(spec)
+            if not family_problems:
+                found += self._phase_problems(spec)
+        return found
+
+    def _phase_problems(self, spec: DataSpec) -> list[str]:
+        strategy = STRATEGIES[self.parallel.strategy]
+        return [
+            f"phase {phase.name!r} differentiates twice, which parallel.strategy={strategy.name} cannot; "
+            f"use one of {', '.join(n for n, s in STRATEGIES.items() if s.second_order)}"
+            for phase in self.model.build(spec).phases
+            if phase.second_order and not strategy.second_order
+        ]
+
+    def check(self, spec: DataSpec | None = None, samples: int | None = None) -> None:
+        """Raises ConfigError with all `problems`."""
+        if found := self.problems(spec, samples):
+            raise ConfigError(*found)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply `key=value` overrides, and check every field.
+
+    Raises ConfigError with one line for each thing that is wrong.
+    """
+    return parse(read(path, overrides))
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe as plain data: bases merged, overrides applied, interpolations resolved."""
+    config = _with_bases(Path(path), ())
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"override {override!r} is not of the form key=value, for example train.images=1000")
+        try:
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
+            raise ConfigError(f"override {override!r} cannot be applied: {_first_line(error)}") from error
+    try:
+        content = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def parse(content: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain data. Raises ConfigError with one line for each thing that is wrong."""
+    lines: list[str] = []
+    model = _parse_model(content.get("model"), lines) if "model" in content else None
+    rest = {key: value for key, value in content.items() if key != "model"}
+    try:
+        # Where the model is wrong, another stands in, so that the rest is checked all the same.
+        return_value = Recipe.model_validate({**rest, **({"model": model or _STAND_IN} if "model" in content else {})})
+    except ValidationError as error:
+        lines += explain(error, Recipe)
+    if lines:
+        raise ConfigError(*lines)
+    return return_value
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a recipe file for editors: `model` is one of the built-in families' configurations."""
+    result = Recipe.model_json_schema()
+    options = []
+    for name in families.names():
+        part = families.config_class(name).model_json_schema()
+        result.setdefault("$defs", {}).update(part.pop("$defs", {}))
+        options.append(part)
+    by_path = {"type": "object", "properties": {"family": {"type": "string", "pattern": ".+:.+"}}}
+    result["properties"]["model"] = {"anyOf": [*options, by_path]}
+    result["properties"]["base"] = {"type": "string", "description": "Recipe file that this one builds on."}
+    result["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return result
+
+
+def explain(error: ValidationError, root: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[str]:
+    """One line for each problem: the dotted field, what is wrong, what was given, what would be legal."""
+    lines = []
+    for item in error.errors(include_url=False):
+        path = [str(part) for part in (*prefix, *item["loc"])]
+        where = ".".join(path)
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(root, [str(p) for p in item["loc"][:-1]])
+            near = difflib.get_close_matches(path[-1], known, 1, 0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+            lines.append(f"{where}: unknown key; {hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{where}: required, but not given")
+        elif item["type"] == "literal_error":
+            expected = str(item.get("ctx", {}).get("expected", ""))
+            legal = [part.strip(" '\"") for part in expected.replace(" or ", ",").split(",")]
+            near = difflib.get_close_matches(str(item["input"]), legal, 1, 0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            lines.append(f"{where}: got {item['input']!r}, expected {expected}{hint}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
+            lines.append(f"{where}: {message[0].lower()}{message[1:]}{given}")
+    return lines
+
+
+def _parse_model(content: Any, lines: list[str]) -> FamilyConfig | None:
+    if not isinstance(content, Mapping) or not isinstance(content.get("family"), str):
+        lines.append(f"model.family: required, one of {', '.join(families.names())} or package.module:Class")
+        return None
+    try:
+        cls = families.config_class(content["family"])
+    except ConfigError as error:
+        lines += [f"model.family: {problem}" for problem in error.problems]
+        return None
+    try:
+        return cls.model_validate(dict(content))
+    except ValidationError as error:
+        lines += explain(error, cls, ("model",))
+        return None
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...]) -> Any:
+    resolved = path.resolve()
+    if resolved in seen:
+        raise ConfigError(f"{path}: `base` goes round in a circle: {' -> '.join(p.name for p in (*seen, resolved))}")
+    if not path.is_file():
+        raise ConfigError(f"recipe {str(path)!r} does not exist{_near_files(path)}")
+    try:
+        config = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not OmegaConf.is_dict(config):
+        raise ConfigError(f"{path} holds no recipe: expected keys such as name, data, model, train")
+    base = config.pop("base", None)
+    if base is None:
+        return config
+    return OmegaConf.merge(_with_bases(path.parent / str(base), (*seen, resolved)), config)
+
+
+def _near_files(path: Path) -> str:
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    names = [str(p) for p in sorted(folder.rglob("*.yaml"))[:500]]
+    near = difflib.get_close_matches(str(path), names, 1, 0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _fields_at(root: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Names of the fields at a dotted path of nested models; of the deepest model that can be found."""
+    model: type[BaseModel] = root
+    for part in path:
+        info = model.model_fields.get(part)
+        nested = [] if info is None else [a for a in (info.annotation, *get_args(info.annotation)) if _is_model(a)]
+        if nested:
+            model = nested[0]
+    return list(model.model_fields)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+class _StandIn(FamilyConfig):
+    """Takes the place of a model that is wrong, while the rest of its recipe is checked."""
+
+    sampling: Config = Config()
+
+    def build(self, data: DataSpec) -> Any:
+        raise AssertionError("never built")
+
+    @classmethod
+    def tiny(cls) -> Any:
+        raise AssertionError("never built")
+
+
+_STAND_IN = _StandIn(family="stand-in")

@@ -1,0 +1,1 @@
+"""One loop for every family under every strategy, its checkpoints and its meters."""

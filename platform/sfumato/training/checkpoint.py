@@ -1,0 +1,215 @@
+"""Checkpoints that either count or do not exist.
+
+A checkpoint is a folder of its own: torch.distributed.checkpoint's files, written by all ranks in a
+background thread, and `manifest.json` with sizes and checksums, written last. A folder without a manifest
+is debris of a writer that died. Folder names are unique to the attempt that wrote them, so a worker that
+outlives its driver cannot damage what its successor writes. The protocol needs no rename, so it is the
+same on a local disk and on object storage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from sfumato.errors import CheckpointError
+from sfumato.training import dcp
+from sfumato.training.store import Store
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+class FileEntry(BaseModel):
+    bytes: int
+    sha256: str
+
+
+class CheckpointManifest(BaseModel):
+    """What a checkpoint holds; its existence is what makes the checkpoint count."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = 1
+    images: int
+    step: int
+    recipe_digest: str
+    world_size: int
+    strategy: str
+    files: dict[str, FileEntry]
+
+
+class Checkpoint(BaseModel):
+    """A complete checkpoint in a store."""
+
+    name: str
+    manifest: CheckpointManifest
+
+    @property
+    def images(self) -> int:
+        return self.manifest.images
+
+
+def complete(store: Store) -> list[Checkpoint]:
+    """The checkpoints that count, newest first. A manifest that cannot be read is passed over with a warning."""
+    found = []
+    for name in store.folders():
+        if not name.startswith("images-") or not store.exists(f"{name}/{MANIFEST}"):
+            continue
+        try:
+            found.append(read_manifest(store, name))
+        except CheckpointError as error:
+            log.warning("%s; passed over", error)
+    return sorted(found, key=lambda checkpoint: checkpoint.images, reverse=True)
+
+
+def read_manifest(store: Store, name: str) -> Checkpoint:
+    """The checkpoint of that folder name. Raises CheckpointError when it is incomplete or unreadable."""
+    path = f"{name}/{MANIFEST}"
+    if not store.exists(path):
+        raise CheckpointError(f"{store.describe(name)} is no complete checkpoint: it has no {MANIFEST}")
+    try:
+        return Checkpoint(name=name, manifest=CheckpointManifest.model_validate_json(store.read(path)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{store.describe(path)} cannot be read: {first['msg']}") from error
+
+
+def load(store: Store, checkpoint: Checkpoint, scratch: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, whole, on CPU. `scratch` receives the files of a remote store.
+
+    Raises CheckpointError naming the file that is missing or damaged.
+    """
+    sizes_and_sums = {name: (e.bytes, e.sha256) for name, e in checkpoint.manifest.files.items()}
+    folder = store.materialise(checkpoint.name, sizes_and_sums, scratch)
+    return dcp.read(folder)
+
+
+def load_newest(store: Store, scratch: Path) -> tuple[Checkpoint, dict[str, Tensor]] | None:
+    """The newest checkpoint that is whole; one that is damaged is named and passed over for the one before."""
+    for checkpoint in complete(store):
+        try:
+            return checkpoint, load(store, checkpoint, scratch)
+        except CheckpointError as error:
+            log.warning("%s; trying the checkpoint before it", error)
+    return None
+
+
+class Writer:
+    """Writes checkpoints of one attempt while training goes on. Every rank has one and calls it alike."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        keep: int,
+        recipe_digest: str,
+        strategy: str,
+        scratch: Path,
+    ) -> None:
+        self._store = store
+        self._keep = keep
+        self._recipe_digest = recipe_digest
+        self._strategy = strategy
+        self._scratch = scratch
+        self._distributed = dist.is_initialized() and dist.get_world_size() > 1
+        self._rank = dist.get_rank() if self._distributed else 0
+        # A group of its own: the writer's collectives must not meet those of the training step.
+        self._group = dist.new_group(backend="gloo") if self._distributed else None
+        self._attempt = str(self._agree(secrets.token_hex(3)))
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[str] | None = None
+        self.failures: list[str] = []
+        """Why checkpoints could not be written, oldest first."""
+
+    def save(self, state: Mapping[str, Tensor], *, images: int, step: int) -> None:
+        """Copy the state and start writing it; waits only for the checkpoint before.
+
+        A checkpoint that cannot be written (a full disk) leaves those before it in place and is added
+        to `failures`; training goes on.
+        """
+        self.wait()
+        staged = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+        self._pending = self._thread.submit(self._write, staged, images, step)
+
+    def wait(self) -> str | None:
+        """Until the checkpoint under way is complete; its name, or None if there was none or it failed."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        try:
+            return pending.result()
+        except CheckpointError as error:
+            self.failures.append(str(error))
+            return None
+
+    def close(self) -> None:
+        self.wait()
+        self._thread.shutdown()
+
+    def _write(self, state: dict[str, Tensor], images: int, step: int) -> str:
+        name = f"images-{images:012d}-{self._attempt}"
+        folder = self._store.staging(name, self._scratch)
+        problem, entries = None, {}
+        try:
+            dcp.write(state, folder, self._group, distributed=self._distributed)
+            entries = self._store.publish(name, folder, rank=self._rank)
+        except (OSError, RuntimeError, CheckpointError) as error:
+            problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error}"
+        results = self._gather((problem, entries))
+        problems = [p for p, _ in results if p]
+        if not problems and self._rank == 0:
+            problems = self._finish(name, images, step, {k: v for _, e in results for k, v in e.items()})
+        problems = self._agree(problems)
+        if problems:
+            if self._rank == 0:
+                self._store.remove(name)
+            raise CheckpointError(f"checkpoint at {images:,} images was not written: {problems[0]}")
+        if self._rank == 0:
+            self._prune()
+        return name
+
+    def _finish(self, name: str, images: int, step: int, files: dict[str, tuple[int, str]]) -> list[str]:
+        manifest = CheckpointManifest(
+            images=images,
+            step=step,
+            recipe_digest=self._recipe_digest,
+            world_size=dist.get_world_size() if self._distributed else 1,
+            strategy=self._strategy,
+            files={key: FileEntry(bytes=size, sha256=digest) for key, (size, digest) in sorted(files.items())},
+        )
+        try:
+            text = json.dumps(manifest.model_dump(), indent=1)
+            self._store.write(f"{name}/{MANIFEST}", text.encode())
+        except OSError as error:
+            return [f"{type(error).__name__}: {error}"]
+        return []
+
+    def _prune(self) -> None:
+        """Remove all but the newest `keep`, and debris of this store's dead writers that is older."""
+        kept = {checkpoint.name for checkpoint in complete(self._store)[: self._keep]}
+        oldest = min(kept, default="")
+        for name in self._store.folders():
+            if name.startswith("images-") and name not in kept and name < oldest:
+                self._store.remove(name)
+
+    def _gather(self, value: Any) -> list[Any]:
+        if not self._distributed:
+            return [value]
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def _agree(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        return self._gather(value)[0]

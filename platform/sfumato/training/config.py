@@ -1,0 +1,42 @@
+"""The `train:` part of a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sfumato.core.config import Config
+
+
+class CheckpointSettings(Config):
+    """When checkpoints are written and how many stay."""
+
+    every: int = Field(20_000, gt=0, description="Images between two checkpoints.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    uri: str | None = Field(
+        None,
+        description="Folder or object storage URI (s3://bucket/prefix) for checkpoints; null keeps them in "
+        "the run's folder.",
+    )
+
+
+class TrainSettings(Config):
+    """How long to train, on which batches, at which precision. All intervals are in images seen."""
+
+    images: int = Field(..., gt=0, description="Images to train on in all; rounded up to whole steps.")
+    batch: int = Field(128, gt=0, description="Global batch: what one optimizer step sees over all ranks.")
+    micro_batch: int | None = Field(
+        None,
+        gt=0,
+        description="Rows of one forward and backward pass. Set, it fixes how the global batch is cut for "
+        "any number of workers, so that 1 and 2 workers add the same numbers; null gives every worker its "
+        "whole share at once.",
+    )
+    clip_grad_norm: float | None = Field(1.0, gt=0, description="Largest gradient norm; null does not clip.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs the forward pass in autocast.")
+    compile: bool = Field(False, description="Compile the trained networks (torch.compile).")
+    log_every: int = Field(2_000, gt=0, description="Images between two points of the training curves.")
+    preview_every: int = Field(20_000, gt=0, description="Images between two grids of preview samples.")
+    preview_samples: int = Field(40, ge=0, description="Images in a preview grid; 0 turns previews off.")
+    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="Checkpoints.")

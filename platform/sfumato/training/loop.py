@@ -1,0 +1,197 @@
+"""The training loop: phases x repeats x micro-batches, for any family under any strategy.
+
+One step reads as many global batches as the most repeated phase wants, runs every phase whose turn it
+is, and moves the averages. The loop knows no family, no file and no cluster; what happens between steps
+(logs, checkpoints, previews) is done by hooks that fire every so many images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfumato.core.batch import Batch, MicroBatch
+from sfumato.core.family import EmaOf, Family, Frozen, Nets, Phase, Progress, Trainable
+from sfumato.core.rng import StreamRng, derive, seeded
+from sfumato.errors import TrainingError
+from sfumato.parallel.strategy import Strategy
+from sfumato.training.config import TrainSettings
+from sfumato.training.meters import Clock, Means
+
+Shares = Iterator[list[MicroBatch]]
+"""One item a global batch: the micro-batches of it that this rank works on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """An action every `every` images, at the first step boundary at or after each multiple, and at the end.
+
+    All ranks run it at the same step.
+    """
+
+    every: int
+    action: Callable[[Progress], None]
+
+
+def install(family: Family, strategy: Strategy, seed: int, *, compiled: bool = False) -> None:
+    """Build the family's networks, the same on every rank, and hand them to the strategy."""
+    for name, spec in family.nets.items():
+        if isinstance(spec, EmaOf):
+            continue
+        with seeded(seed, "init", name):
+            module = spec.build()
+        if isinstance(spec, Frozen):
+            strategy.add_frozen(name, module)
+        else:
+            strategy.add_trainable(name, module, spec.optimizer)
+    for name, spec in family.nets.items():
+        if isinstance(spec, EmaOf):
+            strategy.add_shadow(name, spec.source)
+    if compiled:
+        # In place and after the averages were copied: state dict keys stay as they are.
+        for module in strategy.view(None).values():
+            module.compile()
+
+
+class Trainer:
+    """Runs a family's phases and keeps count.
+
+    `streams` is the number P of streams that every global batch draws from; together with `settings.batch`
+    it fixes how many rows of noise a stream has.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        strategy: Strategy,
+        settings: TrainSettings,
+        *,
+        seed: int,
+        streams: int,
+        hooks: Sequence[Hook] = (),
+        report: Callable[[Progress, dict[str, float]], None] = lambda progress, metrics: None,
+    ) -> None:
+        self._family = family
+        self._strategy = strategy
+        self._settings = settings
+        self._seed = seed
+        self._rows_per_stream = settings.batch // streams
+        self._hooks = hooks
+        self._report = report
+        self._means = Means()
+        self._clock = Clock()
+        self._nets = dict(family.nets)
+        self._phases = tuple(family.phases)
+        self._draws = max(phase.repeats for phase in self._phases)
+        self._logged_images = 0
+        self.progress = Progress(0, 0, settings.images, settings.batch * self._draws)
+
+    def resume(self, images: int, step: int) -> None:
+        """Go on from a checkpoint, whose state the strategy has already loaded."""
+        self.progress = Progress(step, images, self._settings.images, self.progress.batch)
+        self._logged_images = images
+
+    def run(self, shares: Shares) -> Progress:
+        """Train to the end. `shares` starts at the global batch that `progress` stands at.
+
+        Raises TrainingError when a loss or a gradient is not finite.
+        """
+        self._clock.restart()
+        while self.progress.images < self.progress.total_images:
+            before = self.progress.images
+            self._step([self._next(shares) for _ in range(self._draws)])
+            done = self.progress.images >= self.progress.total_images
+            if done or self.progress.images // self._settings.log_every > before // self._settings.log_every:
+                self.log()
+            for hook in self._hooks:
+                if done or self.progress.images // hook.every > before // hook.every:
+                    hook.action(self.progress)
+        return self.progress
+
+    def log(self) -> None:
+        """Report the means since the last call. Raises TrainingError when one of them is not finite.
+
+        A checkpoint calls it first, so that weights behind a non-finite loss are never kept.
+        """
+        metrics = {f"train/{name}": value for name, value in self._means.read(self._strategy.sum).items()}
+        if not metrics:
+            return
+        seen = self.progress.images - self._logged_images
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingError(
+                f"{bad[0]} is not finite between images {self._logged_images:,} and "
+                f"{self.progress.images:,}: lower the learning rate, clip gradients "
+                "(train.clip_grad_norm) or use train.precision=fp32; the last checkpoint is from before"
+            )
+        metrics["train/images_per_second"] = seen / self._clock.seconds
+        metrics["train/data_wait_fraction"] = self._clock.wait_fraction
+        for name, spec in self._nets.items():
+            if isinstance(spec, Trainable):
+                metrics[f"train/{name}/lr"] = spec.optimizer.lr.at(self.progress)
+        self._report(self.progress, metrics)
+        self._logged_images = self.progress.images
+        self._clock.restart()
+
+    def _next(self, shares: Shares) -> list[MicroBatch]:
+        with self._clock.waiting():
+            return next(shares)
+
+    def _step(self, draws: Sequence[list[MicroBatch]]) -> None:
+        progress = self.progress
+        for phase in self._phases:
+            if progress.step % phase.every == 0:
+                for repeat in range(phase.repeats):
+                    self._update(phase, draws[repeat], progress, repeat)
+        self.progress = Progress(
+            progress.step + 1, progress.images + progress.batch, progress.total_images, progress.batch
+        )
+        for name, spec in self._nets.items():
+            if isinstance(spec, EmaOf):
+                self._strategy.follow(name, 1.0 - spec.decay(self.progress))
+
+    def _update(self, phase: Phase, share: list[MicroBatch], progress: Progress, repeat: int) -> None:
+        """One optimizer step of one phase on this rank's share of a global batch."""
+        nets = self._strategy.view(phase.trains)
+        images = progress.images + repeat * self._settings.batch
+        for index, micro in enumerate(share):
+            last = index == len(share) - 1
+            with self._strategy.accumulate(phase.trains, last=last):
+                self._strategy.backward(phase.trains, self._loss(phase, nets, micro, progress, images))
+        spec = self._nets[phase.trains]
+        assert isinstance(spec, Trainable), f"phase {phase.name} trains {phase.trains}, which is no Trainable"
+        norm = self._strategy.step(
+            phase.trains, lr=spec.optimizer.lr.at(progress), max_norm=self._settings.clip_grad_norm
+        )
+        self._means.add(f"{phase.name}/grad_norm", norm, 1)
+
+    def _loss(self, phase: Phase, nets: Nets, micro: MicroBatch, progress: Progress, images: int) -> Tensor:
+        """The micro-batch's part of the mean loss over the global batch: a scalar."""
+        device = self._strategy.placement.device
+        batch: Batch = {name: tensor.to(device, non_blocking=True) for name, tensor in micro.batch.items()}
+        rng = StreamRng(
+            micro.pieces,
+            rows_per_stream=self._rows_per_stream,
+            seed=self._seed,
+            images=images,
+            phase=phase.name,
+            device=device,
+        )
+        # Dropout draws from torch's global generator; it too depends on the place in training alone.
+        torch.manual_seed(derive(self._seed, images, phase.name, micro.pieces[0].stream, micro.pieces[0].first))
+        with torch.no_grad():
+            batch = self._family.prepare(nets, batch, rng)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
+            out = phase.loss(nets, batch, progress, rng)
+        if out.loss_B.shape != (micro.rows,):
+            raise ValueError(
+                f"phase {phase.name!r} must return one loss a row, [{micro.rows}]; got {list(out.loss_B.shape)}"
+            )
+        self._means.add(f"{phase.name}/loss", out.loss_B, micro.rows)
+        for name, value in out.metrics.items():
+            self._means.add(f"{phase.name}/{name}", value, micro.rows)
+        return out.loss_B.float().sum() / self._settings.batch

@@ -1,0 +1,183 @@
+"""Where checkpoints lie: a folder on a disk that all ranks see, or a prefix in object storage."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow.fs as pafs
+
+from sfumato.errors import CheckpointError, ConfigError
+
+
+class Store(Protocol):
+    """The few operations that the checkpoint protocol needs, on names relative to the store's root."""
+
+    def folders(self) -> list[str]:
+        """Names of the folders at the root, sorted."""
+        ...
+
+    def exists(self, path: str) -> bool: ...
+    def read(self, path: str) -> bytes: ...
+    def write(self, path: str, data: bytes) -> None:
+        """All or nothing."""
+        ...
+
+    def remove(self, folder: str) -> None: ...
+    def describe(self, path: str) -> str:
+        """How an error message names a path."""
+        ...
+
+    def staging(self, folder: str, scratch: Path) -> Path:
+        """A local folder to write into, made if missing."""
+        ...
+
+    def publish(self, folder: str, staged: Path, *, rank: int) -> dict[str, tuple[int, str]]:
+        """Bring this rank's staged files to the store; (bytes, sha256) by file name."""
+        ...
+
+    def materialise(self, folder: str, files: dict[str, tuple[int, str]], scratch: Path) -> Path:
+        """A local folder with the files, checked. Raises CheckpointError naming a missing or damaged one."""
+        ...
+
+
+def open_store(uri: str) -> Store:
+    """A store by path or URI. Raises ConfigError for a scheme that there is no filesystem for."""
+    if "://" not in uri:
+        return LocalStore(Path(uri))
+    try:
+        filesystem, root = pafs.FileSystem.from_uri(uri)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"train.checkpoint.uri={uri!r} cannot be opened: {error}") from error
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return LocalStore(Path(root))
+    return ObjectStore(filesystem, root)
+
+
+class LocalStore:
+    """A folder. Ranks write straight into it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def folders(self) -> list[str]:
+        return sorted(p.name for p in self._root.iterdir() if p.is_dir()) if self._root.is_dir() else []
+
+    def exists(self, path: str) -> bool:
+        return (self._root / path).is_file()
+
+    def read(self, path: str) -> bytes:
+        return (self._root / path).read_bytes()
+
+    def write(self, path: str, data: bytes) -> None:
+        target = self._root / path
+        partial = target.with_name(target.name + ".partial")
+        with partial.open("wb") as file:
+            file.write(data)
+        partial.rename(target)
+
+    def remove(self, folder: str) -> None:
+        # The manifest goes first: a removal that is cut short leaves debris, not a damaged checkpoint.
+        for manifest in (self._root / folder).glob("manifest.json"):
+            manifest.unlink()
+        shutil.rmtree(self._root / folder, ignore_errors=True)
+
+    def describe(self, path: str) -> str:
+        return str(self._root / path)
+
+    def staging(self, folder: str, scratch: Path) -> Path:
+        target = self._root / folder
+        target.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def publish(self, folder: str, staged: Path, *, rank: int) -> dict[str, tuple[int, str]]:
+        return {path.name: (path.stat().st_size, sha256(path)) for path in own_files(staged, rank)}
+
+    def materialise(self, folder: str, files: dict[str, tuple[int, str]], scratch: Path) -> Path:
+        for name, (size, digest) in files.items():
+            check_file(self._root / folder / name, size, digest)
+        return self._root / folder
+
+
+class ObjectStore:
+    """A prefix in object storage (S3, GCS, ...): ranks write to local scratch and upload their files."""
+
+    def __init__(self, filesystem: pafs.FileSystem, root: str) -> None:
+        self._fs = filesystem
+        self._root = root.rstrip("/")
+
+    def folders(self) -> list[str]:
+        selector = pafs.FileSelector(self._root, allow_not_found=True)
+        return sorted(i.base_name for i in self._fs.get_file_info(selector) if i.type == pafs.FileType.Directory)
+
+    def exists(self, path: str) -> bool:
+        return bool(self._fs.get_file_info(f"{self._root}/{path}").type == pafs.FileType.File)
+
+    def read(self, path: str) -> bytes:
+        with self._fs.open_input_stream(f"{self._root}/{path}") as stream:
+            return bytes(stream.read())
+
+    def write(self, path: str, data: bytes) -> None:
+        with self._fs.open_output_stream(f"{self._root}/{path}") as stream:
+            stream.write(data)
+
+    def remove(self, folder: str) -> None:
+        if self.exists(f"{folder}/manifest.json"):
+            self._fs.delete_file(f"{self._root}/{folder}/manifest.json")
+        if self._fs.get_file_info(f"{self._root}/{folder}").type == pafs.FileType.Directory:
+            self._fs.delete_dir(f"{self._root}/{folder}")
+
+    def describe(self, path: str) -> str:
+        return f"{self._fs.type_name}://{self._root}/{path}"
+
+    def staging(self, folder: str, scratch: Path) -> Path:
+        target = scratch / folder
+        target.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def publish(self, folder: str, staged: Path, *, rank: int) -> dict[str, tuple[int, str]]:
+        entries = {}
+        for path in own_files(staged, rank):
+            entries[path.name] = (path.stat().st_size, sha256(path))
+            with path.open("rb") as source, self._fs.open_output_stream(
+                f"{self._root}/{folder}/{path.name}"
+            ) as target:
+                shutil.copyfileobj(source, target, 8 << 20)
+            path.unlink()
+        return entries
+
+    def materialise(self, folder: str, files: dict[str, tuple[int, str]], scratch: Path) -> Path:
+        target = self.staging(folder, scratch)
+        for name, (size, digest) in files.items():
+            try:
+                with self._fs.open_input_stream(f"{self._root}/{folder}/{name}") as source, (
+                    target / name
+                ).open("wb") as local:
+                    shutil.copyfileobj(source, local, 8 << 20)
+            except FileNotFoundError as error:
+                raise CheckpointError(f"{self.describe(f'{folder}/{name}')} is missing") from error
+            check_file(target / name, size, digest)
+        return target
+
+
+def own_files(folder: Path, rank: int) -> list[Path]:
+    """The files that a rank wrote: its own shards, and for rank 0 the index of all."""
+    shards = sorted(folder.glob(f"__{rank}_*.distcp"))
+    return [*shards, folder / ".metadata"] if rank == 0 else shards
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_file(path: Path, size: int, digest: str) -> None:
+    """Raises CheckpointError when a file is missing, of another size, or of another content."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    if path.stat().st_size != size:
+        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes; its manifest says {size:,}")
+    if sha256(path) != digest:
+        raise CheckpointError(f"{path} is damaged: its sha256 is not the manifest's")
