@@ -41,7 +41,7 @@ HELD_OUT_PARTS = 5
 class ClassifierOptions(Config):
     """How the classifier is trained."""
 
-    seen: int = Field(60_000, gt=0, description="Images seen in training, repeats counted.")
+    seen: int = Field(40_000, gt=0, description="Images seen in training, repeats counted.")
     batch: int = Field(64, gt=1, description="Images a training step.")
     lr: float = Field(3e-3, gt=0, description="Highest learning rate.")
     base: int = Field(32, gt=0, multiple_of=8, description="Channels of the first convolution.")
