@@ -1,0 +1,65 @@
+"""The `data:` part of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from sfumato.core.config import Config
+from sfumato.data.digits import DigitsSource
+from sfumato.data.faults import OnError
+from sfumato.data.folder import FolderSource
+from sfumato.data.images import MAX_PIXELS
+from sfumato.data.manifest import Verify
+from sfumato.data.npz import NpzSource
+
+SourceSettings = DigitsSource | FolderSource | NpzSource
+
+
+class DataSettings(Config):
+    """Which data set, in which order, and what happens to samples that cannot be used."""
+
+    path: str = Field(
+        description="Folder with manifest.json: local, or a URI such as s3://bucket/folder.", min_length=1
+    )
+    source: Annotated[SourceSettings, Field(discriminator="kind")] | None = Field(
+        None, description="What `sfumato run` packs into `path` if there is no manifest yet."
+    )
+    streams: int = Field(
+        8,
+        ge=1,
+        description="Into how many streams an epoch is dealt. At least the largest number of workers that "
+        "may ever run this recipe, and a divisor of the batch: the content of a batch depends on it.",
+    )
+    shuffle_window: int = Field(
+        2048,
+        ge=1,
+        description="Consecutive samples of a stream that are permuted together. A worker holds one window "
+        "of decoded pixels for each of its streams.",
+    )
+    on_error: OnError = Field(
+        "fail",
+        description="What a sample that cannot be used does: fail stops, skip reports it and lets another "
+        "sample of its window take its place.",
+    )
+    max_errors: int = Field(
+        100, ge=0, description="With skip: stop when more distinct samples than this cannot be used."
+    )
+    max_pixels: int = Field(
+        MAX_PIXELS,
+        ge=1,
+        le=89_000_000,
+        description="When packing: refuse images of more pixels than this before decoding them "
+        "(decompression bombs). Pillow's own limit lies just above the largest value.",
+    )
+    verify: Verify = Field(
+        "auto",
+        description="What is checked of the shards before training: their checksums, only their sizes, or "
+        "(auto) checksums when the set is smaller than 1 GiB.",
+    )
+    read_tasks: int = Field(
+        2,
+        ge=1,
+        description="How many read tasks of Ray Data, of one logical CPU each, a worker keeps running.",
+    )

@@ -1,0 +1,167 @@
+"""Images in and out: decoding that refuses what it should, conversion to uint8, resizing, PNG bytes.
+
+Nothing here unpickles, and no image is decoded before its size is known to be acceptable.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from sfumato.data.faults import ImageFault
+from sfumato.data.manifest import ImageInfo
+
+U8 = NDArray[np.uint8]
+Channels = Literal[1, 3]
+MAX_PIXELS = 1 << 26
+_PACKED = ("PNG", "JPEG", "WEBP")
+_FOREIGN = (*_PACKED, "BMP")
+_NPY = b"\x93NUMPY"
+_GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
+
+
+@contextmanager
+def bombs_refused() -> Iterator[None]:
+    """Turns Pillow's warning about huge images into the error that `opened` reports. Wraps whole loops."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def opened(file: Path | io.BytesIO, max_pixels: int, formats: tuple[str, ...] = _FOREIGN) -> Image.Image:
+    """An image of which only the header was read. Raises ImageFault."""
+    try:
+        image = Image.open(file, formats=formats)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageFault(f"more than max_pixels={max_pixels:,} pixels") from error
+    except Exception as error:  # Pillow raises anything on damaged input
+        raise ImageFault(_reason("not an image that can be read", error)) from error
+    if image.width * image.height > max_pixels:
+        image.close()
+        raise ImageFault(
+            f"{image.width}x{image.height} is more than max_pixels={max_pixels:,} pixels"
+        )
+    return image
+
+
+def _reason(what: str, error: Exception) -> str:
+    """Pillow's own text where it says more than an address in memory."""
+    text = (str(error).splitlines() or [""])[0]
+    return what if not text or "cannot identify" in text else f"{what}: {text}"
+
+
+def is_grey(image: Image.Image) -> bool:
+    return image.mode in _GREY
+
+
+def converted(image: Image.Image, channels: Channels) -> Image.Image:
+    """Decode to mode L or RGB. What is transparent becomes white, 16 bits become 8. Raises ImageFault."""
+    mode = "L" if channels == 1 else "RGB"
+    try:
+        if image.mode == mode and "transparency" not in image.info:
+            image.load()
+            return image
+        if image.mode.startswith("I"):
+            levels = np.asarray(image).astype(np.int64)
+            image = Image.fromarray((levels.clip(0, 0xFFFF) >> 8).astype(np.uint8))
+        elif image.mode == "F":
+            raise ImageFault("floating-point pixels have no known range; store 8 or 16 bits")
+        if image.has_transparency_data:
+            image = Image.alpha_composite(
+                Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+            )
+        return image.convert(mode)
+    except ImageFault:
+        raise
+    except Exception as error:  # as above
+        raise ImageFault(_reason("its pixels cannot be decoded", error)) from error
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) after the rotation that its EXIF data asks for."""
+    try:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except Exception as error:  # as above
+        raise ImageFault(_reason("its EXIF data cannot be read", error)) from error
+    return (image.height, image.width) if turned else image.size
+
+
+def fitted(image: Image.Image, channels: Channels, size: int | None) -> U8:
+    """Upright, converted, and with `size` scaled (Lanczos, antialiased) and centre-cropped to a square.
+
+    Returns uint8 [H, W, C]. Raises ImageFault, also for an image smaller than `size`.
+    """
+    orientation = image.getexif().get(0x0112, 1)
+    plain = converted(image, channels)
+    if orientation != 1:
+        plain.getexif()[0x0112] = orientation
+        plain = ImageOps.exif_transpose(plain)
+    if size is not None:
+        check_size(plain.width, plain.height, size)
+        scale = size / min(plain.size)
+        shape = (max(size, round(plain.width * scale)), max(size, round(plain.height * scale)))
+        plain = plain.resize(shape, Image.Resampling.LANCZOS) if shape != plain.size else plain
+        left, top = (plain.width - size) // 2, (plain.height - size) // 2
+        plain = plain.crop((left, top, left + size, top + size))
+    return _with_channels(np.asarray(plain))
+
+
+def check_size(width: int, height: int, size: int) -> None:
+    if min(width, height) < size:
+        raise ImageFault(f"{width}x{height} is smaller than the asked size {size}")
+
+
+def _with_channels(pixels: NDArray[Any]) -> U8:
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def png(pixels_HWC: U8) -> bytes:
+    """PNG bytes. The same pixels give the same bytes under one version of Pillow and its zlib."""
+    out = io.BytesIO()
+    grey = pixels_HWC.shape[2] == 1
+    Image.fromarray(pixels_HWC[:, :, 0] if grey else pixels_HWC).save(
+        out, "PNG", compress_level=6, optimize=False
+    )
+    return out.getvalue()
+
+
+def decoded(data: bytes, info: ImageInfo) -> U8:
+    """The image of one packed sample (PNG, JPEG, WebP or npy), uint8 [H, W, C]. Raises ImageFault.
+
+    The size is compared with the manifest's before anything is decoded.
+    """
+    if data.startswith(_NPY):
+        return _npy(data, info)
+    image = opened(io.BytesIO(data), MAX_PIXELS, _PACKED)
+    if image.size != (info.width, info.height):
+        raise ImageFault(f"{image.width}x{image.height}, where all are {info.width}x{info.height}")
+    return _with_channels(np.asarray(converted(image, info.channels)))
+
+
+def _npy(data: bytes, info: ImageInfo) -> U8:
+    """An npy array without `np.load`, which would allocate whatever its header claims."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else (
+            np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(stream)
+    except ValueError as error:
+        raise ImageFault(_reason("not an npy array", error)) from error
+    expected = (info.height, info.width, info.channels)
+    if shape not in (expected, expected[:2] if info.channels == 1 else expected):
+        raise ImageFault(f"npy of shape {shape}, where all are {expected}")
+    if dtype != np.uint8 or fortran:
+        raise ImageFault(f"npy of type {dtype}; wanted uint8 in C order")
+    if len(data) - stream.tell() < int(np.prod(shape)):
+        raise ImageFault("npy ends before its last pixel")
+    return np.frombuffer(data, np.uint8, int(np.prod(shape)), stream.tell()).reshape(expected)

@@ -1,0 +1,145 @@
+"""The order of the data: a pure function of seed, shard sizes, streams and window. No Ray, no files.
+
+Epoch e: (1) permute the shards, lay their samples end to end on a circle and start at a drawn place, which
+gives virtual positions 0 .. N-1; (2) deal them into P contiguous streams of N // P, so that N mod P samples
+sit the epoch out; (3) cut each stream into blocks of `window` samples and permute inside each block. The
+drawn start makes the streams, their blocks and the samples left out differ between epochs even where there
+is a single shard.
+
+A stream's epochs follow each other without end, so any place in it is one number, its *position*. All
+streams have the same length and advance together.
+
+Every draw uses only the raw output of numpy's PCG64 seeded by an integer, which numpy promises never to
+change (NEP 19), and not `Generator` methods, which it may change.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate, islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.core.rng import derive
+from sfumato.errors import ConfigError
+
+
+def permutation(count: int, seed: int) -> NDArray[np.int64]:
+    """A permutation of 0 .. count-1: the ranks of 64-bit draws, ties (never, in practice) by place."""
+    draws = np.random.PCG64(seed).random_raw(count)
+    return np.argsort(draws, kind="stable").astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Samples `first .. first + count - 1` of a shard."""
+
+    shard: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One window of one stream: what to read, and in which order to hand it on.
+
+    Row j of the block is sample `permutation()[j]` of the concatenated ranges. The first `skip` rows were
+    consumed before (resume inside a block).
+    """
+
+    epoch: int
+    stream: int
+    index: int
+    ranges: tuple[Range, ...]
+    seed: int
+    skip: int = 0
+
+    @property
+    def samples(self) -> int:
+        return sum(part.count for part in self.ranges)
+
+    @property
+    def rows(self) -> int:
+        """How many rows it hands on."""
+        return self.samples - self.skip
+
+    def permutation(self) -> NDArray[np.int64]:
+        return permutation(self.samples, self.seed)
+
+
+class Order:
+    """Who comes when, for one seed and data set. Raises ConfigError for what cannot be dealt."""
+
+    def __init__(self, seed: int, shard_samples: Sequence[int], streams: int, window: int) -> None:
+        self.total = sum(shard_samples)
+        if not 1 <= streams <= self.total:
+            raise ConfigError(
+                f"data.streams is {streams}, the data set has {self.total:,} samples: "
+                f"use 1 to {self.total:,} streams"
+            )
+        if window < 1:
+            raise ConfigError(f"data.shuffle_window is {window}; it is at least 1")
+        self.seed, self.streams, self.window = seed, streams, window
+        self.shard_samples = tuple(shard_samples)
+        self.stream_length = self.total // streams
+        self.blocks_per_epoch = -(-self.stream_length // window)
+        self._layout = lru_cache(maxsize=4)(self._make_layout)
+
+    def __reduce__(self) -> tuple[type[Order], tuple[int, tuple[int, ...], int, int]]:
+        return (Order, (self.seed, self.shard_samples, self.streams, self.window))
+
+    def blocks(self, stream: int, position: int = 0) -> Iterator[Block]:
+        """The blocks of a stream from a position on, without end; the first may begin inside."""
+        epoch, within = divmod(position, self.stream_length)
+        index, skip = divmod(within, self.window)
+        while True:
+            for number in range(index, self.blocks_per_epoch):
+                yield replace(self._block(epoch, stream, number), skip=skip)
+                skip = 0
+            epoch, index = epoch + 1, 0
+
+    def interleaved(self, streams: Sequence[int], position: int = 0) -> Iterator[Block]:
+        """The blocks of several streams in rounds: one of each stream, in the order given."""
+        sequences = [self.blocks(stream, position) for stream in streams]
+        while True:
+            for blocks in sequences:
+                yield next(blocks)
+
+    def sample_at(self, stream: int, position: int) -> tuple[int, int, int]:
+        """(epoch, shard, index in the shard) of the sample at a position of a stream."""
+        block = next(islice(self.blocks(stream, position), 1))
+        place = int(block.permutation()[block.skip])
+        for part in block.ranges:
+            if place < part.count:
+                return block.epoch, part.shard, part.first + place
+            place -= part.count
+        raise AssertionError("a permutation stays inside its block")
+
+    def _block(self, epoch: int, stream: int, index: int) -> Block:
+        start = stream * self.stream_length + index * self.window
+        count = min(self.window, self.stream_length - index * self.window)
+        seed = derive(self.seed, "block", epoch, stream, index)
+        return Block(epoch, stream, index, tuple(self._ranges(epoch, start, count)), seed)
+
+    def _ranges(self, epoch: int, start: int, count: int) -> Iterator[Range]:
+        shards, ends, turn = self._layout(epoch)
+        place = (start + turn) % self.total
+        while count:
+            slot = bisect_right(ends, place)
+            here = min(count, ends[slot] - place)
+            shard = shards[slot]
+            yield Range(shard, self.shard_samples[shard] - (ends[slot] - place), here)
+            place, count = (place + here) % self.total, count - here
+
+    def _make_layout(self, epoch: int) -> tuple[list[int], list[int], int]:
+        """Shards in their order, the virtual place where each ends, and where the circle starts."""
+        shards: list[int] = permutation(
+            len(self.shard_samples), derive(self.seed, "shards", epoch)
+        ).tolist()
+        ends = list(accumulate(self.shard_samples[shard] for shard in shards))
+        turn = int(np.random.PCG64(derive(self.seed, "start", epoch)).random_raw()) % self.total
+        return shards, ends, turn
