@@ -1,5 +1,31 @@
-"""Sfumato trains, evaluates and compares image generators of every family on Ray, from one recipe."""
+"""Sfumato: distributed training of generative image models on Ray.
+
+import sfumato
+images = sfumato.load("models/digits").sample(64, seed=0)     # uint8 [64, H, W, C]
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+
+    import torch
+
+    from sfumato.sampling.generator import Generator
+
 __version__ = "0.1.0"
+
+
+def load(
+    path: str | os.PathLike[str], *, device: str | torch.device = "cpu", trust: bool = False
+) -> Generator:
+    """The generator in a model folder, ready to sample.
+
+    `trust` allows a folder whose family is not part of Sfumato to import that family, that is, to run
+    code. Raises CheckpointError or ConfigError, each one line, for a folder that cannot be loaded.
+    """
+    from sfumato.sampling.generator import Generator  # torch loads with the first model, not with sfumato
+
+    return Generator.load(path, device=device, trust=trust)

@@ -156,6 +156,10 @@ class FamilyConfig(Config, ABC):
     def tiny(cls) -> Self:
         """The smallest real instance, which the contract and parity suites run."""
 
+    def conditional(self, data: DataSpec) -> bool:
+        """Whether sampling takes class labels; a family whose generation they steer overrides this."""
+        return False
+
     def problems(self, data: DataSpec) -> list[str]:
         """What makes this configuration impossible for this data, one line each with the nearest mend."""
         return []

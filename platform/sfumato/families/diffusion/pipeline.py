@@ -1,0 +1,128 @@
+"""Denoising from noise to images, and the diffusers pipeline of a class-conditional model.
+
+Training, sampling and exported folders run this one file: an export copies it beside the weights. So it
+imports torch and diffusers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+
+def guided_output(
+    unet: torch.nn.Module,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    labels: torch.Tensor | None,
+    *,
+    guidance: float,
+    null_class: int,
+) -> torch.Tensor:
+    """Classifier-free guidance: uncond + guidance * (cond - uncond), in one doubled forward pass.
+
+    Ho & Salimans 2022, eq. 6 with guidance = 1 + w. The network's output may be noise or v: both are
+    affine in the predicted image with the same coefficients, so that guiding one guides the other.
+    Guidance 1, or no labels, costs a single pass.
+
+    Args:
+        x: noisy images [B, C, H, W].
+        t: timestep, a scalar tensor.
+        labels: class of each image [B], int64, or None.
+    """
+    if labels is None or guidance == 1:
+        return unet(x, t, labels, return_dict=False)[0]  # type: ignore[no-any-return]
+    both = torch.cat([torch.full_like(labels, null_class), labels])
+    uncond, cond = unet(torch.cat([x, x]), t, both, return_dict=False)[0].chunk(2)
+    return uncond + guidance * (cond - uncond)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def denoise(
+    unet: torch.nn.Module,
+    scheduler: Any,
+    x: torch.Tensor,
+    *,
+    steps: int,
+    generators: list[torch.Generator] | torch.Generator | None,
+    eta: float = 0.0,
+    labels: torch.Tensor | None = None,
+    guidance: float = 1.0,
+    null_class: int = 0,
+    progress: Callable[[Iterable[torch.Tensor]], Iterable[torch.Tensor]] = iter,
+) -> torch.Tensor:
+    """Run a diffusers scheduler from noise `x` [B, C, H, W] to images of the same shape.
+
+    `generators` has one generator a row, from which the scheduler draws the noise of its steps.
+    """
+    scheduler.set_timesteps(steps)
+    extra = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
+    for t in progress(scheduler.timesteps):
+        output = guided_output(unet, x, t, labels, guidance=guidance, null_class=null_class)
+        x = scheduler.step(output, t, x, generator=generators, **extra).prev_sample
+    return x
+
+
+class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Class-conditional generation with classifier-free guidance.
+
+    `steps`, `guidance` and `eta` are the defaults of a call, saved with the pipeline. The last class
+    embedding of the network stands for no class.
+    """
+
+    def __init__(self, unet: Any, scheduler: Any, steps: int = 50, guidance: float = 1.0, eta: float = 0.0):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(steps=steps, guidance=guidance, eta=eta)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: list[int] | int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """One image a class label.
+
+        Args:
+            class_labels: class indices.
+            generator: one generator, or one a label.
+            guidance_scale: 1 is the plain conditional model.
+            num_inference_steps: denoising steps.
+            eta: noise of a DDIM scheduler.
+            output_type: `pil`, `np` (float [N, H, W, C] in [0, 1]) or `pt` (float [N, C, H, W] in [0, 1]).
+            return_dict: False returns a plain tuple.
+        """
+        labels = [class_labels] if isinstance(class_labels, int) else list(class_labels)
+        null_class = self.unet.config.num_class_embeds - 1
+        if any(not 0 <= label < null_class for label in labels):
+            raise ValueError(f"class_labels must be in 0 .. {null_class - 1}, got {labels}")
+        device = self._execution_device
+        shape = (len(labels), self.unet.config.in_channels, *self.unet.config.sample_size)
+        images = denoise(
+            self.unet,
+            self.scheduler,
+            randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype),
+            steps=self.config.steps if num_inference_steps is None else num_inference_steps,
+            generators=generator,
+            eta=self.config.eta if eta is None else eta,
+            labels=torch.tensor(labels, device=device),
+            guidance=self.config.guidance if guidance_scale is None else guidance_scale,
+            null_class=null_class,
+            progress=self.progress_bar,
+        )
+        images = (images / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.cpu().permute(0, 2, 3, 1).numpy()
+            if output_type == "pil":
+                images = self.numpy_to_pil(images)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -1,0 +1,198 @@
+"""Draw images from a trained model: the same request gives the same bytes.
+
+Sample i depends on the seed, on i and on its label alone. Two things make it so:
+
+- its noise comes from a generator of its own, seeded by (seed, i) (`core.rng.SampleRng`), on the CPU
+  whatever device the network runs on;
+- the network always runs on *blocks* of the same number of rows. A matrix product of another shape may
+  round differently, so the number of rows must not depend on how many samples are asked for: sample i
+  always sits in row i % block of block i // block, and the last block is filled up and cut.
+
+So any process may draw any blocks, in any order. What is left is the arithmetic of the machine itself:
+another processor, number of torch threads or library version may differ in the last bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.batch import DataSpec
+from sfumato.core.config import Config
+from sfumato.core.family import EmaOf, Family, FamilyConfig, Nets, SampleRequest
+from sfumato.core.rng import SampleRng, seeded
+from sfumato.errors import CheckpointError, ConfigError
+from sfumato.sampling.model_folder import Weights, read_model_folder
+from sfumato.sampling.options import apply_options, check_labels
+from sfumato.sampling.pixels import Images, to_uint8
+
+BLOCK_ROWS = 64
+BLOCK_VALUES = 2**20
+
+
+def block_rows(data: DataSpec) -> int:
+    """Rows of a block: 64, and less for large images (a power of two, at most 2^20 values in all)."""
+    values = data.channels * data.height * data.width
+    fits = max(1, BLOCK_VALUES // values)
+    return int(min(BLOCK_ROWS, 1 << (fits.bit_length() - 1)))
+
+
+class Generator:
+    """A model that samples.
+
+    Attributes:
+        config: the family's configuration.
+        data: what the images are; `data.classes` names the labels.
+        name: of the recipe that trained it.
+        images: how many training images it has seen.
+        digest: sha256 that identifies the stored model; empty for one that was never stored.
+        block: rows that the network runs on at once.
+    """
+
+    def __init__(
+        self,
+        config: FamilyConfig,
+        data: DataSpec,
+        nets: Nets,
+        *,
+        name: str = "",
+        images: int = 0,
+        digest: str = "",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.name = name
+        self.images = images
+        self.digest = digest
+        self.block = block_rows(data)
+        self.family: Family = config.build(data)
+        self.nets = {key: nets[key].to(device).eval() for key in self.family.samplers}
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu", *, trust: bool = False
+    ) -> Self:
+        """The model in a folder that `save_model_folder` wrote.
+
+        Raises CheckpointError or ConfigError, each one line.
+        """
+        stored = read_model_folder(folder, trust=trust)
+        try:
+            nets = build_nets(stored.config.build(stored.data), stored.weights)
+        except (RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{folder}: the weights are not of this configuration: {reason}") from None
+        about = {"name": stored.name, "images": stored.images, "digest": stored.digest}
+        return cls(stored.config, stored.data, nets, device=device, **about)
+
+    def options(self, overrides: Mapping[str, Any] | None = None) -> Config:
+        """The model's sampling defaults with changes. Raises ConfigError for what it does not know."""
+        return apply_options(self.config, self.data, overrides or {})
+
+    def labels(self, num: int, labels: Sequence[int] | None = None) -> list[int] | None:
+        """The label of each of `num` samples: as given, or all classes in turn; None for a model without."""
+        return check_labels(labels, num, self.config, self.data)
+
+    @torch.no_grad()
+    def sample_block(
+        self, first_index: int, *, seed: int, labels: Sequence[int] | None, options: Config
+    ) -> Tensor:
+        """Samples `first_index` to `first_index + block - 1`: [block, C, H, W] float32 in [-1, 1].
+
+        `first_index` is a multiple of `block`. `labels` are those of the block's first rows, as many as
+        are wanted; the rows after them are drawn with a label of no importance.
+        """
+        if first_index % self.block:
+            raise ValueError(f"first_index must be a multiple of {self.block}, got {first_index}")
+        labels_N = None
+        if labels is not None:
+            labels_N = torch.zeros(self.block, dtype=torch.int64)
+            labels_N[: len(labels)] = torch.tensor(labels, dtype=torch.int64)
+        request = SampleRequest(num=self.block, labels_N=labels_N, options=options)
+        rng = SampleRng(seed, range(first_index, first_index + self.block))
+        return self.family.sample(self.nets, request, rng)
+
+    def batches(
+        self,
+        num: int,
+        *,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        options: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Images]:
+        """Samples 0 to `num` - 1 as consecutive uint8 arrays [n, H, W, C].
+
+        `batch_size` is rounded up to whole blocks; it bounds the memory and changes no byte. Arguments
+        are checked at once, images are drawn as they are asked for.
+        """
+        for what, value in (("num", num), ("batch_size", self.block if batch_size is None else batch_size)):
+            if value < 1:
+                raise ConfigError(f"{what}: must be at least 1, got {value}")
+        rows = -(-(batch_size or self.block) // self.block) * self.block
+        return self._draw(num, rows, seed, self.labels(num, labels), self.options(options))
+
+    def sample(
+        self,
+        num: int,
+        *,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        options: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Images:
+        """Samples 0 to `num` - 1 as uint8 [num, H, W, C].
+
+        Args:
+            num: how many.
+            seed: of all randomness.
+            labels: class of each sample; None draws all classes in turn.
+            options: changes of the model's sampling defaults, such as `{"steps": 25}`.
+            batch_size: samples in memory at once, rounded up to whole blocks.
+            progress: called with (drawn, num) after each batch.
+        """
+        drawn: list[Images] = []
+        for images in self.batches(num, seed=seed, labels=labels, options=options, batch_size=batch_size):
+            drawn.append(images)
+            if progress is not None:
+                progress(sum(map(len, drawn)), num)
+        return np.concatenate(drawn)
+
+    def _draw(
+        self, num: int, rows: int, seed: int, labels: list[int] | None, options: Config
+    ) -> Iterator[Images]:
+        for start in range(0, num, rows):
+            stop = min(start + rows, num)
+            blocks = [
+                self.sample_block(
+                    first,
+                    seed=seed,
+                    labels=None if labels is None else labels[first : first + self.block],
+                    options=options,
+                )
+                for first in range(start, stop, self.block)
+            ]
+            yield to_uint8(torch.cat(blocks)[: stop - start])
+
+
+def build_nets(family: Family, weights: Weights) -> dict[str, nn.Module]:
+    """The networks that sampling needs, with these weights.
+
+    Raises KeyError for a network without weights, RuntimeError for weights that do not fit.
+    """
+    nets: dict[str, nn.Module] = {}
+    for name in family.samplers:
+        spec = family.nets[name]
+        source = family.nets[spec.source] if isinstance(spec, EmaOf) else spec
+        assert not isinstance(source, EmaOf), "an average of an average"
+        with seeded("build", name):  # the first weights are replaced, and the caller's randomness is kept
+            nets[name] = source.build()
+        nets[name].load_state_dict(dict(weights[name]))
+    return nets

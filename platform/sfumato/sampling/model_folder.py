@@ -1,0 +1,193 @@
+"""A model folder: all that sampling needs, as JSON and safetensors.
+
+    config.json          family, its configuration, the data's description, origin, checksums
+    <net>.safetensors    the weights of each network that the family samples with
+
+Nothing in it is code or a pickle. A folder is written beside its place and renamed, so that it is whole
+or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from sfumato import __version__, families
+from sfumato.core.batch import DataSpec
+from sfumato.core.family import FamilyConfig
+from sfumato.errors import CheckpointError, ConfigError
+
+FORMAT = 1
+CARD = "config.json"
+Weights = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """What a model folder holds. `digest` identifies all of it: the card names the weights' checksums."""
+
+    name: str
+    config: FamilyConfig
+    data: DataSpec
+    images: int
+    notes: Mapping[str, str]
+    weights: Weights
+    digest: str
+
+
+def save_model_folder(
+    folder: str | os.PathLike[str],
+    config: FamilyConfig,
+    data: DataSpec,
+    nets: Weights,
+    *,
+    name: str,
+    images: int,
+    notes: Mapping[str, str] | None = None,
+) -> str:
+    """Write a model folder, in place of an older model that lies there, and return its digest.
+
+    `nets` has the state dict of every network in the family's `samplers`; `notes` is free text about the
+    model, such as its license.
+
+    Raises:
+        ConfigError: the folder holds something that is not a model.
+    """
+    target = Path(folder)
+    if target.exists() and not (target / CARD).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists and is not a model folder; choose another place")
+    missing = set(config.build(data).samplers) - set(nets)
+    assert not missing, f"no weights for {missing}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        draft.chmod(0o755)
+        sums = {net: _write_weights(draft / f"{net}.safetensors", state) for net, state in nets.items()}
+        card = {
+            "format": FORMAT,
+            "name": name,
+            "family": families.reference(config),
+            "config": config.model_dump(mode="json"),
+            "data": asdict(data),
+            "images": images,
+            "notes": dict(notes or {}),
+            "weights_sha256": sums,
+            "sfumato": __version__,
+        }
+        text = json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n"
+        (draft / CARD).write_bytes(text)
+        _replace(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return hashlib.sha256(text).hexdigest()
+
+
+def read_model_folder(folder: str | os.PathLike[str], *, trust: bool = False) -> StoredModel:
+    """Read and check a model folder.
+
+    `trust` allows it to name a family by import path, which runs that module's code.
+
+    Raises:
+        CheckpointError: not a model folder, an unknown format, or damaged.
+        ConfigError: a family that is unknown, or that is not trusted.
+    """
+    path = Path(folder)
+    card, digest = _read_card(path)
+    config, data = _read_config(path, card, trust=trust)
+    weights = {
+        str(net): _read_weights(path / f"{net}.safetensors", str(expected))
+        for net, expected in card["weights_sha256"].items()
+    }
+    return StoredModel(
+        name=str(card["name"]),
+        config=config,
+        data=data,
+        images=int(card["images"]),
+        notes=card["notes"],
+        weights=weights,
+        digest=digest,
+    )
+
+
+def _write_weights(path: Path, state: Mapping[str, Tensor]) -> str:
+    # Copies, since safetensors refuses tensors that share memory.
+    content = save_tensors({key: value.detach().cpu().contiguous().clone() for key, value in state.items()})
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:
+    if path.parent.resolve() != path.resolve().parent or not path.is_file():
+        raise CheckpointError(f"{path} is missing; export or copy the model again")
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise CheckpointError(
+            f"{path} is damaged: its sha256 is {found[:12]}, the card says {expected[:12]}; copy it again"
+        )
+    return load_tensors(content)
+
+
+def _read_card(path: Path) -> tuple[dict[str, Any], str]:
+    file = path / CARD
+    if not file.is_file():
+        raise CheckpointError(f"{path} is not a model folder: it has no {CARD}")
+    content = file.read_bytes()
+    try:
+        card = json.loads(content)
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error}); copy the model again") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else None
+        raise CheckpointError(f"{file} has format {found!r}; this version of Sfumato reads format {FORMAT}")
+    wanted = {"name": str, "family": str, "config": dict, "data": dict, "images": int, "notes": dict}
+    for key, kind in {**wanted, "weights_sha256": dict}.items():
+        if not isinstance(card.get(key), kind):
+            raise CheckpointError(f"{file} is damaged: field {key!r} is missing or not a {kind.__name__}")
+    return card, hashlib.sha256(content).hexdigest()
+
+
+def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[FamilyConfig, DataSpec]:
+    family = card["family"]
+    if ":" in family and not trust:
+        raise ConfigError(
+            f"{path} needs the family {family!r}, which is not part of Sfumato; loading it runs its code: "
+            "allow that with trust=True"
+        )
+    kind = families.config_class(family)
+    try:
+        config = kind.model_validate(card["config"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(
+            f"{path / CARD} has a configuration that {family} does not take: {where}: {first['msg']}"
+        ) from None
+    try:
+        data = DataSpec(**{**card["data"], "classes": tuple(card["data"]["classes"])})
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{path / CARD} is damaged: field 'data': {error}") from None
+    return config, data
+
+
+def _replace(draft: Path, target: Path) -> None:
+    """Put `draft` where `target` is. Between the two renames the old folder is whole under another name."""
+    if not target.exists():
+        draft.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    target.rename(old / target.name)
+    draft.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,130 @@
+"""A folder of samples: PNGs, a grid, and one JSON line an image that says what made it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfumato import __version__
+from sfumato.core.rng import SampleRng
+from sfumato.errors import ConfigError
+from sfumato.sampling.generator import Generator
+from sfumato.sampling.grid import image_grid, to_pil
+from sfumato.sampling.pixels import Images
+
+GRID = "grid.png"
+LINES = "samples.jsonl"
+GRID_IMAGES = 100
+OURS = re.compile(rf"\d{{6,}}\.png|{re.escape(GRID)}|{re.escape(LINES)}")
+
+
+def write_samples(
+    out: str | os.PathLike[str],
+    generator: Generator,
+    num: int,
+    *,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Draw `num` samples (as `Generator.sample` does) into the folder `out`, and return it.
+
+    It gets `000000.png` and so on, `grid.png` of the first 100 and `samples.jsonl`. The folder is written
+    under a hidden name and renamed at the end: an interrupted call leaves nothing.
+
+    Raises:
+        ConfigError: `out` holds something and `overwrite` is not set, or holds what is not a set of
+            samples; or labels or options that the model cannot take. All before the first image is drawn.
+    """
+    target = Path(out)
+    _check_place(target, overwrite=overwrite)
+    drawn = generator.batches(num, seed=seed, labels=labels, options=options, batch_size=batch_size)
+    lines = _lines(
+        generator, num, seed, generator.labels(num, labels), generator.options(options).model_dump()
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        draft.chmod(0o755)
+        _write(draft, drawn, lines, num, progress)
+        if target.exists():
+            shutil.rmtree(target)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def file_name(index: int) -> str:
+    """The PNG of sample `index`."""
+    return f"{index:06d}.png"
+
+
+def _write(
+    folder: Path,
+    drawn: Iterator[Images],
+    lines: Iterator[dict[str, Any]],
+    num: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    first: list[Images] = []
+    done = 0
+    with (folder / LINES).open("w", encoding="utf-8") as file:
+        for images in drawn:
+            first.append(images[: max(0, GRID_IMAGES - done)])
+            for image in images:
+                line = next(lines)
+                to_pil(image).save(folder / line["file"])
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            done += len(images)
+            if progress is not None:
+                progress(done, num)
+    image_grid(np.concatenate(first)).save(folder / GRID)
+
+
+def _lines(
+    generator: Generator, num: int, seed: int, labels: list[int] | None, options: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """What made each image: enough to draw it again."""
+    for index in range(num):
+        label = None if labels is None else labels[index]
+        yield {
+            "file": file_name(index),
+            "index": index,
+            "seed": seed,
+            "row_seed": SampleRng(seed, [index]).seeds[0],
+            "label": label,
+            "class": None if label is None else generator.data.classes[label],
+            "options": options,
+            "model": generator.name,
+            "model_digest": generator.digest,
+            "images_seen": generator.images,
+            "sfumato": __version__,
+        }
+
+
+def _check_place(target: Path, *, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ConfigError(f"--out {target}: is a file; name a folder")
+    held = sorted(entry.name for entry in target.iterdir())
+    if held and not overwrite:
+        raise ConfigError(
+            f"--out {target}: holds {len(held)} files already; choose another or pass --overwrite"
+        )
+    if foreign := [name for name in held if not OURS.fullmatch(name)]:
+        raise ConfigError(
+            f"--out {target}: holds {foreign[0]!r}, which is no sample and would be lost; choose another folder"
+        )

@@ -1,0 +1,16 @@
+"""From the range that networks work in to the bytes of an image."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Images = NDArray[np.uint8]
+"""uint8 [N, H, W, C]."""
+
+
+def to_uint8(x_NCHW: Tensor) -> Images:
+    """Images [N, C, H, W] in [-1, 1] as uint8 [N, H, W, C], rounded as diffusers rounds."""
+    unit = (x_NCHW.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return (unit * 255).round().astype(np.uint8)
