@@ -1,0 +1,127 @@
+"""Where runs are kept: an embedded MLflow store in the project's folder, or a server.
+
+Addresses are absolute from here on, because the workers of a run have other current folders.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from sfumato.errors import ConfigError, SfumatoError
+from sfumato.tracking.config import TrackingSettings
+from sfumato.tracking.redact import clean_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_Result = TypeVar("_Result")
+_SQLITE = re.compile(r"sqlite(?:\+\w+)?:///(?P<path>[^?]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An MLflow store; `artifacts` is where an embedded store keeps files (a server knows by itself)."""
+
+    uri: str
+    artifacts: str | None
+
+    @classmethod
+    def of(cls, settings: TrackingSettings, root: Path) -> Store:
+        """The store that the settings name; `root` is the project's folder."""
+        root = root.resolve()
+        if settings.uri is None:
+            return cls(f"sqlite:///{root / 'mlflow.db'}", (root / "mlartifacts").as_uri())
+        found = _SQLITE.fullmatch(settings.uri.split("?", 1)[0])
+        if found is None:
+            return cls(settings.uri, None)
+        database = (root / found["path"]).resolve()
+        return cls(f"sqlite:///{database}", (database.parent / "mlartifacts").as_uri())
+
+    @property
+    def database(self) -> Path | None:
+        """The file of an embedded store; None where a server keeps it."""
+        found = _SQLITE.fullmatch(self.uri)
+        return Path(found["path"]) if found else None
+
+    @property
+    def shown(self) -> str:
+        """The address as it may be shown."""
+        return clean_uri(self.uri)
+
+    def client(self) -> MlflowClient:
+        """A client of this store; it leaves MLflow's global address alone."""
+        # Our own sender waits and tries again; MLflow's default blocks for many minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        from mlflow import MlflowClient
+
+        for noisy in ("alembic", "mlflow"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    def create(self) -> MlflowClient:
+        """A client of a store that exists from now on, or one line about why it cannot."""
+        if self.database is not None:
+            try:
+                self.database.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    f"tracking: cannot make {self.database.parent} ({error.strerror}): "
+                    "choose a folder that you may write to, or set tracking.uri"
+                ) from error
+        client = self.client()
+        self.reach(client.search_experiments)
+        return client
+
+    def reach(self, call: Callable[[], _Result], *, seconds: float = 15.0) -> _Result:
+        """The call's result, trying again for a while; a store that stays away is one clear line."""
+        from mlflow.exceptions import MlflowException
+
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return call()
+            except MlflowException as error:
+                if is_permanent(error) or time.monotonic() > end:
+                    reason = clean_uri(str(error).splitlines()[0])[:200]
+                    raise SfumatoError(
+                        f"tracking: {self.shown} does not answer ({reason}): start the server, "
+                        "or set tracking.uri to null for the embedded store"
+                    ) from error
+            time.sleep(1.0)
+
+    def experiment(self, client: MlflowClient, name: str) -> str:
+        """The id of the experiment of that name, made if there is none."""
+        from mlflow.exceptions import MlflowException
+
+        found = self.reach(lambda: client.get_experiment_by_name(name))
+        if found is None:
+            try:
+                return client.create_experiment(name, artifact_location=self.artifacts)
+            except MlflowException:
+                # Another run may have made it in between.
+                found = client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            raise ConfigError(
+                f"tracking.experiment '{name}' was deleted in {self.shown}: "
+                f"choose another name, or restore it (mlflow experiments restore -x {found.experiment_id})"
+            )
+        return str(found.experiment_id)
+
+
+def is_permanent(error: Exception) -> bool:
+    """Whether the store understood a request and will never accept it."""
+    return getattr(error, "error_code", "") in {
+        "BAD_REQUEST",
+        "INVALID_PARAMETER_VALUE",
+        "RESOURCE_DOES_NOT_EXIST",
+    }
