@@ -23,7 +23,7 @@ from sfumato import families
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.core.family import FamilyConfig
-from sfumato.data import batches
+from sfumato.data import plan
 from sfumato.data.config import DataSettings
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
@@ -88,7 +88,7 @@ class Recipe(Config):
         `spec` and `samples` come from the data's manifest; without them the checks that need them are
         left out.
         """
-        found = batches.problems(
+        found = plan.problems(
             self.train.batch,
             self.data.streams,
             self.parallel.workers,

@@ -24,9 +24,6 @@ class ParallelSettings(Config):
         description="Threads that torch uses in a worker; null divides the machine's cores by the workers. "
         "The bits of a result depend on it.",
     )
-    data_cpus: int = Field(
-        2, ge=1, description="Logical CPUs left to Ray Data; with none left over it would wait for ever."
-    )
     max_failures: int = Field(
         3, ge=0, description="How often a run goes on from its last checkpoint after workers were lost."
     )

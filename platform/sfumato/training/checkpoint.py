@@ -95,14 +95,21 @@ def load(store: Store, checkpoint: Checkpoint, scratch: Path) -> dict[str, Tenso
     return dcp.read(folder)
 
 
-def load_newest(store: Store, scratch: Path) -> tuple[Checkpoint, dict[str, Tensor]] | None:
+def newest_whole(store: Store, scratch: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; one that is damaged is named and passed over for the one before."""
     for checkpoint in complete(store):
         try:
-            return checkpoint, load(store, checkpoint, scratch)
+            load(store, checkpoint, scratch)
         except CheckpointError as error:
             log.warning("%s; trying the checkpoint before it", error)
+        else:
+            return checkpoint
     return None
+
+
+def newest_images(store: Store) -> int:
+    """Images at the newest checkpoint that counts; 0 where there is none."""
+    return max((checkpoint.images for checkpoint in complete(store)), default=0)
 
 
 class Writer:

@@ -109,7 +109,8 @@ class Trainer:
                 self.log()
             for hook in self._hooks:
                 if done or self.progress.images // hook.every > before // hook.every:
-                    hook.action(self.progress)
+                    with self._clock.paused():
+                        hook.action(self.progress)
         return self.progress
 
     def log(self) -> None:

@@ -57,6 +57,15 @@ class Clock:
         finally:
             self._waited += time.perf_counter() - begin
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside the block belongs to no interval."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - begin
+
     @property
     def seconds(self) -> float:
         return max(1e-9, time.perf_counter() - self._start)

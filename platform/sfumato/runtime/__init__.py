@@ -1,0 +1,1 @@
+"""What ties the parts together on Ray: run folders, the local cluster, the training workers, the stages."""

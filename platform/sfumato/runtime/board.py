@@ -1,0 +1,53 @@
+"""How workers tell the driver where they stand: a small Ray actor that both can reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+
+@dataclass
+class Snapshot:
+    """What the driver sees. `failed` is an error meant for the user that no retry would mend."""
+
+    images: int = 0
+    total_images: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    failed: tuple[str, str] | None = None
+
+
+class Board:
+    """Holds the latest progress and all notes of a stage."""
+
+    def __init__(self) -> None:
+        self._snapshot = Snapshot()
+
+    def progress(self, images: int, total_images: int, metrics: dict[str, float]) -> None:
+        self._snapshot.images = images
+        self._snapshot.total_images = total_images
+        self._snapshot.metrics = metrics
+
+    def note(self, text: str) -> None:
+        if text not in self._snapshot.notes:
+            self._snapshot.notes.append(text)
+
+    def fail(self, kind: str, message: str) -> None:
+        if self._snapshot.failed is None:
+            self._snapshot.failed = (kind, message)
+
+    def failed(self) -> tuple[str, str] | None:
+        return self._snapshot.failed
+
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+
+def create() -> ActorHandle[Any]:
+    """A board on the driver's node; it takes no CPU."""
+    here = ray.get_runtime_context().get_node_id()
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=strategy).remote()

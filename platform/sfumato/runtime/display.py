@@ -1,0 +1,113 @@
+"""What the user sees while a run works: a live bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+_PLAIN_INTERVAL_S = 10.0
+
+
+class Display:
+    """Stages with progress, notes, and the table at the end, on standard error.
+
+    Standard output is left to what a command returns, so that it can be piped.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._said_at = 0.0
+        self._started = 0.0
+        self._done = 0
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live = Progress(
+                TextColumn("[bold]{task.description:<9}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+        self._stage, self._started, self._said_at, self._done = name, time.monotonic(), time.monotonic(), 0
+        if self._live is not None:
+            self._task = self._live.add_task(name, total=None, detail="")
+        else:
+            self.console.print(f"{name}: started")
+
+    def update(self, done: int, total: int | None, metrics: Mapping[str, float] | None = None) -> None:
+        """Where the stage stands; `metrics` are a few figures to show beside the bar."""
+        detail = "  ".join(f"{name} {_figure(value)}" for name, value in (metrics or {}).items())
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=done, total=total, detail=detail)
+        elif done != self._done and time.monotonic() - self._said_at >= _PLAIN_INTERVAL_S:
+            self._said_at = time.monotonic()
+            of = f" of {total:,}" if total else ""
+            left = self._time_left(done, total)
+            self.console.print(f"{self._stage}: {done:,}{of}  {detail}{left}", soft_wrap=True)
+        self._done = done
+
+    def done(self, text: str) -> None:
+        """The stage is over; `text` says what came of it."""
+        took = time.monotonic() - self._started
+        if self._live is not None and self._task is not None:
+            self._live.remove_task(self._task)
+            self._task = None
+        self.console.print(f"[green]✓[/] [bold]{self._stage}[/]: {text} ({took:.0f} s)", soft_wrap=True)
+
+    def skipped(self, name: str, text: str) -> None:
+        self.console.print(f"[green]✓[/] [bold]{name}[/]: {text}", soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """A warning or a piece of advice, on a line of its own."""
+        self.console.print(f"[yellow]note:[/] {text}", soft_wrap=True)
+
+    def table(self, title: str, rows: Mapping[str, str]) -> None:
+        table = Table(title=title, title_justify="left", show_header=False)
+        for name, value in rows.items():
+            table.add_row(name, value)
+        self.console.print(table)
+
+    def line(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+    def _time_left(self, done: int, total: int | None) -> str:
+        if not total or not done:
+            return ""
+        seconds = (time.monotonic() - self._started) * (total - done) / done
+        return f"  {seconds:.0f} s left"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"

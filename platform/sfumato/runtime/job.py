@@ -1,0 +1,37 @@
+"""What a training worker is told: plain data that travels to any node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.actor import ActorHandle
+
+from sfumato import recipe as recipes
+from sfumato.recipe import Recipe
+from sfumato.runtime.run_folder import RunFolder
+from sfumato.tracking.run import TrackerHandle
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """A training stage: the recipe with absolute paths, and who to report to."""
+
+    recipe: dict[str, Any]
+    run_path: str
+    threads: int
+    board: ActorHandle[Any]
+    tracker: TrackerHandle
+
+    def load_recipe(self) -> Recipe:
+        return recipes.parse(self.recipe)
+
+    def folder(self) -> RunFolder:
+        return RunFolder(Path(self.run_path))
+
+    def checkpoint_uri(self, recipe: Recipe) -> str:
+        """Where this run's checkpoints lie."""
+        if recipe.train.checkpoint.uri is None:
+            return str(self.folder().checkpoints)
+        return f"{recipe.train.checkpoint.uri.rstrip('/')}/{self.folder().id}"

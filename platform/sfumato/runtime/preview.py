@@ -1,0 +1,51 @@
+"""Grids of samples from fixed noise while training, made by all ranks together."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+
+from sfumato.core.batch import DataSpec
+from sfumato.core.config import Config
+from sfumato.core.family import Family, SampleRequest
+from sfumato.core.rng import SampleRng
+from sfumato.parallel.strategy import Strategy
+from sfumato.sampling.grid import image_grid
+from sfumato.sampling.pixels import to_uint8
+
+
+def preview(
+    family: Family, strategy: Strategy, data: DataSpec, options: Config, *, num: int, seed: int
+) -> Image.Image | None:
+    """A grid of `num` samples on rank 0, None elsewhere. Sample i has the same noise and class every time.
+
+    Every rank must call it: under a sharded strategy a forward pass needs all of them.
+    """
+    placement = strategy.placement
+    share = math.ceil(num / placement.world_size)
+    indices = [min(placement.rank * share + i, num - 1) for i in range(share)]
+    labels = [i % data.num_classes for i in indices] if data.num_classes else None
+    request = SampleRequest(
+        num=share,
+        labels_N=None if labels is None else torch.tensor(labels, device=placement.device),
+        options=options,
+    )
+    with torch.no_grad():
+        images = family.sample(strategy.view(None), request, SampleRng(seed, indices, placement.device))
+    mine = torch.from_numpy(to_uint8(images)).to(placement.device)
+    parts = _gather(mine, placement.world_size)
+    if placement.rank != 0:
+        return None
+    return image_grid(torch.cat(parts)[:num].cpu().numpy(), columns=data.num_classes or None)
+
+
+def _gather(tensor: Tensor, world_size: int) -> list[Tensor]:
+    if world_size == 1:
+        return [tensor]
+    parts = [torch.empty_like(tensor) for _ in range(world_size)]
+    dist.all_gather(parts, tensor)
+    return parts

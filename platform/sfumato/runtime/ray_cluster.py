@@ -1,0 +1,175 @@
+"""The Ray cluster that a command runs on: one that exists (RAY_ADDRESS), or a private one on this machine.
+
+A private cluster is quiet, bound to loopback, guarded by a token of its own, and declares enough logical
+CPUs that Ray Data always has something to run on: with every CPU held by training workers it would wait
+for ever without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from sfumato.errors import CapabilityError
+from sfumato.parallel.config import ParallelSettings
+from sfumato.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+_OBJECT_STORE_BYTES = 1 << 29
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+_LOOPBACK = {
+    # A cluster of one machine: Ray then keeps every socket on 127.0.0.1.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+
+
+def cpus_to_train(recipe: Recipe) -> int:
+    """Logical CPUs that training takes: its workers' and those of their read tasks."""
+    parallel = recipe.parallel
+    return math.ceil(parallel.workers * parallel.cpus_per_worker) + parallel.workers * recipe.data.read_tasks
+
+
+def cpus_to_evaluate(recipe: Recipe) -> int:
+    """Logical CPUs that evaluation takes."""
+    return math.ceil(recipe.evaluate.actors * recipe.evaluate.cpus_per_actor)
+
+
+def threads_per_worker(parallel: ParallelSettings, cores: int) -> int:
+    """Torch threads of a worker: as the recipe says, else an equal share of the cores."""
+    return parallel.threads_per_worker or max(1, cores // parallel.workers)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def warnings(parallel: ParallelSettings) -> list[str]:
+    """What the user should know before training starts on this machine."""
+    available = cores()
+    if not os.environ.get("RAY_ADDRESS") and parallel.workers > available and not parallel.gpus_per_worker:
+        return [
+            f"parallel.workers={parallel.workers} on {available} cores: workers take turns on the cores, "
+            f"so expect no gain over parallel.workers={available}"
+        ]
+    return []
+
+
+@contextlib.contextmanager
+def cluster(cpus: int, logs: Path, *, gpus: float = 0) -> Iterator[None]:
+    """Connected to a cluster with at least so many logical CPUs. Logs of a private one end in `logs`.
+
+    Raises CapabilityError when an existing cluster has less, naming what is missing.
+    """
+    os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    if _connected():
+        opened: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    elif os.environ.get("RAY_ADDRESS"):
+        opened = _existing()
+    else:
+        opened = _private(max(cpus, cores()), logs)
+    with opened:
+        _check_resources(cpus, gpus)
+        yield
+
+
+def _connected() -> bool:
+    import ray
+
+    return bool(ray.is_initialized())
+
+
+@contextlib.contextmanager
+def _existing() -> Iterator[None]:
+    import ray
+
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise CapabilityError(
+            f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private(cpus: int, logs: Path) -> Iterator[None]:
+    # Ray's sockets have paths of at most 107 characters, so it cannot live in the run's folder.
+    home = Path(tempfile.mkdtemp(prefix="sfumato-"))
+    token = home / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    variables = {**_LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    import ray
+
+    # Read when ray was imported, which may have been before the variable was set.
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(home),
+        )
+        yield
+    finally:
+        ray.shutdown()
+        _keep_logs(home, logs)
+        shutil.rmtree(home, ignore_errors=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _keep_logs(home: Path, logs: Path) -> None:
+    source = home / "session_latest" / "logs"
+    if source.is_dir():
+        with contextlib.suppress(OSError, shutil.Error):
+            shutil.copytree(source.resolve(), logs / "ray", dirs_exist_ok=True)
+
+
+def _check_resources(cpus: int, gpus: float) -> None:
+    import ray
+
+    have = ray.cluster_resources()
+    if have.get("CPU", 0) < cpus:
+        raise CapabilityError(
+            f"the Ray cluster has {have.get('CPU', 0):g} CPUs and {cpus} are needed (parallel.workers x "
+            "(parallel.cpus_per_worker + data.read_tasks), or evaluate.actors): lower one of them or add nodes"
+        )
+    if have.get("GPU", 0) < gpus:
+        raise CapabilityError(
+            f"the Ray cluster has {have.get('GPU', 0):g} GPUs and {gpus:g} are needed (parallel.workers x "
+            "parallel.gpus_per_worker): lower one of them or add nodes"
+        )

@@ -1,0 +1,137 @@
+"""From a recipe to Ray Train: workers, streams of data, failures, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.actor import ActorHandle
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from sfumato import errors
+from sfumato.data.manifest import Manifest
+from sfumato.data.ray_source import RankStreams
+from sfumato.errors import TrainingError
+from sfumato.recipe import Recipe
+from sfumato.runtime import board as boards
+from sfumato.runtime import ray_cluster
+from sfumato.runtime.display import Display
+from sfumato.runtime.job import TrainJob
+from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.worker import train_worker
+from sfumato.tracking.run import TrackerHandle
+
+_POLL_S = 0.5
+
+
+def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Display) -> dict[str, Any]:
+    """Train the recipe to its end on the connected cluster; goes on from the run's newest checkpoint.
+
+    Returns rank 0's summary. Raises the SfumatoError that a worker met, or TrainingError when workers
+    were lost more often than `parallel.max_failures`.
+    """
+    parallel = recipe.parallel
+    manifest = Manifest.load(recipe.data.path)
+    board = boards.create()
+    job = TrainJob(
+        recipe=recipe.model_dump(mode="json"),
+        run_path=str(folder.path),
+        threads=ray_cluster.threads_per_worker(parallel, ray_cluster.cores()),
+        board=board,
+        tracker=tracker,
+    )
+    resources = {"CPU": parallel.cpus_per_worker}
+    if parallel.gpus_per_worker:
+        resources["GPU"] = parallel.gpus_per_worker
+    streams = RankStreams(recipe.data, manifest, recipe.seed)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if parallel.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=parallel.workers,
+            use_gpu=parallel.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            # A fresh name each time: where to go on is decided by our own checkpoints alone.
+            name=f"{folder.id}-{time.time_ns():x}",
+            storage_path=str(folder.path / "ray_train"),
+            failure_config=FailureConfig(max_failures=parallel.max_failures),
+        ),
+        datasets=streams.datasets,
+        dataset_config=streams,
+    )
+    with _watching(board, display):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            _raise_user_error(board)
+            raise TrainingError(_explain(error, folder.logs)) from error
+    _raise_user_error(board)
+    summary = result.return_value
+    if not isinstance(summary, dict):
+        raise TrainingError(f"training ended without a result; Ray's logs are in {folder.logs}")
+    return summary
+
+
+@contextlib.contextmanager
+def _watching(board: ActorHandle[Any], display: Display) -> Iterator[None]:
+    """Bring the board's progress and notes to the display while the block runs."""
+    stop = threading.Event()
+    # Ray Train tells the story of its controller on standard output; ours is the display.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+
+    def watch() -> None:
+        shown = 0
+        while True:
+            last = stop.wait(_POLL_S)
+            try:
+                snapshot = ray.get(board.snapshot.remote(), timeout=5)
+            except Exception:  # the cluster may be going down; fit() reports that
+                return
+            for note in snapshot.notes[shown:]:
+                display.note(note)
+            shown = len(snapshot.notes)
+            if snapshot.total_images:
+                display.update(snapshot.images, snapshot.total_images, _brief(snapshot.metrics))
+            if last:
+                return
+
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+
+
+def _brief(metrics: dict[str, float]) -> dict[str, float]:
+    """The figures beside the bar: the losses and the speed."""
+    losses = {n.removeprefix("train/"): v for n, v in metrics.items() if n.endswith("/loss")}
+    short = {n.removesuffix("/loss") + " loss": v for n, v in losses.items()}
+    return {**short, "images/s": metrics.get("train/images_per_second", 0.0)}
+
+
+def _raise_user_error(board: ActorHandle[Any]) -> None:
+    failed = ray.get(board.failed.remote())
+    if failed is None:
+        return
+    kind, message = failed
+    cls = getattr(errors, kind, TrainingError)
+    raise cls(*message.split("\n")) if issubclass(cls, errors.ConfigError) else cls(message)
+
+
+def _explain(error: BaseException, logs: Path) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
+    return f"workers failed too often (parallel.max_failures): {cause}; Ray's logs are in {logs}"

@@ -1,0 +1,43 @@
+"""What a run's command prints at its end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sfumato.runtime.stages import Session
+
+
+def show(session: Session, results: dict[str, Any], *, as_json: bool) -> None:
+    """A short table, where the pictures are, and how to open the UI; or all of it as JSON."""
+    grid = session.folder.path / "samples" / "grid.png"
+    summary = {
+        "run": session.folder.id,
+        "folder": str(session.folder.path),
+        "mlflow_run_id": session.tracker.run_id,
+        "grid": str(grid) if grid.is_file() else None,
+        **results,
+    }
+    if as_json:
+        print(json.dumps(summary))
+        return
+    display = session.display
+    display.table(f"run {session.folder.id}", _rows(results))
+    if summary["grid"]:
+        display.line(f"samples   {grid}")
+    display.line("compare   sfumato ui")
+
+
+def _rows(results: dict[str, Any]) -> dict[str, str]:
+    rows = {}
+    if train := results.get("train"):
+        rows["images"] = f"{train['images']:,}"
+        rows["steps"] = f"{train['steps']:,}"
+        rows["images/s"] = f"{train['images_per_second']:,.0f}"
+        rows["training"] = f"{train['seconds']:.0f} s"
+    if evaluated := results.get("evaluate"):
+        rows |= {name: f"{value:.4f}" for name, value in evaluated["metrics"].items()}
+        rows["samples"] = f"{evaluated['samples']:,}"
+    if registered := results.get("register"):
+        rows["model"] = f"{registered['name']} version {registered['version']}"
+    return rows

@@ -1,0 +1,91 @@
+"""What RUN means on the command line: a run's name or id, a run's folder, a checkpoint, or a model folder."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfumato import recipe as recipes
+from sfumato.data.manifest import Manifest
+from sfumato.errors import CheckpointError, ConfigError
+from sfumato.parallel import Placement
+from sfumato.parallel.single import Single
+from sfumato.runtime.run_folder import RunFolder
+from sfumato.sampling.model_folder import CARD, save_model_folder
+from sfumato.tracking.config import TrackingSettings
+from sfumato.tracking.runs import find_run
+from sfumato.training import checkpoint as checkpoints
+from sfumato.training.loop import install
+from sfumato.training.store import LocalStore
+
+FOLDER_TAG = "sfumato.folder"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model folder, and where it came from."""
+
+    model: Path
+    about: str
+
+
+@contextlib.contextmanager
+def model_of(run: str, *, root: Path, tracking_uri: str | None = None) -> Iterator[Found]:
+    """The model folder that RUN names; one made from a checkpoint lasts as long as the block.
+
+    Raises ConfigError when nothing goes by that name, CheckpointError when there is no model yet.
+    """
+    path = Path(run)
+    if (path / CARD).is_file():
+        yield Found(path, f"model {path}")
+    elif (path / checkpoints.MANIFEST).is_file() and path.name.startswith("images-"):
+        with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
+            yield Found(_from_checkpoint(path, Path(scratch)), f"checkpoint {path}")
+    else:
+        folder, about = run_folder_of(run, root=root, tracking_uri=tracking_uri)
+        if not folder.model.is_dir():
+            raise CheckpointError(
+                f"run {folder.id} has no trained model yet: finish it with its recipe, or name one of the "
+                f"checkpoints in {folder.checkpoints}"
+            )
+        yield Found(folder.model, about)
+
+
+def run_folder_of(run: str, *, root: Path, tracking_uri: str | None = None) -> tuple[RunFolder, str]:
+    """The folder of a run by path, name or MLflow id, and a line that says which one it is."""
+    path = Path(run)
+    if (path / "run.json").is_file():
+        return RunFolder(path), f"run {path.name}"
+    found = find_run(run, TrackingSettings(uri=tracking_uri), root=root)
+    where = found.tags.get(FOLDER_TAG)
+    if where is None or not Path(where).is_dir():
+        raise ConfigError(f"run {run!r} was recorded in {where or 'no folder'}, which is not on this machine")
+    return RunFolder(Path(where)), found.said
+
+
+def _from_checkpoint(path: Path, scratch: Path) -> Path:
+    """Export the model that a checkpoint holds."""
+    folder = RunFolder(path.resolve().parent.parent)
+    recipe_file = folder.path / "recipe.yaml"
+    if not recipe_file.is_file():
+        raise CheckpointError(f"{path}: no recipe.yaml in {folder.path}, so the network cannot be built")
+    recipe = recipes.load(recipe_file)
+    store = LocalStore(path.resolve().parent)
+    saved = checkpoints.read_manifest(store, path.name)
+    spec = Manifest.load(recipe.data.path).spec
+    family, strategy = recipe.model.build(spec), Single(Placement())
+    install(family, strategy, recipe.seed)
+    strategy.load(checkpoints.load(store, saved, scratch))
+    model = scratch / "model"
+    save_model_folder(
+        model,
+        recipe.model,
+        spec,
+        strategy.weights(family.samplers),
+        name=recipe.name,
+        images=saved.images,
+    )
+    return model

@@ -1,0 +1,114 @@
+"""The folder of a run: everything that it wrote, under a name that says what it computes.
+
+A run is identified by its recipe's digest and its data's digest, so the same recipe on the same data goes
+on where it stopped, and a changed one becomes another run by itself.
+
+    runs/digits-ddpm-3f2a91c4/
+      recipe.yaml  run.json  stages/  checkpoints/  previews/  model/  evaluation/  samples/  logs/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from sfumato.errors import ConfigError
+from sfumato.recipe import Recipe
+
+
+class RunFolder:
+    """Paths and small state files of a run. Writing is atomic: a file is whole or as it was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+
+    @classmethod
+    def of(cls, recipe: Recipe, data_digest: str, *, fresh: bool = False) -> RunFolder:
+        """The folder of this recipe on this data; with `fresh`, one that no earlier run has used."""
+        identity = hashlib.sha256(f"{recipe.digest()}:{data_digest}".encode()).hexdigest()[:8]
+        root = Path(recipe.storage)
+        path = root / f"{recipe.name}-{identity}"
+        attempt = 2
+        while fresh and path.exists():
+            path = root / f"{recipe.name}-{identity}-{attempt}"
+            attempt += 1
+        return cls(path)
+
+    def create(self, recipe: Recipe, data_digest: str) -> None:
+        """Make the folder, or check that it is this recipe's. Raises ConfigError when it is another's."""
+        known = self.read_json("run.json")
+        if known is not None and known["recipe_digest"] != recipe.digest():
+            raise ConfigError(f"{self.path} belongs to another recipe; use --fresh for a new run")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"storage={recipe.storage!r}: no folder can be made there: {error}") from error
+        self.write_text("recipe.yaml", recipe.to_yaml())
+        if known is None:
+            self.write_json(
+                "run.json",
+                {"name": recipe.name, "recipe_digest": recipe.digest(), "data_digest": data_digest},
+            )
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def read_json(self, name: str) -> Any:
+        """Content of a JSON file, or None where there is none."""
+        try:
+            return json.loads((self.path / name).read_text())
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, content: Any) -> None:
+        self.write_text(name, json.dumps(content, indent=1) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(3)}")
+        partial.write_text(text)
+        partial.replace(target)
+
+    def update_json(self, name: str, **values: Any) -> None:
+        self.write_json(name, {**(self.read_json(name) or {}), **values})
+
+    def stage_result(self, stage: str, key: str) -> dict[str, Any] | None:
+        """What a finished stage returned, if it was finished with the same inputs (`key`)."""
+        record = self.read_json(f"stages/{stage}.json")
+        if record is None or record["key"] != key:
+            return None
+        return dict(record["result"])
+
+    def finish_stage(self, stage: str, key: str, result: dict[str, Any]) -> None:
+        self.write_json(f"stages/{stage}.json", {"key": key, "result": result})
+
+    def claim(self) -> str:
+        """Make this attempt the one that writes; an attempt that lives on without its driver sees it."""
+        token = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.write_text("attempt", token)
+        return token
+
+    def holds(self, token: str) -> bool:
+        """Whether no later attempt has claimed the run."""
+        try:
+            return (self.path / "attempt").read_text() == token
+        except OSError:
+            return False

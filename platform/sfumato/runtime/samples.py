@@ -1,0 +1,81 @@
+"""Drawing samples from a run, and exporting its model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sfumato.core.batch import DataSpec
+from sfumato.core.family import ExportsDiffusers
+from sfumato.errors import ConfigError
+from sfumato.runtime.display import Display
+from sfumato.runtime.resolve import model_of
+from sfumato.sampling.generator import Generator
+from sfumato.sampling.output import write_samples
+
+
+def draw(
+    run: str,
+    out: Path,
+    *,
+    num: int,
+    seed: int,
+    label: str | None,
+    options: Mapping[str, Any],
+    batch_size: int | None,
+    overwrite: bool,
+    root: Path,
+    display: Display,
+) -> Path:
+    """Write `num` samples of a run into `out`; the folder. The same request gives the same bytes."""
+    with model_of(run, root=root) as found:
+        display.line(found.about)
+        generator = Generator.load(found.model)
+        labels = None if label is None else [class_index(label, generator.data)] * num
+        display.stage("sample")
+        folder = write_samples(
+            out,
+            generator,
+            num,
+            seed=seed,
+            labels=labels,
+            options=options,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            progress=display.update,
+        )
+        display.done(f"{num:,} images")
+    return folder
+
+
+def export(run: str, dest: Path, *, kind: str, root: Path, display: Display) -> None:
+    """Write a run's model to `dest` as a model folder or as a diffusers pipeline.
+
+    Raises ConfigError when `dest` exists or the family has no such export.
+    """
+    if dest.exists():
+        raise ConfigError(f"{dest} exists; choose another place or remove it")
+    with model_of(run, root=root) as found:
+        display.line(found.about)
+        if kind == "safetensors":
+            shutil.copytree(found.model, dest)
+            return
+        generator = Generator.load(found.model)
+        family = generator.family
+        if not isinstance(family, ExportsDiffusers):
+            raise ConfigError(f"family {generator.config.family!r} has no diffusers export; use --format safetensors")
+        family.export_diffusers(generator.nets, str(dest), generator.config.sampling)
+
+
+def class_index(label: str, data: DataSpec) -> int:
+    """A class by its name or its number. Raises ConfigError naming those there are."""
+    if label in data.classes:
+        return data.classes.index(label)
+    if label.isdigit() and int(label) < data.num_classes:
+        return int(label)
+    if not data.classes:
+        raise ConfigError(f"--label {label}: this model has no classes")
+    shown = ", ".join(data.classes[:12]) + (", ..." if data.num_classes > 12 else "")
+    raise ConfigError(f"--label {label}: no such class; there are 0 to {data.num_classes - 1}: {shown}")

@@ -1,0 +1,240 @@
+"""The stages of a run: pack, train, evaluate, register. A finished stage is skipped on the next call.
+
+Each stage is keyed by what goes into it, so that a stage whose inputs have changed runs again and one
+whose have not does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.data import pack as packing
+from sfumato.data.manifest import Manifest, verify
+from sfumato.errors import ConfigError, DataError
+from sfumato.recipe import Recipe
+from sfumato.runtime import ray_cluster
+from sfumato.runtime.display import Display
+from sfumato.runtime.run_folder import RunFolder
+from sfumato.sampling.generator import Generator
+from sfumato.sampling.output import write_samples
+from sfumato.tracking.model import register_model
+from sfumato.tracking.run import Tracker
+from sfumato.tracking.start import DatasetInfo
+
+GRID_SAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Session:
+    """One call of the command line on one recipe: its run, and how it is shown and tracked."""
+
+    recipe: Recipe
+    manifest: Manifest
+    folder: RunFolder
+    tracker: Tracker
+    display: Display
+    root: Path
+    """The project's folder: where the embedded MLflow store is."""
+
+
+@contextlib.contextmanager
+def session(recipe: Recipe, display: Display, *, root: Path, fresh: bool = False) -> Iterator[Session]:
+    """Data packed and verified, recipe checked against it, the run's folder made and its MLflow run open.
+
+    Raises ConfigError with everything that makes the run impossible, before any expensive work.
+    """
+    recipe.check()
+    recipe = _absolute(recipe, root)
+    manifest = _packed(recipe, display)
+    recipe.check(manifest.spec, manifest.samples)
+    folder = RunFolder.of(recipe, manifest.digest, fresh=fresh)
+    folder.create(recipe, manifest.digest)
+    for warning in ray_cluster.warnings(recipe.parallel):
+        display.note(warning)
+    with _tracked(recipe, manifest, folder, root) as tracker:
+        yield Session(recipe, manifest, folder, tracker, display, root)
+
+
+@contextlib.contextmanager
+def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) -> Iterator[Tracker]:
+    """The run in MLflow: made by the first call, opened again by later ones."""
+    content = recipe.model_dump(mode="json")
+    known = folder.read_json("run.json") or {}
+    tracker = Tracker.start(
+        recipe.tracking,
+        root=root,
+        folder=folder.path,
+        run_name=recipe.name,
+        run_id=known.get("mlflow_run_id"),
+        params=content,
+        tags={
+            "sfumato.folder": str(folder.path),
+            "sfumato.family": recipe.model.family,
+            "sfumato.data": manifest.name,
+            "sfumato.strategy": recipe.parallel.strategy,
+        },
+        dataset=DatasetInfo(
+            name=manifest.name,
+            digest=manifest.digest,
+            source=recipe.data.path,
+            spec={
+                "samples": manifest.samples,
+                "image": manifest.image.model_dump(),
+                "classes": len(manifest.classes),
+            },
+        ),
+        recipe_yaml=recipe.to_yaml(),
+    )
+    folder.update_json("run.json", mlflow_run_id=tracker.run_id, mlflow_experiment_id=tracker.experiment_id)
+    with tracker:
+        yield tracker
+
+
+def train(session: Session) -> dict[str, Any]:
+    """Train to the end, or tell what an earlier call did. The summary of the training."""
+    from sfumato.runtime import ray_train
+
+    recipe, folder, display = session.recipe, session.folder, session.display
+    key = _key(recipe.digest(), session.manifest.digest)
+    done = folder.stage_result("train", key)
+    if done is not None and folder.model.is_dir():
+        display.skipped("train", f"{done['images']:,} images, done before (--fresh trains anew)")
+        return done
+    display.stage("train")
+    session.tracker.sample_system()
+    try:
+        summary = ray_train.fit(recipe, folder, session.tracker.handle, display)
+    finally:
+        session.tracker.send_left()
+    folder.finish_stage("train", key, summary)
+    display.done(f"{summary['images']:,} images, {summary['images_per_second']:,.0f} images/s")
+    return summary
+
+
+def evaluate(session: Session) -> dict[str, Any]:
+    """Generate, measure, draw the sample grid. Metrics by name and how long it took."""
+    from sfumato.evaluation.stage import evaluate as run_stage
+
+    recipe, folder, display = session.recipe, session.folder, session.display
+    generator = Generator.load(folder.model)
+    settings = recipe.evaluate
+    key = _key(generator.digest, session.manifest.digest, settings.model_dump_json(exclude={"actors"}))
+    done = folder.stage_result("evaluate", key)
+    if done is not None and (folder.path / "samples" / "grid.png").is_file():
+        display.skipped("evaluate", f"{done['samples']:,} samples, done before")
+        return done
+    display.stage("evaluate")
+    report = run_stage(
+        settings,
+        model_folder=folder.model,
+        data_folder=Path(recipe.data.path),
+        out=folder.path / "evaluation",
+        cache=settings.cache or Path(recipe.storage) / ".cache",
+        progress=lambda done, total: display.update(done, total),
+    )
+    torch.set_num_threads(ray_cluster.cores())
+    num = GRID_SAMPLES - GRID_SAMPLES % max(1, min(GRID_SAMPLES, generator.data.num_classes))
+    write_samples(
+        folder.path / "samples", generator, num, seed=settings.seed, options=settings.sampling, overwrite=True
+    )
+    result = {
+        "metrics": report.metrics,
+        "samples": report.samples,
+        "seconds": report.seconds,
+        "seconds_per_image": report.seconds_per_image,
+    }
+    values = {f"eval/{name}": value for name, value in report.metrics.items()}
+    values["eval/seconds_per_image"] = report.seconds_per_image
+    session.tracker.metrics(values, step=generator.images)
+    session.tracker.artifact(folder.path / "evaluation" / "report.json", "evaluation")
+    session.tracker.artifact(folder.path / "samples" / "grid.png", "evaluation")
+    folder.finish_stage("evaluate", key, result)
+    display.done(f"{report.samples:,} samples")
+    return result
+
+
+def register(session: Session) -> dict[str, Any]:
+    """Log the model to MLflow and register a version of it."""
+    recipe, folder, display = session.recipe, session.folder, session.display
+    if not recipe.registry.enabled:
+        return {}
+    name = recipe.registry.name or recipe.name
+    key = _key(Generator.load(folder.model).digest, name)
+    done = folder.stage_result("register", key)
+    if done is not None:
+        display.skipped("register", f"{done['name']} version {done['version']}, done before")
+        return done
+    display.stage("register")
+    version = register_model(session.tracker.handle, folder.model, name)
+    result = {"name": name, "version": version}
+    folder.finish_stage("register", key, result)
+    display.done(f"{name} version {version}")
+    return result
+
+
+def run(session: Session) -> dict[str, Any]:
+    """All stages on one cluster; the results by stage."""
+    recipe = session.recipe
+    cpus = max(ray_cluster.cpus_to_train(recipe), ray_cluster.cpus_to_evaluate(recipe))
+    with on_cluster(session, cpus):
+        trained = train(session)
+        evaluated = evaluate(session)
+    return {"train": trained, "evaluate": evaluated, "register": register(session)}
+
+
+@contextlib.contextmanager
+def on_cluster(session: Session, cpus: int) -> Iterator[None]:
+    """A cluster with that many CPUs, and the GPUs that the recipe asks for."""
+    parallel = session.recipe.parallel
+    gpus = parallel.workers * parallel.gpus_per_worker
+    with ray_cluster.cluster(cpus, session.folder.logs, gpus=gpus):
+        yield
+
+
+def _absolute(recipe: Recipe, root: Path) -> Recipe:
+    """Paths as workers on other nodes and in other folders must see them."""
+
+    def absolute(path: str) -> str:
+        return path if "://" in path else str((root / path).resolve())
+
+    data = recipe.data.model_copy(update={"path": absolute(recipe.data.path)})
+    return recipe.model_copy(update={"data": data, "storage": absolute(recipe.storage)})
+
+
+def _packed(recipe: Recipe, display: Display) -> Manifest:
+    """The data's manifest, verified; packed first where the recipe says from what."""
+    data = recipe.data
+    if Manifest.exists(data.path):
+        return verify(data.path, data.verify)
+    if data.source is None:
+        raise DataError(
+            f"data.path={data.path!r} has no manifest.json; pack images there with "
+            f"`sfumato pack SOURCE {data.path}` or say in data.source what to pack"
+        )
+    if "://" in data.path:
+        raise ConfigError(f"data.path={data.path!r} has no manifest.json, and only local folders are packed")
+    display.stage("pack")
+    report = packing.pack(
+        data.source,
+        data.path,
+        on_error=data.on_error,
+        max_errors=data.max_errors,
+        max_pixels=data.max_pixels,
+        progress=lambda done, total: display.update(done, total),
+    )
+    for fault in report.skipped:
+        display.note(f"skipped {fault}")
+    display.done(f"{report.manifest.samples:,} images in {data.path}")
+    return report.manifest
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

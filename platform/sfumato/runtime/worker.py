@@ -1,0 +1,201 @@
+"""What each training worker runs: build, resume, train, keep checkpoints, export."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+
+from sfumato.core.family import Progress
+from sfumato.data.manifest import Manifest
+from sfumato.errors import CheckpointError, Interrupted, SfumatoError
+from sfumato.parallel import STRATEGIES, Placement, Strategy
+from sfumato.runtime.job import TrainJob
+from sfumato.runtime.preview import preview
+from sfumato.sampling.model_folder import save_model_folder
+from sfumato.training import checkpoint as checkpoints
+from sfumato.training.loop import Hook, Trainer, install
+from sfumato.training.store import open_store
+
+log = logging.getLogger(__name__)
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Entry point on every rank; returns rank 0's summary.
+
+    An error that no retry would mend is posted on the board, and a worker group that is started again
+    all the same finds it there and returns at once.
+    """
+    job: TrainJob = config["job"]
+    if ray.get(job.board.failed.remote()) is not None:
+        return None
+    torch.set_num_threads(job.threads)
+    scratch = Path(tempfile.mkdtemp(prefix="sfumato-worker-"))
+    try:
+        return _Worker(job, scratch).run()
+    except SfumatoError as error:
+        ray.get(job.board.fail.remote(type(error).__name__, str(error)))
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Worker:
+    def __init__(self, job: TrainJob, scratch: Path) -> None:
+        self._job = job
+        self._scratch = scratch
+        self._recipe = job.load_recipe()
+        self._folder = job.folder()
+        self._manifest = Manifest.load(self._recipe.data.path)
+        self._family = self._recipe.model.build(self._manifest.spec)
+        self._strategy: Strategy = STRATEGIES[self._recipe.parallel.strategy](Placement.current())
+        self._leads = self._strategy.placement.rank == 0
+        self._token = self._folder.claim() if self._leads else ""
+        self._tracker = job.tracker.open() if self._leads else None
+        self._handler = _BoardHandler(job) if self._leads else None
+
+    def run(self) -> dict[str, Any] | None:
+        recipe = self._recipe
+        install(self._family, self._strategy, recipe.seed, compiled=recipe.train.compile)
+        store = open_store(self._job.checkpoint_uri(recipe))
+        self._writer = checkpoints.Writer(
+            store,
+            keep=recipe.train.checkpoint.keep,
+            recipe_digest=recipe.digest(),
+            strategy=recipe.parallel.strategy,
+            scratch=self._scratch,
+        )
+        self._trainer = Trainer(
+            self._family,
+            self._strategy,
+            recipe.train,
+            seed=recipe.seed,
+            streams=recipe.data.streams,
+            hooks=self._hooks(),
+            report=self._report,
+        )
+        resumed = self._resume(store)
+        self._started = time.perf_counter()
+        reader = ray.train.get_dataset_shard("train")
+        shares = reader.batches(
+            images=resumed, batch=recipe.train.batch, micro_batch=recipe.train.micro_batch
+        )
+        with contextlib.closing(shares):
+            progress = self._trainer.run(shares)
+        seconds = time.perf_counter() - self._started
+        self._writer.close()
+        if self._writer.failures and checkpoints.newest_images(store) < progress.images:
+            raise CheckpointError(self._writer.failures[-1])
+        self._export(progress)
+        if self._tracker is None:
+            return None
+        self._tracker.close()
+        return {
+            "images": progress.images,
+            "steps": progress.step,
+            "seconds": seconds,
+            "images_per_second": (progress.images - resumed) / seconds,
+            "resumed_from": resumed,
+        }
+
+    def _hooks(self) -> list[Hook]:
+        settings = self._recipe.train
+        hooks = [Hook(settings.checkpoint.every, self._checkpoint)]
+        if settings.preview_samples:
+            hooks.append(Hook(settings.preview_every, self._preview))
+        return hooks
+
+    def _resume(self, store: checkpoints.Store) -> int:
+        """Load the newest whole checkpoint, the same on every rank; the images it stands at."""
+        # Rank 0 chooses: the ranks look at the store at different moments.
+        name = None
+        if self._leads:
+            found = checkpoints.newest_whole(store, self._scratch)
+            name = found.name if found else None
+        name = self._agree(name)
+        if name is None:
+            return 0
+        saved = checkpoints.read_manifest(store, name)
+        if saved.manifest.recipe_digest != self._recipe.digest():
+            raise CheckpointError(
+                f"{store.describe(name)} was written by another recipe; "
+                "name another train.checkpoint.uri or run.name, or train anew with --fresh"
+            )
+        self._strategy.load(checkpoints.load(store, saved, self._scratch))
+        self._trainer.resume(saved.manifest.images, saved.manifest.step)
+        self._note(f"training goes on from the checkpoint at {saved.images:,} images")
+        return saved.images
+
+    def _agree(self, value: Any) -> Any:
+        if self._strategy.placement.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def _report(self, progress: Progress, metrics: dict[str, float]) -> None:
+        if self._tracker is None:
+            return
+        if not self._folder.holds(self._token):
+            raise Interrupted("another process has taken over this run")
+        self._tracker.metrics(metrics, step=progress.images)
+        self._job.board.progress.remote(progress.images, progress.total_images, metrics)
+
+    def _checkpoint(self, progress: Progress) -> None:
+        self._trainer.log()
+        before = len(self._writer.failures)
+        self._writer.save(self._strategy.state(), images=progress.images, step=progress.step)
+        for failure in self._writer.failures[before:]:
+            self._note(f"{failure}; the checkpoints before it stay, training goes on")
+
+    def _preview(self, progress: Progress) -> None:
+        image = preview(
+            self._family,
+            self._strategy,
+            self._manifest.spec,
+            self._recipe.model.sampling,
+            num=self._recipe.train.preview_samples,
+            seed=self._recipe.seed,
+        )
+        if image is not None and self._tracker is not None:
+            path = self._folder.path / "previews" / f"images-{progress.images:012d}.png"
+            path.parent.mkdir(exist_ok=True)
+            image.save(path)
+            self._tracker.image("samples", image, step=progress.images)
+
+    def _export(self, progress: Progress) -> None:
+        weights = self._strategy.weights(self._family.samplers)
+        if self._leads:
+            save_model_folder(
+                self._folder.model,
+                self._recipe.model,
+                self._manifest.spec,
+                weights,
+                name=self._recipe.name,
+                images=progress.images,
+            )
+
+    def _note(self, text: str) -> None:
+        if self._leads:
+            self._job.board.note.remote(text)
+
+
+class _BoardHandler(logging.Handler):
+    """Brings this package's warnings on rank 0 before the user's eyes."""
+
+    def __init__(self, job: TrainJob) -> None:
+        super().__init__(logging.WARNING)
+        self._board = job.board
+        logging.getLogger("sfumato").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._board.note.remote(record.getMessage())
