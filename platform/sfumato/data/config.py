@@ -17,6 +17,13 @@ from sfumato.data.npz import NpzSource
 SourceSettings = DigitsSource | FolderSource | NpzSource
 
 
+def source_named(text: str) -> SourceSettings:
+    """The source that a word on the command line means: `digits`, an .npz file, or a folder of images."""
+    if text == "digits":
+        return DigitsSource()
+    return NpzSource(path=text) if text.endswith(".npz") else FolderSource(path=text)
+
+
 class DataSettings(Config):
     """Which data set, in which order, and what happens to samples that cannot be used."""
 

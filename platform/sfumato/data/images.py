@@ -46,9 +46,7 @@ def opened(file: Path | io.BytesIO, max_pixels: int, formats: tuple[str, ...] = 
         raise ImageFault(_reason("not an image that can be read", error)) from error
     if image.width * image.height > max_pixels:
         image.close()
-        raise ImageFault(
-            f"{image.width}x{image.height} is more than max_pixels={max_pixels:,} pixels"
-        )
+        raise ImageFault(f"{image.width}x{image.height} is more than max_pixels={max_pixels:,} pixels")
     return image
 
 
@@ -75,9 +73,7 @@ def converted(image: Image.Image, channels: Channels) -> Image.Image:
         elif image.mode == "F":
             raise ImageFault("floating-point pixels have no known range; store 8 or 16 bits")
         if image.has_transparency_data:
-            image = Image.alpha_composite(
-                Image.new("RGBA", image.size, "white"), image.convert("RGBA")
-            )
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image.convert(mode)
     except ImageFault:
         raise
@@ -151,8 +147,10 @@ def _npy(data: bytes, info: ImageInfo) -> U8:
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else (
-            np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else (np.lib.format.read_array_header_2_0)
         )
         shape, fortran, dtype = read(stream)
     except ValueError as error:

@@ -44,9 +44,9 @@ class ShardIndex:
     def save(self, folder: str | Path, shard: ShardInfo) -> None:
         columns = [self.keys, *(pa.array(column) for column in (self.offsets, self.sizes, self.labels))]
         schema = _SCHEMA.with_metadata({"sha256": shard.sha256, "version": "1"})
-        with pa.OSFile(str(Path(folder) / file_name(shard.name)), "wb") as file:
-            with pa.ipc.new_file(file, schema) as writer:
-                writer.write_table(pa.table(columns, schema=schema))
+        path = Path(folder) / file_name(shard.name)
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def file_name(shard: str) -> str:

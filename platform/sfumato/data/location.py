@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
-import pyarrow
+import pyarrow as pa
 from pyarrow import fs
 
 from sfumato.errors import DataError
@@ -17,7 +17,7 @@ def _filesystem(folder: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(folder))
     try:
         filesystem, root = fs.FileSystem.from_uri(folder)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{folder}: not a place that can be read ({_first_line(error)})") from error
     return filesystem, root.rstrip("/")
 
@@ -33,7 +33,7 @@ def size_of(folder: str, name: str) -> int | None:
     return int(info.size) if info.type == fs.FileType.File else None
 
 
-def open_file(folder: str, name: str) -> pyarrow.NativeFile:
+def open_file(folder: str, name: str) -> pa.NativeFile:
     """A file opened for random access. Raises DataError where it is missing or may not be read."""
     filesystem, root = _filesystem(folder)
     try:

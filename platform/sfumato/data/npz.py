@@ -33,9 +33,7 @@ class NpzSource(SourceConfig):
         description=f"Name of the array of labels; null takes the first of {', '.join(_LABELS)}, "
         "and without one the set has no labels.",
     )
-    classes: tuple[str, ...] = Field(
-        (), description="Names of the labels in order; empty: their numbers."
-    )
+    classes: tuple[str, ...] = Field((), description="Names of the labels in order; empty: their numbers.")
 
     @property
     def name(self) -> str:
@@ -58,9 +56,7 @@ class NpzSource(SourceConfig):
             )
         pixels_NHWC: U8 = arrays[images]
         pixels_NHWC = pixels_NHWC[..., None] if pixels_NHWC.ndim == 3 else pixels_NHWC
-        return ArraySource(
-            pixels_NHWC, labels_N, self._names(labels_N), f"{path.name}, array {images}"
-        )
+        return ArraySource(pixels_NHWC, labels_N, self._names(labels_N), f"{path.name}, array {images}")
 
     def _names(self, labels_N: NDArray[np.int64] | None) -> tuple[str, ...]:
         if labels_N is None:
@@ -133,7 +129,7 @@ def _check_images(path: Path, name: str, header: Header, max_pixels: int) -> Non
     if 0 in shape:
         raise DataError(f"{path}: {name} has shape {shape}: no images found")
     if shape[1] * shape[2] > max_pixels:
-        raise DataError(f"{path}: {name}: {shape[2]}x{shape[1]} is more than max_pixels={max_pixels:,} pixels")
+        raise DataError(f"{path}: {name}: {shape[2]}x{shape[1]} is more than max_pixels={max_pixels:,}")
 
 
 def _load(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -137,9 +137,7 @@ class Order:
 
     def _make_layout(self, epoch: int) -> tuple[list[int], list[int], int]:
         """Shards in their order, the virtual place where each ends, and where the circle starts."""
-        shards: list[int] = permutation(
-            len(self.shard_samples), derive(self.seed, "shards", epoch)
-        ).tolist()
+        shards: list[int] = permutation(len(self.shard_samples), derive(self.seed, "shards", epoch)).tolist()
         ends = list(accumulate(self.shard_samples[shard] for shard in shards))
         turn = int(np.random.PCG64(derive(self.seed, "start", epoch)).random_raw()) % self.total
         return shards, ends, turn

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.data import index
-from sfumato.data.config import SourceSettings
+from sfumato.data.config import SourceSettings, source_named
 from sfumato.data.faults import Fault, FaultLog, ImageFault, OnError
 from sfumato.data.images import MAX_PIXELS, bombs_refused, png
 from sfumato.data.manifest import FILE, Manifest, ShardInfo
@@ -38,7 +38,7 @@ class PackReport:
 
 
 def pack(
-    source: SourceSettings,
+    source: SourceSettings | str,
     dest: str | Path,
     *,
     overwrite: bool = False,
@@ -50,9 +50,11 @@ def pack(
 ) -> PackReport:
     """Write `source` as a data set in the folder `dest`, which appears complete or not at all.
 
-    `progress(done, total)` is called after every sample. Raises DataError for a source that cannot be
-    packed and for a `dest` that exists, unless `overwrite` is set and it holds a data set.
+    `source` may also be a word that `config.source_named` knows. `progress(done, total)` is called after
+    every sample. Raises DataError for a source that cannot be packed and for a `dest` that exists, unless
+    `overwrite` is set and it holds a data set.
     """
+    source = source_named(source) if isinstance(source, str) else source
     target = _target(dest, overwrite)
     log = FaultLog(on_error, max_errors)
     with bombs_refused():
@@ -136,9 +138,7 @@ def _mixed(keys: Sequence[str]) -> list[int]:
     )
 
 
-def _readable(
-    source: Source, log: FaultLog, progress: OnProgress | None
-) -> Iterator[tuple[str, Record]]:
+def _readable(source: Source, log: FaultLog, progress: OnProgress | None) -> Iterator[tuple[str, Record]]:
     total = len(source.keys)
     for done, row in enumerate(_mixed(source.keys), start=1):
         try:
@@ -149,9 +149,7 @@ def _readable(
             progress(done, total)
 
 
-def _next_shard(
-    samples: Iterator[tuple[str, Record]], path: Path, shard_size: int
-) -> ShardInfo | None:
+def _next_shard(samples: Iterator[tuple[str, Record]], path: Path, shard_size: int) -> ShardInfo | None:
     """Write up to `shard_size` samples; None (and no file) where none are left."""
     first = next(samples, None)
     if first is None:

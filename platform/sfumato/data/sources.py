@@ -65,4 +65,3 @@ class SourceConfig(Config, ABC):
     @abstractmethod
     def open(self, max_pixels: int) -> Source:
         """Look at everything that can be seen without decoding. Raises DataError in one line."""
-
