@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from sfumato.core.batch import DataSpec
+from sfumato.data.faults import OnError
+from sfumato.data.local import read_all
+from sfumato.data.manifest import Manifest
+from sfumato.evaluation.statistics import Int64Array, UInt8Array
 
-ImageBlock = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64] | None]
+ImageBlock = tuple[UInt8Array, Int64Array | None]
 """Images uint8 [n, H, W, C], and their labels int64 [n] where the data has classes."""
 
 
@@ -24,3 +26,24 @@ class Reference(Protocol):
     def blocks(self) -> Iterator[ImageBlock]:
         """All images in order, a block at a time."""
         ...
+
+
+class PackedReference:
+    """A packed data set, in the order of its manifest.
+
+    With `on_error="skip"`, samples that cannot be used are left out, which a manifest of equal digest
+    always does alike. Raises DataError where there is no data set.
+    """
+
+    def __init__(self, folder: str | Path, on_error: OnError = "fail") -> None:
+        manifest = Manifest.load(folder)
+        self._folder = folder
+        self._on_error: OnError = on_error
+        self.digest = manifest.digest
+        self.spec = manifest.spec
+        self.size = manifest.samples
+
+    def blocks(self) -> Iterator[ImageBlock]:
+        """Images and labels, up to 512 at a time."""
+        for columns in read_all(self._folder, 512, on_error=self._on_error):
+            yield columns["image"], columns.get("label")

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 Float64Array = npt.NDArray[np.float64]
 Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+UInt8Array = npt.NDArray[np.uint8]
 
 CHUNK_ROWS = 1024
 

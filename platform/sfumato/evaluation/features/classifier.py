@@ -23,13 +23,12 @@ from sfumato.errors import DataError
 from sfumato.evaluation.features.extractor import (
     Extracted,
     FeatureKind,
-    UInt8Array,
     extract_in_chunks,
     one_thread,
 )
 from sfumato.evaluation.features.network import Classifier, scale, train
-from sfumato.evaluation.metrics.metric import Int64Array
 from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays, write_arrays
 
 VERSION = 1
@@ -60,7 +59,7 @@ class ClassifierExtractor:
     def __init__(self, network: Classifier, facts: Mapping[str, object]) -> None:
         self._network = network.eval().requires_grad_(False)
         self.dim = network.embed.out_features
-        self.facts = dict(facts)
+        self.facts: Mapping[str, object] = dict(facts)
         content = hashlib.sha256(f"classifier transform {VERSION}".encode())
         for name, value in network.state_dict().items():
             content.update(name.encode() + value.numpy().tobytes())

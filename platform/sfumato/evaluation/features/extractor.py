@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.evaluation.reference import Reference
-from sfumato.evaluation.statistics import Float32Array
-
-UInt8Array = npt.NDArray[np.uint8]
+from sfumato.evaluation.statistics import Float32Array, UInt8Array
 
 
 @dataclass(frozen=True, slots=True)

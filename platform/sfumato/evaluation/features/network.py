@@ -84,7 +84,7 @@ def train(
             _, logits_BK = network(shift(scale(images_NCHW[pick_B]), limit))
             loss = F.cross_entropy(logits_BK, labels_N[pick_B])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     network.eval()

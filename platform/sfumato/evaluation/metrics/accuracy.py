@@ -23,17 +23,16 @@ class ClassAccuracy:
     needs_labels = True
     always_suffixed = False
 
-    def problems(self, data: DataSpec, samples: int, options: MetricOptions) -> list[str]:
+    def least_samples(self, options: MetricOptions) -> int:
+        return 1
+
+    def problems(self, data: DataSpec) -> list[str]:
         if data.num_classes >= 2:
             return []
-        return [
-            f"metric class_accuracy needs data with 2 or more classes, this data has {data.num_classes}: "
-            "leave it out of evaluate.metrics"
-        ]
+        got = f"this data has {data.num_classes}"
+        return [f"class_accuracy needs 2 or more classes, {got}: leave it out of evaluate.metrics"]
 
-    def compute(
-        self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions
-    ) -> MetricResult:
+    def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         if generated.label_N is None or generated.logits_NK is None:
             raise DataError(
                 "class_accuracy needs a class-conditional model and features that classify; got "

@@ -52,14 +52,13 @@ class FrechetDistance:
     needs_labels = False
     always_suffixed = True
 
-    def problems(self, data: DataSpec, samples: int, options: MetricOptions) -> list[str]:
-        if samples >= 2:
-            return []
-        return [f"evaluate.samples={samples} is too few for fd: a covariance needs 2 or more"]
+    def least_samples(self, options: MetricOptions) -> int:
+        return 2
 
-    def compute(
-        self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions
-    ) -> MetricResult:
+    def problems(self, data: DataSpec) -> list[str]:
+        return []
+
+    def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         dim = reference.embedding_ND.shape[1]
         details = {
             "dimensions": dim,

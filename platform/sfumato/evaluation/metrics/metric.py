@@ -7,13 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from sfumato.core.batch import DataSpec
-from sfumato.evaluation.statistics import Float32Array, Moments
-
-Int64Array = npt.NDArray[np.int64]
+from sfumato.evaluation.statistics import Float32Array, Int64Array, Moments
 
 
 @dataclass(frozen=True)
@@ -65,8 +60,12 @@ class Metric(Protocol):
     needs_labels: bool
     always_suffixed: bool
 
-    def problems(self, data: DataSpec, samples: int, options: MetricOptions) -> list[str]:
-        """Why this metric cannot be computed from `samples` images of this kind; one line each."""
+    def least_samples(self, options: MetricOptions) -> int:
+        """How many images it needs of either set."""
+        ...
+
+    def problems(self, data: DataSpec) -> list[str]:
+        """Why this metric cannot be computed for images of this kind; one line each."""
         ...
 
     def compute(

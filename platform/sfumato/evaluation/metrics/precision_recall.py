@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sfumato.core.batch import DataSpec
-from sfumato.errors import DataError
 from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Float32Array, Float64Array
 
@@ -70,9 +69,7 @@ def inside_manifold(
     return inside_M
 
 
-def coverage(
-    query_MD: Float32Array, support_ND: Float32Array, k: int, block: int = BLOCK
-) -> tuple[int, int]:
+def coverage(query_MD: Float32Array, support_ND: Float32Array, k: int, block: int = BLOCK) -> tuple[int, int]:
     """How many of the queries lie in the k-nearest-neighbour manifold of the support, and of how many.
 
     Both are shifted by the support's mean, which changes no distance and saves digits.
@@ -97,23 +94,14 @@ class ManifoldCoverage:
         self.name = name
         self._generated_is_support = generated_is_support
 
-    def problems(self, data: DataSpec, samples: int, options: MetricOptions) -> list[str]:
-        if samples > options.k:
-            return []
-        return [
-            f"evaluate.samples={samples} is too few for {self.name} with evaluate.k={options.k}: "
-            f"ask for {options.k + 1} samples or more, or a smaller k"
-        ]
+    def least_samples(self, options: MetricOptions) -> int:
+        return options.k + 1
 
-    def compute(
-        self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions
-    ) -> MetricResult:
+    def problems(self, data: DataSpec) -> list[str]:
+        return []
+
+    def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         support, query = (generated, reference) if self._generated_is_support else (reference, generated)
-        if len(support) <= options.k:
-            raise DataError(
-                f"{self.name} with evaluate.k={options.k} needs more than {options.k} images on each side, "
-                f"got {len(reference)} reference and {len(generated)} generated: use a smaller k"
-            )
         inside, total = coverage(query.embedding_ND, support.embedding_ND, options.k)
         return MetricResult(self.name, inside / total, {"inside": inside, "of": total, "k": options.k})
 

@@ -1,0 +1,73 @@
+"""Features of the reference, computed once for each (data, extractor) and kept in the cache folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sfumato.errors import DataError
+from sfumato.evaluation.features.extractor import Extracted, Extractor
+from sfumato.evaluation.metrics.metric import FeatureSet
+from sfumato.evaluation.reference import ImageBlock, Reference
+from sfumato.evaluation.statistics import Int64Array
+from sfumato.evaluation.store import Array, digest, read_arrays, write_arrays
+
+
+def reference_features(reference: Reference, extractor: Extractor, cache: Path) -> FeatureSet:
+    """Features, logits and labels of the whole reference, in its order.
+
+    Raises DataError for images or labels that are not what the reference's `spec` says.
+    """
+    key = digest("reference", reference.digest, extractor.digest)
+    path = cache / f"reference-{extractor.name}-{key}.safetensors"
+    stored = read_arrays(path)
+    arrays = stored[0] if stored else _extract(reference, extractor)
+    if stored is None:
+        write_arrays(path, arrays, {"reference": reference.digest, "extractor": extractor.digest})
+    return FeatureSet(arrays["embedding"], arrays.get("logits"), arrays.get("label"))
+
+
+def class_counts(features: FeatureSet, classes: int) -> Int64Array | None:
+    """Images of each class [K], or None where there are no labels."""
+    if features.label_N is None:
+        return None
+    return np.bincount(features.label_N, minlength=classes).astype(np.int64)
+
+
+def _extract(reference: Reference, extractor: Extractor) -> dict[str, Array]:
+    extracted: list[Extracted] = []
+    labels: list[Int64Array] = []
+    for block in reference.blocks():
+        _check(block, reference)
+        extracted.append(extractor.extract(block[0]))
+        if block[1] is not None:
+            labels.append(block[1])
+    if not extracted:
+        raise DataError("the reference data holds no usable image")
+    arrays: dict[str, Array] = {"embedding": np.concatenate([part.embedding_ND for part in extracted])}
+    if not np.isfinite(arrays["embedding"]).all():
+        raise DataError(f"features {extractor.name} of the reference are not finite")
+    logits = [part.logits_NK for part in extracted if part.logits_NK is not None]
+    if logits:
+        arrays["logits"] = np.concatenate(logits)
+    if labels:
+        arrays["label"] = np.concatenate(labels)
+    return arrays
+
+
+def _check(block: ImageBlock, reference: Reference) -> None:
+    images, label_N = block
+    spec = reference.spec
+    if images.shape[1:] != (spec.height, spec.width, spec.channels) or images.dtype != np.uint8:
+        raise DataError(
+            f"the reference holds {images.dtype} images of shape {images.shape[1:]} where its manifest says "
+            f"uint8 {(spec.height, spec.width, spec.channels)}: pack it again"
+        )
+    if label_N is None:
+        return
+    if len(label_N) != len(images) or label_N.min() < 0 or label_N.max() >= spec.num_classes:
+        raise DataError(
+            f"the reference has labels {label_N.min()} to {label_N.max()} where its manifest names "
+            f"{spec.num_classes} classes: pack it again"
+        )

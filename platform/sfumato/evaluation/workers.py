@@ -1,0 +1,134 @@
+"""Block makers as Ray actors. The caller has started Ray."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sfumato.errors import CapabilityError, SfumatoError
+from sfumato.evaluation.blocks import Block, BlockMaker, Task
+from sfumato.evaluation.config import EvaluateSettings
+
+if TYPE_CHECKING:
+    import ray
+
+RESTARTS = 3
+IN_FLIGHT = 2
+"""Tasks queued on an actor: one at work, one waiting, so that no actor waits for the driver."""
+
+
+class Worker:
+    """A block maker that is built where it runs. Ray builds it again after its process died."""
+
+    def __init__(self, build: Callable[[], BlockMaker]) -> None:
+        self._maker = build()
+
+    def ready(self) -> None:
+        """Returns once the actor has started."""
+
+    def make(self, task: Task) -> Block:
+        return self._maker.make(task)
+
+
+class RayPool:
+    """Actors that make blocks. Blocks come back in the order of completion, not of index.
+
+    An actor that cannot be placed yet leaves its share to the others. A context manager: leaving it ends
+    the actors.
+    """
+
+    def __init__(self, build: Callable[[], BlockMaker], settings: EvaluateSettings, tasks: int) -> None:
+        import ray
+
+        self._settings = settings
+        _check_placeable(settings)
+        # Ray adds `.remote` to methods in a way that type checkers cannot follow.
+        actor: Any = ray.remote(Worker).options(
+            num_cpus=settings.cpus_per_actor,
+            num_gpus=settings.gpus_per_actor,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+        )
+        shared = ray.put(build)
+        self._actors: list[Any] = [actor.remote(shared) for _ in range(min(settings.actors, tasks))]
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Block]:
+        """All blocks. Raises the SfumatoError of a task, or one that says why the actors failed."""
+        import ray
+
+        waiting = deque(tasks)
+        starting = {actor.ready.remote(): actor for actor in self._actors}
+        working: dict[ray.ObjectRef[Block], Any] = {}
+        while waiting or working:
+            patience = None if working else self._settings.start_timeout
+            done, _ = ray.wait([*working, *starting], num_returns=1, timeout=patience)
+            if not done:
+                raise CapabilityError(_no_actor(self._settings))
+            reference = done[0]
+            if reference in starting:
+                actor, places = starting.pop(reference), IN_FLIGHT
+                _result(reference)
+            else:
+                actor, places = working.pop(reference), 1
+                yield _result(reference)
+            for _ in range(min(places, len(waiting))):
+                working[actor.make.remote(waiting.popleft())] = actor
+
+
+def _result(reference: Any) -> Any:
+    """What the task returned; its error in one line."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SfumatoError):
+            raise error.cause from None
+        raise SfumatoError(f"evaluation failed in an actor: {_one_line(error.cause)}") from error
+    except ray.exceptions.RayActorError as error:
+        raise SfumatoError(
+            f"evaluation stopped: an actor died {RESTARTS + 1} times, at last by {_one_line(error)}; "
+            "finished blocks are kept, evaluate again to go on"
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def _check_placeable(settings: EvaluateSettings) -> None:
+    """An actor larger than every machine would wait for ever; say so at once."""
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    largest = max((node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"]), default=0.0)
+    # A head without CPUs may scale up; its actors are given `start_timeout`.
+    if 0 < largest < settings.cpus_per_actor:
+        raise CapabilityError(
+            f"evaluate.cpus_per_actor={settings.cpus_per_actor:g} fits no machine of this Ray cluster, whose "
+            f"largest has {largest:g} CPUs: set evaluate.cpus_per_actor={largest:g} or less"
+        )
+
+
+def _no_actor(settings: EvaluateSettings) -> str:
+    import ray
+
+    free = ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+    total = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+    return (
+        f"no evaluation actor started within evaluate.start_timeout={settings.start_timeout:g} s: each needs "
+        f"{settings.cpus_per_actor:g} CPUs and {settings.gpus_per_actor:g} GPUs, and {free:g} of the "
+        f"cluster's {total:g} CPUs are free; set evaluate.actors=0 to evaluate in this "
+        "process, or give Ray more"
+    )
