@@ -34,9 +34,7 @@ def config_class(name: str) -> type[FamilyConfig]:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-        raise ConfigError(
-            f"model.family: no family is called {name!r}; {hint} (your own: 'package.module:ClassName')"
-        )
+        raise ConfigError(f"no family is called {name!r}; {hint} (your own: 'package.module:ClassName')")
     return _checked(importlib.import_module(f"{__name__}.{name}"), "Config", f"families.{name}:Config")
 
 
@@ -51,7 +49,7 @@ def reference(config: FamilyConfig) -> str:
 def _imported(path: str) -> type[FamilyConfig]:
     module_name, _, class_name = path.partition(":")
     if not module_name or not class_name:
-        raise ConfigError(f"model.family: got {path!r}; write it as 'package.module:ClassName'")
+        raise ConfigError(f"got {path!r}; write it as 'package.module:ClassName'")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -59,7 +57,7 @@ def _imported(path: str) -> type[FamilyConfig]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise ConfigError(
-            f"model.family: module {error.name!r} of {path!r} cannot be imported; install it in this "
+            f"module {error.name!r} of {path!r} cannot be imported; install it in this "
             "environment or put its folder on PYTHONPATH"
         ) from error
     return _checked(module, class_name, path)
@@ -68,9 +66,7 @@ def _imported(path: str) -> type[FamilyConfig]:
 def _checked(module: object, class_name: str, path: str) -> type[FamilyConfig]:
     found = getattr(module, class_name, None)
     if found is None:
-        raise ConfigError(f"model.family: {path!r} was imported but has no class {class_name!r}")
+        raise ConfigError(f"{path!r} was imported but has no class {class_name!r}")
     if not (isinstance(found, type) and issubclass(found, FamilyConfig)):
-        raise ConfigError(
-            f"model.family: {path!r} is not a family; it must subclass sfumato.core.family.FamilyConfig"
-        )
+        raise ConfigError(f"{path!r} is not a family; it must subclass sfumato.core.family.FamilyConfig")
     return found

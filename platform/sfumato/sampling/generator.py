@@ -88,8 +88,15 @@ class Generator:
         except (RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{folder}: the weights are not of this configuration: {reason}") from None
-        about = {"name": stored.name, "images": stored.images, "digest": stored.digest}
-        return cls(stored.config, stored.data, nets, device=device, **about)
+        return cls(
+            stored.config,
+            stored.data,
+            nets,
+            name=stored.name,
+            images=stored.images,
+            digest=stored.digest,
+            device=device,
+        )
 
     def options(self, overrides: Mapping[str, Any] | None = None) -> Config:
         """The model's sampling defaults with changes. Raises ConfigError for what it does not know."""

@@ -122,9 +122,9 @@ def _check_place(target: Path, *, overwrite: bool) -> None:
     held = sorted(entry.name for entry in target.iterdir())
     if held and not overwrite:
         raise ConfigError(
-            f"--out {target}: holds {len(held)} files already; choose another or pass --overwrite"
+            f"--out {target}: holds {len(held)} entries already; choose another or pass --overwrite"
         )
     if foreign := [name for name in held if not OURS.fullmatch(name)]:
         raise ConfigError(
-            f"--out {target}: holds {foreign[0]!r}, which is no sample and would be lost; choose another folder"
+            f"--out {target}: holds {foreign[0]!r}, which is no sample and would be lost; choose another"
         )

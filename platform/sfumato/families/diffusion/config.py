@@ -59,7 +59,8 @@ class NetworkConfig(Config):
             if self.channels[level] % self.head_dim:
                 raise ValueError(
                     f"head_dim: {self.head_dim} does not divide the {self.channels[level]} channels of "
-                    f"level {level}, which has attention; {_nearest_divisor(self.channels[level], self.head_dim)} does"
+                    f"level {level}, which has attention; the nearest that does is "
+                    f"{_nearest_divisor(self.channels[level], self.head_dim)}"
                 )
         return self
 
@@ -164,7 +165,8 @@ class DiffusionConfig(FamilyConfig):
             why = "the data has no classes" if not data.num_classes else "model.condition is 'none'"
             if self.objective.label_dropout:
                 found.append(
-                    f"model.objective.label_dropout: {self.objective.label_dropout:g}, but {why}; leave it out"
+                    f"model.objective.label_dropout: {self.objective.label_dropout:g}, but {why}; "
+                    "leave it out"
                 )
             if self.sampling.guidance != 1:
                 found.append(f"model.sampling.guidance: {self.sampling.guidance:g}, but {why}; set it to 1")
@@ -178,10 +180,8 @@ class DiffusionConfig(FamilyConfig):
     def _sampling_problems(self) -> list[str]:
         if self.sampling.steps <= self.objective.timesteps:
             return []
-        return [
-            f"model.sampling.steps: {self.sampling.steps} is more than the {self.objective.timesteps} noise "
-            f"levels (model.objective.timesteps); the most is {self.objective.timesteps}"
-        ]
+        most = self.objective.timesteps
+        return [f"model.sampling.steps: got {self.sampling.steps}, the most is {most} (objective.timesteps)"]
 
 
 def _size_problems(network: NetworkConfig, data: DataSpec) -> list[str]:

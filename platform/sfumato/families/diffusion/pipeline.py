@@ -119,10 +119,12 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
             null_class=null_class,
             progress=self.progress_bar,
         )
-        images = (images / 2 + 0.5).clamp(0, 1)
-        if output_type != "pt":
-            images = images.cpu().permute(0, 2, 3, 1).numpy()
-            if output_type == "pil":
-                images = self.numpy_to_pil(images)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        shown = self._shown((images / 2 + 0.5).clamp(0, 1), output_type)
+        return ImagePipelineOutput(images=shown) if return_dict else (shown,)
+
+    def _shown(self, images: torch.Tensor, output_type: str) -> Any:
+        if output_type == "pt":
+            return images
+        array = images.cpu().permute(0, 2, 3, 1).numpy()
+        return self.numpy_to_pil(array) if output_type == "pil" else array

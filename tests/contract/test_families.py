@@ -1,0 +1,253 @@
+"""What every family must keep to, whoever wrote it. A new folder under families/ is tested by being there."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from sfumato import families
+from sfumato.core.batch import Batch, DataSpec, Piece
+from sfumato.core.family import EmaOf, Family, FamilyConfig, Phase, Progress, SampleRequest, Trainable
+from sfumato.core.rng import SampleRng, StreamRng, seeded
+from sfumato.sampling.generator import Generator
+from sfumato.sampling.model_folder import save_model_folder
+
+DATA = DataSpec(channels=1, height=8, width=8, classes=("zero", "one", "two"))
+ROWS = 4
+PROGRESS = Progress(step=0, images=64, total_images=1_000, batch=ROWS)
+
+Nets = dict[str, nn.Module]
+
+
+@pytest.fixture(params=families.names())
+def config(request: pytest.FixtureRequest) -> FamilyConfig:
+    return families.config_class(request.param).tiny()
+
+
+@pytest.fixture
+def family(config: FamilyConfig) -> Family:
+    return config.build(DATA)
+
+
+@pytest.fixture
+def nets(family: Family) -> Nets:
+    return build(family)
+
+
+def build(family: Family) -> Nets:
+    found: Nets = {}
+    for name, spec in family.nets.items():
+        if not isinstance(spec, EmaOf):
+            with seeded(0, "init", name):
+                found[name] = spec.build()
+    for name, spec in family.nets.items():
+        if isinstance(spec, EmaOf):
+            found[name] = copy.deepcopy(found[spec.source])
+    return found
+
+
+def batch(rows: int = ROWS) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    image = torch.rand(rows, *DATA.shape, generator=generator) * 2 - 1
+    return {"image": image, "label": torch.arange(rows) % DATA.num_classes}
+
+
+def noise(*pieces: Piece, phase: str, images: int = 64) -> StreamRng:
+    return StreamRng(pieces, rows_per_stream=ROWS, seed=5, images=images, phase=phase)
+
+
+def view(nets: Nets, trains: str | None) -> Nets:
+    """The networks as a strategy hands them to a loss: all but one frozen."""
+    for name, net in nets.items():
+        net.requires_grad_(name == trains)
+    return nets
+
+
+def loss_of(family: Family, nets: Nets, phase: Phase, rows: Mapping[str, Tensor], rng: StreamRng) -> Tensor:
+    with torch.no_grad():
+        prepared = family.prepare(view(nets, None), rows, rng)
+    return phase.loss(view(nets, phase.trains), prepared, PROGRESS, rng).loss_B
+
+
+def fields(kind: type[BaseModel]) -> Iterator[tuple[str, str | None]]:
+    for name, field in kind.model_fields.items():
+        yield f"{kind.__name__}.{name}", field.description
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation)
+
+
+def test_the_tiny_instance_fits_the_data(config: FamilyConfig) -> None:
+    assert config.problems(DATA) == []
+
+
+def test_networks_phases_and_samplers_refer_to_each_other(family: Family) -> None:
+    trainable = {name for name, spec in family.nets.items() if isinstance(spec, Trainable)}
+    sources = {spec.source for spec in family.nets.values() if isinstance(spec, EmaOf)}
+    assert {phase.trains for phase in family.phases} == trainable
+    assert sources <= trainable
+    assert family.samplers
+    assert set(family.samplers) <= set(family.nets)
+    assert len({phase.name for phase in family.phases}) == len(family.phases)
+    assert all(phase.repeats >= 1 and phase.every >= 1 for phase in family.phases)
+
+
+def test_building_is_deterministic(family: Family) -> None:
+    first, second = build(family), build(family)
+    for name, net in first.items():
+        other = second[name].state_dict()
+        assert all(torch.equal(value, other[key]) for key, value in net.state_dict().items())
+
+
+def test_averages_decay_by_a_weight(family: Family) -> None:
+    for spec in family.nets.values():
+        if isinstance(spec, EmaOf):
+            assert 0 <= spec.decay(PROGRESS) < 1
+            late = Progress(step=10_000, images=10_000_000, total_images=10_000_000, batch=ROWS)
+            assert 0 <= spec.decay(late) < 1
+
+
+def test_losses_have_one_finite_value_a_row(family: Family, nets: Nets) -> None:
+    for phase in family.phases:
+        rng = noise(Piece(0, 0, ROWS), phase=phase.name)
+        out = phase.loss(view(nets, phase.trains), family.prepare(nets, batch(), rng), PROGRESS, rng)
+        assert out.loss_B.shape == (ROWS,)
+        assert out.loss_B.isfinite().all()
+        for name, value in out.metrics.items():
+            assert value.shape in {(), (ROWS,)}, name
+            assert value.isfinite().all(), name
+            assert not value.requires_grad, name
+
+
+def test_a_phase_reaches_every_parameter_of_its_network_and_no_other(family: Family, nets: Nets) -> None:
+    for phase in family.phases:
+        for net in nets.values():
+            net.zero_grad(set_to_none=True)
+        loss_of(family, nets, phase, batch(), noise(Piece(0, 0, ROWS), phase=phase.name)).mean().backward()
+        trained = dict(nets[phase.trains].named_parameters())
+        assert [name for name, value in trained.items() if value.grad is None] == []
+        assert all(value.grad.isfinite().all() for value in trained.values() if value.grad is not None)
+        assert any(value.grad.any() for value in trained.values() if value.grad is not None)
+        for name, net in nets.items():
+            if name != phase.trains:
+                assert all(value.grad is None for value in net.parameters()), name
+
+
+def test_a_row_has_its_own_loss(family: Family, nets: Nets) -> None:
+    if any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for net in nets.values()
+        for module in net.modules()
+    ):
+        pytest.skip("batch statistics couple the rows")
+    rows = batch()
+    changed = {"image": rows["image"].clone(), "label": rows["label"].clone()}
+    changed["image"][1:] *= -0.5
+    changed["label"][1:] = 2 - changed["label"][1:]
+    for phase in family.phases:
+        one, two = (
+            loss_of(family, nets, phase, given, noise(Piece(0, 0, ROWS), phase=phase.name))
+            for given in (rows, changed)
+        )
+        torch.testing.assert_close(one[0], two[0], rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(one[1:], two[1:])
+
+
+def test_all_randomness_comes_from_the_given_noise(family: Family, nets: Nets) -> None:
+    for phase in family.phases:
+        found = []
+        for global_seed in (1, 2):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(global_seed)
+                before = torch.get_rng_state()
+                rng = noise(Piece(0, 0, ROWS), phase=phase.name)
+                found.append(loss_of(family, nets, phase, batch(), rng))
+                assert torch.equal(before, torch.get_rng_state())
+        assert torch.equal(*found)
+
+
+def test_a_cut_into_micro_batches_changes_no_loss(family: Family, nets: Nets) -> None:
+    if any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for net in nets.values()
+        for module in net.modules()
+    ):
+        pytest.skip("batch statistics couple the rows")
+    rows = batch()
+    for phase in family.phases:
+        whole = loss_of(family, nets, phase, rows, noise(Piece(0, 0, ROWS), phase=phase.name))
+        parts = [
+            loss_of(
+                family,
+                nets,
+                phase,
+                {key: value[first : first + 2] for key, value in rows.items()},
+                noise(Piece(0, first, 2), phase=phase.name),
+            )
+            for first in (0, 2)
+        ]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_prepare_changes_neither_batch_nor_networks(family: Family, nets: Nets) -> None:
+    rows, kept = batch(), batch()
+    state = {name: copy.deepcopy(net.state_dict()) for name, net in nets.items()}
+    first, second = (family.prepare(nets, rows, noise(Piece(0, 0, ROWS), phase="p")) for _ in range(2))
+    assert all(torch.equal(rows[key], kept[key]) for key in kept)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    for name, net in nets.items():
+        assert all(torch.equal(value, state[name][key]) for key, value in net.state_dict().items())
+
+
+def draw(config: FamilyConfig, family: Family, nets: Nets, indices: range) -> Tensor:
+    labels = torch.tensor([i % DATA.num_classes for i in indices]) if config.conditional(DATA) else None
+    request = SampleRequest(num=len(indices), labels_N=labels, options=config.sampling)
+    with torch.no_grad():
+        return family.sample(
+            {name: nets[name].eval() for name in family.samplers}, request, SampleRng(7, indices)
+        )
+
+
+def test_samples_are_images(config: FamilyConfig, family: Family, nets: Nets) -> None:
+    before = torch.get_rng_state()
+    images = draw(config, family, nets, range(5))
+    assert images.shape == (5, *DATA.shape)
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()
+    assert images.abs().max() <= 1
+    assert not torch.equal(images[0], images[3]), "two samples of one class are the same"
+    assert torch.equal(before, torch.get_rng_state()), "sampling used the global generator"
+
+
+def test_a_sample_depends_on_its_own_noise_alone(config: FamilyConfig, family: Family, nets: Nets) -> None:
+    many = draw(config, family, nets, range(6))
+    torch.testing.assert_close(draw(config, family, nets, range(2, 5)), many[2:5], rtol=0, atol=1e-4)
+    assert torch.equal(draw(config, family, nets, range(6)), many)
+
+
+def test_the_configuration_is_json_and_described(config: FamilyConfig) -> None:
+    again = type(config).model_validate(json.loads(config.model_dump_json()))
+    assert again == config
+    assert [name for name, text in fields(type(config)) if not text] == []
+    assert families.config_class(families.reference(config)) is type(config)
+
+
+def test_a_model_folder_keeps_the_model(
+    config: FamilyConfig, family: Family, nets: Nets, tmp_path: Path
+) -> None:
+    states = {name: nets[name].state_dict() for name in family.samplers}
+    save_model_folder(tmp_path / "model", config, DATA, states, name="tiny", images=64)
+    loaded = Generator.load(tmp_path / "model")
+    assert (loaded.config, loaded.data, loaded.images, loaded.name) == (config, DATA, 64, "tiny")
+    for name, state in states.items():
+        found = loaded.nets[name].state_dict()
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[key], value) for key, value in state.items())
+    kept = Generator(config, DATA, {name: nets[name] for name in family.samplers})
+    assert (loaded.sample(3, seed=2) == kept.sample(3, seed=2)).all()
