@@ -1,0 +1,135 @@
+"""Registers a trained model: an MLflow model that loads and samples anywhere, without a pickle in it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sfumato
+from sfumato.errors import CheckpointError, ConfigError
+from sfumato.sampling.generator import Generator
+from sfumato.tracking.run import TrackerHandle
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+# What the package's sampling side imports; the package itself travels with the model.
+REQUIREMENTS = ("mlflow", "torch", "diffusers", "numpy", "pandas", "pillow", "pydantic", "safetensors")
+
+
+def register_model(handle: TrackerHandle, folder: Path, name: str) -> int:
+    """Log the model folder to the run and register it; the version that it got.
+
+    Raises:
+        ConfigError: a name that MLflow does not take.
+        CheckpointError: no model in that folder.
+        SfumatoError: a store that does not answer.
+    """
+    if not name.strip() or set(name) & set("/:%\"'"):
+        raise ConfigError(f"registry.name '{name}' must not be empty or contain / : % or quotes")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} has no model: train first, then register")
+    generator = Generator.load(folder, trust=True)
+    client = handle.store.client()
+    handle.store.reach(client.search_experiments)
+    model_id = _log(client, handle, folder, generator)
+    _ensure_registered(client, name)
+    version = client.create_model_version(
+        name,
+        source=f"models:/{model_id}",
+        run_id=handle.run_id,
+        tags={"sfumato.images": generator.images, "sfumato.digest": generator.digest},
+        model_id=model_id,
+    )
+    return int(version.version)
+
+
+def _log(client: MlflowClient, handle: TrackerHandle, folder: Path, generator: Generator) -> str:
+    """Log the model as an output of the run; its id. A model that could not be logged is marked so."""
+    from mlflow.entities import LoggedModelOutput
+
+    logged = client.create_logged_model(
+        handle.experiment_id,
+        name=_name(generator),
+        source_run_id=handle.run_id,
+        tags={"sfumato.digest": generator.digest},
+        params={"family": generator.config.family, "images": str(generator.images)},
+        model_type="generator",
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
+            packed = Path(scratch) / "model"
+            _pack(packed, folder, generator, logged.model_id, handle.run_id, logged.artifact_location)
+            client.log_model_artifacts(logged.model_id, str(packed))
+        client.log_outputs(handle.run_id, [LoggedModelOutput(logged.model_id, step=generator.images)])
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    return str(logged.model_id)
+
+
+def _name(generator: Generator) -> str:
+    """The logged model's name, of the characters that MLflow allows."""
+    return "".join("-" if letter in "/:.%\"'" else letter for letter in generator.name) or "model"
+
+
+def _pack(
+    target: Path, folder: Path, generator: Generator, model_id: str, run_id: str, location: str
+) -> None:
+    """Write an MLflow model folder: our model folder, the code, the signature, the requirements."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    before = list(sys.path)
+    try:
+        mlflow.pyfunc.save_model(
+            target,
+            mlflow_model=Model(artifact_path=location, run_id=run_id, model_id=model_id),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            code_paths=[str(Path(sfumato.__file__).parent)],
+            artifacts={"model": str(folder.resolve())},
+            signature=signature(generator),
+            pip_requirements=[f"{package}=={_version(package)}" for package in REQUIREMENTS],
+        )
+    finally:
+        # MLflow leaves the copied code, which is about to be deleted, on the path.
+        sys.path[:] = before
+
+
+def _version(package: str) -> str:
+    """The installed version, without the part that says which build it is (2.13.0+cpu)."""
+    return metadata.version(package).split("+", 1)[0]
+
+
+def signature(generator: Generator) -> ModelSignature:
+    """seed and, for a conditional model, label -> uint8 images; sampling options as parameters."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    columns: list[ColSpec | TensorSpec] = [ColSpec("long", "seed")]
+    if generator.labels(1) is not None:
+        columns.append(ColSpec("long", "label", required=False))
+    data = generator.data
+    image = TensorSpec(np.dtype("uint8"), (-1, data.height, data.width, data.channels), name="image")
+    kinds: dict[type, str] = {bool: "boolean", int: "long", float: "double", str: "string"}
+    options: dict[str, Any] = generator.options().model_dump()
+    params = [
+        ParamSpec(name, kinds[type(value)], value) for name, value in options.items() if type(value) in kinds
+    ]
+    return ModelSignature(Schema(columns), Schema([image]), ParamSchema(params))
+
+
+def _ensure_registered(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

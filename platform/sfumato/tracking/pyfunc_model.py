@@ -1,0 +1,39 @@
+"""What MLflow runs to load and call a registered model ("models from code": this file, not a pickle)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+from sfumato.sampling.generator import Generator
+
+
+class SfumatoModel(PythonModel):
+    """Draws one image a row from columns `seed` and, for a model with classes, `label`.
+
+    Rows of equal seed are samples 0, 1, ... of that seed, the ones that `sfumato sample --seed` draws.
+    """
+
+    def load_context(self, context: Any) -> None:
+        # Who loads an MLflow model runs its code; a family by import path asks for no more trust than that.
+        self._generator = Generator.load(context.artifacts["model"], trust=True)
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Images uint8 [rows, H, W, C]; `params` change the model's sampling defaults."""
+        frame = model_input.reset_index(drop=True)
+        images: dict[int, npt.NDArray[np.uint8]] = {}
+        for seed, rows in frame.groupby("seed", sort=False):
+            labels = [int(label) for label in rows["label"]] if "label" in rows else None
+            drawn = self._generator.sample(len(rows), seed=int(str(seed)), labels=labels, options=params)
+            images.update(zip(rows.index, drawn, strict=True))
+        return np.stack([images[row] for row in range(len(frame))])
+
+
+set_model(SfumatoModel())

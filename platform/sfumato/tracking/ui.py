@@ -1,0 +1,126 @@
+"""Opens MLflow's user interface on an embedded store, for this machine alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfumato.errors import ConfigError, SfumatoError
+from sfumato.tracking.config import TrackingSettings
+from sfumato.tracking.store import Store
+
+HOST = "127.0.0.1"
+READY_SECONDS = 120.0
+
+
+def serve(settings: TrackingSettings, *, root: Path, port: int = 5000) -> None:
+    """Serve the UI until ctrl-C, and print where it is. A tracking server has its own: print that.
+
+    Raises ConfigError where there are no runs yet or the port is taken.
+    """
+    store = Store.of(settings, root)
+    if store.uri.startswith("http"):
+        print(f"The tracking server has its own UI: {store.shown}")
+        return
+    # However we are asked to end, the server must not stay behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), started(store, port) as ui:
+        print(f"MLflow UI: {ui.url}  (ctrl-C ends it)", flush=True)
+        status = ui.server.wait()
+        raise SfumatoError(f"the MLflow server ended by itself with status {status}; its words are above")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A UI that answers at `url`."""
+
+    url: str
+    server: subprocess.Popen[bytes]
+
+
+@contextlib.contextmanager
+def started(store: Store, port: int) -> Iterator[Running]:
+    """The UI while its server runs; the server and its workers end with the block."""
+    if store.database is not None and not store.database.exists():
+        raise ConfigError(
+            f"there is no MLflow store at {store.database} yet: start a run first, "
+            "or call this from the folder in which it was started"
+        )
+    check_port(port)
+    # A group of its own: ctrl-C comes to us alone, and we end the server with its workers.
+    server = subprocess.Popen(
+        command(store, port), env=server_environment(), stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        url = f"http://{HOST}:{port}"
+        _wait(server, url)
+        yield Running(url, server)
+    finally:
+        _end(server)
+
+
+def command(store: Store, port: int) -> list[str]:
+    """The server's command line: loopback, one worker, no more than it needs."""
+    files = ["--default-artifact-root", store.artifacts] if store.artifacts else []
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, *files),
+        *("--host", HOST, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"),
+    ]
+
+
+def server_environment() -> dict[str, str]:
+    """Our environment without the executor of MLflow's jobs, a 240 MB process that is of no use here."""
+    return {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def check_port(port: int) -> None:
+    """Raises ConfigError where somebody listens on the port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As the server does it: a port in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} cannot be used ({error.strerror}): choose another one, --port {port + 1}"
+            ) from error
+
+
+def _wait(server: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise SfumatoError(
+                f"the MLflow server ended at once with status {server.returncode}; its words are above"
+            )
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{url}/health", timeout=2).close()  # noqa: S310 - our own address
+            return
+        time.sleep(0.3)
+    raise SfumatoError(f"the MLflow server did not answer at {url} within {READY_SECONDS:.0f} s")
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server's process group, gently first."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, sign)
+        try:
+            server.wait(timeout=8)
+            return
+        except subprocess.TimeoutExpired:
+            continue
