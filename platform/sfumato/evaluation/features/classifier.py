@@ -35,6 +35,7 @@ VERSION = 1
 """Part of the cache's key: raise it when the network or its training changes."""
 SMALLEST_SIDE = 8
 HELD_OUT_PARTS = 5
+LEAST_PER_CLASS = 10
 
 
 class ClassifierOptions(Config):
@@ -163,9 +164,10 @@ def _load(reference: Reference, options: ClassifierOptions) -> tuple[Tensor, Ten
         positions += [first + row for row in kept]
         first += len(block_NHWC)
     held_out_N = torch.tensor([derive("held-out", position) % HELD_OUT_PARTS == 0 for position in positions])
-    if not positions or held_out_N.all() or not held_out_N.any():
+    least = LEAST_PER_CLASS * reference.spec.num_classes
+    if len(positions) < least or not held_out_N.any():
         raise DataError(
-            f"features classifier needs enough labelled images to train on and to hold some out, got "
+            f"features classifier needs {least} labelled images or more to train on and to hold some out, got "
             f"{len(positions)}: give more reference images or use evaluate.features=efficientnet_lite0"
         )
     images_NHWC = torch.from_numpy(np.concatenate(images))
