@@ -76,6 +76,12 @@ def loss_of(family: Family, nets: Nets, phase: Phase, rows: Mapping[str, Tensor]
     return phase.loss(view(nets, phase.trains), prepared, PROGRESS, rng).loss_B
 
 
+def skip_where_rows_are_coupled(nets: Nets) -> None:
+    modules = [module for net in nets.values() for module in net.modules()]
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
+        pytest.skip("batch statistics couple the rows")
+
+
 def fields(kind: type[BaseModel]) -> Iterator[tuple[str, str | None]]:
     for name, field in kind.model_fields.items():
         yield f"{kind.__name__}.{name}", field.description

@@ -83,9 +83,12 @@ class Generator:
         Raises CheckpointError or ConfigError, each one line.
         """
         stored = read_model_folder(folder, trust=trust)
+        family = stored.config.build(stored.data)
+        if missing := [name for name in family.samplers if name not in stored.weights]:
+            raise CheckpointError(f"{folder} has no weights for network {missing[0]!r}; export it again")
         try:
-            nets = build_nets(stored.config.build(stored.data), stored.weights)
-        except (RuntimeError, KeyError) as error:
+            nets = build_nets(family, stored.weights)
+        except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{folder}: the weights are not of this configuration: {reason}") from None
         return cls(
@@ -192,7 +195,7 @@ class Generator:
 def build_nets(family: Family, weights: Weights) -> dict[str, nn.Module]:
     """The networks that sampling needs, with these weights.
 
-    Raises KeyError for a network without weights, RuntimeError for weights that do not fit.
+    Raises RuntimeError for weights that do not fit.
     """
     nets: dict[str, nn.Module] = {}
     for name in family.samplers:
