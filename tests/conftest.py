@@ -59,8 +59,9 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with scikit-learn's 1,797 handwritten digits, packed as `sfumato pack` does it."""
+    from sfumato.data.digits import DigitsSource
     from sfumato.data.pack import pack
 
     folder = tmp_path_factory.mktemp("data") / "digits"
-    pack("digits", folder)
+    pack(DigitsSource(), folder)
     return folder
