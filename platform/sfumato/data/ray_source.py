@@ -10,13 +10,14 @@ started before its predecessor has ended.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -43,7 +44,7 @@ _MIN_STORE = 64 << 20
 Task = tuple[Block, ...]
 
 
-class RankStreams(DataConfig):  # type: ignore[misc]
+class RankStreams(DataConfig):
     """Gives each training worker the reader of its streams."""
 
     def __init__(self, settings: DataSettings, manifest: Manifest, seed: int) -> None:
@@ -55,7 +56,7 @@ class RankStreams(DataConfig):  # type: ignore[misc]
         """What the trainer's `datasets` has to be: Ray Train asks for the name, the content is not read."""
         return {DATASET: _placeholder}
 
-    def configure(
+    def configure(  # type: ignore[override]  # Ray hands on whatever it gets, and needs no DataIterator
         self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
     ) -> list[dict[str, RankReader]]:
         readers = [
@@ -84,11 +85,11 @@ class RankReader:
         return self.plan.assemble(chunks, images=images, batch=batch, micro_batch=micro_batch)
 
 
-class BlockSource(Datasource):  # type: ignore[misc]
+class BlockSource(Datasource):
     """A Ray Data source whose read tasks are given blocks, in order."""
 
     def __init__(self, reader: BlockReader, tasks: Sequence[Task]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._reader, self._tasks = reader, tasks
 
     def get_name(self) -> str:
@@ -172,17 +173,16 @@ class _Span:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        batches = iter(self._dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
         try:
+            batches = _columns(self._dataset)
             for batch in batches:
                 # Copied, so that the object store gets its memory back before the rows are used.
                 if not self._put({name: np.array(column) for name, column in batch.items()}):
+                    batches.close()  # ends the executor
                     return
             self._put(None)
         except Exception as error:  # noqa: BLE001 - raised again where the rows are consumed
             self._put(error)
-        finally:
-            batches.close()  # ends the executor
 
     def _put(self, item: Columns | Exception | None) -> bool:
         """Whether the item was handed on; not so once the consumer stopped."""
@@ -195,9 +195,15 @@ class _Span:
         return False
 
 
+def _columns(dataset: ray.data.Dataset) -> Generator[Columns, None, None]:
+    batches = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+    return cast("Generator[Columns, None, None]", iter(batches))
+
+
 def _dataset(reader: BlockReader, tasks: Sequence[Task], read_tasks: int) -> ray.data.Dataset:
     """Quiet, ordered, and bounded in CPUs and object store."""
-    dataset = ray.data.read_datasource(
+    _hush()
+    dataset: ray.data.Dataset = ray.data.read_datasource(
         BlockSource(reader, tasks), override_num_blocks=len(tasks), num_cpus=1, concurrency=read_tasks
     )
     largest = max(_rows(task) for task in tasks) * reader.row_bytes
@@ -210,6 +216,14 @@ def _dataset(reader: BlockReader, tasks: Sequence[Task], read_tasks: int) -> ray
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return dataset
+
+
+def _hush() -> None:
+    """Leave Ray Data's reports of every execution to its log file; the console gets its warnings."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if not isinstance(handler, logging.FileHandler) and isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # "Progress bars disabled"
 
 
 def _readable(error: Exception) -> Exception:

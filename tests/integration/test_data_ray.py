@@ -1,0 +1,117 @@
+"""Reading by Ray Data gives what reading in process gives, batch for batch, on every rank and after a resume."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfumato.core.batch import MicroBatch
+from sfumato.data import ray_source
+from sfumato.data.config import DataSettings
+from sfumato.data.local import LocalReader, RankPlan
+from sfumato.data.manifest import Manifest
+from sfumato.data.pack import pack
+from sfumato.data.ray_source import DATASET, RankReader, RankStreams
+from sfumato.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+BATCH = 64
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    pack("digits", folder, shard_size=500)
+    return folder
+
+
+def assert_equal(one: list[MicroBatch], other: list[MicroBatch]) -> None:
+    assert [micro.pieces for micro in one] == [micro.pieces for micro in other]
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.batch.keys() == theirs.batch.keys() == {"image", "label"}
+        assert all(torch.equal(mine.batch[name], theirs.batch[name]) for name in mine.batch)
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size", "images", "micro_batch", "window"),
+    [(0, 1, 0, None, 2048), (1, 2, 37 * BATCH, 16, 100), (2, 3, 30 * BATCH, 4, 64)],
+)
+def test_ray_and_local_readers_agree(
+    digits: Path,
+    rank: int,
+    world_size: int,
+    images: int,
+    micro_batch: int | None,
+    window: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_source, "_SPAN_TASKS", 3)  # so that many spans follow each other
+    settings = DataSettings(path=str(digits), streams=8, shuffle_window=window)
+    plan = RankPlan(settings, Manifest.load(digits), 7, rank, world_size)
+    by_ray = RankReader(plan).batches(images=images, batch=BATCH, micro_batch=micro_batch)
+    here = LocalReader(plan).batches(images=images, batch=BATCH, micro_batch=micro_batch)
+    steps = 0
+    for one, other in islice(zip(by_ray, here, strict=True), 120):
+        assert_equal(one, other)
+        steps += 1
+    assert steps == 120  # more than four epochs of 1,797
+    by_ray.close()
+
+
+def test_a_fault_in_a_read_task_reaches_the_consumer_as_one_line(digits: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(digits)
+    for path in digits.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    settings = DataSettings(path=str(tmp_path), streams=4)
+    shard = tmp_path / manifest.shards[2].name
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    reading = RankReader(RankPlan(settings, manifest, 0, 0, 1)).batches(images=0, batch=BATCH)
+    with pytest.raises(DataError, match=f"^{shard.name}: .*: the shard ends before it"):
+        list(islice(reading, 60))
+    reading.close()
+    shard.unlink()
+    reading = RankReader(RankPlan(settings, manifest, 0, 0, 1)).batches(images=0, batch=BATCH)
+    with pytest.raises(DataError, match=f"{shard.name}: missing$"):
+        list(islice(reading, 60))
+    reading.close()
+
+
+def _sum_of_labels(config: dict[str, int]) -> float:
+    """The train function of the test below: what two ranks read of ten global batches."""
+    import ray.train
+    import torch.distributed as dist
+
+    reader = ray.train.get_dataset_shard(DATASET)
+    reading = reader.batches(images=config["images"], batch=config["batch"])
+    total = torch.zeros(2, dtype=torch.float64)
+    for micros in islice(reading, 10):
+        for micro in micros:
+            total += torch.tensor([micro.batch["image"].double().sum(), micro.rows])
+    reading.close()
+    dist.all_reduce(total)
+    assert total[1] == 10 * config["batch"]
+    return float(total[0])
+
+
+def test_ray_train_hands_each_worker_its_streams(digits: Path, tmp_path: Path) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    settings = DataSettings(path=str(digits), streams=8)
+    manifest = Manifest.load(digits)
+    streams = RankStreams(settings, manifest, seed=3)
+    result = TorchTrainer(
+        _sum_of_labels,
+        train_loop_config={"images": 5 * BATCH, "batch": BATCH},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(storage_path=str(tmp_path), name="streams"),
+        datasets=streams.datasets,
+        dataset_config=streams,
+    ).fit()
+    alone = LocalReader(RankPlan(settings, manifest, 3, 0, 1)).batches(images=5 * BATCH, batch=BATCH)
+    expected = sum(float(m.batch["image"].double().sum()) for micros in islice(alone, 10) for m in micros)
+    assert result.return_value == pytest.approx(expected, rel=1e-12)
