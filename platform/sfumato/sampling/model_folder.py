@@ -190,5 +190,10 @@ def _replace(draft: Path, target: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
     target.rename(old / target.name)
-    draft.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        draft.rename(target)
+    except OSError:
+        (old / target.name).rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
