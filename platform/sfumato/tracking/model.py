@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,15 +88,18 @@ def _pack(
 
     before = list(sys.path)
     try:
-        mlflow.pyfunc.save_model(
-            target,
-            mlflow_model=Model(artifact_path=location, run_id=run_id, model_id=model_id),
-            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            code_paths=[str(Path(sfumato.__file__).parent)],
-            artifacts={"model": str(folder.resolve())},
-            signature=signature(generator),
-            pip_requirements=[f"{package}=={_version(package)}" for package in REQUIREMENTS],
-        )
+        with warnings.catch_warnings():
+            # It would like an example of the input, and would then sample it.
+            warnings.simplefilter("ignore")
+            mlflow.pyfunc.save_model(
+                target,
+                mlflow_model=Model(artifact_path=location, run_id=run_id, model_id=model_id),
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                code_paths=[str(Path(sfumato.__file__).parent)],
+                artifacts={"model": str(folder.resolve())},
+                signature=signature(generator),
+                pip_requirements=[f"{package}=={_version(package)}" for package in REQUIREMENTS],
+            )
     finally:
         # MLflow leaves the copied code, which is about to be deleted, on the path.
         sys.path[:] = before

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _Result = TypeVar("_Result")
+# Opens the UI's pages for training, not those for language models.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///(?P<path>[^?]+)")
 
 
@@ -104,7 +106,7 @@ class Store:
         found = self.reach(lambda: client.get_experiment_by_name(name))
         if found is None:
             try:
-                return client.create_experiment(name, artifact_location=self.artifacts)
+                return client.create_experiment(name, artifact_location=self.artifacts, tags=KIND)
             except MlflowException:
                 # Another run may have made it in between.
                 found = client.get_experiment_by_name(name)
