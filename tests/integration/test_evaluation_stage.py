@@ -1,0 +1,368 @@
+"""The stage on a real Ray with a real model: the same numbers for any number of actors, and after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.core.batch import DataSpec
+from sfumato.data.manifest import Manifest
+from sfumato.data.pack import pack
+from sfumato.errors import CapabilityError, CheckpointError, ConfigError, DataError, SfumatoError
+from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.report import EvaluationReport
+from sfumato.evaluation.stage import evaluate, evaluate_source
+from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.sampling.generator import Generator
+from sfumato.sampling.model_folder import save_model_folder
+
+CLASSIFIER = {"classifier": {"seen": 6000, "base": 8, "dim": 16}}
+SAMPLES = 200
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def model(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny diffusion model, untrained: it makes images of the right kind, which is all that is needed."""
+    return tiny_model(tmp_path_factory.mktemp("model") / "model", Manifest.load(digits_data).spec)
+
+
+def tiny_model(folder: Path, spec: DataSpec) -> Path:
+    config = DiffusionConfig.tiny()
+    family = config.build(spec)
+    torch.manual_seed(0)
+    nets = {}
+    for name in family.samplers:
+        part = family.nets[name]
+        source = getattr(part, "source", name)
+        nets[name] = family.nets[source].build().state_dict()  # type: ignore[union-attr]
+    save_model_folder(folder, config, spec, nets, name="tiny", images=0)
+    return folder
+
+
+def settings(**fields: Any) -> EvaluateSettings:
+    return EvaluateSettings(**{"samples": SAMPLES, "actors": 0, "feature_options": CLASSIFIER} | fields)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Arrays of all blocks and the preview, without the seconds that the headers hold."""
+    from sfumato.evaluation.store import read_arrays
+
+    found = {"preview": (folder / "preview.png").read_bytes()}
+    for path in sorted(folder.glob("blocks-*/*.safetensors")):
+        stored = read_arrays(path)
+        assert stored is not None
+        found |= {f"{path.parent.name}/{path.name}/{name}": a.tobytes() for name, a in stored[0].items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(
+    model: Path, digits_data: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[EvaluationReport, dict[str, bytes]]:
+    """The evaluation in this process, which all others must equal."""
+    out = tmp_path_factory.mktemp("alone")
+    report = evaluate(settings(), model_folder=model, data_folder=digits_data, out=out, cache=cache)
+    return report, content(out)
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("actors", [1, 2, 4])
+def test_the_numbers_are_the_same_for_any_number_of_actors(
+    alone: tuple[EvaluationReport, dict[str, bytes]],
+    model: Path,
+    digits_data: Path,
+    cache: Path,
+    tmp_path: Path,
+    actors: int,
+) -> None:
+    seen: list[tuple[int, int]] = []
+    report = evaluate(
+        settings(actors=actors, cpus_per_actor=0.5),
+        model_folder=model,
+        data_folder=digits_data,
+        out=tmp_path,
+        cache=cache,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert dict(report.metrics) == dict(alone[0].metrics)
+    assert report.details == alone[0].details
+    assert content(tmp_path) == alone[1]
+    assert seen == [(0, 200), (64, 200), (128, 200), (192, 200), (200, 200)]
+
+
+def test_the_report(
+    alone: tuple[EvaluationReport, dict[str, bytes]],
+    model: Path,
+    digits_data: Path,
+    cache: Path,
+    tmp_path: Path,
+) -> None:
+    report = evaluate(settings(), model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache)
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert set(stored["metrics"]) == {"fd_classifier", "precision", "recall", "class_accuracy"}
+    assert stored["metrics"] == dict(report.metrics)
+    assert stored["samples"] == SAMPLES
+    assert stored["reference_samples"] == 1797
+    assert stored["features"]["classifier"]["held_out_accuracy"] > 0.8
+    assert stored["higher_is_better"]["fd_classifier"] is False
+    assert 0 < report.seconds_per_image < report.seconds
+    assert report.metrics["fd_classifier"] > 1, "an untrained model is far from the digits"
+    with Image.open(tmp_path / "preview.png") as picture:
+        assert picture.size == (8 * (48 + 2) + 2, 8 * (48 + 2) + 2)
+
+
+def test_a_sample_depends_on_its_index_alone_not_on_how_many_there_are(
+    alone: tuple[EvaluationReport, dict[str, bytes]],
+    model: Path,
+    digits_data: Path,
+    cache: Path,
+    tmp_path: Path,
+) -> None:
+    evaluate(settings(samples=100), model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache)
+    some = content(tmp_path)
+    assert len(some) < len(alone[1])
+    assert some.items() <= alone[1].items()
+
+
+def test_another_seed_and_other_sampling_options_give_other_samples(
+    alone: tuple[EvaluationReport, dict[str, bytes]],
+    model: Path,
+    digits_data: Path,
+    cache: Path,
+    tmp_path: Path,
+) -> None:
+    for number, fields in enumerate(({"seed": 1}, {"sampling": {"steps": 2}})):
+        # One folder for all: blocks of another evaluation must not be taken for this one's.
+        report = evaluate(
+            settings(**fields), model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache
+        )
+        assert report.metrics["fd_classifier"] != alone[0].metrics["fd_classifier"]
+        assert len(list(tmp_path.glob("blocks-*"))) == number + 1
+
+
+def test_a_killed_evaluation_goes_on_where_it_stood(
+    alone: tuple[EvaluationReport, dict[str, bytes]],
+    model: Path,
+    digits_data: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop_after_two_blocks(done: int, total: int) -> None:
+        if done >= 128:
+            raise KeyboardInterrupt
+
+    run = partial(
+        evaluate, settings(), model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(progress=stop_after_two_blocks)
+    assert not (tmp_path / "report.json").exists()
+    (folder,) = tmp_path.glob("blocks-*")
+    (folder / "000000.safetensors").write_bytes(b"torn by a full disk")
+
+    made: list[int] = []
+    original = Generator.sample_block
+    monkeypatch.setattr(
+        Generator,
+        "sample_block",
+        lambda self, first, **rest: made.append(first) or original(self, first, **rest),
+    )
+    report = run()
+    assert made == [0, 128, 192], "block 1 was whole and is not made again"
+    assert dict(report.metrics) == dict(alone[0].metrics)
+    assert content(tmp_path) == alone[1]
+    made.clear()
+    run()
+    assert made == []
+
+
+# Sources of our own: real images played back, and workers that die ----------------------------------------
+
+
+class Playback:
+    """Gives the reference's own images, by class, and can be told to fail."""
+
+    block = 100
+    conditional = True
+
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        """`options`: data (folder), die_once (a file that marks the death), fail (a message)."""
+        reference = PackedReference(options["data"])
+        blocks = list(reference.blocks())
+        self.spec = reference.spec
+        self.digest = "playback"
+        self._images = np.concatenate([images for images, _ in blocks])
+        self._labels = np.concatenate([labels for _, labels in blocks if labels is not None])
+        self._options = options
+
+    def sample_block(self, index: int, *, seed: int, labels_B: np.ndarray | None) -> np.ndarray:
+        assert labels_B is not None
+        mark = self._options.get("die_once")
+        if mark and index == 1 and not Path(mark).exists():
+            Path(mark).touch()
+            os._exit(1)
+        if self._options.get("die") and index == 1:
+            os._exit(1)
+        if index == 2 and self._options.get("fail"):
+            raise SfumatoError(self._options["fail"])
+        if index == 2 and self._options.get("crash"):
+            raise RuntimeError(self._options["crash"])
+        if self._options.get("wrong_dtype"):
+            return self._images[: self.block].astype(np.float32)
+        rng = np.random.default_rng([seed, index])
+        rows = [rng.choice(np.flatnonzero(self._labels == label)) for label in labels_B]
+        return self._images[rows]
+
+
+@pytest.fixture
+def by_value() -> Any:
+    """Ray's workers cannot import this file; its classes travel with the task."""
+    import ray.cloudpickle
+
+    module = sys.modules[__name__]
+    ray.cloudpickle.register_pickle_by_value(module)
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(module)
+
+
+def play(digits: Path, out: Path, cache: Path, actors: int = 0, **options: Any) -> EvaluationReport:
+    chosen = {"sampling": {"data": str(digits)} | options, "actors": actors, "cpus_per_actor": 0.5}
+    return evaluate_source(
+        settings(**chosen, samples=400),
+        load=Playback,
+        model_folder=out,
+        reference=PackedReference(digits),
+        out=out,
+        cache=cache,
+    )
+
+
+def test_real_images_played_back_are_nearly_perfect(
+    alone: tuple[EvaluationReport, dict[str, bytes]], digits_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    report = play(digits_data, tmp_path, cache)
+    assert report.metrics["precision"] == 1.0, "every sample is a reference image"
+    assert 0.5 < report.metrics["recall"] < 1.0
+    assert report.metrics["fd_classifier"] < alone[0].metrics["fd_classifier"] / 10
+    # As accurate as the classifier itself, if each sample is of the class that was asked for.
+    held_out = report.features["classifier"]["held_out_accuracy"]
+    assert report.metrics["class_accuracy"] == pytest.approx(held_out, abs=0.06)
+
+
+@pytest.mark.usefixtures("ray_local", "by_value")
+def test_a_worker_that_dies_is_replaced_and_changes_no_number(
+    digits_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    expected = play(digits_data, tmp_path / "a", cache)
+    mark = tmp_path / "died"
+    report = play(digits_data, tmp_path / "b", cache, actors=2, die_once=str(mark))
+    assert mark.exists()
+    assert dict(report.metrics) == dict(expected.metrics)
+    assert content(tmp_path / "b") == content(tmp_path / "a")
+
+
+@pytest.mark.usefixtures("ray_local", "by_value")
+def test_failures_in_a_worker_reach_the_user_in_one_line(
+    digits_data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SfumatoError) as ours:
+        play(digits_data, tmp_path / "a", cache, actors=1, fail="the sampler gave up")
+    assert str(ours.value) == "the sampler gave up"
+    with pytest.raises(SfumatoError) as theirs:
+        play(digits_data, tmp_path / "b", cache, actors=1, crash="boom")
+    assert str(theirs.value) == "evaluation failed in an actor: RuntimeError: boom"
+    monkeypatch.setattr("sfumato.evaluation.workers.RESTARTS", 1)
+    with pytest.raises(SfumatoError, match="an actor died 2 times") as dead:
+        play(digits_data, tmp_path / "c", cache, actors=1, die=True)
+    assert "\n" not in str(dead.value)
+    assert "evaluate again to go on" in str(dead.value)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_actors_that_fit_nowhere_are_refused_at_once_and_a_full_cluster_after_the_timeout(
+    model: Path, digits_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    run = partial(evaluate, model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache)
+    with pytest.raises(CapabilityError, match=r"cpus_per_actor=64 fits no machine .* largest has 4 CPUs"):
+        run(settings(actors=1, cpus_per_actor=64))
+
+    @ray.remote(num_cpus=4)
+    class Hog:
+        def ready(self) -> None:
+            pass
+
+    hog = Hog.remote()  # type: ignore[attr-defined]
+    try:
+        ray.get(hog.ready.remote())
+        with pytest.raises(
+            CapabilityError, match=r"no evaluation actor started within .*=2 s: each needs 1 CPU"
+        ):
+            run(settings(actors=2, start_timeout=2))
+    finally:
+        ray.kill(hog)
+
+
+# Bad input ------------------------------------------------------------------------------------------------
+
+
+def test_images_of_another_kind_than_the_reference_are_refused(
+    digits_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    classes = tuple("0123456789")
+    other = tiny_model(tmp_path / "rgb", DataSpec(3, 16, 16, classes))
+    with pytest.raises(DataError, match="makes 16x16 3-channel images and the reference holds 8x8 grey"):
+        evaluate(settings(), model_folder=other, data_folder=digits_data, out=tmp_path / "o", cache=cache)
+    fewer = tiny_model(tmp_path / "few", DataSpec(1, 8, 8, classes[:4]))
+    with pytest.raises(DataError, match="has 4 classes and the reference 10"):
+        evaluate(settings(), model_folder=fewer, data_folder=digits_data, out=tmp_path / "o", cache=cache)
+    assert not (tmp_path / "o").exists()
+
+
+def test_bad_settings_folders_and_options_are_refused_before_anything_is_made(
+    model: Path, digits_data: Path, tmp_path: Path
+) -> None:
+    run = partial(evaluate, out=tmp_path / "o", cache=tmp_path / "c")
+    with pytest.raises(DataError, match=r"no manifest\.json"):
+        run(settings(), model_folder=model, data_folder=tmp_path)
+    with pytest.raises(CheckpointError):
+        run(settings(), model_folder=tmp_path, data_folder=digits_data)
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        run(settings(sampling={"stepps": 3}), model_folder=model, data_folder=digits_data)
+    with pytest.raises(ConfigError, match="too few for precision"):
+        run(settings(samples=5, k=9), model_folder=model, data_folder=digits_data)
+    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_reference_smaller_than_k_is_refused(tmp_path: Path, cache: Path) -> None:
+    np.savez(tmp_path / "few.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.array([0, 1, 1]))
+    pack(str(tmp_path / "few.npz"), tmp_path / "few")
+    few = tiny_model(tmp_path / "m", Manifest.load(tmp_path / "few").spec)
+    with pytest.raises(DataError, match="precision needs 4 reference images or more, got 3"):
+        evaluate(settings(), model_folder=few, data_folder=tmp_path / "few", out=tmp_path / "o", cache=cache)
+
+
+def test_a_model_that_gives_no_images_is_found_out(digits_data: Path, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        SfumatoError, match=r"block 0: the model gave float32 .* where uint8 \(100, 8, 8, 1\)"
+    ):
+        play(digits_data, tmp_path, cache, wrong_dtype=True)
