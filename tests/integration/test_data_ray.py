@@ -1,4 +1,4 @@
-"""Reading by Ray Data gives what reading in process gives, batch for batch, on every rank and after a resume."""
+"""Reading by Ray Data gives what reading in process gives, on every rank and after a resume."""
 
 from __future__ import annotations
 
@@ -79,32 +79,31 @@ def test_a_fault_in_a_read_task_reaches_the_consumer_as_one_line(digits: Path, t
     reading.close()
 
 
-def _sum_of_labels(config: dict[str, int]) -> float:
-    """The train function of the test below: what two ranks read of ten global batches."""
-    import ray.train
-    import torch.distributed as dist
-
-    reader = ray.train.get_dataset_shard(DATASET)
-    reading = reader.batches(images=config["images"], batch=config["batch"])
-    total = torch.zeros(2, dtype=torch.float64)
-    for micros in islice(reading, 10):
-        for micro in micros:
-            total += torch.tensor([micro.batch["image"].double().sum(), micro.rows])
-    reading.close()
-    dist.all_reduce(total)
-    assert total[1] == 10 * config["batch"]
-    return float(total[0])
-
-
 def test_ray_train_hands_each_worker_its_streams(digits: Path, tmp_path: Path) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    def sum_of_pixels(config: dict[str, int]) -> float:
+        """Over ten global batches and all ranks; nested, so that workers get it by value."""
+        import ray.train
+        import torch.distributed as dist
+
+        reader = ray.train.get_dataset_shard(DATASET)
+        reading = reader.batches(images=config["images"], batch=config["batch"])
+        total = torch.zeros(2, dtype=torch.float64)
+        for micros in islice(reading, 10):
+            for micro in micros:
+                total += torch.tensor([micro.batch["image"].double().sum(), micro.rows])
+        reading.close()
+        dist.all_reduce(total)
+        assert total[1] == 10 * config["batch"]
+        return float(total[0])
 
     settings = DataSettings(path=str(digits), streams=8)
     manifest = Manifest.load(digits)
     streams = RankStreams(settings, manifest, seed=3)
     result = TorchTrainer(
-        _sum_of_labels,
+        sum_of_pixels,
         train_loop_config={"images": 5 * BATCH, "batch": BATCH},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),

@@ -17,6 +17,7 @@ from sfumato.data.config import DataSettings
 from sfumato.data.faults import Fault, FaultLog
 from sfumato.data.order import Block
 from sfumato.data.plan import plan, problems, rank_streams
+from sfumato.errors import DataError
 
 __all__ = ["MicroBatches", "plan", "problems", "rank_streams", "to_batch"]
 
@@ -100,7 +101,10 @@ class MicroBatches(Iterator[list[MicroBatch]]):
         chunk = dict(next(self._chunks))
         fault = chunk.pop("fault")
         for row in np.flatnonzero(fault != ""):
-            self._log.add(decode_fault(str(fault[row])))
+            told = decode_fault(str(fault[row]))
+            if not told.key:  # the whole block could not be read
+                raise DataError(told.reason)
+            self._log.add(told)
         return chunk
 
 

@@ -25,6 +25,7 @@ MAX_PIXELS = 1 << 26
 _PACKED = ("PNG", "JPEG", "WEBP")
 _FOREIGN = (*_PACKED, "BMP")
 _NPY = b"\x93NUMPY"
+_ORIENTATION = 0x0112
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -83,11 +84,17 @@ def converted(image: Image.Image, channels: Channels) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) after the rotation that its EXIF data asks for."""
+    return (image.height, image.width) if _orientation(image) in (5, 6, 7, 8) else image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 is upright. Looked for in the header alone: `getexif` may decode all pixels."""
+    if "exif" not in image.info:
+        return 1
     try:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception as error:  # as above
         raise ImageFault(_reason("its EXIF data cannot be read", error)) from error
-    return (image.height, image.width) if turned else image.size
 
 
 def fitted(image: Image.Image, channels: Channels, size: int | None) -> U8:
@@ -95,10 +102,10 @@ def fitted(image: Image.Image, channels: Channels, size: int | None) -> U8:
 
     Returns uint8 [H, W, C]. Raises ImageFault, also for an image smaller than `size`.
     """
-    orientation = image.getexif().get(0x0112, 1)
+    orientation = _orientation(image)
     plain = converted(image, channels)
     if orientation != 1:
-        plain.getexif()[0x0112] = orientation
+        plain.getexif()[_ORIENTATION] = orientation
         plain = ImageOps.exif_transpose(plain)
     if size is not None:
         check_size(plain.width, plain.height, size)

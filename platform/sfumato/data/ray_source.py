@@ -33,7 +33,6 @@ from sfumato.data.config import DataSettings
 from sfumato.data.local import RankPlan
 from sfumato.data.manifest import Manifest
 from sfumato.data.order import Block
-from sfumato.errors import SfumatoError
 
 DATASET = "train"
 _SPAN_TASKS = 64
@@ -110,9 +109,9 @@ class BlockSource(Datasource):
 
 
 def _read(reader: BlockReader, task: Task) -> Iterator[RayBlock]:
-    """What runs in a Ray task."""
+    """What runs in a Ray task. Errors travel as values: Ray would bury an exception under its own words."""
     for block in task:
-        yield BlockAccessor.batch_to_block(reader.read(block))
+        yield BlockAccessor.batch_to_block(reader.read_or_tell(block))
 
 
 def _rows(task: Task) -> int:
@@ -164,7 +163,7 @@ class _Span:
     def __iter__(self) -> Iterator[Columns]:
         while (item := self._ahead.get()) is not None:
             if isinstance(item, Exception):
-                raise _readable(item)
+                raise item
             self.left -= len(item["image"])
             yield item
 
@@ -224,14 +223,3 @@ def _hush() -> None:
         if not isinstance(handler, logging.FileHandler) and isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # "Progress bars disabled"
-
-
-def _readable(error: Exception) -> Exception:
-    """The error that a read task raised for the user's eyes, without the wrappers around it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        inner = getattr(cause, "cause", None)
-        if isinstance(inner, SfumatoError):
-            return inner
-        cause = cause.__cause__
-    return error
