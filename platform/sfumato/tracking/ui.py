@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.tracking.config import TrackingSettings
@@ -35,8 +37,8 @@ def serve(settings: TrackingSettings, *, root: Path, port: int = 5000) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), started(store, port) as ui:
         print(f"MLflow UI: {ui.url}  (ctrl-C ends it)", flush=True)
-        status = ui.server.wait()
-        raise SfumatoError(f"the MLflow server ended by itself with status {status}; its words are above")
+        ui.server.wait()
+        raise SfumatoError(_ended(ui.server, ui.words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Running:
 
     url: str
     server: subprocess.Popen[bytes]
+    words: IO[bytes]
+    """What the server says, which nobody wants to read unless it fails."""
 
 
 @contextlib.contextmanager
@@ -57,15 +61,16 @@ def started(store: Store, port: int) -> Iterator[Running]:
         )
     check_port(port)
     # A group of its own: ctrl-C comes to us alone, and we end the server with its workers.
-    server = subprocess.Popen(
-        command(store, port), env=server_environment(), stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        url = f"http://{HOST}:{port}"
-        _wait(server, url)
-        yield Running(url, server)
-    finally:
-        _end(server)
+    with tempfile.TemporaryFile() as words:
+        server = subprocess.Popen(
+            command(store, port), env=server_environment(), stdout=words, stderr=words, start_new_session=True
+        )
+        try:
+            running = Running(f"http://{HOST}:{port}", server, words)
+            _wait(running)
+            yield running
+        finally:
+            _end(server)
 
 
 def command(store: Store, port: int) -> list[str]:
@@ -100,18 +105,22 @@ def check_port(port: int) -> None:
             ) from error
 
 
-def _wait(server: subprocess.Popen[bytes], url: str) -> None:
+def _wait(ui: Running) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise SfumatoError(
-                f"the MLflow server ended at once with status {server.returncode}; its words are above"
-            )
+        if ui.server.poll() is not None:
+            raise SfumatoError(_ended(ui.server, ui.words))
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{url}/health", timeout=2).close()  # noqa: S310 - our own address
+            urllib.request.urlopen(f"{ui.url}/health", timeout=2).close()  # noqa: S310 - our own address
             return
         time.sleep(0.3)
-    raise SfumatoError(f"the MLflow server did not answer at {url} within {READY_SECONDS:.0f} s")
+    raise SfumatoError(f"the MLflow server did not answer at {ui.url} within {READY_SECONDS:.0f} s")
+
+
+def _ended(server: subprocess.Popen[bytes], words: IO[bytes]) -> str:
+    words.seek(0)
+    last = (words.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+    return f"the MLflow server ended by itself with status {server.returncode}: {last[:300]}"
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
