@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from click.exceptions import ClickException, UsageError
 from rich.console import Console
+from rich.markup import escape
 
 from sfumato import __version__
 from sfumato.errors import ConfigError, Interrupted, SfumatoError
@@ -271,7 +272,11 @@ def main() -> NoReturn:
     except Exception as error:
         if os.environ.get("SFUMATO_DEBUG"):
             raise
-        _complain(f"{type(error).__name__}: {error}\nthis is a defect of Sfumato; SFUMATO_DEBUG=1 shows where")
+        reason = str(error).strip().splitlines()[:1]
+        _complain(
+            ": ".join([type(error).__name__, *reason])
+            + " (a defect of Sfumato, not of your input; SFUMATO_DEBUG=1 shows where)"
+        )
         sys.exit(1)
     sys.exit(0)
 
@@ -315,4 +320,4 @@ def _print(result: dict[str, Any], as_json: bool, text: str) -> None:
 def _complain(text: str) -> None:
     console = Console(stderr=True, highlight=False)
     for line in text.splitlines():
-        console.print(f"[red]error:[/] {line}" if not line.startswith("this is") else line, soft_wrap=True)
+        console.print(f"[red]error:[/] {escape(line)}", soft_wrap=True)

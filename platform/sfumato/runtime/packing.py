@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
 from sfumato.data import pack as packs
-from sfumato.data.config import SourceSettings
+from sfumato.data.config import SourceSettings, source_named
 from sfumato.data.faults import OnError
 from sfumato.errors import ConfigError
 from sfumato.recipe import explain
@@ -54,14 +54,8 @@ def pack(
 
 
 def _source(source: str, options: Mapping[str, Any]) -> SourceSettings:
-    if source == "digits":
-        content = {"kind": "digits"}
-    elif source.endswith(".npz"):
-        content = {"kind": "npz", "path": source}
-    else:
-        content = {"kind": "folder", "path": source}
-    kinds = {kind.model_fields["kind"].default: kind for kind in get_args(SourceSettings)}
+    settings = source_named(source)
     try:
-        return kinds[content["kind"]].model_validate({**content, **options})
+        return type(settings).model_validate({**settings.model_dump(), **options})
     except ValidationError as error:
-        raise ConfigError(*explain(error, kinds[content["kind"]])) from None
+        raise ConfigError(*explain(error, type(settings))) from None

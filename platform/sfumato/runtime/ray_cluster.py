@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,9 +95,9 @@ def cluster(cpus: int, logs: Path, *, gpus: float = 0) -> Iterator[None]:
 
 
 def _connected() -> bool:
-    import ray
-
-    return bool(ray.is_initialized())
+    # Not imported here if nobody has: Ray reads its variables, which _private sets, at import.
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 @contextlib.contextmanager
@@ -125,10 +126,11 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
     variables = {**_LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
+    imported_before = "ray" in sys.modules
     import ray
 
-    # Read when ray was imported, which may have been before the variable was set.
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    if imported_before:
+        _read_variables_again()
     try:
         ray.init(
             address="local",
@@ -150,6 +152,16 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _read_variables_again() -> None:
+    """Ray was imported before the variables of the private cluster were set."""
+    import ray._private.ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _keep_logs(home: Path, logs: Path) -> None:
