@@ -183,7 +183,7 @@ def test_the_classifier_refuses_what_it_cannot_learn_from() -> None:
 
 def test_too_little_reference_to_hold_some_out(tmp_path: Path) -> None:
     images, labels = squares(2, 8, 8, 1)
-    with pytest.raises(DataError, match=r"needs 20 labelled images or more .*, got 2"):
+    with pytest.raises(DataError, match=r"needs 20 labelled images or more, .* got 2"):
         ClassifierKind().build(packed(tmp_path, images, labels), QUICK, tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_its_transform_agrees_with_pillow_where_both_enlarge_or_shrink() -> None
         theirs = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC), np.float32)
         # Pillow also rounds between its passes.
         assert np.abs(ours - theirs).max() <= 2
-        assert np.abs(ours - theirs).mean() < 0.2
+        assert np.abs(ours - theirs).mean() < 0.3
 
 
 def test_grey_images_become_three_equal_channels() -> None:

@@ -167,8 +167,8 @@ def _load(reference: Reference, options: ClassifierOptions) -> tuple[Tensor, Ten
     least = LEAST_PER_CLASS * reference.spec.num_classes
     if len(positions) < least or not held_out_N.any():
         raise DataError(
-            f"features classifier needs {least} labelled images or more to train on and to hold some out, got "
-            f"{len(positions)}: give more reference images or use evaluate.features=efficientnet_lite0"
+            f"features classifier needs {least} labelled images or more, to train on and to hold some out, "
+            f"got {len(positions)}: give more reference images or use evaluate.features=efficientnet_lite0"
         )
     images_NHWC = torch.from_numpy(np.concatenate(images))
     return images_NHWC.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(np.concatenate(labels)), held_out_N
