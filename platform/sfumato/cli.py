@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from click.exceptions import ClickException, UsageError
 from rich.console import Console
 from rich.markup import escape
 
@@ -28,6 +27,9 @@ app = typer.Typer(
 )
 recipe_app = typer.Typer(name="recipe", help="Look at recipes without running them.", no_args_is_help=True)
 app.add_typer(recipe_app)
+
+# Click's UsageError, whichever copy of click this typer brings.
+_UsageError = typer.BadParameter.__bases__[0]
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
 Overrides = Annotated[
@@ -260,12 +262,9 @@ def main() -> NoReturn:
     except SfumatoError as error:
         _complain(str(error))
         sys.exit(error.exit_status)
-    except UsageError as error:
+    except _UsageError as error:
         _complain(error.format_message())
         sys.exit(2)
-    except ClickException as error:
-        _complain(error.format_message())
-        sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; nothing half-written is kept, and the same command goes on from here")
         sys.exit(Interrupted.exit_status)
