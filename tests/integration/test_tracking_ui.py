@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -24,6 +26,9 @@ from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.run import Tracker
 from sfumato.tracking.runs import find_run, list_runs
 from sfumato.tracking.ui import serve, started
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 SETTINGS = TrackingSettings(experiment="digits", system_metrics=False)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -131,7 +136,7 @@ def test_the_ui_serves_loopback_alone_and_ends_on_ctrl_c(project: tuple[Path, li
 
 
 @contextlib.contextmanager
-def browser_page(url: str) -> Iterator[object]:
+def browser_page(url: str) -> Iterator[Page]:
     """A page of headless Chromium with our pages alone to talk to."""
     from playwright.sync_api import sync_playwright
 
@@ -140,11 +145,17 @@ def browser_page(url: str) -> Iterator[object]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        page.route(
-            "**/*", lambda route: route.continue_() if route.request.url.startswith(url) else route.abort()
-        )
+        elsewhere = re.compile(f"^(?!{re.escape(url)}|data:|blob:)")
+        page.route(elsewhere, lambda route: route.abort())
         yield page
         browser.close()
+
+
+LOADED = """step => {
+    const images = [...document.images].filter(image => image.src.includes(`step%2B${step}%2B`));
+    return images.length === 2 && images.every(image => image.complete && image.naturalWidth > 0);
+}"""
+"""Whether the page shows the pictures of both runs at a step."""
 
 
 @pytest.mark.browser
@@ -157,9 +168,16 @@ def test_the_chart_view_shows_sample_grids_with_a_step_slider(
     folder = Path(SCREENSHOTS or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     with started(runs[0].handle.store, free_port()) as ui, browser_page(ui.url) as page:
+        page.set_default_timeout(100_000)
         page.goto(f"{ui.url}/#/experiments/{runs[0].experiment_id}/runs?compareRunsMode=CHART")
-        # Thumbnails come as blobs that the page's own requests fetched.
-        page.wait_for_selector("img[src^='blob:'], img[src*='get-artifact']", timeout=45_000)
-        page.screenshot(path=folder / "charts.png")
-        print([i.get_attribute("src") for i in page.query_selector_all("img")])
-        print([i.get_attribute("role") for i in page.query_selector_all("[role=slider]")])
+        page.wait_for_selector("[role=slider]")
+        if close := page.query_selector("[data-component-id='mlflow.assistant.chat_panel.close']"):
+            close.click()
+        slider = page.locator("[role=slider]")
+        slider.scroll_into_view_if_needed()
+        slider.focus()
+        for step in (1000, 2000, 3000):
+            page.keyboard.press("ArrowRight")
+            page.wait_for_function(LOADED, arg=step)
+            assert slider.get_attribute("aria-valuenow") == str(step)
+            page.screenshot(path=folder / f"samples-{step}.png")
