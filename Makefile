@@ -6,6 +6,8 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# Compiling what is never imported takes longer than the rest of the installation.
+INSTALL := $(PIP) install --no-compile
 TORCH := $(shell grep '^torch==' constraints.txt)
 INPUTS := pyproject.toml constraints.txt
 
@@ -41,18 +43,19 @@ $(VENV)/.torch: constraints.txt
 	  echo "sfumato needs Python 3.11 or newer, '$(PYTHON)' is: $$($(PYTHON) --version 2>&1);" \
 	       "name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@$(INSTALL) --upgrade $(shell grep '^pip==' constraints.txt)
 	@echo "Installing $(TORCH)"
 	@test -n "$(TORCH_INDEX)" || command -v nvidia-smi >/dev/null || \
 	  echo "  no NVIDIA GPU found: TORCH_INDEX=<index of PyTorch's CPU wheels> can save a large download"
-	@$(PIP) install --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@$(INSTALL) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.torch $(INPUTS)
 	@echo "Installing Sfumato (a few minutes the first time)"
-	@$(PIP) install -c constraints.txt -e .
+	@$(INSTALL) -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Installing what the tests need"
-	@$(PIP) install -c constraints.txt -e '.[dev,features]'
+	@$(INSTALL) -c constraints.txt -e '.[dev,features]'
 	@touch $@
