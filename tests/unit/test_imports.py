@@ -20,7 +20,11 @@ from sfumato.core.config import Config
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "platform" / "sfumato"
-MODULES = sorted(module.name for module in pkgutil.walk_packages([str(PACKAGE)], "sfumato."))
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages([str(PACKAGE)], "sfumato.")
+    if not module.name.endswith("__main__")
+)
 
 
 def imported(file: Path) -> Iterator[str]:
