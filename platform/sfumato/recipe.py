@@ -40,7 +40,7 @@ _NOT_IN_DIGEST: dict[str, set[str] | None] = {
     "tracking": None,
     "registry": None,
     "train": {"log_every", "preview_every", "preview_samples", "checkpoint", "compile"},
-    "data": {"path", "source", "verify", "max_errors"},
+    "data": {"path", "source", "verify", "max_errors", "max_pixels", "read_tasks"},
 }
 
 

@@ -21,8 +21,10 @@ IN_FLIGHT = 2
 class Worker:
     """A block maker that is built where it runs. Ray builds it again after its process died."""
 
-    def __init__(self, build: Callable[[], BlockMaker]) -> None:
-        self._maker = build()
+    def __init__(self, build: Sequence[ray.ObjectRef[Callable[[], BlockMaker]]]) -> None:
+        import ray
+
+        self._maker = ray.get(build[0])()
 
     def ready(self) -> None:
         """Returns once the actor has started."""
@@ -50,8 +52,10 @@ class RayPool:
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
         )
-        shared = ray.put(build)
-        self._actors: list[Any] = [actor.remote(shared) for _ in range(min(settings.actors, tasks))]
+        # In a list, and held as long as the pool: Ray warns of constructor arguments that a restarted
+        # actor might not find again.
+        self._build = [ray.put(build)]
+        self._actors: list[Any] = [actor.remote(self._build) for _ in range(min(settings.actors, tasks))]
 
     def __enter__(self) -> RayPool:
         return self

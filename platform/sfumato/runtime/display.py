@@ -68,6 +68,7 @@ class Display:
 
     def update(self, done: int, total: int | None, metrics: Mapping[str, float] | None = None) -> None:
         """Where the stage stands; `metrics` are a few figures to show beside the bar."""
+        done = done if total is None else min(done, total)  # the last step may pass the total
         detail = "  ".join(f"{name} {_figure(value)}" for name, value in (metrics or {}).items())
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=done, total=total, detail=detail)

@@ -64,7 +64,7 @@ def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Disp
         run_config=RunConfig(
             # A fresh name each time: where to go on is decided by our own checkpoints alone.
             name=f"{folder.id}-{time.time_ns():x}",
-            storage_path=str(folder.path / "ray_train"),
+            storage_path=str(folder.logs / "ray_train"),
             failure_config=FailureConfig(max_failures=parallel.max_failures),
         ),
         datasets=streams.datasets,
