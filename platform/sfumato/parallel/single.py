@@ -28,6 +28,7 @@ class Single(Strategy):
         self._parameters: dict[str, list[nn.Parameter]] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._source: dict[str, str] = {}
+        self._followed: dict[str, tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
         self._frozen: set[str] = set()
         self._active: str | None = None
 
@@ -46,6 +47,8 @@ class Single(Strategy):
         # The source is copied without its wrapper, and before any compiled forward hangs on it.
         self._raw[name] = copy.deepcopy(self._raw[source]).eval().requires_grad_(False)
         self._source[name] = source
+        # Listed once: walking the modules costs as much as the update of a small network.
+        self._followed[name] = (list(self._raw[name].parameters()), list(self._raw[source].parameters()))
 
     def view(self, trains: str | None) -> Nets:
         if trains != self._active or trains is None:
@@ -71,8 +74,8 @@ class Single(Strategy):
 
     @torch.no_grad()
     def follow(self, shadow: str, weight: float) -> None:
+        torch._foreach_lerp_(*self._followed[shadow], weight)
         target, source = self._raw[shadow], self._raw[self._source[shadow]]
-        torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), weight)
         for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
             mine.copy_(theirs)
 

@@ -36,6 +36,8 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Ray lowers the priority of its workers; here the training worker is the one that matters.
+    "RAY_worker_niceness": "0",
 }
 _LOOPBACK = {
     # A cluster of one machine: Ray then keeps every socket on 127.0.0.1.
