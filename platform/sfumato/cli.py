@@ -5,11 +5,13 @@ Standard output carries what a command returns (a table, JSON, a path), standard
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,6 +19,10 @@ from rich.markup import escape
 
 from sfumato import __version__
 from sfumato.errors import ConfigError, Interrupted, SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.runtime.display import Display
+    from sfumato.runtime.stages import Session
 
 app = typer.Typer(
     name="sfumato",
@@ -29,12 +35,14 @@ recipe_app = typer.Typer(name="recipe", help="Look at recipes without running th
 app.add_typer(recipe_app)
 
 # Click's UsageError, whichever copy of click this typer brings.
-_UsageError = typer.BadParameter.__bases__[0]
+_UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, for example train.images=10000.", show_default=False),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Overrides, for example train.images=10000.", show_default=False
+    ),
 ]
 RunName = Annotated[
     str,
@@ -49,7 +57,9 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Start a new run, even if t
 
 
 @app.command()
-def run(recipe: RecipeFile, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False) -> None:
+def run(
+    recipe: RecipeFile, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
+) -> None:
     """Pack, train, evaluate and register; stages that are done are skipped, unfinished ones go on."""
     from sfumato.runtime import report, stages
 
@@ -59,13 +69,14 @@ def run(recipe: RecipeFile, overrides: Overrides = None, fresh: Fresh = False, a
 
 
 @app.command()
-def train(recipe: RecipeFile, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False) -> None:
+def train(
+    recipe: RecipeFile, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
+) -> None:
     """Train a recipe's model; goes on from its newest checkpoint."""
-    from sfumato.runtime import ray_cluster, report, stages
+    from sfumato.runtime import report, stages
 
-    with _session(recipe, overrides, fresh) as session:
-        with stages.on_cluster(session, ray_cluster.cpus_to_train(session.recipe)):
-            results = {"train": stages.train(session)}
+    with _session(recipe, overrides, fresh) as session, stages.cluster_to_train(session):
+        results = {"train": stages.train(session)}
     report.show(session, results, as_json=as_json)
 
 
@@ -76,16 +87,15 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained run against its data; done before with the same settings, it is only shown."""
-    from sfumato.runtime import ray_cluster, report, resolve, stages
+    from sfumato.runtime import report, resolve, stages
 
     path = Path(target)
     if path.suffix not in (".yaml", ".yml"):
         folder, about = resolve.run_folder_of(target, root=Path.cwd())
         Console(stderr=True).print(about, highlight=False)
         path = folder.path / "recipe.yaml"
-    with _session(path, overrides, fresh=False) as session:
-        with stages.on_cluster(session, ray_cluster.cpus_to_evaluate(session.recipe)):
-            results = {"evaluate": stages.evaluate(session)}
+    with _session(path, overrides, fresh=False) as session, stages.cluster_to_evaluate(session):
+        results = {"evaluate": stages.evaluate(session)}
     report.show(session, results, as_json=as_json)
 
 
@@ -128,7 +138,11 @@ def sample(
             root=Path.cwd(),
             display=display,
         )
-    _print({"folder": str(folder), "grid": str(folder / "grid.png"), "images": num}, as_json, str(folder / "grid.png"))
+    _print(
+        {"folder": str(folder), "grid": str(folder / "grid.png"), "images": num},
+        as_json,
+        str(folder / "grid.png"),
+    )
 
 
 @app.command()
@@ -152,7 +166,10 @@ def export(
 @app.command()
 def pack(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="`digits`, a folder of images, or an .npz file.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="`digits`, a folder of images, or an .npz file.", show_default=False
+        ),
     ],
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder for the shards.", show_default=False)],
     options: Annotated[
@@ -160,13 +177,16 @@ def pack(
         typer.Argument(metavar="[KEY=VALUE]...", help="Options of the source, for example channels=3."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the square images; larger ones are resized and cropped.")
+        int | None,
+        typer.Option(min=1, help="Side of the square images; larger ones are resized and cropped."),
     ] = None,
     on_error: Annotated[
         Literal["fail", "skip"], typer.Option(help="What an image that cannot be used does.")
     ] = "fail",
     max_errors: Annotated[int, typer.Option(min=0, help="With skip: stop after more than this many.")] = 100,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set that lies in DEST.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a data set that lies in DEST.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Pack images into WebDataset shards with a manifest and an index."""
@@ -204,7 +224,9 @@ def recipe_check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJso
     packed = Manifest.exists(loaded.data.path)
     manifest = Manifest.load(loaded.data.path) if packed else None
     loaded.check(manifest.spec if manifest else None, manifest.samples if manifest else None)
-    text = f"{recipe}: fine" + ("" if packed else f"; {loaded.data.path} is not packed yet, so not checked against it")
+    text = f"{recipe}: fine" + (
+        "" if packed else f"; {loaded.data.path} is not packed yet, so not checked against it"
+    )
     _print({"recipe": str(recipe), "ok": True, "data_checked": packed}, as_json, text)
 
 
@@ -262,13 +284,13 @@ def main() -> NoReturn:
     except SfumatoError as error:
         _complain(str(error))
         sys.exit(error.exit_status)
-    except _UsageError as error:
-        _complain(error.format_message())
-        sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; nothing half-written is kept, and the same command goes on from here")
         sys.exit(Interrupted.exit_status)
     except Exception as error:
+        if isinstance(error, _UsageError):
+            _complain(error.format_message())
+            sys.exit(2)
         if os.environ.get("SFUMATO_DEBUG"):
             raise
         reason = str(error).strip().splitlines()[:1]
@@ -280,23 +302,17 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _session(recipe: Path, overrides: list[str] | None, fresh: bool) -> Any:
-    import contextlib
-
+@contextlib.contextmanager
+def _session(recipe: Path, overrides: list[str] | None, fresh: bool) -> Iterator[Session]:
     from sfumato import recipe as recipes
     from sfumato.runtime import stages
 
     loaded = recipes.load(recipe, overrides or [])
-
-    @contextlib.contextmanager
-    def opened() -> Any:
-        with _display() as display, stages.session(loaded, display, root=Path.cwd(), fresh=fresh) as session:
-            yield session
-
-    return opened()
+    with _display() as display, stages.session(loaded, display, root=Path.cwd(), fresh=fresh) as session:
+        yield session
 
 
-def _display() -> Any:
+def _display() -> Display:
     from sfumato.runtime.display import Display
 
     return Display()

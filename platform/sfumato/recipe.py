@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
@@ -137,7 +137,9 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"override {override!r} is not of the form key=value, for example train.images=1000")
+            raise ConfigError(
+                f"override {override!r} is not of the form key=value, for example train.images=1000"
+            )
         try:
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
         except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
@@ -157,7 +159,9 @@ def parse(content: Mapping[str, Any]) -> Recipe:
     rest = {key: value for key, value in content.items() if key != "model"}
     try:
         # Where the model is wrong, another stands in, so that the rest is checked all the same.
-        return_value = Recipe.model_validate({**rest, **({"model": model or _STAND_IN} if "model" in content else {})})
+        return_value = Recipe.model_validate(
+            {**rest, **({"model": model or _STAND_IN} if "model" in content else {})}
+        )
     except ValidationError as error:
         lines += explain(error, Recipe)
     if lines:
@@ -225,14 +229,16 @@ def _parse_model(content: Any, lines: list[str]) -> FamilyConfig | None:
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> Any:
     resolved = path.resolve()
     if resolved in seen:
-        raise ConfigError(f"{path}: `base` goes round in a circle: {' -> '.join(p.name for p in (*seen, resolved))}")
+        raise ConfigError(
+            f"{path}: `base` goes round in a circle: {' -> '.join(p.name for p in (*seen, resolved))}"
+        )
     if not path.is_file():
         raise ConfigError(f"recipe {str(path)!r} does not exist{_near_files(path)}")
     try:
         config = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not OmegaConf.is_dict(config):
+    if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} holds no recipe: expected keys such as name, data, model, train")
     base = config.pop("base", None)
     if base is None:
@@ -254,7 +260,9 @@ def _fields_at(root: type[BaseModel], path: Sequence[str]) -> list[str]:
     model: type[BaseModel] = root
     for part in path:
         info = model.model_fields.get(part)
-        nested = [] if info is None else [a for a in (info.annotation, *get_args(info.annotation)) if _is_model(a)]
+        nested = (
+            [] if info is None else [a for a in (info.annotation, *get_args(info.annotation)) if _is_model(a)]
+        )
         if nested:
             model = nested[0]
     return list(model.model_fields)

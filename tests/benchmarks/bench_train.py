@@ -1,8 +1,9 @@
 """Overhead of the training loop: the same model, batch and precision in a bare PyTorch loop and in ours.
 
-`make bench-train` runs both in turn, several times, in one process on one worker: ours with everything that
-`sfumato train` has in a step (Ray Data, streams of noise, meters, logging to MLflow, checkpoints), the bare loop
-with the images in memory and nothing but the update and the average. Prints a table and, last, one JSON line.
+`make bench-train` runs both in turn, several times, in one process on one worker: ours with all that
+`sfumato train` has in a step (Ray Data, streams of noise, meters, logging to MLflow, checkpoints), the bare
+loop with the images in memory and nothing but the update and the average. Prints a table and, last, one JSON
+line.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -41,7 +43,9 @@ def bare(recipe: Any, data: Path, images: int, skip: int, threads: int) -> float
     spec, model = Manifest.load(data).spec, recipe.model
     network = build_unet(model.network, spec, conditional=True)
     average = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0, fused=True)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0, fused=True
+    )
     noise = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     batch, seen, start = recipe.train.batch, 0, 0.0
     while seen < images:
@@ -126,7 +130,7 @@ def main() -> None:
                 "ratio": round(statistics.median(ratios), 4),
                 "batch": recipe.train.batch,
                 "threads": arguments.threads,
-                "machine": f"{platform.machine()}, {torch.get_num_threads()} torch threads, torch {torch.__version__}",
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
             }
         )
     )

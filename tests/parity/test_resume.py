@@ -44,4 +44,6 @@ def test_resumed_on_another_number_of_workers(digits_data: Path, tmp_path: Path)
     grown = launch(tmp_path / "grown", world_size=2, strategy="ddp", checkpoints=stored, **job)
     for name, expected in calm.items():
         if name != "losses":
-            torch.testing.assert_close(grown[name], expected, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                grown[name], expected, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )

@@ -36,7 +36,9 @@ def test_same_weights_averages_and_losses_as_one_process(
     found = launch(tmp_path / "many", world_size=world_size, strategy=strategy, **job)
     assert found.keys() == reference.keys()
     for name, expected in reference.items():
-        torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], expected, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_micro_batches_change_nothing_but_rounding(digits_data: Path, tmp_path: Path) -> None:

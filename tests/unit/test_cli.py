@@ -18,7 +18,9 @@ DIGITS = str(Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml")
 class Terminal:
     """Runs commands in a folder of their own."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         self.folder = folder
         self._monkeypatch, self._capsys = monkeypatch, capsys
         monkeypatch.chdir(folder)
@@ -41,9 +43,7 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Terminal:
+def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
     return Terminal(tmp_path, monkeypatch, capsys)
 
 

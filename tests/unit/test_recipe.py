@@ -84,7 +84,9 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
     ],
 )
 def test_impossible_combinations_name_a_field_and_a_legal_value(overrides: list[str], expected: str) -> None:
-    recipe = recipes.load(DIGITS, [*overrides, "train.micro_batch=null"] if "micro" not in overrides[0] else overrides)
+    recipe = recipes.load(
+        DIGITS, [*overrides, "train.micro_batch=null"] if "micro" not in overrides[0] else overrides
+    )
     with pytest.raises(ConfigError) as caught:
         recipe.check(DIGITS_SPEC, 1_797)
     assert any(expected in line for line in caught.value.problems), caught.value.problems
@@ -116,7 +118,13 @@ def test_the_digest_covers_what_changes_numbers_and_nothing_else() -> None:
     base = recipes.load(DIGITS).digest()
     same = ["parallel.workers=1", "train.log_every=7", "name=other", "evaluate.samples=99", "storage=x"]
     assert recipes.load(DIGITS, same).digest() == base
-    for change in ["seed=1", "train.batch=256", "data.streams=4", "model.ema.halflife_images=1", "train.images=9"]:
+    for change in [
+        "seed=1",
+        "train.batch=256",
+        "data.streams=4",
+        "model.ema.halflife_images=1",
+        "train.images=9",
+    ]:
         assert recipes.load(DIGITS, [change]).digest() != base, change
 
 

@@ -18,9 +18,7 @@ def test_names_of_secrets(key: str) -> None:
     assert is_secret(key)
 
 
-@pytest.mark.parametrize(
-    "key", ["tokens", "tokenizer", "max_tokens", "key", "model.keys", "monkey"]
-)
+@pytest.mark.parametrize("key", ["tokens", "tokenizer", "max_tokens", "key", "model.keys", "monkey"])
 def test_names_of_settings(key: str) -> None:
     assert not is_secret(key)
 

@@ -17,7 +17,9 @@ class ParallelSettings(Config):
     )
     workers: int = Field(1, ge=1, description="Training workers (ranks).")
     cpus_per_worker: float = Field(1.0, gt=0, description="Logical CPUs that Ray reserves for a worker.")
-    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that Ray reserves for a worker; 0 trains on CPU.")
+    gpus_per_worker: float = Field(
+        0.0, ge=0, description="GPUs that Ray reserves for a worker; 0 trains on CPU."
+    )
     threads_per_worker: int | None = Field(
         None,
         ge=1,

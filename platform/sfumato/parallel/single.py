@@ -28,7 +28,7 @@ class Single(Strategy):
         self._parameters: dict[str, list[nn.Parameter]] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._source: dict[str, str] = {}
-        self._followed: dict[str, tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
+        self._followed: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
         self._frozen: set[str] = set()
         self._active: str | None = None
 

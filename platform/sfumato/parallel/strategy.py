@@ -11,7 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -28,7 +28,7 @@ class Placement:
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
     def current(cls) -> Placement:
@@ -69,7 +69,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def view(self, trains: str | None) -> Nets:
-        """All networks by name: `trains` wrapped and with gradients, the others raw, frozen and in eval mode."""
+        """All networks by name: `trains` wrapped, with gradients; the others raw, frozen, in eval mode."""
 
     @abstractmethod
     def accumulate(self, trains: str, *, last: bool) -> AbstractContextManager[None]:

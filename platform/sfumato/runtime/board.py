@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 
 @dataclass
@@ -46,8 +45,8 @@ class Board:
         return self._snapshot
 
 
-def create() -> ActorHandle[Any]:
-    """A board on the driver's node; it takes no CPU."""
+def create() -> Any:
+    """Handle of a new board on the driver's node; it takes no CPU. Any: Ray adds `.remote` at run time."""
     here = ray.get_runtime_context().get_node_id()
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
     return ray.remote(Board).options(num_cpus=0, scheduling_strategy=strategy).remote()

@@ -16,6 +16,7 @@ from sfumato.runtime import ray_cluster
 
 _PACKAGES = ("ray", "torch", "diffusers", "mlflow", "webdataset", "pyarrow", "pydantic", "safetensors")
 _EXTRAS = {"deepspeed": "deepspeed", "efficientnet_lite_pytorch": "features"}
+_SHARED = "/dev/shm"  # noqa: S108 - where Ray puts its object store
 _LEAST_FREE_GB = 2.0
 _LEAST_MEMORY_GB = 4.0
 
@@ -81,7 +82,7 @@ def _machine() -> list[Finding]:
 
     memory = psutil.virtual_memory()
     available = memory.available / 2**30
-    shared = shutil.disk_usage("/dev/shm").free / 2**30 if os.path.isdir("/dev/shm") else None
+    shared = shutil.disk_usage(_SHARED).free / 2**30 if os.path.isdir(_SHARED) else None
     findings = [
         Finding("cores", True, str(ray_cluster.cores())),
         Finding(
@@ -103,7 +104,11 @@ def _disk(root: Path) -> list[Finding]:
     for name, path in (("disk here", root), ("disk for Ray", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(path).free / 2**30
         ok = free >= _LEAST_FREE_GB and os.access(path, os.W_OK)
-        findings.append(Finding(name, ok, f"{free:.1f} GiB free in {path}" + ("" if ok else ", too little or not writable")))
+        findings.append(
+            Finding(
+                name, ok, f"{free:.1f} GiB free in {path}" + ("" if ok else ", too little or not writable")
+            )
+        )
     return findings
 
 
@@ -128,6 +133,6 @@ def _ray() -> list[Finding]:
 
     with tempfile.TemporaryDirectory() as logs, ray_cluster.cluster(1, Path(logs)):
         one = ray.get(ray.remote(num_cpus=1)(lambda: 1).remote(), timeout=60)
-        resources = ray.cluster_resources()
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         where = os.environ.get("RAY_ADDRESS", "a private cluster on this machine")
         return [Finding("ray", one == 1, f"a task ran on {where}; {resources.get('CPU', 0):g} logical CPUs")]

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.actor import ActorHandle
-
 from sfumato import recipe as recipes
 from sfumato.recipe import Recipe
 from sfumato.runtime.run_folder import RunFolder
@@ -21,7 +19,8 @@ class TrainJob:
     recipe: dict[str, Any]
     run_path: str
     threads: int
-    board: ActorHandle[Any]
+    board: Any
+    """Handle of a `board.Board` actor."""
     tracker: TrackerHandle
 
     def load_recipe(self) -> Recipe:

@@ -35,7 +35,7 @@ def pack(
         overwrite=overwrite,
         on_error=on_error,
         max_errors=max_errors,
-        progress=lambda done, total: display.update(done, total),
+        progress=display.update,
     )
     for fault in report.skipped:
         display.note(f"skipped {fault}")

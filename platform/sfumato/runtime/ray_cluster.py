@@ -72,8 +72,10 @@ def warnings(parallel: ParallelSettings) -> list[str]:
     available = cores()
     if not os.environ.get("RAY_ADDRESS") and parallel.workers > available and not parallel.gpus_per_worker:
         return [
-            f"parallel.workers={parallel.workers} on {available} cores: workers take turns on the cores, "
-            f"so expect no gain over parallel.workers={available}"
+            (
+                f"parallel.workers={parallel.workers} on {available} cores: workers take turns on the cores, "
+                f"so expect no gain over parallel.workers={available}"
+            )
         ]
     return []
 
@@ -107,7 +109,7 @@ def _existing() -> Iterator[None]:
     import ray
 
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise CapabilityError(
             f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}"
@@ -139,7 +141,7 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
             num_cpus=cpus,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             configure_logging=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             _temp_dir=str(home),
@@ -159,7 +161,7 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
 def _read_variables_again() -> None:
     """Ray was imported before the variables of the private cluster were set."""
     import ray._private.ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
@@ -176,11 +178,11 @@ def _keep_logs(home: Path, logs: Path) -> None:
 def _check_resources(cpus: int, gpus: float) -> None:
     import ray
 
-    have = ray.cluster_resources()
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     if have.get("CPU", 0) < cpus:
         raise CapabilityError(
             f"the Ray cluster has {have.get('CPU', 0):g} CPUs and {cpus} are needed (parallel.workers x "
-            "(parallel.cpus_per_worker + data.read_tasks), or evaluate.actors): lower one of them or add nodes"
+            "(parallel.cpus_per_worker + data.read_tasks), or evaluate.actors): lower one or add nodes"
         )
     if have.get("GPU", 0) < gpus:
         raise CapabilityError(

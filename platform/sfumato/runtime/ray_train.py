@@ -8,11 +8,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
-from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -53,7 +52,7 @@ def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Disp
         resources["GPU"] = parallel.gpus_per_worker
     streams = RankStreams(recipe.data, manifest, recipe.seed)
     trainer = TorchTrainer(
-        train_worker,
+        cast(Any, train_worker),  # typed as if it could not return anything
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if parallel.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
@@ -67,7 +66,7 @@ def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Disp
             storage_path=str(folder.logs / "ray_train"),
             failure_config=FailureConfig(max_failures=parallel.max_failures),
         ),
-        datasets=streams.datasets,
+        datasets={**streams.datasets},
         dataset_config=streams,
     )
     with _watching(board, display):
@@ -77,14 +76,14 @@ def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Disp
             _raise_user_error(board)
             raise TrainingError(_explain(error, folder.logs)) from error
     _raise_user_error(board)
-    summary = result.return_value
+    summary = getattr(result, "return_value", None)
     if not isinstance(summary, dict):
         raise TrainingError(f"training ended without a result; Ray's logs are in {folder.logs}")
     return summary
 
 
 @contextlib.contextmanager
-def _watching(board: ActorHandle[Any], display: Display) -> Iterator[None]:
+def _watching(board: Any, display: Display) -> Iterator[None]:
     """Bring the board's progress and notes to the display while the block runs."""
     stop = threading.Event()
     # Ray Train tells the story of its controller on standard output; ours is the display.
@@ -96,7 +95,7 @@ def _watching(board: ActorHandle[Any], display: Display) -> Iterator[None]:
             last = stop.wait(_POLL_S)
             try:
                 snapshot = ray.get(board.snapshot.remote(), timeout=5)
-            except Exception:  # the cluster may be going down; fit() reports that
+            except ray.exceptions.RayError:  # the cluster may be going down; fit() reports that
                 return
             for note in snapshot.notes[shown:]:
                 display.note(note)
@@ -122,7 +121,7 @@ def _brief(metrics: dict[str, float]) -> dict[str, float]:
     return {**short, "images/s": metrics.get("train/images_per_second", 0.0)}
 
 
-def _raise_user_error(board: ActorHandle[Any]) -> None:
+def _raise_user_error(board: Any) -> None:
     failed = ray.get(board.failed.remote())
     if failed is None:
         return

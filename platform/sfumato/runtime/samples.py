@@ -65,7 +65,9 @@ def export(run: str, dest: Path, *, kind: str, root: Path, display: Display) -> 
         generator = Generator.load(found.model)
         family = generator.family
         if not isinstance(family, ExportsDiffusers):
-            raise ConfigError(f"family {generator.config.family!r} has no diffusers export; use --format safetensors")
+            raise ConfigError(
+                f"family {generator.config.family!r} has no diffusers export; use --format safetensors"
+            )
         family.export_diffusers(generator.nets, str(dest), generator.config.sampling)
 
 

@@ -138,7 +138,7 @@ def evaluate(session: Session) -> dict[str, Any]:
         data_folder=Path(recipe.data.path),
         out=folder.path / "evaluation",
         cache=settings.cache or Path(recipe.storage) / ".cache",
-        progress=lambda done, total: display.update(done, total),
+        progress=display.update,
     )
     torch.set_num_threads(ray_cluster.cores())
     num = GRID_SAMPLES - GRID_SAMPLES % max(1, min(GRID_SAMPLES, generator.data.num_classes))
@@ -182,20 +182,27 @@ def register(session: Session) -> dict[str, Any]:
 
 def run(session: Session) -> dict[str, Any]:
     """All stages on one cluster; the results by stage."""
-    recipe = session.recipe
-    cpus = max(ray_cluster.cpus_to_train(recipe), ray_cluster.cpus_to_evaluate(recipe))
-    with on_cluster(session, cpus):
+    with cluster_to_train(session):
         trained = train(session)
         evaluated = evaluate(session)
     return {"train": trained, "evaluate": evaluated, "register": register(session)}
 
 
 @contextlib.contextmanager
-def on_cluster(session: Session, cpus: int) -> Iterator[None]:
-    """A cluster with that many CPUs, and the GPUs that the recipe asks for."""
-    parallel = session.recipe.parallel
-    gpus = parallel.workers * parallel.gpus_per_worker
+def cluster_to_train(session: Session) -> Iterator[None]:
+    """A cluster that holds the recipe's workers and their read tasks, and later its evaluation."""
+    recipe = session.recipe
+    cpus = max(ray_cluster.cpus_to_train(recipe), ray_cluster.cpus_to_evaluate(recipe))
+    gpus = recipe.parallel.workers * recipe.parallel.gpus_per_worker
     with ray_cluster.cluster(cpus, session.folder.logs, gpus=gpus):
+        yield
+
+
+@contextlib.contextmanager
+def cluster_to_evaluate(session: Session) -> Iterator[None]:
+    """A cluster that holds the recipe's evaluation."""
+    cpus = ray_cluster.cpus_to_evaluate(session.recipe)
+    with ray_cluster.cluster(cpus, session.folder.logs):
         yield
 
 
@@ -228,7 +235,7 @@ def _packed(recipe: Recipe, display: Display) -> Manifest:
         on_error=data.on_error,
         max_errors=data.max_errors,
         max_pixels=data.max_pixels,
-        progress=lambda done, total: display.update(done, total),
+        progress=display.update,
     )
     for fault in report.skipped:
         display.note(f"skipped {fault}")

@@ -7,6 +7,7 @@ import logging
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from sfumato.core.family import Progress
+from sfumato.data.faults import Fault
 from sfumato.data.manifest import Manifest
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError
 from sfumato.parallel import STRATEGIES, Placement, Strategy
@@ -24,7 +26,7 @@ from sfumato.runtime.preview import preview
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.loop import Hook, Trainer, install
-from sfumato.training.store import open_store
+from sfumato.training.store import Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +86,17 @@ class _Worker:
             report=self._report,
         )
         resumed = self._resume(store)
-        self._started = time.perf_counter()
+        if resumed == 0 and recipe.train.preview_samples:
+            self._preview(self._trainer.progress)  # the first picture of the slider: the untrained network
+        started = time.perf_counter()
         reader = ray.train.get_dataset_shard("train")
         shares = reader.batches(
             images=resumed, batch=recipe.train.batch, micro_batch=recipe.train.micro_batch
         )
         with contextlib.closing(shares):
             progress = self._trainer.run(shares)
-        seconds = time.perf_counter() - self._started
+        seconds = time.perf_counter() - started
+        self._report_faults(shares.faults)
         self._writer.close()
         if self._writer.failures and checkpoints.newest_images(store) < progress.images:
             raise CheckpointError(self._writer.failures[-1])
@@ -114,7 +119,7 @@ class _Worker:
             hooks.append(Hook(settings.preview_every, self._preview))
         return hooks
 
-    def _resume(self, store: checkpoints.Store) -> int:
+    def _resume(self, store: Store) -> int:
         """Load the newest whole checkpoint, the same on every rank; the images it stands at."""
         # Rank 0 chooses: the ranks look at the store at different moments.
         name = None
@@ -136,11 +141,7 @@ class _Worker:
         return saved.images
 
     def _agree(self, value: Any) -> Any:
-        if self._strategy.placement.world_size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        return self._gather(value)[0]
 
     def _report(self, progress: Progress, metrics: dict[str, float]) -> None:
         if self._tracker is None:
@@ -183,6 +184,21 @@ class _Worker:
                 name=self._recipe.name,
                 images=progress.images,
             )
+
+    def _report_faults(self, faults: Sequence[Fault]) -> None:
+        """List the samples that any rank skipped, in the run's folder and in MLflow."""
+        found = sorted({str(fault) for part in self._gather(list(faults)) for fault in part})
+        if found and self._tracker is not None:
+            self._folder.write_json("skipped.json", found)
+            self._tracker.artifact(self._folder.path / "skipped.json")
+            self._note(f"{len(found)} samples could not be used and were skipped; skipped.json lists them")
+
+    def _gather(self, value: Any) -> list[Any]:
+        if self._strategy.placement.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self._strategy.placement.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def _note(self, text: str) -> None:
         if self._leads:

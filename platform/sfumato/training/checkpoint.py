@@ -61,7 +61,7 @@ class Checkpoint(BaseModel):
 
 
 def complete(store: Store) -> list[Checkpoint]:
-    """The checkpoints that count, newest first. A manifest that cannot be read is passed over with a warning."""
+    """The checkpoints that count, newest first. An unreadable manifest is passed over with a warning."""
     found = []
     for name in store.folders():
         if not name.startswith("images-") or not store.exists(f"{name}/{MANIFEST}"):
@@ -96,7 +96,7 @@ def load(store: Store, checkpoint: Checkpoint, scratch: Path) -> dict[str, Tenso
 
 
 def newest_whole(store: Store, scratch: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; one that is damaged is named and passed over for the one before."""
+    """The newest checkpoint that is whole; a damaged one is named and the one before it taken."""
     for checkpoint in complete(store):
         try:
             load(store, checkpoint, scratch)
@@ -193,7 +193,9 @@ class Writer:
             recipe_digest=self._recipe_digest,
             world_size=dist.get_world_size() if self._distributed else 1,
             strategy=self._strategy,
-            files={key: FileEntry(bytes=size, sha256=digest) for key, (size, digest) in sorted(files.items())},
+            files={
+                key: FileEntry(bytes=size, sha256=digest) for key, (size, digest) in sorted(files.items())
+            },
         )
         try:
             text = json.dumps(manifest.model_dump(), indent=1)

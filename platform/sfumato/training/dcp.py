@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as torch_dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from sfumato.errors import CheckpointError
 
@@ -77,8 +79,8 @@ def write(
     """
     writer = FileSystemWriter(folder, sync_files=True, overwrite=True)
     try:
-        torch_dcp.save(state, storage_writer=writer, process_group=group, no_dist=not distributed)
-    except torch_dcp.api.CheckpointException as error:
+        save(state, storage_writer=writer, process_group=group, no_dist=not distributed)
+    except CheckpointException as error:
         causes = [f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values()]
         raise CheckpointError(causes[0] if causes else str(error)) from error
 
@@ -87,10 +89,14 @@ def read(folder: Path) -> dict[str, Tensor]:
     """All tensors, whole, on CPU. Raises CheckpointError for an index that is not one."""
     reader = _SafeReader(folder)
     entries = reader.read_metadata().state_dict_metadata
-    state = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)  # the reader lets no other pass
+    }
     try:
-        torch_dcp.load(state, storage_reader=reader, no_dist=True)
-    except torch_dcp.api.CheckpointException as error:
+        load(state, storage_reader=reader, no_dist=True)
+    except CheckpointException as error:
         causes = [str(cause) for cause, _ in error.failures.values()]
         raise CheckpointError(f"{folder} cannot be read: {causes[0] if causes else error}") from error
     return state

@@ -183,14 +183,17 @@ class Trainer:
             device=device,
         )
         # Dropout draws from torch's global generator; it too depends on the place in training alone.
-        torch.manual_seed(derive(self._seed, images, phase.name, micro.pieces[0].stream, micro.pieces[0].first))
+        torch.manual_seed(
+            derive(self._seed, images, phase.name, micro.pieces[0].stream, micro.pieces[0].first)
+        )
         with torch.no_grad():
             batch = self._family.prepare(nets, batch, rng)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
             out = phase.loss(nets, batch, progress, rng)
         if out.loss_B.shape != (micro.rows,):
             raise ValueError(
-                f"phase {phase.name!r} must return one loss a row, [{micro.rows}]; got {list(out.loss_B.shape)}"
+                f"phase {phase.name!r} must return one loss a row, [{micro.rows}]; "
+                f"got {list(out.loss_B.shape)}"
             )
         self._means.add(f"{phase.name}/loss", out.loss_B, micro.rows)
         for name, value in out.metrics.items():

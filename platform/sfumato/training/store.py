@@ -110,7 +110,9 @@ class ObjectStore:
 
     def folders(self) -> list[str]:
         selector = pafs.FileSelector(self._root, allow_not_found=True)
-        return sorted(i.base_name for i in self._fs.get_file_info(selector) if i.type == pafs.FileType.Directory)
+        return sorted(
+            i.base_name for i in self._fs.get_file_info(selector) if i.type == pafs.FileType.Directory
+        )
 
     def exists(self, path: str) -> bool:
         return bool(self._fs.get_file_info(f"{self._root}/{path}").type == pafs.FileType.File)
@@ -141,9 +143,10 @@ class ObjectStore:
         entries = {}
         for path in own_files(staged, rank):
             entries[path.name] = (path.stat().st_size, sha256(path))
-            with path.open("rb") as source, self._fs.open_output_stream(
-                f"{self._root}/{folder}/{path.name}"
-            ) as target:
+            with (
+                path.open("rb") as source,
+                self._fs.open_output_stream(f"{self._root}/{folder}/{path.name}") as target,
+            ):
                 shutil.copyfileobj(source, target, 8 << 20)
             path.unlink()
         return entries
@@ -152,9 +155,10 @@ class ObjectStore:
         target = self.staging(folder, scratch)
         for name, (size, digest) in files.items():
             try:
-                with self._fs.open_input_stream(f"{self._root}/{folder}/{name}") as source, (
-                    target / name
-                ).open("wb") as local:
+                with (
+                    self._fs.open_input_stream(f"{self._root}/{folder}/{name}") as source,
+                    (target / name).open("wb") as local,
+                ):
                     shutil.copyfileobj(source, local, 8 << 20)
             except FileNotFoundError as error:
                 raise CheckpointError(f"{self.describe(f'{folder}/{name}')} is missing") from error
