@@ -280,13 +280,10 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def main() -> NoReturn:
     """Run a command; errors that are meant for the user become lines on standard error, without traceback."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)  # an exit status where typer ended the command itself
     except SfumatoError as error:
         _complain(str(error))
         sys.exit(error.exit_status)
-    except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; nothing half-written is kept, and the same command goes on from here")
-        sys.exit(Interrupted.exit_status)
     except Exception as error:
         if isinstance(error, _UsageError):
             _complain(error.format_message())
@@ -299,7 +296,9 @@ def main() -> NoReturn:
             + " (a defect of Sfumato, not of your input; SFUMATO_DEBUG=1 shows where)"
         )
         sys.exit(1)
-    sys.exit(0)
+    if status == Interrupted.exit_status:
+        _complain("interrupted; nothing half-written is kept, and the same command goes on from here")
+    sys.exit(status or 0)
 
 
 @contextlib.contextmanager

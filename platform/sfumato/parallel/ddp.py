@@ -44,6 +44,6 @@ class Ddp(Single):
             module,
             device_ids=[self.placement.device.index] if on_gpu else None,
             # Every rank builds the same network from the seed and computes the same buffers.
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Disp
         datasets={**streams.datasets},
         dataset_config=streams,
     )
-    with _watching(board, display):
+    with _watching(board, display), _ctrl_c_as_usual():
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -80,6 +81,23 @@ def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Disp
     if not isinstance(summary, dict):
         raise TrainingError(f"training ended without a result; Ray's logs are in {folder.logs}")
     return summary
+
+
+@contextlib.contextmanager
+def _ctrl_c_as_usual() -> Iterator[None]:
+    """Ray Train puts a handler of its own in place, which ends the run in order and then exits the process.
+
+    The order is welcome; the exit becomes the KeyboardInterrupt that it stands for, and the handler goes.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
