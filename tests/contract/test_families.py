@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sfumato import families
 from sfumato.core.batch import Batch, DataSpec, Piece
-from sfumato.core.family import EmaOf, Family, FamilyConfig, Phase, Progress, SampleRequest, Trainable
+from sfumato.core.family import EmaOf, Family, FamilyConfig, Phase, SampleRequest, Trainable
+from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder

@@ -6,13 +6,12 @@ Ray Train, Ray Data and the resumes in between change no bit.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -65,14 +64,8 @@ def sfumato(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         for child in children:
-            with_suppressed_kill(child)
-
-
-def with_suppressed_kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        pass
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 def wait_for(what: str, found: Callable[[], object], process: subprocess.Popen[str]) -> None:

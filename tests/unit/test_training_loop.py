@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import MicroBatch, Piece
-from sfumato.core.family import EmaOf, LossOut, Phase, Progress, SampleRequest, Trainable
+from sfumato.core.family import EmaOf, LossOut, Phase, SampleRequest, Trainable
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng
 from sfumato.core.schedules import LearningRate
 from sfumato.errors import TrainingError

@@ -9,31 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.config import Config
+from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 
-if TYPE_CHECKING:
-    from sfumato.core.optimizer import OptimizerConfig
-
 Nets = Mapping[str, nn.Module]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where training stands. `images` counts the real images read; it is the unit of all schedules.
-
-    `batch` is how many images one step reads: the global batch times the most repeats of any phase.
-    """
-
-    step: int
-    images: int
-    total_images: int
-    batch: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from sfumato.core.config import Config
-from sfumato.core.family import Progress
+from sfumato.core.progress import Progress
 
 
 class LearningRate(Config):

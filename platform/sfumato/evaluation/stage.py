@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from sfumato.data.faults import OnError
 from sfumato.errors import DataError
 from sfumato.evaluation.blocks import Block, BlockMaker, BlockStore, Task
 from sfumato.evaluation.config import EvaluateSettings, Selection
@@ -41,14 +42,15 @@ def evaluate(
     data_folder: Path | str,
     out: Path,
     cache: Path,
+    on_error: OnError = "fail",
     progress: ProgressCallback | None = None,
     trust: bool = False,
 ) -> EvaluationReport:
     """Measures the model in `model_folder` against the packed data in `data_folder`.
 
     Writes `report.json`, `preview.png` and the blocks' features into `out`, trained classifiers and
-    reference features into `cache`. With `settings.actors` above 0, Ray must have been started. `trust`
-    permits a family by import path.
+    reference features into `cache`. `on_error` says what a reference image that cannot be used does. With
+    `settings.actors` above 0, Ray must have been started. `trust` permits a family by import path.
 
     Raises ConfigError (settings), DataError (reference, or images of another kind than it), CheckpointError
     (model), CapabilityError (no actor can be placed), each one line and before images are generated.
@@ -57,7 +59,7 @@ def evaluate(
         settings,
         load=partial(GeneratorSource, device=_device(settings), trust=trust),
         model_folder=model_folder,
-        reference=PackedReference(data_folder),
+        reference=PackedReference(data_folder, on_error),
         out=out,
         cache=cache,
         progress=progress,

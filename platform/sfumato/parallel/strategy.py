@@ -7,7 +7,6 @@ passive network through its wrapper, or with gradients on, breaks training with 
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -31,13 +30,11 @@ class Placement:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
-    def current(cls) -> Placement:
-        """Of the process group if there is one, else a single process; a GPU if Ray or the user gave one."""
+    def current(cls, *, gpu: bool = False) -> Placement:
+        """Of the process group if there is one, else a single process; on its current GPU or on the CPU."""
         ready = dist.is_available() and dist.is_initialized()
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
-        device = torch.device("cpu")
-        if torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
-            device = torch.device("cuda", torch.cuda.current_device())
+        device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
         return cls(rank, world_size, device)
 
 

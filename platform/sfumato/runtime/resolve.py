@@ -30,6 +30,8 @@ class Found:
 
     model: Path
     about: str
+    trusted: bool
+    """Whether a family that it names by import path may be imported: it is, for runs of this project."""
 
 
 @contextlib.contextmanager
@@ -40,10 +42,10 @@ def model_of(run: str, *, root: Path, tracking_uri: str | None = None) -> Iterat
     """
     path = Path(run)
     if (path / CARD).is_file():
-        yield Found(path, f"model {path}")
+        yield Found(path, f"model {path}", trusted=False)
     elif (path / checkpoints.MANIFEST).is_file() and path.name.startswith("images-"):
         with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
-            yield Found(_from_checkpoint(path, Path(scratch)), f"checkpoint {path}")
+            yield Found(_from_checkpoint(path, Path(scratch)), f"checkpoint {path}", trusted=True)
     else:
         folder, about = run_folder_of(run, root=root, tracking_uri=tracking_uri)
         if not folder.model.is_dir():
@@ -51,7 +53,7 @@ def model_of(run: str, *, root: Path, tracking_uri: str | None = None) -> Iterat
                 f"run {folder.id} has no trained model yet: finish it with its recipe, or name one of the "
                 f"checkpoints in {folder.checkpoints}"
             )
-        yield Found(folder.model, about)
+        yield Found(folder.model, about, trusted=True)
 
 
 def run_folder_of(run: str, *, root: Path, tracking_uri: str | None = None) -> tuple[RunFolder, str]:

@@ -32,7 +32,7 @@ def draw(
     """Write `num` samples of a run into `out`; the folder. The same request gives the same bytes."""
     with model_of(run, root=root) as found:
         display.line(found.about)
-        generator = Generator.load(found.model)
+        generator = Generator.load(found.model, trust=found.trusted)
         labels = None if label is None else [class_index(label, generator.data)] * num
         display.stage("sample")
         folder = write_samples(
@@ -62,7 +62,7 @@ def export(run: str, dest: Path, *, kind: str, root: Path, display: Display) -> 
         if kind == "safetensors":
             shutil.copytree(found.model, dest)
             return
-        generator = Generator.load(found.model)
+        generator = Generator.load(found.model, trust=found.trusted)
         family = generator.family
         if not isinstance(family, ExportsDiffusers):
             raise ConfigError(

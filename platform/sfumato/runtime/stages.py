@@ -124,7 +124,7 @@ def evaluate(session: Session) -> dict[str, Any]:
     from sfumato.evaluation.stage import evaluate as run_stage
 
     recipe, folder, display = session.recipe, session.folder, session.display
-    generator = Generator.load(folder.model)
+    generator = Generator.load(folder.model, trust=True)  # its family is the recipe's
     settings = recipe.evaluate
     key = _key(generator.digest, session.manifest.digest, settings.model_dump_json(exclude={"actors"}))
     done = folder.stage_result("evaluate", key)
@@ -138,6 +138,8 @@ def evaluate(session: Session) -> dict[str, Any]:
         data_folder=Path(recipe.data.path),
         out=folder.path / "evaluation",
         cache=settings.cache or Path(recipe.storage) / ".cache",
+        on_error=recipe.data.on_error,
+        trust=True,
         progress=display.update,
     )
     torch.set_num_threads(ray_cluster.cores())
@@ -167,7 +169,7 @@ def register(session: Session) -> dict[str, Any]:
     if not recipe.registry.enabled:
         return {}
     name = recipe.registry.name or recipe.name
-    key = _key(Generator.load(folder.model).digest, name)
+    key = _key(Generator.load(folder.model, trust=True).digest, name)
     done = folder.stage_result("register", key)
     if done is not None:
         display.skipped("register", f"{done['name']} version {done['version']}, done before")

@@ -16,7 +16,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from sfumato.core.family import Progress
+from sfumato.core.progress import Progress
 from sfumato.data.faults import Fault
 from sfumato.data.manifest import Manifest
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError
@@ -59,7 +59,9 @@ class _Worker:
         self._folder = job.folder()
         self._manifest = Manifest.load(self._recipe.data.path)
         self._family = self._recipe.model.build(self._manifest.spec)
-        self._strategy: Strategy = STRATEGIES[self._recipe.parallel.strategy](Placement.current())
+        parallel = self._recipe.parallel
+        placement = Placement.current(gpu=parallel.gpus_per_worker > 0)
+        self._strategy: Strategy = STRATEGIES[parallel.strategy](placement)
         self._leads = self._strategy.placement.rank == 0
         self._token = self._folder.claim() if self._leads else ""
         self._tracker = job.tracker.open() if self._leads else None

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sfumato.core.batch import Batch, MicroBatch
-from sfumato.core.family import EmaOf, Family, Frozen, Nets, Phase, Progress, Trainable
+from sfumato.core.family import EmaOf, Family, Frozen, Nets, Phase, Trainable
+from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, derive, seeded
 from sfumato.errors import TrainingError
 from sfumato.parallel.strategy import Strategy

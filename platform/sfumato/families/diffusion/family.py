@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, Progress, SampleRequest, Trainable
+from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
+from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.diffusion.config import DiffusionConfig, SamplingConfig
 from sfumato.families.diffusion.export import write_pipeline

@@ -1,0 +1,221 @@
+"""The commands of the README, one after the other, on the digits with the smallest network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import sfumato
+from sfumato import cli
+from sfumato.families.diffusion import Config
+
+RECIPE = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder as a user has it: a recipe on ours, and nothing else."""
+    folder = tmp_path_factory.mktemp("project")
+    tiny = Config.tiny().model_dump(mode="json")
+    content = {
+        "base": os.path.relpath(RECIPE, folder),
+        "name": "tiny",
+        "model": tiny,
+        "train": {"images": 2_048, "preview_every": 1_024, "checkpoint": {"every": 1_024}},
+        "evaluate": {
+            "samples": 130,
+            "feature_options": {"classifier": {"seen": 2_000}},
+        },
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def run(project: Path) -> dict:
+    """What `sfumato run` reports."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sfumato", "run", "tiny.yaml", "--json"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for stage in ("pack", "train", "evaluate", "register"):
+        assert f"✓ {stage}: " in done.stderr
+    noise = [
+        line
+        for line in done.stderr.splitlines()
+        if not line.startswith(("✓", "pack:", "train:", "evaluate:", "register:"))
+    ]
+    assert noise == [], "the progress is not buried under what libraries say"
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def call(run: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A command in this process: (status, standard output, standard error)."""
+
+    def called(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sfumato", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return called
+
+
+def test_the_run_leaves_everything_behind(run: dict, project: Path) -> None:
+    assert run["train"]["images"] == 2_048 and run["train"]["steps"] == 16
+    assert {"fd_classifier", "precision", "recall", "class_accuracy"} == run["evaluate"]["metrics"].keys()
+    folder = Path(run["folder"])
+    assert sorted(path.name for path in (folder / "previews").iterdir()) == [
+        "images-000000000000.png",
+        "images-000000001024.png",
+        "images-000000002048.png",
+    ]
+    with Image.open(run["grid"]) as grid:
+        assert min(grid.size) > 100
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+
+
+def test_mlflow_has_curves_pictures_params_data_and_the_model(run: dict, project: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    record = client.get_run(run["mlflow_run_id"])
+    assert record.info.status == "FINISHED"
+    assert record.data.params["train.images"] == "2048"
+    assert record.data.params["model.objective.timesteps"] == "20"
+    curve = client.get_metric_history(run["mlflow_run_id"], "train/denoise/loss")
+    assert [point.step for point in curve] == [2_048]
+    assert record.data.metrics["eval/precision"] == run["evaluate"]["metrics"]["precision"]
+    assert record.inputs.dataset_inputs[0].dataset.name == "digits"
+    names = {artifact.path for artifact in client.list_artifacts(run["mlflow_run_id"])}
+    assert {"recipe.yaml", "environment.json", "images", "evaluation"} <= names
+    steps = {a.path.split("+")[2] for a in client.list_artifacts(run["mlflow_run_id"], "images")}
+    assert steps == {"0", "1024", "2048"}
+    assert client.get_model_version("tiny", "1").run_id == run["mlflow_run_id"]
+
+
+def test_the_same_command_skips_what_is_done(call) -> None:
+    status, out, err = call("run", "tiny.yaml", "--json")
+    assert status == 0
+    assert err.count("done before") == 3
+    status, again, _ = call("evaluate", "tiny", "--json")
+    assert json.loads(again)["evaluate"] == json.loads(out)["evaluate"]
+
+
+def test_sample_gives_the_same_bytes_whatever_the_batch_size(call, project: Path) -> None:
+    request = [
+        "--num",
+        "70",
+        "--label",
+        "7",
+        "--guidance",
+        "2",
+        "--sampler",
+        "ddim",
+        "--steps",
+        "4",
+        "--seed",
+        "1",
+    ]
+    for out, size in (("one", "1"), ("many", "500")):
+        status, said, err = call("sample", "tiny", *request, "--batch-size", size, "--out", out, "--json")
+        assert status == 0, err
+        assert json.loads(said)["images"] == 70
+    files = sorted(path.name for path in (project / "one").iterdir())
+    assert len(files) == 72
+    for name in files:
+        assert (project / "one" / name).read_bytes() == (project / "many" / name).read_bytes(), name
+    line = json.loads((project / "one" / "samples.jsonl").read_text().splitlines()[7])
+    assert line["index"] == 7 and line["label"] == 7 and line["options"]["guidance"] == 2
+    status, _, err = call("sample", "tiny", "--num", "1", "--out", "one")
+    assert status == 2 and "one" in err and "--overwrite" in err
+
+
+def test_python_and_command_line_draw_the_same(run: dict, call, project: Path) -> None:
+    assert call("sample", "tiny", "--num", "3", "--seed", "5", "--out", "three")[0] == 0
+    images = sfumato.load(Path(run["folder"]) / "model").sample(3, seed=5)
+    for number, image in enumerate(images):
+        with Image.open(project / "three" / f"{number:06d}.png") as stored:
+            assert np.array_equal(np.asarray(stored), image[..., 0])
+
+
+def test_a_checkpoint_can_be_sampled(run: dict, call, project: Path) -> None:
+    newest = max((Path(run["folder"]) / "checkpoints").iterdir())
+    assert call("sample", str(newest), "--num", "3", "--seed", "5", "--out", "from-checkpoint")[0] == 0
+    assert call("sample", "tiny", "--num", "3", "--seed", "5", "--out", "from-run")[0] == 0
+    for name in ("000000.png", "000002.png"):
+        ours, theirs = project / "from-checkpoint" / name, project / "from-run" / name
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_export_loads_in_diffusers_and_draws_the_same(
+    run: dict, call, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import constants, dynamic_modules_utils
+
+    for module in (constants, dynamic_modules_utils):
+        monkeypatch.setattr(module, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    assert call("export", "tiny", "exported", "--format", "diffusers")[0] == 0
+    pipeline = DiffusionPipeline.from_pretrained(str(project / "exported"), trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    from sfumato.core.rng import SampleRng
+
+    generator = sfumato.load(Path(run["folder"]) / "model")
+    options = generator.options()
+    found = pipeline(
+        class_labels=[number % 10 for number in range(64)],
+        guidance_scale=options.guidance,
+        num_inference_steps=options.steps,
+        generator=SampleRng(0, range(64)).generators,
+        output_type="np",
+    ).images
+    expected = generator.sample(64, seed=0)
+    assert np.abs((np.asarray(found) * 255).round() - expected).max() <= 1
+    assert call("export", "tiny", "exported")[0] == 2, "it exists"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["sample", "tyni", "--out", "x"], "tiny"),
+        (["sample", "tiny", "--label", "seven", "--out", "x"], "no such class"),
+        (["sample", "tiny", "--option", "stepz=3", "--out", "x"], "steps"),
+        (["sample", "tiny", "--steps", "99", "--out", "x"], "20"),
+        (["evaluate", "tiny", "evaluate.metrics=precison"], "precision"),
+        (["evaluate", "tiny", "evaluate.samples=3"], "too few"),
+    ],
+)
+def test_bad_requests_get_one_line(arguments: list[str], expected: str, call, project: Path) -> None:
+    status, out, err = call(*arguments)
+    assert status == 2 and out == "" and "Traceback" not in err
+    errors = [line for line in err.splitlines() if "error:" in line]
+    assert len(errors) == 1 and expected in errors[0], err
+    assert not (project / "x").exists()
+
+
+def test_torch_is_left_as_it_was(run: dict) -> None:
+    """Loading and sampling leave the global generator alone."""
+    before = torch.random.get_rng_state()
+    sfumato.load(Path(run["folder"]) / "model").sample(1)
+    assert torch.equal(before, torch.random.get_rng_state())
