@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench-train format clean
+.PHONY: help demo test test-slow check bench-train format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ demo: $(VENV)/.runtime ## Train, evaluate and track a generator of handwritten d
 
 test: $(VENV)/.dev ## Run the test suite (ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.dev ## Run the tests that take minutes: lost drivers, ctrl-C
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.dev ## Lint, check formatting, types and import rules
 	@$(BIN)/ruff check .

@@ -279,6 +279,8 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> NoReturn:
     """Run a command; errors that are meant for the user become lines on standard error, without traceback."""
+    # A recipe may name a family of the user's own, which lies beside it; Ray gives the path to its workers.
+    sys.path.append(os.getcwd())
     try:
         status = app(standalone_mode=False)  # an exit status where typer ended the command itself
     except SfumatoError as error:

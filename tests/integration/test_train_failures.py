@@ -93,30 +93,48 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_lost_workers_lost_drivers_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Path) -> None:
-    calm = launch(
-        tmp_path / "calm",
-        world_size=2,
-        strategy="ddp",
-        family="diffusion",
-        data=str(digits_data),
-        train=TRAIN,
+def reference(folder: Path, data: Path) -> dict[str, torch.Tensor]:
+    """The weights of an undisturbed run of two plain processes."""
+    return launch(
+        folder / "calm", world_size=2, strategy="ddp", family="diffusion", data=str(data), train=TRAIN
     )
+
+
+def assert_model_is(folder: Path, calm: dict[str, torch.Tensor]) -> None:
+    """The run's exported weights are the reference's, bit for bit."""
+    (model,) = folder.glob("runs/tiny-*/model")
+    found = load_file(model / "ema.safetensors")
+    assert len(found) == sum(name.startswith("ema/") for name in calm)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, calm[f"ema/{name}"]), name
+
+
+@pytest.mark.timeout(600)
+def test_a_lost_worker_changes_no_bit(digits_data: Path, tmp_path: Path) -> None:
+    calm = reference(tmp_path, digits_data)
+    with sfumato(tmp_path, "train", str(write_recipe(tmp_path, digits_data))) as process:
+        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process)
+        workers(process)[0].send_signal(signal.SIGKILL)
+        _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, said
+    assert "training goes on from the checkpoint at" in said and "Traceback" not in said
+    assert_model_is(tmp_path, calm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Path) -> None:
+    calm = reference(tmp_path, digits_data)
     recipe = str(write_recipe(tmp_path, digits_data))
 
-    # A worker dies, and later the driver with all that it started.
+    # The driver dies, and with it all that it started.
     with sfumato(tmp_path, "train", recipe) as process:
-        wait_for("checkpoint at 2,000", lambda: newest(tmp_path) >= 2_000, process)
-        workers(process)[0].send_signal(signal.SIGKILL)
-        reached = newest(tmp_path)
-        wait_for("checkpoint after the loss", lambda: newest(tmp_path) > reached + 2_000, process)
+        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process)
         process.left.extend(psutil.Process(process.pid).children(recursive=True))  # type: ignore[attr-defined]
         process.kill()
         process.wait()
     killed_at = newest(tmp_path)
-    assert 4_000 < killed_at < 18_000, "the run was over before its driver died"
+    assert killed_at < 16_000, "the run was over before its driver died"
 
     # The same command goes on; ctrl-C stops it in an orderly way.
     with sfumato(tmp_path, "train", recipe) as process:
@@ -131,11 +149,7 @@ def test_lost_workers_lost_drivers_and_ctrl_c_change_no_bit(digits_data: Path, t
     with sfumato(tmp_path, "train", recipe) as process:
         _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said
-    (model,) = tmp_path.glob("runs/tiny-*/model")
-    found = load_file(model / "ema.safetensors")
-    for name, tensor in found.items():
-        assert torch.equal(tensor, calm[f"ema/{name}"]), name
-    assert len(found) == sum(name.startswith("ema/") for name in calm)
+    assert_model_is(tmp_path, calm)
 
     # Done is done: the same command again trains nothing.
     with sfumato(tmp_path, "train", recipe) as process:
@@ -143,7 +157,7 @@ def test_lost_workers_lost_drivers_and_ctrl_c_change_no_bit(digits_data: Path, t
     assert process.returncode == 0 and "done before" in said
 
 
-@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_bad_sample_ends_the_run_at_once_with_one_line(digits_data: Path, tmp_path: Path) -> None:
     """An error that no retry would mend is not retried, and reaches the user as it is."""
     import shutil

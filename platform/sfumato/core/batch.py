@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Batch = Mapping[str, Tensor]
+Batch: TypeAlias = "Mapping[str, Tensor]"
 """`image` [B, C, H, W] float32 in [-1, 1]; `label` [B] int64 where the data has classes."""
 
 

@@ -8,7 +8,6 @@ Sampling noise is drawn per *sample*: sample i depends on (seed, i) alone.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -17,12 +16,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.batch import Piece
-
-
-def derive(*parts: int | str) -> int:
-    """A 63-bit seed from any tuple of integers and names; the same on every machine and Python."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+from sfumato.core.seeds import derive
 
 
 @contextmanager

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sfumato.core.batch import Batch, MicroBatch, Piece
@@ -19,11 +18,16 @@ from sfumato.data.order import Block
 from sfumato.data.plan import plan, problems, rank_streams
 from sfumato.errors import DataError
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["MicroBatches", "plan", "problems", "rank_streams", "to_batch"]
 
 
 def to_batch(columns: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
     """`image` uint8 [n,H,W,C] to float32 [n,C,H,W] in [-1, 1] (x / 127.5 - 1), `label` to int64 [n]."""
+    import torch  # here, since read tasks load this module and are started sooner without it
+
     image_BCHW = torch.from_numpy(np.ascontiguousarray(columns["image"].transpose(0, 3, 1, 2)))
     batch = {"image": image_BCHW.float().div_(127.5).sub_(1.0)}
     if "label" in columns:

@@ -24,7 +24,7 @@ from itertools import accumulate, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.core.rng import derive
+from sfumato.core.seeds import derive
 from sfumato.errors import ConfigError
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from sfumato.core.batch import Batch, MicroBatch
 from sfumato.core.family import EmaOf, Family, Frozen, Nets, Phase, Trainable
 from sfumato.core.progress import Progress
-from sfumato.core.rng import StreamRng, derive, seeded
+from sfumato.core.rng import StreamRng, seeded
+from sfumato.core.seeds import derive
 from sfumato.errors import TrainingError
 from sfumato.parallel.strategy import Strategy
 from sfumato.training.config import TrainSettings

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
-from sfumato.core.rng import derive, seeded
+from sfumato.core.rng import seeded
+from sfumato.core.seeds import derive
 from sfumato.errors import DataError
 from sfumato.evaluation.features.extractor import (
     Extracted,
