@@ -1,0 +1,91 @@
+"""The cluster that a command runs on: never too small without a word, never open to the network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfumato.errors import CapabilityError
+from sfumato.parallel import ParallelSettings
+from sfumato.runtime import ray_cluster
+
+PRIVATE = """
+import json, os, sys
+from pathlib import Path
+import psutil
+from sfumato.runtime import ray_cluster
+
+with ray_cluster.cluster(3, Path(sys.argv[1])):
+    import ray
+    ran = ray.get(ray.remote(num_cpus=3)(lambda: os.nice(0)).remote())
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = {
+        c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN
+    }
+    mode = os.environ["RAY_AUTH_MODE"]
+    cpus = ray.cluster_resources()["CPU"]
+print(json.dumps({"listening": sorted(listening), "mode": mode, "nice": ran, "cpus": cpus,
+                  "left": [p.pid for p in processes[1:] if p.is_running()]}))
+"""
+
+
+def test_a_private_cluster_listens_on_loopback_alone_with_a_token(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRIVATE, str(tmp_path / "logs")],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert {ip.removeprefix("::ffff:") for ip in found["listening"]} == {"127.0.0.1"}
+    assert found["mode"] == "token"
+    assert found["nice"] == 0, "workers run at normal priority"
+    assert found["cpus"] >= 3, "as many logical CPUs as were asked for, whatever the machine has"
+    assert (tmp_path / "logs" / "ray").is_dir(), "Ray's logs are kept"
+    assert done.stderr == ""
+
+
+def test_a_cluster_that_is_too_small_is_refused(ray_local: None, tmp_path: Path) -> None:
+    with ray_cluster.cluster(4, tmp_path):
+        pass
+    with pytest.raises(CapabilityError, match=r"has 4 CPUs and 99 are needed \(parallel\.workers"):
+        with ray_cluster.cluster(99, tmp_path):
+            pass
+    with pytest.raises(CapabilityError, match="0 GPUs and 2 are needed"):
+        with ray_cluster.cluster(1, tmp_path, gpus=2):
+            pass
+
+
+def test_an_address_where_nobody_answers_is_one_line(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from sfumato.runtime import ray_cluster\n"
+        "from sfumato.errors import CapabilityError\n"
+        "try:\n  with ray_cluster.cluster(1, Path(sys.argv[1])): pass\n"
+        "except CapabilityError as error: print(error)"
+    )
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1", "RAY_gcs_server_request_timeout_seconds": "3"},
+    )
+    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_more_workers_than_cores_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (said,) = ray_cluster.warnings(ParallelSettings(workers=ray_cluster.cores() + 1))
+    assert "take turns" in said
+    assert ray_cluster.warnings(ParallelSettings(workers=1)) == []
+    assert ray_cluster.threads_per_worker(ParallelSettings(workers=2), 8) == 4
+    assert ray_cluster.threads_per_worker(ParallelSettings(workers=9), 8) == 1
