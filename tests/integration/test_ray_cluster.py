@@ -53,12 +53,12 @@ def test_a_private_cluster_listens_on_loopback_alone_with_a_token(tmp_path: Path
 def test_a_cluster_that_is_too_small_is_refused(ray_local: None, tmp_path: Path) -> None:
     with ray_cluster.cluster(4, tmp_path):
         pass
-    with pytest.raises(CapabilityError, match=r"has 4 CPUs and 99 are needed \(parallel\.workers"):
-        with ray_cluster.cluster(99, tmp_path):
-            pass
-    with pytest.raises(CapabilityError, match="0 GPUs and 2 are needed"):
-        with ray_cluster.cluster(1, tmp_path, gpus=2):
-            pass
+    too_many = pytest.raises(CapabilityError, match=r"has 4 CPUs and 99 are needed \(parallel\.workers")
+    with too_many, ray_cluster.cluster(99, tmp_path):
+        pass
+    no_gpu = pytest.raises(CapabilityError, match="0 GPUs and 2 are needed")
+    with no_gpu, ray_cluster.cluster(1, tmp_path, gpus=2):
+        pass
 
 
 def test_an_address_where_nobody_answers_is_one_line(tmp_path: Path) -> None:

@@ -104,8 +104,8 @@ class Display:
         self.console.print(text, soft_wrap=True)
 
     def _time_left(self, done: int, total: int | None) -> str:
-        if not total or not done:
-            return ""
+        if not total or done < total / 50:
+            return ""  # the first steps carry the start-up and say nothing of the rest
         seconds = (time.monotonic() - self._started) * (total - done) / done
         return f"  {seconds:.0f} s left"
 
