@@ -13,24 +13,33 @@ from sfumato.evaluation.config import EvaluateSettings
 if TYPE_CHECKING:
     import ray
 
+Build = list["ray.ObjectRef[Callable[[], BlockMaker]]"]
+"""One reference to what builds a block maker."""
+
 RESTARTS = 3
 IN_FLIGHT = 2
 """Tasks queued on an actor: one at work, one waiting, so that no actor waits for the driver."""
 
 
 class Worker:
-    """A block maker that is built where it runs. Ray builds it again after its process died."""
+    """A block maker that is built where it runs, on the first call. Ray starts a dead one again, empty."""
 
-    def __init__(self, build: Sequence[ray.ObjectRef[Callable[[], BlockMaker]]]) -> None:
+    def __init__(self) -> None:
+        self._maker: BlockMaker | None = None
+
+    def ready(self, build: Build) -> None:
+        """Returns once the maker is built."""
+        self._built(build)
+
+    def make(self, task: Task, build: Build) -> Block:
+        return self._built(build).make(task)
+
+    def _built(self, build: Build) -> BlockMaker:
         import ray
 
-        self._maker = ray.get(build[0])()
-
-    def ready(self) -> None:
-        """Returns once the actor has started."""
-
-    def make(self, task: Task) -> Block:
-        return self._maker.make(task)
+        if self._maker is None:
+            self._maker = ray.get(build[0])()
+        return self._maker
 
 
 class RayPool:
@@ -52,10 +61,9 @@ class RayPool:
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
         )
-        # In a list, and held as long as the pool: Ray warns of constructor arguments that a restarted
-        # actor might not find again.
+        # Stored once; in a list, so that Ray hands on the reference and a worker fetches it when it needs to.
         self._build = [ray.put(build)]
-        self._actors: list[Any] = [actor.remote(self._build) for _ in range(min(settings.actors, tasks))]
+        self._actors: list[Any] = [actor.remote() for _ in range(min(settings.actors, tasks))]
 
     def __enter__(self) -> RayPool:
         return self
@@ -71,7 +79,7 @@ class RayPool:
         import ray
 
         waiting = deque(tasks)
-        starting = {actor.ready.remote(): actor for actor in self._actors}
+        starting = {actor.ready.remote(self._build): actor for actor in self._actors}
         working: dict[ray.ObjectRef[Block], Any] = {}
         while waiting or working:
             patience = None if working else self._settings.start_timeout
@@ -86,7 +94,7 @@ class RayPool:
                 actor, places = working.pop(reference), 1
                 yield _result(reference)
             for _ in range(min(places, len(waiting))):
-                working[actor.make.remote(waiting.popleft())] = actor
+                working[actor.make.remote(waiting.popleft(), self._build)] = actor
 
 
 def _result(reference: Any) -> Any:
