@@ -52,7 +52,7 @@ def run(project: Path) -> dict:
         cwd=project,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=700,
         check=False,
     )
     assert done.returncode == 0, done.stderr

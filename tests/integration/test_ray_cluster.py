@@ -38,7 +38,7 @@ def test_a_private_cluster_listens_on_loopback_alone_with_a_token(tmp_path: Path
         [sys.executable, "-c", PRIVATE, str(tmp_path / "logs")],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=True,
     )
     found = json.loads(done.stdout)
@@ -74,7 +74,7 @@ def test_an_address_where_nobody_answers_is_one_line(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=True,
         env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1", "RAY_gcs_server_request_timeout_seconds": "3"},
     )

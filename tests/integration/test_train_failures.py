@@ -33,7 +33,7 @@ TRAIN = {
     "preview_samples": 0,
     "checkpoint": {"every": 2_000},
 }
-TIMEOUT_S = 280
+TIMEOUT_S = 600
 
 
 def write_recipe(folder: Path, data: Path) -> Path:
@@ -109,7 +109,6 @@ def assert_model_is(folder: Path, calm: dict[str, torch.Tensor]) -> None:
         assert torch.equal(tensor, calm[f"ema/{name}"]), name
 
 
-@pytest.mark.timeout(600)
 def test_a_lost_worker_changes_no_bit(digits_data: Path, tmp_path: Path) -> None:
     calm = reference(tmp_path, digits_data)
     with sfumato(tmp_path, "train", str(write_recipe(tmp_path, digits_data))) as process:
@@ -122,7 +121,7 @@ def test_a_lost_worker_changes_no_bit(digits_data: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Path) -> None:
     calm = reference(tmp_path, digits_data)
     recipe = str(write_recipe(tmp_path, digits_data))
@@ -157,7 +156,6 @@ def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Pat
     assert process.returncode == 0 and "done before" in said
 
 
-@pytest.mark.timeout(600)
 def test_a_bad_sample_ends_the_run_at_once_with_one_line(digits_data: Path, tmp_path: Path) -> None:
     """An error that no retry would mend is not retried, and reaches the user as it is."""
     import shutil

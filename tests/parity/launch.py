@@ -36,6 +36,6 @@ def launch(folder: Path, *, world_size: int, expect: int = 0, **job: object) -> 
                 "GLOO_SOCKET_IFNAME": "lo",
             }
         ranks.append(subprocess.Popen([sys.executable, str(SCRIPT), str(path)], env=env))
-    codes = [rank.wait(timeout=300) for rank in ranks]
+    codes = [rank.wait(timeout=800) for rank in ranks]
     assert all(code == expect for code in codes), f"ranks exited with {codes}"
     return load_file(out) if expect == 0 else {}
