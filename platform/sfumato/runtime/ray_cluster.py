@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from sfumato.recipe import Recipe
 log = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 1 << 29
+_PATIENCE_S = 5.0
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -106,6 +108,7 @@ def _connected() -> bool:
 
 @contextlib.contextmanager
 def _existing() -> Iterator[None]:
+    _check_answers(os.environ["RAY_ADDRESS"])
     import ray
 
     try:
@@ -118,6 +121,21 @@ def _existing() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would knock for minutes where nobody is. Raises CapabilityError."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like: Ray knows where to look
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_S):
+            pass
+    except OSError as error:
+        raise CapabilityError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; start it, or unset RAY_ADDRESS for a "
+            "private cluster on this machine"
+        ) from error
 
 
 @contextlib.contextmanager
