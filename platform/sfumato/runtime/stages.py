@@ -66,7 +66,13 @@ def session(recipe: Recipe, display: Display, *, root: Path, fresh: bool = False
 @contextlib.contextmanager
 def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) -> Iterator[Tracker]:
     """The run in MLflow: made by the first call, opened again by later ones."""
-    content = recipe.model_dump(mode="json")
+    # What sets the recipe apart from the defaults: MLflow prints all parameters above every picture of its
+    # image grid. The artifact recipe.yaml has every field.
+    params = recipe.model_dump(
+        mode="json",
+        exclude_defaults=True,
+        exclude={"name": True, "storage": True, "tracking": True, "data": {"path", "source", "read_tasks"}},
+    )
     known = folder.read_json("run.json") or {}
     tracker = Tracker.start(
         recipe.tracking,
@@ -74,7 +80,7 @@ def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) 
         folder=folder.path,
         run_name=recipe.name,
         run_id=known.get("mlflow_run_id"),
-        params=content,
+        params=params,
         tags={
             "sfumato.folder": str(folder.path),
             "sfumato.family": recipe.model.family,
