@@ -53,7 +53,7 @@ class RankStreams(DataConfig):
     @property
     def datasets(self) -> dict[str, Callable[[], ray.data.Dataset]]:
         """What the trainer's `datasets` has to be: Ray Train asks for the name, the content is not read."""
-        return {DATASET: _placeholder}
+        return {DATASET: _never_read}
 
     def configure(  # type: ignore[override]  # Ray hands on whatever it gets, and needs no DataIterator
         self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
@@ -65,7 +65,7 @@ class RankStreams(DataConfig):
         return [dict.fromkeys(datasets, reader) for reader in readers]
 
 
-def _placeholder() -> ray.data.Dataset:
+def _never_read() -> ray.data.Dataset:
     return ray.data.range(1)
 
 
