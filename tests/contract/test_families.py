@@ -147,12 +147,7 @@ def test_a_phase_reaches_every_parameter_of_its_network_and_no_other(family: Fam
 
 
 def test_a_row_has_its_own_loss(family: Family, nets: Nets) -> None:
-    if any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for net in nets.values()
-        for module in net.modules()
-    ):
-        pytest.skip("batch statistics couple the rows")
+    skip_where_rows_are_coupled(nets)
     rows = batch()
     changed = {"image": rows["image"].clone(), "label": rows["label"].clone()}
     changed["image"][1:] *= -0.5
@@ -180,12 +175,7 @@ def test_all_randomness_comes_from_the_given_noise(family: Family, nets: Nets) -
 
 
 def test_a_cut_into_micro_batches_changes_no_loss(family: Family, nets: Nets) -> None:
-    if any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for net in nets.values()
-        for module in net.modules()
-    ):
-        pytest.skip("batch statistics couple the rows")
+    skip_where_rows_are_coupled(nets)
     rows = batch()
     for phase in family.phases:
         whole = loss_of(family, nets, phase, rows, noise(Piece(0, 0, ROWS), phase=phase.name))
