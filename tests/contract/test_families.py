@@ -27,9 +27,13 @@ PROGRESS = Progress(step=0, images=64, total_images=1_000, batch=ROWS)
 Nets = dict[str, nn.Module]
 
 
-@pytest.fixture(params=families.names())
+MEMBERS = [(name, member) for name in families.names() for member in families.config_class(name).variants()]
+
+
+@pytest.fixture(params=MEMBERS, ids="/".join)
 def config(request: pytest.FixtureRequest) -> FamilyConfig:
-    return families.config_class(request.param).tiny()
+    name, member = request.param
+    return families.config_class(name).variants()[member]
 
 
 @pytest.fixture

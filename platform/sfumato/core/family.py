@@ -140,7 +140,12 @@ class FamilyConfig(Config, ABC):
     @classmethod
     @abstractmethod
     def tiny(cls) -> Self:
-        """The smallest real instance, which the contract and parity suites run."""
+        """The smallest real instance."""
+
+    @classmethod
+    def variants(cls) -> Mapping[str, Self]:
+        """Smallest instances of all members of the family, by name; contract and parity suites run each."""
+        return {"tiny": cls.tiny()}
 
     def conditional(self, data: DataSpec) -> bool:
         """Whether sampling takes class labels; a family whose generation they steer overrides this."""

@@ -1,0 +1,85 @@
+"""The command line: parses, calls one function a command, and turns errors into one line and a status.
+
+Standard output carries what a command returns (a table, JSON, a path), standard error its progress. A
+command is a function in a module of this package, listed in `_COMMANDS` in the order in which the help
+shows it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from sfumato import __version__
+from sfumato.cli import data, machine, models, recipes, runs
+from sfumato.errors import Interrupted, SfumatoError
+
+app = typer.Typer(
+    name="sfumato",
+    help="Train, evaluate, sample and compare generative image models on Ray, from one recipe file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_COMMANDS = (
+    runs.run,
+    runs.train,
+    runs.evaluate,
+    models.sample,
+    models.export,
+    data.pack,
+    machine.ui,
+    machine.doctor,
+)
+_GROUPS = (recipes.app,)
+for _command in _COMMANDS:
+    app.command()(_command)
+for _group in _GROUPS:
+    app.add_typer(_group)
+
+# Click's UsageError, whichever copy of click this typer brings.
+_UsageError: type[Any] = typer.BadParameter.__bases__[0]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"sfumato {__version__}")
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Run a command; errors that are meant for the user become lines on standard error, without traceback."""
+    # A recipe may name a family of the user's own, which lies beside it; Ray gives the path to its workers.
+    sys.path.append(os.getcwd())
+    try:
+        status = app(standalone_mode=False)  # an exit status where typer ended the command itself
+    except SfumatoError as error:
+        _complain(str(error))
+        sys.exit(error.exit_status)
+    except Exception as error:
+        if isinstance(error, _UsageError):
+            _complain(error.format_message())
+            sys.exit(2)
+        if os.environ.get("SFUMATO_DEBUG"):
+            raise
+        reason = str(error).strip().splitlines()[:1]
+        _complain(
+            ": ".join([type(error).__name__, *reason])
+            + " (a defect of Sfumato, not of your input; SFUMATO_DEBUG=1 shows where)"
+        )
+        sys.exit(1)
+    if status == Interrupted.exit_status:
+        _complain("interrupted; nothing half-written is kept, and the same command goes on from here")
+    sys.exit(status or 0)
+
+
+def _complain(text: str) -> None:
+    console = Console(stderr=True, highlight=False)
+    for line in text.splitlines():
+        console.print(f"[red]error:[/] {escape(line)}", soft_wrap=True)

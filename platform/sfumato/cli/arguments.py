@@ -1,0 +1,65 @@
+"""What the commands share: their arguments, and how they open a session and print what they return."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sfumato.runtime.display import Display
+    from sfumato.runtime.stages import Session
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Overrides, for example train.images=10000.", show_default=False
+    ),
+]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's name (the newest of that name), its MLflow id, its folder, or a checkpoint.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start a new run, even if this recipe has one.")]
+
+
+@contextlib.contextmanager
+def open_session(recipe: Path, overrides: list[str] | None, fresh: bool) -> Iterator[Session]:
+    from sfumato import recipe as recipes
+    from sfumato.runtime import stages
+
+    loaded = recipes.load(recipe, overrides or [])
+    with open_display() as display, stages.session(loaded, display, root=Path.cwd(), fresh=fresh) as session:
+        yield session
+
+
+def open_display() -> Display:
+    from sfumato.runtime.display import Display
+
+    return Display()
+
+
+def pairs(items: list[str]) -> dict[str, str]:
+    pairs = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"{item!r} is not of the form key=value")
+        pairs[key] = value
+    return pairs
+
+
+def show(result: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(result) if as_json else text)

@@ -1,0 +1,44 @@
+"""`sfumato recipe`: look at recipes without running them."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+
+from sfumato.cli.arguments import AsJson, Overrides, RecipeFile, show
+
+app = typer.Typer(name="recipe", help="Look at recipes without running them.", no_args_is_help=True)
+
+
+@app.command("show")
+def recipe_show(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Print the resolved recipe: bases merged, overrides applied, all defaults written out."""
+    from sfumato import recipe as recipes
+
+    sys.stdout.write(recipes.load(recipe, overrides or []).to_yaml())
+
+
+@app.command("check")
+def recipe_check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say everything that is wrong with a recipe, without starting anything."""
+    from sfumato import recipe as recipes
+    from sfumato.data.manifest import Manifest
+
+    loaded = recipes.load(recipe, overrides or [])
+    packed = Manifest.exists(loaded.data.path)
+    manifest = Manifest.load(loaded.data.path) if packed else None
+    loaded.check(manifest.spec if manifest else None, manifest.samples if manifest else None)
+    text = f"{recipe}: fine" + (
+        "" if packed else f"; {loaded.data.path} is not packed yet, so not checked against it"
+    )
+    show({"recipe": str(recipe), "ok": True, "data_checked": packed}, as_json, text)
+
+
+@app.command("schema")
+def recipe_schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from sfumato import recipe as recipes
+
+    print(json.dumps(recipes.schema(), indent=1))
