@@ -98,7 +98,7 @@ class Family(Protocol):
     def phases(self) -> Sequence[Phase]: ...
     @property
     def samplers(self) -> Sequence[str]:
-        """The networks that `sample` uses; an export keeps these alone."""
+        """The networks that `sample`, `reconstruct` and `bits_per_dim` use; an export keeps these alone."""
         ...
 
     def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
@@ -114,6 +114,16 @@ class Family(Protocol):
 class HasLikelihood(Protocol):
     def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
         """Negative log-likelihood (or its bound) of 8-bit data in bits per dimension, [B]."""
+        ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    def reconstruct(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+        """What is left of the batch's images after the model's bottleneck: [B, C, H, W] in [-1, 1].
+
+        Deterministic wherever the encoder has a mean: then it draws nothing from `rng`.
+        """
         ...
 
 
@@ -150,6 +160,10 @@ class FamilyConfig(Config, ABC):
     def conditional(self, data: DataSpec) -> bool:
         """Whether sampling takes class labels; a family whose generation they steer overrides this."""
         return False
+
+    def samples(self, data: DataSpec) -> bool:
+        """Whether the family can draw new images; an autoencoder without a prior only `Reconstructs`."""
+        return True
 
     def problems(self, data: DataSpec) -> list[str]:
         """What makes this configuration impossible for this data, one line each with the nearest mend."""
