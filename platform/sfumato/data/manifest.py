@@ -21,6 +21,14 @@ _CHECKSUM_LIMIT = 1 << 30
 Verify = Literal["auto", "checksum", "size"]
 
 
+class ImageInfo(Config):
+    """What every image of the set looks like."""
+
+    channels: Literal[1, 3] = Field(description="1 is grey, 3 is RGB.")
+    height: int = Field(ge=1, description="Rows.")
+    width: int = Field(ge=1, description="Columns.")
+
+
 class ShardInfo(Config):
     """One tar."""
 
@@ -28,14 +36,9 @@ class ShardInfo(Config):
     samples: int = Field(ge=1, description="How many samples it holds.")
     bytes: int = Field(ge=1, description="Its size.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Checksum of the file.")
-
-
-class ImageInfo(Config):
-    """What every image of the set looks like."""
-
-    channels: Literal[1, 3] = Field(description="1 is grey, 3 is RGB.")
-    height: int = Field(ge=1, description="Rows.")
-    width: int = Field(ge=1, description="Columns.")
+    image: ImageInfo | None = Field(
+        None, description="Size of this shard's images where the set has several (buckets); null: the set's."
+    )
 
 
 class Manifest(Config):
@@ -69,7 +72,9 @@ class Manifest(Config):
     @cached_property
     def digest(self) -> str:
         """sha256 over the content: shards, image and classes. Texts and location do not count."""
-        content = self.model_dump(mode="json", include={"version", "shards", "image", "classes"})
+        content = self.model_dump(
+            mode="json", include={"version", "shards", "image", "classes"}, exclude_none=True
+        )
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
