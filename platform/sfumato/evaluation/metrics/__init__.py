@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import cache
 
-from sfumato.evaluation.metrics.metric import Metric
+from sfumato.evaluation.metrics.metric import Metric, PairMetric
 from sfumato.evaluation.registry import discover
 
 
@@ -13,3 +13,9 @@ from sfumato.evaluation.registry import discover
 def all_metrics() -> dict[str, Metric]:
     """Every metric by name."""
     return discover(sys.modules[__name__], "METRICS")
+
+
+@cache
+def all_pair_metrics() -> dict[str, PairMetric]:
+    """Every metric of reconstructions by name."""
+    return discover(sys.modules[__name__], "PAIR_METRICS")

@@ -50,7 +50,7 @@ class ClassAccuracy:
             "worst_class": worst,
             "classes": classes,
         }
-        return MetricResult(self.name, float(hit_N.mean()), details)
+        return MetricResult(self.name, float(hit_N.mean()), details, hit_N.astype(np.float64))
 
 
 METRICS: tuple[Metric, ...] = (ClassAccuracy(),)
