@@ -1,4 +1,4 @@
-"""One index a shard: where each sample's image lies, its key and its label.
+"""One index a shard: where each sample's image lies, its key, its label and its caption.
 
 It makes ranged reads possible and answers questions about labels without touching an image. The format is
 an Arrow IPC file beside the shard; its metadata names the shard's checksum, so that an index of other
@@ -7,7 +7,7 @@ bytes is noticed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,34 +16,48 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sfumato.data.faults import Fault
 from sfumato.data.location import open_file, read_bytes, size_of
 from sfumato.data.manifest import Manifest, ShardInfo
-from sfumato.data.tar import Member, scan
+from sfumato.data.samples import Fields, Row, SampleReader
 from sfumato.errors import DataError
 
-IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "npy")
 NO_LABEL = -1
 I64 = NDArray[np.int64]
 _SCHEMA = pa.schema(
-    [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("label", pa.int64())]
+    [
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("label", pa.int64()),
+        ("caption", pa.string()),
+    ]
 )
+_VERSION = b"2"
+_DEFAULT = Fields()
 
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """The samples of one shard in the order of the tar. `labels` is -1 where there is none."""
+    """The samples of one shard in the order of the tar.
+
+    `labels` is -1 where there is none, `captions` is null there. Not every member of the tar has to be
+    listed: what could not be used when an existing data set was indexed is left out.
+    """
 
     keys: pa.StringArray
     offsets: I64
     sizes: I64
     labels: I64
+    captions: pa.StringArray
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def save(self, folder: str | Path, shard: ShardInfo) -> None:
-        columns = [self.keys, *(pa.array(column) for column in (self.offsets, self.sizes, self.labels))]
-        schema = _SCHEMA.with_metadata({"sha256": shard.sha256, "version": "1"})
+        numbers = (pa.array(column) for column in (self.offsets, self.sizes, self.labels))
+        columns = [self.keys, *numbers, self.captions]
+        schema = _SCHEMA.with_metadata({"sha256": shard.sha256, "version": _VERSION})
         path = Path(folder) / file_name(shard.name)
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             writer.write_table(pa.table(columns, schema=schema))
@@ -54,68 +68,54 @@ def file_name(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}.index.arrow"
 
 
-def build(folder: str | Path, shard: str) -> ShardIndex:
-    """Scan a WebDataset shard. Raises DataError for a damaged tar, a sample with no image or with several."""
+def build(folder: str | Path, shard: str, fields: Fields = _DEFAULT) -> ShardIndex:
+    """Scan a WebDataset shard whose labels are numbers. Raises DataError at the first thing that is wrong."""
     where = f"{folder}: {shard}"
     total = size_of(str(folder), shard)
-    keys: list[str] = []
-    rows: list[tuple[int, int, int]] = []
+    rows: list[Row] = []
     with open_file(str(folder), shard) as file:
-        for key, members in _samples(scan(file, total or 0, where)):
-            images = [name for name in members if name in IMAGE_EXTENSIONS]
-            if len(images) != 1:
-                held = ", ".join(sorted(members))
-                raise DataError(f"{where}: {key}: wanted one image of {IMAGE_EXTENSIONS}, it holds {held}")
-            member, cls = members[images[0]], members.get("cls")
-            keys.append(key)
-            label = NO_LABEL
-            if cls is not None:
-                file.seek(cls.offset)
-                label = _label(file.read(cls.size), f"{where}: {key}")
-            rows.append((member.offset, member.size, label))
-    table = np.array(rows, np.int64).reshape(-1, 3)
-    return ShardIndex(pa.array(keys, pa.string()), table[:, 0], table[:, 1], table[:, 2])
+        for row in SampleReader(fields).rows(file, total or 0, where):
+            if isinstance(row, Fault):
+                raise DataError(str(row))
+            if isinstance(row.label, str):
+                raise DataError(f"{where}: {row.key}: its label is {row.label!r}; wanted a class number")
+            rows.append(row)
+    return of_rows(rows, [NO_LABEL if row.label is None else int(row.label) for row in rows])
 
 
-def _samples(members: Iterator[Member]) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Consecutive members with one key: WebDataset's rule, key and extension part at the first dot."""
-    key, sample = None, dict[str, Member]()
-    for member in members:
-        folder, slash, base = member.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        if folder + slash + stem != key and sample:
-            assert key is not None
-            yield key, sample
-            sample = {}
-        key = folder + slash + stem
-        sample[extension.lower()] = member
-    if key is not None:
-        yield key, sample
-
-
-def _label(text: bytes, where: str) -> int:
-    if not text.strip().isdigit():
-        raise DataError(f"{where}: its cls is {text[:20]!r}; wanted a class number")
-    return int(text)
+def of_rows(rows: Sequence[Row], labels: Sequence[int]) -> ShardIndex:
+    """The index of these samples, whose labels were brought to class numbers."""
+    return ShardIndex(
+        pa.array([row.key for row in rows], pa.string()),
+        np.array([row.image.offset for row in rows], np.int64),
+        np.array([row.image.size for row in rows], np.int64),
+        np.array(labels, np.int64),
+        pa.array([row.caption for row in rows], pa.string()),
+    )
 
 
 @lru_cache(maxsize=64)
 def load_shard(folder: str, shard: ShardInfo) -> ShardIndex:
     """The index of one shard; kept in memory, as a process reads many blocks of a shard."""
     name = file_name(shard.name)
-    hint = "pack the data set again"
+    hint = "pack or index the data set again"
     try:
         with pa.ipc.open_file(pa.BufferReader(read_bytes(folder, name))) as reader:
             table = reader.read_all()
         metadata = table.schema.metadata or {}
-        if metadata.get(b"version") != b"1" or table.schema.names != _SCHEMA.names:
+        if metadata.get(b"version") != _VERSION or table.schema.names != _SCHEMA.names:
             raise DataError(f"{folder}: {name}: written by another version; {hint}")
         columns = [table.column(name).to_numpy() for name in ("offset", "size", "label")]
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{folder}: {name}: damaged; {hint}") from error
     if metadata.get(b"sha256") != shard.sha256.encode() or len(table) != shard.samples:
         raise DataError(f"{folder}: {name}: belongs to another {shard.name}; {hint}")
-    return ShardIndex(table.column("key").combine_chunks(), *columns)
+    keys, captions = (_one_array(table.column(name)) for name in ("key", "caption"))
+    return ShardIndex(keys, *columns, captions)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.StringArray:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def load(folder: str | Path, manifest: Manifest) -> list[ShardIndex]:

@@ -22,7 +22,7 @@ Verify = Literal["auto", "checksum", "size"]
 
 
 class ImageInfo(Config):
-    """What every image of the set looks like."""
+    """What every image of the set, or of one of its shards, looks like."""
 
     channels: Literal[1, 3] = Field(description="1 is grey, 3 is RGB.")
     height: int = Field(ge=1, description="Rows.")
@@ -36,6 +36,8 @@ class ShardInfo(Config):
     samples: int = Field(ge=1, description="How many samples it holds.")
     bytes: int = Field(ge=1, description="Its size.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Checksum of the file.")
+    height: int | None = Field(None, ge=1, description="Rows of its images; null: the set's.")
+    width: int | None = Field(None, ge=1, description="Columns of its images; null: the set's.")
     image: ImageInfo | None = Field(
         None, description="Size of this shard's images where the set has several (buckets); null: the set's."
     )
@@ -47,8 +49,12 @@ class Manifest(Config):
     version: Literal[1] = Field(1, description="Version of this format.")
     name: str = Field(description="Name of the set.")
     shards: tuple[ShardInfo, ...] = Field(min_length=1, description="The tars, in order.")
-    image: ImageInfo = Field(description="Channels and size of the images.")
+    image: ImageInfo = Field(
+        description="Channels and size of the images; with buckets, the size that most images have."
+    )
     classes: tuple[str, ...] = Field((), description="Names of the labels; empty: no labels.")
+    captions: int = Field(0, ge=0, description="How many samples have a caption.")
+    split: str = Field("", description="Which part of its source this is: train, val, or empty for all.")
     source: str = Field("", description="Where the images came from.")
     licence: str = Field("", description="Terms of use of the images.")
 

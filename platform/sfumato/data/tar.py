@@ -15,15 +15,34 @@ from sfumato.errors import DataError
 BLOCK = 512
 _NAME_BYTES = 100
 _REGULAR = (b"0", b"\0", b"7")
+_EXTENSIONS = (b"x", b"X", b"g", b"L", b"K")
+_IGNORED = (b"5", b"D", b"V")
+_KINDS = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a character device",
+    b"4": "a block device",
+    b"6": "a named pipe",
+    b"S": "a sparse file",
+}
+# Their size field counts nothing that follows, whatever it says (as `tarfile` reads it).
+_EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")
 _LONGEST_EXTENSION = 1 << 20
+_SIZE_DIGITS = 18
+_CHUNK = 1 << 20
 
 
 class Member(NamedTuple):
-    """A regular file in a tar: its name, where its content starts, and how long that is."""
+    """A member of a tar: its name, where its content starts, and how long that is.
+
+    `problem` says what it is where it is no plain file: a link, a device, a sparse file. Nothing follows
+    or creates such members; whoever wants the content of one has to refuse it.
+    """
 
     name: str
     offset: int
     size: int
+    problem: str = ""
 
 
 class RandomAccess(Protocol):
@@ -84,49 +103,116 @@ def _header(name: bytes, size: int, kind: bytes) -> bytes:
 
 
 def scan(file: RandomAccess, total: int, where: str) -> Iterator[Member]:
-    """The regular files of a tar of `total` bytes, in order, reading headers alone.
+    """The members of a tar of `total` bytes, in order, without its folders; only headers are read.
 
-    Raises DataError (naming `where`) for a header that is damaged or a member that ends after the file.
+    Raises DataError (naming `where`) for a header that is damaged, a member that ends after the file, a tar
+    without its end mark (whoever wrote it was interrupted), and data behind that mark, which other readers
+    would leave out without a word.
     """
-    offset, name, size_override = 0, None, None
-    while offset + BLOCK <= total:
-        file.seek(offset)
+    at, extended = 0, _Extended()
+    while at + BLOCK <= total:
+        file.seek(at)
         header = file.read(BLOCK)
         if not header.strip(b"\0"):
+            _check_rest(file, at, total, where)
             return
-        size = _number(header[124:136], header, where, offset)
-        kind = header[156:157]
-        size = size_override if size_override is not None and kind in _REGULAR else size
-        start, offset = offset + BLOCK, offset + BLOCK + size + -size % BLOCK
+        size, kind = _size(header, where, at), header[156:157]
+        if extended.size is not None and kind not in _EXTENSIONS:
+            size = extended.size
+        start = at + BLOCK
+        if kind in _EMPTY:
+            size = 0
+        elif kind == b"S":
+            start = _after_sparse_map(file, header, start, total)
+        at = start + size + -size % BLOCK
         if start + size > total:
             raise DataError(f"{where}: truncated: a member needs {start + size:,} bytes of {total:,}")
-        if kind in (b"x", b"L"):
-            if size > _LONGEST_EXTENSION:
-                raise DataError(f"{where}: the name at byte {start:,} has {size:,} bytes")
-            content = file.read(size)
-            if kind == b"L":
-                name = _text(content)
-            else:
-                name, size_override = _pax(content, name)
+        if kind in _EXTENSIONS:
+            extended = _extension(file, kind, start, size, extended, where)
             continue
-        if kind in _REGULAR:
-            yield Member(name if name is not None else _ustar_name(header), start, size)
-        name = size_override = None
-    if offset != total:
+        name = extended.name if extended.name is not None else _ustar_name(header)
+        if kind not in _IGNORED and not name.endswith("/"):
+            yield Member(name, start, size, extended.problem or _problem(kind))
+        extended = _Extended()
+    if at != total:
         raise DataError(f"{where}: truncated: {total:,} bytes end inside a header")
+    raise DataError(f"{where}: truncated: {'no end mark after the last member' if total else 'empty'}")
 
 
-def _number(field: bytes, header: bytes, where: str, offset: int) -> int:
+class _Extended(NamedTuple):
+    """What extension headers say of the member after them."""
+
+    name: str | None = None
+    size: int | None = None
+    problem: str = ""
+
+
+def _problem(kind: bytes) -> str:
+    return "" if kind in _REGULAR else _KINDS.get(kind, f"a member of the unknown type {ascii(kind)[2:-1]}")
+
+
+def _check_rest(file: RandomAccess, at: int, total: int, where: str) -> None:
+    """Only zeros may follow the end mark."""
+    while at < total:
+        file.seek(at)
+        if file.read(min(_CHUNK, total - at)).strip(b"\0"):
+            raise DataError(f"{where}: more data lies behind the end mark at byte {at:,}: tars put together?")
+        at += _CHUNK
+
+
+def _after_sparse_map(file: RandomAccess, header: bytes, start: int, total: int) -> int:
+    """Where the content of an old GNU sparse member starts: its map may go on in blocks of its own."""
+    more = header[482]
+    while more and start + BLOCK <= total:
+        file.seek(start)
+        more = file.read(BLOCK)[504]
+        start += BLOCK
+    return start
+
+
+def _extension(
+    file: RandomAccess, kind: bytes, start: int, size: int, before: _Extended, where: str
+) -> _Extended:
+    if size > _LONGEST_EXTENSION:
+        raise DataError(f"{where}: the name at byte {start:,} has {size:,} bytes")
+    file.seek(start)
+    content = file.read(size)
+    if kind == b"L":
+        return before._replace(name=_text(content))
+    if kind == b"K":
+        return before
+    said = _pax(content, f"{where}: pax header at byte {start:,}")
+    if kind == b"g":
+        if {b"path", b"size"} & said.keys():
+            raise DataError(
+                f"{where}: the global pax header at byte {start:,} renames or resizes every member"
+            )
+        return before
+    raw = said.get(b"size", b"")
+    if raw and not (raw.isdigit() and len(raw) <= _SIZE_DIGITS):
+        raise DataError(f"{where}: pax header at byte {start:,}: its size is {ascii(raw[:20])[2:-1]}")
+    sparse = any(key.startswith(b"GNU.sparse.") for key in said)
+    return before._replace(
+        name=_text(said[b"path"]) if said.get(b"path") else before.name,
+        size=int(raw) if raw else before.size,
+        problem=_KINDS[b"S"] if sparse else before.problem,
+    )
+
+
+def _size(header: bytes, where: str, at: int) -> int:
     """A member's size, after the header's own checksum was found right."""
-    try:
-        said = int(header[148:156].rstrip(b"\0 ") or b"-1", 8)
-        if sum(header) - sum(header[148:156]) + 8 * ord(" ") != said:
-            raise ValueError
-        if field[0] & 0x80:
-            return int.from_bytes(field[1:], "big")
-        return int(field.rstrip(b"\0 ") or b"0", 8)
-    except ValueError:
-        raise DataError(f"{where}: no tar header at byte {offset:,}: damaged, or not a tar") from None
+    said, size = _octal(header[148:156]), _octal(header[124:136])
+    if header[124] == 0x80:
+        size = int.from_bytes(header[125:136], "big")  # GNU, for 8 GiB and more
+    if size is None or said != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+        raise DataError(f"{where}: no tar header at byte {at:,}: damaged, or not a tar")
+    return size
+
+
+def _octal(field: bytes) -> int | None:
+    digits = field.strip(b"\0 ") or b"0"
+    # `int` alone would take signs and underscores: a negative size sends a reader round in circles.
+    return None if digits.strip(b"01234567") else int(digits, 8)
 
 
 def _ustar_name(header: bytes) -> str:
@@ -141,18 +227,15 @@ def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
-def _pax(content: bytes, name: str | None) -> tuple[str | None, int | None]:
-    """`path` and `size` of a pax extended header."""
-    size, rest = None, content
+def _pax(content: bytes, where: str) -> dict[bytes, bytes]:
+    """The records `LENGTH key=value\\n` of a pax header."""
+    said, rest = {}, content
     while rest.strip(b"\0"):
         head, _, _ = rest.partition(b" ")
-        length = int(head) if head.isdigit() else 0
-        if not len(head) < length <= len(rest):
-            break  # damaged: what was read so far stands, and the name will not match anything
-        key, _, value = rest[len(head) + 1 : length - 1].partition(b"=")
-        if key == b"path":
-            name = _text(value)
-        elif key == b"size" and value.isdigit():
-            size = int(value)
+        length = int(head) if head.isdigit() and len(head) <= _SIZE_DIGITS else 0
+        key, equals, value = rest[len(head) + 1 : max(length - 1, 0)].partition(b"=")
+        if not (len(head) < length <= len(rest) and equals):
+            raise DataError(f"{where}: damaged")
+        said[key] = value
         rest = rest[length:]
-    return name, size
+    return said
