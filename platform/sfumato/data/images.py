@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from sfumato.data.decoders import plain_pixels
 from sfumato.data.faults import ImageFault
 from sfumato.data.manifest import ImageInfo
 
@@ -143,6 +144,9 @@ def decoded(data: bytes, info: ImageInfo) -> U8:
     """
     if data.startswith(_NPY):
         return _npy(data, info)
+    pixels = plain_pixels(data, info.height, info.width, info.channels)
+    if pixels is not None:
+        return pixels
     image = opened(io.BytesIO(data), MAX_PIXELS, _PACKED)
     if image.size != (info.width, info.height):
         raise ImageFault(f"{image.width}x{image.height}, where all are {info.width}x{info.height}")
