@@ -15,7 +15,7 @@ from sfumato.errors import ConfigError
 from sfumato.evaluation.features import all_features
 from sfumato.evaluation.features.extractor import FeatureKind
 from sfumato.evaluation.metrics import all_metrics
-from sfumato.evaluation.metrics.metric import Metric, MetricOptions
+from sfumato.evaluation.metrics.metric import Metric, MetricOptions, MetricSettings, reported_name
 from sfumato.evaluation.registry import unknown_names
 
 AUTO = "auto"
@@ -50,6 +50,7 @@ class EvaluateSettings(Config):
         "data, the features and the model permit.",
     )
     k: int = Field(3, ge=1, description="Nearest neighbour that sets a ball's radius in precision, recall.")
+    metric_options: MetricSettings = Field(MetricSettings(), description="Options of single metrics.")
     seed: int = Field(0, ge=0, description="Seed of the samples; sample i depends on it and on i alone.")
     sampling: dict[str, Any] = Field(
         default_factory=dict, description="Overrides of the family's own sampling options."
@@ -84,6 +85,11 @@ class EvaluateSettings(Config):
             if self.samples < least:
                 k = f" with evaluate.k={self.k}" if least > 2 else ""
                 found.append(f"evaluate.samples={self.samples} is too few for {name}{k}: {least} or more")
+            if metric.only_features and not {kind.name for kind in kinds} & set(metric.only_features):
+                found.append(
+                    f"metric {name} is defined on features {' or '.join(metric.only_features)}, got "
+                    f"{', '.join(kind.name for kind in kinds)}: add it to evaluate.features"
+                )
             if metric.needs_logits and not any(kind.classifies for kind in kinds):
                 able = ", ".join(name for name, kind in all_features().items() if kind.classifies)
                 found.append(
@@ -110,9 +116,9 @@ class EvaluateSettings(Config):
                     f"metric {name} needs a class-conditional model, and this one takes no labels: leave it "
                     "out of evaluate.metrics"
                 )
-            able = [kind for kind in kinds if kind.classifies or not metric.needs_logits]
-            suffixed = metric.always_suffixed or len(able) > 1
-            chosen += [(metric, kind, f"{name}_{kind.name}" if suffixed else name) for kind in able]
+            able = [kind for kind in kinds if _suits(metric, kind)]
+            several = len(able) > 1
+            chosen += [(metric, kind, reported_name(metric, kind.name, several=several)) for kind in able]
         options = {kind: kind.options(**self.feature_options.get(kind.name, {})) for kind in kinds}
         return Selection(options, chosen, self._metric_options())
 
@@ -154,12 +160,18 @@ class EvaluateSettings(Config):
         return [
             name
             for name, metric in all_metrics().items()
-            if (classifies or not metric.needs_logits)
+            if metric.in_auto
+            and (classifies or not metric.needs_logits)
             and (not metric.needs_labels or (conditional and data.num_classes > 0))
         ]
 
     def _metric_options(self) -> MetricOptions:
-        return MetricOptions(k=self.k)
+        return MetricOptions(k=self.k, settings=self.metric_options)
+
+
+def _suits(metric: Metric, kind: FeatureKind) -> bool:
+    named = not metric.only_features or kind.name in metric.only_features
+    return named and (kind.classifies or not metric.needs_logits)
 
 
 def _listed(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -11,20 +11,17 @@ import numpy as np
 
 from sfumato.core.batch import DataSpec
 from sfumato.errors import DataError
-from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 
 
-class ClassAccuracy:
+class ClassAccuracy(BaseMetric):
     """Part of the conditional samples whose most probable class is the one that was asked for."""
 
     name = "class_accuracy"
     higher_is_better = True
+    in_auto = True
     needs_logits = True
     needs_labels = True
-    always_suffixed = False
-
-    def least_samples(self, options: MetricOptions) -> int:
-        return 1
 
     def problems(self, data: DataSpec) -> list[str]:
         if data.num_classes >= 2:

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sfumato.core.batch import DataSpec
-from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Float64Array, Moments
 
 
@@ -43,20 +42,16 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return max(0.0, shift + spread)
 
 
-class FrechetDistance:
+class FrechetDistance(BaseMetric):
     """Lower is better; 0 for equal means and covariances. It falls with the number of samples (bias)."""
 
     name = "fd"
-    higher_is_better = False
-    needs_logits = False
-    needs_labels = False
+    in_auto = True
     always_suffixed = True
+    published = "fid"
 
     def least_samples(self, options: MetricOptions) -> int:
         return 2
-
-    def problems(self, data: DataSpec) -> list[str]:
-        return []
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         dim = reference.embedding_ND.shape[1]

@@ -15,8 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.core.batch import DataSpec
-from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Float32Array, Float64Array
 
 BLOCK = 1024
@@ -82,13 +81,11 @@ def coverage(query_MD: Float32Array, support_ND: Float32Array, k: int, block: in
     return int(inside_M.sum()), len(inside_M)
 
 
-class ManifoldCoverage:
+class ManifoldCoverage(BaseMetric):
     """Precision (generated inside reference) or recall (reference inside generated), in [0, 1]."""
 
     higher_is_better = True
-    needs_logits = False
-    needs_labels = False
-    always_suffixed = False
+    in_auto = True
 
     def __init__(self, name: str, *, generated_is_support: bool) -> None:
         self.name = name
@@ -96,9 +93,6 @@ class ManifoldCoverage:
 
     def least_samples(self, options: MetricOptions) -> int:
         return options.k + 1
-
-    def problems(self, data: DataSpec) -> list[str]:
-        return []
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         support, query = (generated, reference) if self._generated_is_support else (reference, generated)
