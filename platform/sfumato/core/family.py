@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.config import Config
+from sfumato.core.first_stage import StageSpec, StoredNet
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
@@ -40,9 +41,13 @@ class Trainable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
-    """A network that is used and never trained; `build` returns it with its weights loaded."""
+    """A network that is used and never trained.
+
+    `weights` says where its weights are stored; without it they are those that `build` gives.
+    """
 
     build: Callable[[], nn.Module]
+    weights: StoredNet | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +165,10 @@ class FamilyConfig(Config, ABC):
     def conditional(self, data: DataSpec) -> bool:
         """Whether sampling takes class labels; a family whose generation they steer overrides this."""
         return False
+
+    def first_stage(self, data: DataSpec) -> StageSpec | None:
+        """The network that other models may use as their frozen first stage, if there is one."""
+        return None
 
     def samples(self, data: DataSpec) -> bool:
         """Whether the family can draw new images; an autoencoder without a prior only `Reconstructs`."""

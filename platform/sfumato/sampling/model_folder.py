@@ -20,17 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sfumato import __version__, families
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import FamilyConfig
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.sampling.model_files import CARD, FORMAT, read_card, read_weights, write_weights
 
-FORMAT = 1
-CARD = "config.json"
+__all__ = ["CARD", "StoredModel", "Weights", "read_model_folder", "save_model_folder"]
+
 Weights = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -74,7 +73,7 @@ def save_model_folder(
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         draft.chmod(0o755)
-        sums = {net: _write_weights(draft / f"{net}.safetensors", state) for net, state in nets.items()}
+        sums = {net: write_weights(draft / f"{net}.safetensors", state) for net, state in nets.items()}
         card = {
             "format": FORMAT,
             "name": name,
@@ -104,13 +103,13 @@ def read_model_folder(folder: str | os.PathLike[str], *, trust: bool = False) ->
         ConfigError: a family that is unknown, or that is not trusted.
     """
     path = Path(folder)
-    card, digest = _read_card(path)
+    card, digest = read_card(path)
     config, data = _read_config(path, card, trust=trust)
     weights = {}
     for net, expected in card["weights_sha256"].items():
         if not net.isidentifier():  # it becomes a file's name, which must stay in the folder
             raise CheckpointError(f"{path / CARD} is damaged: weights {net!r} is no file name")
-        weights[net] = _read_weights(path / f"{net}.safetensors", str(expected))
+        weights[net] = read_weights(path / f"{net}.safetensors", str(expected))
     return StoredModel(
         name=str(card["name"]),
         config=config,
@@ -120,44 +119,6 @@ def read_model_folder(folder: str | os.PathLike[str], *, trust: bool = False) ->
         weights=weights,
         digest=digest,
     )
-
-
-def _write_weights(path: Path, state: Mapping[str, Tensor]) -> str:
-    # Copies, since safetensors refuses tensors that share memory.
-    content = save_tensors({key: value.detach().cpu().contiguous().clone() for key, value in state.items()})
-    path.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; export or copy the model again")
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise CheckpointError(
-            f"{path} is damaged: its sha256 is {found[:12]}, the card says {expected[:12]}; copy it again"
-        )
-    return load_tensors(content)
-
-
-def _read_card(path: Path) -> tuple[dict[str, Any], str]:
-    file = path / CARD
-    if not file.is_file():
-        raise CheckpointError(f"{path} is not a model folder: it has no {CARD}")
-    content = file.read_bytes()
-    try:
-        card = json.loads(content)
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}); copy the model again") from None
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else None
-        raise CheckpointError(f"{file} has format {found!r}; this version of Sfumato reads format {FORMAT}")
-    wanted = {"name": str, "family": str, "config": dict, "data": dict, "images": int, "notes": dict}
-    for key, kind in {**wanted, "weights_sha256": dict}.items():
-        if not isinstance(card.get(key), kind):
-            raise CheckpointError(f"{file} is damaged: field {key!r} is missing or not a {kind.__name__}")
-    return card, hashlib.sha256(content).hexdigest()
 
 
 def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[FamilyConfig, DataSpec]:

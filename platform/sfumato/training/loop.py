@@ -21,6 +21,7 @@ from sfumato.core.rng import StreamRng, seeded
 from sfumato.core.seeds import derive
 from sfumato.errors import TrainingError
 from sfumato.parallel.strategy import Strategy
+from sfumato.sampling.model_files import load_stored
 from sfumato.training.config import TrainSettings
 from sfumato.training.meters import Clock, Means
 
@@ -47,6 +48,8 @@ def install(family: Family, strategy: Strategy, seed: int, *, compiled: bool = F
         with seeded(seed, "init", name):
             module = spec.build()
         if isinstance(spec, Frozen):
+            if spec.weights is not None:
+                load_stored(module, spec.weights)
             strategy.add_frozen(name, module)
         else:
             strategy.add_trainable(name, module, spec.optimizer)

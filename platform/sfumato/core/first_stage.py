@@ -1,0 +1,183 @@
+"""A trained autoencoder that others use frozen, as first stage (Esser et al. 2021; Rombach et al. 2022).
+
+A family whose networks can serve as one describes them by a `StageSpec` (`FamilyConfig.first_stage`); a
+family that builds on one has a field `first_stage: FirstStageConfig` and asks that for the network:
+
+    stage = config.first_stage.open(families.config_class)           # stage.spec.latent is (C, h, w)
+    nets = {"first_stage": Frozen(build=stage.spec.build, weights=stage.stored), "network": Trainable(...)}
+
+    x = nets["first_stage"].encode(batch["image"]).sample(rng.normal(*stage.spec.latent))    # in prepare
+    image = nets["first_stage"].decode(x)                                                    # in sample
+
+The name `first_stage` among the networks, and in `samplers`, makes an exported model complete in itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+
+from sfumato.core.batch import DataSpec
+from sfumato.core.config import Config
+from sfumato.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sfumato.core.family import FamilyConfig
+
+BUILT_IN = r"^[a-z][a-z0-9_]*$"
+
+
+class Latent(NamedTuple):
+    """A diagonal Gaussian over the latents of a batch; of a deterministic encoder `std` is zero."""
+
+    mean: Tensor
+    """[B, C, h, w] float32."""
+    std: Tensor
+    """[B, C, h, w] float32, not negative."""
+
+    def sample(self, noise_BChw: Tensor) -> Tensor:
+        """mean + std * noise: a draw where the noise is standard normal, [B, C, h, w]."""
+        return self.mean + self.std * noise_BChw
+
+
+@runtime_checkable
+class FirstStage(Protocol):
+    """An autoencoder; every implementation is an `nn.Module`. Images are [B, C, H, W] float32 in [-1, 1]."""
+
+    def encode(self, image_BCHW: Tensor) -> Latent: ...
+    def decode(self, latent_BChw: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1]; a quantising model quantises the latents first."""
+        ...
+
+
+@runtime_checkable
+class Tokenizer(FirstStage, Protocol):
+    """An autoencoder with a finite set of codes."""
+
+    def codes(self, image_BCHW: Tensor) -> Tensor:
+        """int64 [B, h, w], each in [0, number of codes)."""
+        ...
+
+    def decode_codes(self, codes_Bhw: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpec:
+    """What a family says of the network that others may use as a first stage."""
+
+    network: str
+    """Its name among the family's networks, and so the weights' name in a model folder."""
+    build: Callable[[], nn.Module]
+    """Makes it, with weights that are yet to be loaded; a `FirstStage`, or a `Tokenizer` with codes."""
+    latent: tuple[int, int, int]
+    """(C, h, w) of its latents."""
+    num_codes: int = 0
+    """How many codes there are; 0 where it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredNet:
+    """Weights in a model folder of known content: network `network` of the folder with this digest."""
+
+    folder: str
+    digest: str
+    network: str
+
+
+class StoredModelCard(Config):
+    """What a first stage is, without its weights."""
+
+    family: str = Field(pattern=BUILT_IN, description="Its family; a built-in one, since loading runs code.")
+    config: dict[str, Any] = Field(description="The family's configuration.")
+    data: DataSpec = Field(description="The images that it was trained on.")
+
+
+class FirstStageConfig(Config):
+    """Which trained run serves as first stage; `digest` and `model` are recorded when a run starts."""
+
+    run: str = Field(
+        "",
+        description="A trained run (name, MLflow id or folder) or a model folder; recorded as the latter. "
+        "Without it, `model` is used with its initial weights.",
+    )
+    digest: str | None = Field(
+        None, description="sha256 of the model folder; filled in when a run starts, and then held to."
+    )
+    model: StoredModelCard | None = Field(
+        None, description="What the first stage is; filled in when a run starts."
+    )
+
+    def open(self, find: Callable[[str], type[FamilyConfig]]) -> OpenStage:
+        """The first stage, by its recorded card; `find` is `sfumato.families.config_class`.
+
+        Raises ConfigError where it has not been looked up yet, or is no first stage.
+        """
+        if self.model is None:
+            raise ConfigError(f"model.first_stage.run: {self._named}, which has not been looked up")
+        try:
+            config = find(self.model.family).model_validate(self.model.config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"model.first_stage.model.config: {where}: {first['msg']}") from None
+        spec = config.first_stage(self.model.data)
+        if spec is None:
+            raise ConfigError(
+                f"model.first_stage.run: {self._named} is a {self.model.family} model without an encoder "
+                "that others can use; train an autoencoder (family vae, latent kl or vq)"
+            )
+        return OpenStage(self, spec, self.model.data)
+
+    def problems(
+        self, data: DataSpec, find: Callable[[str], type[FamilyConfig]], *, codes: bool = False
+    ) -> list[str]:
+        """What makes it unusable for this data, one line each; `codes` says that it must have codes."""
+        if self.model is None and not self.run:
+            return ["model.first_stage.run: required: a trained run of family vae, or its model folder"]
+        try:
+            stage = self.open(find)
+        except ConfigError as error:
+            return list(error.problems)
+        if stage.data.shape != data.shape:
+            theirs, ours = ("x".join(map(str, spec.shape)) for spec in (stage.data, data))
+            found = f"{self._named} was trained on images of {theirs} (CxHxW), the data's are {ours}"
+            return [f"model.first_stage.run: {found}; train a first stage on this data"]
+        if codes and not stage.spec.num_codes:
+            mend = "train a first stage with model.latent.kind=vq"
+            return [f"model.first_stage.run: {self._named} has no codes; {mend}"]
+        return []
+
+    @property
+    def _named(self) -> str:
+        return repr(self.run) if self.run else "the first stage"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStage:
+    """A first stage that can be built."""
+
+    config: FirstStageConfig
+    spec: StageSpec
+    data: DataSpec
+    """The images that it was trained on."""
+
+    @property
+    def stored(self) -> StoredNet | None:
+        """Where its weights are; None for one that starts from initial weights."""
+        if not self.config.run or self.config.digest is None:
+            return None
+        return StoredNet(self.config.run, self.config.digest, self.spec.network)
+
+
+def recorded(card: Mapping[str, Any]) -> StoredModelCard:
+    """The part of a model folder's card that a recipe records. Raises ConfigError for a foreign family."""
+    try:
+        return StoredModelCard.model_validate({key: card[key] for key in ("family", "config", "data")})
+    except ValidationError as error:
+        raise ConfigError(f"not usable as first stage: {error.errors()[0]['msg']}") from None

@@ -1,0 +1,89 @@
+"""The files of a model folder: its card and its weights, checked by their checksums.
+
+What they mean, which family with which configuration, is `model_folder.py`'s to know: the training loop,
+which names no family, loads the weights of a frozen network from here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from sfumato.core.first_stage import StoredNet
+from sfumato.errors import CheckpointError
+
+FORMAT = 1
+CARD = "config.json"
+
+
+def load_stored(module: nn.Module, stored: StoredNet) -> None:
+    """Load weights from a model folder into a network.
+
+    Raises CheckpointError, in one line, where the folder is missing, damaged or another one than expected.
+    """
+    card, digest = read_card(Path(stored.folder))
+    if digest != stored.digest:
+        raise CheckpointError(
+            f"{stored.folder} is not the model that this recipe was started with: its digest is "
+            f"{digest[:12]}, the recipe's is {stored.digest[:12]}; start a new run or put the old model back"
+        )
+    expected = card["weights_sha256"].get(stored.network)
+    if expected is None:
+        raise CheckpointError(f"{stored.folder} has no weights for network {stored.network!r}")
+    weights = read_weights(Path(stored.folder) / f"{stored.network}.safetensors", str(expected))
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{stored.folder}: the weights are of another network: {reason}") from None
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> str:
+    """Write a state dict; the file's sha256."""
+    # Copies, since safetensors refuses tensors that share memory.
+    content = save_tensors({key: value.detach().cpu().contiguous().clone() for key, value in state.items()})
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
+    """A state dict from a file with this sha256. Raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; export or copy the model again")
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise CheckpointError(
+            f"{path} is damaged: its sha256 is {found[:12]}, the card says {expected[:12]}; copy it again"
+        )
+    return load_tensors(content)
+
+
+def read_card(path: Path) -> tuple[dict[str, Any], str]:
+    """A model folder's card, whose fields are there and of the right types, and the folder's digest.
+
+    Raises CheckpointError: not a model folder, an unknown format, or damaged.
+    """
+    file = path / CARD
+    if not file.is_file():
+        raise CheckpointError(f"{path} is not a model folder: it has no {CARD}")
+    content = file.read_bytes()
+    try:
+        card = json.loads(content)
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error}); copy the model again") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else None
+        raise CheckpointError(f"{file} has format {found!r}; this version of Sfumato reads format {FORMAT}")
+    wanted = {"name": str, "family": str, "config": dict, "data": dict, "images": int, "notes": dict}
+    for key, kind in {**wanted, "weights_sha256": dict}.items():
+        if not isinstance(card.get(key), kind):
+            raise CheckpointError(f"{file} is damaged: field {key!r} is missing or not a {kind.__name__}")
+    return card, hashlib.sha256(content).hexdigest()
