@@ -36,8 +36,6 @@ class ShardInfo(Config):
     samples: int = Field(ge=1, description="How many samples it holds.")
     bytes: int = Field(ge=1, description="Its size.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Checksum of the file.")
-    height: int | None = Field(None, ge=1, description="Rows of its images; null: the set's.")
-    width: int | None = Field(None, ge=1, description="Columns of its images; null: the set's.")
     image: ImageInfo | None = Field(
         None, description="Size of this shard's images where the set has several (buckets); null: the set's."
     )
@@ -74,6 +72,10 @@ class Manifest(Config):
     def spec(self) -> DataSpec:
         """What a family has to know of this data."""
         return DataSpec(self.image.channels, self.image.height, self.image.width, self.classes)
+
+    def image_of(self, shard: ShardInfo) -> ImageInfo:
+        """What the images of one shard look like: all images of a shard have one size."""
+        return shard.image or self.image
 
     @cached_property
     def digest(self) -> str:
