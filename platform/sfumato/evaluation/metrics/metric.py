@@ -116,7 +116,8 @@ class MetricResult:
 
     Where `value` is a mean of independent terms, `terms_M` are those terms (an indicator or a figure for
     every image): its interval is then a bootstrap over them. Where the method comes with a standard error of
-    its own, `error` is it. Other numbers get theirs from a jackknife.
+    its own, `error` is it. Other numbers get theirs from a jackknife, ten computations more; a metric that is
+    too costly for that says in `no_interval` why there is none.
     """
 
     name: str
@@ -124,6 +125,7 @@ class MetricResult:
     details: Mapping[str, object] = field(default_factory=dict)
     terms_M: Float64Array | None = None
     error: float | None = None
+    no_interval: str = ""
 
 
 class Metric(Protocol):
