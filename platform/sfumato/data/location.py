@@ -1,49 +1,109 @@
-"""Where a data set lies: a local folder, or a URI that pyarrow.fs knows (s3://, gs://, ...)."""
+"""Files of a data set, wherever it lies: a local folder, or a URI (file://, s3://, gs://)."""
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
-from sfumato.errors import DataError
+from sfumato.data.storage import check_bucket, explained, filesystem, is_remote, retried
+
+T = TypeVar("T")
 
 
-@lru_cache(maxsize=16)
-def _filesystem(folder: str) -> tuple[fs.FileSystem, str]:
-    if "://" not in folder:
-        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(folder))
-    try:
-        filesystem, root = fs.FileSystem.from_uri(folder)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{folder}: not a place that can be read ({_first_line(error)})") from error
-    return filesystem, root.rstrip("/")
+class File(Protocol):
+    """An open file that can be read anywhere."""
 
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    def seek(self, position: int, /) -> int | None: ...
+    def read(self, nbytes: int = ..., /) -> bytes: ...
+    def __enter__(self) -> File: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
 
 
 def size_of(folder: str, name: str) -> int | None:
-    """Bytes of a file, or None where there is none."""
-    filesystem, root = _filesystem(folder)
-    info = filesystem.get_file_info(f"{root}/{name}")
-    return int(info.size) if info.type == fs.FileType.File else None
-
-
-def open_file(folder: str, name: str) -> pa.NativeFile:
-    """A file opened for random access. Raises DataError where it is missing or may not be read."""
-    filesystem, root = _filesystem(folder)
+    """Bytes of a file, or None where there is none. Raises DataError where that cannot be told."""
+    found, root = filesystem(folder)
     try:
-        return filesystem.open_input_file(f"{root}/{name}")
+        info = retried(lambda: found.get_file_info(f"{root}/{name}"), folder)
     except OSError as error:
-        reason = "missing" if isinstance(error, FileNotFoundError) else _first_line(error)
-        raise DataError(f"{folder}: {name}: {reason}") from error
+        raise explained(folder, name, error) from error
+    if info.type != fs.FileType.File:
+        check_bucket(folder)
+        return None
+    return int(info.size)
+
+
+def open_file(folder: str, name: str) -> File:
+    """A file opened for random access. Raises DataError where it is missing or may not be read.
+
+    A remote file fetches the bytes of each `read` and no others, and reads go on after an outage.
+    """
+    if is_remote(folder):
+        return _RemoteFile(folder, name)
+    found, root = filesystem(folder)
+    try:
+        file: File = found.open_input_file(f"{root}/{name}")
+        return file
+    except OSError as error:
+        raise explained(folder, name, error) from error
 
 
 def read_bytes(folder: str, name: str) -> bytes:
     """The whole of a small file."""
     with open_file(folder, name) as file:
         return bytes(file.read())
+
+
+class _RemoteFile:
+    """Ranged reads, each of them tried again, on a fresh connection, when it fails for a passing reason."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        self._folder, self._name, self._position = folder, name, 0
+        self._file: pa.NativeFile | None = None
+        self._size: int = self._retried(lambda: int(self._opened().size()))
+
+    def seek(self, position: int, /) -> int:
+        self._position = position
+        return position
+
+    def read(self, nbytes: int = -1, /) -> bytes:
+        left = max(self._size - self._position, 0)
+        wanted = left if nbytes < 0 else min(nbytes, left)
+        data = self._retried(lambda: bytes(self._opened().read_at(wanted, self._position)) if wanted else b"")
+        self._position += len(data)
+        return data
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _opened(self) -> pa.NativeFile:
+        if self._file is None:
+            found, root = filesystem(self._folder)
+            self._file = found.open_input_file(f"{root}/{self._name}")
+        return self._file
+
+    def _retried(self, action: Callable[[], T]) -> T:
+        def attempt() -> T:
+            try:
+                return action()
+            except OSError:
+                self._close()
+                raise
+
+        try:
+            return retried(attempt, f"{self._folder}/{self._name}")
+        except OSError as error:
+            raise explained(self._folder, self._name, error) from error
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

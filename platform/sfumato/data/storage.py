@@ -1,0 +1,147 @@
+"""Filesystems by URI, patience with what is temporary, and words for what is not.
+
+Local folders and `file://`, `s3://` (any endpoint: AWS_ENDPOINT_URL and the other AWS variables) and `gs://`
+come from pyarrow. A request that fails for a reason that may pass (no connection, throttling, an answer
+5xx) is repeated with growing pauses until SFUMATO_STORAGE_PATIENCE_S seconds (120) have gone by, so that a
+restart of the storage costs time and nothing else. All other failures are told at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from sfumato.errors import DataError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PATIENCE = "SFUMATO_STORAGE_PATIENCE_S"
+_DEFAULT_PATIENCE_S = 120.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_TRANSIENT = re.compile(
+    "NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|"
+    "REQUEST_TIME_TOO_SKEWED|UNKNOWN.*HTTP response code 5|HTTP status 5|curlCode|[Tt]imed? ?out|"
+    "[Cc]onnection (reset|refused|aborted)|UNAVAILABLE|Retry policy exhausted"
+)
+_DENIED = re.compile(
+    "ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE|INVALID_CLIENT_TOKEN|"
+    "MISSING_AUTHENTICATION|EXPIRED_TOKEN|UNRECOGNIZED_CLIENT|HTTP response code 40[13]|"
+    "PERMISSION_DENIED|UNAUTHENTICATED"
+)
+
+
+def is_remote(folder: str) -> bool:
+    return "://" in folder and not folder.startswith("file://")
+
+
+@lru_cache(maxsize=16)
+def filesystem(folder: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a folder or URI, and the folder's path in it. Raises DataError."""
+    if "://" not in folder:
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(folder))
+    try:
+        found, root = fs.FileSystem.from_uri(folder)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise DataError(f"{folder}: not a place that can be read ({first_line(error)})") from error
+    return found, root.rstrip("/")
+
+
+def retried(action: Callable[[], T], what: str) -> T:
+    """What `action` returns, tried again while it fails for reasons that may pass. Raises OSError."""
+    patience = patience_s()
+    start, pause = time.monotonic(), _FIRST_PAUSE_S
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            waited = time.monotonic() - start
+            if not is_transient(error) or waited + pause > patience:
+                raise
+            log.warning("%s: %s; trying again for %.0f s", what, first_line(error), patience - waited)
+        # Spread, so that many readers do not come back at the same moment. No number depends on it.
+        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def patience_s() -> float:
+    """How long a failing storage is asked again, in seconds. Raises DataError for what is no number."""
+    text = os.environ.get(PATIENCE, "")
+    try:
+        return float(text) if text else _DEFAULT_PATIENCE_S
+    except ValueError:
+        raise DataError(f"{PATIENCE}={text!r} is no number of seconds") from None
+
+
+def is_transient(error: OSError) -> bool:
+    """Whether the same request may succeed later. A local disk's errors are taken at their word."""
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+        return False
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return bool(_TRANSIENT.search(str(error)))
+
+
+def explained(folder: str, name: str, error: OSError) -> DataError:
+    """One line for what storage said: what is missing or not allowed, and where to look."""
+    where = f"{folder}: {name}"
+    if isinstance(error, FileNotFoundError):
+        return DataError(_missing_bucket(folder) or f"{where}: missing")
+    if is_remote(folder) and _DENIED.search(str(error)):
+        return DataError(f"{where}: {_credentials(folder)}")
+    if is_remote(folder) and is_transient(error):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        at = f" at {endpoint}" if endpoint and folder.startswith("s3://") else ""
+        return DataError(
+            f"{where}: the storage{at} did not answer for {patience_s():.0f} s ({first_line(error)[:160]})"
+        )
+    return DataError(f"{where}: {first_line(error)}")
+
+
+def check_bucket(folder: str) -> None:
+    """Raises DataError where a remote folder's bucket does not exist."""
+    if problem := _missing_bucket(folder):
+        raise DataError(problem)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@lru_cache(maxsize=16)
+def _missing_bucket(folder: str) -> str:
+    if not is_remote(folder):
+        return ""
+    found, root = filesystem(folder)
+    bucket = root.split("/", 1)[0]
+    try:
+        kind = retried(lambda: found.get_file_info(bucket).type, folder)
+    except OSError:  # may not be listed, which says nothing about it
+        return ""
+    if kind != fs.FileType.NotFound:
+        return ""
+    return f"{folder}: there is no bucket {bucket!r} at this endpoint; make it, or check its name"
+
+
+def _credentials(folder: str) -> str:
+    if folder.startswith(("gs://", "gcs://")):
+        return "access denied; check GOOGLE_APPLICATION_CREDENTIALS and the account's roles"
+    has_file = (
+        Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser().is_file()
+    )
+    if not os.environ.get("AWS_ACCESS_KEY_ID") and not has_file:
+        return "access denied, and no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    return (
+        "access denied; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) "
+        "and what they may do in this bucket"
+    )
