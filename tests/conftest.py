@@ -23,8 +23,6 @@ os.environ.update(
     }
 )
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,25 +33,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """A Ray of our own with four logical CPUs, so that two workers leave Ray Data something to run on."""
-    import ray
+def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The private cluster that commands open, with four logical CPUs: two workers leave Ray Data some."""
+    from sfumato.runtime import ray_cluster
 
-    # Short: the path of a Unix socket below it must fit into 107 bytes.
-    folder = tempfile.mkdtemp(prefix="sf-")
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=200 * 2**20,
-        log_to_driver=False,
-        logging_level="error",
-        _temp_dir=folder,
-        _node_ip_address="127.0.0.1",
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with ray_cluster.cluster(4, tmp_path_factory.mktemp("ray")):
+        yield
 
 
 @pytest.fixture(scope="session")

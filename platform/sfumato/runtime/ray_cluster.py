@@ -111,16 +111,18 @@ def _existing() -> Iterator[None]:
     _check_answers(os.environ["RAY_ADDRESS"])
     import ray
 
+    # Ray prints what its daemons report on standard output, which belongs to the command's result.
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise CapabilityError(
             f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}"
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _check_answers(address: str) -> None:
@@ -154,19 +156,22 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
     if imported_before:
         _read_variables_again()
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=str(home),
-        )
-        yield
+        with _messages_to(logs):
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=str(home),
+            )
+            try:
+                yield
+            finally:
+                ray.shutdown()
     finally:
-        ray.shutdown()
         _keep_logs(home, logs)
         shutil.rmtree(home, ignore_errors=True)
         for name, value in before.items():
@@ -174,16 +179,27 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        _read_variables_again()  # so that this process may open or join another cluster
+
+
+@contextlib.contextmanager
+def _messages_to(logs: Path) -> Iterator[None]:
+    """What Ray's daemons report goes to a file: Ray prints it on standard output, where results belong."""
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / "ray-messages.txt").open("a") as messages, contextlib.redirect_stdout(messages):
+        yield
 
 
 def _read_variables_again() -> None:
-    """Ray was imported before the variables of the private cluster were set."""
-    import ray._private.ray_constants
+    """Ray reads its variables at import; after that, this makes it see what they are now."""
+    import ray._private.ray_constants as constants
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    constants.ENABLE_RAY_CLUSTER = constants.env_bool(
+        constants.ENABLE_RAY_CLUSTERS_ENV_VAR, not constants.IS_WINDOWS_OR_OSX
+    )
 
 
 def _keep_logs(home: Path, logs: Path) -> None:
