@@ -27,8 +27,9 @@ from sfumato.data import plan
 from sfumato.data.config import DataSettings
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.parallel import STRATEGIES, ParallelSettings
+from sfumato.parallel import ParallelSettings
 from sfumato.tracking.config import TrackingSettings
+from sfumato.training import capabilities
 from sfumato.training.config import TrainSettings
 
 # What may differ between two runs that compute the same numbers; all else makes another run.
@@ -39,7 +40,16 @@ _NOT_IN_DIGEST: dict[str, set[str] | None] = {
     "evaluate": None,
     "tracking": None,
     "registry": None,
-    "train": {"log_every", "preview_every", "preview_samples", "checkpoint", "compile"},
+    # How many bad steps are endured may be changed to go on with a run that was stopped for them.
+    "train": {
+        "log_every",
+        "preview_every",
+        "preview_samples",
+        "checkpoint",
+        "compile",
+        "activation_checkpointing",
+        "max_skipped_steps",
+    },
     "data": {"path", "source", "verify", "max_errors", "max_pixels", "read_tasks"},
 }
 
@@ -95,27 +105,14 @@ class Recipe(Config):
             self.train.micro_batch,
             samples=samples,
         )
-        if self.parallel.strategy == "single" and self.parallel.workers > 1:
-            found.append(
-                f"parallel.workers={self.parallel.workers} with parallel.strategy=single: a single strategy "
-                "has one worker; set parallel.workers=1 or parallel.strategy=ddp"
-            )
+        found += capabilities.problems(self.train, self.parallel)
         if spec is not None:
             family_problems = self.model.problems(spec)
             found += family_problems
             found += self.evaluate.problems(spec)
             if not family_problems:
-                found += self._phase_problems(spec)
+                found += capabilities.phase_problems(self.model.build(spec).phases, self.parallel)
         return found
-
-    def _phase_problems(self, spec: DataSpec) -> list[str]:
-        strategy = STRATEGIES[self.parallel.strategy]
-        return [
-            f"phase {phase.name!r} differentiates twice, which parallel.strategy={strategy.name} cannot; "
-            f"use one of {', '.join(n for n, s in STRATEGIES.items() if s.second_order)}"
-            for phase in self.model.build(spec).phases
-            if phase.second_order and not strategy.second_order
-        ]
 
     def check(self, spec: DataSpec | None = None, samples: int | None = None) -> None:
         """Raises ConfigError with all `problems`."""

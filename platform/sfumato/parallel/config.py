@@ -9,13 +9,37 @@ from pydantic import Field
 from sfumato.core.config import Config
 
 
+class FsdpSettings(Config):
+    """What `parallel.strategy=fsdp` lets one choose."""
+
+    reshard_after_forward: bool = Field(
+        True,
+        description="Free a block's gathered parameters after its forward pass and gather them again for "
+        "its backward pass: less memory, half as much communication again.",
+    )
+    bf16_parameters: bool = Field(
+        False,
+        description="Gather parameters in bfloat16 (train.precision=bf16): half the communication. The "
+        "sharded parameters, the reduction of gradients and the update stay in float32.",
+    )
+
+
 class ParallelSettings(Config):
     """Nothing here changes a result; it says how the work is spread."""
 
-    strategy: Literal["single", "ddp"] = Field(
-        "ddp", description="`single` keeps the networks in one worker, `ddp` replicates them over all."
+    strategy: Literal["single", "ddp", "fsdp"] = Field(
+        "ddp",
+        description="`single` keeps the networks in one worker; `ddp` replicates them over all; `fsdp` "
+        "shards parameters, gradients, optimizer state and averages (FSDP2); `zero1`, `zero2` and `zero3` "
+        "are DeepSpeed's, sharding optimizer state, gradients too, parameters too.",
     )
     workers: int = Field(1, ge=1, description="Training workers (ranks).")
+    offload: bool = Field(
+        False,
+        description="Keep the optimizer's state in host memory (fsdp: sharded parameters and gradients "
+        "too), where GPU memory is short.",
+    )
+    fsdp: FsdpSettings = Field(FsdpSettings(), description="Settings of strategy fsdp.")
     cpus_per_worker: float = Field(1.0, gt=0, description="Logical CPUs that Ray reserves for a worker.")
     gpus_per_worker: float = Field(
         0.0, ge=0, description="GPUs that Ray reserves for a worker; 0 trains on CPU."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch.distributed as dist
@@ -9,22 +10,28 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sfumato.errors import CapabilityError
+from sfumato.parallel.features import Feature
 from sfumato.parallel.single import Single
-from sfumato.parallel.strategy import Placement
+from sfumato.parallel.strategy import Options, Placement
 
 
 class Ddp(Single):
     """Every network whole on every rank; the averages (EMA) too, so no communication keeps them equal."""
 
     name = "ddp"
-    second_order = True
+    about = "everything; gradients are averaged"
+    features = Single.features | {Feature.MANY_WORKERS}
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, options: Options | None = None) -> None:
         if not dist.is_initialized():
-            raise CapabilityError("parallel.strategy=ddp needs a process group; use parallel.strategy=single")
-        super().__init__(placement)
+            raise CapabilityError(
+                f"parallel.strategy={self.name} needs a process group; use parallel.strategy=single"
+            )
+        super().__init__(placement, options)
 
-    def accumulate(self, trains: str, *, last: bool) -> AbstractContextManager[None]:
+    def accumulate(
+        self, trains: str, *, last: bool, second_order: bool = False
+    ) -> AbstractContextManager[None]:
         module = self._trained[trains]
         assert isinstance(module, DistributedDataParallel)
         return nullcontext() if last else module.no_sync()
@@ -33,12 +40,15 @@ class Ddp(Single):
         # DDP divides the summed gradient by the world size; a loss is already divided by the global batch.
         super().backward(trains, loss * self.placement.world_size)
 
+    def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+        return super().weights(names if self.placement.rank == 0 else ())
+
     def sum(self, values: Tensor) -> Tensor:
         values = values.clone()
         dist.all_reduce(values)
         return values
 
-    def _wrap(self, module: nn.Module) -> nn.Module:
+    def _wrap(self, name: str, module: nn.Module) -> nn.Module:
         on_gpu = self.placement.device.type == "cuda"
         return DistributedDataParallel(
             module,

@@ -1,115 +1,150 @@
-"""All networks whole, in one process. Also the ground on which replicating strategies stand."""
+"""All networks whole, in one process. Also the ground on which the other strategies stand."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
-from sfumato.errors import CheckpointError
-from sfumato.parallel.strategy import Placement, Strategy
+from sfumato.parallel import transfer
+from sfumato.parallel.blocks import blocks_of
+from sfumato.parallel.features import Feature
+from sfumato.parallel.recompute import recompute
+from sfumato.parallel.strategy import Options, Placement, Strategy
+
+Tensors = list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a trainable network was added with."""
+
+    optimizer: OptimizerConfig
+    blocks: Sequence[str]
 
 
 class Single(Strategy):
     """Every network whole in this process."""
 
     name = "single"
-    second_order = True
+    about = "everything, in one process"
+    features = frozenset(
+        {
+            Feature.ACCUMULATION,
+            Feature.CLIPPING,
+            Feature.BF16,
+            Feature.RECOMPUTE,
+            Feature.COMPILE,
+            Feature.SECOND_ORDER,
+        }
+    )
 
-    def __init__(self, placement: Placement) -> None:
-        super().__init__(placement)
+    def __init__(self, placement: Placement, options: Options | None = None) -> None:
+        super().__init__(placement, options)
         self._raw: dict[str, nn.Module] = {}
+        self._training: dict[str, Training] = {}
         self._trained: dict[str, nn.Module] = {}
-        self._parameters: dict[str, list[nn.Parameter]] = {}
+        self._parameters: dict[str, dict[str, nn.Parameter]] = {}
+        """What the optimizer updates, by the parameter's name."""
+        self._learning: dict[str, list[nn.Parameter]] = {}
+        """The network's own parameters that its phases move."""
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._source: dict[str, str] = {}
-        self._followed: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        self._followed: dict[str, tuple[Tensors, Tensors]] = {}
+        self._copied: dict[str, tuple[Tensors, Tensors]] = {}
         self._frozen: set[str] = set()
         self._active: str | None = None
 
-    def add_trainable(self, name: str, module: nn.Module, optimizer: OptimizerConfig) -> None:
-        module.to(self.placement.device).train()
-        self._raw[name] = module
-        self._parameters[name] = [p for p in module.parameters() if p.requires_grad]
-        self._trained[name] = self._wrap(module)
-        self._optimizers[name] = optimizer.build(self._parameters[name])
+    def add_trainable(
+        self, name: str, module: nn.Module, optimizer: OptimizerConfig, blocks: Sequence[str] = ()
+    ) -> None:
+        self._raw[name] = self._place(module).train()
+        self._training[name] = Training(optimizer, blocks)
 
     def add_frozen(self, name: str, module: nn.Module) -> None:
         self._raw[name] = module.to(self.placement.device).eval().requires_grad_(False)
         self._frozen.add(name)
 
     def add_shadow(self, name: str, source: str) -> None:
-        # The source is copied without its wrapper, and before any compiled forward hangs on it.
+        # The source is copied without its wrapper, and before anything hangs on its forward.
         self._raw[name] = copy.deepcopy(self._raw[source]).eval().requires_grad_(False)
         self._source[name] = source
-        # Listed once: walking the modules costs as much as the update of a small network.
-        self._followed[name] = (list(self._raw[name].parameters()), list(self._raw[source].parameters()))
 
-    def view(self, trains: str | None) -> Nets:
-        if trains != self._active or trains is None:
+    def ready(self) -> None:
+        for name, training in self._training.items():
+            module = self._raw[name]
+            if self.options.activation_checkpointing:
+                for block in blocks_of(module, training.blocks):
+                    recompute(block)
+            if self.options.compile:
+                module.compile()  # in place: names in the state dict stay as they are
+            self._trained[name] = self._wrap(name, module)
+            self._learning[name] = [p for p in module.parameters() if p.requires_grad]
+            self._parameters[name] = self._updated(name)
+            self._optimizers[name] = training.optimizer.build(self._parameters[name].values())
+        for shadow, source in self._source.items():
+            self._wrap_shadow(shadow)
+            # Listed once: walking the modules costs as much as the update of a small network.
+            self._followed[shadow] = (self._held(shadow), self._held(source))
+            self._copied[shadow] = (list(self._raw[shadow].buffers()), list(self._raw[source].buffers()))
+
+    def view(self, trains: str) -> Nets:
+        if trains != self._active:
             self._activate(trains)
-        return self._raw if trains is None else {**self._raw, trains: self._trained[trains]}
+        return {**self._raw, trains: self._trained[trains]}
 
-    def accumulate(self, trains: str, *, last: bool) -> AbstractContextManager[None]:
+    @contextmanager
+    def whole(self, names: Iterable[str]) -> Iterator[Nets]:
+        self._activate(None)
+        yield self._raw
+
+    def accumulate(
+        self, trains: str, *, last: bool, second_order: bool = False
+    ) -> AbstractContextManager[None]:
         return nullcontext()
 
     def backward(self, trains: str, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, trains: str, *, lr: float, max_norm: float | None) -> Tensor:
-        parameters, optimizer = self._parameters[trains], self._optimizers[trains]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        parameters, optimizer = self._parameters[trains].values(), self._optimizers[trains]
+        norm = self._norm([p.grad for p in parameters if p.grad is not None])
         if max_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.step()
+        update(optimizer, norm)
         optimizer.zero_grad(set_to_none=True)
         return norm
 
     @torch.no_grad()
     def follow(self, shadow: str, weight: float) -> None:
         torch._foreach_lerp_(*self._followed[shadow], weight)
-        target, source = self._raw[shadow], self._raw[self._source[shadow]]
-        for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
-            mine.copy_(theirs)
+        mine, theirs = self._copied[shadow]
+        if mine:
+            torch._foreach_copy_(mine, theirs)
 
     def state(self) -> dict[str, Tensor]:
-        state = {
-            f"nets/{name}/{key}": tensor
-            for name, module in self._raw.items()
-            if name not in self._frozen
-            for key, tensor in module.state_dict().items()
-        }
-        for name, optimizer in self._optimizers.items():
-            for key, parameter in self._raw[name].named_parameters():
-                for kind, value in optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, Tensor):  # SGD without momentum keeps a None
-                        state[f"optim/{name}/{key}/{kind}"] = value
-        return state
+        return {**self._net_state(), **self._optimizer_state()}
 
+    @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        for name, module in self._raw.items():
-            if name in self._frozen:
-                continue
-            prefix = f"nets/{name}/"
-            part = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-            try:
-                module.load_state_dict(part)
-            except RuntimeError as error:
-                detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-                raise CheckpointError(f"network {name!r} does not fit the checkpoint: {detail}") from error
-        for name, optimizer in self._optimizers.items():
-            for key, parameter in self._raw[name].named_parameters():
-                prefix = f"optim/{name}/{key}/"
-                moments = {k[len(prefix) :]: v.clone() for k, v in state.items() if k.startswith(prefix)}
-                if moments:
-                    optimizer.state[parameter] = moments
+        targets = self._net_state()
+        transfer.check(targets, state)
+        for name, tensor in targets.items():
+            self._fill(tensor, state[name])
+        for name, parameters in self._parameters.items():
+            for key, parameter in parameters.items():
+                if moments := dict(transfer.moments(state, name, key)):
+                    self._optimizers[name].state[parameter] = {
+                        kind: self._own(name, key, value) for kind, value in moments.items()
+                    }
 
     def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
         return {
@@ -120,14 +155,78 @@ class Single(Strategy):
     def sum(self, values: Tensor) -> Tensor:
         return values
 
-    def _wrap(self, module: nn.Module) -> nn.Module:
+    def _place(self, module: nn.Module) -> nn.Module:
+        return module.to(self.placement.device)
+
+    def _wrap(self, name: str, module: nn.Module) -> nn.Module:
         """What a phase calls to train the module."""
         return module
 
+    def _wrap_shadow(self, name: str) -> None:
+        """Lay out an average as its source is."""
+
+    def _updated(self, name: str) -> dict[str, nn.Parameter]:
+        """What of the network's parameters this rank's optimizer updates."""
+        return {key: p for key, p in self._raw[name].named_parameters() if p.requires_grad}
+
+    def _held(self, name: str) -> Tensors:
+        """This rank's part of a network's parameters."""
+        return list(self._raw[name].parameters())
+
+    def _norm(self, grads: Tensors) -> Tensor:
+        """Norm of the whole gradient."""
+        return nn.utils.get_total_norm(grads)
+
+    def _fill(self, target: Tensor, whole: Tensor) -> None:
+        """Copy into a tensor of the state what this rank holds of it."""
+        target.copy_(whole)
+
+    def _own(self, name: str, key: str, moment: Tensor) -> Tensor:
+        """A copy of what this rank holds of a parameter's moment."""
+        # The fused kernels want the step count beside the parameter.
+        return moment.to(self.placement.device, copy=True)
+
+    def _spread(self, name: str, key: str, moment: Tensor) -> Tensor:
+        """A moment as `state` shows it."""
+        return moment
+
+    def _net_state(self) -> dict[str, Tensor]:
+        return {
+            f"nets/{name}/{key}": tensor
+            for name, module in self._raw.items()
+            if name not in self._frozen
+            for key, tensor in module.state_dict().items()
+        }
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        return {
+            f"optim/{name}/{key}/{kind}": self._spread(name, key, value)
+            for name, parameters in self._parameters.items()
+            for key, parameter in parameters.items()
+            for kind, value in self._optimizers[name].state.get(parameter, {}).items()
+            if isinstance(value, Tensor)  # SGD without momentum keeps a None
+        }
+
     def _activate(self, trains: str | None) -> None:
         """Gradients and train mode on for one network and off for all others."""
-        for name, parameters in self._parameters.items():
+        for name, parameters in self._learning.items():
             for parameter in parameters:
                 parameter.requires_grad_(name == trains)
             self._raw[name].train(name == trains)
         self._active = trains
+
+
+def update(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """One step of a fused optimizer, which leaves everything as it is where `norm` is not finite.
+
+    The kernels decide on the device, by the flag that gradient scalers use, so the host does not wait.
+    """
+    skipped = torch.isfinite(norm).logical_not().float()
+    fresh = not optimizer.state
+    optimizer.grad_scale, optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
+    optimizer.step()
+    if fresh:  # SGD's first momentum is the gradient itself, which a skipped step leaves unwritten
+        for moments in optimizer.state.values():
+            momentum = moments.get("momentum_buffer")
+            if momentum is not None:
+                momentum.copy_(torch.where(skipped.bool(), 0.0, momentum))

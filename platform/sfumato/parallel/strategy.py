@@ -8,7 +8,7 @@ passive network through its wrapper, or with gradients on, breaks training with 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.parallel.features import Feature
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,38 +39,76 @@ class Placement:
         return cls(rank, world_size, device)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a strategy lays out and runs networks; none of it changes what is computed, but for rounding."""
+
+    compile: bool = False
+    activation_checkpointing: bool = False
+    offload: bool = False
+    reshard_after_forward: bool = True
+    bf16_parameters: bool = False
+
+
 class Strategy(ABC):
     """One layout of networks over ranks.
 
     The gradient that `step` uses is the sum over ranks of what `backward` was given, so a loop that
     divides by the global batch gets the mean over the global batch however its rows are spread.
+
+    Networks are added, then `ready` lays them out; nothing else may be called before it.
     """
 
     name: ClassVar[str]
-    second_order: ClassVar[bool]
-    """Whether a loss may differentiate through a gradient (R1, WGAN-GP)."""
+    about: ClassVar[str]
+    """What each rank holds, in a few words."""
+    features: ClassVar[frozenset[Feature]]
+    """What the strategy can do; a recipe that asks for more is refused before anything starts."""
+    even_passes: ClassVar[bool] = False
+    """Whether a forward pass needs all ranks, so that every rank has to run equally many."""
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, options: Options | None = None) -> None:
         self.placement = placement
+        self.options = options or Options()
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why this machine cannot run the strategy and how to mend it, or None."""
+        return None
 
     @abstractmethod
-    def add_trainable(self, name: str, module: nn.Module, optimizer: OptimizerConfig) -> None:
-        """Take over a freshly built network, the same on every rank."""
+    def add_trainable(
+        self, name: str, module: nn.Module, optimizer: OptimizerConfig, blocks: Sequence[str] = ()
+    ) -> None:
+        """Take over a freshly built network, the same on every rank. `blocks` is `Trainable.blocks`."""
 
     @abstractmethod
     def add_frozen(self, name: str, module: nn.Module) -> None:
-        """Take over a network that is never trained."""
+        """Take over a network that is never trained; every rank keeps it whole."""
 
     @abstractmethod
     def add_shadow(self, name: str, source: str) -> None:
         """Create a copy of a trainable network that `follow` moves towards it."""
 
     @abstractmethod
-    def view(self, trains: str | None) -> Nets:
+    def ready(self) -> None:
+        """Lay out all networks and make their optimizers."""
+
+    @abstractmethod
+    def view(self, trains: str) -> Nets:
         """All networks by name: `trains` wrapped, with gradients; the others raw, frozen, in eval mode."""
 
     @abstractmethod
-    def accumulate(self, trains: str, *, last: bool) -> AbstractContextManager[None]:
+    def whole(self, names: Iterable[str]) -> AbstractContextManager[Nets]:
+        """The named networks whole on every rank, frozen and in eval mode, with all that are never trained.
+
+        Any method of them may be called, by each rank as often as it likes. Every rank enters the block.
+        """
+
+    @abstractmethod
+    def accumulate(
+        self, trains: str, *, last: bool, second_order: bool = False
+    ) -> AbstractContextManager[None]:
         """Around forward and backward of one micro-batch; gradients meet across ranks on the last."""
 
     @abstractmethod
@@ -78,7 +117,11 @@ class Strategy(ABC):
 
     @abstractmethod
     def step(self, trains: str, *, lr: float, max_norm: float | None) -> Tensor:
-        """Clip, update, and clear the gradient; returns its norm before clipping, a scalar on the device."""
+        """Clip, update, and clear the gradient; returns its norm before clipping, a scalar on the device.
+
+        A gradient that is not finite changes nothing: neither weights nor moments nor step count. The norm
+        is the same on every rank.
+        """
 
     @abstractmethod
     def follow(self, shadow: str, weight: float) -> None:
@@ -86,15 +129,23 @@ class Strategy(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Everything that training changes, as tensors by name; what this rank holds of it."""
+        """Everything that training changes, as tensors by name; what this rank holds of it.
+
+        `nets/<net>/<key>` and `optim/<net>/<key>/<moment>`, of the same names and shapes under every
+        strategy. A tensor that is spread over ranks is a DTensor, or is held by one of them alone.
+        """
 
     @abstractmethod
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` returned. Raises CheckpointError where names or shapes differ."""
+        """Take back what `state` returned, on any number of ranks and under any strategy.
+
+        `state` has all tensors whole; they are taken from it one at a time. Raises CheckpointError where
+        names or shapes differ.
+        """
 
     @abstractmethod
     def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-        """Full state dicts on CPU, for export; every rank calls it."""
+        """Full state dicts on CPU, for export; every rank calls it, and rank 0 gets them."""
 
     @abstractmethod
     def sum(self, values: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def preview(
 ) -> Image.Image | None:
     """A grid of `num` samples on rank 0, None elsewhere. Sample i has the same noise and class every time.
 
-    Every rank must call it: under a sharded strategy a forward pass needs all of them.
+    Every rank must call it: under a sharded strategy all of them put the networks together.
     """
     placement = strategy.placement
     share = math.ceil(num / placement.world_size)
@@ -34,8 +34,8 @@ def preview(
         labels_N=None if labels is None else torch.tensor(labels, device=placement.device),
         options=options,
     )
-    with torch.no_grad():
-        images = family.sample(strategy.view(None), request, SampleRng(seed, indices, placement.device))
+    with torch.no_grad(), strategy.whole(family.samplers) as nets:
+        images = family.sample(nets, request, SampleRng(seed, indices, placement.device))
     mine = torch.from_numpy(to_uint8(images)).to(placement.device)
     parts = _gather(mine, placement.world_size)
     if placement.rank != 0:

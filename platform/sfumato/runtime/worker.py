@@ -16,11 +16,12 @@ import ray.train
 import torch
 import torch.distributed as dist
 
+from sfumato import parallel as strategies
 from sfumato.core.progress import Progress
 from sfumato.data.faults import Fault
 from sfumato.data.manifest import Manifest
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError
-from sfumato.parallel import STRATEGIES, Placement, Strategy
+from sfumato.parallel import Placement, Strategy
 from sfumato.runtime.job import TrainJob
 from sfumato.runtime.preview import preview
 from sfumato.sampling.model_folder import save_model_folder
@@ -61,7 +62,12 @@ class _Worker:
         self._family = self._recipe.model.build(self._manifest.spec)
         parallel = self._recipe.parallel
         placement = Placement.current(gpu=parallel.gpus_per_worker > 0)
-        self._strategy: Strategy = STRATEGIES[parallel.strategy](placement)
+        self._strategy: Strategy = strategies.make(
+            parallel,
+            placement,
+            compile=self._recipe.train.compile,
+            activation_checkpointing=self._recipe.train.activation_checkpointing,
+        )
         self._leads = self._strategy.placement.rank == 0
         self._token = self._folder.claim() if self._leads else ""
         self._tracker = job.tracker.open() if self._leads else None
@@ -69,7 +75,7 @@ class _Worker:
 
     def run(self) -> dict[str, Any] | None:
         recipe = self._recipe
-        install(self._family, self._strategy, recipe.seed, compiled=recipe.train.compile)
+        install(self._family, self._strategy, recipe.seed)
         store = open_store(self._job.checkpoint_uri(recipe))
         self._writer = checkpoints.Writer(
             store,

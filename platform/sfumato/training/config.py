@@ -36,6 +36,17 @@ class TrainSettings(Config):
     clip_grad_norm: float | None = Field(1.0, gt=0, description="Largest gradient norm; null does not clip.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs the forward pass in autocast.")
     compile: bool = Field(False, description="Compile the trained networks (torch.compile).")
+    activation_checkpointing: bool = Field(
+        False,
+        description="Compute the activations of each block again in the backward pass instead of keeping "
+        "them: less memory, about a third more time, the same numbers.",
+    )
+    max_skipped_steps: int = Field(
+        10,
+        ge=0,
+        description="Steps with a gradient that is not finite that are left out in one log interval. More "
+        "roll training back to its last checkpoint, once; where it then fails again, it stops.",
+    )
     log_every: int = Field(2_000, gt=0, description="Images between two points of the training curves.")
     preview_every: int = Field(20_000, gt=0, description="Images between two grids of preview samples.")
     preview_samples: int = Field(40, ge=0, description="Images in a preview grid; 0 turns previews off.")

@@ -40,7 +40,7 @@ class Hook:
     action: Callable[[Progress], None]
 
 
-def install(family: Family, strategy: Strategy, seed: int, *, compiled: bool = False) -> None:
+def install(family: Family, strategy: Strategy, seed: int) -> None:
     """Build the family's networks, the same on every rank, and hand them to the strategy."""
     for name, spec in family.nets.items():
         if isinstance(spec, EmaOf):
@@ -52,14 +52,11 @@ def install(family: Family, strategy: Strategy, seed: int, *, compiled: bool = F
                 load_stored(module, spec.weights)
             strategy.add_frozen(name, module)
         else:
-            strategy.add_trainable(name, module, spec.optimizer)
+            strategy.add_trainable(name, module, spec.optimizer, spec.blocks)
     for name, spec in family.nets.items():
         if isinstance(spec, EmaOf):
             strategy.add_shadow(name, spec.source)
-    if compiled:
-        # In place and after the averages were copied: state dict keys stay as they are.
-        for module in strategy.view(None).values():
-            module.compile()
+    strategy.ready()
 
 
 class Trainer:
@@ -166,7 +163,7 @@ class Trainer:
         images = progress.images + repeat * self._settings.batch
         for index, micro in enumerate(share):
             last = index == len(share) - 1
-            with self._strategy.accumulate(phase.trains, last=last):
+            with self._strategy.accumulate(phase.trains, last=last, second_order=phase.second_order):
                 self._strategy.backward(phase.trains, self._loss(phase, nets, micro, progress, images))
         spec = self._nets[phase.trains]
         assert isinstance(spec, Trainable), f"phase {phase.name} trains {phase.trains}, which is no Trainable"

@@ -1,0 +1,59 @@
+"""What strategies can and cannot do, by name: what the table in the README and the refusals are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sfumato.parallel.strategy import Strategy
+
+
+class Feature(Enum):
+    """Something that a recipe may ask for. The value is how the table calls it."""
+
+    MANY_WORKERS = "more than one worker"
+    ACCUMULATION = "gradient accumulation"
+    CLIPPING = "gradient clipping"
+    BF16 = "bf16 autocast"
+    BF16_PARAMETERS = "bf16 parameters in transit"
+    RECOMPUTE = "activation checkpointing"
+    COMPILE = "torch.compile"
+    SECOND_ORDER = "second-order losses"
+    OFFLOAD = "offload to host memory"
+    RESHARD = "choice of resharding"
+    SHARDED_OPTIMIZER = "optimizer state sharded"
+    SHARDED_PARAMETERS = "parameters and averages sharded"
+
+
+def refusals(
+    strategy: type[Strategy], wanted: Mapping[Feature, str], strategies: Iterable[type[Strategy]]
+) -> list[str]:
+    """One line for each wanted feature that the strategy lacks: the field that asks for it, and who can.
+
+    `wanted` maps a feature to the recipe's words for it, such as `train.compile=true`.
+    """
+    found = []
+    for feature, asked in wanted.items():
+        if feature not in strategy.features:
+            able = [other.name for other in strategies if feature in other.features]
+            found.append(
+                f"{asked}: parallel.strategy={strategy.name} has no {feature.value}; change the one, or use "
+                f"parallel.strategy={' or '.join(able)}"
+            )
+    return found
+
+
+def table(strategies: Iterable[type[Strategy]]) -> str:
+    """Strategies by features, as a Markdown table."""
+    columns = list(strategies)
+    rows = [
+        ["", *(f"`{strategy.name}`" for strategy in columns)],
+        ["---", *(":-:" for _ in columns)],
+        *(
+            [feature.value, *("yes" if feature in strategy.features else "-" for strategy in columns)]
+            for feature in Feature
+        ),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"

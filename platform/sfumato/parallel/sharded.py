@@ -1,0 +1,74 @@
+"""What strategies that shard parameters have in common: plain copies of networks, put together on demand."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.family import Nets
+from sfumato.core.optimizer import OptimizerConfig
+from sfumato.parallel.ddp import Ddp
+from sfumato.parallel.strategy import Options, Placement
+
+
+class Sharded(Ddp):
+    """Keeps, of every network that it shards, an empty plain one: its structure without memory."""
+
+    even_passes = True
+
+    def __init__(self, placement: Placement, options: Options | None = None) -> None:
+        super().__init__(placement, options)
+        self._plain: dict[str, nn.Module] = {}
+
+    def add_trainable(
+        self, name: str, module: nn.Module, optimizer: OptimizerConfig, blocks: Sequence[str] = ()
+    ) -> None:
+        super().add_trainable(name, module, optimizer, blocks)
+        self._plain[name] = _empty(module)
+
+    def add_shadow(self, name: str, source: str) -> None:
+        super().add_shadow(name, source)
+        self._plain[name] = _empty(self._raw[name])
+
+    @contextmanager
+    def whole(self, names: Iterable[str]) -> Iterator[Nets]:
+        self._activate(None)
+        nets = {name: module for name, module in self._raw.items() if name not in self._plain}
+        for name in names:
+            if name in self._plain:
+                nets[name] = self._assembled(name)
+        yield nets
+
+    def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+        states: dict[str, dict[str, Tensor]] = {}
+        for name in names:
+            for key, tensor in self._tensors(name):
+                if self.placement.rank == 0:
+                    states.setdefault(name, {})[key] = tensor.detach().to("cpu", copy=True)
+        return states
+
+    @abstractmethod
+    def _tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """The network's state dict, one whole tensor at a time. Every rank goes through all of it."""
+
+    @torch.no_grad()
+    def _assembled(self, name: str) -> nn.Module:
+        module = copy.deepcopy(self._plain[name]).to_empty(device=self.placement.device)
+        targets = module.state_dict()
+        for key, tensor in self._tensors(name):
+            targets[key].copy_(tensor)
+        # What a state dict leaves out (tables that follow from the configuration) no strategy changes.
+        theirs = dict(self._raw[name].named_buffers())
+        for key, buffer in module.named_buffers():
+            if key not in targets:
+                buffer.copy_(theirs[key])
+        return module.eval().requires_grad_(False)
+
+
+def _empty(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).to("meta")

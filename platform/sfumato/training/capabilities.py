@@ -1,0 +1,50 @@
+"""What a recipe asks of its strategy, held against what the strategy can do, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sfumato.core.family import Phase
+from sfumato.parallel import STRATEGIES, ParallelSettings
+from sfumato.parallel.features import Feature, refusals
+from sfumato.training.config import TrainSettings
+
+
+def problems(train: TrainSettings, parallel: ParallelSettings) -> list[str]:
+    """What the strategy cannot do of what the settings ask for, one line each with the field to change."""
+    strategy = STRATEGIES[parallel.strategy]
+    found = refusals(strategy, _wanted(train, parallel), STRATEGIES.values())
+    if reason := strategy.unavailable():
+        found.append(reason)
+    if parallel.fsdp.bf16_parameters and train.precision != "bf16":
+        found.append("parallel.fsdp.bf16_parameters=true needs train.precision=bf16")
+    return found
+
+
+def phase_problems(phases: Sequence[Phase], parallel: ParallelSettings) -> list[str]:
+    """What of a family's phases the strategy cannot do, one line each."""
+    return [
+        problem
+        for phase in phases
+        if phase.second_order
+        for problem in refusals(
+            STRATEGIES[parallel.strategy],
+            {Feature.SECOND_ORDER: f"phase {phase.name!r} differentiates through a gradient"},
+            STRATEGIES.values(),
+        )
+    ]
+
+
+def _wanted(train: TrainSettings, parallel: ParallelSettings) -> dict[Feature, str]:
+    """The features that the settings ask for, with the fields that do."""
+    fsdp = parallel.fsdp
+    asked = {
+        Feature.MANY_WORKERS: parallel.workers > 1 and f"parallel.workers={parallel.workers}",
+        Feature.BF16: train.precision == "bf16" and "train.precision=bf16",
+        Feature.BF16_PARAMETERS: fsdp.bf16_parameters and "parallel.fsdp.bf16_parameters=true",
+        Feature.RECOMPUTE: train.activation_checkpointing and "train.activation_checkpointing=true",
+        Feature.COMPILE: train.compile and "train.compile=true",
+        Feature.OFFLOAD: parallel.offload and "parallel.offload=true",
+        Feature.RESHARD: not fsdp.reshard_after_forward and "parallel.fsdp.reshard_after_forward=false",
+    }
+    return {feature: field for feature, field in asked.items() if field}
