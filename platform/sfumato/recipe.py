@@ -188,7 +188,8 @@ def explain(error: ValidationError, root: type[BaseModel], prefix: tuple[str, ..
         path = [str(part) for part in (*prefix, *item["loc"])]
         where = ".".join(path)
         if item["type"] == "extra_forbidden":
-            known = _fields_at(root, [str(p) for p in item["loc"][:-1]])
+            # Of several kinds that a field may hold, only the one that was chosen knows its keys.
+            known = item.get("ctx", {}).get("known") or _fields_at(root, [str(p) for p in item["loc"][:-1]])
             near = difflib.get_close_matches(path[-1], known, 1, 0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
             lines.append(f"{where}: unknown key; {hint}")

@@ -33,7 +33,7 @@ def bare(recipe: Any, data: Path, images: int, skip: int, threads: int) -> float
 
     from sfumato.data import local
     from sfumato.data.manifest import Manifest
-    from sfumato.families.diffusion.network import build_unet
+    from sfumato.families.diffusion.networks.unet import build_unet
 
     torch.set_num_threads(threads)
     columns = list(local.read_all(data))

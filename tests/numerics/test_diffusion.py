@@ -10,17 +10,17 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from sfumato.core.rng import SampleRng
-from sfumato.families.diffusion.config import ObjectiveConfig, SamplingConfig
+from sfumato.families.diffusion.objectives.ddpm import DDPMConfig, DDPMSampling
+from sfumato.families.diffusion.objectives.ddpm_samplers import build_scheduler
+from sfumato.families.diffusion.objectives.ddpm_schedule import NoiseSchedule
 from sfumato.families.diffusion.pipeline import denoise, guided_output
-from sfumato.families.diffusion.sampling import build_scheduler
-from sfumato.families.diffusion.schedule import NoiseSchedule
 
 KINDS = ["linear", "cosine"]
 ALL_SAMPLERS = [
-    SamplingConfig(sampler="ddpm", steps=500, clip=False),
-    SamplingConfig(sampler="ddim", steps=250, clip=False),
-    SamplingConfig(sampler="ddim", steps=500, eta=1.0, clip=False),
-    SamplingConfig(sampler="dpmsolver++", steps=50, clip=False),
+    DDPMSampling(sampler="ddpm", steps=500),
+    DDPMSampling(sampler="ddim", steps=250),
+    DDPMSampling(sampler="ddim", steps=500, eta=1.0),
+    DDPMSampling(sampler="dpmsolver++", steps=50),
 ]
 
 
@@ -29,8 +29,8 @@ ALL_SAMPLERS = [
 def test_schedule_is_the_one_diffusers_samples_with(kind: str, timesteps: int) -> None:
     ours = NoiseSchedule(kind, timesteps).alpha_bar
     for sampler in ("ddpm", "ddim", "dpmsolver++"):
-        objective = ObjectiveConfig(schedule=kind, timesteps=timesteps)
-        theirs = build_scheduler(objective, SamplingConfig(sampler=sampler)).alphas_cumprod.double()
+        objective = DDPMConfig(schedule=kind, timesteps=timesteps)
+        theirs = build_scheduler(objective, DDPMSampling(sampler=sampler), clip=True).alphas_cumprod.double()
         torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=1e-7)
 
 
@@ -76,7 +76,7 @@ def test_noise_velocity_and_conversions(kind: str) -> None:
     x0, eps = (torch.randn(64, 3, 4, 4, generator=generator) for _ in range(2))
     t = torch.randint(900, (64,), generator=generator)  # beyond, x_0 from the noise is badly conditioned
     xt, v = schedule.add_noise(x0, eps, t), schedule.velocity(x0, eps, t)
-    theirs = build_scheduler(ObjectiveConfig(schedule=kind), SamplingConfig(sampler="ddpm"))
+    theirs = build_scheduler(DDPMConfig(schedule=kind), DDPMSampling(sampler="ddpm"), clip=True)
     torch.testing.assert_close(xt, theirs.add_noise(x0, eps, t), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(v, theirs.get_velocity(x0, eps, t), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(schedule.x0_from_velocity(xt, v, t), x0, rtol=1e-5, atol=1e-5)
@@ -87,7 +87,7 @@ def test_noise_velocity_and_conversions(kind: str) -> None:
 class GaussianDenoiser(torch.nn.Module):
     """The optimal network for data N(mean, std^2): the conditional expectation of its target given x_t."""
 
-    def __init__(self, objective: ObjectiveConfig, mean: float, std: float) -> None:
+    def __init__(self, objective: DDPMConfig, mean: float, std: float) -> None:
         super().__init__()
         self.prediction, self.mean, self.variance = objective.prediction, mean, std**2
         self.alpha_bar = NoiseSchedule(objective.schedule, objective.timesteps).alpha_bar
@@ -105,13 +105,13 @@ class GaussianDenoiser(torch.nn.Module):
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampling", ALL_SAMPLERS, ids=lambda s: f"{s.sampler}-{s.steps}-eta{s.eta:g}")
-def test_samplers_reach_a_gaussian(sampling: SamplingConfig, kind: str, prediction: str) -> None:
+def test_samplers_reach_a_gaussian(sampling: DDPMSampling, kind: str, prediction: str) -> None:
     mean, std, rows = 0.3, 0.4, 32
-    objective = ObjectiveConfig(schedule=kind, prediction=prediction, timesteps=500)
+    objective = DDPMConfig(schedule=kind, prediction=prediction, timesteps=500)
     rng = SampleRng(0, range(rows))
     x = denoise(
         GaussianDenoiser(objective, mean, std),
-        build_scheduler(objective, sampling),
+        build_scheduler(objective, sampling, clip=False),
         rng.normal(1, 16, 16),
         steps=sampling.steps,
         generators=rng.generators,
@@ -123,23 +123,26 @@ def test_samplers_reach_a_gaussian(sampling: SamplingConfig, kind: str, predicti
 
 def test_ddim_is_the_closed_form_ode() -> None:
     """Without noise, x_T maps to mean + std * z along the probability flow: the order of values is kept."""
-    objective = ObjectiveConfig(schedule="cosine", prediction="v")
-    sampling = SamplingConfig(sampler="ddim", steps=500, clip=False)
+    objective = DDPMConfig(schedule="cosine", prediction="v")
+    sampling = DDPMSampling(sampler="ddim", steps=500)
     z = torch.linspace(-2, 2, 64).view(1, 1, 8, 8)
-    model, scheduler = GaussianDenoiser(objective, 0.3, 0.4), build_scheduler(objective, sampling)
+    model, scheduler = GaussianDenoiser(objective, 0.3, 0.4), build_scheduler(objective, sampling, clip=False)
     x = denoise(model, scheduler, z, steps=500, generators=None)
     torch.testing.assert_close(x, 0.3 + 0.4 * z, rtol=0, atol=5e-3)
 
 
 def test_clipping_bounds_every_sampler() -> None:
-    objective = ObjectiveConfig(timesteps=100)
+    objective = DDPMConfig(timesteps=100)
     for sampler in ("ddpm", "ddim", "dpmsolver++"):
-        sampling = SamplingConfig(sampler=sampler, steps=20, clip=True)
+        sampling = DDPMSampling(sampler=sampler, steps=20)
         rng = SampleRng(0, range(8))
-        model, scheduler = GaussianDenoiser(objective, 0.9, 1.0), build_scheduler(objective, sampling)
+        model, scheduler = (
+            GaussianDenoiser(objective, 0.9, 1.0),
+            build_scheduler(objective, sampling, clip=True),
+        )
         x = denoise(model, scheduler, rng.normal(1, 8, 8), steps=20, generators=rng.generators)
         assert x.abs().max().item() <= 1 + 1e-5
-        free = build_scheduler(objective, sampling.model_copy(update={"clip": False}))
+        free = build_scheduler(objective, sampling, clip=False)
         rng = SampleRng(0, range(8))
         wild = denoise(model, free, rng.normal(1, 8, 8), steps=20, generators=rng.generators)
         assert wild.abs().max().item() > 1.5
@@ -188,7 +191,7 @@ def test_guiding_noise_or_velocity_is_the_same() -> None:
 @pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler])
 def test_samplers_start_at_the_last_timestep(kind: type) -> None:
     sampler = "ddpm" if kind is DDPMScheduler else "ddim"
-    scheduler = build_scheduler(ObjectiveConfig(), SamplingConfig(sampler=sampler))
+    scheduler = build_scheduler(DDPMConfig(), DDPMSampling(sampler=sampler), clip=True)
     scheduler.set_timesteps(50)
     assert isinstance(scheduler, kind)
     assert scheduler.timesteps[0] == 999

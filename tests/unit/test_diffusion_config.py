@@ -6,7 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.diffusion.config import DiffusionConfig, NetworkConfig, SamplingConfig
+from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.diffusion.networks.unet import UNetConfig
+from sfumato.families.diffusion.objectives.ddpm import DDPMSampling
 
 DIGITS = DataSpec(1, 8, 8, tuple("0123456789"))
 PLAIN = DataSpec(3, 32, 32)
@@ -81,12 +83,12 @@ def test_combinations_that_cannot_work(parts: dict[str, object], data: DataSpec,
 )
 def test_networks_that_cannot_be_built(parts: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
-        NetworkConfig.model_validate(parts)
+        UNetConfig.model_validate(parts)
 
 
 def test_eta_without_effect_is_an_error() -> None:
     with pytest.raises(ValidationError, match="no effect on dpmsolver"):
-        SamplingConfig(sampler="dpmsolver++", eta=0.5)
+        DDPMSampling(sampler="dpmsolver++", eta=0.5)
 
 
 def test_unknown_key_is_an_error() -> None:

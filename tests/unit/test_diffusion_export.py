@@ -13,21 +13,22 @@ from diffusers.utils import dynamic_modules_utils
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import ExportsDiffusers
 from sfumato.core.rng import SampleRng, seeded
-from sfumato.families.diffusion.config import DiffusionConfig, SamplingConfig
+from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.diffusion.objectives.ddpm import DDPMSampling
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.pixels import Images
 
 STEPS = 5
 SAMPLINGS = [
-    SamplingConfig(sampler="ddim", steps=STEPS),
-    SamplingConfig(sampler="ddim", steps=STEPS, eta=0.7),
-    SamplingConfig(sampler="ddpm", steps=STEPS),
-    SamplingConfig(sampler="dpmsolver++", steps=STEPS),
-    SamplingConfig(sampler="ddim", steps=STEPS, clip=False),
+    DDPMSampling(sampler="ddim", steps=STEPS),
+    DDPMSampling(sampler="ddim", steps=STEPS, eta=0.7),
+    DDPMSampling(sampler="ddpm", steps=STEPS),
+    DDPMSampling(sampler="dpmsolver++", steps=STEPS),
+    DDPMSampling(sampler="ddim", steps=STEPS, clip=False),
 ]
 
 
-def generator(sampling: SamplingConfig, classes: tuple[str, ...], channels: int = 1) -> Generator:
+def generator(sampling: DDPMSampling, classes: tuple[str, ...], channels: int = 1) -> Generator:
     config = DiffusionConfig.tiny().model_copy(update={"sampling": sampling})
     data = DataSpec(channels, 8, 8, classes)
     with seeded(0, "init", "network"):
@@ -52,7 +53,7 @@ def pixels(images: list[object]) -> Images:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"{s.sampler}-eta{s.eta:g}-clip{s.clip}")
 @pytest.mark.parametrize("channels", [1, 3])
-def test_unconditional_is_a_stock_pipeline(sampling: SamplingConfig, channels: int, tmp_path: Path) -> None:
+def test_unconditional_is_a_stock_pipeline(sampling: DDPMSampling, channels: int, tmp_path: Path) -> None:
     model = generator(sampling, (), channels)
     export(model, tmp_path)
     pipeline = quiet(DiffusionPipeline.from_pretrained(tmp_path))
@@ -72,7 +73,7 @@ def test_unconditional_is_a_stock_pipeline(sampling: SamplingConfig, channels: i
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"{s.sampler}-eta{s.eta:g}-clip{s.clip}")
 def test_class_conditional_carries_its_pipeline(
-    sampling: SamplingConfig, guidance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sampling: DDPMSampling, guidance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "model"

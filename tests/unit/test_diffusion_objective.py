@@ -7,10 +7,13 @@ import torch
 
 from sfumato.core.batch import DataSpec, Piece
 from sfumato.core.rng import SampleRng, StreamRng, seeded
-from sfumato.families.diffusion.config import DiffusionConfig, NetworkConfig
-from sfumato.families.diffusion.network import build_unet, predict
-from sfumato.families.diffusion.objective import denoising_loss, drop_labels, quartiles
-from sfumato.families.diffusion.schedule import NoiseSchedule
+from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.diffusion.labels import LabelDropout
+from sfumato.families.diffusion.networks import predict
+from sfumato.families.diffusion.networks.unet import UNetConfig, build_unet
+from sfumato.families.diffusion.objectives.ddpm_loss import denoising_loss
+from sfumato.families.diffusion.objectives.ddpm_schedule import NoiseSchedule
+from sfumato.families.diffusion.objectives.quartiles import quartiles
 
 DATA = DataSpec(1, 8, 8, ("a", "b"))
 ROWS = 4096
@@ -45,8 +48,7 @@ def test_loss_is_the_squared_error_against_an_independent_target(prediction: str
         rng(),
         schedule=schedule,
         prediction=prediction,
-        null_class=None,
-        label_dropout=0.0,
+        labels=LabelDropout(None, 0.0),
     )
     xt, t, labels = model.seen[0]
     assert labels is None
@@ -63,11 +65,13 @@ def test_loss_is_the_squared_error_against_an_independent_target(prediction: str
 
 def test_labels_are_dropped_at_the_given_rate() -> None:
     labels = torch.arange(ROWS) % 2
-    dropped = drop_labels(labels, rng(), null_class=2, probability=0.1)
+    dropped = LabelDropout(2, 0.1).draw({"label": labels}, rng())
+    assert dropped is not None
     lost = dropped == 2
     assert lost.float().mean().item() == pytest.approx(0.1, abs=5 * 0.3 / ROWS**0.5)
     assert torch.equal(dropped[~lost], labels[~lost])
-    assert torch.equal(drop_labels(labels, rng(), null_class=2, probability=0.0), labels)
+    assert torch.equal(LabelDropout(2, 0.0).draw({"label": labels}, rng()), labels)
+    assert LabelDropout(None, 0.1).draw({"image": labels}, rng()) is None
 
 
 @pytest.mark.parametrize("timesteps", [1000, 10, 3])
@@ -91,7 +95,7 @@ def test_a_model_without_condition_ignores_labels() -> None:
 
 def test_the_network_computes_under_bfloat16_autocast() -> None:
     with seeded(0):
-        net = build_unet(NetworkConfig(channels=(8, 16), head_dim=8, norm_groups=4), DATA, conditional=True)
+        net = build_unet(UNetConfig(channels=(8, 16), head_dim=8, norm_groups=4), DATA, conditional=True)
     x = SampleRng(0, range(2)).normal(*DATA.shape)
     t, labels = torch.tensor([0, 10]), torch.tensor([0, 2])
     exact = predict(net, x, t, labels)
@@ -107,7 +111,7 @@ def test_the_network_computes_under_bfloat16_autocast() -> None:
 def test_every_size_setting_changes_the_network(time_conditioning: str) -> None:
     def parameters(**changes: object) -> int:
         base = {"channels": (8, 16), "head_dim": 8, "norm_groups": 4, "time_conditioning": time_conditioning}
-        net = build_unet(NetworkConfig.model_validate({**base, **changes}), DATA, conditional=True)
+        net = build_unet(UNetConfig.model_validate({**base, **changes}), DATA, conditional=True)
         net(torch.zeros(1, 1, 8, 8), torch.tensor([0]), torch.tensor([2]))
         return sum(value.numel() for value in net.parameters())
 
@@ -136,7 +140,7 @@ def test_a_short_training_run_learns() -> None:
         noise = StreamRng([Piece(0, 0, 16)], rows_per_stream=16, seed=0, images=16 * step, phase="denoise")
         batch = {"image": image, "label": torch.arange(16) % 2}
         loss = denoising_loss(
-            net, batch, noise, schedule=schedule, prediction="v", null_class=2, label_dropout=0.1
+            net, batch, noise, schedule=schedule, prediction="v", labels=LabelDropout(2, 0.1)
         ).loss_B.mean()
         optimizer.zero_grad()
         loss.backward()

@@ -15,7 +15,8 @@ import sfumato
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import seeded
 from sfumato.errors import ConfigError
-from sfumato.families.diffusion.config import DiffusionConfig, SamplingConfig
+from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.diffusion.objectives.ddpm import DDPMSampling
 from sfumato.sampling.generator import Generator, block_rows
 from sfumato.sampling.model_folder import save_model_folder
 
@@ -37,7 +38,7 @@ numpy.savez(sys.argv[2], **blocks)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # eta > 0, so that the steps draw noise as well as the start.
     config = DiffusionConfig.tiny().model_copy(
-        update={"sampling": SamplingConfig(steps=3, guidance=1.5, eta=0.5)}
+        update={"sampling": DDPMSampling(steps=3, guidance=1.5, eta=0.5)}
     )
     with seeded(0, "init", "network"):
         net = config.build(DATA).nets["network"].build()
@@ -151,7 +152,7 @@ def test_a_block_starts_at_a_multiple(generator: Generator) -> None:
 
 def test_an_unconditional_model_takes_no_labels() -> None:
     config = DiffusionConfig.tiny().model_copy(
-        update={"condition": "none", "sampling": SamplingConfig(steps=2)}
+        update={"condition": "none", "sampling": DDPMSampling(steps=2)}
     )
     with seeded(0):
         net = config.build(DATA).nets["network"].build()

@@ -6,23 +6,24 @@ import pytest
 
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
-from sfumato.families.diffusion.config import DiffusionConfig, SamplingConfig
+from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.diffusion.objectives.ddpm import DDPMSampling
 from sfumato.sampling.options import apply_options
 
 DATA = DataSpec(1, 8, 8, ("a", "b"))
-CONFIG = DiffusionConfig(sampling=SamplingConfig(steps=20, guidance=1.5))
+CONFIG = DiffusionConfig(sampling=DDPMSampling(steps=20, guidance=1.5))
 
 
 def test_overrides_are_typed_and_the_rest_stays() -> None:
     found = apply_options(CONFIG, DATA, {"guidance": "2", "sampler": "dpmsolver++", "clip": "false"})
-    assert found == SamplingConfig(sampler="dpmsolver++", steps=20, guidance=2.0, clip=False)
+    assert found == DDPMSampling(sampler="dpmsolver++", steps=20, guidance=2.0, clip=False)
     assert apply_options(CONFIG, DATA, {}) == CONFIG.sampling
 
 
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ({"guidence": 2}, "did you mean 'guidance'.*sampler, steps, guidance, eta, clip"),
+        ({"guidence": 2}, "did you mean 'guidance'.*clip, steps, guidance, sampler, eta"),
         ({"temperature": 2}, "temperature: diffusion has no such sampling option"),
         ({"steps": "many"}, "steps: .*got 'many'"),
         ({"steps": 0}, "steps: .*greater than or equal to 1, got 0"),

@@ -21,13 +21,13 @@ from typing import Any
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, UNet2DModel
 
 from sfumato.families.diffusion import pipeline
-from sfumato.families.diffusion.config import SamplingConfig
+from sfumato.families.diffusion.objectives.ddpm import DDPMSampling
 
 INDEX = "model_index.json"
 
 
 def write_pipeline(
-    folder: Path, unet: UNet2DModel, scheduler: Any, options: SamplingConfig, *, conditional: bool
+    folder: Path, unet: UNet2DModel, scheduler: Any, options: DDPMSampling, *, conditional: bool
 ) -> None:
     """Save U-Net (safetensors), scheduler and, for a conditional model, the pipeline's code."""
     if not conditional:

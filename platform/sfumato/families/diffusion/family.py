@@ -1,4 +1,4 @@
-"""The diffusion family: one network, its average, one phase."""
+"""The diffusion family: one network, its averages, one phase; the objective says what is learned."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
-from sfumato.families.diffusion.config import DiffusionConfig, SamplingConfig
+from sfumato.errors import ConfigError
+from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.export import write_pipeline
-from sfumato.families.diffusion.network import build_unet
-from sfumato.families.diffusion.objective import denoising_loss
-from sfumato.families.diffusion.pipeline import denoise
-from sfumato.families.diffusion.sampling import build_scheduler
-from sfumato.families.diffusion.schedule import NoiseSchedule
+from sfumato.families.diffusion.labels import Guided, LabelDropout
+from sfumato.families.diffusion.networks.unet import UNetConfig
+from sfumato.families.diffusion.objectives.ddpm import DDPMConfig
+from sfumato.families.diffusion.objectives.ddpm_samplers import build_scheduler
+from sfumato.families.diffusion.objectives.objective import Objective
 
 
 class DiffusionFamily:
@@ -31,15 +32,19 @@ class DiffusionFamily:
         self._config = config
         self._data = data
         self._conditional = config.conditional(data)
-        self._schedule = NoiseSchedule(config.objective.schedule, config.objective.timesteps)
+        self._objective: Objective = config.objective.build()
+        self._labels = LabelDropout(
+            data.num_classes if self._conditional else None, config.label_dropout(data)
+        )
         self.nets: Mapping[str, NetSpec] = {
             "network": Trainable(
-                build=lambda: build_unet(config.network, data, conditional=self._conditional),
+                build=lambda: config.network.build(data, conditional=self._conditional),
                 optimizer=config.optimizer,
             ),
+            **self._objective.teachers(),
             "ema": EmaOf(source="network", decay=config.ema.decay),
         }
-        self.phases: Sequence[Phase] = (Phase(name="denoise", trains="network", loss=self._loss),)
+        self.phases: Sequence[Phase] = (Phase(name=self._objective.phase, trains="network", loss=self._loss),)
 
     def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
         """The batch as it is: this model works on pixels."""
@@ -50,43 +55,47 @@ class DiffusionFamily:
 
         A conditional model without labels draws from its null class, that is, from all classes.
         """
-        options: SamplingConfig = request.options
         network = nets["ema"]
         device = next(network.parameters()).device
-        labels_N = request.labels_N
-        guidance = options.guidance
-        if self._conditional and labels_N is None:
-            labels_N, guidance = torch.full((rng.rows,), self._data.num_classes), 1.0
-        x_NCHW = denoise(
-            network,
-            build_scheduler(self._config.objective, options),
-            rng.normal(*self._data.shape).to(device),
-            steps=options.steps,
-            generators=rng.generators,
-            eta=options.eta,
-            labels=None if labels_N is None or not self._conditional else labels_N.to(device),
-            guidance=guidance,
-            null_class=self._data.num_classes,
+        guided = self._guided(network, request, rng.rows, device)
+        noise_NCHW = rng.normal(*self._data.shape).to(device)
+        x_NCHW = self._objective.sample(
+            guided, noise_NCHW, request.options, rng, clip=self._clip(request.options)
         )
         return x_NCHW.clamp(-1, 1)
 
     def export_diffusers(self, nets: Nets, folder: str, options: Any) -> None:
-        """Write a folder that `DiffusionPipeline.from_pretrained` loads; `export.py` has the exact line."""
+        """Write a folder that `DiffusionPipeline.from_pretrained` loads; `export.py` has the exact line.
+
+        Raises ConfigError for members of the family that diffusers has no pipeline for.
+        """
+        objective, network = self._config.objective, self._config.network
+        if not isinstance(objective, DDPMConfig) or not isinstance(network, UNetConfig):
+            raise ConfigError(
+                f"diffusers has no pipeline for objective {objective.kind!r} with network {network.kind!r} "
+                "on pixels, only for 'ddpm' with 'unet'; use --format safetensors"
+            )
         write_pipeline(
             Path(folder),
             nets["ema"],
-            build_scheduler(self._config.objective, options),
+            build_scheduler(objective, options, clip=self._clip(options)),
             options,
             conditional=self._conditional,
         )
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        return denoising_loss(
-            nets["network"],
-            batch,
-            rng,
-            schedule=self._schedule,
-            prediction=self._config.objective.prediction,
-            null_class=self._data.num_classes if self._conditional else None,
-            label_dropout=self._config.label_dropout(self._data),
-        )
+        return self._objective.loss(nets, batch, self._labels, progress, rng)
+
+    def _guided(
+        self, network: torch.nn.Module, request: SampleRequest, rows: int, device: torch.device
+    ) -> Guided:
+        null_class = self._data.num_classes
+        if not self._conditional:
+            return Guided(network, None, 1.0, null_class)
+        if request.labels_N is None:
+            return Guided(network, torch.full((rows,), null_class, device=device), 1.0, null_class)
+        weight = getattr(request.options, "guidance", 1.0)
+        return Guided(network, request.labels_N.to(device), weight, null_class)
+
+    def _clip(self, options: Any) -> bool:
+        return True if options.clip is None else bool(options.clip)

@@ -10,8 +10,8 @@ from typing import Any
 
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from sfumato.families.diffusion.config import ObjectiveConfig, SamplingConfig
-from sfumato.families.diffusion.schedule import linear_range
+from sfumato.families.diffusion.objectives.ddpm import DDPMConfig, DDPMSampling
+from sfumato.families.diffusion.objectives.ddpm_schedule import linear_range
 
 LOWEST_LOG_SNR = -5.1
 """Half log-SNR at which DPM-Solver++ starts on the cosine schedule, whose own end lies at about -10: the
@@ -19,27 +19,27 @@ value that the solver's authors recommend."""
 
 
 def build_scheduler(
-    objective: ObjectiveConfig, sampling: SamplingConfig
+    objective: DDPMConfig, sampling: DDPMSampling, *, clip: bool
 ) -> DDPMScheduler | DDIMScheduler | DPMSolverMultistepScheduler:
     """A fresh scheduler: it holds the state of one trajectory, so every call of `sample` makes its own."""
     shared = _shared(objective)
     if sampling.sampler == "ddpm":
-        return DDPMScheduler(**shared, variance_type="fixed_small", clip_sample=sampling.clip)
+        return DDPMScheduler(**shared, variance_type="fixed_small", clip_sample=clip)
     if sampling.sampler == "ddim":
-        return DDIMScheduler(**shared, clip_sample=sampling.clip)
+        return DDIMScheduler(**shared, clip_sample=clip)
     # This scheduler knows clipping as dynamic thresholding (Saharia et al. 2022) whose threshold may not
     # exceed 1, which is the same thing.
     return DPMSolverMultistepScheduler(
         **shared,
         algorithm_type="dpmsolver++",
         solver_order=2,
-        thresholding=sampling.clip,
+        thresholding=clip,
         sample_max_value=1.0,
         lambda_min_clipped=LOWEST_LOG_SNR if objective.schedule == "cosine" else -float("inf"),
     )
 
 
-def _shared(objective: ObjectiveConfig) -> dict[str, Any]:
+def _shared(objective: DDPMConfig) -> dict[str, Any]:
     first, last = linear_range(objective.timesteps)
     return {
         "num_train_timesteps": objective.timesteps,

@@ -1,0 +1,116 @@
+"""The U-Net: diffusers' `UNet2DModel`, so that a trained network is one that diffusers loads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sfumato.core.batch import DataSpec
+from sfumato.core.config import Config
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+
+class UNetConfig(Config):
+    """A U-Net (diffusers' `UNet2DModel`); Ho et al. 2020, Dhariwal & Nichol 2021."""
+
+    kind: Literal["unet"] = Field("unet", description="Selects the U-Net.")
+    channels: tuple[int, ...] = Field(
+        (32, 64),
+        min_length=1,
+        description="Channels of each level; every level after the first halves the side.",
+    )
+    layers_per_block: int = Field(1, ge=1, description="Residual blocks of a level on the way down.")
+    attention: tuple[int, ...] = Field(
+        (), description="Levels with self-attention in their blocks; 0 is full resolution."
+    )
+    mid_attention: bool = Field(True, description="Self-attention in the block at the lowest resolution.")
+    head_dim: int = Field(32, ge=1, description="Channels of an attention head.")
+    norm_groups: int = Field(8, ge=1, description="Groups of every group normalisation.")
+    time_conditioning: Literal["add", "scale_shift"] = Field(
+        "scale_shift",
+        description="How time and class enter a residual block: added (Ho et al. 2020), or as scale and "
+        "shift of its normalisation (Dhariwal & Nichol 2021).",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout inside the residual blocks.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        bad = [width for width in self.channels if width <= 0 or width % self.norm_groups]
+        if bad:
+            near = max(1, round(bad[0] / self.norm_groups)) * self.norm_groups
+            raise ValueError(
+                f"channels: {bad[0]} is not a positive multiple of norm_groups={self.norm_groups}; "
+                f"the nearest is {near}"
+            )
+        if self.channels[0] % 2:
+            raise ValueError(f"channels: the first level has {self.channels[0]}, which must be even")
+        levels = range(len(self.channels))
+        if unknown := [level for level in self.attention if level not in levels]:
+            raise ValueError(f"attention: there is no level {unknown[0]}; channels give 0 to {levels[-1]}")
+        attending = {*self.attention, *([levels[-1]] if self.mid_attention else [])}
+        for level in sorted(attending):
+            if self.channels[level] % self.head_dim:
+                raise ValueError(
+                    f"head_dim: {self.head_dim} does not divide the {self.channels[level]} channels of "
+                    f"level {level}, which has attention; the nearest that does is "
+                    f"{_nearest_divisor(self.channels[level], self.head_dim)}"
+                )
+        return self
+
+    def build(self, data: DataSpec, *, conditional: bool) -> UNet2DModel:
+        """The network, with weights drawn from torch's global generator."""
+        return build_unet(self, data, conditional=conditional)
+
+    def problems(self, data: DataSpec) -> list[str]:
+        """Sides that the levels cannot halve, one line each."""
+        factor = 2 ** (len(self.channels) - 1)
+        found = []
+        for name, side in (("height", data.height), ("width", data.width)):
+            if side % factor:
+                near = max(1, round(side / factor)) * factor
+                found.append(
+                    f"model.network.channels: {len(self.channels)} levels halve the image "
+                    f"{len(self.channels) - 1} times, which an image {name} of {side} does not allow; use a "
+                    f"{name} of {near}, or {_most_levels(side)} level(s)"
+                )
+        return found
+
+
+def build_unet(config: UNetConfig, data: DataSpec, *, conditional: bool) -> UNet2DModel:
+    """A U-Net with weights drawn from torch's global generator.
+
+    A conditional network has one class embedding more than the data has classes: the last one, index
+    `data.num_classes`, stands for no class (Ho & Salimans 2022).
+    """
+    from diffusers import UNet2DModel  # takes seconds: only where a network is built
+
+    levels = range(len(config.channels))
+    down = tuple("AttnDownBlock2D" if level in config.attention else "DownBlock2D" for level in levels)
+    up = tuple("AttnUpBlock2D" if level in config.attention else "UpBlock2D" for level in reversed(levels))
+    return UNet2DModel(
+        sample_size=(data.height, data.width),
+        in_channels=data.channels,
+        out_channels=data.channels,
+        block_out_channels=config.channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=down,
+        up_block_types=up,
+        add_attention=config.mid_attention,
+        attention_head_dim=config.head_dim,
+        norm_num_groups=config.norm_groups,
+        resnet_time_scale_shift="default" if config.time_conditioning == "add" else "scale_shift",
+        dropout=config.dropout,
+        num_class_embeds=data.num_classes + 1 if conditional else None,
+    )
+
+
+def _most_levels(side: int) -> int:
+    """How many levels a side of this length allows: one more than the times that 2 divides it."""
+    return (side & -side).bit_length()
+
+
+def _nearest_divisor(number: int, wish: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wish))

@@ -1,0 +1,1 @@
+"""What the network learns, by objective: its settings, its loss, and how images are drawn from it."""

@@ -1,0 +1,103 @@
+"""Denoising diffusion on T discrete noise levels (Ho et al. 2020), drawn by diffusers' samplers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from sfumato.core.batch import Batch
+from sfumato.core.config import Config
+from sfumato.core.family import LossOut, Nets
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.objectives.ddpm_loss import denoising_loss
+from sfumato.families.diffusion.objectives.ddpm_schedule import NoiseSchedule
+from sfumato.families.diffusion.objectives.objective import GuidableObjective, GuidedSampling, Objective
+
+if TYPE_CHECKING:
+    from sfumato.families.diffusion.labels import Guided, LabelDropout
+
+
+class DDPMConfig(GuidableObjective):
+    """Discrete noise levels; the network predicts the noise or v."""
+
+    kind: Literal["ddpm"] = Field("ddpm", description="Selects this objective.")
+    prediction: Literal["epsilon", "v"] = Field(
+        "v", description="Target: the noise (Ho et al. 2020) or v (Salimans & Ho 2022)."
+    )
+    schedule: Literal["linear", "cosine"] = Field(
+        "cosine",
+        description="Noise schedule: linear betas (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021).",
+    )
+    timesteps: int = Field(1000, ge=2, description="T, the number of noise levels.")
+
+    def build(self) -> DDPM:
+        """The objective."""
+        return DDPM(self)
+
+
+class DDPMSampling(GuidedSampling):
+    """How images are drawn; `sfumato sample` may change any of it."""
+
+    sampler: Literal["ddpm", "ddim", "dpmsolver++"] = Field(
+        "ddim",
+        description="ddpm: ancestral (Ho et al. 2020); ddim (Song et al. 2021); dpmsolver++: second-order "
+        "multistep (Lu et al. 2022).",
+    )
+    eta: float = Field(0.0, ge=0, le=1, description="Noise of ddim: 0 is deterministic, 1 is like ddpm.")
+
+    @model_validator(mode="after")
+    def _eta_has_effect(self) -> Self:
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta: {self.eta:g} has no effect on {self.sampler}; set eta=0 or sampler=ddim")
+        return self
+
+    def problems(self, objective: Config) -> list[str]:
+        """More steps than there are noise levels."""
+        assert isinstance(objective, DDPMConfig)
+        most = objective.timesteps
+        if self.steps <= most:
+            return []
+        return [f"model.sampling.steps: got {self.steps}, the most is {most} (objective.timesteps)"]
+
+
+class DDPM(Objective):
+    """The loss of Ho et al. 2020, eq. 14, and the samplers that diffusers has for it."""
+
+    phase = "denoise"
+
+    def __init__(self, config: DDPMConfig) -> None:
+        self._config = config
+        self._schedule = NoiseSchedule(config.schedule, config.timesteps)
+
+    def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
+        """See `ddpm_loss`."""
+        return denoising_loss(
+            nets["network"],
+            batch,
+            rng,
+            schedule=self._schedule,
+            prediction=self._config.prediction,
+            labels=labels,
+        )
+
+    def sample(
+        self, network: Guided, noise_NCHW: Tensor, options: DDPMSampling, rng: SampleRng, *, clip: bool
+    ) -> Tensor:
+        """A trajectory of the diffusers scheduler that the options name."""
+        from sfumato.families.diffusion.objectives.ddpm_samplers import build_scheduler
+        from sfumato.families.diffusion.pipeline import denoise
+
+        return denoise(
+            network.network,
+            build_scheduler(self._config, options, clip=clip),
+            noise_NCHW,
+            steps=options.steps,
+            generators=rng.generators,
+            eta=options.eta,
+            labels=network.labels_N,
+            guidance=network.weight,
+            null_class=network.null_class,
+        )

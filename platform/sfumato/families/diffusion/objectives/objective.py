@@ -1,0 +1,85 @@
+"""The interface between the family and its objectives, and the settings that several of them share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+from torch import Tensor
+
+from sfumato.core.batch import Batch
+from sfumato.core.config import Config
+from sfumato.core.family import EmaOf, LossOut, Nets
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng, SampleRng
+
+if TYPE_CHECKING:
+    from sfumato.families.diffusion.labels import Guided, LabelDropout
+
+DEFAULT_LABEL_DROPOUT = 0.1
+
+
+class Objective(ABC):
+    """A loss on the network called `network`, and the sampler that belongs to it.
+
+    `phase` names the phase that trains; the noise of training depends on it.
+    """
+
+    phase: str
+
+    @abstractmethod
+    def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
+        """One loss a row, [B], of `batch["image"]` [B, C, H, W]."""
+
+    @abstractmethod
+    def sample(
+        self, network: Guided, noise_NCHW: Tensor, options: Any, rng: SampleRng, *, clip: bool
+    ) -> Tensor:
+        """What the network makes of standard normal noise, [N, C, H, W].
+
+        `options` is the objective's sampling configuration; `clip` bounds every predicted image.
+        """
+
+    def teachers(self) -> Mapping[str, EmaOf]:
+        """Averages of the network that the loss needs."""
+        return {}
+
+
+class GuidableObjective(Config):
+    """Settings of an objective whose model may be guided."""
+
+    label_dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of labels replaced by the null class in training, which guidance needs; null "
+        f"means {DEFAULT_LABEL_DROPOUT} for a class-conditional model.",
+    )
+
+
+class SamplingBase(Config):
+    """Options that all samplers have."""
+
+    clip: bool | None = Field(
+        None,
+        description="Clip the predicted image to [-1, 1] in every step; null does so for a model of pixels "
+        "and not for one of latents.",
+    )
+
+    def problems(self, objective: Config) -> list[str]:
+        """What these options make impossible under this objective, one line each."""
+        return []
+
+
+class GuidedSampling(SamplingBase):
+    """Options of a sampler that runs in steps and may be guided."""
+
+    steps: int = Field(50, ge=1, description="Steps from noise to image.")
+    guidance: float = Field(
+        1.0,
+        ge=0,
+        description="Classifier-free guidance weight; 1 is the plain conditional model, any other value "
+        "doubles the cost of a step.",
+    )

@@ -1,0 +1,125 @@
+"""Rectified flow: straight paths from noise to data (Liu et al. 2023; Esser et al. 2024).
+
+With t from 0 (data) to 1 (noise), as in Esser et al. 2024 (Liu et al. count the other way),
+
+    x_t = (1 - t) x_0 + t eps,    dx_t/dt = eps - x_0,
+    L = E_{x_0, eps, t} || f(x_t, t, c) - (eps - x_0) ||^2
+
+Sampling solves dx/dt = f(x, t, c) from t = 1 to 0. The network sees 1000 t, the range that its sinusoidal
+embedding was made for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from sfumato.core.batch import Batch
+from sfumato.core.family import LossOut, Nets
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.networks import predict
+from sfumato.families.diffusion.objectives.objective import GuidableObjective, GuidedSampling, Objective
+from sfumato.families.diffusion.objectives.quartiles import quartiles_of_normal, quartiles_of_uniform
+from sfumato.families.diffusion.solver import integrate
+
+if TYPE_CHECKING:
+    from sfumato.families.diffusion.labels import Guided, LabelDropout
+
+TIME_SCALE = 1000.0
+
+
+class RectifiedFlowConfig(GuidableObjective):
+    """Straight paths; the network predicts the velocity."""
+
+    kind: Literal["rectified_flow"] = Field("rectified_flow", description="Selects this objective.")
+    times: Literal["logit_normal", "uniform"] = Field(
+        "logit_normal",
+        description="Distribution of t in training: uniform (Liu et al. 2023), or the logistic function of a "
+        "normal variable, which dwells in the middle (Esser et al. 2024, eq. 19).",
+    )
+    logit_mean: float = Field(0.0, description="Mean of the normal variable; above 0 favours noise.")
+    logit_std: float = Field(1.0, gt=0, description="Standard deviation of the normal variable.")
+
+    @model_validator(mode="after")
+    def _logit_has_effect(self) -> Self:
+        if self.times == "uniform" and (self.logit_mean, self.logit_std) != (0.0, 1.0):
+            raise ValueError("logit_mean and logit_std have no effect on times=uniform; leave them out")
+        return self
+
+    def build(self) -> RectifiedFlow:
+        """The objective."""
+        return RectifiedFlow(self)
+
+
+class RectifiedFlowSampling(GuidedSampling):
+    """How the flow is followed; `sfumato sample` may change any of it."""
+
+    sampler: Literal["euler", "heun"] = Field(
+        "heun", description="euler: one network evaluation a step; heun: second order, two (one in the last)."
+    )
+    steps: int = Field(25, ge=1, description="Steps from noise to image.")
+    shift: float = Field(
+        1.0,
+        gt=0,
+        description="Above 1 spends more of the steps at high noise, which large images need (Esser et al. "
+        "2024, eq. 23): t becomes shift t / (1 + (shift - 1) t).",
+    )
+
+    def times(self) -> list[float]:
+        """From 1 to 0, `steps` + 1 of them."""
+        even = [1 - i / self.steps for i in range(self.steps + 1)]
+        return [self.shift * t / (1 + (self.shift - 1) * t) for t in even]
+
+
+class RectifiedFlow(Objective):
+    """Regression of the velocity, and the solvers of its flow."""
+
+    phase = "flow"
+
+    def __init__(self, config: RectifiedFlowConfig) -> None:
+        self._config = config
+
+    def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
+        """Squared error of the velocity, mean over pixels."""
+        x0_BCHW = batch["image"]
+        t_B, level_B = self._draw_times(rng)
+        eps_BCHW = rng.normal(*x0_BCHW.shape[1:])
+        label_B = labels.draw(batch, rng)
+        t_B111 = t_B.view(-1, 1, 1, 1)
+        xt_BCHW = (1 - t_B111) * x0_BCHW + t_B111 * eps_BCHW
+        velocity_BCHW = predict(nets["network"], xt_BCHW, t_B * TIME_SCALE, label_B)
+        loss_B = (velocity_BCHW - (eps_BCHW - x0_BCHW)).square().mean(dim=(1, 2, 3))
+        by_level = quartiles_of_uniform if self._config.times == "uniform" else quartiles_of_normal
+        return LossOut(loss_B, by_level(loss_B.detach(), level_B))
+
+    def sample(
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: RectifiedFlowSampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+    ) -> Tensor:
+        """The solution of dx/dt = f(x, t) at t = 0."""
+
+        def slope(x_NCHW: Tensor, t: float) -> Tensor:
+            velocity_NCHW = network(x_NCHW, torch.tensor(t * TIME_SCALE, device=x_NCHW.device))
+            if not clip:
+                return velocity_NCHW
+            # x_t - t f is the image that the path leads to; the clipped image's velocity leads there.
+            return (x_NCHW - (x_NCHW - t * velocity_NCHW).clamp(-1, 1)) / t
+
+        return integrate(slope, noise_NCHW, options.times(), second_order=options.sampler == "heun")
+
+    def _draw_times(self, rng: Rng) -> tuple[Tensor, Tensor]:
+        """t [B], and the standard variable [B] that it is a rising function of."""
+        if self._config.times == "uniform":
+            t_B = rng.uniform()
+            return t_B, t_B
+        z_B = rng.normal()
+        return torch.sigmoid(self._config.logit_mean + self._config.logit_std * z_B), z_B
