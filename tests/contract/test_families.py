@@ -14,9 +14,19 @@ from torch import Tensor, nn
 
 from sfumato import families
 from sfumato.core.batch import Batch, DataSpec, Piece
-from sfumato.core.family import EmaOf, Family, FamilyConfig, Phase, SampleRequest, Trainable
+from sfumato.core.family import (
+    EmaOf,
+    Family,
+    FamilyConfig,
+    HasLikelihood,
+    Phase,
+    Reconstructs,
+    SampleRequest,
+    Trainable,
+)
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
+from sfumato.errors import CapabilityError
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 
@@ -215,7 +225,13 @@ def draw(config: FamilyConfig, family: Family, nets: Nets, indices: range) -> Te
         )
 
 
+def sampling_only(config: FamilyConfig) -> None:
+    if not config.samples(DATA):
+        pytest.skip("reconstructs only")
+
+
 def test_samples_are_images(config: FamilyConfig, family: Family, nets: Nets) -> None:
+    sampling_only(config)
     before = torch.get_rng_state()
     images = draw(config, family, nets, range(5))
     assert images.shape == (5, *DATA.shape)
@@ -227,9 +243,47 @@ def test_samples_are_images(config: FamilyConfig, family: Family, nets: Nets) ->
 
 
 def test_a_sample_depends_on_its_own_noise_alone(config: FamilyConfig, family: Family, nets: Nets) -> None:
+    sampling_only(config)
     many = draw(config, family, nets, range(6))
     torch.testing.assert_close(draw(config, family, nets, range(2, 5)), many[2:5], rtol=0, atol=1e-4)
     assert torch.equal(draw(config, family, nets, range(6)), many)
+
+
+def test_a_family_that_cannot_draw_says_so(config: FamilyConfig, family: Family, nets: Nets) -> None:
+    if config.samples(DATA):
+        pytest.skip("draws")
+    assert isinstance(family, Reconstructs)
+    with pytest.raises(CapabilityError, match="cannot draw"):
+        draw(config, family, nets, range(2))
+
+
+def used(family: Family, nets: Nets) -> Nets:
+    return {name: view(nets, None)[name].eval() for name in family.samplers}
+
+
+@torch.no_grad()
+def test_reconstructions_are_images_each_of_its_own_row(family: Family, nets: Nets) -> None:
+    if not isinstance(family, Reconstructs):
+        pytest.skip("does not reconstruct")
+    rows = batch()
+    images = family.reconstruct(used(family, nets), rows, SampleRng(1, range(ROWS)))
+    assert images.shape == rows["image"].shape
+    assert images.isfinite().all() and images.abs().max() <= 1
+    one = {key: value[1:2] for key, value in rows.items()}
+    alone = family.reconstruct(used(family, nets), one, SampleRng(1, range(1, 2)))
+    torch.testing.assert_close(alone, images[1:2], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_bits_per_dim_are_of_each_row(family: Family, nets: Nets) -> None:
+    if not isinstance(family, HasLikelihood):
+        pytest.skip("has no likelihood")
+    rows = batch()
+    bits = family.bits_per_dim(used(family, nets), rows, SampleRng(1, range(ROWS)))
+    assert bits.shape == (ROWS,) and bits.isfinite().all() and (bits > 0).all()
+    one = {key: value[1:2] for key, value in rows.items()}
+    alone = family.bits_per_dim(used(family, nets), one, SampleRng(1, range(1, 2)))
+    torch.testing.assert_close(alone, bits[1:2], rtol=1e-4, atol=1e-5)
 
 
 def test_the_configuration_is_json_and_described(config: FamilyConfig) -> None:
@@ -250,5 +304,7 @@ def test_a_model_folder_keeps_the_model(
         found = loaded.nets[name].state_dict()
         assert found.keys() == state.keys()
         assert all(torch.equal(found[key], value) for key, value in state.items())
+    if not config.samples(DATA):
+        return
     kept = Generator(config, DATA, {name: nets[name] for name in family.samplers})
     assert (loaded.sample(3, seed=2) == kept.sample(3, seed=2)).all()

@@ -1,0 +1,62 @@
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022, App. G), without its adversarial loss."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.family import LossOut, Nets
+from sfumato.core.first_stage import Latent
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng
+from sfumato.families.vae.autoencoder import AutoencoderFamily, distance
+from sfumato.families.vae.coders import decoder, encoder
+from sfumato.families.vae.config import KlLatent, VaeConfig
+from sfumato.families.vae.posterior import Posterior
+
+
+class KlAutoencoder(nn.Module):
+    """Implements `core.first_stage.FirstStage`: latents [B, C, h, w] under a diagonal Gaussian."""
+
+    def __init__(self, config: VaeConfig, latent: KlLatent, data: DataSpec) -> None:
+        super().__init__()
+        self.encoder = encoder(config.network, data.channels, 2 * latent.channels)
+        self.decoder = decoder(config.network, latent.channels, data.channels)
+
+    def forward(self, x_BCHW: Tensor, noise_BChw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction from a draw of the latents, their mean and their log-variance."""
+        posterior = Posterior.of(self.encoder(x_BCHW))
+        output: Tensor = self.decoder(posterior.sample(noise_BChw)).float()
+        return output, posterior.mean, posterior.logvar
+
+    def encode(self, image_BCHW: Tensor) -> Latent:
+        """Mean and standard deviation of the latents, [B, C, h, w] each."""
+        posterior = Posterior.of(self.encoder(image_BCHW))
+        return Latent(posterior.mean, posterior.std)
+
+    def decode(self, latent_BChw: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1]."""
+        output: Tensor = self.decoder(latent_BChw)
+        return output.float().clamp(-1, 1)
+
+
+class KlAutoencoderFamily(AutoencoderFamily):
+    """Trains a `KlAutoencoder`."""
+
+    def __init__(self, config: VaeConfig, latent: KlLatent, data: DataSpec) -> None:
+        super().__init__(config, lambda: KlAutoencoder(config, latent, data), self._loss)
+        self._latent = latent
+        self._dims = math.prod(data.shape)
+        factor = config.network.factor
+        self._grid = (latent.channels, data.height // factor, data.width // factor)
+
+    def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
+        """Distance of the images plus the weighted KL term, both a dimension of the image."""
+        x_BCHW = batch["image"]
+        output_BCHW, mean, logvar = nets["network"](x_BCHW, rng.normal(*self._grid))
+        distance_B = distance(self._latent.reconstruction, x_BCHW, output_BCHW)
+        kl_B = Posterior(mean, logvar).kl().flatten(1).sum(dim=1)
+        metrics = {"distance": distance_B.detach(), "kl_nats": kl_B.detach()}
+        return LossOut(distance_B + self._latent.kl_weight * kl_B / self._dims, metrics)
