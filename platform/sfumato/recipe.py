@@ -106,6 +106,10 @@ class Recipe(Config):
             samples=samples,
         )
         found += capabilities.problems(self.train, self.parallel)
+        if self.model.couples_rows():
+            found += plan.coupling_problems(
+                self.train.batch, self.data.streams, self.parallel.workers, self.train.micro_batch
+            )
         if spec is not None:
             family_problems = self.model.problems(spec)
             found += family_problems

@@ -139,6 +139,17 @@ class Reconstructs(Protocol):
 
 
 @runtime_checkable
+class InitialisesFromData(Protocol):
+    def initialise(self, nets: Nets, batch: Batch, rng: Rng) -> None:
+        """Set freshly built networks by the first rows that training will see, in place, before step 0.
+
+        `nets` holds the trainable ones, raw and whole; averages are copied afterwards. Every rank computes
+        it from the same rows, and a resumed run replaces what it set by the checkpoint's weights.
+        """
+        ...
+
+
+@runtime_checkable
 class ExportsDiffusers(Protocol):
     def export_diffusers(self, nets: Nets, folder: str, options: Any) -> None:
         """Write a folder that `DiffusionPipeline.from_pretrained` loads."""
@@ -179,6 +190,13 @@ class FamilyConfig(Config, ABC):
     def samples(self, data: DataSpec) -> bool:
         """Whether the family can draw new images; an autoencoder without a prior only `Reconstructs`."""
         return True
+
+    def couples_rows(self) -> bool:
+        """Whether a row's loss depends on the other rows of its micro-batch, as batch normalisation makes it.
+
+        Such a model needs micro-batches that are the same for any number of workers.
+        """
+        return False
 
     def problems(self, data: DataSpec) -> list[str]:
         """What makes this configuration impossible for this data, one line each with the nearest mend."""

@@ -86,6 +86,32 @@ def problems(
     return found
 
 
+def coupling_problems(batch: int, streams: int, workers: int, micro_batch: int | None) -> list[str]:
+    """What would make the rows of a micro-batch depend on the number of workers, one line.
+
+    A model whose rows influence one another (batch normalisation) computes the same on any number of
+    workers only where the cut is the same.
+    """
+    if workers == 1 or (micro_batch is not None and _cut_alike(batch, streams, workers, micro_batch)):
+        return []
+    legal = [
+        size
+        for size in _micro_batches(batch, streams)
+        if size <= batch // workers and _cut_alike(batch, streams, workers, size)
+    ]
+    return [
+        f"train.micro_batch={'null' if micro_batch is None else micro_batch} gives {workers} workers other "
+        "micro-batches than one, and this model normalises over the rows of a micro-batch: use "
+        + (f"train.micro_batch={legal[-1]}, or " if legal else "")
+        + "parallel.workers=1"
+    ]
+
+
+def _cut_alike(batch: int, streams: int, workers: int, micro_batch: int) -> bool:
+    """Whether that many workers cut a global batch as one does: see `plan`."""
+    return micro_batch <= batch // streams or batch // micro_batch % workers == 0
+
+
 def _nearest_multiple(value: int, factor: int) -> int:
     return max(factor, (value + factor // 2) // factor * factor)
 

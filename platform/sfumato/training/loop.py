@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, MicroBatch
-from sfumato.core.family import EmaOf, Family, Frozen, Nets, Phase, Trainable
+from sfumato.core.family import EmaOf, Family, Frozen, InitialisesFromData, Nets, Phase, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, seeded
 from sfumato.core.seeds import derive
@@ -40,23 +40,46 @@ class Hook:
     action: Callable[[Progress], None]
 
 
-def install(family: Family, strategy: Strategy, seed: int) -> None:
-    """Build the family's networks, the same on every rank, and hand them to the strategy."""
+def install(
+    family: Family, strategy: Strategy, seed: int, *, first: Callable[[], MicroBatch] | None = None
+) -> None:
+    """Build the family's networks, the same on every rank, and hand them to the strategy.
+
+    `first` reads the rows that data-dependent initialisation looks at: the same on every rank, however many
+    there are. Without it such a family keeps the weights that it was built with, which is right where those
+    of a checkpoint replace them.
+    """
+    built: dict[str, nn.Module] = {}
     for name, spec in family.nets.items():
-        if isinstance(spec, EmaOf):
-            continue
-        with seeded(seed, "init", name):
-            module = spec.build()
-        if isinstance(spec, Frozen):
+        if not isinstance(spec, EmaOf):
+            with seeded(seed, "init", name):
+                built[name] = spec.build()
+    if first is not None and isinstance(family, InitialisesFromData):
+        _initialise(family, built, first(), seed, strategy.placement.device)
+    for name, module in built.items():
+        spec = family.nets[name]
+        if isinstance(spec, Trainable):
+            strategy.add_trainable(name, module, spec.optimizer, spec.blocks)
+        elif isinstance(spec, Frozen):
             if spec.weights is not None:
                 load_stored(module, spec.weights)
             strategy.add_frozen(name, module)
-        else:
-            strategy.add_trainable(name, module, spec.optimizer, spec.blocks)
     for name, spec in family.nets.items():
         if isinstance(spec, EmaOf):
             strategy.add_shadow(name, spec.source)
     strategy.ready()
+
+
+@torch.no_grad()
+def _initialise(
+    family: InitialisesFromData, nets: Nets, micro: MicroBatch, seed: int, device: torch.device
+) -> None:
+    rows = max(piece.first + piece.rows for piece in micro.pieces)
+    rng = StreamRng(
+        micro.pieces, rows_per_stream=rows, seed=seed, images=0, phase="initialise", device=device
+    )
+    batch = {name: tensor.to(device) for name, tensor in micro.batch.items()}
+    family.initialise({name: module.to(device) for name, module in nets.items()}, batch, rng)
 
 
 class Trainer:
