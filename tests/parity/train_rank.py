@@ -36,7 +36,8 @@ def main(job: dict) -> None:
     settings = TrainSettings(**job["train"])
     family = config_class(job["family"]).tiny().build(manifest.spec)
     strategy = STRATEGIES[job["strategy"]](placement)
-    install(family, strategy, seed=3)
+    first = local.read(data, manifest, seed=3, batch=settings.batch, micro_batch=settings.micro_batch)
+    install(family, strategy, seed=3, first=lambda: next(first)[0])
     losses: list[float] = []
     scratch = Path(job["out"]).parent / "scratch"
     store = LocalStore(Path(job["checkpoints"])) if "checkpoints" in job else None

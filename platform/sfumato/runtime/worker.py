@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 
 from sfumato import parallel as strategies
+from sfumato.core.batch import MicroBatch
 from sfumato.core.progress import Progress
+from sfumato.data import local
 from sfumato.data.faults import Fault
 from sfumato.data.manifest import Manifest
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError
@@ -75,7 +77,7 @@ class _Worker:
 
     def run(self) -> dict[str, Any] | None:
         recipe = self._recipe
-        install(self._family, self._strategy, recipe.seed)
+        install(self._family, self._strategy, recipe.seed, first=self._first_rows)
         store = open_store(self._job.checkpoint_uri(recipe))
         self._writer = checkpoints.Writer(
             store,
@@ -119,6 +121,18 @@ class _Worker:
             "images_per_second": (progress.images - resumed) / seconds,
             "resumed_from": resumed,
         }
+
+    def _first_rows(self) -> MicroBatch:
+        """The first micro-batch of a single worker, whatever this one's share: what initialisation looks at."""
+        recipe = self._recipe
+        shares = local.read(
+            recipe.data,
+            self._manifest,
+            seed=recipe.seed,
+            batch=recipe.train.batch,
+            micro_batch=recipe.train.micro_batch,
+        )
+        return next(shares)[0]
 
     def _hooks(self) -> list[Hook]:
         settings = self._recipe.train
