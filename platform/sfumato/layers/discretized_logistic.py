@@ -55,7 +55,7 @@ class Mixture:
         b, _, h, w = parameters_BPHW.shape
         shared = components * channels
         sizes = (components, shared, shared, components * pairs(channels))
-        logits, mean, log_scale, coefficients = parameters_BPHW.float().split(sizes, dim=1)
+        logits, mean, log_scale, coefficients = torch.split(parameters_BPHW.float(), sizes, dim=1)  # type: ignore[no-untyped-call]
         self._log_weights_BKHW = F.log_softmax(logits, dim=1)
         self._mean_BKCHW = mean.view(b, components, channels, h, w)
         self._log_scale_BKCHW = log_scale.view(b, components, channels, h, w)
@@ -105,4 +105,5 @@ def pairs(channels: int) -> int:
 def _categorical(log_weights_BKHW: Tensor, uniform_B1HW: Tensor) -> Tensor:
     """By inversion of the cumulative weights: int64 [B, 1, H, W]."""
     cumulative = log_weights_BKHW.exp().cumsum(dim=1)
-    return (uniform_B1HW > cumulative).sum(dim=1, keepdim=True).clamp(max=log_weights_BKHW.shape[1] - 1)
+    chosen = (uniform_B1HW > cumulative).sum(dim=1, keepdim=True)
+    return chosen.clamp(max=log_weights_BKHW.shape[1] - 1)

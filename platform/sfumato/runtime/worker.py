@@ -123,7 +123,7 @@ class _Worker:
         }
 
     def _first_rows(self) -> MicroBatch:
-        """The first micro-batch of a single worker, whatever this one's share: what initialisation looks at."""
+        """The first micro-batch of a single worker, the same on every rank: what initialisation looks at."""
         recipe = self._recipe
         shares = local.read(
             recipe.data,

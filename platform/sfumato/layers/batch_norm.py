@@ -1,0 +1,85 @@
+"""Batch normalisation without running averages (Ioffe & Szegedy 2015).
+
+In training every pass normalises by the statistics of its own rows, those of one micro-batch, whether the
+network is the one that is trained or a passive one in eval mode: generator and discriminator so meet the
+same images in both of their phases. The recipe's `train.micro_batch` makes these rows the same for any number
+of workers.
+
+For sampling, where an image must not depend on its neighbours, `measure` fixes the statistics to those of
+chosen passes: "standing statistics" (Brock, Donahue, Simonyan 2019, sec. 4.1), which unlike running averages
+belong to the weights at hand, averaged ones included. There is nothing to save, to reduce over ranks or to
+resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPS = 1e-5
+
+
+class BatchNorm(nn.Module):
+    """Zero mean and unit variance of every channel over rows and pixels, [B, C, ...]; no gain, no bias."""
+
+    def __init__(self, channels: int, eps: float = EPS) -> None:
+        super().__init__()
+        self.channels = channels
+        self.eps = eps
+        self._standing: tuple[Tensor, Tensor] | None = None
+        self._moments: list[tuple[Tensor, Tensor]] | None = None
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        if self._standing is not None:
+            mean_C, variance_C = self._standing
+            return F.batch_norm(x_BC, mean_C, variance_C, training=False, eps=self.eps)
+        if self._moments is not None:
+            self._moments.append(_moments(x_BC))
+        return F.batch_norm(x_BC, None, None, training=True, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, eps={self.eps}"
+
+    def watch(self) -> None:
+        """Forget the standing statistics, and keep the moments of the passes to come."""
+        self._standing, self._moments = None, []
+
+    def settle(self) -> None:
+        """Normalise from now on by the mean moments of the passes since `watch`, which have equal rows."""
+        assert self._moments, "no pass has reached this layer"
+        mean_C, square_C = (torch.stack(kept).mean(0) for kept in zip(*self._moments, strict=True))
+        self._standing = (mean_C.float(), (square_C - mean_C.square()).clamp_min(0).float())
+        self._moments = None
+
+
+@torch.no_grad()
+def measure(network: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
+    """Run `passes` through `network` and let their statistics stand for all later ones.
+
+    Each pass normalises by its own rows, as in training. All passes must have the same number of rows. A
+    network without `BatchNorm` is not run.
+    """
+    layers = list(layers_of(network))
+    if not layers:
+        return
+    for layer in layers:
+        layer.watch()
+    for run in passes:
+        run()
+    for layer in layers:
+        layer.settle()
+
+
+def layers_of(network: nn.Module) -> Iterator[BatchNorm]:
+    """All batch normalisations of a network."""
+    return (module for module in network.modules() if isinstance(module, BatchNorm))
+
+
+def _moments(x_BC: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and mean square of every channel, float64: their difference is a small number of large ones."""
+    values = x_BC.detach().double()
+    over = [dim for dim in range(values.dim()) if dim != 1]
+    return values.mean(over), values.square().mean(over)

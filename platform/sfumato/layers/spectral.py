@@ -1,0 +1,119 @@
+"""Spectral normalisation as a function of the weight alone (Miyato, Kataoka, Koyama, Yoshida 2018, eq. 8).
+
+    W_SN = W / sigma(W),   sigma(W) = u' W v,   u, v the first singular vectors, held constant in gradients
+
+Miyato et al. carry u from pass to pass and improve it by one power iteration each. How good it is then
+depends on how many passes there were, which changes with the number of workers, with passive passes and with
+a resumed run. Here u comes anew from a few Lanczos steps with a fixed start: they cost as many products
+with W as power iterations do, which is little beside a convolution, and converge so much faster that the
+start does not matter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.core.rng import seeded
+
+STEPS = 8
+_SQUARINGS = 10
+_TINY = 1e-12
+
+
+def spectral_norm(weight: Tensor, start: Tensor, steps: int = STEPS) -> Tensor:
+    """The largest singular value of `weight` seen as a matrix [out, rest]: a scalar with gradient u v'.
+
+    `start` is any vector as long as the matrix's shorter side, see `start_vector`. Computed in float32, or
+    in float64 for such weights. The value is a lower bound; with 8 steps it is within one percent for random
+    matrices, where singular values crowd at the top, and exact for matrices with a side of at most 8.
+    """
+    with torch.autocast(weight.device.type, enabled=False):
+        matrix = weight.flatten(1)
+        if matrix.dtype != torch.float64:
+            matrix = matrix.float()
+        short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        with torch.no_grad():
+            u = _first_left(short, start.to(short.dtype), min(steps, len(short)))
+            v = F.normalize(short.T @ u, dim=0, eps=_TINY)
+        return u @ (short @ v)
+
+
+def start_vector(weight: Tensor) -> Tensor:
+    """A fixed unit vector as long as the shorter side of `weight`, without structure that data could have."""
+    rows = weight.shape[0]
+    length = min(rows, weight.numel() // rows)
+    with seeded("spectral norm", length):
+        return F.normalize(torch.randn(length), dim=0)
+
+
+def _first_left(matrix: Tensor, start: Tensor, steps: int) -> Tensor:
+    """The first left singular vector of [n, m]: Lanczos on A A' with full reorthogonalisation.
+
+    The largest eigenvector of the small projected matrix is found by squaring that matrix, without a host
+    synchronisation (which `torch.linalg.eigh` has on a GPU).
+    """
+    basis = [F.normalize(start, dim=0, eps=_TINY)]
+    images = []
+    for _ in range(steps):
+        image = matrix @ (matrix.T @ basis[-1])
+        images.append(image)
+        known = torch.stack(basis)
+        rest = image - known.T @ (known @ image)
+        rest = rest - known.T @ (known @ rest)
+        basis.append(F.normalize(rest, dim=0, eps=_TINY))
+    known = torch.stack(basis[:steps])
+    power = known @ torch.stack(images).T
+    power = (power + power.T) / 2
+    for _ in range(_SQUARINGS):
+        power = power / power.norm().clamp_min(_TINY)
+        power = power @ power
+    # All columns of a high power are multiples of the eigenvector; the longest is the best conditioned.
+    longest = power.square().sum(0).argmax().view(1)
+    return F.normalize(known.T @ power.index_select(1, longest).squeeze(1), dim=0, eps=_TINY)
+
+
+class SpectralConv2d(nn.Conv2d):
+    """A convolution whose weight, seen as [out, in * height * width], has spectral norm 1."""
+
+    start: Tensor
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
+        self.register_buffer("start", start_vector(self.weight), persistent=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self._conv_forward(x_BCHW, _normalised(self.weight, self.start), self.bias)
+
+
+class SpectralLinear(nn.Linear):
+    """A linear map of spectral norm 1."""
+
+    start: Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.register_buffer("start", start_vector(self.weight), persistent=False)
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        return F.linear(x_BC, _normalised(self.weight, self.start), self.bias)
+
+
+class SpectralEmbedding(nn.Embedding):
+    """Rows of a matrix of spectral norm 1."""
+
+    start: Tensor
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__(num_embeddings, embedding_dim)
+        self.register_buffer("start", start_vector(self.weight), persistent=False)
+
+    def forward(self, index_B: Tensor) -> Tensor:
+        return F.embedding(index_B, _normalised(self.weight, self.start))
+
+
+def _normalised(weight: Tensor, start: Tensor) -> Tensor:
+    return weight / spectral_norm(weight, start).clamp_min(_TINY).to(weight.dtype)
