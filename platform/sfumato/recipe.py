@@ -86,6 +86,9 @@ class Recipe(Config):
             else:
                 content[section] = {k: v for k, v in content[section].items() if k not in fields}
         content["model"].pop("sampling", None)
+        stage = content["model"].get("first_stage")
+        if isinstance(stage, dict) and stage.get("digest"):  # which identifies it, wherever it lies
+            content["model"]["first_stage"] = stage["digest"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import typer
 
@@ -25,8 +26,9 @@ def recipe_check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJso
     """Say everything that is wrong with a recipe, without starting anything."""
     from sfumato import recipe as recipes
     from sfumato.data.manifest import Manifest
+    from sfumato.runtime import first_stage
 
-    loaded = recipes.load(recipe, overrides or [])
+    loaded = first_stage.resolved(recipes.load(recipe, overrides or []), Path.cwd())
     packed = Manifest.exists(loaded.data.path)
     manifest = Manifest.load(loaded.data.path) if packed else None
     loaded.check(manifest.spec if manifest else None, manifest.samples if manifest else None)

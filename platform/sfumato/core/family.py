@@ -183,7 +183,7 @@ class FamilyConfig(Config, ABC):
         """Whether sampling takes class labels; a family whose generation they steer overrides this."""
         return False
 
-    def first_stage(self, data: DataSpec) -> StageSpec | None:
+    def as_first_stage(self, data: DataSpec) -> StageSpec | None:
         """The network that other models may use as their frozen first stage, if there is one."""
         return None
 

@@ -1,6 +1,6 @@
 """A trained autoencoder that others use frozen, as first stage (Esser et al. 2021; Rombach et al. 2022).
 
-A family whose networks can serve as one describes them by a `StageSpec` (`FamilyConfig.first_stage`); a
+A family whose networks can serve as one describes them by a `StageSpec` (`FamilyConfig.as_first_stage`); a
 family that builds on one has a field `first_stage: FirstStageConfig` and asks that for the network:
 
     stage = config.first_stage.open(families.config_class)           # stage.spec.latent is (C, h, w)
@@ -126,7 +126,7 @@ class FirstStageConfig(Config):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ConfigError(f"model.first_stage.model.config: {where}: {first['msg']}") from None
-        spec = config.first_stage(self.model.data)
+        spec = config.as_first_stage(self.model.data)
         if spec is None:
             raise ConfigError(
                 f"model.first_stage.run: {self._named} is a {self.model.family} model without an encoder "

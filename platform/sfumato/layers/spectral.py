@@ -37,7 +37,8 @@ def spectral_norm(weight: Tensor, start: Tensor, steps: int = STEPS) -> Tensor:
         with torch.no_grad():
             u = _first_left(short, start.to(short.dtype), min(steps, len(short)))
             v = F.normalize(short.T @ u, dim=0, eps=_TINY)
-        return u @ (short @ v)
+        norm: Tensor = u @ (short @ v)
+        return norm
 
 
 def start_vector(weight: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ class Found:
     about: str
     trusted: bool
     """Whether a family that it names by import path may be imported: it is, for runs of this project."""
+    lasting: bool = True
+    """Whether the folder stays: one made from a checkpoint goes when the command ends."""
 
 
 @contextlib.contextmanager
@@ -45,7 +47,8 @@ def model_of(run: str, *, root: Path, tracking_uri: str | None = None) -> Iterat
         yield Found(path, f"model {path}", trusted=False)
     elif (path / checkpoints.MANIFEST).is_file() and path.name.startswith("images-"):
         with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
-            yield Found(_from_checkpoint(path, Path(scratch)), f"checkpoint {path}", trusted=True)
+            made = _from_checkpoint(path, Path(scratch))
+            yield Found(made, f"checkpoint {path}", trusted=True, lasting=False)
     else:
         folder, about = run_folder_of(run, root=root, tracking_uri=tracking_uri)
         if not folder.model.is_dir():

@@ -20,7 +20,7 @@ from sfumato.data import pack as packing
 from sfumato.data.manifest import Manifest, verify
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipe import Recipe
-from sfumato.runtime import ray_cluster
+from sfumato.runtime import first_stage, ray_cluster
 from sfumato.runtime.display import Display
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.sampling.generator import Generator
@@ -52,7 +52,7 @@ def session(recipe: Recipe, display: Display, *, root: Path, fresh: bool = False
     Raises ConfigError with everything that makes the run impossible, before any expensive work.
     """
     recipe.check()
-    recipe = _absolute(recipe, root)
+    recipe = first_stage.resolved(_absolute(recipe, root), root)
     manifest = _packed(recipe, display)
     recipe.check(manifest.spec, manifest.samples)
     folder = RunFolder.of(recipe, manifest.digest, fresh=fresh)

@@ -45,7 +45,7 @@ class NetworkConfig(Config):
     @property
     def factor(self) -> int:
         """How many pixels a side of the lowest resolution stands for."""
-        return 2 ** (len(self.channels) - 1)
+        return 1 << (len(self.channels) - 1)
 
 
 class BernoulliConfig(Config):
@@ -182,7 +182,7 @@ class VaeConfig(FamilyConfig):
         """Only the Gaussian VAE has a prior to draw from."""
         return self.latent.kind == "gaussian"
 
-    def first_stage(self, data: DataSpec) -> StageSpec | None:
+    def as_first_stage(self, data: DataSpec) -> StageSpec | None:
         """The averaged network of a KL or a quantised autoencoder."""
         from sfumato.families.vae.stages import stage_spec  # loads torch modules
 
@@ -208,28 +208,21 @@ class VaeConfig(FamilyConfig):
     @classmethod
     def variants(cls) -> Mapping[str, Self]:
         """Each latent with each of its settings that changes the network or the loss."""
+        unusual = GaussianLatent(
+            dim=2, free_bits=0.1, warmup_images=1_000, likelihood=BernoulliConfig(), importance_samples=3
+        )
+        latents: dict[str, GaussianLatent | KlLatent | VqLatent] = {
+            "bernoulli": unusual,
+            "pixel-scale": GaussianLatent(dim=2, likelihood=LogisticConfig(scale="pixel")),
+            "kl": KlLatent(channels=2),
+            "vq": VqLatent(channels=4, quantizer=LearnedCodebook(size=16)),
+            "fsq": VqLatent(channels=4, quantizer=ScalarQuantizer(levels=(5, 3))),
+        }
         tiny = cls.tiny()
-
-        def with_latent(latent: GaussianLatent | KlLatent | VqLatent) -> Self:
-            return tiny.model_copy(update={"latent": latent})
-
+        free = tiny.model_copy(update={"condition": "none"})
         return {
             "tiny": tiny,
-            "bernoulli": with_latent(
-                GaussianLatent(
-                    dim=2,
-                    free_bits=0.1,
-                    warmup_images=1_000,
-                    likelihood=BernoulliConfig(),
-                    importance_samples=3,
-                )
-            ),
-            "pixel-scale": with_latent(
-                GaussianLatent(dim=2, likelihood=LogisticConfig(scale="pixel"))
-            ).model_copy(update={"condition": "none"}),
-            "kl": with_latent(KlLatent(channels=2)),
-            "vq": with_latent(VqLatent(channels=4, quantizer=LearnedCodebook(size=16))),
-            "fsq": with_latent(VqLatent(channels=4, quantizer=ScalarQuantizer(levels=(5, 3)))),
+            **{name: free.model_copy(update={"latent": latent}) for name, latent in latents.items()},
         }
 
     def problems(self, data: DataSpec) -> list[str]:
