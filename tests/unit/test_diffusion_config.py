@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from sfumato import recipe
 from sfumato.core.batch import DataSpec
-from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.errors import ConfigError
+from sfumato.families.diffusion.config import OBJECTIVES, SAMPLING, DiffusionConfig
+from sfumato.families.diffusion.networks.dit import DiTConfig
 from sfumato.families.diffusion.networks.unet import UNetConfig
+from sfumato.families.diffusion.objectives.consistency_config import ConsistencySampling
+from sfumato.families.diffusion.objectives.curriculum import Curriculum
 from sfumato.families.diffusion.objectives.ddpm import DDPMSampling
+from sfumato.families.diffusion.objectives.edm import EDMConfig
+from sfumato.families.diffusion.objectives.edm_sampling import EDMSampling
+from sfumato.families.diffusion.objectives.rectified_flow import RectifiedFlowSampling
 
+RECIPES = Path(__file__).parents[2] / "pipelines"
 DIGITS = DataSpec(1, 8, 8, tuple("0123456789"))
 PLAIN = DataSpec(3, 32, 32)
 
@@ -94,3 +106,118 @@ def test_eta_without_effect_is_an_error() -> None:
 def test_unknown_key_is_an_error() -> None:
     with pytest.raises(ValidationError, match="timestep"):
         config(objective={"timestep": 100})
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind", "foreign"),
+    [
+        ("ddpm", DDPMSampling, {"shift": 2}),
+        ("rectified_flow", RectifiedFlowSampling, {"eta": 0.5}),
+        ("edm", EDMSampling, {"eta": 0.5}),
+        ("consistency", ConsistencySampling, {"guidance": 2}),
+    ],
+)
+def test_the_objective_brings_its_sampling_options(
+    objective: str, kind: type, foreign: dict[str, object]
+) -> None:
+    parts = {"objective": {"kind": objective}}
+    assert type(config(**parts).sampling) is kind
+    assert type(config(**parts, sampling={"steps": 2}).sampling) is kind
+    with pytest.raises(ValidationError, match=f"sampling.{next(iter(foreign))}\n"):
+        config(**parts, sampling=foreign)
+    again = DiffusionConfig.model_validate(config(**parts).model_dump(mode="json"))
+    assert again == config(**parts)
+
+
+def test_options_of_another_objective_are_refused_as_objects_too() -> None:
+    with pytest.raises(ValidationError, match="expected a mapping of EDMSampling"):
+        DiffusionConfig(objective=EDMConfig(), sampling=DDPMSampling())
+    assert isinstance(DiffusionConfig(objective=EDMConfig()).sampling, EDMSampling)
+
+
+def lines(**model: object) -> list[str]:
+    """What a recipe with this model is told."""
+    content = {"name": "x", "data": {"path": "d"}, "train": {"images": 8, "batch": 8}}
+    try:
+        recipe.parse({**content, "model": {"family": "diffusion", **model}})
+    except ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({"network": {"kind": "dot"}}, "model.network: kind: got 'dot'; did you mean 'dit'"),
+        ({"network": 5}, r"model.network: expected a mapping, such as \{kind: unet\}, got 5"),
+        ({"network": {"kind": "dit", "pach": 2}}, "model.network.pach: unknown key; did you mean 'patch'"),
+        ({"network": {"pach": 2}}, "model.network.pach: unknown key; known keys: attention, channels"),
+        (
+            {"objective": {"kind": "consistency", "curriculum": {"frist": 3}}},
+            "model.objective.curriculum.frist: unknown key; did you mean 'first'",
+        ),
+        (
+            {"objective": {"kind": "consistency"}, "sampling": {"guidance": 2}},
+            "model.sampling.guidance: unknown key; known keys: clip, sigmas, steps",
+        ),
+        (
+            {"objective": {"kind": "edn"}, "sampling": {"churn": 3}},
+            "model.objective: kind: got 'edn'; did you mean 'edm'",
+        ),
+        ({"objective": {"kind": "edm"}, "sampling": {"churn_min": 1}}, "no effect with churn=0"),
+        ({"objective": {"kind": "edm"}, "sampling": {"sigma_max": 1e-3}}, "sigma_min: 0.002 is not below"),
+        ({"objective": {"kind": "rectified_flow", "times": "uniform", "logit_std": 2}}, "no effect"),
+        ({"objective": {"kind": "consistency", "distance": "l2", "huber": 1}}, "no effect with distance=l2"),
+        ({"objective": {"kind": "consistency", "noise": "uniform", "p_mean": 0}}, "no effect with noise"),
+        ({"objective": {"kind": "consistency", "sigma_max": 1e-3}}, "sigma_min: 0.002 is not below"),
+        ({"objective": {"kind": "consistency"}, "sampling": {"steps": 3, "sigmas": [1]}}, "got 1 for 3 step"),
+        ({"objective": {"kind": "consistency"}, "sampling": {"steps": 3, "sigmas": [1, 2]}}, "must fall"),
+        (
+            {"objective": {"kind": "consistency", "curriculum": {"first": 20, "last": 10}}},
+            "last: 10 is below first=20",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(model: dict[str, object], says: str) -> None:
+    (line,) = lines(**model)
+    assert re.search(says, line), line
+
+
+def test_a_sampling_step_at_a_noise_level_that_was_not_trained() -> None:
+    chosen = config(objective={"kind": "consistency"}, sampling={"steps": 2, "sigmas": [100]})
+    (problem,) = chosen.problems(PLAIN)
+    assert problem.startswith("model.sampling.sigmas: 100 is not between 0.002 and 80")
+
+
+SIDES = {"digits": 8, "mnist": 28}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for folder in SIDES for path in sorted((RECIPES / folder).glob("*.yaml"))],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_the_recipes_of_this_family_fit_their_data(path: Path) -> None:
+    content = recipe.read(path)
+    if not isinstance(content.get("model"), dict) or content["model"].get("family") != "diffusion":
+        pytest.skip("of another family")
+    if "first_stage" in content["model"]:
+        pytest.skip("stands on a trained first stage")
+    side = SIDES[path.parent.name]
+    assert recipe.parse(content).model.problems(DataSpec(1, side, side, tuple("0123456789"))) == []
+
+
+def test_every_field_of_every_kind_is_described() -> None:
+    kinds = [UNetConfig, DiTConfig, *OBJECTIVES.values(), *SAMPLING.values(), Curriculum]
+    for kind in kinds:
+        assert [name for name, field in kind.model_fields.items() if not field.description] == []
+
+
+def test_diffusers_has_pipelines_for_ddpm_alone(tmp_path: Path) -> None:
+    for name, variant in DiffusionConfig.variants().items():
+        family = variant.build(DIGITS)
+        if name == "ddpm":
+            continue
+        with pytest.raises(ConfigError, match="use --format safetensors"):
+            family.export_diffusers({}, str(tmp_path / name), variant.sampling)
+        assert not (tmp_path / name).exists()

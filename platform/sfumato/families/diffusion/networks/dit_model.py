@@ -54,13 +54,7 @@ class DiT(nn.Module):
         condition_BD = F.silu(condition_BD)
         for block in self.blocks:
             tokens_BTD = block(tokens_BTD, condition_BD)
-        return (self._unpatch(self.last(tokens_BTD, condition_BD)),)
-
-    def _unpatch(self, tokens_BTE: Tensor) -> Tensor:
-        """Tokens of P * P * C values, ordered (row, column, channel), as an image."""
-        rows, columns = self._grid
-        cut_BRCPPE = tokens_BTE.view(len(tokens_BTE), rows, columns, self._patch, self._patch, -1)
-        return cut_BRCPPE.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return (unpatch(self.last(tokens_BTD, condition_BD), *self._grid, self._patch),)
 
     def _initialise(self) -> None:
         """The authors' initialisation: Xavier in linear layers, small embeddings, zero gates."""
@@ -124,6 +118,12 @@ class LastLayer(nn.Module):
 def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
     """Layer norm without weights of its own, then scale and shift from the condition."""
     return F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=1e-6) * (1 + scale_B1D) + shift_B1D
+
+
+def unpatch(tokens_BTE: Tensor, rows: int, columns: int, patch: int) -> Tensor:
+    """Tokens in row-major order, each of P * P * C values ordered (row, column, channel), as [B, C, H, W]."""
+    cut_BRCPPE = tokens_BTE.view(len(tokens_BTE), rows, columns, patch, patch, -1)
+    return cut_BRCPPE.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def sinusoids(t_B: Tensor, size: int, max_period: float = MAX_PERIOD) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sfumato.core.config import Config
 from sfumato.core.progress import Progress
@@ -27,9 +27,15 @@ class Curriculum(Config):
     first: int = Field(10, ge=2, description="s0, the number of intervals at the start.")
     last: int = Field(1280, ge=2, description="s1, the number of intervals at the end.")
 
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.last < self.first:
+            raise ValueError(f"last: {self.last} is below first={self.first}; give at least as many")
+        return self
+
     def levels(self, progress: Progress) -> int:
         """N(k) for the step that starts at `progress`, counted as noise levels."""
-        s0, s1 = self.first, max(self.first, self.last)
+        s0, s1 = self.first, self.last
         done = min(1.0, progress.images / max(1, progress.total_images))
         if self.growth == "root":
             return math.ceil(math.sqrt(done * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
