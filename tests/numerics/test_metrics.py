@@ -1,4 +1,4 @@
-"""Metrics against closed forms, scipy, brute force and the `prdc` package."""
+"""Moments, Fréchet distance and class accuracy against closed forms, scipy and NumPy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from prdc import compute_prdc
 
 from sfumato.errors import DataError
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
-from sfumato.evaluation.metrics.precision_recall import coverage, squared_distances, squared_radii
 from sfumato.evaluation.statistics import Moments
 
 Floats = NDArray[np.float64]
@@ -130,88 +128,6 @@ def test_the_metric_reports_rank_deficiency() -> None:
     result = all_metrics()["fd"].compute(FeatureSet(x), FeatureSet(x), MetricOptions())
     assert result.value < 1e-6
     assert result.details["rank_deficient"] is True
-
-
-# Precision and recall -----------------------------------------------------------------------------------
-
-
-def brute_coverage(query: Floats, support: Floats, k: int) -> int:
-    """Kynkäänniemi et al. 2019, eqs. 1-3, one pair of vectors at a time."""
-    inside = 0
-    radii = []
-    for i, centre in enumerate(support):
-        others = sorted(float(np.square(centre - other).sum()) for j, other in enumerate(support) if j != i)
-        radii.append(others[k - 1])
-    for vector in query:
-        inside += any(
-            float(np.square(vector - centre).sum()) <= radius
-            for centre, radius in zip(support, radii, strict=True)
-        )
-    return inside
-
-
-@pytest.mark.parametrize("k", [1, 3, 5])
-@pytest.mark.parametrize("block", [4, 17, 1000])
-def test_coverage_equals_a_double_loop(k: int, block: int) -> None:
-    support, query = gaussian(1, 45, 3), gaussian(1, 38, 3, scale=1.3)
-    expected = brute_coverage(query, support, k)
-    assert 0 < expected < len(query)
-    got = coverage(query.astype(np.float64), support, k, block)  # type: ignore[arg-type]
-    assert got == (expected, len(query))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=6, max_size=25),
-    st.lists(st.tuples(st.integers(-2, 6), st.integers(-2, 6)), min_size=1, max_size=25),
-    st.integers(1, 4),
-    st.integers(1, 9),
-)
-def test_coverage_counts_ties_and_repeats_exactly(
-    support: list[tuple[int, int]], query: list[tuple[int, int]], k: int, block: int
-) -> None:
-    """On a lattice many distances tie and rows repeat: the surface of a ball belongs to it, in any block."""
-    a, b = np.array(support, dtype=np.float32), np.array(query, dtype=np.float32)
-    assert coverage(b, a, k, block)[0] == brute_coverage(b.astype(float), a.astype(float), k)
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("k", [1, 3, 5])
-def test_precision_and_recall_equal_the_prdc_package(seed: int, k: int) -> None:
-    real = gaussian(seed, 150, 8).astype(np.float32)
-    fake = gaussian(seed, 120, 8, scale=0.8, shift=0.4).astype(np.float32)
-    theirs = compute_prdc(real.astype(np.float64), fake.astype(np.float64), nearest_k=k)
-    for name in ("precision", "recall"):
-        ours = all_metrics()[name].compute(FeatureSet(real), FeatureSet(fake), MetricOptions(k=k))
-        assert ours.value == theirs[name]
-
-
-def test_identical_sets_have_full_precision_and_recall_also_with_repeats() -> None:
-    x = np.repeat(gaussian(4, 60, 40), 5, axis=0).astype(np.float32) + 100
-    for name in ("precision", "recall"):
-        assert all_metrics()[name].compute(FeatureSet(x), FeatureSet(x.copy()), MetricOptions()).value == 1.0
-
-
-def test_a_collapsed_generator_is_precise_and_recalls_nothing() -> None:
-    real = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
-    fake = real[:1] + 1e-3 * np.random.default_rng(1).normal(size=(300, 8)).astype(np.float32)
-    values = {
-        name: all_metrics()[name].compute(FeatureSet(real), FeatureSet(fake), MetricOptions()).value
-        for name in ("precision", "recall")
-    }
-    assert values["precision"] == 1.0
-    assert values["recall"] < 0.05
-
-
-def test_distances_far_from_the_origin_keep_their_digits() -> None:
-    a = gaussian(0, 30, 4) + 1e4
-    truth = np.square(a[:, None] - a[None]).sum(-1)
-    np.testing.assert_allclose(squared_distances(a - a.mean(0), a - a.mean(0)), truth, atol=1e-9)
-
-
-def test_more_neighbours_than_samples_is_refused() -> None:
-    with pytest.raises(ValueError, match="more than 3 samples, got 3"):
-        squared_radii(gaussian(0, 3, 2), 3)
 
 
 # Class accuracy -----------------------------------------------------------------------------------------

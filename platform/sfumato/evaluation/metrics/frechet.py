@@ -2,10 +2,11 @@
 
     d^2 = |mu_1 - mu_2|^2 + tr(S_1) + tr(S_2) - 2 tr((S_1 S_2)^{1/2})
 
-With S = L L^T, tr((S_1 S_2)^{1/2}) = tr((S_1^{1/2} S_2 S_1^{1/2})^{1/2}) is the sum of the singular values
-of L_1^T L_2. That form needs no root of a matrix product: it stays real and accurate when the covariances
-are rank-deficient (fewer samples than dimensions), where taking roots of the product's eigenvalues turns
-rounding errors of size e into errors of size sqrt(e) in every null direction.
+With S = L L^T, tr((S_1 S_2)^{1/2}) is the sum of the singular values of L_1^T L_2, or of the roots of the
+eigenvalues of L_1^T S_2 L_1. The second is three times as fast, with L from Cholesky, and is taken where both
+covariances are well conditioned. Where they are not (fewer samples than dimensions) a root turns a rounding
+error of size e into one of size sqrt(e) in every null direction; there the first is taken, which has no root,
+with L from the eigenvectors of positive eigenvalue.
 
 On InceptionV3 pool3 features this number is called FID; on any other features it is `fd_<features>`.
 """
@@ -13,14 +14,20 @@ On InceptionV3 pool3 features this number is called FID; on any other features i
 from __future__ import annotations
 
 import numpy as np
+import scipy.linalg
+import torch
 
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Float64Array, Moments
 
+WELL_CONDITIONED = 1e-9
+"""Reciprocal condition (1-norm) above which roots of eigenvalues are good to 1e-9 of the trace."""
+
 
 def factor(covariance_DD: Float64Array) -> Float64Array:
     """L [D, R] with L L^T = covariance, R its numerical rank, by symmetric eigendecomposition."""
-    eigenvalue_D, eigenvector_DD = np.linalg.eigh(covariance_DD)
+    eigenvalue, eigenvector = torch.linalg.eigh(torch.from_numpy(covariance_DD))
+    eigenvalue_D, eigenvector_DD = eigenvalue.numpy(), eigenvector.numpy()
     floor = max(float(eigenvalue_D[-1]), 0.0) * len(eigenvalue_D) * np.finfo(np.float64).eps
     keep_D = eigenvalue_D > floor
     root_DR: Float64Array = eigenvector_DD[:, keep_D] * np.sqrt(eigenvalue_D[keep_D])
@@ -35,11 +42,32 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     if a.mean_D.shape != b.mean_D.shape:
         raise ValueError(f"feature dimensions differ: {len(a.mean_D)} and {len(b.mean_D)}")
     covariance_a, covariance_b = a.covariance_DD, b.covariance_DD
-    cross = factor(covariance_a).T @ factor(covariance_b)
-    root_trace = float(np.linalg.svd(cross, compute_uv=False).sum()) if cross.size else 0.0
     shift = float(np.square(a.mean_D - b.mean_D).sum())
-    spread = float(np.trace(covariance_a) + np.trace(covariance_b)) - 2 * root_trace
-    return max(0.0, shift + spread)
+    spread = float(np.trace(covariance_a) + np.trace(covariance_b))
+    return max(0.0, shift + spread - 2 * root_trace(covariance_a, covariance_b))
+
+
+def root_trace(a_DD: Float64Array, b_DD: Float64Array) -> float:
+    """tr((A B)^{1/2}) of two covariances."""
+    lower_DD = _cholesky(a_DD)
+    if lower_DD is not None and _cholesky(b_DD) is not None:
+        # L^T B L by two triangular products; BLAS has them, NumPy does not.
+        product = scipy.linalg.blas.dtrmm(1.0, lower_DD, b_DD, side=1, lower=1)
+        product = scipy.linalg.blas.dtrmm(1.0, lower_DD, product, side=0, lower=1, trans_a=1)
+        eigenvalue_D = torch.linalg.eigvalsh(torch.from_numpy(np.ascontiguousarray(product))).numpy()
+        return float(np.sqrt(np.maximum(eigenvalue_D, 0)).sum())
+    cross = factor(a_DD).T @ factor(b_DD)
+    return float(torch.linalg.svdvals(torch.from_numpy(cross)).sum()) if cross.size else 0.0
+
+
+def _cholesky(covariance_DD: Float64Array) -> Float64Array | None:
+    """The lower factor [D, D] of a well-conditioned covariance, otherwise None."""
+    lower_DD, failed = scipy.linalg.lapack.dpotrf(covariance_DD, lower=1, clean=1)
+    if failed:
+        return None
+    norm = float(np.abs(covariance_DD).sum(axis=0).max())
+    reciprocal, _ = scipy.linalg.lapack.dpocon(lower_DD, norm, uplo="L")
+    return lower_DD if reciprocal > WELL_CONDITIONED else None
 
 
 class FrechetDistance(BaseMetric):
@@ -51,6 +79,7 @@ class FrechetDistance(BaseMetric):
     published = "fid"
 
     def least_samples(self, options: MetricOptions) -> int:
+        """A covariance needs two."""
         return 2
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
