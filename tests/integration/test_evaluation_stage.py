@@ -22,6 +22,7 @@ from sfumato.errors import CapabilityError, CheckpointError, ConfigError, DataEr
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
+from sfumato.evaluation.source import Drawn
 from sfumato.evaluation.stage import evaluate, evaluate_source
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.sampling.generator import Generator
@@ -199,6 +200,8 @@ def test_a_killed_evaluation_goes_on_where_it_stood(
 class Playback:
     """Gives the reference's own images, by class, and can be told to fail."""
 
+    kind = "samples"
+    size = None
     block = 100
     conditional = True
 
@@ -212,7 +215,7 @@ class Playback:
         self._labels = np.concatenate([labels for _, labels in blocks if labels is not None])
         self._options = options
 
-    def sample_block(self, index: int, *, seed: int, labels_B: np.ndarray | None) -> np.ndarray:
+    def draw(self, index: int, *, seed: int, labels_B: np.ndarray | None) -> Drawn:
         assert labels_B is not None
         mark = self._options.get("die_once")
         if mark and index == 1 and not Path(mark).exists():
@@ -225,10 +228,10 @@ class Playback:
         if index == 2 and self._options.get("crash"):
             raise RuntimeError(self._options["crash"])
         if self._options.get("wrong_dtype"):
-            return self._images[: self.block].astype(np.float32)
+            return Drawn(self._images[: self.block].astype(np.float32))
         rng = np.random.default_rng([seed, index])
         rows = [rng.choice(np.flatnonzero(self._labels == label)) for label in labels_B]
-        return self._images[rows]
+        return Drawn(self._images[rows])
 
 
 @pytest.fixture

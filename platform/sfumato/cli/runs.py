@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from sfumato.cli.arguments import AsJson, Fresh, Overrides, RecipeFile, open_session
+from sfumato.cli.arguments import AsJson, Fresh, Overrides, RecipeFile, open_display, open_session, show
 
 
 def run(
@@ -34,18 +34,73 @@ def train(
 
 
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe file or a run.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="A recipe file, a run, a checkpoint, a model folder, a folder of images, or packed shards.",
+            show_default=False,
+        ),
+    ],
     overrides: Overrides = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGES",
+            help="Compare with these real images (shards, or a folder), not the run's own data.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Images to draw; of images that are there, how many count.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(metavar="A,B", help="Metrics, separated by commas.")] = None,
+    features: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Feature extractors, separated by commas.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the samples.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images an actor makes at a time; changes no number.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=0, help="Ray actors; 0 works in this process. Changes no number.")
+    ] = None,
+    resize: Annotated[
+        Literal["bicubic", "lanczos", "nearest"] | None,
+        typer.Option(help="Resize images to the reference's size; without it another size is refused."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report and finished blocks.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a trained run against its data; done before with the same settings, it is only shown."""
-    from sfumato.runtime import report, resolve, stages
+    """Measure a run, a checkpoint, or images against real ones; done before alike, it is only shown."""
+    from sfumato.runtime import report, stages
+    from sfumato.runtime.evaluation import Request, measure
+    from sfumato.runtime.targets import target_of
 
-    path = Path(target)
-    if path.suffix not in (".yaml", ".yml"):
-        folder, about = resolve.run_folder_of(target, root=Path.cwd())
-        Console(stderr=True).print(about, highlight=False)
-        path = folder.path / "recipe.yaml"
-    with open_session(path, overrides, fresh=False) as session, stages.cluster_to_evaluate(session):
-        results = {"evaluate": stages.evaluate(session)}
-    report.show(session, results, as_json=as_json)
+    given = {
+        "samples": samples,
+        "metrics": metrics and metrics.split(","),
+        "features": features and features.split(","),
+        "seed": seed,
+        "batch_size": batch_size,
+        "actors": actors,
+    }
+    changes = {field: value for field, value in given.items() if value is not None}
+    request = Request(changes, against=against, resize=resize, out=out)
+    found = target_of(target, root=Path.cwd())
+    if found.kind in ("recipe", "run") and request.plain:
+        assert found.recipe is not None
+        if found.kind == "run":
+            Console(stderr=True).print(found.about, highlight=False)
+        everything = [*(overrides or []), *request.overrides()]
+        with (
+            open_session(found.recipe, everything, fresh=False) as session,
+            stages.cluster_to_evaluate(session),
+        ):
+            results = {"evaluate": stages.evaluate(session)}
+        report.show(session, results, as_json=as_json)
+        return
+    with open_display() as display:
+        result = measure(found, request, overrides or [], root=Path.cwd(), display=display)
+        if not as_json:
+            display.table(found.about, report.figures(result))
+    show(result, as_json, str(Path(result["folder"]) / "report.json"))

@@ -1,13 +1,14 @@
-"""A block of samples: generated, turned into features, kept on disk until the evaluation is whole.
+"""A block of images: drawn, turned into features, kept on disk until the evaluation is whole.
 
-Blocks are the unit of work, of retry and of resumption. They are always whole, also the last one, so a
+Blocks are the unit of retry and of resumption. Those of a model are always whole, also the last one, so a
 sample's features depend neither on how many samples were asked for nor on who made them.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,60 +16,112 @@ import numpy as np
 
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.features.extractor import Extractor, one_thread
-from sfumato.evaluation.metrics.metric import FeatureSet
-from sfumato.evaluation.source import SampleSource
-from sfumato.evaluation.statistics import Int64Array, UInt8Array
+from sfumato.evaluation.metrics.metric import FeatureSet, PairMetric
+from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.source import Drawn, GivesLikelihood, SampleSource
+from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
 from sfumato.evaluation.store import Array, is_whole, read_arrays, write_arrays
 
 IMAGES = "images"
+LABEL = "label"
+PAIR = "pair"
+BITS = "bits"
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One block to make: its index, the labels [block] where the model takes them, whether to keep images."""
+    """One block to make: its index, the labels [block] where the model takes them, whether to keep images.
+
+    A `likelihood` block holds the bits per dimension of the reference's images of that index instead.
+    """
 
     index: int
     labels_B: Int64Array | None
     keep_images: bool
+    likelihood: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its file, without the suffix."""
+        return f"{BITS}-{self.index:06d}" if self.likelihood else f"{self.index:06d}"
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A finished block: arrays by name, and the seconds that generating it took."""
+    """A finished block: its name, arrays by name, and the seconds that its `rows` images took.
 
-    index: int
+    `evaluations` are the network passes of one image.
+    """
+
+    name: str
     arrays: Mapping[str, Array]
+    rows: int
     seconds: float
+    evaluations: float = 0.0
 
 
 class BlockMaker:
     """Makes blocks; one lives in every worker. Errors name the block."""
 
-    def __init__(self, source: SampleSource, extractors: Sequence[Extractor], *, seed: int) -> None:
+    def __init__(
+        self,
+        source: SampleSource,
+        extractors: Sequence[Extractor],
+        *,
+        seed: int,
+        pairs: Mapping[str, PairMetric],
+        reference: Reference | None = None,
+    ) -> None:
         self._source = source
         self._extractors = extractors
         self._seed = seed
+        self._pairs = pairs
+        self._reference = reference
 
     def make(self, task: Task) -> Block:
         start = time.perf_counter()
+        if task.likelihood:
+            with one_thread():
+                bits_B = self._bits(task.index)
+            return Block(task.name, {BITS: bits_B}, len(bits_B), time.perf_counter() - start)
         with one_thread():
-            images = self._source.sample_block(task.index, seed=self._seed, labels_B=task.labels_B)
+            drawn = self._source.draw(task.index, seed=self._seed, labels_B=task.labels_B)
         seconds = time.perf_counter() - start
-        self._check_images(task.index, images)
-        arrays: dict[str, Array] = {IMAGES: images} if task.keep_images else {}
+        self._check_images(task.index, drawn.images)
+        arrays: dict[str, Array] = {IMAGES: drawn.images} if task.keep_images else {}
+        if drawn.label_B is not None:
+            arrays[LABEL] = drawn.label_B
+        arrays |= self._measured(task.index, drawn)
+        return Block(task.name, arrays, len(drawn.images), seconds, drawn.evaluations)
+
+    def _measured(self, index: int, drawn: Drawn) -> dict[str, Array]:
+        arrays: dict[str, Array] = {}
         for extractor in self._extractors:
-            extracted = extractor.extract(images)
+            extracted = extractor.extract(drawn.images)
             if not np.isfinite(extracted.embedding_ND).all():
-                raise SfumatoError(f"block {task.index}: features {extractor.name} are not finite")
+                raise SfumatoError(f"block {index}: features {extractor.name} are not finite")
             arrays[f"{extractor.name}.embedding"] = extracted.embedding_ND
             if extracted.logits_NK is not None:
                 arrays[f"{extractor.name}.logits"] = extracted.logits_NK
-        return Block(task.index, arrays, seconds)
+        if drawn.real is not None:
+            for name, metric in self._pairs.items():
+                arrays[f"{PAIR}.{name}"] = metric.compare(drawn.real, drawn.images)
+        return arrays
+
+    def _bits(self, index: int) -> Float64Array:
+        assert self._reference is not None
+        assert isinstance(self._source, GivesLikelihood)
+        first = index * self._source.block
+        real = self._reference.read(first, min(first + self._source.block, self._reference.size))
+        return self._source.bits(index, real, seed=self._seed)
 
     def _check_images(self, index: int, images: UInt8Array) -> None:
-        spec = self._source.spec
-        expected = (self._source.block, spec.height, spec.width, spec.channels)
-        if images.shape != expected or images.dtype != np.uint8:
+        spec, source = self._source.spec, self._source
+        rows = source.block if source.size is None else min(source.block, source.size - index * source.block)
+        expected = (rows, spec.height, spec.width, spec.channels)
+        # A set that leaves damaged images out may give fewer rows.
+        short = source.size is not None and len(images) <= rows
+        if images.dtype != np.uint8 or images.shape[1:] != expected[1:] or not (len(images) == rows or short):
             raise SfumatoError(
                 f"block {index}: the model gave {images.dtype} {images.shape} where uint8 {expected} was due"
             )
@@ -78,46 +131,54 @@ class BlockStore:
     """Finished blocks in a folder, one file each. The folder's name must say what the blocks depend on."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
-    def _path(self, index: int) -> Path:
-        return self._folder / f"{index:06d}.safetensors"
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
-    def missing(self, indices: Iterable[int]) -> list[int]:
+    def missing(self, tasks: Iterable[Task]) -> list[Task]:
         """Those without a whole file."""
-        return [index for index in indices if not is_whole(self._path(index))]
+        return [task for task in tasks if not is_whole(self._path(task.name))]
 
     def save(self, block: Block) -> None:
-        write_arrays(self._path(block.index), block.arrays, {"seconds": block.seconds})
+        facts = {"rows": block.rows, "seconds": block.seconds, "evaluations": block.evaluations}
+        write_arrays(self._path(block.name), block.arrays, facts)
 
-    def load(self, index: int) -> Block:
-        stored = read_arrays(self._path(index))
+    def load(self, task: Task, only: str | None = None) -> Block:
+        """A block, or of its arrays one alone."""
+        path = self._path(task.name)
+        stored = read_arrays(path, only)
         if stored is None:
-            raise SfumatoError(f"{self._path(index)} vanished or was damaged: evaluate again to make it anew")
+            raise SfumatoError(f"{path} vanished or was damaged: evaluate again to make it anew")
         arrays, facts = stored
-        return Block(index, arrays, float(facts["seconds"]))
+        return Block(
+            task.name, arrays, int(facts["rows"]), float(facts["seconds"]), float(facts["evaluations"])
+        )
 
-    def images(self, num: int) -> UInt8Array:
-        """The first `num` samples, of blocks that kept their images."""
-        parts: list[Array] = []
-        while sum(map(len, parts)) < num:
-            parts.append(self.load(len(parts)).arrays[IMAGES])
-        return np.concatenate(parts)[:num]
+    def arrays(self, tasks: Sequence[Task], name: str, num: int) -> Array | None:
+        """The first `num` rows of an array over all blocks in order; None where the blocks lack it."""
+        parts = [self.load(task, name).arrays.get(name) for task in tasks]
+        found = [part for part in parts if part is not None]
+        return np.concatenate(found)[:num] if found else None
 
-    def features(self, name: str, num: int, label_N: Int64Array | None) -> FeatureSet:
-        """Features of the first `num` samples, put together in the order of the blocks."""
-        parts: dict[str, list[Array]] = {"embedding": [], "logits": []}
-        index = rows = 0
-        while rows < num:
-            block = self.load(index)
-            for kind, found in parts.items():
-                array = block.arrays.get(f"{name}.{kind}")
-                if array is not None:
-                    found.append(array[: num - rows])
-            rows, index = rows + len(parts["embedding"][-1]), index + 1
-        logits = np.concatenate(parts["logits"]) if parts["logits"] else None
-        return FeatureSet(np.concatenate(parts["embedding"]), logits, label_N)
+    def features(self, tasks: Sequence[Task], name: str, num: int, label_N: Int64Array | None) -> FeatureSet:
+        """Features of the first `num` images, put together in the order of the blocks."""
+        embedding = self.arrays(tasks, f"{name}.embedding", num)
+        assert embedding is not None, f"blocks without features {name}"
+        own = self.arrays(tasks, LABEL, num) if label_N is None else label_N
+        logits = self.arrays(tasks, f"{name}.logits", num)
+        return FeatureSet(embedding, logits, own, images=lambda: self.images(tasks, num))
 
-    def seconds_per_block(self, blocks: int) -> float:
-        """Mean seconds that one worker needed to generate a block."""
-        return sum(self.load(index).seconds for index in range(blocks)) / blocks
+    def images(self, tasks: Sequence[Task], num: int) -> Iterator[UInt8Array]:
+        """The first `num` images, a block at a time; of blocks that kept them."""
+        left = num
+        for task in tasks:
+            if left <= 0:
+                return
+            images = self.load(task, IMAGES).arrays[IMAGES][:left]
+            left -= len(images)
+            yield images
+
+    def remove(self) -> None:
+        """Delete all blocks."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from sfumato.core.batch import DataSpec
 from sfumato.data.faults import OnError
 from sfumato.data.local import read_all
@@ -15,13 +17,19 @@ from sfumato.evaluation.statistics import Int64Array, UInt8Array
 ImageBlock = tuple[UInt8Array, Int64Array | None]
 """Images uint8 [n, H, W, C], and their labels int64 [n] where the data has classes."""
 
+ROWS = 512
+
 
 class Reference(Protocol):
-    """A fixed, ordered set of real images. `digest` identifies its content; `size` counts it."""
+    """A fixed, ordered set of images. `digest` identifies its content; `size` counts it. It pickles."""
 
     digest: str
     spec: DataSpec
     size: int
+
+    def read(self, first: int, stop: int) -> ImageBlock:
+        """Images `first` to `stop` - 1; fewer where some cannot be used and the set leaves such out."""
+        ...
 
     def blocks(self) -> Iterator[ImageBlock]:
         """All images in order, a block at a time."""
@@ -43,7 +51,17 @@ class PackedReference:
         self.spec = manifest.spec
         self.size = manifest.samples
 
+    def read(self, first: int, stop: int) -> ImageBlock:
+        """Images `first` to `stop` - 1, by ranged reads of their shards."""
+        parts = list(self._columns(first, stop))
+        images = np.concatenate([part[0] for part in parts])
+        labels = [part[1] for part in parts if part[1] is not None]
+        return images, np.concatenate(labels) if labels else None
+
     def blocks(self) -> Iterator[ImageBlock]:
         """Images and labels, up to 512 at a time."""
-        for columns in read_all(self._folder, 512, on_error=self._on_error):
+        yield from self._columns(0, None)
+
+    def _columns(self, first: int, stop: int | None) -> Iterator[ImageBlock]:
+        for columns in read_all(self._folder, ROWS, on_error=self._on_error, first=first, stop=stop):
             yield columns["image"], columns.get("label")

@@ -7,24 +7,29 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.errors import DataError
+from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.features.extractor import Extracted, Extractor
 from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.evaluation.reference import ImageBlock, Reference
 from sfumato.evaluation.statistics import Int64Array
-from sfumato.evaluation.store import Array, digest, read_arrays, write_arrays
+from sfumato.evaluation.store import Array, digest
 
 
-def reference_features(reference: Reference, extractor: Extractor, cache: Path) -> FeatureSet:
-    """Features, logits and labels of the whole reference, in its order.
+def reference_features(reference: Reference, extractor: Extractor, cache: FeatureCache | Path) -> FeatureSet:
+    """Features, logits and labels of the whole reference, in its order; extracted once for each key.
+
+    The key is the digest of the data's manifest, which tells splits apart too, with the digest of the
+    extractor, which covers its weights and its transform.
 
     Raises DataError for images or labels that are not what the reference's `spec` says.
     """
     key = digest("reference", reference.digest, extractor.digest)
-    path = cache / f"reference-{extractor.name}-{key}.safetensors"
-    stored = read_arrays(path)
-    arrays = stored[0] if stored else _extract(reference, extractor)
+    cache = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
+    name = f"reference-{extractor.name}-{key}.safetensors"
+    stored = cache.read(name)
+    arrays = _extract(reference, extractor) if stored is None else stored
     if stored is None:
-        write_arrays(path, arrays, {"reference": reference.digest, "extractor": extractor.digest})
+        cache.write(name, arrays, {"reference": reference.digest, "extractor": extractor.digest})
     return FeatureSet(arrays["embedding"], arrays.get("logits"), arrays.get("label"))
 
 

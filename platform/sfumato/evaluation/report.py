@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.metrics.metric import MetricResult
 from sfumato.evaluation.store import write_json
 
 FILE = "report.json"
+TERMS = "terms.safetensors"
+"""Beside the report: for every metric that is a mean, what it is the mean of; comparisons pair them."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
     """The numbers, what explains them, and what they were computed from.
 
-    `metrics` by name; `details` of each metric, `features` of each extractor (digest, dimension, held-out
-    accuracy of the classifier ...) as plain JSON values; `higher_is_better` by metric. `seconds` is the
-    wall time of this evaluation, `seconds_per_image` the time in which one worker generates one image.
+    `metrics` by name; `intervals` where there is one (`low`, `high`, `stderr`, `confidence`, `method`);
+    `details` of each metric, `features` of each extractor (digest, dimension, held-out accuracy of the
+    classifier ...) as plain JSON values; `higher_is_better` by metric. `seconds` is the wall time of this
+    evaluation, `seconds_per_image` the time in which one worker makes one image, `evaluations_per_image`
+    how often an image passes through a network on the way (0: not known).
     """
 
     metrics: Mapping[str, float]
@@ -35,11 +41,35 @@ class EvaluationReport:
     seconds_per_image: float
     preview: str | None
     """File name of the grid of samples, beside the report."""
+    intervals: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    kind: str = "samples"
+    """samples | reconstructions | images: what was measured."""
+    evaluations_per_image: float = 0.0
+    neighbours: str | None = None
+    """File name of the picture of samples above their nearest reference images."""
+    source_digest: str = ""
+    labels_digest: str = ""
+    """Equal in two reports whose sample i was asked for by the same class, or both by none."""
+    blocks: str = ""
+    """Name of the folder of features, beside the report, as long as it is kept."""
 
     def write(self, folder: Path) -> Path:
         """Writes `report.json` into `folder`, whole or not at all, and returns its path."""
         write_json(folder / FILE, asdict(self))
         return folder / FILE
+
+
+def read_report(folder: Path) -> EvaluationReport:
+    """The report in a folder. Raises SfumatoError where there is none, or one that cannot be read."""
+    path = folder / FILE
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        known = {item.name for item in fields(EvaluationReport)}
+        return EvaluationReport(**{name: value for name, value in content.items() if name in known})
+    except FileNotFoundError:
+        raise SfumatoError(f"no {FILE} in {folder}: evaluate first") from None
+    except (ValueError, TypeError) as error:
+        raise SfumatoError(f"{path} cannot be read ({error}): evaluate again") from None
 
 
 def finite(result: MetricResult) -> MetricResult:

@@ -1,34 +1,69 @@
-"""What an evaluation generates from: the little that it needs to know of a trained model."""
+"""What is evaluated: a model that draws, an autoencoder that reconstructs, or images as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from sfumato.core.batch import DataSpec
-from sfumato.evaluation.statistics import Int64Array, UInt8Array
+from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.family import HasLikelihood, Reconstructs
+from sfumato.core.rng import SampleRng
+from sfumato.errors import CapabilityError, SfumatoError
+from sfumato.evaluation.reference import ImageBlock, Reference
+from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
 from sfumato.evaluation.store import digest
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.pixels import to_uint8
 
+IMAGE_BLOCK = 64
+Kind = Literal["samples", "reconstructions", "images"]
 
-class SampleSource(Protocol):
-    """A model with its sampling options, which gives images in blocks of a fixed size, in any order.
 
-    `spec` is the kind of images it makes; `conditional` says that it takes labels; equal `digest`s give
-    equal images.
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A block of images uint8 [n, H, W, C]; where they are not asked for by class, their labels [n].
+
+    `real` are the images that reconstructions were made from. `evaluations` counts passes of networks an
+    image; 0 where nobody counted.
     """
 
+    images: UInt8Array
+    label_B: Int64Array | None = None
+    real: UInt8Array | None = None
+    evaluations: float = 0.0
+
+
+class SampleSource(Protocol):
+    """Images in blocks of a fixed size, in any order; a pure function of the index, the seed and the labels.
+
+    `spec` is the kind of images; `conditional` says that they have labels: asked for, or their own. Equal
+    `digest`s give equal images. `size` is how many there are, None for as many as asked for.
+    """
+
+    kind: Kind
     block: int
     spec: DataSpec
     conditional: bool
     digest: str
+    size: int | None
 
-    def sample_block(self, index: int, *, seed: int, labels_B: Int64Array | None) -> UInt8Array:
-        """Images uint8 [block, H, W, C] of samples `index * block` onwards; a pure function."""
+    def draw(self, index: int, *, seed: int, labels_B: Int64Array | None) -> Drawn:
+        """Images `index * block` onwards: `block` of them, fewer only at the end of a set."""
+        ...
+
+
+@runtime_checkable
+class GivesLikelihood(Protocol):
+    """A source whose model gives the likelihood of real images."""
+
+    def bits(self, index: int, real: ImageBlock, *, seed: int) -> Float64Array:
+        """Bits per dimension [n] of the real images of block `index`."""
         ...
 
 
@@ -36,30 +71,164 @@ LoadSource = Callable[[Path, Mapping[str, Any]], SampleSource]
 """From a model folder and overrides of its sampling options. It runs on the driver and in every actor."""
 
 
-class GeneratorSource:
-    """A trained model from a model folder."""
+def load_model(
+    folder: Path, sampling: Mapping[str, Any], *, device: str, trust: bool, reference: Reference
+) -> SampleSource:
+    """A trained model by what it can do: draw images, or else reconstruct those of the reference.
 
-    def __init__(
-        self, folder: Path, sampling: Mapping[str, Any], *, device: str = "cpu", trust: bool = False
-    ) -> None:
-        """Raises CheckpointError for a bad folder, ConfigError for options that the family lacks.
+    `device` is where the workers compute; a driver without a GPU loads the model on the CPU all the same,
+    to learn what it makes. `trust` permits a family by import path, which runs the code found there.
 
-        `device` is where the workers sample. A driver without a GPU loads the model on the CPU all the
-        same, to learn what it makes. `trust` permits a family by import path, which runs the code
-        found there.
-        """
-        here = device if torch.cuda.is_available() else "cpu"
-        self._generator = Generator.load(folder, here, trust=trust)
-        self._options = self._generator.options(sampling)
-        self.block = self._generator.block
-        self.spec = self._generator.data
-        self.conditional = self._generator.config.conditional(self.spec)
-        self.digest = digest(self._generator.digest, self._options.model_dump(mode="json"), device)
-
-    def sample_block(self, index: int, *, seed: int, labels_B: Int64Array | None) -> UInt8Array:
-        """Images uint8 [block, H, W, C]; sample i depends on (seed, i, its label) alone."""
-        labels = None if labels_B is None else labels_B.tolist()
-        images_BCHW = self._generator.sample_block(
-            index * self.block, seed=seed, labels=labels, options=self._options
+    Raises CheckpointError for a bad folder, ConfigError for options that the family lacks, CapabilityError
+    for a model that can do neither.
+    """
+    here = device if torch.cuda.is_available() else "cpu"
+    generator = Generator.load(folder, here, trust=trust)
+    likelihood = isinstance(generator.family, HasLikelihood)
+    if generator.config.samples(generator.data):
+        kind = LikelihoodGenerator if likelihood else GeneratorSource
+        return kind(generator, sampling, device)
+    if not isinstance(generator.family, Reconstructs):
+        raise CapabilityError(
+            f"family {generator.config.family!r} can neither draw images nor reconstruct: nothing to evaluate"
         )
-        return to_uint8(images_BCHW)
+    reconstruct = LikelihoodReconstruction if likelihood else ReconstructionSource
+    return reconstruct(generator, reference, device)
+
+
+class GeneratorSource:
+    """A trained model that draws."""
+
+    kind: Kind = "samples"
+    size: int | None = None
+
+    def __init__(self, generator: Generator, sampling: Mapping[str, Any], device: str) -> None:
+        self._generator = generator
+        self._options = generator.options(sampling)
+        self.block = generator.block
+        self.spec = generator.data
+        self.conditional = generator.config.conditional(self.spec)
+        self.digest = digest(generator.digest, self._options.model_dump(mode="json"), device)
+
+    def draw(self, index: int, *, seed: int, labels_B: Int64Array | None) -> Drawn:
+        """Samples; sample i depends on (seed, i, its label) alone."""
+        labels = None if labels_B is None else labels_B.tolist()
+        with _Passes(self._generator.nets.values()) as passes:
+            images_BCHW = self._generator.sample_block(
+                index * self.block, seed=seed, labels=labels, options=self._options
+            )
+        return Drawn(_as_bytes(images_BCHW, f"block {index}"), evaluations=passes.rows / self.block)
+
+
+class ReconstructionSource:
+    """An autoencoder without a prior: what it keeps of the reference's images."""
+
+    kind: Kind = "reconstructions"
+
+    def __init__(self, generator: Generator, reference: Reference, device: str) -> None:
+        self._generator = generator
+        self._reference = reference
+        self.block = generator.block
+        self.spec = generator.data
+        self.size: int | None = reference.size
+        self.conditional = reference.spec.num_classes > 0
+        self.digest = digest(generator.digest, "reconstructions", reference.digest, device)
+
+    @torch.no_grad()
+    def draw(self, index: int, *, seed: int, labels_B: Int64Array | None) -> Drawn:
+        """Reconstructions of the reference's images `index * block` onwards, with these beside them."""
+        family = self._generator.family
+        assert isinstance(family, Reconstructs)
+        first = index * self.block
+        real, label_B = self._reference.read(first, min(first + self.block, self._reference.size))
+        batch, rng = _full_batch(self._generator, (real, label_B), index, seed)
+        with _Passes(self._generator.nets.values()) as passes:
+            made_BCHW = family.reconstruct(self._generator.nets, batch, rng)[: len(real)]
+        images = _as_bytes(made_BCHW, f"block {index}")
+        return Drawn(images, label_B, real, passes.rows / self.block)
+
+
+class _Likelihood:
+    """Bits per dimension of real images, for a source around a generator."""
+
+    _generator: Generator
+
+    @torch.no_grad()
+    def bits(self, index: int, real: ImageBlock, *, seed: int) -> Float64Array:
+        """[n] float64; what a bound draws depends on the seed and on the image's position alone."""
+        family = self._generator.family
+        assert isinstance(family, HasLikelihood)
+        batch, rng = _full_batch(self._generator, real, index, seed)
+        bits_B = family.bits_per_dim(self._generator.nets, batch, rng)[: len(real[0])]
+        found: Float64Array = bits_B.double().cpu().numpy()
+        return found
+
+
+class LikelihoodGenerator(_Likelihood, GeneratorSource):
+    """A model that draws and has a likelihood."""
+
+
+class LikelihoodReconstruction(_Likelihood, ReconstructionSource):
+    """An autoencoder that reconstructs and has a likelihood."""
+
+
+class ImageSource:
+    """Images as they are: a folder or a data set that is compared with another."""
+
+    kind: Kind = "images"
+    block = IMAGE_BLOCK
+
+    def __init__(self, images: Reference) -> None:
+        self._images = images
+        self.spec = images.spec
+        self.size: int | None = images.size
+        self.conditional = images.spec.num_classes > 0
+        self.digest = digest("images", images.digest)
+
+    def draw(self, index: int, *, seed: int, labels_B: Int64Array | None) -> Drawn:
+        """Images `index * block` onwards with their own labels; nothing is random."""
+        first = index * self.block
+        return Drawn(*self._images.read(first, min(first + self.block, self._images.size)))
+
+
+def _full_batch(generator: Generator, real: ImageBlock, index: int, seed: int) -> tuple[Batch, SampleRng]:
+    """A batch of exactly `generator.block` rows, filled up by repeats: networks see one shape alone."""
+    images, label_B = real
+    rows_B = np.minimum(np.arange(generator.block), len(images) - 1)
+    device = next((p.device for net in generator.nets.values() for p in net.parameters()), None)
+    image_BCHW = torch.from_numpy(images[rows_B]).permute(0, 3, 1, 2).to(device)
+    batch = {"image": image_BCHW.float().div(127.5).sub(1.0)}
+    if label_B is not None:
+        batch["label"] = torch.from_numpy(label_B[rows_B]).to(device)
+    first = index * generator.block
+    return batch, SampleRng(seed, range(first, first + generator.block))
+
+
+def _as_bytes(images_BCHW: Tensor, what: str) -> UInt8Array:
+    """uint8 [B, H, W, C]. Raises SfumatoError for what is no number, which would become an innocent byte."""
+    if not bool(torch.isfinite(images_BCHW).all()):
+        raise SfumatoError(
+            f"{what}: the model gave NaN or infinite pixels; look at its training curves, or name an "
+            "earlier checkpoint"
+        )
+    return to_uint8(images_BCHW)
+
+
+class _Passes:
+    """Counts the rows that go through networks inside the block: the cost of sampling in evaluations."""
+
+    def __init__(self, nets: Any) -> None:
+        self._nets: Sequence[nn.Module] = list(nets)
+        self.rows = 0
+
+    def __enter__(self) -> _Passes:
+        self._handles = [net.register_forward_pre_hook(self._count, with_kwargs=True) for net in self._nets]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _count(self, net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()]
+        self.rows += len(tensors[0]) if tensors else 0

@@ -1,38 +1,44 @@
-"""The evaluation stage: generate, extract features in parallel, then compute metrics from the features.
+"""The evaluation stage: draw, extract features in parallel, then compute metrics from the features.
 
-The driver holds features, never all images. Blocks of samples are made by Ray actors (or in this process),
+The driver holds features, never all images. Blocks of images are made by Ray actors (or in this process),
 written to the evaluation's folder as they come, and read back in the order of their index. The numbers are
 therefore the same for any number of actors, and a killed evaluation goes on where it stood.
 """
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sfumato.data.faults import OnError
 from sfumato.errors import DataError
-from sfumato.evaluation.blocks import Block, BlockMaker, BlockStore, Task
-from sfumato.evaluation.config import EvaluateSettings, Selection
+from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.features.extractor import Extractor
-from sfumato.evaluation.labels import stratified_labels
+from sfumato.evaluation.images import check_same_kind
+from sfumato.evaluation.making import Making, ProgressCallback, make_missing
+from sfumato.evaluation.measure import measure
 from sfumato.evaluation.metrics.metric import FeatureSet
+from sfumato.evaluation.pictures import write_neighbours, write_preview
+from sfumato.evaluation.plan import Plan, plan_blocks
 from sfumato.evaluation.reference import PackedReference, Reference
-from sfumato.evaluation.reference_features import class_counts, reference_features
-from sfumato.evaluation.report import EvaluationReport, finite
-from sfumato.evaluation.source import GeneratorSource, LoadSource, SampleSource
-from sfumato.evaluation.statistics import Int64Array
-from sfumato.evaluation.store import digest, write_bytes
-from sfumato.evaluation.workers import RayPool
-from sfumato.sampling.grid import image_grid
+from sfumato.evaluation.reference_features import reference_features
+from sfumato.evaluation.report import TERMS, EvaluationReport
+from sfumato.evaluation.selection import Selection
+from sfumato.evaluation.source import (
+    GivesLikelihood,
+    ImageSource,
+    LoadSource,
+    SampleSource,
+    load_model,
+)
+from sfumato.evaluation.store import write_arrays
 
-PREVIEW = "preview.png"
-ProgressCallback = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
+__all__ = ["ProgressCallback", "evaluate", "evaluate_images", "evaluate_source"]
 
 
 def evaluate(
@@ -45,21 +51,49 @@ def evaluate(
     on_error: OnError = "fail",
     progress: ProgressCallback | None = None,
     trust: bool = False,
+    reference: Reference | None = None,
 ) -> EvaluationReport:
-    """Measures the model in `model_folder` against the packed data in `data_folder`.
+    """Measures the model in `model_folder` against the packed data in `data_folder`, or any `reference`.
 
-    Writes `report.json`, `preview.png` and the blocks' features into `out`, trained classifiers and
-    reference features into `cache`. `on_error` says what a reference image that cannot be used does. With
-    `settings.actors` above 0, Ray must have been started. `trust` permits a family by import path.
+    A model that cannot draw images (an autoencoder without a prior) reconstructs those of the reference, and
+    the report says so. Writes `report.json`, pictures and the blocks' features into `out`, trained
+    classifiers and reference features into `cache`. `on_error` says what a reference image that cannot
+    be used does. With `settings.actors` not 0, Ray must have been started. `trust` permits a family by
+    import path.
 
     Raises ConfigError (settings), DataError (reference, or images of another kind than it), CheckpointError
     (model), CapabilityError (no actor can be placed), each one line and before images are generated.
     """
+    real = reference or PackedReference(data_folder, on_error)
     return evaluate_source(
         settings,
-        load=partial(GeneratorSource, device=_device(settings), trust=trust),
+        load=partial(load_model, device=_device(settings), trust=trust, reference=real),
         model_folder=model_folder,
-        reference=PackedReference(data_folder, on_error),
+        reference=real,
+        out=out,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def evaluate_images(
+    settings: EvaluateSettings,
+    *,
+    images: Reference,
+    reference: Reference,
+    out: Path,
+    cache: Path,
+    progress: ProgressCallback | None = None,
+) -> EvaluationReport:
+    """Measures images as they are, such as another program's samples, against a reference.
+
+    The first `settings.samples` of them count. Raises as `evaluate` does.
+    """
+    return evaluate_source(
+        settings,
+        load=partial(_images, images=images),
+        model_folder=out,
+        reference=reference,
         out=out,
         cache=cache,
         progress=progress,
@@ -76,165 +110,125 @@ def evaluate_source(
     cache: Path,
     progress: ProgressCallback | None = None,
 ) -> EvaluationReport:
-    """`evaluate` for anything that gives samples and anything that gives reference images."""
+    """`evaluate` for anything that gives images and anything that gives reference images."""
     start = time.perf_counter()
-    folder = settings.cache or cache
     source = load(model_folder, settings.sampling)
     _check_comparable(source, reference)
-    selection = settings.select(reference.spec, conditional=source.conditional)
-    _check_enough(selection, reference)
-    extractors = [kind.build(reference, options, folder) for kind, options in selection.features.items()]
-    real = {extractor.name: reference_features(reference, extractor, folder) for extractor in extractors}
-    plan = _plan(settings, source, extractors, next(iter(real.values())), reference, out)
-    local = BlockMaker(source, extractors, seed=settings.seed)
-    build = partial(_build_maker, load, model_folder, settings, extractors)
-    _make_missing(plan, settings, local, build, progress)
-    generated = {name: plan.store.features(name, settings.samples, plan.label_N) for name in real}
-    metrics, details = _measure(selection, real, generated)
-    report = EvaluationReport(
-        metrics=metrics,
-        details=details,
-        features={e.name: {"dim": e.dim, "digest": e.digest, **e.facts} for e in extractors},
-        higher_is_better={name: metric.higher_is_better for metric, _, name in selection.metrics},
-        samples=settings.samples,
-        reference_samples=len(next(iter(real.values()))),
-        reference_digest=reference.digest,
-        seed=settings.seed,
-        seconds=time.perf_counter() - start,
-        seconds_per_image=plan.store.seconds_per_block(len(plan.tasks)) / source.block,
-        preview=_write_preview(plan.store, min(settings.preview, settings.samples), out),
-    )
+    selection = _select(settings, source, reference)
+    _check_enough(selection, settings, source, reference)
+    features = FeatureCache(settings.cache or cache)
+    extractors = [
+        kind.build(reference, options, features.folder or cache)
+        for kind, options in selection.features.items()
+    ]
+    real = {extractor.name: reference_features(reference, extractor, features) for extractor in extractors}
+    plan = plan_blocks(settings, selection, source, extractors, real, reference, out)
+    making = Making(load, model_folder, settings, extractors, selection.pairs, reference)
+    make_missing(plan, settings, making, source, progress)
+    report = _report(settings, selection, source, reference, extractors, plan, real, out)
+    report = replace(report, seconds=time.perf_counter() - start)
     report.write(out)
     return report
+
+
+def _report(
+    settings: EvaluateSettings,
+    selection: Selection,
+    source: SampleSource,
+    reference: Reference,
+    extractors: list[Extractor],
+    plan: Plan,
+    real: Mapping[str, FeatureSet],
+    out: Path,
+) -> EvaluationReport:
+    """Everything that is computed from finished blocks, on the driver."""
+    generated = {name: plan.store.features(plan.tasks, name, plan.samples, plan.label_N) for name in real}
+    figures = measure(
+        selection,
+        _with_more(real, plan, reference),
+        generated,
+        plan.pair_values(selection.pairs),
+        intervals=settings.interval,
+        seed=settings.seed,
+    )
+    write_arrays(out / TERMS, figures.terms, {"metrics": sorted(figures.terms)})
+    shown = min(settings.preview, plan.samples)
+    first = next(iter(real))
+    count = len(generated[first])
+    seconds, evaluations = plan.cost()
+    return EvaluationReport(
+        metrics=figures.values,
+        details=figures.details,
+        features={e.name: {"dim": e.dim, "digest": e.digest, **e.facts} for e in extractors},
+        higher_is_better=selection.higher_is_better,
+        samples=count,
+        reference_samples=len(real[first]),
+        reference_digest=reference.digest,
+        seed=settings.seed,
+        seconds=0.0,
+        seconds_per_image=seconds,
+        preview=write_preview(plan.store, plan.tasks, shown, out),
+        intervals=figures.intervals,
+        kind=source.kind,
+        evaluations_per_image=evaluations,
+        neighbours=write_neighbours(
+            plan.store, plan.tasks, min(shown, count), generated[first], real[first], reference, out
+        ),
+        source_digest=source.digest,
+        labels_digest=plan.labels_digest,
+        blocks=plan.store.folder.name,
+    )
+
+
+def _with_more(real: Mapping[str, FeatureSet], plan: Plan, reference: Reference) -> dict[str, FeatureSet]:
+    """The reference's features with its images and the likelihood that the model gives them."""
+    bits_N = plan.bits()
+    return {
+        name: replace(features, images=lambda: (images for images, _ in reference.blocks()), bits_N=bits_N)
+        for name, features in real.items()
+    }
+
+
+def _images(folder: Path, sampling: Mapping[str, Any], *, images: Reference) -> SampleSource:
+    return ImageSource(images)
 
 
 def _device(settings: EvaluateSettings) -> str:
     return "cuda" if settings.actors and settings.gpus_per_actor else "cpu"
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Every block of an evaluation, and the place where finished ones are kept."""
-
-    tasks: Sequence[Task]
-    store: BlockStore
-    block: int
-    label_N: Int64Array | None
-
-
-def _plan(
-    settings: EvaluateSettings,
-    source: SampleSource,
-    extractors: Sequence[Extractor],
-    real: FeatureSet,
-    reference: Reference,
-    out: Path,
-) -> _Plan:
-    blocks = -(-settings.samples // source.block)
-    counts_K = class_counts(real, reference.spec.num_classes) if source.conditional else None
-    label_N = None if counts_K is None else stratified_labels(counts_K, blocks * source.block)
-    tasks = [
-        Task(
-            index,
-            None if label_N is None else label_N[index * source.block : (index + 1) * source.block],
-            keep_images=index * source.block < settings.preview,
-        )
-        for index in range(blocks)
-    ]
-    # All that a block's content depends on: a folder of this name holds blocks of this evaluation alone.
-    identity = digest(
-        source.digest,
-        source.block,
-        [extractor.digest for extractor in extractors],
-        settings.seed,
-        settings.preview,
-        None if counts_K is None else counts_K.tolist(),
+def _select(settings: EvaluateSettings, source: SampleSource, reference: Reference) -> Selection:
+    # Classes of a folder of images are those of the reference only if they have the same names.
+    same_classes = source.kind != "images" or source.spec.classes == reference.spec.classes
+    return settings.select(
+        reference.spec,
+        conditional=source.conditional and same_classes,
+        likelihood=isinstance(source, GivesLikelihood),
+        kind=source.kind,
     )
-    kept = None if label_N is None else label_N[: settings.samples]
-    return _Plan(tasks, BlockStore(out / f"blocks-{identity}"), source.block, kept)
-
-
-def _make_missing(
-    plan: _Plan,
-    settings: EvaluateSettings,
-    local: BlockMaker,
-    build: Callable[[], BlockMaker],
-    progress: ProgressCallback | None,
-) -> None:
-    todo = set(plan.store.missing(task.index for task in plan.tasks))
-    tasks = [task for task in plan.tasks if task.index in todo]
-    done = len(plan.tasks) - len(tasks)
-
-    def tell() -> None:
-        if progress:
-            progress(min(done * plan.block, settings.samples), settings.samples)
-
-    tell()
-    for block in _blocks(tasks, settings, local, build):
-        plan.store.save(block)
-        done += 1
-        tell()
-
-
-def _blocks(
-    tasks: Sequence[Task], settings: EvaluateSettings, local: BlockMaker, build: Callable[[], BlockMaker]
-) -> Iterator[Block]:
-    if not tasks:
-        return
-    if settings.actors == 0:
-        yield from map(local.make, tasks)
-        return
-    with RayPool(build, settings, len(tasks)) as pool:
-        yield from pool.run(tasks)
-
-
-def _build_maker(
-    load: LoadSource, model_folder: Path, settings: EvaluateSettings, extractors: Sequence[Extractor]
-) -> BlockMaker:
-    return BlockMaker(load(model_folder, settings.sampling), extractors, seed=settings.seed)
-
-
-def _measure(
-    selection: Selection, real: Mapping[str, FeatureSet], generated: Mapping[str, FeatureSet]
-) -> tuple[dict[str, float], dict[str, Mapping[str, object]]]:
-    values: dict[str, float] = {}
-    details: dict[str, Mapping[str, object]] = {}
-    for metric, kind, name in selection.metrics:
-        result = finite(metric.compute(real[kind.name], generated[kind.name], selection.options))
-        values[name], details[name] = result.value, result.details
-    return values, details
 
 
 def _check_comparable(source: SampleSource, reference: Reference) -> None:
-    made, real = source.spec, reference.spec
-    if made.shape != real.shape:
+    what = "the images are" if source.kind == "images" else "the model makes"
+    check_same_kind(source.spec, reference.spec, what=what)
+    if (
+        source.kind == "samples"
+        and source.conditional
+        and source.spec.num_classes != reference.spec.num_classes
+    ):
         raise DataError(
-            f"the model makes {_kind(made.shape)} images and the reference holds {_kind(real.shape)}: "
-            "evaluate against the data that it was trained on (images are never resized to fit)"
-        )
-    if source.conditional and made.num_classes != real.num_classes:
-        raise DataError(
-            f"the model has {made.num_classes} classes and the reference {real.num_classes}: evaluate "
-            "against the data that it was trained on"
+            f"the model has {source.spec.num_classes} classes and the reference "
+            f"{reference.spec.num_classes}: evaluate against the data that it was trained on"
         )
 
 
-def _kind(shape: tuple[int, int, int]) -> str:
-    channels, height, width = shape
-    return f"{width}x{height} {'grey' if channels == 1 else f'{channels}-channel'}"
-
-
-def _check_enough(selection: Selection, reference: Reference) -> None:
+def _check_enough(
+    selection: Selection, settings: EvaluateSettings, source: SampleSource, reference: Reference
+) -> None:
+    have = settings.samples if source.size is None else min(settings.samples, source.size)
     for metric, _, name in selection.metrics:
         least = metric.least_samples(selection.options)
         if reference.size < least:
             raise DataError(f"{name} needs {least} reference images or more, got {reference.size}")
-
-
-def _write_preview(store: BlockStore, num: int, out: Path) -> str | None:
-    if num == 0:
-        return None
-    buffer = io.BytesIO()
-    image_grid(store.images(num)).save(buffer, format="PNG")
-    write_bytes(out / PREVIEW, buffer.getvalue())
-    return PREVIEW
+        if have < least:
+            raise DataError(f"{name} needs {least} images or more, got {have}")

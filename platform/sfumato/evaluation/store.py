@@ -46,16 +46,25 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 def write_arrays(path: Path, arrays: Mapping[str, Array], facts: Mapping[str, object]) -> None:
     """Arrays by name, and `facts`, plain JSON values."""
+    write_bytes(path, as_bytes(arrays, facts))
+
+
+def as_bytes(arrays: Mapping[str, Array], facts: Mapping[str, object]) -> bytes:
+    """What `write_arrays` writes."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_bytes(path, save(contiguous, metadata={HEADER: json.dumps(facts)}))
+    return bytes(save(contiguous, metadata={HEADER: json.dumps(facts)}))
 
 
-def read_arrays(path: Path) -> tuple[dict[str, Array], dict[str, Any]] | None:
-    """What `write_arrays` wrote, or None where there is no whole file: a cache then makes it again."""
+def read_arrays(path: Path, only: str | None = None) -> tuple[dict[str, Array], dict[str, Any]] | None:
+    """What `write_arrays` wrote, or None where there is no whole file: a cache then makes it again.
+
+    With `only`, the array of that name alone is read, if it is there.
+    """
     try:
         with safe_open(path, framework="np") as file:
             facts = json.loads((file.metadata() or {})[HEADER])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+            names = [name for name in file.keys() if only in (None, name)]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}, facts
     except (FileNotFoundError, SafetensorError, KeyError, json.JSONDecodeError):
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sfumato.errors import CapabilityError, SfumatoError
 from sfumato.evaluation.blocks import Block, BlockMaker, Task
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.selection import AUTO
 
 if TYPE_CHECKING:
     import ray
@@ -31,8 +33,9 @@ class Worker:
         """Returns once the maker is built."""
         self._built(build)
 
-    def make(self, task: Task, build: Build) -> Block:
-        return self._built(build).make(task)
+    def make(self, tasks: Sequence[Task], build: Build) -> list[Block]:
+        maker = self._built(build)
+        return [maker.make(task) for task in tasks]
 
     def _built(self, build: Build) -> BlockMaker:
         import ray
@@ -49,7 +52,7 @@ class RayPool:
     the actors.
     """
 
-    def __init__(self, build: Callable[[], BlockMaker], settings: EvaluateSettings, tasks: int) -> None:
+    def __init__(self, build: Callable[[], BlockMaker], settings: EvaluateSettings, actors: int) -> None:
         import ray
 
         self._settings = settings
@@ -63,7 +66,7 @@ class RayPool:
         )
         # Stored once; in a list, so that Ray hands on the reference and a worker fetches it when it needs to.
         self._build = [ray.put(build)]
-        self._actors: list[Any] = [actor.remote() for _ in range(min(settings.actors, tasks))]
+        self._actors: list[Any] = [actor.remote() for _ in range(actors)]
 
     def __enter__(self) -> RayPool:
         return self
@@ -74,13 +77,16 @@ class RayPool:
         for actor in self._actors:
             ray.kill(actor)
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Block]:
-        """All blocks. Raises the SfumatoError of a task, or one that says why the actors failed."""
+    def run(self, tasks: Sequence[Task], at_once: int = 1) -> Iterator[Block]:
+        """All blocks, `at_once` of them a call of an actor.
+
+        Raises the SfumatoError of a task, or one that says why the actors failed.
+        """
         import ray
 
-        waiting = deque(tasks)
+        waiting = deque(tasks[first : first + at_once] for first in range(0, len(tasks), at_once))
         starting = {actor.ready.remote(self._build): actor for actor in self._actors}
-        working: dict[ray.ObjectRef[Block], Any] = {}
+        working: dict[ray.ObjectRef[list[Block]], Any] = {}
         while waiting or working:
             patience = None if working else self._settings.start_timeout
             done, _ = ray.wait([*working, *starting], num_returns=1, timeout=patience)
@@ -92,9 +98,29 @@ class RayPool:
                 _result(reference)
             else:
                 actor, places = working.pop(reference), 1
-                yield _result(reference)
+                yield from _result(reference)
             for _ in range(min(places, len(waiting))):
                 working[actor.make.remote(waiting.popleft(), self._build)] = actor
+
+
+def actors_for(settings: EvaluateSettings, tasks: int) -> int:
+    """How many actors to start for so many calls: as the settings say, or as many as the cluster holds.
+
+    A private cluster on this machine declares more CPUs than there are, for tasks that mostly wait; actors
+    compute all the time, so there the cores count.
+    """
+    if settings.actors != AUTO:
+        return min(int(settings.actors), tasks)
+    import ray
+
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus = have.get("CPU", 0.0)
+    if not os.environ.get("RAY_ADDRESS"):
+        cpus = min(cpus, len(os.sched_getaffinity(0)))
+    fitting = cpus / settings.cpus_per_actor
+    if settings.gpus_per_actor:
+        fitting = min(fitting, have.get("GPU", 0.0) / settings.gpus_per_actor)
+    return max(1, min(int(fitting), tasks))
 
 
 def _result(reference: Any) -> Any:

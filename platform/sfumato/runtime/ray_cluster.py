@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sfumato.errors import CapabilityError
+from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel.config import ParallelSettings
 from sfumato.recipe import Recipe
 
@@ -56,7 +57,13 @@ def cpus_to_train(recipe: Recipe) -> int:
 
 def cpus_to_evaluate(recipe: Recipe) -> int:
     """Logical CPUs that evaluation takes."""
-    return math.ceil(recipe.evaluate.actors * recipe.evaluate.cpus_per_actor)
+    return cpus_of(recipe.evaluate)
+
+
+def cpus_of(settings: EvaluateSettings) -> int:
+    """Logical CPUs of an evaluation's actors; of one, where it takes as many as there is room for."""
+    actors = 1 if settings.actors == "auto" else settings.actors
+    return math.ceil(actors * settings.cpus_per_actor)
 
 
 def threads_per_worker(parallel: ParallelSettings, cores: int) -> int:

@@ -28,6 +28,16 @@ def show(session: Session, results: dict[str, Any], *, as_json: bool) -> None:
     display.line("compare   sfumato ui")
 
 
+def figures(evaluated: dict[str, Any]) -> dict[str, str]:
+    """An evaluation as rows: every figure with its interval, how many images, what one costs."""
+    rows = {}
+    for name, value in evaluated["metrics"].items():
+        low_high = evaluated.get("intervals", {}).get(name)
+        rows[name] = f"{value:.4f}" + (f"  ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else "")
+    rows[evaluated.get("kind", "samples")] = f"{evaluated['samples']:,}"
+    return rows
+
+
 def _rows(results: dict[str, Any]) -> dict[str, str]:
     rows = {}
     if train := results.get("train"):
@@ -36,8 +46,7 @@ def _rows(results: dict[str, Any]) -> dict[str, str]:
         rows["images/s"] = f"{train['images_per_second']:,.0f}"
         rows["training"] = f"{train['seconds']:.0f} s"
     if evaluated := results.get("evaluate"):
-        rows |= {name: f"{value:.4f}" for name, value in evaluated["metrics"].items()}
-        rows["samples"] = f"{evaluated['samples']:,}"
+        rows |= figures(evaluated)
     if registered := results.get("register"):
         rows["model"] = f"{registered['name']} version {registered['version']}"
     return rows

@@ -18,7 +18,7 @@ import torch
 
 from sfumato.data import pack as packing
 from sfumato.data.manifest import Manifest, verify
-from sfumato.errors import ConfigError, DataError
+from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.recipe import Recipe
 from sfumato.runtime import first_stage, ray_cluster
 from sfumato.runtime.display import Display
@@ -128,45 +128,53 @@ def train(session: Session) -> dict[str, Any]:
 def evaluate(session: Session) -> dict[str, Any]:
     """Generate, measure, draw the sample grid. Metrics by name and how long it took."""
     from sfumato.evaluation.stage import evaluate as run_stage
+    from sfumato.runtime.evaluation import CACHE, figures_of, result_of
 
     recipe, folder, display = session.recipe, session.folder, session.display
+    if not folder.model.is_dir():
+        raise CheckpointError(
+            f"run {folder.id} has no trained model yet: train it with `sfumato train`, or name one of the "
+            f"checkpoints in {folder.checkpoints}"
+        )
     generator = Generator.load(folder.model, trust=True)  # its family is the recipe's
     settings = recipe.evaluate
-    key = _key(generator.digest, session.manifest.digest, settings.model_dump_json(exclude={"actors"}))
+    draws = generator.config.samples(generator.data)
+    grid = folder.path / "samples" / "grid.png"
+    key = _key(generator.digest, session.manifest.digest, settings.identity())
     done = folder.stage_result("evaluate", key)
-    if done is not None and (folder.path / "samples" / "grid.png").is_file():
-        display.skipped("evaluate", f"{done['samples']:,} samples, done before")
+    if done is not None and (grid.is_file() or not draws):
+        display.skipped("evaluate", f"{done['samples']:,} {done['kind']}, done before")
         return done
     display.stage("evaluate")
+    if not draws:
+        display.note(f"family {recipe.model.family} draws no images of its own: its reconstructions count")
     report = run_stage(
         settings,
         model_folder=folder.model,
-        data_folder=Path(recipe.data.path),
+        data_folder=recipe.data.path,
         out=folder.path / "evaluation",
-        cache=settings.cache or Path(recipe.storage) / ".cache",
+        cache=Path(recipe.storage) / CACHE,
         on_error=recipe.data.on_error,
         trust=True,
         progress=display.update,
     )
     torch.set_num_threads(ray_cluster.cores())
-    num = GRID_SAMPLES - GRID_SAMPLES % max(1, min(GRID_SAMPLES, generator.data.num_classes))
-    write_samples(
-        folder.path / "samples", generator, num, seed=settings.seed, options=settings.sampling, overwrite=True
-    )
-    result = {
-        "metrics": report.metrics,
-        "samples": report.samples,
-        "seconds": report.seconds,
-        "seconds_per_image": report.seconds_per_image,
-    }
-    values = {f"eval/{name}": value for name, value in report.metrics.items()}
-    values["eval/seconds_per_image"] = report.seconds_per_image
-    session.tracker.metrics(values, step=generator.images)
-    session.tracker.artifact(folder.path / "evaluation" / "report.json", "evaluation")
-    session.tracker.artifact(folder.path / "samples" / "grid.png", "evaluation")
+    if draws:
+        num = GRID_SAMPLES - GRID_SAMPLES % max(1, min(GRID_SAMPLES, generator.data.num_classes))
+        options = settings.sampling
+        write_samples(grid.parent, generator, num, seed=settings.seed, options=options, overwrite=True)
+    session.tracker.metrics(figures_of(report), step=generator.images)
+    for picture in (folder.path / "evaluation" / "report.json", *_pictures(folder)):
+        session.tracker.artifact(picture, "evaluation")
+    result = result_of(report, folder.path / "evaluation")
     folder.finish_stage("evaluate", key, result)
-    display.done(f"{report.samples:,} samples")
+    display.done(f"{report.samples:,} {report.kind}")
     return result
+
+
+def _pictures(folder: RunFolder) -> list[Path]:
+    places = ("samples/grid.png", "evaluation/preview.png", "evaluation/neighbours.png")
+    return [folder.path / place for place in places if (folder.path / place).is_file()]
 
 
 def register(session: Session) -> dict[str, Any]:

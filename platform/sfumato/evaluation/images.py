@@ -1,0 +1,225 @@
+"""Sets of images that some other program may have made: a folder, an archive, packed shards.
+
+They serve as what is measured and as what it is measured against. Images are taken as they are: a set of
+another size than the reference is refused, unless the user asks for a resize, which the report names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from sfumato.core.batch import DataSpec
+from sfumato.data.config import source_named
+from sfumato.data.faults import ImageFault, OnError
+from sfumato.data.images import MAX_PIXELS, fitted, opened
+from sfumato.data.manifest import FILE as MANIFEST
+from sfumato.data.manifest import file_digest
+from sfumato.data.sources import Source
+from sfumato.errors import DataError
+from sfumato.evaluation.reference import ROWS, ImageBlock, PackedReference, Reference
+from sfumato.evaluation.statistics import UInt8Array
+from sfumato.evaluation.store import digest
+from sfumato.sampling.output import LINES
+
+Resize = Literal["bicubic", "lanczos", "nearest"]
+_FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_BESIDE = (".txt", ".json", ".jsonl", ".csv", ".md", ".yaml")
+"""Texts that lie beside images in good order: captions, metadata, a licence."""
+
+
+def open_images(place: str, on_error: OnError = "fail") -> Reference:
+    """The images at `place`: packed shards (a folder or URI with manifest.json), a folder that
+    `sfumato sample` wrote, a folder of image files, or another file that `sfumato pack` takes.
+
+    Raises DataError in one line for what is missing, mixed, damaged or no image.
+    """
+    if "://" in place or (Path(place) / MANIFEST).is_file():
+        return PackedReference(place, on_error)
+    path = Path(place).expanduser()
+    if not path.exists() and place != "digits":
+        raise DataError(f"{place}: no such file or folder")
+    if path.is_dir():
+        _refuse_strays(path)
+        if (path / LINES).is_file():
+            return _SampleFolder(path)
+    return _Opened(path if path.exists() else None, source_named(place).open(MAX_PIXELS))
+
+
+def check_same_kind(made: DataSpec, real: DataSpec, *, what: str) -> None:
+    """Raises DataError where images of two sets differ in size or channels."""
+    if made.shape != real.shape:
+        mend = (
+            "sizes are never adapted silently: pass --resize bicubic to resize them to the reference's size"
+            if made.channels == real.channels
+            else f"pack them with channels={real.channels} first"
+        )
+        raise DataError(f"{what} {kind_of(made)} images and the reference holds {kind_of(real)}: {mend}")
+
+
+def kind_of(spec: DataSpec) -> str:
+    """`32x32 3-channel`, `28x28 grey`."""
+    colours = "grey" if spec.channels == 1 else f"{spec.channels}-channel"
+    return f"{spec.width}x{spec.height} {colours}"
+
+
+class Resized:
+    """Another set's images at another size, by Pillow's antialiased filters on 8 bits."""
+
+    def __init__(self, images: Reference, height: int, width: int, method: Resize) -> None:
+        self._images, self._method = images, method
+        self.spec = replace(images.spec, height=height, width=width)
+        self.size = images.size
+        self.digest = digest(images.digest, "resize", height, width, method)
+
+    def read(self, first: int, stop: int) -> ImageBlock:
+        """Images `first` to `stop` - 1, resized."""
+        images, label_N = self._images.read(first, stop)
+        return np.stack([self._resized(image) for image in images]), label_N
+
+    def blocks(self) -> Iterator[ImageBlock]:
+        """All images, resized, in order."""
+        for first in range(0, self.size, ROWS):
+            yield self.read(first, min(first + ROWS, self.size))
+
+    def _resized(self, image_HWC: UInt8Array) -> UInt8Array:
+        grey = image_HWC.shape[2] == 1
+        picture = Image.fromarray(image_HWC[:, :, 0] if grey else image_HWC)
+        pixels = np.asarray(picture.resize((self.spec.width, self.spec.height), _FILTERS[self._method]))
+        return pixels[:, :, None] if grey else pixels
+
+
+class _Opened:
+    """A source of `sfumato pack` read in place. Its digest covers names and bytes of all files."""
+
+    def __init__(self, path: Path | None, source: Source) -> None:
+        if source.faults:
+            raise DataError(f"{source.faults[0]} (repair or remove it)")
+        info = source.image
+        self._source = source
+        self.spec = DataSpec(info.channels, info.height, info.width, tuple(source.classes))
+        self.size = len(source.keys)
+        self.digest = digest("files", source.description if path is None else content_digest(path))
+
+    def read(self, first: int, stop: int) -> ImageBlock:
+        """Images `first` to `stop` - 1 and their labels."""
+        records = []
+        for index in range(first, min(stop, self.size)):
+            try:
+                records.append(self._source.read(index))
+            except ImageFault as fault:
+                raise DataError(f"{self._source.keys[index]}: {fault} (repair or remove it)") from None
+        labels = [record.label for record in records if record.label is not None]
+        images = np.stack([record.pixels_HWC for record in records])
+        return images, np.array(labels, np.int64) if self.spec.classes else None
+
+    def blocks(self) -> Iterator[ImageBlock]:
+        """All images in order."""
+        for first in range(0, self.size, ROWS):
+            yield self.read(first, first + ROWS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    file: str
+    label: int | None
+    name: str | None
+
+
+class _SampleFolder:
+    """What `sfumato sample` wrote: the images that its samples.jsonl lists, with the classes asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        lines = [_parsed(folder, text) for text in (folder / LINES).read_text("utf-8").splitlines() if text]
+        if not lines:
+            raise DataError(f"{folder / LINES} lists no image")
+        self._lines = lines
+        first = self._pixels(lines[0])
+        height, width, channels = first.shape
+        self.spec = DataSpec(channels, height, width, _class_names(folder, lines))
+        self.size = len(lines)
+        self.digest = digest("samples", content_digest(folder))
+
+    def read(self, first: int, stop: int) -> ImageBlock:
+        """Images `first` to `stop` - 1 and the classes that they were asked for."""
+        lines = self._lines[first:stop]
+        images = [self._pixels(line) for line in lines]
+        odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
+        if odd is not None:
+            raise DataError(f"{self._folder / lines[odd].file} is of another size than {lines[0].file}")
+        labels = [line.label for line in lines if line.label is not None]
+        return np.stack(images), np.array(labels, np.int64) if self.spec.classes else None
+
+    def blocks(self) -> Iterator[ImageBlock]:
+        """All images in order."""
+        for first in range(0, self.size, ROWS):
+            yield self.read(first, first + ROWS)
+
+    def _pixels(self, line: _Line) -> UInt8Array:
+        path = self._folder / line.file
+        try:
+            with opened(path, MAX_PIXELS) as image:
+                return fitted(image, 1 if image.mode == "L" else 3, None)
+        except ImageFault as fault:
+            raise DataError(f"{path}: {fault}") from None
+
+
+def _parsed(folder: Path, text: str) -> _Line:
+    try:
+        line = json.loads(text)
+        found = _Line(str(line["file"]), line["label"], line["class"])
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{folder / LINES} is damaged at {text[:60]!r}: draw the samples again") from None
+    if Path(found.file).name != found.file:
+        raise DataError(f"{folder / LINES} names {found.file!r}, which is not in its folder")
+    return found
+
+
+def _class_names(folder: Path, lines: Sequence[_Line]) -> tuple[str, ...]:
+    labelled = {line.label: line.name for line in lines if line.label is not None}
+    if not labelled:
+        return ()
+    if len(labelled) < max(labelled) + 1:
+        raise DataError(
+            f"{folder} holds samples of some classes only ({len(labelled)} of {max(labelled) + 1} or more): "
+            "draw samples of all, without --label"
+        )
+    return tuple(str(labelled[label]) for label in sorted(labelled))
+
+
+def content_digest(path: Path) -> str:
+    """sha256 over the names and bytes of a file, or of all files in a folder."""
+    if path.is_file():
+        return file_digest(str(path.parent), path.name)
+    total = hashlib.sha256()
+    for folder, subfolders, names in os.walk(path):
+        subfolders.sort()
+        for name in sorted(names):
+            file = Path(folder, name)
+            total.update(f"{file.relative_to(path).as_posix()}\0{file_digest(folder, name)}\n".encode())
+    return total.hexdigest()
+
+
+def _refuse_strays(folder: Path) -> None:
+    """A folder in which other files lie among the images is probably not the one that was meant."""
+    for place, _, names in os.walk(folder):
+        for name in sorted(names):
+            if not name.startswith(".") and not name.lower().endswith(_IMAGES + _BESIDE):
+                raise DataError(
+                    f"{folder}: {Path(place, name).relative_to(folder)} is no image "
+                    f"({', '.join(_IMAGES)}): name a folder of images, or move it away"
+                )

@@ -1,0 +1,86 @@
+"""From features to figures: every selected metric with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+
+from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.report import finite
+from sfumato.evaluation.selection import Selection
+from sfumato.evaluation.statistics import Float64Array
+from sfumato.evaluation.uncertainty import IntervalSettings, interval
+
+
+@dataclass(slots=True)
+class Figures:
+    """Values, what explains them, their intervals, and the terms of those that are means; by name."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    intervals: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    terms: dict[str, Float64Array] = field(default_factory=dict)
+
+
+def measure(
+    selection: Selection,
+    real: Mapping[str, FeatureSet],
+    generated: Mapping[str, FeatureSet],
+    pairs: Mapping[str, Float64Array],
+    *,
+    intervals: IntervalSettings,
+    seed: int,
+) -> Figures:
+    """All figures. `pairs` are the values of each image and its reconstruction, by metric.
+
+    Raises SfumatoError for a figure that is no number.
+    """
+    figures = Figures()
+    for metric, kind, name in selection.metrics:
+        mine, theirs = real[kind.name], generated[kind.name]
+        result = replace(finite(metric.compute(mine, theirs, selection.options)), name=name)
+        again = _Again(metric, mine, selection.options)
+        _add(figures, result, again, theirs, intervals, seed)
+    for name, value_N in pairs.items():
+        result = finite(MetricResult(name, float(value_N.mean()), {"images": len(value_N)}, value_N))
+        _add(figures, result, None, next(iter(generated.values())), intervals, seed)
+    return figures
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """A metric with all but the generated features given."""
+
+    metric: Metric
+    reference: FeatureSet
+    options: MetricOptions
+
+    def __call__(self, generated: FeatureSet) -> MetricResult:
+        return self.metric.compute(self.reference, generated, self.options)
+
+
+def _add(
+    figures: Figures,
+    result: MetricResult,
+    again: _Again | None,
+    generated: FeatureSet,
+    settings: IntervalSettings,
+    seed: int,
+) -> None:
+    figures.values[result.name] = result.value
+    details = dict(result.details)
+    if result.no_interval:
+        details["no_interval"] = result.no_interval
+    figures.details[result.name] = details
+    if result.terms_M is not None:
+        figures.terms[result.name] = np.asarray(result.terms_M, dtype=np.float64)
+    assert again is not None or result.terms_M is not None
+    found = interval(result, again or _never, generated, settings, seed=seed)
+    if found is not None:
+        figures.intervals[result.name] = asdict(found)
+
+
+def _never(generated: FeatureSet) -> MetricResult:
+    raise AssertionError("a mean of terms is never computed again")

@@ -1,0 +1,229 @@
+"""Evaluation as the command line knows it: of a run, of a checkpoint, of images."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sfumato import recipe as recipes
+from sfumato.errors import ConfigError
+from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.images import Resize, Resized, open_images
+from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.report import EvaluationReport
+from sfumato.evaluation.stage import evaluate, evaluate_images
+from sfumato.recipe import Recipe
+from sfumato.runtime import ray_cluster
+from sfumato.runtime.display import Display
+from sfumato.runtime.resolve import model_of
+from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.targets import Target
+from sfumato.tracking.run import TrackerHandle
+from sfumato.tracking.store import Store
+
+FOLDER = "evaluations"
+CACHE = ".cache"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the flags of `sfumato evaluate` ask for. `changes` are fields of `evaluate:`."""
+
+    changes: Mapping[str, Any]
+    against: str | None = None
+    resize: Resize | None = None
+    out: Path | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the evaluation that the recipe describes, at its own place."""
+        return self.against is None and self.out is None and self.resize is None
+
+    def overrides(self) -> list[str]:
+        """The changes as overrides of a recipe."""
+        return [f"evaluate.{field}={_as_yaml(value)}" for field, value in self.changes.items()]
+
+
+def measure(
+    target: Target, request: Request, overrides: Sequence[str], *, root: Path, display: Display
+) -> dict[str, Any]:
+    """Evaluate a checkpoint, a model folder or images, or a run against other data than its own.
+
+    A recipe, given or that of the run, takes the `overrides` and the request's changes; without one the
+    settings are the defaults with these changes.
+
+    The report goes to `--out`, a checkpoint's into its run's folder and its figures on the run in MLflow.
+    Raises the one-line errors of `evaluation.stage`.
+    """
+    if target.kind == "recipe":
+        raise ConfigError(
+            f"{target.about}: --against, --out and --resize measure a run: name it instead of its recipe"
+        )
+    recipe = None
+    if target.recipe is not None:
+        recipe = recipes.load(target.recipe, [*overrides, *request.overrides()])
+    elif overrides:
+        raise ConfigError(f"{overrides[0]!r} changes a recipe, and {target.about} has none: use the flags")
+    settings = _settings(recipe, request)
+    images = open_images(target.place) if target.kind == "images" else None
+    reference = _reference(target, request, recipe)
+    if images is not None:
+        images = _resized(images, reference, request.resize)
+        settings = _all_of(images, settings, request)
+    elif request.resize is not None:
+        raise ConfigError("--resize is for images; a model's samples are measured at the size it makes")
+    out = request.out or _place(target, request, root)
+    display.line(f"{target.about} against {reference.size:,} reference images")
+    display.stage("evaluate")
+    cache = root / "runs" / CACHE if recipe is None else Path(root, recipe.storage) / CACHE
+    with _workers(settings, out):
+        if images is not None:
+            report = evaluate_images(
+                settings, images=images, reference=reference, out=out, cache=cache, progress=display.update
+            )
+        else:
+            report = _model(target, settings, reference, out, cache, root, display)
+    display.done(f"{report.samples:,} {report.kind}")
+    if target.kind == "checkpoint" and target.run is not None and recipe is not None and request.plain:
+        _record(target, recipe, report, root)
+    return result_of(report, out)
+
+
+def result_of(report: EvaluationReport, out: Path) -> dict[str, Any]:
+    """What a command returns of a report, as plain data."""
+    return {
+        "metrics": dict(report.metrics),
+        "intervals": {name: [found["low"], found["high"]] for name, found in report.intervals.items()},
+        "kind": report.kind,
+        "samples": report.samples,
+        "seconds": report.seconds,
+        "seconds_per_image": report.seconds_per_image,
+        "evaluations_per_image": report.evaluations_per_image,
+        "folder": str(out),
+    }
+
+
+def figures_of(report: EvaluationReport, prefix: str = "eval") -> dict[str, float]:
+    """What is recorded in MLflow: every figure, the ends of its interval, and the cost of an image."""
+    values = {f"{prefix}/{name}": value for name, value in report.metrics.items()}
+    for name, found in report.intervals.items():
+        for end in ("low", "high"):
+            values[f"{prefix}/{name}/{end}"] = float(str(found[end]))
+    values[f"{prefix}/seconds_per_image"] = report.seconds_per_image
+    return values
+
+
+def tracker_handle(recipe: Recipe, folder: RunFolder, root: Path) -> TrackerHandle | None:
+    """How to write into a run that another process may have open; None for one that was never recorded."""
+    known = folder.read_json("run.json") or {}
+    if "mlflow_run_id" not in known:
+        return None
+    return TrackerHandle(
+        Store.of(recipe.tracking, root),
+        known["mlflow_experiment_id"],
+        known["mlflow_run_id"],
+        0.0,
+        str(folder.path / "tracking"),
+        recipe.tracking,
+    )
+
+
+def _model(
+    target: Target,
+    settings: EvaluateSettings,
+    reference: Reference,
+    out: Path,
+    cache: Path,
+    root: Path,
+    display: Display,
+) -> EvaluationReport:
+    place = target.place if target.run is None or target.kind == "checkpoint" else str(target.run.path)
+    with model_of(place, root=root) as found:
+        return evaluate(
+            settings,
+            model_folder=found.model,
+            data_folder="",
+            reference=reference,
+            out=out,
+            cache=cache,
+            trust=found.trusted,
+            progress=display.update,
+        )
+
+
+def _record(target: Target, recipe: Recipe, report: EvaluationReport, root: Path) -> None:
+    """The figures of a checkpoint on its run, at the checkpoint's images."""
+    assert target.run is not None
+    handle = tracker_handle(recipe, target.run, root)
+    if handle is None:
+        return
+    images = int(Path(target.place).name.split("-")[1])
+    tracker = handle.open("evaluate")
+    try:
+        tracker.metrics(figures_of(report), step=images)
+    finally:
+        tracker.close()
+
+
+def _settings(recipe: Recipe | None, request: Request) -> EvaluateSettings:
+    if recipe is not None:
+        return recipe.evaluate
+    try:
+        return EvaluateSettings.model_validate(dict(request.changes))
+    except ValidationError as error:
+        raise ConfigError(*recipes.explain(error, EvaluateSettings, ("evaluate",))) from None
+
+
+def _reference(target: Target, request: Request, recipe: Recipe | None) -> Reference:
+    if request.against is not None:
+        return open_images(request.against)
+    if recipe is None:
+        raise ConfigError(
+            f"{target.about}: against what? pass --against with packed shards or a folder of real images"
+        )
+    return open_images(recipe.data.path, recipe.data.on_error)
+
+
+def _resized(images: Reference, reference: Reference, method: Resize | None) -> Reference:
+    same = (images.spec.height, images.spec.width) == (reference.spec.height, reference.spec.width)
+    if method is None or same:
+        return images
+    return Resized(images, reference.spec.height, reference.spec.width, method)
+
+
+def _all_of(images: Reference, settings: EvaluateSettings, request: Request) -> EvaluateSettings:
+    """All images count, unless fewer are asked for. Raises ConfigError where more are asked for than are."""
+    asked = request.changes.get("samples")
+    if asked is not None and int(asked) > images.size:
+        raise ConfigError(f"--samples {asked}: there are {images.size:,} images; ask for as many or fewer")
+    return settings.model_copy(update={"samples": int(asked or images.size)})
+
+
+def _place(target: Target, request: Request, root: Path) -> Path:
+    """Where the report and the finished blocks go, the same for the same request."""
+    if target.kind == "checkpoint" and target.run is not None and request.against is None:
+        return target.run.path / "evaluation" / Path(target.place).name
+    words = f"{Path(target.place).resolve()}\0{request.against}\0{request.resize}"
+    name = Path(target.place).name or target.kind
+    return root / FOLDER / f"{name}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+
+
+@contextlib.contextmanager
+def _workers(settings: EvaluateSettings, out: Path) -> Iterator[None]:
+    if settings.actors == 0:
+        yield
+        return
+    cpus = ray_cluster.cpus_of(settings)
+    with ray_cluster.cluster(cpus, out / "logs", gpus=settings.gpus_per_actor):
+        yield
+
+
+def _as_yaml(value: Any) -> str:
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    return f"[{','.join(map(str, value))}]" if listed else str(value)
