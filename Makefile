@@ -61,7 +61,9 @@ $(VENV)/.runtime: $(VENV)/.torch $(INPUTS)
 	@$(INSTALL) -c constraints.txt -e .
 	@touch $@
 
+# torch-fidelity, which metrics are tested against, asks for torchvision, which nothing here uses.
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Installing what the tests need"
 	@$(INSTALL) -c constraints.txt -e '.[dev,features]'
+	@$(INSTALL) --no-deps $(shell grep '^torch-fidelity==' constraints.txt)
 	@touch $@
