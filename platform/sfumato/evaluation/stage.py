@@ -52,6 +52,7 @@ def evaluate(
     progress: ProgressCallback | None = None,
     trust: bool = False,
     reference: Reference | None = None,
+    blocks: Path | None = None,
 ) -> EvaluationReport:
     """Measures the model in `model_folder` against the packed data in `data_folder`, or any `reference`.
 
@@ -59,7 +60,7 @@ def evaluate(
     the report says so. Writes `report.json`, pictures and the blocks' features into `out`, trained
     classifiers and reference features into `cache`. `on_error` says what a reference image that cannot
     be used does. With `settings.actors` not 0, Ray must have been started. `trust` permits a family by
-    import path.
+    import path. `blocks` is the folder that finished blocks are kept in; None: `out`.
 
     Raises ConfigError (settings), DataError (reference, or images of another kind than it), CheckpointError
     (model), CapabilityError (no actor can be placed), each one line and before images are generated.
@@ -73,6 +74,7 @@ def evaluate(
         out=out,
         cache=cache,
         progress=progress,
+        blocks=blocks,
     )
 
 
@@ -109,6 +111,7 @@ def evaluate_source(
     out: Path,
     cache: Path,
     progress: ProgressCallback | None = None,
+    blocks: Path | None = None,
 ) -> EvaluationReport:
     """`evaluate` for anything that gives images and anything that gives reference images."""
     start = time.perf_counter()
@@ -122,7 +125,7 @@ def evaluate_source(
         for kind, options in selection.features.items()
     ]
     real = {extractor.name: reference_features(reference, extractor, features) for extractor in extractors}
-    plan = plan_blocks(settings, selection, source, extractors, real, reference, out)
+    plan = plan_blocks(settings, selection, source, extractors, real, reference, blocks or out)
     making = Making(load, model_folder, settings, extractors, selection.pairs, reference)
     make_missing(plan, settings, making, source, progress)
     report = _report(settings, selection, source, reference, extractors, plan, real, out)
@@ -194,7 +197,7 @@ def _images(folder: Path, sampling: Mapping[str, Any], *, images: Reference) -> 
 
 
 def _device(settings: EvaluateSettings) -> str:
-    return "cuda" if settings.actors and settings.gpus_per_actor else "cpu"
+    return "cuda" if settings.gpus_per_actor else "cpu"
 
 
 def _select(settings: EvaluateSettings, source: SampleSource, reference: Reference) -> Selection:

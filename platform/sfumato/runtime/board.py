@@ -17,6 +17,8 @@ class Snapshot:
     metrics: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     failed: tuple[str, str] | None = None
+    stopping: str | None = None
+    """Why training is to end early, once somebody has asked for it."""
 
 
 class Board:
@@ -40,6 +42,14 @@ class Board:
 
     def failed(self) -> tuple[str, str] | None:
         return self._snapshot.failed
+
+    def stop(self, reason: str) -> None:
+        """Ask the training workers to end."""
+        if self._snapshot.stopping is None:
+            self._snapshot.stopping = reason
+
+    def stopping(self) -> str | None:
+        return self._snapshot.stopping
 
     def snapshot(self) -> Snapshot:
         return self._snapshot

@@ -52,7 +52,16 @@ _LOOPBACK = {
 def cpus_to_train(recipe: Recipe) -> int:
     """Logical CPUs that training takes: its workers' and those of their read tasks."""
     parallel = recipe.parallel
-    return math.ceil(parallel.workers * parallel.cpus_per_worker) + parallel.workers * recipe.data.read_tasks
+    own = math.ceil(parallel.workers * parallel.cpus_per_worker) + parallel.workers * recipe.data.read_tasks
+    return own + cpus_during(recipe.evaluate)
+
+
+def cpus_during(settings: EvaluateSettings) -> int:
+    """Logical CPUs that evaluations take while training goes on: their actors, and who directs several."""
+    if settings.every is None:
+        return 0
+    directing = 1 if settings.actors_during > 1 else 0
+    return math.ceil(settings.actors_during * settings.cpus_per_actor) + directing
 
 
 def cpus_to_evaluate(recipe: Recipe) -> int:

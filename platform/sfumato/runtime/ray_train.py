@@ -24,6 +24,7 @@ from sfumato.recipe import Recipe
 from sfumato.runtime import board as boards
 from sfumato.runtime import ray_cluster
 from sfumato.runtime.display import Display
+from sfumato.runtime.in_training import TrainingEvaluations
 from sfumato.runtime.job import TrainJob
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.worker import train_worker
@@ -70,17 +71,18 @@ def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Disp
         datasets={**streams.datasets},
         dataset_config=streams,
     )
-    with _watching(board, display), _ctrl_c_as_usual():
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            _raise_user_error(board)
-            raise TrainingError(_explain(error, folder.logs)) from error
-    _raise_user_error(board)
-    summary = getattr(result, "return_value", None)
-    if not isinstance(summary, dict):
-        raise TrainingError(f"training ended without a result; Ray's logs are in {folder.logs}")
-    return summary
+    with TrainingEvaluations(recipe, folder, tracker, display, board):
+        with _watching(board, display), _ctrl_c_as_usual():
+            try:
+                result = trainer.fit()
+            except ray.train.TrainingFailedError as error:
+                _raise_user_error(board)
+                raise TrainingError(_explain(error, folder.logs)) from error
+        _raise_user_error(board)
+        summary = getattr(result, "return_value", None)
+        if not isinstance(summary, dict):
+            raise TrainingError(f"training ended without a result; Ray's logs are in {folder.logs}")
+        return summary
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ A run is identified by its recipe's digest and its data's digest, so the same re
 on where it stopped, and a changed one becomes another run by itself.
 
     runs/digits-ddpm-3f2a91c4/
-      recipe.yaml  run.json  stages/  checkpoints/  previews/  model/  evaluation/  samples/  logs/
+      recipe.yaml  run.json  stages/  checkpoints/  previews/  snapshots/  best/  model/  evaluation/
+      samples/  logs/
 """
 
 from __future__ import annotations
@@ -112,3 +113,8 @@ class RunFolder:
             return (self.path / "attempt").read_text() == token
         except OSError:
             return False
+
+
+def snapshot_folder(folder: RunFolder, images: int) -> Path:
+    """Where the workers write the model that is evaluated at so many images."""
+    return folder.path / "snapshots" / f"images-{images:012d}"

@@ -111,7 +111,10 @@ def train(session: Session) -> dict[str, Any]:
     recipe, folder, display = session.recipe, session.folder, session.display
     key = _key(recipe.digest(), session.manifest.digest)
     done = folder.stage_result("train", key)
-    if done is not None and folder.model.is_dir():
+    ended = done is not None and (
+        done["images"] >= recipe.train.images or recipe.evaluate.early_stop is not None
+    )
+    if done is not None and ended and folder.model.is_dir():
         display.skipped("train", f"{done['images']:,} images, done before (--fresh trains anew)")
         return done
     display.stage("train")
@@ -210,6 +213,8 @@ def cluster_to_train(session: Session) -> Iterator[None]:
     recipe = session.recipe
     cpus = max(ray_cluster.cpus_to_train(recipe), ray_cluster.cpus_to_evaluate(recipe))
     gpus = recipe.parallel.workers * recipe.parallel.gpus_per_worker
+    if recipe.evaluate.every is not None:
+        gpus += recipe.evaluate.actors_during * recipe.evaluate.gpus_per_actor
     with ray_cluster.cluster(cpus, session.folder.logs, gpus=gpus):
         yield
 

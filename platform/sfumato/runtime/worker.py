@@ -26,9 +26,10 @@ from sfumato.errors import CheckpointError, Interrupted, SfumatoError
 from sfumato.parallel import Placement, Strategy
 from sfumato.runtime.job import TrainJob
 from sfumato.runtime.preview import preview
+from sfumato.runtime.run_folder import snapshot_folder
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training import checkpoint as checkpoints
-from sfumato.training.loop import Hook, Trainer, install
+from sfumato.training.loop import Hook, Shares, Trainer, install
 from sfumato.training.store import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _EarlyStop(Exception):
+    """Ends the loop between two steps, on all ranks alike."""
 
 
 class _Worker:
@@ -104,7 +109,7 @@ class _Worker:
             images=resumed, batch=recipe.train.batch, micro_batch=recipe.train.micro_batch
         )
         with contextlib.closing(shares):
-            progress = self._trainer.run(shares)
+            progress = self._train(shares)
         seconds = time.perf_counter() - started
         self._report_faults(shares.faults)
         self._writer.close()
@@ -139,7 +144,33 @@ class _Worker:
         hooks = [Hook(settings.checkpoint.every, self._checkpoint)]
         if settings.preview_samples:
             hooks.append(Hook(settings.preview_every, self._preview))
+        if self._recipe.evaluate.every is not None:
+            hooks.append(Hook(self._recipe.evaluate.every, self._snapshot))
+        if self._recipe.evaluate.early_stop is not None:
+            hooks.append(Hook(settings.log_every, self._stop_if_asked))
         return hooks
+
+    def _train(self, shares: Shares) -> Progress:
+        """To the end, or to where an evaluation says that it gets no better."""
+        try:
+            if self._recipe.evaluate.early_stop is not None:
+                self._stop_if_asked(self._trainer.progress)  # a run that had stopped, started again
+            return self._trainer.run(shares)
+        except _EarlyStop:
+            return self._trainer.progress
+
+    def _stop_if_asked(self, progress: Progress) -> None:
+        """All ranks at the same step, since rank 0 alone looks at the board."""
+        reason = self._agree(ray.get(self._job.board.stopping.remote()) if self._leads else None)
+        if reason is None or progress.images == 0 or progress.images >= progress.total_images:
+            return
+        self._note(f"training stops early at {progress.images:,} images: {reason}")
+        self._checkpoint(progress)
+        raise _EarlyStop
+
+    def _snapshot(self, progress: Progress) -> None:
+        """The model as it is, for an evaluation elsewhere (`runtime.in_training`)."""
+        self._save_model(snapshot_folder(self._folder, progress.images), progress)
 
     def _resume(self, store: Store) -> int:
         """Load the newest whole checkpoint, the same on every rank; the images it stands at."""
@@ -196,10 +227,13 @@ class _Worker:
             self._tracker.image("samples", image, step=progress.images)
 
     def _export(self, progress: Progress) -> None:
+        self._save_model(self._folder.model, progress)
+
+    def _save_model(self, folder: Path, progress: Progress) -> None:
         weights = self._strategy.weights(self._family.samplers)
         if self._leads:
             save_model_folder(
-                self._folder.model,
+                folder,
                 self._recipe.model,
                 self._manifest.spec,
                 weights,

@@ -1,0 +1,250 @@
+"""Evaluations while training goes on: on resources of their own, beside the training group, never in it.
+
+Every `evaluate.every` images the workers write the networks that sampling needs to `snapshots/`, which costs
+them what an export costs, and go on. The driver sees the folder and starts one Ray task for it, with CPUs and
+GPUs of its own; snapshots wait their turn in the order of images. Figures land on the run at the images of
+their snapshot, the best model stays as `best/`, and early stopping is a word on the board that all
+training workers read at the same step.
+
+What has been evaluated is in `evaluation/during.json`: a run that was killed goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+
+from sfumato.data.faults import OnError
+from sfumato.errors import SfumatoError
+from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.during import Point, best_of, should_stop
+from sfumato.evaluation.report import EvaluationReport
+from sfumato.evaluation.stage import evaluate
+from sfumato.recipe import Recipe
+from sfumato.runtime.display import Display
+from sfumato.runtime.evaluation import CACHE, figures_of
+from sfumato.runtime.run_folder import RunFolder, snapshot_folder
+from sfumato.sampling.model_folder import CARD
+from sfumato.tracking.run import Tracker, TrackerHandle
+
+log = logging.getLogger(__name__)
+
+DURING = "evaluation/during.json"
+BEST = "best"
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One evaluation in training: the figures, and when training stood there."""
+
+    images: int
+    reached: float
+    """Unix seconds at which the snapshot was written."""
+    samples: int
+    metrics: dict[str, float]
+    higher_is_better: dict[str, bool]
+    intervals: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def point(self) -> Point:
+        return Point(self.images, self.metrics, self.higher_is_better)
+
+
+def read_records(folder: RunFolder) -> list[Record]:
+    """The evaluations of a run so far, in the order of images."""
+    found = [Record(**record) for record in folder.read_json(DURING) or []]
+    return sorted(found, key=lambda record: record.images)
+
+
+class TrainingEvaluations:
+    """Watches a run's snapshots while the block runs, and finishes those that are left at its end.
+
+    Without `evaluate.every` it does nothing. An evaluation that fails is told and left out; training goes on.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Display, board: Any
+    ) -> None:
+        self._recipe = recipe
+        self._folder = folder
+        self._handle = tracker
+        self._display = display
+        self._board = board
+        self._settings = recipe.evaluate.during()
+        self._records = read_records(folder) if recipe.evaluate.every else []
+        self._failed: set[Path] = set()
+        self._ended = threading.Event()
+        self._given_up = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._tracker: Tracker | None = None
+
+    def __enter__(self) -> Self:
+        if self._recipe.evaluate.every is not None:
+            self._tracker = self._handle.open("evaluation")
+            self._decide()  # a run that had been told to stop is told again
+            self._thread = threading.Thread(target=self._watch, name="evaluations", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is None:
+            return
+        if kind is not None:
+            self._given_up.set()
+        elif left := len(self._waiting()):
+            self._display.line(f"evaluate: {left} snapshot{'s' if left > 1 else ''} of the training left")
+        self._ended.set()
+        self._thread.join()
+        if self._tracker is not None:
+            self._tracker.close()
+
+    def _watch(self) -> None:
+        while not self._given_up.is_set():
+            ended = self._ended.is_set()  # looked at first: what was written before it is not missed
+            waiting = self._waiting()
+            if waiting:
+                self._evaluate(waiting[0])
+            elif ended:
+                return
+            else:
+                self._ended.wait(_POLL_S)
+
+    def _waiting(self) -> list[Path]:
+        """Whole snapshots that were not evaluated yet, earliest first."""
+        known = {snapshot_folder(self._folder, record.images) for record in self._records} | self._failed
+        found = sorted((self._folder.path / "snapshots").glob("images-*"))
+        return [path for path in found if (path / CARD).is_file() and path not in known]
+
+    def _evaluate(self, snapshot: Path) -> None:
+        images = int(snapshot.name.removeprefix("images-"))
+        reached = (snapshot / CARD).stat().st_mtime
+        last = images >= self._recipe.train.images
+        task = _start(self._recipe, self._settings, self._folder, snapshot, keep_blocks=last)
+        try:
+            report = self._result(task)
+        except (SfumatoError, ray.exceptions.RayError) as error:
+            self._failed.add(snapshot)
+            reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1:]
+            self._display.note(f"the evaluation at {images:,} images failed: {''.join(reason)}")
+            return
+        if report is None:
+            return
+        self._record(images, reached, report)
+        self._keep_best(snapshot, images)
+        shutil.rmtree(snapshot, ignore_errors=True)
+        self._decide()
+
+    def _result(self, task: Any) -> EvaluationReport | None:
+        """The task's report; None when training has failed meanwhile, and the task is ended."""
+        while True:
+            done, _ = ray.wait([task], timeout=_POLL_S)
+            if done:
+                found: EvaluationReport = ray.get(task)
+                return found
+            if self._given_up.is_set():
+                ray.cancel(task, force=True)
+                return None
+
+    def _record(self, images: int, reached: float, report: EvaluationReport) -> None:
+        record = Record(
+            images,
+            reached,
+            report.samples,
+            dict(report.metrics),
+            dict(report.higher_is_better),
+            {name: dict(found) for name, found in report.intervals.items()},
+        )
+        self._records = sorted([*self._records, record], key=lambda found: found.images)
+        self._folder.write_json(DURING, [asdict(found) for found in self._records])
+        comparable = self._settings.samples == self._recipe.evaluate.samples
+        prefix = "eval" if comparable else f"eval_{self._settings.samples}"
+        assert self._tracker is not None
+        self._tracker.metrics(figures_of(report, prefix), step=images)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
+        self._display.line(f"evaluate: at {images:,} images  {shown}")
+
+    def _keep_best(self, snapshot: Path, images: int) -> None:
+        choice = self._recipe.evaluate.best or self._recipe.evaluate.early_stop
+        if choice is None:
+            return
+        best = best_of([record.point for record in self._records], choice)
+        if best is None or best.images != images:
+            return
+        _replace(snapshot, self._folder.path / BEST)
+        about = {"images": images, "metric": choice.metric, "value": best.metrics[choice.metric]}
+        self._folder.write_json("best.json", about)
+        assert self._tracker is not None
+        self._tracker.tags({"sfumato.best_images": images, "sfumato.best_metric": choice.metric})
+
+    def _decide(self) -> None:
+        choice = self._recipe.evaluate.early_stop
+        if choice is not None and should_stop([record.point for record in self._records], choice):
+            reason = f"{choice.metric} was not better in {choice.patience} evaluations"
+            self._board.stop.remote(reason)
+
+
+def _start(
+    recipe: Recipe, settings: EvaluateSettings, folder: RunFolder, snapshot: Path, *, keep_blocks: bool
+) -> Any:
+    """The task; with one actor it does the work itself, with more it directs them."""
+    alone = settings.actors_during == 1
+    work: Any = ray.remote(_evaluate_snapshot).options(
+        num_cpus=settings.cpus_per_actor if alone else 1.0,
+        num_gpus=settings.gpus_per_actor if alone else 0.0,
+        max_retries=2,
+    )
+    return work.remote(
+        settings.model_copy(update={"actors": 0}) if alone else settings,
+        snapshot,
+        recipe.data.path,
+        folder.path / "evaluation" / snapshot.name,
+        folder.path / "evaluation",
+        Path(recipe.storage) / CACHE,
+        recipe.data.on_error,
+        keep_blocks,
+    )
+
+
+def _evaluate_snapshot(
+    settings: EvaluateSettings,
+    snapshot: Path,
+    data: str,
+    out: Path,
+    blocks: Path,
+    cache: Path,
+    on_error: OnError,
+    keep_blocks: bool,
+) -> EvaluationReport:
+    """Runs in the task. Blocks of the last snapshot stay: the evaluation after training goes on from them."""
+    report = evaluate(
+        settings,
+        model_folder=snapshot,
+        data_folder=data,
+        out=out,
+        blocks=blocks,
+        cache=cache,
+        on_error=on_error,
+        trust=True,
+    )
+    if not keep_blocks:
+        shutil.rmtree(blocks / report.blocks, ignore_errors=True)
+    return report
+
+
+def _replace(source: Path, target: Path) -> None:
+    """A copy of a folder in place of another; killed in between, the copy is whole under another name."""
+    draft = target.with_name(f".{target.name}-{time.time_ns():x}")
+    shutil.copytree(source, draft)
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
