@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -114,6 +115,10 @@ class LearnedCodebook(Config):
         0.25, ge=0, description="Weight of the encoder's distance from its codes (van den Oord et al. 2017)."
     )
 
+    @property
+    def codes(self) -> int:
+        return self.size
+
 
 class ScalarQuantizer(Config):
     """Each channel rounded to a few levels: no codebook to learn (FSQ, Mentzer et al. 2024)."""
@@ -130,6 +135,10 @@ class ScalarQuantizer(Config):
         if few := [level for level in self.levels if level < 3]:
             raise ValueError(f"levels: got {few[0]}, the least is 3")
         return self
+
+    @property
+    def codes(self) -> int:
+        return math.prod(self.levels)
 
 
 class VqLatent(Config):
@@ -184,7 +193,7 @@ class VaeConfig(FamilyConfig):
 
     def as_first_stage(self, data: DataSpec) -> StageSpec | None:
         """The averaged network of a KL or a quantised autoencoder."""
-        from sfumato.families.vae.stages import stage_spec  # loads torch modules
+        from sfumato.families.vae.stages import stage_spec  # which imports this module
 
         return stage_spec(self, data)
 

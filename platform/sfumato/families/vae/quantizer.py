@@ -7,7 +7,6 @@ would couple the rows of a batch.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -78,7 +77,3 @@ def build_quantizer(
     if isinstance(config, LearnedCodebook):
         return CodebookQuantizer(config, channels)
     return FsqQuantizer(config, channels)
-
-
-def num_codes(config: LearnedCodebook | ScalarQuantizer) -> int:
-    return config.size if isinstance(config, LearnedCodebook) else math.prod(config.levels)

@@ -13,7 +13,7 @@ from sfumato.core.rng import Rng
 from sfumato.families.vae.autoencoder import AutoencoderFamily, distance
 from sfumato.families.vae.coders import decoder, encoder
 from sfumato.families.vae.config import VaeConfig, VqLatent
-from sfumato.families.vae.quantizer import Quantized, build_quantizer, num_codes
+from sfumato.families.vae.quantizer import Quantized, build_quantizer
 
 
 class VqAutoencoder(nn.Module):
@@ -61,7 +61,6 @@ class VqAutoencoderFamily(AutoencoderFamily):
     def __init__(self, config: VaeConfig, latent: VqLatent, data: DataSpec) -> None:
         super().__init__(config, lambda: VqAutoencoder(config, latent, data), self._loss)
         self._latent = latent
-        self._codes = num_codes(latent.quantizer)
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """Distance of the images plus what keeps codes and latents together."""
