@@ -27,6 +27,7 @@ from sfumato.core.family import (
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.errors import CapabilityError
+from sfumato.layers.batch_norm import BatchNorm
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 
@@ -93,7 +94,7 @@ def loss_of(family: Family, nets: Nets, phase: Phase, rows: Mapping[str, Tensor]
 
 def skip_where_rows_are_coupled(nets: Nets) -> None:
     modules = [module for net in nets.values() for module in net.modules()]
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
+    if any(isinstance(module, (BatchNorm, nn.modules.batchnorm._BatchNorm)) for module in modules):
         pytest.skip("batch statistics couple the rows")
 
 

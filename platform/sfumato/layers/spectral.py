@@ -87,7 +87,8 @@ class SpectralConv2d(nn.Conv2d):
         self.register_buffer("start", start_vector(self.weight), persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self._conv_forward(x_BCHW, _normalised(self.weight, self.start), self.bias)
+        out_BCHW: Tensor = self._conv_forward(x_BCHW, _normalised(self.weight, self.start), self.bias)
+        return out_BCHW
 
 
 class SpectralLinear(nn.Linear):

@@ -1,0 +1,88 @@
+"""What both kinds of networks are made of: normalisation by class, bounded layers, weights at the start."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from sfumato.layers.batch_norm import BatchNorm
+from sfumato.layers.spectral import SpectralConv2d, SpectralEmbedding, SpectralLinear
+
+LEAK = 0.2
+GROUPS = 8
+
+
+class ClassNorm(nn.Module):
+    """Normalisation whose gain and bias belong to the class (Dumoulin, Shlens, Kudlur 2017).
+
+    `classes` 0 has one gain and bias for all.
+    """
+
+    def __init__(self, kind: str, channels: int, classes: int) -> None:
+        super().__init__()
+        self.norm: nn.Module = (
+            BatchNorm(channels)
+            if kind == "batch"
+            else nn.GroupNorm(math.gcd(channels, GROUPS), channels, affine=False)
+        )
+        rows = max(1, classes)
+        self.gain = nn.Embedding(rows, channels)
+        self.bias = nn.Embedding(rows, channels)
+        nn.init.ones_(self.gain.weight)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
+        """`label_B` is zero everywhere for a network without classes."""
+        gain_BC11 = self.gain(label_B)[:, :, None, None]
+        bias_BC11 = self.bias(label_B)[:, :, None, None]
+        normal_BCHW = self.norm(x_BCHW)
+        out_BCHW: Tensor = normal_BCHW * gain_BC11 + bias_BC11
+        return out_BCHW
+
+
+def conv(norm: str, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0) -> nn.Conv2d:
+    """A convolution of the discriminator; it has no bias where batch normalisation follows."""
+    if norm == "spectral":
+        return SpectralConv2d(inputs, outputs, kernel, stride, padding)
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=norm != "batch")
+
+
+class Score(nn.Module):
+    """A number an image: psi(phi) + <e_y, phi> (projection discriminator, Miyato & Koyama 2018, eq. 3).
+
+    Without classes the second term is left out. `bias` is left out where the loss cannot see it, since a
+    gradient that is zero but for rounding would be blown up by Adam.
+    """
+
+    def __init__(self, norm: str, features: int, classes: int, *, bias: bool) -> None:
+        super().__init__()
+        spectral = norm == "spectral"
+        linear = SpectralLinear if spectral else nn.Linear
+        embedding = SpectralEmbedding if spectral else nn.Embedding
+        self.linear = linear(features, 1, bias=bias)
+        self.embedding = embedding(classes, features) if classes else None
+
+    def forward(self, phi_BF: Tensor, label_B: Tensor) -> Tensor:
+        score_B: Tensor = self.linear(phi_BF).squeeze(1)
+        if self.embedding is not None:
+            score_B = score_B + (self.embedding(label_B) * phi_BF).sum(1)
+        return score_B.float()
+
+
+def init_normal(network: nn.Module, std: float) -> None:
+    """Weights of convolutions and linear maps from N(0, std^2), biases zero."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            nn.init.normal_(module.weight, 0.0, std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def init_orthogonal(network: nn.Module) -> None:
+    """Orthogonal weights (as BigGAN; Brock et al. 2019, app. C), biases zero."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.orthogonal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,93 @@
+"""DCGAN: strided convolutions up and down (Radford, Metz, Chintala 2016, fig. 1).
+
+For sides other than 64 the number of channels given says how often the side is doubled from the first map,
+whose side is whatever is left.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.core.batch import DataSpec
+from sfumato.families.gan.blocks import LEAK, ClassNorm, Score, conv, init_normal
+from sfumato.families.gan.config import DcganConfig
+from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet
+
+STD = 0.02
+KERNEL = 4
+
+
+class DcganGenerator(GeneratorNet):
+    """A linear map to the first feature map, then a transposed convolution for every doubling."""
+
+    def __init__(self, config: DcganConfig, data: DataSpec, *, latent: int, classes: int) -> None:
+        super().__init__()
+        first, kind = config.channels[0], config.generator_norm
+        self.base = (first, data.height >> len(config.channels), data.width >> len(config.channels))
+        # Biases before a normalisation would do nothing.
+        self.project = nn.Linear(latent, first * self.base[1] * self.base[2], bias=False)
+        self.first_norm = ClassNorm(kind, first, classes)
+        self.layers = nn.ModuleList(
+            _Up(inputs, outputs, kind, classes) for inputs, outputs in pairwise(config.channels)
+        )
+        self.image = nn.ConvTranspose2d(config.channels[-1], data.channels, KERNEL, 2, 1)
+        init_normal(self, STD)
+
+    def forward(self, z_BD: Tensor, label_B: Tensor) -> Tensor:
+        x_BCHW = self.project(z_BD).unflatten(1, self.base)
+        x_BCHW = F.relu(self.first_norm(x_BCHW, label_B))
+        for layer in self.layers:
+            x_BCHW = layer(x_BCHW, label_B)
+        return torch.tanh(self.image(x_BCHW).float())
+
+
+class _Up(nn.Module):
+    def __init__(self, inputs: int, outputs: int, norm: str, classes: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(inputs, outputs, KERNEL, 2, 1, bias=False)
+        self.norm = ClassNorm(norm, outputs, classes)
+
+    def forward(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x_BCHW), label_B))
+
+
+class DcganDiscriminator(DiscriminatorNet):
+    """A strided convolution for every halving; the last map, flattened, is what the score looks at."""
+
+    def __init__(self, config: DcganConfig, data: DataSpec, *, classes: int, bias: bool) -> None:
+        super().__init__()
+        norm = config.discriminator_norm
+        channels = config.discriminator_channels or config.channels[::-1]
+        self.mixes_rows = norm == "batch"
+        inputs = (data.channels, *channels)
+        self.layers = nn.ModuleList(
+            # The first layer sees the image as it is (Radford et al. 2016, sec. 3).
+            _Down(a, b, norm if at or norm != "batch" else "none")
+            for at, (a, b) in enumerate(pairwise(inputs))
+        )
+        pixels = (data.height >> len(channels)) * (data.width >> len(channels))
+        init_normal(self, STD)
+        self.output = Score(norm, channels[-1] * pixels, classes, bias=bias)
+
+    def score(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
+        for layer in self.layers:
+            x_BCHW = layer(x_BCHW)
+        score_B: Tensor = self.output(x_BCHW.flatten(1), label_B)
+        return score_B
+
+
+class _Down(nn.Module):
+    def __init__(self, inputs: int, outputs: int, norm: str) -> None:
+        super().__init__()
+        self.conv = conv(norm, inputs, outputs, KERNEL, 2, 1)
+        self.norm = ClassNorm(norm, outputs, 0) if norm == "batch" else None
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = self.conv(x_BCHW)
+        if self.norm is not None:
+            x_BCHW = self.norm(x_BCHW, x_BCHW.new_zeros(len(x_BCHW), dtype=torch.int64))
+        return F.leaky_relu(x_BCHW, LEAK)

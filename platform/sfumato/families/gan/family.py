@@ -1,0 +1,140 @@
+"""The gan family: a generator, its average and a discriminator; two or three phases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.gan.config import GanConfig, R1Config, SamplingConfig
+from sfumato.families.gan.losses import GAMES
+from sfumato.families.gan.networks import build_discriminator, build_generator
+from sfumato.families.gan.penalties import gradient_norm, mixed, r1_exact, r1_finite_difference
+from sfumato.families.gan.sampling import Statistics, latents
+
+
+class GanFamily:
+    """Implements `core.family.Family`."""
+
+    samplers: Sequence[str] = ("ema",)
+
+    def __init__(self, config: GanConfig, data: DataSpec) -> None:
+        self._config = config
+        self._data = data
+        self._classes = data.num_classes if config.conditional(data) else 0
+        self._game = GAMES[config.objective.loss]
+        self._statistics = Statistics(config.latent, self._classes)
+        self.nets: Mapping[str, NetSpec] = {
+            "generator": Trainable(
+                build=lambda: build_generator(
+                    config.network, data, latent=config.latent, classes=self._classes
+                ),
+                optimizer=config.generator_optimizer,
+            ),
+            "discriminator": Trainable(
+                build=lambda: build_discriminator(
+                    config.network, data, classes=self._classes, bias=self._game.sees_bias
+                ),
+                optimizer=config.discriminator_optimizer,
+            ),
+            "ema": EmaOf(source="generator", decay=config.ema.decay),
+        }
+        self.phases: Sequence[Phase] = self._make_phases()
+
+    def _make_phases(self) -> list[Phase]:
+        objective = self._config.objective
+        phases = [
+            Phase(
+                name="discriminator",
+                trains="discriminator",
+                loss=self._discriminate,
+                repeats=objective.critic_steps,
+                second_order=objective.gradient_penalty > 0,
+            ),
+            Phase(name="generator", trains="generator", loss=self._generate),
+        ]
+        if objective.r1 is not None:
+            phases.append(
+                Phase(
+                    name="r1",
+                    trains="discriminator",
+                    loss=self._r1,
+                    every=objective.r1.every,
+                    second_order=objective.r1.estimator == "exact",
+                )
+            )
+        return phases
+
+    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+        """The batch as it is: this model works on pixels."""
+        return batch
+
+    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+        """Images [N, C, H, W] in [-1, 1], from latents of `rng`, by the averaged generator.
+
+        A conditional model without labels draws all classes in turn.
+        """
+        options: SamplingConfig = request.options
+        generator = nets["ema"]
+        self._statistics.update(generator, options)
+        device = next(generator.parameters()).device
+        label_N = request.labels_N
+        if not self._classes:
+            label_N = torch.zeros(rng.rows, dtype=torch.int64)
+        elif label_N is None:
+            label_N = torch.arange(rng.rows) % self._classes
+        z_ND = latents(rng, self._config.latent, options.truncation)
+        x_NCHW: Tensor = generator(z_ND.to(device), label_N.to(device))
+        return x_NCHW
+
+    def _discriminate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
+        """Tell real images from generated ones, under the gradient penalty if there is one."""
+        real_BCHW, label_B = batch["image"], self._labels(batch)
+        with torch.no_grad():
+            fake_BCHW = nets["generator"](rng.normal(self._config.latent), label_B)
+        groups = [real_BCHW, fake_BCHW]
+        weight = self._config.objective.gradient_penalty
+        if weight:
+            groups.append(mixed(real_BCHW, fake_BCHW, rng))
+        scores = nets["discriminator"](groups, [label_B] * len(groups))
+        loss_B = self._game.discriminator(scores[0], scores[1])
+        metrics = {"real_score": scores[0].detach(), "fake_score": scores[1].detach()}
+        if weight:
+            norm_B = gradient_norm(scores[2], groups[2])
+            loss_B = loss_B + weight * (norm_B - 1).square()
+            metrics["gradient_norm"] = norm_B.detach()
+        return LossOut(loss_B, metrics)
+
+    def _generate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
+        """Make images that the discriminator takes for real."""
+        label_B = self._labels(batch)
+        fake_BCHW = nets["generator"](rng.normal(self._config.latent), label_B)
+        (score_B,) = nets["discriminator"]([fake_BCHW], [label_B])
+        return LossOut(self._game.generator(score_B))
+
+    def _r1(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
+        """(gamma / 2) R1, times the number of steps that it stands for (Karras et al. 2020, app. B)."""
+        settings = self._config.objective.r1
+        assert settings is not None
+        penalty_B, score_B = self._penalty(settings, nets, batch, rng)
+        # The last bias has no part in the gradient, but every parameter has to be in the loss.
+        loss_B = settings.every * settings.weight / 2 * penalty_B + 0 * score_B
+        return LossOut(loss_B, {"penalty": penalty_B.detach()})
+
+    def _penalty(self, settings: R1Config, nets: Nets, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor]:
+        discriminator, label_B = nets["discriminator"], self._labels(batch)
+        if settings.estimator == "exact":
+            return r1_exact(discriminator, batch["image"], label_B)
+        return r1_finite_difference(discriminator, batch["image"], label_B, rng, step=settings.step)
+
+    def _labels(self, batch: Batch) -> Tensor:
+        """The classes [B] that the networks see: all zero where they see none."""
+        if self._classes:
+            return batch["label"]
+        image = batch["image"]
+        return torch.zeros(len(image), dtype=torch.int64, device=image.device)

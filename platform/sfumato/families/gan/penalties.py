@@ -1,0 +1,49 @@
+"""Penalties on the discriminator's gradient with respect to the image, one number a row.
+
+    gradient penalty   (|grad D(x^)| - 1)^2,  x^ = u x + (1 - u) G(z),  u ~ U[0, 1)
+                       Gulrajani et al. 2017, eq. 3
+    R1                 |grad D(x)|^2 on real images      Mescheder et al. 2018, eq. 9
+
+The finite difference ((D(x + h v) - D(x - h v)) / 2h)^2 with v ~ N(0, I) needs no second derivative. Its
+expectation over v is R1 up to O(h^2), since E (g.v)^2 = |g|^2; its variance is 2 |g|^4.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.rng import Rng
+
+
+def gradient_norm(score_B: Tensor, x_BCHW: Tensor) -> Tensor:
+    """|grad D| [B], differentiable. A row's score must depend on its own image alone."""
+    norm_B: Tensor = _gradient(score_B, x_BCHW).flatten(1).norm(dim=1)
+    return norm_B
+
+
+def mixed(real_BCHW: Tensor, fake_BCHW: Tensor, rng: Rng) -> Tensor:
+    """A random point between each real and generated image, which wants a gradient."""
+    u_B111 = rng.uniform(1, 1, 1)
+    return (u_B111 * real_BCHW + (1 - u_B111) * fake_BCHW).detach().requires_grad_()
+
+
+def r1_exact(discriminator: nn.Module, real_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+    """R1 [B] and the scores [B], by differentiating the gradient."""
+    x_BCHW = real_BCHW.detach().requires_grad_()
+    (score_B,) = discriminator([x_BCHW], [label_B])
+    return _gradient(score_B, x_BCHW).flatten(1).square().sum(1), score_B
+
+
+def r1_finite_difference(
+    discriminator: nn.Module, real_BCHW: Tensor, label_B: Tensor, rng: Rng, *, step: float
+) -> tuple[Tensor, Tensor]:
+    """An estimate of R1 [B] along one random direction a row, and a score [B] near that of the image."""
+    shift_BCHW = step * rng.normal(*real_BCHW.shape[1:])
+    above_B, below_B = discriminator([real_BCHW + shift_BCHW, real_BCHW - shift_BCHW], [label_B, label_B])
+    return ((above_B - below_B) / (2 * step)).square(), (above_B + below_B) / 2
+
+
+def _gradient(score_B: Tensor, x_BCHW: Tensor) -> Tensor:
+    (gradient_BCHW,) = torch.autograd.grad(score_B.sum(), x_BCHW, create_graph=True)
+    return gradient_BCHW.float()

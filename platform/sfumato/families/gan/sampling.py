@@ -1,0 +1,69 @@
+"""Latents, truncated or not, and the statistics that the generator's batch normalisation samples with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.rng import SampleRng
+from sfumato.core.seeds import derive
+from sfumato.families.gan.config import SamplingConfig
+from sfumato.layers.batch_norm import layers_of, measure
+
+ROWS = 64
+_STATISTICS_SEED = derive("gan", "standing statistics")
+
+
+def latents(rng: SampleRng, size: int, truncation: float | None) -> Tensor:
+    """Standard normal numbers [N, size], of at most `truncation` where that is set.
+
+    Truncated ones come from the inverse of the distribution function, so that every sample takes the same
+    number of draws: z = Phi^-1(Phi(-t) + u (Phi(t) - Phi(-t))).
+    """
+    if truncation is None:
+        return rng.normal(size)
+    u = rng.uniform(size).double()
+    inside = math.erf(truncation / math.sqrt(2))  # Phi(t) - Phi(-t)
+    z = math.sqrt(2) * torch.erfinv(inside * (2 * u - 1))
+    return z.clamp(-truncation, truncation).float()
+
+
+class Statistics:
+    """Keeps the standing statistics of generators up to date with their weights.
+
+    They are those of `options.statistics` images from latents that depend on nothing, so each image stays
+    a function of its own seed, and every process that has the weights finds the same.
+    """
+
+    def __init__(self, size: int, classes: int) -> None:
+        self._size = size
+        self._classes = classes
+        self._taken: WeakKeyDictionary[nn.Module, tuple[object, ...]] = WeakKeyDictionary()
+
+    def update(self, generator: nn.Module, options: SamplingConfig) -> None:
+        """Measure unless the weights and the options are those of the last time."""
+        if next(layers_of(generator), None) is None:
+            return
+        # By value: what counts as a change of a tensor in place differs between ways of storing it.
+        sums = torch.stack([weight.detach().double().sum() for weight in generator.parameters()])
+        key = (options.truncation, options.statistics, sums.device.type, *sums.tolist())
+        if self._taken.get(generator) != key:
+            measure(
+                generator, [self._pass(generator, at, options) for at in range(options.statistics // ROWS)]
+            )
+            self._taken[generator] = key
+
+    def _pass(self, generator: nn.Module, at: int, options: SamplingConfig) -> Callable[[], object]:
+        indices = range(at * ROWS, (at + 1) * ROWS)
+
+        def run() -> object:
+            device = next(generator.parameters()).device
+            rng = SampleRng(_STATISTICS_SEED, indices)
+            label_B = torch.tensor([index % max(1, self._classes) for index in indices])
+            return generator(latents(rng, self._size, options.truncation).to(device), label_B.to(device))
+
+        return run
