@@ -153,6 +153,12 @@ def _metric_problems(
             f"metric {metric.name} needs features that classify ({able}), got {given}: "
             "add one to evaluate.features"
         )
+    if metric.needs_any_logits and not any(kind.gives_logits for kind in kinds):
+        able = ", ".join(name for name, kind in all_features().items() if kind.gives_logits)
+        found.append(
+            f"metric {metric.name} needs features that give logits ({able}), got {given}: "
+            "add one to evaluate.features"
+        )
     return found
 
 
@@ -243,7 +249,8 @@ def _metric_options(settings: EvaluateSettings) -> MetricOptions:
 
 def _suits(metric: Metric, kind: FeatureKind) -> bool:
     named = not metric.only_features or kind.name in metric.only_features
-    return named and (kind.classifies or not metric.needs_logits)
+    logits = kind.gives_logits or not metric.needs_any_logits
+    return named and logits and (kind.classifies or not metric.needs_logits)
 
 
 def _listed(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from sfumato.evaluation.features.extractor import (
     FeatureKind,
     extract_in_chunks,
     one_thread,
+    placed,
 )
 from sfumato.evaluation.features.network import Classifier, scale, train
 from sfumato.evaluation.reference import Reference
@@ -54,7 +55,7 @@ class ClassifierOptions(Config):
 
 
 class ClassifierExtractor:
-    """A trained `Classifier` on the CPU."""
+    """A trained `Classifier`."""
 
     name = "classifier"
 
@@ -72,7 +73,7 @@ class ClassifierExtractor:
         return extract_in_chunks(images_NHWC, self._forward)
 
     def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        features_BD, logits_BK = self._network(scale(images_BCHW))
+        features_BD, logits_BK = placed(self._network)(scale(images_BCHW))
         return features_BD, logits_BK
 
 
@@ -81,6 +82,7 @@ class ClassifierKind:
 
     name = "classifier"
     classifies = True
+    gives_logits = True
     options: type[Config] = ClassifierOptions
 
     def problems(self, data: DataSpec) -> list[str]:

@@ -11,17 +11,18 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.errors import CapabilityError
-from sfumato.evaluation.features.extractor import Extracted, FeatureKind, extract_in_chunks
+from sfumato.evaluation.features.extractor import Extracted, FeatureKind, extract_in_chunks, placed
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.statistics import UInt8Array
 
@@ -35,13 +36,13 @@ class EfficientNetOptions(Config):
 
 
 class EfficientNetExtractor:
-    """The network without its last layer, on the CPU."""
+    """The network without its last layer."""
 
     name = "efficientnet_lite0"
     dim = 1280
 
-    def __init__(self, activations: Callable[[Tensor], Tensor], weights_digest: str) -> None:
-        self._activations = activations
+    def __init__(self, network: nn.Module, weights_digest: str) -> None:
+        self._network = network
         self.digest = hashlib.sha256(f"{weights_digest} {TRANSFORM}".encode()).hexdigest()[:16]
         self.facts: Mapping[str, object] = {"weights_sha256": weights_digest, "transform": TRANSFORM}
 
@@ -50,7 +51,8 @@ class EfficientNetExtractor:
         return extract_in_chunks(images_NHWC, self._forward)
 
     def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, None]:
-        return self._activations(transform(images_BCHW)).mean(dim=(2, 3)), None
+        network: Any = placed(self._network)
+        return network.extract_features(transform(images_BCHW)).mean(dim=(2, 3)), None
 
 
 def transform(images_BCHW: Tensor) -> Tensor:
@@ -67,6 +69,7 @@ class EfficientNetKind:
 
     name = "efficientnet_lite0"
     classifies = False
+    gives_logits = False
     options: type[Config] = EfficientNetOptions
 
     def problems(self, data: DataSpec) -> list[str]:
@@ -90,7 +93,7 @@ class EfficientNetKind:
         network = code.EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         network.eval().requires_grad_(False)
-        return EfficientNetExtractor(network.extract_features, hashlib.sha256(path.read_bytes()).hexdigest())
+        return EfficientNetExtractor(network, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 FEATURES: tuple[FeatureKind, ...] = (EfficientNetKind(),)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
@@ -46,11 +48,13 @@ class Extractor(Protocol):
 class FeatureKind(Protocol):
     """A kind of features, before anything is loaded. Files in this folder list theirs in `FEATURES`.
 
-    `classifies` says that its extractor gives logits of the data's own classes.
+    `classifies` says that its extractor gives logits of the data's own classes, `gives_logits` that it gives
+    logits of any.
     """
 
     name: str
     classifies: bool
+    gives_logits: bool
     options: type[Config]
 
     def problems(self, data: DataSpec) -> list[str]:
@@ -76,17 +80,46 @@ def one_thread() -> Iterator[None]:
 CHUNK = 64
 
 
+def device() -> torch.device:
+    """Where networks run in this process: on the GPU that it was given, otherwise on the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+_placed: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+
+def placed(network: nn.Module) -> nn.Module:
+    """The network on `device()`. The original stays on the CPU: its extractor can be sent anywhere."""
+    if device().type == "cpu":
+        return network
+    if network not in _placed:
+        _placed[network] = copy.deepcopy(network).to(device())
+    return _placed[network]
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """GPUs multiply float32 as float32: TF32 would move features in the fourth digit."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
 def extract_in_chunks(
     images_NHWC: UInt8Array, forward: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 ) -> Extracted:
     """Runs `forward` (float32 [B, C, H, W] in 0..255 -> embedding, logits) over chunks of fixed size."""
     embeddings: list[Float32Array] = []
     logits: list[Float32Array] = []
-    with one_thread(), torch.inference_mode():
+    with one_thread(), exact_float32(), torch.inference_mode():
         for start in range(0, len(images_NHWC), CHUNK):
             images = torch.from_numpy(np.ascontiguousarray(images_NHWC[start : start + CHUNK]))
-            embedding_BD, logits_BK = forward(images.permute(0, 3, 1, 2).float())
-            embeddings.append(embedding_BD.numpy())
+            embedding_BD, logits_BK = forward(images.to(device()).permute(0, 3, 1, 2).float())
+            embeddings.append(embedding_BD.float().cpu().numpy())
             if logits_BK is not None:
-                logits.append(logits_BK.numpy())
+                logits.append(logits_BK.float().cpu().numpy())
     return Extracted(np.concatenate(embeddings), np.concatenate(logits) if logits else None)

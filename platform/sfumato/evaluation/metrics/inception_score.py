@@ -40,7 +40,7 @@ class InceptionScore(BaseMetric):
 
     name = "inception_score"
     higher_is_better = True
-    needs_logits = True
+    needs_any_logits = True
     always_suffixed = True
     published = "inception_score"
 

@@ -139,6 +139,9 @@ class Metric(Protocol):
     in_auto: bool
     """Whether `evaluate.metrics=auto` computes it."""
     needs_logits: bool
+    """It reads logits of the data's own classes."""
+    needs_any_logits: bool
+    """It reads logits, of any classes."""
     needs_labels: bool
     """It compares by class: the samples must have been asked for by class."""
     needs_images: bool
@@ -173,6 +176,7 @@ class BaseMetric:
     higher_is_better = False
     in_auto = False
     needs_logits = False
+    needs_any_logits = False
     needs_labels = False
     needs_images = False
     needs_captions = False

@@ -1,0 +1,112 @@
+"""Finding the weights of feature extractors: by an option, an environment variable, or a download.
+
+Nothing is downloaded unless asked for, and what is, counts only with the right checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfumato.errors import CapabilityError
+
+TIMEOUT = 60.0
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A published file: where it lies, and the checksum that identifies it."""
+
+    features: str
+    variable: str
+    url: str
+    sha256: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+    def locate(self, given: Path | None, cache: Path, *, download: bool) -> Path:
+        """The file's path. `given` wins over the environment variable, that over the cache folder.
+
+        Raises CapabilityError, in one line with the mend, where there is none.
+        """
+        named = given or (Path(value) if (value := os.environ.get(self.variable)) else None)
+        if named is not None:
+            if named.is_file():
+                return named
+            raise CapabilityError(
+                f"features {self.features}: weights {str(named)!r} do not exist or are no file; {self._mend}"
+            )
+        kept = cache / self.name
+        if kept.is_file():
+            return kept
+        if not download:
+            raise CapabilityError(f"features {self.features} needs weights, none given; {self._mend}")
+        self._fetch(kept)
+        return kept
+
+    @property
+    def _mend(self) -> str:
+        option = f"evaluate.feature_options.{self.features}"
+        return (
+            f"set {option}.weights=FILE or {self.variable}=FILE ({self.name}), or {option}.download=true "
+            f"to fetch it ({self.size // MIB} MiB)"
+        )
+
+    def _fetch(self, kept: Path) -> None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, prefix=f".{self.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                # The address is a constant of this package, and https.
+                with urllib.request.urlopen(self.url, timeout=TIMEOUT) as answer:  # noqa: S310
+                    shutil.copyfileobj(answer, file, MIB)
+                file.flush()
+                found = sha256_of(temporary)
+                if found != self.sha256:
+                    raise CapabilityError(
+                        f"features {self.features}: the download from {self.url} has sha256 {found[:12]}..., "
+                        f"expected {self.sha256[:12]}...: nothing was kept, get {self.name} elsewhere"
+                    )
+                os.replace(temporary, kept)
+            except (urllib.error.URLError, TimeoutError) as error:
+                raise CapabilityError(
+                    f"features {self.features}: download of {self.url} failed ({error}); {self._mend}"
+                ) from error
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def folder_given(features: str, variable: str, given: Path | None, example: str) -> Path:
+    """A folder in the form that transformers saves: config.json and model.safetensors.
+
+    Raises CapabilityError, in one line with the mend, where there is none.
+    """
+    mend = (
+        f"set evaluate.feature_options.{features}.weights=FOLDER or {variable}=FOLDER to a folder with "
+        f"config.json and model.safetensors, for example of {example}"
+    )
+    folder = given or (Path(value) if (value := os.environ.get(variable)) else None)
+    if folder is None:
+        raise CapabilityError(f"features {features} needs weights, none given; {mend}")
+    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise CapabilityError(
+            f"features {features}: {str(folder)!r} has no {' and no '.join(missing)}; {mend}"
+        )
+    return folder
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a file, read once."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
