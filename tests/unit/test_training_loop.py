@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import pickle
 from collections.abc import Iterator
 
 import pytest
@@ -14,11 +16,11 @@ from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng
 from sfumato.core.schedules import LearningRate
-from sfumato.errors import TrainingError
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single
+from sfumato.parallel.single import Single, update
 from sfumato.training.config import TrainSettings
 from sfumato.training.loop import Hook, Trainer, install
+from sfumato.training.skips import Bad, NotFinite
 
 OPTIMIZER = OptimizerConfig(name="adamw", lr=LearningRate(peak=0.01, warmup_images=40, decay="cosine"))
 SETTINGS = {"batch": 8, "clip_grad_norm": 0.05, "log_every": 16, "preview_samples": 0}
@@ -166,9 +168,57 @@ def test_hooks_fire_at_the_first_step_after_each_multiple_and_at_the_end() -> No
     assert fired == [48, 80, 112]
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_itself() -> None:
-    with pytest.raises(TrainingError, match=r"train/critic/.* is not finite between images 0 and 16"):
-        trainer(TwoNets(scale=float("inf"))).run(shares())
+class Explodes(TwoNets):
+    """Its critic's loss is not finite on the batches that hold the given numbers."""
+
+    def __init__(self, *numbers: int) -> None:
+        super().__init__()
+        self._numbers = numbers
+
+    def critic(self, nets, batch, progress, rng) -> LossOut:
+        loss = super().critic(nets, batch, progress, rng).loss_B
+        return LossOut(loss * (torch.inf if int(batch["image"][0, 0]) in self._numbers else 1.0))
+
+
+def test_an_update_that_is_not_finite_changes_nothing_and_is_in_no_mean(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Batch 2 explodes, in the critic's third update: the critic ends as if it had never been read."""
+    points: list[dict[str, float]] = []
+    loop = trainer(Explodes(2), images=48, report=lambda p, m: points.append(m))
+    loop.run(shares())
+    assert "1 update(s) of phase 'critic'" in caplog.text and "batch at 16 images" in caplog.text
+    assert all(math.isfinite(value) for point in points for value in point.values())
+    assert points[1]["train/critic/skipped"] == 1 and "train/critic/skipped" not in points[2]
+    # Two updates a step, one of the six left out.
+    assert loop._strategy.state()["optim/d/weight/step"].item() == 5
+    assert loop._strategy.state()["optim/g/weight/step"].item() == 3
+
+
+def test_the_first_update_of_momentum_may_be_left_out() -> None:
+    module, reference = nn.Linear(2, 2), nn.Linear(2, 2)
+    reference.load_state_dict(module.state_dict())
+    kept = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, fused=True)
+    plain = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
+    for scale in (torch.inf, 1.0, 1.0):
+        for parameter, other in zip(module.parameters(), reference.parameters(), strict=True):
+            parameter.grad = torch.full_like(parameter, scale)
+            other.grad = torch.ones_like(other)
+        update(kept, torch.tensor(scale))
+        if scale == 1.0:
+            plain.step()
+    for parameter, other in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other)
+
+
+def test_too_many_bad_updates_stop_and_name_phase_and_batch() -> None:
+    loop = trainer(Explodes(*range(3, 99)), images=640)
+    loop._settings = TrainSettings(images=640, max_skipped_steps=4, **SETTINGS)
+    with pytest.raises(
+        NotFinite, match=r"phase 'critic' .* between images 48 and 64, .*max_skipped"
+    ) as error:
+        loop.run(shares())
+    assert pickle.loads(pickle.dumps(error.value)).bad == Bad("critic", 2, 48)  # noqa: S301 (our own bytes)
 
 
 def test_a_loss_of_the_wrong_shape_names_its_phase() -> None:

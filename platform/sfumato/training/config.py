@@ -44,8 +44,8 @@ class TrainSettings(Config):
     max_skipped_steps: int = Field(
         10,
         ge=0,
-        description="Steps with a gradient that is not finite that are left out in one log interval. More "
-        "roll training back to its last checkpoint, once; where it then fails again, it stops.",
+        description="Updates with a gradient that is not finite that are left out in a row of log intervals. "
+        "More roll training back to its last checkpoint, once; where it then fails again, it stops.",
     )
     log_every: int = Field(2_000, gt=0, description="Images between two points of the training curves.")
     preview_every: int = Field(20_000, gt=0, description="Images between two grids of preview samples.")

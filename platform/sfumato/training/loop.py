@@ -7,6 +7,7 @@ is, and moves the averages. The loop knows no family, no file and no cluster; wh
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,15 @@ from sfumato.core.family import EmaOf, Family, Frozen, InitialisesFromData, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, seeded
 from sfumato.core.seeds import derive
+from sfumato.data.plan import plan
 from sfumato.errors import TrainingError
 from sfumato.parallel.strategy import Strategy
 from sfumato.sampling.model_files import load_stored
 from sfumato.training.config import TrainSettings
 from sfumato.training.meters import Clock, Means
+from sfumato.training.skips import Bad, NotFinite, Skips
+
+log = logging.getLogger(__name__)
 
 Shares = Iterator[list[MicroBatch]]
 """One item a global batch: the micro-batches of it that this rank works on."""
@@ -108,22 +113,27 @@ class Trainer:
         self._hooks = hooks
         self._report = report
         self._means = Means()
+        self._skips = Skips()
+        self._endured: dict[str, int] = {}
         self._clock = Clock()
         self._nets = dict(family.nets)
         self._phases = tuple(family.phases)
         self._draws = max(phase.repeats for phase in self._phases)
         self._logged_images = 0
+        self._most_passes: int | None = None
         self.progress = Progress(0, 0, settings.images, settings.batch * self._draws)
 
     def resume(self, images: int, step: int) -> None:
         """Go on from a checkpoint, whose state the strategy has already loaded."""
         self.progress = Progress(step, images, self._settings.images, self.progress.batch)
         self._logged_images = images
+        self._means, self._skips, self._endured = Means(), Skips(), {}
 
     def run(self, shares: Shares) -> Progress:
         """Train to the end. `shares` starts at the global batch that `progress` stands at.
 
-        Raises TrainingError when a loss or a gradient is not finite.
+        Raises NotFinite when more updates than `train.max_skipped_steps` in a log interval had a gradient
+        that is not finite, and TrainingError when a metric is not finite.
         """
         self._clock.restart()
         while self.progress.images < self.progress.total_images:
@@ -139,20 +149,21 @@ class Trainer:
         return self.progress
 
     def log(self) -> None:
-        """Report the means since the last call. Raises TrainingError when one of them is not finite.
+        """Report the means since the last call. Raises NotFinite and TrainingError as `run` says.
 
-        A checkpoint calls it first, so that weights behind a non-finite loss are never kept.
+        An update whose gradient is not finite changes nothing and is in no mean. A checkpoint calls this
+        first, so that weights which led to more of them than are endured are never kept.
         """
         metrics = {f"train/{name}": value for name, value in self._means.read(self._strategy.sum).items()}
         if not metrics:
             return
+        self._endure(self._skips.read(), metrics)
         seen = self.progress.images - self._logged_images
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise TrainingError(
                 f"{bad[0]} is not finite between images {self._logged_images:,} and "
-                f"{self.progress.images:,}: lower the learning rate, clip gradients "
-                "(train.clip_grad_norm) or use train.precision=fp32; the last checkpoint is from before"
+                f"{self.progress.images:,}, although its gradient is: the last checkpoint is from before"
             )
         metrics["train/images_per_second"] = seen / self._clock.seconds
         metrics["train/data_wait_fraction"] = self._clock.wait_fraction
@@ -162,6 +173,26 @@ class Trainer:
         self._report(self.progress, metrics)
         self._logged_images = self.progress.images
         self._clock.restart()
+
+    def _endure(self, found: Sequence[Bad], metrics: dict[str, float]) -> None:
+        """Warn of updates that were left out; raise NotFinite where they have become too many.
+
+        They are counted on until an interval is free of them.
+        """
+        self._endured = {bad.phase: self._endured.get(bad.phase, 0) + bad.updates for bad in found}
+        for bad in found:
+            text = (
+                f"{bad.updates} update(s) of phase {bad.phase!r} had a gradient that is not finite between "
+                f"images {self._logged_images:,} and {self.progress.images:,}, the first on the batch at "
+                f"{bad.images:,} images"
+            )
+            if self._endured[bad.phase] > self._settings.max_skipped_steps:
+                raise NotFinite(bad, f"{text}; train.max_skipped_steps={self._settings.max_skipped_steps}")
+            log.warning("%s; they were left out", text)
+            metrics[f"train/{bad.phase}/skipped"] = bad.updates
+            for name in [n for n, v in metrics.items() if n.startswith(f"train/{bad.phase}/")]:
+                if math.isnan(metrics[name]):  # no update of the interval was kept
+                    del metrics[name]
 
     def _next(self, shares: Shares) -> list[MicroBatch]:
         with self._clock.waiting():
@@ -184,18 +215,47 @@ class Trainer:
         """One optimizer step of one phase on this rank's share of a global batch."""
         nets = self._strategy.view(phase.trains)
         images = progress.images + repeat * self._settings.batch
-        for index, micro in enumerate(share):
-            last = index == len(share) - 1
+        passes = self._passes(len(share))
+        for index in range(passes):
+            # A rank that is short of a micro-batch takes part with one that counts for nothing.
+            micro, counts = share[min(index, len(share) - 1)], index < len(share)
+            last = index == passes - 1
             with self._strategy.accumulate(phase.trains, last=last, second_order=phase.second_order):
-                self._strategy.backward(phase.trains, self._loss(phase, nets, micro, progress, images))
+                loss = self._loss(phase, nets, micro, progress, images, counts=counts)
+                self._strategy.backward(phase.trains, loss)
         spec = self._nets[phase.trains]
         assert isinstance(spec, Trainable), f"phase {phase.name} trains {phase.trains}, which is no Trainable"
         norm = self._strategy.step(
             phase.trains, lr=spec.optimizer.lr.at(progress), max_norm=self._settings.clip_grad_norm
         )
+        kept = torch.isfinite(norm)
         self._means.add(f"{phase.name}/grad_norm", norm, 1)
+        self._means.commit(kept)
+        self._skips.add(phase.name, kept, images)
 
-    def _loss(self, phase: Phase, nets: Nets, micro: MicroBatch, progress: Progress, images: int) -> Tensor:
+    def _passes(self, own: int) -> int:
+        """Forward passes of an update on this rank: where they need all ranks, as many as any has."""
+        if not self._strategy.even_passes or self._settings.micro_batch is None:
+            return own
+        if self._most_passes is None:
+            settings, world_size = self._settings, self._strategy.placement.world_size
+            streams = settings.batch // self._rows_per_stream
+            self._most_passes = max(
+                len(plan(settings.batch, streams, world_size, rank, settings.micro_batch))
+                for rank in range(world_size)
+            )
+        return self._most_passes
+
+    def _loss(
+        self,
+        phase: Phase,
+        nets: Nets,
+        micro: MicroBatch,
+        progress: Progress,
+        images: int,
+        *,
+        counts: bool,
+    ) -> Tensor:
         """The micro-batch's part of the mean loss over the global batch: a scalar."""
         device = self._strategy.placement.device
         batch: Batch = {name: tensor.to(device, non_blocking=True) for name, tensor in micro.batch.items()}
@@ -220,6 +280,8 @@ class Trainer:
                 f"phase {phase.name!r} must return one loss a row, [{micro.rows}]; "
                 f"got {list(out.loss_B.shape)}"
             )
+        if not counts:
+            return 0.0 * out.loss_B.float().sum()
         self._means.add(f"{phase.name}/loss", out.loss_B, micro.rows)
         for name, value in out.metrics.items():
             self._means.add(f"{phase.name}/{name}", value, micro.rows)

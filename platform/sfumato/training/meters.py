@@ -10,33 +10,61 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+Key = tuple[str, ...]
+
 
 class Means:
-    """Weighted means of named values, summed on the device and brought to the host by `read`."""
+    """Weighted means of named values, summed on the device and brought to the host by `read`.
+
+    What is added counts when the update that it belongs to is closed by `commit`, which may leave it out.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, float] = {}
+        self._pending: dict[str, tuple[Tensor, float]] = {}
+        self._sums: dict[Key, Tensor] = {}
+        """By the names of an update: [2, names], weighted sums and weights."""
+        self._weights: dict[tuple[Key, tuple[float, ...]], Tensor] = {}
 
     def add(self, name: str, value: Tensor, rows: int) -> None:
         """A scalar that stands for `rows` rows, or one value a row."""
         value = value.detach().float()
         total = value.sum() if value.dim() else value * rows
-        self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._weights[name] = self._weights.get(name, 0.0) + rows
+        if name in self._pending:
+            before, weight = self._pending[name]
+            self._pending[name] = (before + total, weight + rows)
+        else:
+            self._pending[name] = (total, rows)
+
+    def commit(self, kept: Tensor) -> None:
+        """Count what was added since the last call, where `kept` (a bool on the device) says so."""
+        if not self._pending:
+            return
+        names = tuple(self._pending)
+        totals = torch.stack([total for total, _ in self._pending.values()])
+        weights = self._device_weights(
+            names, tuple(weight for _, weight in self._pending.values()), totals.device
+        )
+        counted = torch.where(kept, torch.stack([totals, weights]), 0.0).double()
+        self._sums[names] = self._sums[names] + counted if names in self._sums else counted
+        self._pending.clear()
 
     def read(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The means over all ranks since the last call, by sorted name. Every rank must call it."""
         if not self._sums:
             return {}
-        names = sorted(self._sums)
-        device = self._sums[names[0]].device
-        sums = torch.stack([self._sums[name] for name in names]).double()
-        weights = torch.tensor([self._weights[name] for name in names], dtype=torch.float64, device=device)
-        sums, weights = sum_over_ranks(torch.stack([sums, weights])).tolist()
+        updates = sorted(self._sums)
+        table = sum_over_ranks(torch.cat([self._sums[names] for names in updates], dim=1))
+        sums, weights = table.tolist()
+        flat = [name for names in updates for name in names]
         self._sums.clear()
-        self._weights.clear()
-        return {name: s / w if w else math.nan for name, s, w in zip(names, sums, weights, strict=True)}
+        means = {name: s / w if w else math.nan for name, s, w in zip(flat, sums, weights, strict=True)}
+        return dict(sorted(means.items()))
+
+    def _device_weights(self, names: Key, weights: tuple[float, ...], device: torch.device) -> Tensor:
+        """Kept, since a copy to the device in every step would make the host wait."""
+        if (names, weights) not in self._weights:
+            self._weights[names, weights] = torch.tensor(weights, dtype=torch.float32, device=device)
+        return self._weights[names, weights]
 
 
 class Clock:
