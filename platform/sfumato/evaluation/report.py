@@ -47,6 +47,8 @@ class EvaluationReport:
     evaluations_per_image: float = 0.0
     neighbours: str | None = None
     """File name of the picture of samples above their nearest reference images."""
+    computed_on: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """The metric and the features behind a figure, by the figure's name."""
     source_digest: str = ""
     labels_digest: str = ""
     """Equal in two reports whose sample i was asked for by the same class, or both by none."""

@@ -177,6 +177,7 @@ def _report(
         neighbours=write_neighbours(
             plan.store, plan.tasks, min(shown, count), generated[first], real[first], reference, out
         ),
+        computed_on={name: (metric.name, kind.name) for metric, kind, name in selection.metrics},
         source_digest=source.digest,
         labels_digest=plan.labels_digest,
         blocks=plan.store.folder.name,

@@ -1,0 +1,134 @@
+"""A run as a comparison sees it: its report, and what lies beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfumato.evaluation.blocks import IMAGES
+from sfumato.evaluation.feature_cache import FeatureCache
+from sfumato.evaluation.metrics.metric import FeatureSet
+from sfumato.evaluation.report import TERMS, EvaluationReport
+from sfumato.evaluation.statistics import Float64Array, UInt8Array
+from sfumato.evaluation.store import Array, digest, read_arrays
+
+_BLOCK = re.compile(r"\d{6,}\.safetensors")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure along training: images seen, unix seconds, values; of equal length."""
+
+    images: Sequence[float]
+    seconds: Sequence[float]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """One run: `folder` holds its report, `blocks` its features as long as they are kept."""
+
+    name: str
+    folder: Path
+    blocks: Path
+    report: EvaluationReport
+    cache: FeatureCache
+    recipe: Mapping[str, Any]
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What else is worth a line: family, images of training, parameters ..."""
+
+    @cached_property
+    def terms(self) -> Mapping[str, Float64Array]:
+        """What the figures are means of, for those that are, by figure."""
+        stored = read_arrays(self.folder / TERMS)
+        return {} if stored is None else stored[0]
+
+    def features(self, name: str) -> FeatureSet | None:
+        """Features of the samples in their order, or None where the blocks are gone."""
+        embedding = self._rows(f"{name}.embedding")
+        if embedding is None or len(embedding) < self.report.samples:
+            return None
+        logits = self._rows(f"{name}.logits")
+        samples = self.report.samples
+        return FeatureSet(embedding[:samples], None if logits is None else logits[:samples])
+
+    def reference(self, name: str) -> FeatureSet | None:
+        """Features of the reference, or None where the cache has them no more."""
+        extractor = self.report.features.get(name, {}).get("digest")
+        key = digest("reference", self.report.reference_digest, extractor)
+        arrays = self.cache.read(f"reference-{name}-{key}.safetensors")
+        return None if arrays is None else FeatureSet(arrays["embedding"], arrays.get("logits"))
+
+    def images(self, num: int) -> UInt8Array | None:
+        """The first `num` samples, or fewer where fewer were kept; None where none were."""
+        images = self._rows(IMAGES, stop=num)
+        return None if images is None else images[:num]
+
+    def _rows(self, name: str, stop: int | None = None) -> Array | None:
+        parts: list[Array] = []
+        for path in sorted(self.blocks.glob("*.safetensors")):
+            if not _BLOCK.fullmatch(path.name):
+                continue
+            stored = read_arrays(path, name)
+            if stored is None or name not in stored[0]:
+                break
+            parts.append(stored[0][name])
+            if stop is not None and sum(map(len, parts)) >= stop:
+                break
+        return np.concatenate(parts) if parts else None
+
+
+def paired(a: EvaluatedRun, b: EvaluatedRun) -> bool:
+    """Whether sample i of both has the same seed and was asked for by the same class."""
+    mine, theirs = a.report, b.report
+    return (mine.kind, mine.seed, mine.samples, mine.labels_digest) == (
+        theirs.kind,
+        theirs.seed,
+        theirs.samples,
+        theirs.labels_digest,
+    )
+
+
+def obstacles(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Why figures of these runs do not compare, one line each."""
+    found = []
+    first = runs[0]
+    for run in runs[1:]:
+        mine, theirs = first.report, run.report
+        if mine.reference_digest != theirs.reference_digest:
+            found.append(f"{first.name} and {run.name} were measured against different reference data")
+        found += [
+            f"{first.name} and {run.name} used different weights of features {name}"
+            for name in sorted(mine.features.keys() & theirs.features.keys())
+            if mine.features[name].get("digest") != theirs.features[name].get("digest")
+        ]
+        if mine.samples != theirs.samples:
+            found.append(
+                f"{first.name} has {mine.samples:,} samples and {run.name} {theirs.samples:,}: distances "
+                "fall as samples grow; evaluate them at one number"
+            )
+        if mine.kind != theirs.kind:
+            found.append(f"{first.name} was measured on {mine.kind}, {run.name} on {theirs.kind}")
+    return found
+
+
+def metric_names(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Every figure that any run has, in the order of first appearance."""
+    return list(dict.fromkeys(name for run in runs for name in run.report.metrics))
+
+
+def best_run(runs: Sequence[EvaluatedRun], metric: str) -> int | None:
+    """Position of the best run by a figure; None where fewer than two have it."""
+    having = [index for index, run in enumerate(runs) if metric in run.report.metrics]
+    if len(having) < 2:
+        return None
+    higher = runs[having[0]].report.higher_is_better[metric]
+    chosen = max if higher else min
+    return chosen(having, key=lambda index: runs[index].report.metrics[metric])
