@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
+from sfumato.data.encoder_info import EncoderInfo
 from sfumato.data.location import open_file, read_bytes, size_of
 from sfumato.errors import DataError
 
@@ -55,6 +56,9 @@ class Manifest(Config):
     split: str = Field("", description="Which part of its source this is: train, val, or empty for all.")
     source: str = Field("", description="Where the images came from.")
     licence: str = Field("", description="Terms of use of the images.")
+    encoder: EncoderInfo | None = Field(
+        None, description="What made the arrays beside the images, where `sfumato precompute` wrote the set."
+    )
 
     @property
     def samples(self) -> int:

@@ -1,0 +1,149 @@
+"""Precomputation: a frozen encoder's arrays of every sample, written beside its image into new shards.
+
+The new data set has the old one's shards, keys, images, labels and captions, byte for byte, and for each
+sample the arrays as npy members; so it trains, and is evaluated against, like the old one. Shards are
+written one by one into a folder beside the destination whose name says of what by what they are made:
+finished ones are kept when the work is interrupted, and the destination appears when all are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.data import encoded, index
+from sfumato.data.encoder_info import EncoderInfo
+from sfumato.data.faults import ImageFault
+from sfumato.data.images import bombs_refused, decoded
+from sfumato.data.index import ShardIndex, load_shard
+from sfumato.data.location import open_file
+from sfumato.data.manifest import FILE, Manifest, ShardInfo
+from sfumato.data.tar import BLOCK, TarWriter
+from sfumato.errors import DataError
+
+ROWS = 64
+"""Images that an encoder sees at once, always as many: the arithmetic of a sample does not depend on which
+others are computed with it."""
+_EXTENSIONS = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp"), (b"\x93NUMPY", "npy"))
+
+
+class ShardEncoder(Protocol):
+    """What turns images (or, for another encoder, captions) into arrays."""
+
+    @property
+    def info(self) -> EncoderInfo: ...
+    def encode(
+        self, image_NHWC: NDArray[np.uint8], captions: Sequence[str | None]
+    ) -> Mapping[str, NDArray[Any]]:
+        """The arrays that `info` names, [N, *shape] each, of uint8 images and their captions."""
+        ...
+
+
+def draft_folder(dest: Path, info: EncoderInfo) -> Path:
+    """Where the shards are gathered until all are there."""
+    identity = hashlib.sha256(info.model_dump_json(exclude={"run"}).encode()).hexdigest()[:12]
+    return dest.with_name(f".{dest.name}-precomputing-{identity}")
+
+
+def encode_shard(
+    folder: str, manifest: Manifest, number: int, encoder: ShardEncoder, draft: Path
+) -> ShardInfo:
+    """Write one shard with its index into `draft`; a finished one is taken as it is.
+
+    Raises DataError for an image that cannot be used: an encoded set has no gaps.
+    """
+    shard = manifest.shards[number]
+    done = draft / f"{shard.name}.json"
+    if done.is_file():
+        return ShardInfo.model_validate_json(done.read_text())
+    rows = load_shard(folder, shard)
+    names = [array.name for array in encoder.info.arrays]
+    offsets: dict[str, list[int]] = {name: [] for name in names}
+    partial = draft / f".{shard.name}.part"
+    with partial.open("wb") as file:
+        tar = TarWriter(file)
+        for row, content, arrays in _encoded(folder, manifest, shard, rows, encoder):
+            _add(tar, rows, row, content)
+            for name in names:
+                tar.add(f"{rows.keys[row].as_py()}.{name}.npy", raw := encoded.npy(arrays[name]))
+                offsets[name].append(tar.bytes - len(raw) - -len(raw) % BLOCK)
+        digest = tar.finish()
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, draft / shard.name)
+    info = shard.model_copy(update={"bytes": tar.bytes, "sha256": digest})
+    index.build(draft, shard.name).save(draft, info)
+    encoded.save_places(draft, shard.name, digest, rows.keys.to_pylist(), offsets)
+    done.write_text(info.model_dump_json())  # last: what it vouches for is there
+    return info
+
+
+def finish(
+    manifest: Manifest, shards: Iterable[ShardInfo], info: EncoderInfo, draft: Path, dest: Path
+) -> Manifest:
+    """Write the manifest and put the folder in its place."""
+    whole = manifest.model_copy(update={"shards": tuple(shards), "encoder": info})
+    for shard in whole.shards:
+        (draft / f"{shard.name}.json").unlink(missing_ok=True)
+    whole.save(draft)
+    draft.chmod(0o755)
+    os.replace(draft, dest)
+    return Manifest.load(dest)
+
+
+def check_destination(dest: Path) -> None:
+    """Raises DataError where the destination is taken, or is no local folder."""
+    if "://" in str(dest):
+        raise DataError(f"{dest}: precompute into a local folder, then copy it")
+    if (dest / FILE).is_file():
+        raise DataError(f"{dest}: holds a data set already; choose another place")
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise DataError(f"{dest}: exists and is not empty; choose another place")
+
+
+def _encoded(
+    folder: str, manifest: Manifest, shard: ShardInfo, rows: ShardIndex, encoder: ShardEncoder
+) -> Iterator[tuple[int, bytes, dict[str, NDArray[Any]]]]:
+    """Every sample in order: its place, its image's bytes, its arrays."""
+    image = manifest.image_of(shard)
+    with open_file(folder, shard.name) as file, bombs_refused():
+        for first in range(0, len(rows), ROWS):
+            chosen = range(first, min(first + ROWS, len(rows)))
+            contents, pixels = [], np.zeros((ROWS, image.height, image.width, image.channels), np.uint8)
+            for row in chosen:
+                file.seek(int(rows.offsets[row]))
+                contents.append(bytes(file.read(int(rows.sizes[row]))))
+                try:
+                    pixels[row - first] = decoded(contents[-1], image)
+                except ImageFault as fault:
+                    raise DataError(f"{folder}: {shard.name}: {rows.keys[row]}: {fault}") from None
+            captions = rows.captions.slice(first, len(chosen)).to_pylist()
+            arrays = encoder.encode(pixels, captions + [None] * (ROWS - len(chosen)))
+            _check(arrays, encoder.info)
+            for row, content in zip(chosen, contents, strict=True):
+                yield row, content, {name: array[row - first] for name, array in arrays.items()}
+
+
+def _check(arrays: Mapping[str, NDArray[Any]], info: EncoderInfo) -> None:
+    for array in info.arrays:
+        found = arrays[array.name]
+        assert found.shape == (ROWS, *array.shape), array
+        assert found.dtype == np.dtype(array.dtype), array
+        if not np.isfinite(found).all():
+            raise DataError(f"the encoder's {array.name} is not finite; was it trained to the end?")
+
+
+def _add(tar: TarWriter, rows: ShardIndex, row: int, content: bytes) -> None:
+    key, label, caption = rows.keys[row].as_py(), int(rows.labels[row]), rows.captions[row].as_py()
+    extension = next(name for magic, name in _EXTENSIONS if content.startswith(magic))
+    tar.add(f"{key}.{extension}", content)
+    if label != index.NO_LABEL:
+        tar.add(f"{key}.cls", str(label).encode())
+    if caption is not None:
+        tar.add(f"{key}.txt", caption.encode())
