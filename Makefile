@@ -64,6 +64,6 @@ $(VENV)/.runtime: $(VENV)/.torch $(INPUTS)
 # torch-fidelity, which metrics are tested against, asks for torchvision, which nothing here uses.
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Installing what the tests need"
-	@$(INSTALL) -c constraints.txt -e '.[dev,features]'
+	@$(INSTALL) -c constraints.txt -e '.[dev,features,deepspeed]'
 	@$(INSTALL) --no-deps $(shell grep '^torch-fidelity==' constraints.txt)
 	@touch $@

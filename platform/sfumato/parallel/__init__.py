@@ -5,11 +5,14 @@ from __future__ import annotations
 from sfumato.errors import CapabilityError
 from sfumato.parallel.config import ParallelSettings
 from sfumato.parallel.ddp import Ddp
+from sfumato.parallel.deepspeed import Zero1, Zero2, Zero3
 from sfumato.parallel.fsdp import Fsdp
 from sfumato.parallel.single import Single
 from sfumato.parallel.strategy import Options, Placement, Strategy
 
-STRATEGIES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in (Single, Ddp, Fsdp)}
+STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.name: strategy for strategy in (Single, Ddp, Fsdp, Zero1, Zero2, Zero3)
+}
 
 __all__ = ["STRATEGIES", "Options", "ParallelSettings", "Placement", "Strategy", "make"]
 

@@ -27,7 +27,7 @@ class FsdpSettings(Config):
 class ParallelSettings(Config):
     """Nothing here changes a result; it says how the work is spread."""
 
-    strategy: Literal["single", "ddp", "fsdp"] = Field(
+    strategy: Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"] = Field(
         "ddp",
         description="`single` keeps the networks in one worker; `ddp` replicates them over all; `fsdp` "
         "shards parameters, gradients, optimizer state and averages (FSDP2); `zero1`, `zero2` and `zero3` "

@@ -52,6 +52,13 @@ class Sharded(Ddp):
                     states.setdefault(name, {})[key] = tensor.detach().to("cpu", copy=True)
         return states
 
+    def _layout(self) -> dict[str, Tensor]:
+        return {
+            f"nets/{name}/{key}": tensor
+            for name, module in self._plain.items()
+            for key, tensor in module.state_dict().items()
+        }
+
     @abstractmethod
     def _tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """The network's state dict, one whole tensor at a time. Every rank goes through all of it."""

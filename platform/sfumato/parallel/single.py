@@ -84,10 +84,7 @@ class Single(Strategy):
                     recompute(block)
             if self.options.compile:
                 module.compile()  # in place: names in the state dict stay as they are
-            self._trained[name] = self._wrap(name, module)
-            self._learning[name] = [p for p in module.parameters() if p.requires_grad]
-            self._parameters[name] = self._updated(name)
-            self._optimizers[name] = training.optimizer.build(self._parameters[name].values())
+            self._lay_out(name)
         for shadow, source in self._source.items():
             self._wrap_shadow(shadow)
             # Listed once: walking the modules costs as much as the update of a small network.
@@ -135,12 +132,12 @@ class Single(Strategy):
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        targets = self._net_state()
-        transfer.check(targets, state)
-        for name, tensor in targets.items():
+        transfer.check(self._layout(), state)
+        for name, tensor in self._net_state().items():
             self._fill(tensor, state[name])
         for name, parameters in self._parameters.items():
             for key, parameter in parameters.items():
+                self._optimizers[name].state.pop(parameter, None)
                 if moments := dict(transfer.moments(state, name, key)):
                     self._optimizers[name].state[parameter] = {
                         kind: self._own(name, key, value) for kind, value in moments.items()
@@ -157,6 +154,13 @@ class Single(Strategy):
 
     def _place(self, module: nn.Module) -> nn.Module:
         return module.to(self.placement.device)
+
+    def _lay_out(self, name: str) -> None:
+        """Make a network trainable: what phases call, and the optimizer of its parameters."""
+        self._trained[name] = self._wrap(name, self._raw[name])
+        self._learning[name] = [p for p in self._raw[name].parameters() if p.requires_grad]
+        self._parameters[name] = self._updated(name)
+        self._optimizers[name] = self._training[name].optimizer.build(self._parameters[name].values())
 
     def _wrap(self, name: str, module: nn.Module) -> nn.Module:
         """What a phase calls to train the module."""
@@ -189,6 +193,10 @@ class Single(Strategy):
     def _spread(self, name: str, key: str, moment: Tensor) -> Tensor:
         """A moment as `state` shows it."""
         return moment
+
+    def _layout(self) -> dict[str, Tensor]:
+        """Names and whole shapes of what `load` expects of the networks."""
+        return self._net_state()
 
     def _net_state(self) -> dict[str, Tensor]:
         return {

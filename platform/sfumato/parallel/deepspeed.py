@@ -1,0 +1,224 @@
+"""DeepSpeed's ZeRO, stages 1 to 3 (Rajbhandari et al. 2020): one engine a trained network.
+
+DeepSpeed is told to leave alone what this package decides: precision (autocast around the loss), the
+learning rate of a step, when gradients meet, and the update rule, which is torch's own on flat pieces of the
+parameters. Losses call the plain network, whose hooks are DeepSpeed's; `engine.forward` adds to that only
+what is done here per micro-batch, and would switch autocast off.
+
+Stages 1 and 2 keep parameters whole on every rank, so a loss may differentiate twice. Stage 3 keeps 1/N of
+every parameter, and an average is an engine without an optimizer, so that it can be called like its source.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sfumato.parallel import transfer
+from sfumato.parallel.ddp import Ddp
+from sfumato.parallel.features import Feature
+from sfumato.parallel.sharded import Sharded
+from sfumato.parallel.single import Tensors
+from sfumato.parallel.strategy import Options, Placement
+from sfumato.parallel.zero_engine import make_engine
+from sfumato.parallel.zero_pieces import Piece, flats, pieces, stored_piece
+
+
+class Zero(Ddp):
+    """What the stages have in common."""
+
+    stage: ClassVar[int]
+    features = Ddp.features | {Feature.OFFLOAD, Feature.SHARDED_OPTIMIZER}
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        if importlib.util.find_spec("deepspeed") is None:
+            return (
+                f"parallel.strategy={cls.name} needs DeepSpeed: pip install 'sfumato[deepspeed]', or use "
+                "parallel.strategy=fsdp"
+            )
+        return None
+
+    def __init__(self, placement: Placement, options: Options | None = None) -> None:
+        super().__init__(placement, options)
+        self._engines: dict[str, Any] = {}
+
+    def accumulate(
+        self, trains: str, *, last: bool, second_order: bool = False
+    ) -> AbstractContextManager[None]:
+        engine = self._engines[trains]
+        engine.set_gradient_accumulation_boundary(last)
+        engine.optimizer.clear_backward_seen_flag()  # a new micro-batch adds to what was there before
+        return nullcontext()
+
+    def backward(self, trains: str, loss: Tensor) -> None:
+        # DeepSpeed averages over ranks, as DDP does.
+        self._engines[trains].backward(loss * self.placement.world_size)
+
+    def step(self, trains: str, *, lr: float, max_norm: float | None) -> Tensor:
+        engine = self._engines[trains]
+        for group in engine.optimizer.optimizer.param_groups:
+            group["lr"] = lr
+        engine.optimizer.clip_grad = max_norm or 0.0
+        # A norm that is not finite is an overflow to DeepSpeed: it skips the update and reports infinity.
+        engine.step()
+        return torch.as_tensor(engine.get_global_grad_norm(), device=self.placement.device).float()
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        transfer.check(self._layout(), state)
+        self._load_nets(state)
+        for name in self._training:
+            self._load_moments(name, state)
+
+    def _load_nets(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in self._net_state().items():
+            tensor.copy_(state[name])
+        for name in self._training:
+            self._engines[name].optimizer.refresh_fp32_params()
+
+    def _load_moments(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Fill the flat moments from those of the parameters; without any, there are none afterwards."""
+        optimizer = self._engines[name].optimizer
+        flat_states = optimizer.optimizer.state
+        flat_states.clear()
+        keys = [key for key, _ in self._raw[name].named_parameters()]
+        kinds = next((found for key in keys if (found := dict(transfer.moments(state, name, key)))), {})
+        if not kinds:
+            return
+        for flat in flats(optimizer, self.stage):
+            flat_states[flat] = {
+                # The step count is the same for all parameters of a network.
+                kind: torch.zeros_like(flat) if value.dim() else value.to(flat.device, copy=True)
+                for kind, value in kinds.items()
+            }
+        for key, piece in self._pieces(name).items():
+            for kind, value in transfer.moments(state, name, key):
+                if value.dim():
+                    piece.of(flat_states[piece.flat][kind]).copy_(piece.cut(value))
+
+    def _lay_out(self, name: str) -> None:
+        module, training = self._raw[name], self._training[name]
+        self._learning[name] = [p for p in module.parameters() if p.requires_grad]
+        optimizer = training.optimizer.build(self._learning[name])
+        self._engines[name] = make_engine(module, optimizer, self.stage, offload=self.options.offload)
+        self._trained[name] = module
+
+    def _pieces(self, name: str) -> dict[str, Piece]:
+        """What this rank's optimizer holds of each parameter of a trained network."""
+        return pieces(self._raw[name], self._engines[name].optimizer, self.stage, self.placement.rank)
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        """Moments are put together one by one, and each is kept by one rank, which will write it."""
+        state = {}
+        for name in self._training:
+            mine, flat_states = self._pieces(name), self._engines[name].optimizer.optimizer.state
+            for turn, (key, parameter) in enumerate(self._raw[name].named_parameters()):
+                owner = turn % self.placement.world_size
+                for kind, count in self._kinds(flat_states):
+                    entry = f"optim/{name}/{key}/{kind}"
+                    if count is not None:
+                        state[entry] = count
+                        continue
+                    shape = getattr(parameter, "ds_shape", parameter.shape)
+                    whole = torch.zeros(shape.numel(), device=self.placement.device)
+                    if (piece := mine.get(key)) is not None:
+                        piece.cut(whole).copy_(piece.of(flat_states[piece.flat][kind]))
+                    dist.reduce(whole, dst=owner)
+                    if owner == self.placement.rank:
+                        state[entry] = whole.view(shape)
+        return state
+
+    @staticmethod
+    def _kinds(flat_states: Mapping[Tensor, Mapping[str, Any]]) -> list[tuple[str, Tensor | None]]:
+        """Kinds of moments, the same on every rank; the step count comes with its value."""
+        first = next(iter(flat_states.values()), {})
+        return [
+            (kind, value if not value.dim() else None)
+            for kind, value in first.items()
+            if isinstance(value, Tensor)
+        ]
+
+
+class Zero1(Zero):
+    """Optimizer state sharded."""
+
+    name = "zero1"
+    about = "parameters, gradients and averages; 1/N of optimizer state"
+    stage = 1
+    features = Zero.features
+
+
+class Zero2(Zero):
+    """Optimizer state and gradients sharded."""
+
+    name = "zero2"
+    about = "parameters and averages; 1/N of gradients and optimizer state"
+    stage = 2
+    features = Zero.features
+
+
+class Zero3(Zero, Sharded):
+    """Optimizer state, gradients, parameters and averages sharded."""
+
+    name = "zero3"
+    about = "1/N of parameters, gradients, optimizer state and averages"
+    stage = 3
+    features = (Zero.features | {Feature.SHARDED_PARAMETERS}) - {Feature.SECOND_ORDER}
+
+    def _place(self, module: nn.Module) -> nn.Module:
+        return module  # the engine brings it to the device, cut
+
+    def follow(self, shadow: str, weight: float) -> None:
+        # DeepSpeed may point its parameters at other memory with every update.
+        self._followed[shadow] = (self._held(shadow), self._held(self._source[shadow]))
+        super().follow(shadow, weight)
+
+    def _wrap_shadow(self, name: str) -> None:
+        self._engines[name] = make_engine(self._raw[name], None, self.stage)
+
+    def _held(self, name: str) -> Tensors:
+        return [parameter.ds_tensor.data for parameter in self._raw[name].parameters()]  # type: ignore[attr-defined]
+
+    def _load_nets(self, state: Mapping[str, Tensor]) -> None:
+        for name, module in self._raw.items():
+            if name in self._frozen:
+                continue
+            updated = self._pieces(name) if name in self._training else {}
+            for key, parameter in module.named_parameters():
+                whole = state[f"nets/{name}/{key}"]
+                for piece in (stored_piece(parameter, self.placement.rank), updated.get(key)):
+                    if piece is not None:
+                        piece.of(piece.flat.data).copy_(piece.cut(whole))
+            for key, buffer in module.named_buffers():
+                if f"nets/{name}/{key}" in state:
+                    buffer.copy_(state[f"nets/{name}/{key}"])
+
+    def _net_state(self) -> dict[str, Tensor]:
+        """Whole tensors, put together one by one, each kept by one rank, which will write it."""
+        return {
+            f"nets/{name}/{key}": tensor
+            for name in self._plain
+            for turn, (key, tensor) in enumerate(self._tensors(name))
+            if turn % self.placement.world_size == self.placement.rank
+        }
+
+    @torch.no_grad()
+    def _tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        parameters = dict(self._raw[name].named_parameters(remove_duplicate=False))
+        for key, tensor in self._raw[name].state_dict().items():
+            if key not in parameters:
+                yield key, tensor
+                continue
+            parameter: Any = parameters[key]
+            whole = torch.zeros(parameter.ds_numel, device=self.placement.device)
+            if (piece := stored_piece(parameter, self.placement.rank)) is not None:
+                piece.cut(whole).copy_(piece.of(piece.flat))
+            dist.all_reduce(whole)
+            yield key, whole.view(parameter.ds_shape)

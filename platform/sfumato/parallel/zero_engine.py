@@ -1,0 +1,53 @@
+"""Starts DeepSpeed's engines. DeepSpeed is imported here and nowhere else, when the first engine is made."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def make_engine(
+    module: nn.Module, optimizer: torch.optim.Optimizer | None, stage: int, *, offload: bool = False
+) -> Any:
+    """An engine around the module, in place; without an optimizer (stage 3) it only shards and gathers."""
+    deepspeed = _import()
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0  # small parameters are sharded as well
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,  # numbers that DeepSpeed wants to be told, and nothing reads
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**12,
+    }
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    return engine
+
+
+def _import() -> Any:
+    """DeepSpeed, kept from compiling anything."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # A build that was killed leaves a lock in the shared folder, on which every later start waits for ever.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", tempfile.mkdtemp(prefix="sfumato-extensions-"))
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # 30 s of C++ for CPUs of one machine
+    if not deepspeed.comm.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        deepspeed.init_distributed(dist_backend=backend)  # joins the process group that there is
+    return deepspeed
