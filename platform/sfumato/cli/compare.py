@@ -1,0 +1,64 @@
+"""`sfumato compare`: runs side by side, blind studies, votes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sfumato.cli.arguments import AsJson, open_display, show
+from sfumato.errors import ConfigError
+
+
+def compare(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN RUN ...", help="Evaluated runs, or folders with a report.json.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a self-contained page (HTML) to this file.")] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a blind study of the runs' samples into this folder, or (with --votes) its folder."
+        ),
+    ] = None,
+    votes: Annotated[
+        list[Path] | None, typer.Option(help="Count the votes of a study; once for each voter's file.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="With --study: images of each run to ask about.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="With --study: order and sides.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare evaluated runs: a table with intervals and tests, a page, or what people prefer."""
+    from sfumato.runtime import compare as comparing
+
+    if votes:
+        if runs:
+            raise ConfigError("--votes counts the votes of a study; leave the runs out")
+        data, table = comparing.count_votes(votes, study)
+        _print(data, table, as_json)
+        if not as_json and data["strengths"] is None:
+            Console(stderr=True).print("no strengths: somebody won or lost every vote", highlight=False)
+        return
+    with open_display() as display:
+        words = runs or []
+        if study is not None:
+            made = comparing.study(words, study, images=images, seed=seed, root=Path.cwd(), display=display)
+            show(made, as_json, f"{made['page']}  (keep {made['key']} to yourself)")
+            return
+        data, table = comparing.compare(words, out=out, root=Path.cwd(), display=display)
+    _print(data, table, as_json)
+    if out is not None and not as_json:
+        print(out)
+
+
+def _print(data: object, table: object, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(data))
+    else:
+        Console().print(table)

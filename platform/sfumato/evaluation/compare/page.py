@@ -1,0 +1,88 @@
+"""The comparison as one HTML file that needs nothing else: plots and pictures are in it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sfumato import __version__
+from sfumato.evaluation.compare import figures
+from sfumato.evaluation.compare.differences import differences
+from sfumato.evaluation.compare.runs import EvaluatedRun, obstacles, paired
+from sfumato.evaluation.compare.table import Row
+from sfumato.evaluation.pictures import NEIGHBOURS, PREVIEW
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(name: str, **values: Any) -> str:
+    """A template of this package, filled; whatever is not marked as safe is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(name).render(**values)
+
+
+def report_page(runs: Sequence[EvaluatedRun], table: Sequence[Row]) -> str:
+    """The page."""
+    return render(
+        "report.html",
+        title=" · ".join(run.name for run in runs),
+        when=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        version=__version__,
+        runs=runs,
+        colours=[figures.colour(i) for i in range(len(runs))],
+        table=table,
+        obstacles=obstacles(runs),
+        pareto=_pareto(runs, table),
+        curves=_curves(runs),
+        same_noise=all(paired(runs[0], run) for run in runs[1:]),
+        pictures=[(picture(run.folder / PREVIEW), picture(run.folder / NEIGHBOURS)) for run in runs],
+        differences=differences([run.recipe for run in runs]),
+        methods=_methods(runs, table),
+    )
+
+
+def picture(path: Path) -> str | None:
+    """A PNG as a data URI, or None where there is none."""
+    if not path.is_file():
+        return None
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _pareto(runs: Sequence[EvaluatedRun], table: Sequence[Row]) -> list[str]:
+    """Quality against seconds and against network passes, for the figures that most runs have."""
+    seconds = [run.report.seconds_per_image for run in runs]
+    passes = [run.report.evaluations_per_image for run in runs]
+    plots = []
+    for row in table:
+        for costs, label in ((seconds, "seconds an image"), (passes, "network passes an image")):
+            plots.append(figures.pareto(runs, row.metric, costs, label))
+    return [plot for plot in plots if plot is not None]
+
+
+def _curves(runs: Sequence[EvaluatedRun]) -> list[tuple[str, str, str]]:
+    """Name, plot against images, plot against time."""
+    names = dict.fromkeys(name for run in runs for name in run.curves)
+    found = []
+    for name in names:
+        images = figures.curves(runs, name, against="images")
+        minutes = figures.curves(runs, name, against="time")
+        if images is not None and minutes is not None:
+            found.append((name, images, minutes))
+    return found
+
+
+def _methods(runs: Sequence[EvaluatedRun], table: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """For every figure how its interval and its test against the best were made."""
+    found = []
+    for row in table:
+        intervals = {str(run.report.intervals.get(row.metric, {}).get("method", "none")) for run in runs}
+        tests = {cell.against_best.method for cell in row.cells if cell.against_best is not None}
+        found.append((row.metric, ", ".join(sorted(intervals)), ", ".join(sorted(tests)) or "none"))
+    return found
