@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sfumato import __version__
-from sfumato.cli import compare, data, machine, models, recipes, runs
+from sfumato.cli import compare, data, machine, models, precompute, recipes, runs
 from sfumato.errors import Interrupted, SfumatoError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ _COMMANDS = (
     models.sample,
     models.export,
     data.pack,
+    precompute.precompute,
     machine.ui,
     machine.doctor,
 )

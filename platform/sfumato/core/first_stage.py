@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from sfumato.core.batch import DataSpec
+from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.config import Config
 from sfumato.errors import ConfigError
 
@@ -65,6 +65,22 @@ class Tokenizer(FirstStage, Protocol):
     def decode_codes(self, codes_Bhw: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1]."""
         ...
+
+
+LATENT_MEAN, LATENT_STD, CODES = "latent_mean", "latent_std", "codes"
+"""Columns of a batch that was encoded beforehand."""
+
+
+def latent_of(stage: FirstStage, batch: Batch) -> Latent:
+    """The latents of a batch: those that the data brings (`sfumato precompute`), else of its images."""
+    if LATENT_MEAN in batch:
+        return Latent(batch[LATENT_MEAN], batch[LATENT_STD])
+    return stage.encode(batch["image"])
+
+
+def codes_of(stage: Tokenizer, batch: Batch) -> Tensor:
+    """The codes of a batch, int64 [B, h, w]: those that the data brings, else of its images."""
+    return batch[CODES] if CODES in batch else stage.codes(batch["image"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import EmaOf, Frozen, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
-from sfumato.core.first_stage import OpenStage, Tokenizer
+from sfumato.core.first_stage import CODES, OpenStage, Tokenizer, codes_of
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.autoregressive.config import AutoregressiveConfig, SamplingConfig, TransformerConfig
@@ -50,11 +50,9 @@ class CodeTransformer:
 
     def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
         """Adds `codes` [B, h, w], unless the data brings them."""
-        if "codes" in batch:
-            return batch
         stage = nets["first_stage"]
         assert isinstance(stage, Tokenizer)
-        return {**batch, "codes": stage.codes(batch["image"])}
+        return {**batch, CODES: codes_of(stage, batch)}
 
     def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]; without labels a conditional model draws from no class."""
@@ -72,7 +70,7 @@ class CodeTransformer:
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """Mean negative log-likelihood of a code, in nats."""
-        codes_BT = batch["codes"].flatten(1).long()
+        codes_BT = batch[CODES].flatten(1).long()
         label_B = self._labels(batch, rng)
         logits_BTL, _ = nets["network"](codes_BT[:, :-1], label_B)
         loss_B = F.cross_entropy(logits_BTL.transpose(1, 2), codes_BT, reduction="none").mean(dim=1)
@@ -80,7 +78,7 @@ class CodeTransformer:
 
     def _labels(self, batch: Batch, rng: Rng) -> Tensor:
         """The class tokens, some dropped: the last one stands for no class."""
-        none_B = torch.full((rng.rows,), self._classes, device=batch["codes"].device)
+        none_B = torch.full((rng.rows,), self._classes, device=batch[CODES].device)
         if not self._classes:
             return none_B
         return torch.where(rng.uniform() < self._label_dropout, none_B, batch["label"])

@@ -1,0 +1,50 @@
+"""`sfumato precompute`: run a frozen encoder over a data set once, instead of in every epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sfumato.cli.arguments import AsJson, open_display, show
+
+
+def precompute(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|RUN",
+            help="A recipe whose model has a first stage, or a run that can be one (family vae, kl or vq).",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Packed data set.", show_default=False)],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder for the new set.", show_default=False)],
+    arrays: Annotated[
+        Literal["auto", "latents", "codes"],
+        typer.Option(
+            help="What to keep: latents as mean and standard deviation, or codes (auto: if it has any)."
+        ),
+    ] = "auto",
+    actors: Annotated[int, typer.Option(min=1, help="How many shards are encoded at once.")] = 1,
+    cpus: Annotated[float, typer.Option(min=0.1, help="CPUs of each actor.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each actor; a fraction shares one.")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Encode a data set beforehand; goes on where it was interrupted."""
+    from sfumato.runtime import precompute as runtime
+
+    with open_display() as display:
+        report = runtime.precompute(
+            target,
+            data,
+            dest,
+            kind=arrays,
+            actors=actors,
+            cpus=cpus,
+            gpus=gpus,
+            root=Path.cwd(),
+            display=display,
+        )
+    show(report, as_json, f"{report['samples']:,} samples with {', '.join(report['arrays'])} in {dest}")
