@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sfumato.core.first_stage import FirstStageConfig, recorded
+from sfumato.data.manifest import Manifest
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.recipe import Recipe
 from sfumato.runtime.resolve import model_of
@@ -48,6 +49,26 @@ def look_up(stage: FirstStageConfig, root: Path) -> FirstStageConfig:
             f"{FIELD}.digest says {str(stage.digest)[:12]}; put the old model back, or leave the digest out"
         )
     return FirstStageConfig(run=str(folder), digest=digest, model=model)
+
+
+def check_data(recipe: Recipe, manifest: Manifest) -> None:
+    """Data that was encoded beforehand has to come from the recipe's own first stage, unchanged since.
+
+    Raises ConfigError in one line.
+    """
+    stage, encoder = getattr(recipe.model, "first_stage", None), manifest.encoder
+    if encoder is None or not isinstance(stage, FirstStageConfig):
+        return
+    if encoder.digest != stage.digest:
+        raise ConfigError(
+            f"data.path: {recipe.data.path} was encoded by {encoder.run} (digest {encoder.digest[:12]}), the "
+            f"recipe's first stage has digest {str(stage.digest)[:12]}; run `sfumato precompute` with it"
+        )
+    if recipe.data.transforms:
+        raise ConfigError(
+            "data.transforms: arrays that were encoded beforehand do not follow them; leave them out, or "
+            "train from the images"
+        )
 
 
 def model_folder(run: str, root: Path) -> Path:
