@@ -69,6 +69,12 @@ def evaluate(
         typer.Option(help="Resize images to the reference's size; without it another size is refused."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report and finished blocks.")] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz", help="Write mu and sigma of the images' features, and compare nothing."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run, a checkpoint, or images against real ones; done before alike, it is only shown."""
@@ -85,7 +91,7 @@ def evaluate(
         "actors": actors,
     }
     changes = {field: value for field, value in given.items() if value is not None}
-    request = Request(changes, against=against, resize=resize, out=out)
+    request = Request(changes, against=against, resize=resize, out=out, statistics=statistics)
     found = target_of(target, root=Path.cwd())
     if found.kind in ("recipe", "run") and request.plain:
         assert found.recipe is not None
@@ -103,4 +109,5 @@ def evaluate(
         result = measure(found, request, overrides or [], root=Path.cwd(), display=display)
         if not as_json:
             display.table(found.about, report.figures(result))
-    show(result, as_json, str(Path(result["folder"]) / "report.json"))
+    written = result.get("statistics") or [str(Path(result["folder"]) / "report.json")]
+    show(result, as_json, "\n".join(written))

@@ -42,7 +42,7 @@ def write_neighbours(
     Nearest is by Euclidean distance of the features, and the pair that is closest of all comes first: a model
     that copies its training images shows it here.
     """
-    if num == 0:
+    if num == 0 or len(real.embedding_ND) == 0:
         return None
     near_N, distance_N = nearest(generated.take(np.arange(num)), real)
     chosen = np.argsort(distance_N, kind="stable")[:COLUMNS]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sfumato.evaluation.blocks import BITS, PAIR, BlockStore, Task
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.features.extractor import Extractor
@@ -65,7 +67,9 @@ def plan_blocks(
     samples = settings.samples if source.size is None else min(settings.samples, source.size)
     blocks = -(-samples // source.block)
     asked = source.kind == "samples" and source.conditional
-    counts_K = class_counts(next(iter(real.values())), reference.spec.num_classes) if asked else None
+    counts_K = class_counts(next(iter(real.values())), source.spec.num_classes) if asked else None
+    if asked and counts_K is None:  # a reference whose images are not there: all classes alike
+        counts_K = np.ones(source.spec.num_classes, np.int64)
     label_N = None if counts_K is None else stratified_labels(counts_K, blocks * source.block)
     tasks = [
         Task(

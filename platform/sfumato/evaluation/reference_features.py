@@ -11,6 +11,7 @@ from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.features.extractor import Extracted, Extractor
 from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.evaluation.reference import ImageBlock, Reference
+from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.statistics import Int64Array
 from sfumato.evaluation.store import Array, digest
 
@@ -24,6 +25,8 @@ def reference_features(reference: Reference, extractor: Extractor, cache: Featur
     Raises DataError for images or labels that are not what the reference's `spec` says.
     """
     key = digest("reference", reference.digest, extractor.digest)
+    if isinstance(reference, StatisticsReference):
+        return reference.features(extractor)
     cache = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
     name = f"reference-{extractor.name}-{key}.safetensors"
     stored = cache.read(name)

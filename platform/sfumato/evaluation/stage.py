@@ -27,6 +27,7 @@ from sfumato.evaluation.pictures import write_neighbours, write_preview
 from sfumato.evaluation.plan import Plan, plan_blocks
 from sfumato.evaluation.reference import PackedReference, Reference
 from sfumato.evaluation.reference_features import reference_features
+from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.report import TERMS, EvaluationReport
 from sfumato.evaluation.selection import Selection
 from sfumato.evaluation.source import (
@@ -117,6 +118,8 @@ def evaluate_source(
     start = time.perf_counter()
     source = load(model_folder, settings.sampling)
     _check_comparable(source, reference)
+    if isinstance(reference, StatisticsReference):
+        settings = reference.narrowed(settings)
     selection = _select(settings, source, reference)
     _check_enough(selection, settings, source, reference)
     features = FeatureCache(settings.cache or cache)
@@ -218,6 +221,7 @@ def _check_comparable(source: SampleSource, reference: Reference) -> None:
     if (
         source.kind == "samples"
         and source.conditional
+        and not isinstance(reference, StatisticsReference)
         and source.spec.num_classes != reference.spec.num_classes
     ):
         raise DataError(

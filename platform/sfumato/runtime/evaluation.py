@@ -12,10 +12,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from sfumato import recipe as recipes
+from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.images import Resize, Resized, open_images
 from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.reference_features import reference_features
+from sfumato.evaluation.reference_statistics import (
+    StatisticsReference,
+    is_statistics,
+    write_statistics,
+)
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate, evaluate_images
 from sfumato.recipe import Recipe
@@ -24,6 +31,7 @@ from sfumato.runtime.display import Display
 from sfumato.runtime.resolve import model_of
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.targets import Target
+from sfumato.sampling.model_folder import read_model_folder
 from sfumato.tracking.run import TrackerHandle
 from sfumato.tracking.store import Store
 
@@ -39,11 +47,13 @@ class Request:
     against: str | None = None
     resize: Resize | None = None
     out: Path | None = None
+    statistics: Path | None = None
+    """Where to write mean and covariance of the images' features, instead of comparing them."""
 
     @property
     def plain(self) -> bool:
         """Whether it is the evaluation that the recipe describes, at its own place."""
-        return self.against is None and self.out is None and self.resize is None
+        return not (self.against or self.out or self.resize or self.statistics)
 
     def overrides(self) -> list[str]:
         """The changes as overrides of a recipe."""
@@ -72,7 +82,9 @@ def measure(
         raise ConfigError(f"{overrides[0]!r} changes a recipe, and {target.about} has none: use the flags")
     settings = _settings(recipe, request)
     images = open_images(target.place) if target.kind == "images" else None
-    reference = _reference(target, request, recipe)
+    if request.statistics is not None:
+        return _write_statistics(target, images, settings, request.statistics, root, display)
+    reference = _reference(target, request, recipe, images, root)
     if images is not None:
         images = _resized(images, reference, request.resize)
         settings = _all_of(images, settings, request)
@@ -143,8 +155,7 @@ def _model(
     root: Path,
     display: Display,
 ) -> EvaluationReport:
-    place = target.place if target.run is None or target.kind == "checkpoint" else str(target.run.path)
-    with model_of(place, root=root) as found:
+    with model_of(_model_place(target), root=root) as found:
         return evaluate(
             settings,
             model_folder=found.model,
@@ -180,7 +191,11 @@ def _settings(recipe: Recipe | None, request: Request) -> EvaluateSettings:
         raise ConfigError(*recipes.explain(error, EvaluateSettings, ("evaluate",))) from None
 
 
-def _reference(target: Target, request: Request, recipe: Recipe | None) -> Reference:
+def _reference(
+    target: Target, request: Request, recipe: Recipe | None, images: Reference | None, root: Path
+) -> Reference:
+    if request.against is not None and is_statistics(request.against):
+        return StatisticsReference(request.against, images.spec if images else _made_by(target, root))
     if request.against is not None:
         return open_images(request.against)
     if recipe is None:
@@ -188,6 +203,48 @@ def _reference(target: Target, request: Request, recipe: Recipe | None) -> Refer
             f"{target.about}: against what? pass --against with packed shards or a folder of real images"
         )
     return open_images(recipe.data.path, recipe.data.on_error)
+
+
+def _made_by(target: Target, root: Path) -> DataSpec:
+    """What kind of images a model makes."""
+    with model_of(_model_place(target), root=root) as found:
+        return read_model_folder(found.model, trust=found.trusted).data
+
+
+def _model_place(target: Target) -> str:
+    return target.place if target.run is None or target.kind == "checkpoint" else str(target.run.path)
+
+
+def _write_statistics(
+    target: Target,
+    images: Reference | None,
+    settings: EvaluateSettings,
+    path: Path,
+    root: Path,
+    display: Display,
+) -> dict[str, Any]:
+    """Mean and covariance of features of all images, one file for each kind of features."""
+    if images is None:
+        raise ConfigError(
+            f"--statistics is for images, and {target.about} is none: sample it to a folder first"
+        )
+    display.stage("evaluate")
+    cache = root / "runs" / CACHE
+    chosen = settings.select(images.spec, conditional=images.spec.num_classes > 0, kind="images")
+    written = []
+    for kind, options in chosen.features.items():
+        extractor = kind.build(images, options, cache)
+        place = path if len(chosen.features) == 1 else path.with_name(f"{path.stem}-{kind.name}{path.suffix}")
+        write_statistics(place, reference_features(images, extractor, cache).moments)
+        written.append(str(place))
+    display.done(f"mu and sigma of {images.size:,} images")
+    return {
+        "metrics": {},
+        "kind": "images",
+        "samples": images.size,
+        "statistics": written,
+        "folder": str(path.parent),
+    }
 
 
 def _resized(images: Reference, reference: Reference, method: Resize | None) -> Reference:

@@ -1,0 +1,124 @@
+"""Statistics of a reference in the form in which they are passed around: an `.npz` with `mu` and `sigma`.
+
+`mu` [D] and `sigma` [D, D] are the mean and the unbiased covariance of features, as pytorch-fid, ADM's and
+many others' files have them. They allow a Fréchet distance and nothing else: all other metrics need the
+images. Whoever names such a file has to say which features it is of; the file itself does not.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sfumato.core.batch import DataSpec
+from sfumato.data.manifest import file_digest
+from sfumato.errors import ConfigError, DataError
+from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.features.extractor import Extractor
+from sfumato.evaluation.metrics.metric import FeatureSet
+from sfumato.evaluation.reference import ImageBlock
+from sfumato.evaluation.selection import AUTO
+from sfumato.evaluation.statistics import Moments
+from sfumato.evaluation.store import write_bytes
+
+USUAL_SAMPLES = 50_000
+"""Taken for the number of images behind a file that does not say it; the distance does not depend on it."""
+ONLY = "fd"
+
+
+@dataclass(frozen=True, eq=False)
+class MomentsOnly(FeatureSet):
+    """A set of which the moments are all that is left."""
+
+    given: Moments = field(default_factory=lambda: Moments.empty(0))
+
+    def __len__(self) -> int:
+        return self.given.n
+
+    @property
+    def moments(self) -> Moments:  # type: ignore[override]
+        """Those of the file."""
+        return self.given
+
+
+class StatisticsReference:
+    """A reference of which mean and covariance are known, for images of the kind `spec`.
+
+    Raises DataError for a file that is none.
+    """
+
+    def __init__(self, path: str | Path, spec: DataSpec) -> None:
+        self._path = Path(path)
+        self._moments = read_statistics(self._path)
+        self.spec = DataSpec(spec.channels, spec.height, spec.width)
+        self.size = self._moments.n
+        self.digest = file_digest(str(self._path.parent), self._path.name)
+
+    def features(self, extractor: Extractor) -> FeatureSet:
+        """The moments as a feature set. Raises DataError where they are of other features."""
+        dim = len(self._moments.mean_D)
+        if dim != extractor.dim:
+            raise DataError(
+                f"{self._path} has {dim} dimensions and features {extractor.name} {extractor.dim}: name the "
+                "features that it was made with (--features)"
+            )
+        return MomentsOnly(np.zeros((0, dim), np.float32), given=self._moments)
+
+    def narrowed(self, settings: EvaluateSettings) -> EvaluateSettings:
+        """The settings with the one metric that is possible. Raises ConfigError for others by name."""
+        if settings.features == AUTO:
+            raise ConfigError(f"{self._path} does not say which features it is of: pass --features")
+        asked = [settings.metrics] if isinstance(settings.metrics, str) else list(settings.metrics)
+        if asked not in ([AUTO], [ONLY]):
+            other = next(name for name in asked if name != ONLY)
+            raise ConfigError(f"{other} needs the reference's images, and {self._path} has moments alone")
+        return settings.model_copy(update={"metrics": ONLY})
+
+    def read(self, first: int, stop: int) -> ImageBlock:
+        """Never: the images are not there."""
+        raise DataError(f"{self._path} holds statistics alone, and this needs the reference's images")
+
+    def blocks(self) -> Iterator[ImageBlock]:
+        """Never, as `read`."""
+        yield self.read(0, 0)
+
+
+def is_statistics(place: str) -> bool:
+    """Whether a path is an .npz with `mu` and `sigma`; reads its table of contents alone."""
+    if not place.endswith(".npz") or not zipfile.is_zipfile(place):
+        return False
+    with zipfile.ZipFile(place) as archive:
+        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+
+
+def read_statistics(path: Path) -> Moments:
+    """The moments in a file. Raises DataError for what is no mean with its covariance."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            mu_D, sigma_DD = (np.asarray(archive[name], np.float64) for name in ("mu", "sigma"))
+            samples = int(archive["n"]) if "n" in archive else USUAL_SAMPLES
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path}: no statistics with mu and sigma: {str(error).splitlines()[0]}") from None
+    if mu_D.ndim != 1 or sigma_DD.shape != (len(mu_D), len(mu_D)):
+        raise DataError(
+            f"{path}: mu has shape {mu_D.shape} and sigma {sigma_DD.shape}; wanted [D] and [D, D]"
+        )
+    if not (np.isfinite(mu_D).all() and np.isfinite(sigma_DD).all()):
+        raise DataError(f"{path}: mu or sigma is not finite")
+    if samples < 2 or not np.allclose(sigma_DD, sigma_DD.T, rtol=1e-4, atol=1e-6):
+        raise DataError(
+            f"{path}: sigma is no covariance of 2 samples or more: it is not symmetric, or n={samples}"
+        )
+    return Moments(samples, mu_D, sigma_DD * (samples - 1))
+
+
+def write_statistics(path: Path, moments: Moments) -> None:
+    """`mu`, `sigma` and the number of images `n`, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, mu=moments.mean_D, sigma=moments.covariance_DD, n=np.int64(moments.n))
+    write_bytes(path, buffer.getvalue())
