@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from sfumato.core.batch import MicroBatch
 from sfumato.data import index, local
+from sfumato.data.blocks import BlockReader
 from sfumato.data.config import DataSettings
 from sfumato.data.location import open_file, read_bytes, size_of
 from sfumato.data.manifest import Manifest, verify
@@ -145,8 +146,7 @@ def test_part_of_a_shard_is_read_by_its_bytes_alone(bucket: str, digits: Path, g
     shard = manifest.shards[1]
     told = index.load_shard(uri, shard)  # once a process and shard
     before = gate.received
-    reader = local.RankPlan(DataSettings(path=uri, streams=4), manifest, 0, 0, 1).reader()
-    columns = reader.rows((Range(1, 100, 20),), torch.arange(20).numpy())
+    columns, _ = BlockReader.of_shard(uri, manifest, 1).as_they_are(Range(1, 100, 20))
     assert len(columns["image"]) == 20
     span = int(told.offsets[119] + told.sizes[119] - told.offsets[100])
     spent = gate.received - before

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from PIL import Image
 from sfumato.core.batch import MicroBatch
 from sfumato.data import index, local
 from sfumato.data.batches import MicroBatches
-from sfumato.data.blocks import Columns
+from sfumato.data.chunks import Chunk, from_table, to_table
 from sfumato.data.config import DataSettings
 from sfumato.data.images import decoded
 from sfumato.data.local import LocalReader, RankPlan
@@ -107,25 +108,20 @@ def test_micro_batches_cut_the_same_rows(numbered: Path, micro_batch: int) -> No
             assert numbers(part) == expected
 
 
-def test_chunks_may_be_cut_and_joined_anyhow(numbered: Path) -> None:
+def test_chunks_cross_processes_as_tables(numbered: Path) -> None:
     plan = RankPlan(settings_for(numbered), Manifest.load(numbered), SEED, 1, 2)
-    reader = plan.reader()
+    readers = plan.readers()
 
-    def ragged() -> Iterator[Columns]:
-        blocks = list(islice(plan.blocks(48, 24), 40))
-        rows = [reader.read(block) for block in blocks]
-        joined = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
-        at, rng = 0, np.random.default_rng(0)
-        while at < len(joined["image"]):
-            size = int(rng.integers(1, 45))
-            yield {name: column[at : at + size] for name, column in joined.items()}
-            at += size
+    def sent() -> Iterator[Chunk]:
+        for block in islice(plan.blocks(48, 24), 40):
+            yield from from_table(pa.concat_tables([to_table(chunk) for chunk in readers.chunks(block)]))
 
     whole = LocalReader(plan).batches(images=48, batch=24)
-    cut = list(plan.assemble(ragged(), images=48, batch=24, micro_batch=None))
+    cut = list(plan.assemble(sent(), images=48, batch=24))
     assert len(cut) > 20
     for (one,), (other,) in zip(cut, whole, strict=False):
         assert torch.equal(one.batch["image"], other.batch["image"])
+        assert torch.equal(one.batch["label"], other.batch["label"])
 
 
 def test_read_all_reads_every_sample_once_in_order(numbered: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -74,21 +73,6 @@ def test_global_batches_are_the_same_for_every_world_size(order: Order, position
 
     for world_size in range(2, order.streams + 1):
         assert batch(world_size) == batch(1)
-
-
-def test_interleaved_blocks_come_in_rounds_with_equal_sizes() -> None:
-    order = Order(3, [50, 21, 30], streams=5, window=8)
-    blocks = list(islice(order.interleaved([1, 3], position=11), 8))
-    assert [block.stream for block in blocks] == [1, 3] * 4
-    for one, other in zip(blocks[::2], blocks[1::2], strict=True):
-        assert (one.rows, one.skip, one.epoch, one.index) == (
-            other.rows,
-            other.skip,
-            other.epoch,
-            other.index,
-        )
-    assert blocks[0].skip == 3
-    assert blocks[2].skip == 0
 
 
 def test_epochs_and_seeds_differ_and_the_samples_left_out_change() -> None:

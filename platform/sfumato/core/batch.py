@@ -10,7 +10,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Batch: TypeAlias = "Mapping[str, Tensor]"
-"""`image` [B, C, H, W] float32 in [-1, 1]; `label` [B] int64 where the data has classes."""
+"""`image` [B, C, H, W] float32 in [-1, 1]; `label` [B] int64 where the data has classes; `text`, `Texts` of
+length B, where the recipe asks for captions (typed as if it were a tensor, which all other columns are)."""
+
+
+class Texts(list[str]):
+    """Captions of a batch. They go wherever a batch is sent, and stay on the host."""
+
+    def to(self, *_: object, **__: object) -> Texts:
+        """As `Tensor.to`."""
+        return self
 
 
 @dataclass(frozen=True, slots=True)

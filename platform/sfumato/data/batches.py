@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.core.batch import Batch, MicroBatch, Piece
-from sfumato.data.blocks import Columns, decode_fault
+from sfumato.core.batch import Batch, MicroBatch, Piece, Texts
+from sfumato.data.chunks import Chunk, Columns
 from sfumato.data.config import DataSettings
 from sfumato.data.faults import Fault, FaultLog
 from sfumato.data.order import Block
@@ -23,42 +23,57 @@ if TYPE_CHECKING:
 
 __all__ = ["MicroBatches", "plan", "problems", "rank_streams", "to_batch"]
 
+Collate = Callable[[Columns], Batch]
+PoolsOfRows = Callable[[int, int], NDArray[np.int64]]
+_Lane = tuple[int, int]
 
-def to_batch(columns: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
-    """`image` uint8 [n,H,W,C] to float32 [n,C,H,W] in [-1, 1] (x / 127.5 - 1), `label` to int64 [n]."""
+
+def to_batch(columns: Mapping[str, NDArray[Any]]) -> Batch:
+    """`image` uint8 [n,H,W,C] to float32 [n,C,H,W] in [-1, 1] (x / 127.5 - 1), `label` to int64 [n].
+
+    `text` becomes `Texts`, the only column that is no tensor.
+    """
     import torch  # here, since read tasks load this module and are started sooner without it
 
     image_BCHW = torch.from_numpy(np.ascontiguousarray(columns["image"].transpose(0, 3, 1, 2)))
-    batch = {"image": image_BCHW.float().div_(127.5).sub_(1.0)}
+    batch: dict[str, torch.Tensor] = {"image": image_BCHW.float().div_(127.5).sub_(1.0)}
     if "label" in columns:
         batch["label"] = torch.from_numpy(np.ascontiguousarray(columns["label"], np.int64))
+    if "text" in columns:
+        batch["text"] = cast("torch.Tensor", Texts(columns["text"]))
+    for name in columns.keys() - {"image", "label", "text"}:  # what an encoder made beforehand
+        batch[name] = torch.from_numpy(columns[name].copy())  # which may lie in memory that is read-only
     return batch
 
 
 class MicroBatches(Iterator[list[MicroBatch]]):
     """One list of micro-batches a global batch, from the rows of the rank's blocks.
 
-    `blocks` says which rows `chunks` brings: the chunks' rows, laid end to end, are those of the blocks in
-    order, however they are cut (Ray splits and joins them). Faults are judged as rows arrive. Ends where
-    the chunks end; call `close` when done earlier.
+    `blocks` says which rows `chunks` brings: a block's rows are those of one or more whole chunks. The rows
+    of a global batch are drawn from the pools that `pools_of_rows(number of the global batch, stream)` names.
+    Faults are judged as rows arrive. Ends where the chunks end; call `close` when done earlier.
     """
 
     def __init__(
         self,
-        chunks: Iterable[Columns],
+        chunks: Iterable[Chunk],
         blocks: Iterable[Block],
         *,
         settings: DataSettings,
         cuts: Sequence[tuple[Piece, ...]],
-        rows_per_stream: int,
+        pools_of_rows: PoolsOfRows,
+        first: int,
+        collate: Collate = to_batch,
     ) -> None:
         self._chunks = iter(chunks)
         self._blocks = iter(blocks)
         self._cuts = cuts
-        self._rows_per_stream = rows_per_stream
+        self._pools_of_rows = pools_of_rows
+        self._batch = first
+        self._collate = collate
         self._log = FaultLog(settings.on_error, settings.max_errors)
-        self._rest: Columns | None = None
-        self._waiting: dict[int, deque[Columns]] = {piece.stream: deque() for cut in cuts for piece in cut}
+        self._streams = tuple(dict.fromkeys(piece.stream for cut in cuts for piece in cut))
+        self._waiting: defaultdict[_Lane, deque[Columns]] = defaultdict(deque)
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -66,27 +81,39 @@ class MicroBatches(Iterator[list[MicroBatch]]):
         return self._log.faults
 
     def __next__(self) -> list[MicroBatch]:
-        shares = {stream: self._take(stream) for stream in self._waiting}
-        return [MicroBatch(_gathered(shares, cut), cut) for cut in self._cuts]
+        shares = {stream: self._share(stream) for stream in self._streams}
+        self._batch += 1
+        return [MicroBatch(self._collate(_gathered(shares, cut)), cut) for cut in self._cuts]
 
     def close(self) -> None:
         """Stop the readers behind it."""
         with suppress(AttributeError):  # an iterator that is no generator holds nothing
             self._chunks.close()  # type: ignore[attr-defined]
 
-    def _take(self, stream: int) -> Columns:
-        """The next rows of a stream that belong to one global batch."""
+    def _share(self, stream: int) -> Columns:
+        """The rows of a stream that belong to the global batch, each from the pool whose turn it is."""
+        pools = self._pools_of_rows(self._batch, stream)
+        wanted, counts = np.unique(pools, return_counts=True)
+        parts = [self._take((stream, int(pool)), int(n)) for pool, n in zip(wanted, counts, strict=True)]
+        if len(parts) == 1:
+            return parts[0]
+        place = np.empty(len(pools), np.int64)
+        place[np.argsort(pools, kind="stable")] = np.arange(len(pools))
+        return {name: column[place] for name, column in _joined(parts).items()}
+
+    def _take(self, lane: _Lane, rows: int) -> Columns:
+        """The next rows of one pool in one stream."""
         parts: list[Columns] = []
-        missing = self._rows_per_stream
-        while missing:
-            while not self._waiting[stream]:
+        waiting = self._waiting[lane]
+        while rows:
+            while not waiting:
                 self._receive()
-            part = self._waiting[stream].popleft()
-            if _rows(part) > missing:
-                part, rest = _split(part, missing)
-                self._waiting[stream].appendleft(rest)
+            part = waiting.popleft()
+            if _rows(part) > rows:
+                part, rest = _split(part, rows)
+                waiting.appendleft(rest)
             parts.append(part)
-            missing -= _rows(part)
+            rows -= _rows(part)
         return _joined(parts)
 
     def _receive(self) -> None:
@@ -94,22 +121,14 @@ class MicroBatches(Iterator[list[MicroBatch]]):
         block = next(self._blocks)
         missing = block.rows
         while missing:
-            part = self._rest if self._rest is not None else self._arrival()
-            self._rest = None
-            if _rows(part) > missing:
-                part, self._rest = _split(part, missing)
-            self._waiting[block.stream].append(part)
-            missing -= _rows(part)
-
-    def _arrival(self) -> Columns:
-        chunk = dict(next(self._chunks))
-        fault = chunk.pop("fault")
-        for row in np.flatnonzero(fault != ""):
-            told = decode_fault(str(fault[row]))
-            if not told.key:  # the whole block could not be read
-                raise DataError(told.reason)
-            self._log.add(told)
-        return chunk
+            chunk = next(self._chunks)
+            if chunk.error:
+                raise DataError(chunk.error)
+            for fault in chunk.faults:
+                self._log.add(fault)
+            self._waiting[block.stream, block.pool].append(chunk.columns)
+            missing -= chunk.rows
+        assert missing == 0, "a chunk holds rows of one block"
 
 
 def _rows(columns: Columns) -> int:
@@ -127,10 +146,10 @@ def _joined(parts: Sequence[Columns]) -> Columns:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _gathered(shares: Mapping[int, Columns], cut: Sequence[Piece]) -> Batch:
+def _gathered(shares: Mapping[int, Columns], cut: Sequence[Piece]) -> Columns:
     """The rows of the pieces, in their order."""
     parts = []
     for piece in cut:
         end = piece.first + piece.rows
         parts.append({name: column[piece.first : end] for name, column in shares[piece.stream].items()})
-    return to_batch(_joined(parts))
+    return _joined(parts)

@@ -1,117 +1,169 @@
-"""Reading one block: byte ranges of its shards, decoded to uint8 columns.
+"""Reading one block: byte ranges of its shards, decoded to uint8 columns, in chunks of a few megabytes.
 
-Columns of n rows: `image` uint8 [n, H, W, C]; `label` int64 [n] where the set has classes; `fault` str [n],
-empty where the row is what the order asked for. A sample that cannot be used is replaced by the next good
-one of its block (in the block's order, going round), so that positions stay arithmetic; its row's `fault`
-tells which and why, and the consumer decides whether that is allowed.
+A sample that cannot be used is replaced by the next good one of its block (in the block's order, going
+round), so that positions stay arithmetic; the chunk tells which and why, and the consumer decides whether
+that is allowed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sfumato.data.chunks import Chunk, Columns
+from sfumato.data.encoded import read_arrays
+from sfumato.data.encoder_info import ArrayInfo
 from sfumato.data.faults import Fault, ImageFault
-from sfumato.data.images import U8, bombs_refused, decoded
-from sfumato.data.index import load_shard
+from sfumato.data.images import bombs_refused, decoded
+from sfumato.data.index import ShardIndex, load_shard
 from sfumato.data.location import open_file
 from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo
 from sfumato.data.order import Block, Range
+from sfumato.data.pools import Pool
+from sfumato.data.transforms import U8, Augmentation
 from sfumato.errors import DataError
 
-Columns = dict[str, NDArray[Any]]
 _MAX_GAP = 1 << 16
-_Good = tuple[U8, int]
+_MAX_READ = 64 << 20
+_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class BlockReader:
-    """Reads blocks of one data set. Small to pickle once `only` has narrowed it to a block's shards."""
+    """Reads blocks of one pool. Small to pickle once `only` has narrowed it to a block's shards."""
 
     folder: str
     shards: Mapping[int, ShardInfo]
     image: ImageInfo
     classes: int
+    label: int | None = None
+    text: bool = False
+    augmentation: Augmentation | None = None
+    arrays: tuple[ArrayInfo, ...] = ()
+    """What an encoder made of each sample beforehand, which becomes columns."""
 
     @classmethod
-    def of(cls, folder: str, manifest: Manifest) -> BlockReader:
-        return cls(folder, dict(enumerate(manifest.shards)), manifest.image, len(manifest.classes))
+    def of_shard(cls, folder: str, manifest: Manifest, number: int) -> BlockReader:
+        """Every sample of one shard of a data set, as it is."""
+        shard = manifest.shards[number]
+        return cls(folder, {number: shard}, manifest.image_of(shard), len(manifest.classes))
+
+    @classmethod
+    def of_pool(
+        cls,
+        pool: Pool,
+        augmentation: Augmentation | None,
+        *,
+        text: bool,
+        arrays: tuple[ArrayInfo, ...] = (),
+    ) -> BlockReader:
+        shards = dict(enumerate(pool.shards))
+        return cls(pool.folder, shards, pool.image, pool.classes, pool.label, text, augmentation, arrays)
 
     def only(self, blocks: Sequence[Block]) -> BlockReader:
         needed = {part.shard for block in blocks for part in block.ranges}
-        return replace(self, shards={shard: self.shards[shard] for shard in sorted(needed)})
+        # A small pool is laid out repeatedly: beyond its last shard comes its first.
+        known = {shard: self.shards[shard % len(self.shards)] for shard in sorted(needed)}
+        return replace(self, shards=known)
 
     @property
     def row_bytes(self) -> int:
         return self.image.channels * self.image.height * self.image.width
 
-    def read(self, block: Block) -> Columns:
-        """The columns of `block.rows` rows, in the block's order.
+    def chunks(self, block: Block) -> Iterator[Chunk]:
+        """The `block.rows` rows in the block's order, augmented, in chunks that are decoded when asked for.
 
         Raises DataError for a shard or index that cannot be read, and where no sample of the block is good.
         """
-        return self.rows(block.ranges, block.permutation(), block.skip)
+        samples = [sample for part in block.ranges for sample in self._samples(part)]
+        order_N = block.permutation()
+        step = max(1, _CHUNK_BYTES // self.row_bytes)
+        for first in range(block.skip, len(samples), step):
+            yield self._chunk(samples, order_N, range(first, min(first + step, len(samples))), block.epoch)
 
-    def read_or_tell(self, block: Block) -> Columns:
-        """As `read`, but an error is a value too: blank rows, the first with a fault that has no key."""
-        try:
-            return self.read(block)
-        except DataError as error:
-            image = np.zeros((block.rows, self.image.height, self.image.width, self.image.channels), np.uint8)
-            fault = np.array([""] * block.rows, dtype=object)
-            fault[0] = encode_fault(Fault("", "", str(error)))
-            columns: Columns = {"image": image, "fault": fault.astype(np.str_)}
-            return columns | ({"label": np.zeros(block.rows, np.int64)} if self.classes else {})
+    def as_they_are(self, part: Range) -> tuple[Columns, list[Fault]]:
+        """The good samples of a range in the shard's order, and the faults of the others.
 
-    def rows(self, ranges: Sequence[Range], order_N: NDArray[np.int64], skip: int = 0) -> Columns:
-        """Rows `order_N[skip:]` of the concatenated ranges."""
-        samples = [sample for part in ranges for sample in self._samples(part)]
-        count = len(samples) - skip
-        image = np.empty((count, self.image.height, self.image.width, self.image.channels), np.uint8)
-        label = np.empty(count, np.int64)
-        fault = [""] * count
+        Raises DataError for a shard or index that cannot be read.
+        """
+        good: list[tuple[_Sample, U8]] = []
+        faults: list[Fault] = []
         with bombs_refused():
-            for row in range(count):
-                good, fault[row] = self._good(samples, order_N, skip + row)
-                image[row], label[row] = good
-        columns: Columns = {"image": image, "fault": np.array(fault, dtype=np.str_)}
-        return columns | ({"label": label} if self.classes else {})
+            for sample in self._samples(part):
+                try:
+                    good.append((sample, self._decoded(sample)))
+                except ImageFault as fault:
+                    faults.append(Fault(sample.shard, sample.key, str(fault)))
+        return self._columns([sample for sample, _ in good], [pixels for _, pixels in good]), faults
 
-    def _good(self, samples: Sequence[_Sample], order_N: NDArray[np.int64], at: int) -> tuple[_Good, str]:
-        """The sample at a place, or else the next good one, with the fault of the first."""
-        told = ""
+    def _chunk(
+        self, samples: Sequence[_Sample], order_N: NDArray[np.int64], rows: range, epoch: int
+    ) -> Chunk:
+        """Rows of the samples in an order."""
+        chosen: list[_Sample] = []
+        images: list[U8] = []
+        faults: list[Fault] = []
+        with bombs_refused():
+            for row in rows:
+                sample, pixels_HWC = self._good(samples, order_N, row, faults)
+                if self.augmentation is not None:
+                    pixels_HWC = self.augmentation.apply(pixels_HWC, epoch, sample.key)
+                chosen.append(sample)
+                images.append(pixels_HWC)
+        return Chunk(self._columns(chosen, images), tuple(faults))
+
+    def _columns(self, samples: Sequence[_Sample], images: Sequence[U8]) -> Columns:
+        image = np.empty((len(images), self.image.height, self.image.width, self.image.channels), np.uint8)
+        for row, pixels_HWC in enumerate(images):
+            image[row] = pixels_HWC
+        columns: Columns = {"image": image}
+        if self.classes:
+            columns["label"] = np.array([sample.label for sample in samples], np.int64)
+        if self.text:
+            columns["text"] = np.array([sample.caption or "" for sample in samples], dtype=object)
+        if self.arrays:
+            columns |= read_arrays(self.folder, [(s.shard, s.key) for s in samples], self.arrays)
+        return columns
+
+    def _good(
+        self, samples: Sequence[_Sample], order_N: NDArray[np.int64], row: int, faults: list[Fault]
+    ) -> tuple[_Sample, U8]:
+        """The sample at a place, or else the next good one and the fault of the first."""
+        told: Fault | None = None
         for step in range(len(samples)):
-            sample = samples[order_N[(at + step) % len(samples)]]
+            sample = samples[order_N[(row + step) % len(samples)]]
             try:
-                return self._decode(sample), told
+                pixels_HWC = self._decoded(sample)
             except ImageFault as fault:
-                told = told or encode_fault(Fault(sample.shard, sample.key, str(fault)))
+                told = told or Fault(sample.shard, sample.key, str(fault))
+                continue
+            if told is not None:
+                faults.append(told)
+            return sample, pixels_HWC
         raise DataError(
-            f"{self.folder}: none of the {len(samples)} samples of a block can be used; "
-            f"the first: {decode_fault(told)}"
+            f"{self.folder}: none of the {len(samples)} samples of a block can be used; the first: {told}"
         )
 
-    def _decode(self, sample: _Sample) -> _Good:
+    def _decoded(self, sample: _Sample) -> U8:
         if self.classes and not 0 <= sample.label < self.classes:
             if sample.label < 0:
                 raise ImageFault("it has no label")
             raise ImageFault(f"label {sample.label} is out of range 0..{self.classes - 1}")
         if len(sample.data) < sample.size:
             raise ImageFault("the shard ends before it")
-        return decoded(sample.data, self.image), sample.label
+        return decoded(sample.data, self.image)
 
     def _samples(self, part: Range) -> Iterator[_Sample]:
-        """The bytes of consecutive samples of a shard, in as few reads as their gaps allow."""
+        """The bytes of samples of a shard, in as few reads as their gaps allow."""
         shard = self.shards[part.shard]
         index = load_shard(self.folder, shard)
-        chosen = slice(part.first, part.first + part.count)
+        chosen = self._places(index)[part.first : part.first + part.count]
         offsets, sizes = index.offsets[chosen].tolist(), index.sizes[chosen].tolist()
-        keys, labels = index.keys[chosen].to_pylist(), index.labels[chosen].tolist()
+        keys, labels = index.keys.take(chosen).to_pylist(), index.labels[chosen].tolist()
+        captions = index.captions.take(chosen).to_pylist() if self.text else [None] * len(keys)
         with open_file(self.folder, shard.name) as file:
             for first, last in _runs(offsets, sizes):
                 start = offsets[first]
@@ -120,7 +172,43 @@ class BlockReader:
                 for row in range(first, last + 1):
                     at = offsets[row] - start
                     data = buffer[at : at + sizes[row]]
-                    yield _Sample(shard.name, keys[row], labels[row], sizes[row], data)
+                    yield _Sample(shard.name, keys[row], labels[row], captions[row], sizes[row], data)
+
+    def _places(self, index: ShardIndex) -> NDArray[np.int64]:
+        """The pool's samples of a shard, as places in its index."""
+        if self.label is None:
+            return np.arange(len(index))
+        return np.flatnonzero(index.labels == self.label)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReaders:
+    """Reads blocks of any pool of a run."""
+
+    readers: Mapping[int, BlockReader]
+
+    def only(self, blocks: Sequence[Block]) -> PoolReaders:
+        """What these blocks need."""
+        pools = sorted({block.pool for block in blocks})
+        return PoolReaders(
+            {pool: self.readers[pool].only([b for b in blocks if b.pool == pool]) for pool in pools}
+        )
+
+    def bytes_of(self, block: Block) -> int:
+        """Decoded pixels of a block."""
+        return block.rows * self.readers[block.pool].row_bytes
+
+    def chunks(self, block: Block) -> Iterator[Chunk]:
+        """As `BlockReader.chunks`."""
+        reader = self.readers[block.pool]
+        yield from reader.only([block]).chunks(block)
+
+    def chunks_or_error(self, block: Block) -> Iterator[Chunk]:
+        """As `chunks`, but an error is a value too, and the last."""
+        try:
+            yield from self.chunks(block)
+        except DataError as error:
+            yield Chunk({}, error=str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +216,7 @@ class _Sample:
     shard: str
     key: str
     label: int
+    caption: str | None
     size: int
     data: bytes
 
@@ -136,15 +225,8 @@ def _runs(offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[int, i
     """First and last of the runs between which lies more than it is worth to read along."""
     first = 0
     for row in range(1, len(offsets)):
-        if not 0 <= offsets[row] - offsets[row - 1] - sizes[row - 1] <= _MAX_GAP:
+        gap = offsets[row] - offsets[row - 1] - sizes[row - 1]
+        if not 0 <= gap <= _MAX_GAP or offsets[row] + sizes[row] - offsets[first] > _MAX_READ:
             yield first, row - 1
             first = row
     yield first, len(offsets) - 1
-
-
-def encode_fault(fault: Fault) -> str:
-    return json.dumps([fault.where, fault.key, fault.reason])
-
-
-def decode_fault(text: str) -> Fault:
-    return Fault(*json.loads(text))

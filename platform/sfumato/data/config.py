@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from sfumato.data.folder import FolderSource
 from sfumato.data.images import MAX_PIXELS
 from sfumato.data.manifest import Verify
 from sfumato.data.npz import NpzSource
+from sfumato.data.transforms import AnyTransform
 
 SourceSettings = DigitsSource | FolderSource | NpzSource
 
@@ -22,6 +23,15 @@ def source_named(text: str) -> SourceSettings:
     if text == "digits":
         return DigitsSource()
     return NpzSource(path=text) if text.endswith(".npz") else FolderSource(path=text)
+
+
+class MixSettings(Config):
+    """Another data set that is trained on, too."""
+
+    path: str = Field(description="Folder or URI with manifest.json.", min_length=1)
+    weight: float = Field(
+        1.0, gt=0, description="How many of its samples come for each one of the set at `data.path`."
+    )
 
 
 class DataSettings(Config):
@@ -44,6 +54,25 @@ class DataSettings(Config):
         ge=1,
         description="Consecutive samples of a stream that are permuted together. A worker holds one window "
         "of decoded pixels for each of its streams.",
+    )
+    mix: tuple[MixSettings, ...] = Field(
+        (),
+        description="Data sets that are mixed into the one at `path`, which has weight 1. Proportions are "
+        "exact over every 1,000 rows of a stream, to one row.",
+    )
+    balance: Literal["none", "class"] = Field(
+        "none",
+        description="class: every class comes equally often, however rare it is; the samples of each class "
+        "have epochs of their own. Reads all indexes at the start.",
+    )
+    text: bool = Field(
+        False,
+        description="Whether batches have a column `text` with the captions, empty where there is none.",
+    )
+    transforms: tuple[AnyTransform, ...] = Field(
+        (),
+        description="What is done to the images where they are read, one after the other: flip, crop, "
+        "colour. Drawn from (seed, epoch, key), so it does not depend on workers.",
     )
     on_error: OnError = Field(
         "fail",

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from sfumato.data.batches import MicroBatches
-from sfumato.data.blocks import BlockReader, Columns, decode_fault
+from sfumato.data.batches import Collate, MicroBatches, to_batch
+from sfumato.data.blocks import BlockReader, PoolReaders
+from sfumato.data.chunks import Chunk, Columns
 from sfumato.data.config import DataSettings
+from sfumato.data.deal import Deal
 from sfumato.data.faults import FaultLog, OnError
 from sfumato.data.manifest import Manifest
-from sfumato.data.order import Block, Order, Range
+from sfumato.data.order import Block, Range
 from sfumato.data.plan import plan, rank_streams
+from sfumato.data.pools import Pool, pools_of
+from sfumato.data.transforms import Augmentation
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RankPlan:
     """What one rank reads, whoever reads it: in this process or by Ray Data."""
 
@@ -26,28 +28,54 @@ class RankPlan:
     seed: int
     rank: int
     world_size: int
+    pools: tuple[Pool, ...] = field(default=(), repr=False)
+    """What `pools_of` gives; found out here unless handed over."""
+
+    def __post_init__(self) -> None:
+        if not self.pools:
+            object.__setattr__(self, "pools", pools_of(self.settings, self.manifest))
 
     def blocks(self, images: int, batch: int) -> Iterator[Block]:
         """The rank's blocks in the order in which it needs them, from the global batch at `images` on."""
-        settings = self.settings
-        order = Order(self.seed, self.manifest.shard_samples, settings.streams, settings.shuffle_window)
-        own = rank_streams(settings.streams, self.world_size, self.rank)
-        return order.interleaved(own, images // batch * (batch // settings.streams))
+        own = rank_streams(self.settings.streams, self.world_size, self.rank)
+        return self._deal(batch).blocks(own, images // batch)
 
-    def reader(self) -> BlockReader:
-        return BlockReader.of(self.settings.path, self.manifest)
+    def readers(self) -> PoolReaders:
+        """Readers of the blocks."""
+        settings = self.settings
+        augmentation = Augmentation(settings.transforms, self.seed) if settings.transforms else None
+        arrays = self.manifest.encoder.arrays if self.manifest.encoder else ()
+        return PoolReaders(
+            {
+                number: BlockReader.of_pool(pool, augmentation, text=settings.text, arrays=arrays)
+                for number, pool in enumerate(self.pools)
+            }
+        )
 
     def assemble(
-        self, chunks: Iterator[Columns], *, images: int, batch: int, micro_batch: int | None
+        self,
+        chunks: Iterator[Chunk],
+        *,
+        images: int,
+        batch: int,
+        micro_batch: int | None = None,
+        collate: Collate = to_batch,
     ) -> MicroBatches:
-        """Micro-batches from the rows of `blocks(images, batch)`."""
+        """Micro-batches from the chunks of `blocks(images, batch)`."""
         return MicroBatches(
             chunks,
             self.blocks(images, batch),
             settings=self.settings,
             cuts=plan(batch, self.settings.streams, self.world_size, self.rank, micro_batch),
-            rows_per_stream=batch // self.settings.streams,
+            pools_of_rows=self._deal(batch).pools_of_rows,
+            first=images // batch,
+            collate=collate,
         )
+
+    def _deal(self, batch: int) -> Deal:
+        settings = self.settings
+        rows = batch // settings.streams
+        return Deal(self.seed, self.pools, settings.streams, settings.shuffle_window, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +84,15 @@ class LocalReader:
 
     plan: RankPlan
 
-    def batches(self, *, images: int, batch: int, micro_batch: int | None = None) -> MicroBatches:
+    def batches(
+        self, *, images: int, batch: int, micro_batch: int | None = None, collate: Collate = to_batch
+    ) -> MicroBatches:
         """One list of micro-batches a global batch, without end, from the one at `images` on."""
-        reader = self.plan.reader()
-        chunks = (reader.read(block) for block in self.plan.blocks(images, batch))
-        return self.plan.assemble(chunks, images=images, batch=batch, micro_batch=micro_batch)
+        readers = self.plan.readers()
+        chunks = (chunk for block in self.plan.blocks(images, batch) for chunk in readers.chunks(block))
+        return self.plan.assemble(
+            chunks, images=images, batch=batch, micro_batch=micro_batch, collate=collate
+        )
 
 
 def read(
@@ -90,18 +122,17 @@ def read_all(
 ) -> Iterator[Columns]:
     """Samples `first .. stop - 1` of a data set in the manifest's order, up to `rows` at a time.
 
-    Columns are `image` uint8 [n,H,W,C] and `label` int64 [n] where there are classes. With `skip`, a
-    sample that cannot be used is left out. Raises DataError as the settings say.
+    Columns are `image` uint8 [n,H,W,C] and `label` int64 [n] where there are classes; images of different
+    sizes come apart. With `skip`, a sample that cannot be used is left out. Raises DataError as the settings
+    say.
     """
     manifest = Manifest.load(folder)
-    reader = BlockReader.of(str(folder), manifest)
     log = FaultLog(on_error, max_errors)
     for part in _parts(manifest, rows, first, manifest.samples if stop is None else stop):
-        columns = reader.rows((part,), np.arange(part.count))
-        fault = columns.pop("fault")
-        for row in np.flatnonzero(fault != ""):
-            log.add(decode_fault(str(fault[row])))
-        yield {name: column[fault == ""] for name, column in columns.items()}
+        columns, faults = BlockReader.of_shard(str(folder), manifest, part.shard).as_they_are(part)
+        for fault in faults:
+            log.add(fault)
+        yield columns
 
 
 def _parts(manifest: Manifest, rows: int, first: int, stop: int) -> Iterator[Range]:

@@ -45,7 +45,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One window of one stream: what to read, and in which order to hand it on.
+    """One window of one pool in one stream: what to read, and in which order to hand it on.
 
     Row j of the block is sample `permutation()[j]` of the concatenated ranges. The first `skip` rows were
     consumed before (resume inside a block).
@@ -57,6 +57,7 @@ class Block:
     ranges: tuple[Range, ...]
     seed: int
     skip: int = 0
+    pool: int = 0
 
     @property
     def samples(self) -> int:
@@ -72,9 +73,11 @@ class Block:
 
 
 class Order:
-    """Who comes when, for one seed and data set. Raises ConfigError for what cannot be dealt."""
+    """Who comes when, for one seed and pool of samples. Raises ConfigError for what cannot be dealt."""
 
-    def __init__(self, seed: int, shard_samples: Sequence[int], streams: int, window: int) -> None:
+    def __init__(
+        self, seed: int, shard_samples: Sequence[int], streams: int, window: int, pool: int = 0
+    ) -> None:
         self.total = sum(shard_samples)
         if not 1 <= streams <= self.total:
             raise ConfigError(
@@ -83,14 +86,14 @@ class Order:
             )
         if window < 1:
             raise ConfigError(f"data.shuffle_window is {window}; it is at least 1")
-        self.seed, self.streams, self.window = seed, streams, window
+        self.seed, self.streams, self.window, self.pool = seed, streams, window, pool
         self.shard_samples = tuple(shard_samples)
         self.stream_length = self.total // streams
         self.blocks_per_epoch = -(-self.stream_length // window)
         self._layout = lru_cache(maxsize=4)(self._make_layout)
 
-    def __reduce__(self) -> tuple[type[Order], tuple[int, tuple[int, ...], int, int]]:
-        return (Order, (self.seed, self.shard_samples, self.streams, self.window))
+    def __reduce__(self) -> tuple[type[Order], tuple[int, tuple[int, ...], int, int, int]]:
+        return (Order, (self.seed, self.shard_samples, self.streams, self.window, self.pool))
 
     def blocks(self, stream: int, position: int = 0) -> Iterator[Block]:
         """The blocks of a stream from a position on, without end; the first may begin inside."""
@@ -101,13 +104,6 @@ class Order:
                 yield replace(self._block(epoch, stream, number), skip=skip)
                 skip = 0
             epoch, index = epoch + 1, 0
-
-    def interleaved(self, streams: Sequence[int], position: int = 0) -> Iterator[Block]:
-        """The blocks of several streams in rounds: one of each stream, in the order given."""
-        sequences = [self.blocks(stream, position) for stream in streams]
-        while True:
-            for blocks in sequences:
-                yield next(blocks)
 
     def sample_at(self, stream: int, position: int) -> tuple[int, int, int]:
         """(epoch, shard, index in the shard) of the sample at a position of a stream."""
@@ -123,7 +119,7 @@ class Order:
         start = stream * self.stream_length + index * self.window
         count = min(self.window, self.stream_length - index * self.window)
         seed = derive(self.seed, "block", epoch, stream, index)
-        return Block(epoch, stream, index, tuple(self._ranges(epoch, start, count)), seed)
+        return Block(epoch, stream, index, tuple(self._ranges(epoch, start, count)), seed, pool=self.pool)
 
     def _ranges(self, epoch: int, start: int, count: int) -> Iterator[Range]:
         shards, ends, turn = self._layout(epoch)

@@ -14,29 +14,35 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 from ray.data import Datasource, ExecutionResources, ReadTask
 from ray.data.block import Block as RayBlock
-from ray.data.block import BlockAccessor, BlockMetadata
+from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
-from sfumato.data.batches import MicroBatches
-from sfumato.data.blocks import BlockReader, Columns
+from sfumato.data.batches import Collate, MicroBatches, to_batch
+from sfumato.data.blocks import PoolReaders
+from sfumato.data.chunks import Chunk, from_table, to_table
 from sfumato.data.config import DataSettings
 from sfumato.data.local import RankPlan
 from sfumato.data.manifest import Manifest
 from sfumato.data.order import Block
+from sfumato.data.pools import pools_of
 
 DATASET = "train"
 _SPAN_TASKS = 64
-_TASK_ROWS = 1024
+_FIRST_TASK_ROWS = 1024
+_TASK_ROWS = 1 << 14
+_TASK_BYTES = 16 << 20
+_AHEAD = 2
 _LEAD = 0.25
 _MIN_STORE = 64 << 20
 
@@ -49,6 +55,8 @@ class RankStreams(DataConfig):
     def __init__(self, settings: DataSettings, manifest: Manifest, seed: int) -> None:
         super().__init__()
         self._settings, self._manifest, self._seed = settings, manifest, seed
+        # Here, in the driver: what does not fit together is told before a worker starts.
+        self._pools = pools_of(settings, manifest)
 
     @property
     def datasets(self) -> dict[str, Callable[[], ray.data.Dataset]]:
@@ -59,7 +67,7 @@ class RankStreams(DataConfig):
         self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
     ) -> list[dict[str, RankReader]]:
         readers = [
-            RankReader(RankPlan(self._settings, self._manifest, self._seed, rank, world_size))
+            RankReader(RankPlan(self._settings, self._manifest, self._seed, rank, world_size, self._pools))
             for rank in range(world_size)
         ]
         return [dict.fromkeys(datasets, reader) for reader in readers]
@@ -75,73 +83,80 @@ class RankReader:
 
     plan: RankPlan
 
-    def batches(self, *, images: int, batch: int, micro_batch: int | None = None) -> MicroBatches:
+    def batches(
+        self, *, images: int, batch: int, micro_batch: int | None = None, collate: Collate = to_batch
+    ) -> MicroBatches:
         """One list of micro-batches a global batch, without end, from the one at `images` on.
 
         Call `close` on it to stop the read tasks.
         """
-        chunks = _chunks(self.plan.reader(), self.plan.blocks(images, batch), self.plan.settings.read_tasks)
-        return self.plan.assemble(chunks, images=images, batch=batch, micro_batch=micro_batch)
+        tasks = _tasks(self.plan.readers(), self.plan.blocks(images, batch))
+        chunks = _chunks(self.plan.readers(), tasks, self.plan.settings.read_tasks)
+        return self.plan.assemble(
+            chunks, images=images, batch=batch, micro_batch=micro_batch, collate=collate
+        )
 
 
 class BlockSource(Datasource):
     """A Ray Data source whose read tasks are given blocks, in order."""
 
-    def __init__(self, reader: BlockReader, tasks: Sequence[Task]) -> None:
+    def __init__(self, readers: PoolReaders, tasks: Sequence[Task]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._reader, self._tasks = reader, tasks
+        self._readers, self._tasks = readers, tasks
 
     def get_name(self) -> str:
         return "Shards"
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(_rows(task) for task in self._tasks) * self._reader.row_bytes
+        return sum(_bytes(self._readers, task) for task in self._tasks)
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         return [self._read_task(task) for task in self._tasks]
 
     def _read_task(self, task: Task) -> ReadTask:
-        rows = _rows(task)
         metadata = BlockMetadata(
-            num_rows=rows, size_bytes=rows * self._reader.row_bytes, exec_stats=None, input_files=None
+            num_rows=len(task), size_bytes=_bytes(self._readers, task), exec_stats=None, input_files=None
         )
-        return ReadTask(partial(_read, self._reader.only(task), task), metadata)
+        return ReadTask(partial(_read, self._readers.only(task), task), metadata)
 
 
-def _read(reader: BlockReader, task: Task) -> Iterator[RayBlock]:
+def _read(readers: PoolReaders, task: Task) -> Iterator[RayBlock]:
     """What runs in a Ray task. Errors travel as values: Ray would bury an exception under its own words."""
     for block in task:
-        yield BlockAccessor.batch_to_block(reader.read_or_tell(block))
+        for chunk in readers.chunks_or_error(block):
+            yield to_table(chunk)
 
 
-def _rows(task: Task) -> int:
-    return sum(block.rows for block in task)
+def _bytes(readers: PoolReaders, task: Task) -> int:
+    return sum(readers.bytes_of(block) for block in task)
 
 
-def _tasks(blocks: Iterable[Block]) -> Iterator[Task]:
-    """Blocks gathered to tasks that are worth their start: a small data set has small blocks."""
+def _tasks(readers: PoolReaders, blocks: Iterable[Block]) -> Iterator[Task]:
+    """Blocks gathered to tasks that are worth their start; the first are small, to start soon."""
     task: list[Block] = []
+    rows = size = 0
+    wanted = _FIRST_TASK_ROWS
     for block in blocks:
         task.append(block)
-        if _rows(tuple(task)) >= _TASK_ROWS:
+        rows, size = rows + block.rows, size + readers.bytes_of(block)
+        if rows >= wanted or size >= _TASK_BYTES:
             yield tuple(task)
-            task = []
+            task, rows, size, wanted = [], 0, 0, min(2 * wanted, _TASK_ROWS)
 
 
-def _chunks(reader: BlockReader, blocks: Iterator[Block], read_tasks: int) -> Iterator[Columns]:
-    """The columns of all blocks, span after span."""
-    tasks = _tasks(blocks)
+def _chunks(readers: PoolReaders, tasks: Iterator[Task], read_tasks: int) -> Iterator[Chunk]:
+    """The chunks of all tasks, span after span."""
 
     def start() -> _Span:
-        return _Span(reader, list(islice(tasks, _SPAN_TASKS)), read_tasks)
+        return _Span(readers, list(islice(tasks, _SPAN_TASKS)), read_tasks)
 
     span, following = start(), None
     try:
         while True:
-            for columns in span:
+            for chunk in span:
                 if following is None and span.left <= _LEAD * span.rows:
                     following = start()
-                yield columns
+                yield chunk
             span, following = following or start(), None
     finally:
         for running in (span, following):
@@ -152,19 +167,20 @@ def _chunks(reader: BlockReader, blocks: Iterator[Block], read_tasks: int) -> It
 class _Span:
     """A Dataset of some tasks, executing in a thread that stays a few chunks ahead of the consumer."""
 
-    def __init__(self, reader: BlockReader, tasks: Sequence[Task], read_tasks: int) -> None:
-        self.rows = self.left = sum(_rows(task) for task in tasks)
-        self._dataset = _dataset(reader, tasks, read_tasks)
-        self._ahead: queue.Queue[Columns | Exception | None] = queue.Queue(maxsize=2)
+    def __init__(self, readers: PoolReaders, tasks: Sequence[Task], read_tasks: int) -> None:
+        self.rows = self.left = sum(block.rows for task in tasks for block in task)
+        self._dataset = _dataset(readers, tasks, read_tasks)
+        self._ahead: queue.Queue[Chunk | Exception | None] = queue.Queue(maxsize=_AHEAD)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sfumato-read", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[Columns]:
+    def __iter__(self) -> Iterator[Chunk]:
         while (item := self._ahead.get()) is not None:
             if isinstance(item, Exception):
                 raise item
-            self.left -= len(item["image"])
+            if not item.error:
+                self.left -= item.rows
             yield item
 
     def stop(self) -> None:
@@ -173,17 +189,17 @@ class _Span:
 
     def _run(self) -> None:
         try:
-            batches = _columns(self._dataset)
-            for batch in batches:
-                # Copied, so that the object store gets its memory back before the rows are used.
-                if not self._put({name: np.array(column) for name, column in batch.items()}):
-                    batches.close()  # ends the executor
-                    return
+            tables = _tables(self._dataset)
+            for table in tables:
+                for chunk in from_table(table):
+                    if not self._put(_own(chunk)):
+                        tables.close()  # ends the executor
+                        return
             self._put(None)
         except Exception as error:  # noqa: BLE001 - raised again where the rows are consumed
             self._put(error)
 
-    def _put(self, item: Columns | Exception | None) -> bool:
+    def _put(self, item: Chunk | Exception | None) -> bool:
         """Whether the item was handed on; not so once the consumer stopped."""
         while not self._stopped.is_set():
             try:
@@ -194,18 +210,23 @@ class _Span:
         return False
 
 
-def _columns(dataset: ray.data.Dataset) -> Generator[Columns, None, None]:
-    batches = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
-    return cast("Generator[Columns, None, None]", iter(batches))
+def _own(chunk: Chunk) -> Chunk:
+    """Copied, so that the object store gets its memory back before the rows are used."""
+    return replace(chunk, columns={name: np.array(column) for name, column in chunk.columns.items()})
 
 
-def _dataset(reader: BlockReader, tasks: Sequence[Task], read_tasks: int) -> ray.data.Dataset:
+def _tables(dataset: ray.data.Dataset) -> Generator[pa.Table, None, None]:
+    batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    return cast("Generator[pa.Table, None, None]", iter(batches))
+
+
+def _dataset(readers: PoolReaders, tasks: Sequence[Task], read_tasks: int) -> ray.data.Dataset:
     """Quiet, ordered, and bounded in CPUs and object store."""
     _hush()
     dataset: ray.data.Dataset = ray.data.read_datasource(
-        BlockSource(reader, tasks), override_num_blocks=len(tasks), num_cpus=1, concurrency=read_tasks
+        BlockSource(readers, tasks), override_num_blocks=len(tasks), num_cpus=1, concurrency=read_tasks
     )
-    largest = max(_rows(task) for task in tasks) * reader.row_bytes
+    largest = max(_bytes(readers, task) for task in tasks)
     context = dataset.context
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False

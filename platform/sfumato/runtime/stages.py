@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from sfumato.data import pack as packing
+from sfumato.data import pools
 from sfumato.data.manifest import Manifest, verify
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.recipe import Recipe
@@ -55,6 +56,8 @@ def session(recipe: Recipe, display: Display, *, root: Path, fresh: bool = False
     recipe = first_stage.resolved(_absolute(recipe, root), root)
     manifest = _packed(recipe, display)
     recipe.check(manifest.spec, manifest.samples)
+    first_stage.check_data(recipe, manifest)
+    pools.check(recipe.data, manifest)
     folder = RunFolder.of(recipe, manifest.digest, fresh=fresh)
     folder.create(recipe, manifest.digest)
     for warning in ray_cluster.warnings(recipe.parallel):
@@ -233,7 +236,8 @@ def _absolute(recipe: Recipe, root: Path) -> Recipe:
     def absolute(path: str) -> str:
         return path if "://" in path else str((root / path).resolve())
 
-    data = recipe.data.model_copy(update={"path": absolute(recipe.data.path)})
+    mix = tuple(other.model_copy(update={"path": absolute(other.path)}) for other in recipe.data.mix)
+    data = recipe.data.model_copy(update={"path": absolute(recipe.data.path), "mix": mix})
     return recipe.model_copy(update={"data": data, "storage": absolute(recipe.storage)})
 
 

@@ -1,0 +1,102 @@
+"""What a reader hands on: some rows as columns, and what was wrong with some of them.
+
+Between a read task of Ray and its consumer a chunk is one row of an Arrow table with its pixels as one binary
+value: Ray then neither cuts nor joins nor converts them, images of different sizes may follow one another,
+and they are not copied on the way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sfumato.data.faults import Fault
+
+Columns = dict[str, NDArray[Any]]
+"""`image` uint8 [n, H, W, C]; `label` int64 [n] where the set has classes; `text` str as objects [n];
+by name what an encoder made of each sample beforehand, [n, ...]."""
+
+_SCHEMA = pa.schema(
+    [
+        ("shape", pa.list_(pa.int64())),
+        ("image", pa.large_binary()),
+        ("label", pa.large_binary()),
+        ("rest", pa.string()),
+        ("arrays", pa.list_(pa.large_binary())),
+    ]
+)
+
+
+_NAMED = ("image", "label", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows of one block, in order."""
+
+    columns: Columns
+    faults: tuple[Fault, ...] = ()
+    """The samples that were asked for and could not be used; others stand in their rows."""
+    error: str = ""
+    """Why the block could not be read at all; it has no columns then."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.columns["image"])
+
+
+def to_table(chunk: Chunk) -> pa.Table:
+    """A table of one row."""
+    image, label, text = (chunk.columns.get(name) for name in ("image", "label", "text"))
+    arrays = {name: array for name, array in chunk.columns.items() if name not in _NAMED}
+    rest = {
+        "arrays": {name: [str(array.dtype), array.shape] for name, array in arrays.items()},
+        "faults": [[fault.where, fault.key, fault.reason] for fault in chunk.faults],
+        "error": chunk.error,
+        "text": None if text is None else text.tolist(),
+    }
+    columns = [
+        pa.array([() if image is None else image.shape], _SCHEMA.types[0]),
+        _binary(image),
+        _binary(label),
+        pa.array([json.dumps(rest)], pa.string()),
+        pa.array([[np.ascontiguousarray(array).tobytes() for array in arrays.values()]], _SCHEMA.types[4]),
+    ]
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def from_table(table: pa.Table) -> Iterator[Chunk]:
+    """The chunks of a table's rows. Their arrays are read-only and lie in the table's memory."""
+    for part in table.to_batches():
+        for row in range(part.num_rows):
+            yield _chunk(part, row)
+
+
+def _chunk(part: pa.RecordBatch, row: int) -> Chunk:
+    shape, image, label, rest, arrays = (part.column(number)[row] for number in range(5))
+    told = json.loads(rest.as_py())
+    columns: Columns = {}
+    if image.is_valid:
+        columns["image"] = np.frombuffer(image.as_buffer(), np.uint8).reshape(shape.as_py())
+    if label.is_valid:
+        columns["label"] = np.frombuffer(label.as_buffer(), np.int64)
+    if told["text"] is not None:
+        columns["text"] = np.array(told["text"], dtype=object)
+    for (name, (dtype, size)), values in zip(told["arrays"].items(), arrays.values, strict=True):
+        columns[name] = np.frombuffer(values.as_buffer(), dtype).reshape(size)
+    return Chunk(columns, tuple(Fault(*fault) for fault in told["faults"]), told["error"])
+
+
+def _binary(column: NDArray[Any] | None) -> pa.Array:
+    """The bytes of an array as one value, not copied."""
+    if column is None:
+        return pa.nulls(1, pa.large_binary())
+    data = np.ascontiguousarray(column).reshape(-1).view(np.uint8)
+    ends = pa.py_buffer(np.array([0, data.nbytes], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(data)])

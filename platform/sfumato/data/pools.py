@@ -1,0 +1,144 @@
+"""Pools: what a training run draws from, each with an order of its own.
+
+A plain data set is one pool. Several data sets (`data.mix`) are one each; a set whose shards differ in image
+size has one a size (a bucket), and with `data.balance: class` there is one a class. The weights say how often
+each pool comes: a data set's weight is divided among its sizes by their samples, and among its classes
+evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from sfumato.data.config import DataSettings
+from sfumato.data.index import load_shard
+from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo, verify
+from sfumato.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Samples of one data set that have one size and, where classes are balanced, one class."""
+
+    folder: str
+    image: ImageInfo
+    classes: int
+    shards: tuple[ShardInfo, ...]
+    samples: tuple[int, ...]
+    """How many samples of each shard belong to it."""
+    weight: float
+    label: int | None = None
+    """Only samples of this class; null: all."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.samples)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width): all images of one batch have one."""
+        return self.image.height, self.image.width
+
+
+def pools_of(settings: DataSettings, manifest: Manifest) -> tuple[Pool, ...]:
+    """The pools of a recipe's data. Reads the manifests of `data.mix`, and all indexes where classes are
+    balanced. Raises ConfigError or DataError where the sets do not fit together."""
+    others = [(other.path, Manifest.load(other.path), other.weight) for other in settings.mix]
+    sets = [(settings.path, manifest, 1.0), *others]
+    for path, other_manifest, _ in others:
+        _check_alike(settings.path, manifest, path, other_manifest)
+    if settings.text and not any(part.captions for _, part, _ in sets):
+        raise ConfigError(f"data.text is set, but no sample of {settings.path} has a caption")
+    pools = [
+        pool
+        for path, part, weight in sets
+        for pool in _pools_of_set(path, part, weight, balance=settings.balance == "class")
+    ]
+    # Pools of one size side by side, and larger ones first: an order that no file name decides.
+    return tuple(sorted(pools, key=lambda pool: (-pool.size[0] * pool.size[1], pool.size)))
+
+
+def check(settings: DataSettings, manifest: Manifest) -> None:
+    """Verify the mixed-in data sets and that all fit together. Raises ConfigError or DataError."""
+    for other in settings.mix:
+        verify(other.path, settings.verify)
+    pools_of(settings, manifest)
+
+
+def _check_alike(path: str, manifest: Manifest, other_path: str, other: Manifest) -> None:
+    if other.classes != manifest.classes:
+        raise ConfigError(
+            f"data.mix: {other_path} has {len(other.classes)} classes that are not those of {path} "
+            f"({len(manifest.classes)}): mix data sets with the same classes, or pack both without labels"
+        )
+    if other.image.channels != manifest.image.channels:
+        raise ConfigError(
+            f"data.mix: {other_path} has {other.image.channels} channels, {path} has "
+            f"{manifest.image.channels}: pack both with the same"
+        )
+    sizes = {_size(manifest.image_of(shard)) for shard in manifest.shards}
+    other_sizes = {_size(other.image_of(shard)) for shard in other.shards}
+    if len(sizes) == len(other_sizes) == 1 and sizes != other_sizes:
+        (height, width), (other_height, other_width) = *sizes, *other_sizes
+        raise ConfigError(
+            f"data.mix: the images of {other_path} are {other_width}x{other_height}, those of {path} "
+            f"{width}x{height}: pack both in one size"
+        )
+
+
+def _size(image: ImageInfo) -> tuple[int, int]:
+    return image.height, image.width
+
+
+def _pools_of_set(path: str, manifest: Manifest, weight: float, *, balance: bool) -> Iterator[Pool]:
+    if balance and not manifest.classes:
+        raise ConfigError(f"data.balance=class, but {path} has no labels: leave it out, or pack with labels")
+    by_size = sorted(manifest.shards, key=lambda shard: _size(manifest.image_of(shard)))
+    for _, group in groupby(by_size, key=lambda shard: _size(manifest.image_of(shard))):
+        held = set(group)
+        shards = tuple(shard for shard in manifest.shards if shard in held)
+        image = manifest.image_of(shards[0])
+        if balance:
+            yield from _pools_of_classes(path, manifest, shards, weight)
+        else:
+            samples = tuple(shard.samples for shard in shards)
+            share = weight * sum(samples) / manifest.samples
+            yield Pool(path, image, len(manifest.classes), shards, samples, share)
+
+
+def _pools_of_classes(
+    path: str, manifest: Manifest, shards: Sequence[ShardInfo], weight: float
+) -> Iterator[Pool]:
+    everywhere = _counts(path, manifest, manifest.shards).sum(axis=0)
+    if not everywhere.any():
+        raise DataError(f"{path}: data.balance=class, but no sample there has a label of its manifest")
+    counts = _counts(path, manifest, shards)
+    for label in np.flatnonzero(counts.sum(axis=0)):
+        held = [(shard, int(n)) for shard, n in zip(shards, counts[:, label], strict=True) if n]
+        samples = tuple(n for _, n in held)
+        share = weight / np.count_nonzero(everywhere) * sum(samples) / int(everywhere[label])
+        yield Pool(
+            path,
+            manifest.image_of(shards[0]),
+            len(manifest.classes),
+            tuple(shard for shard, _ in held),
+            samples,
+            float(share),
+            int(label),
+        )
+
+
+def _counts(
+    path: str, manifest: Manifest, shards: Sequence[ShardInfo]
+) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """Samples of each class in each shard, int64 [shards, classes]; what has no legal label is left out."""
+    classes = len(manifest.classes)
+    rows = []
+    for shard in shards:
+        labels = load_shard(path, shard).labels
+        rows.append(np.bincount(labels[(labels >= 0) & (labels < classes)], minlength=classes))
+    return np.array(rows, np.int64)
