@@ -143,8 +143,9 @@ class InitialisesFromData(Protocol):
     def initialise(self, nets: Nets, batch: Batch, rng: Rng) -> None:
         """Set freshly built networks by the first rows that training will see, in place, before step 0.
 
-        `nets` holds the trainable ones, raw and whole; averages are copied afterwards. Every rank computes
-        it from the same rows, and a resumed run replaces what it set by the checkpoint's weights.
+        `nets` holds the trainable ones, raw and whole, and the frozen ones, with their stored weights;
+        averages are copied afterwards. Every rank computes it from the same rows, and a resumed run replaces
+        what it set by the checkpoint's weights.
         """
         ...
 

@@ -54,11 +54,7 @@ def install(
     there are. Without it such a family keeps the weights that it was built with, which is right where those
     of a checkpoint replace them.
     """
-    built: dict[str, nn.Module] = {}
-    for name, spec in family.nets.items():
-        if not isinstance(spec, EmaOf):
-            with seeded(seed, "init", name):
-                built[name] = spec.build()
+    built = _build(family, seed)
     if first is not None and isinstance(family, InitialisesFromData):
         _initialise(family, built, first(), seed, strategy.placement.device)
     for name, module in built.items():
@@ -66,13 +62,26 @@ def install(
         if isinstance(spec, Trainable):
             strategy.add_trainable(name, module, spec.optimizer, spec.blocks)
         elif isinstance(spec, Frozen):
-            if spec.weights is not None:
-                load_stored(module, spec.weights)
             strategy.add_frozen(name, module)
     for name, spec in family.nets.items():
         if isinstance(spec, EmaOf):
             strategy.add_shadow(name, spec.source)
     strategy.ready()
+
+
+def _build(family: Family, seed: int) -> dict[str, nn.Module]:
+    """All networks but the averages, frozen ones with their stored weights."""
+    built: dict[str, nn.Module] = {}
+    for name, spec in family.nets.items():
+        if isinstance(spec, EmaOf):
+            continue
+        with seeded(seed, "init", name):
+            built[name] = spec.build()
+        if isinstance(spec, Frozen):
+            built[name].eval()
+            if spec.weights is not None:
+                load_stored(built[name], spec.weights)
+    return built
 
 
 @torch.no_grad()

@@ -10,9 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.core.family import FamilyConfig
+from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.schedules import EmaSchedule, LearningRate
+from sfumato.families import config_class
 from sfumato.families.diffusion.kinds import by_kind, read
+from sfumato.families.diffusion.latent import latent_spec
 from sfumato.families.diffusion.networks.dit import DiTConfig
 from sfumato.families.diffusion.networks.unet import UNetConfig
 from sfumato.families.diffusion.objectives.consistency_config import ConsistencyConfig, ConsistencySampling
@@ -64,6 +67,15 @@ class DiffusionConfig(FamilyConfig):
         DDPMConfig(),
         description="What the network learns: ddpm, rectified_flow, edm or consistency.",
     )
+    first_stage: FirstStageConfig | None = Field(
+        None, description="A trained autoencoder: the model then works on its latents, not on pixels."
+    )
+    latent_scale: float | None = Field(
+        None,
+        gt=0,
+        description="Factor on the latents; null measures it on the first batch, for a standard deviation of "
+        "one, and keeps it with the weights.",
+    )
     optimizer: OptimizerConfig = Field(
         OptimizerConfig(lr=LearningRate(peak=1e-3, warmup_images=5_000, decay="cosine")),
         description="How the network is trained.",
@@ -112,9 +124,11 @@ class DiffusionConfig(FamilyConfig):
 
     def build(self, data: DataSpec) -> DiffusionFamily:
         """The family for images of this kind."""
-        from sfumato.families.diffusion.family import DiffusionFamily  # loads diffusers
+        from sfumato.families.diffusion.family import DiffusionFamily, LatentDiffusionFamily  # load diffusers
 
-        return DiffusionFamily(self, data)
+        if self.first_stage is None:
+            return DiffusionFamily(self, data)
+        return LatentDiffusionFamily(self, data, self.first_stage.open(config_class))
 
     @classmethod
     def tiny(cls) -> Self:
@@ -135,10 +149,27 @@ class DiffusionConfig(FamilyConfig):
     def problems(self, data: DataSpec) -> list[str]:
         """What makes this configuration impossible for this data, one line each with the nearest mend."""
         return [
-            *self.network.problems(data),
+            *self._size_problems(data),
             *self._label_problems(data),
             *self.sampling.problems(self.objective),
         ]
+
+    def _size_problems(self, data: DataSpec) -> list[str]:
+        if self.first_stage is None:
+            unused = self.latent_scale is not None
+            return [
+                *(
+                    ["model.latent_scale: has no effect without model.first_stage; leave it out"]
+                    if unused
+                    else []
+                ),
+                *self.network.problems(data),
+            ]
+        if found := self.first_stage.problems(data, config_class):
+            return found
+        if self.sampling.clip:
+            return ["model.sampling.clip: latents are not bound to [-1, 1]; leave it out or set it to false"]
+        return self.network.problems(latent_spec(self.first_stage.open(config_class), data), "latent")
 
     def _label_problems(self, data: DataSpec) -> list[str]:
         if self.condition == "class" and not data.num_classes:

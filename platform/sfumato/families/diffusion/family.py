@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
+from sfumato.core.first_stage import OpenStage
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.export import write_pipeline
 from sfumato.families.diffusion.labels import Guided, LabelDropout
+from sfumato.families.diffusion.latent import NAME, LatentSpace
 from sfumato.families.diffusion.networks.unet import UNetConfig
 from sfumato.families.diffusion.objectives.ddpm import DDPMConfig
 from sfumato.families.diffusion.objectives.ddpm_samplers import build_scheduler
@@ -24,7 +26,7 @@ from sfumato.families.diffusion.objectives.objective import Objective
 
 
 class DiffusionFamily:
-    """Implements `core.family.Family` and `ExportsDiffusers`."""
+    """A model of pixels. Implements `core.family.Family` and `ExportsDiffusers`."""
 
     samplers: Sequence[str] = ("ema",)
 
@@ -37,10 +39,7 @@ class DiffusionFamily:
             data.num_classes if self._conditional else None, config.label_dropout(data)
         )
         self.nets: Mapping[str, NetSpec] = {
-            "network": Trainable(
-                build=lambda: config.network.build(data, conditional=self._conditional),
-                optimizer=config.optimizer,
-            ),
+            "network": Trainable(build=self._build, optimizer=config.optimizer),
             **self._objective.teachers(),
             "ema": EmaOf(source="network", decay=config.ema.decay),
         }
@@ -55,14 +54,7 @@ class DiffusionFamily:
 
         A conditional model without labels draws from its null class, that is, from all classes.
         """
-        network = nets["ema"]
-        device = next(network.parameters()).device
-        guided = self._guided(network, request, rng.rows, device)
-        noise_NCHW = rng.normal(*self._data.shape).to(device)
-        x_NCHW = self._objective.sample(
-            guided, noise_NCHW, request.options, rng, clip=self._clip(request.options)
-        )
-        return x_NCHW.clamp(-1, 1)
+        return self._sample(nets["ema"], request, rng, clip=self._clip(request.options)).clamp(-1, 1)
 
     def export_diffusers(self, nets: Nets, folder: str, options: Any) -> None:
         """Write a folder that `DiffusionPipeline.from_pretrained` loads; `export.py` has the exact line.
@@ -70,10 +62,12 @@ class DiffusionFamily:
         Raises ConfigError for members of the family that diffusers has no pipeline for.
         """
         objective, network = self._config.objective, self._config.network
-        if not isinstance(objective, DDPMConfig) or not isinstance(network, UNetConfig):
+        latent = self._config.first_stage is not None
+        if latent or not isinstance(objective, DDPMConfig) or not isinstance(network, UNetConfig):
             raise ConfigError(
                 f"diffusers has no pipeline for objective {objective.kind!r} with network {network.kind!r} "
-                "on pixels, only for 'ddpm' with 'unet'; use --format safetensors"
+                f"on {'latents' if latent else 'pixels'}, only for 'ddpm' with 'unet' on pixels; "
+                "use --format safetensors"
             )
         write_pipeline(
             Path(folder),
@@ -86,9 +80,17 @@ class DiffusionFamily:
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         return self._objective.loss(nets, batch, self._labels, progress, rng)
 
-    def _guided(
-        self, network: torch.nn.Module, request: SampleRequest, rows: int, device: torch.device
-    ) -> Guided:
+    def _build(self) -> nn.Module:
+        return self._config.network.build(self._data, conditional=self._conditional)
+
+    def _sample(self, network: nn.Module, request: SampleRequest, rng: SampleRng, *, clip: bool) -> Tensor:
+        """What the network makes of noise, in the space that it works on, [N, C, H, W]."""
+        device = next(network.parameters()).device
+        guided = self._guided(network, request, rng.rows, device)
+        noise_NCHW = rng.normal(*self._data.shape).to(device)
+        return self._objective.sample(guided, noise_NCHW, request.options, rng, clip=clip)
+
+    def _guided(self, network: nn.Module, request: SampleRequest, rows: int, device: torch.device) -> Guided:
         null_class = self._data.num_classes
         if not self._conditional:
             return Guided(network, None, 1.0, null_class)
@@ -99,3 +101,30 @@ class DiffusionFamily:
 
     def _clip(self, options: Any) -> bool:
         return True if options.clip is None else bool(options.clip)
+
+
+class LatentDiffusionFamily(DiffusionFamily):
+    """The same on the latents of a first stage, `data` of which are the images that it encodes."""
+
+    samplers: Sequence[str] = ("ema", NAME)
+
+    def __init__(self, config: DiffusionConfig, data: DataSpec, stage: OpenStage) -> None:
+        self._space = LatentSpace(stage, config.latent_scale, data)
+        super().__init__(config, self._space.data)
+        self.nets = {NAME: self._space.frozen(), **self.nets}
+
+    def initialise(self, nets: Nets, batch: Batch, rng: Rng) -> None:
+        """Measure the scale of the latents; implements `core.family.InitialisesFromData`."""
+        self._space.measure(nets, batch, rng)
+
+    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+        """The batch with a draw of its scaled latents in place of its images."""
+        return self._space.encode(nets, batch, rng)
+
+    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+        """Images [N, C, H, W] in [-1, 1]: latents as of a model of pixels, decoded."""
+        x_NChw = self._sample(nets["ema"], request, rng, clip=False)
+        return self._space.decode(nets, x_NChw).clamp(-1, 1)
+
+    def _build(self) -> nn.Module:
+        return self._space.wrap(super()._build())

@@ -8,8 +8,16 @@ TINY_UNET = {"channels": [8, 16], "head_dim": 8, "norm_groups": 4}
 TINY_DIT = {"kind": "dit", "patch": 2, "width": 16, "depth": 2, "heads": 2}
 
 
+TINY_AUTOENCODER = {
+    "family": "vae",
+    "latent": {"kind": "kl", "channels": 2},
+    "network": {"channels": [4, 8], "norm_groups": 2},
+}
+SMALL_IMAGES = {"channels": 1, "height": 8, "width": 8}
+
+
 def variants() -> dict[str, dict[str, Any]]:
-    """Every objective, every network, every sampler that draws noise of its own."""
+    """Every objective, every network, every sampler that draws noise of its own, pixels and latents."""
     return {
         "ddpm": {
             "network": TINY_UNET,
@@ -34,5 +42,11 @@ def variants() -> dict[str, dict[str, Any]]:
                 "teacher_decay": 0.9,
             },
             "sampling": {"steps": 2},
+        },
+        "latent": {
+            "network": {**TINY_DIT, "patch": 1},
+            "objective": {"kind": "rectified_flow"},
+            "first_stage": {"model": {"family": "vae", "config": TINY_AUTOENCODER, "data": SMALL_IMAGES}},
+            "sampling": {"sampler": "euler", "steps": 2},
         },
     }

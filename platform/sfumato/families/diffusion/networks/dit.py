@@ -52,10 +52,10 @@ class DiTConfig(Config):
 
         return DiT(self, data, conditional=conditional)
 
-    def problems(self, data: DataSpec) -> list[str]:
-        """Sides that the patches do not tile, one line each."""
+    def problems(self, data: DataSpec, what: str = "image") -> list[str]:
+        """Sides of the `what` that the patches do not tile, one line each."""
         return [
-            f"model.network.patch: {self.patch} does not divide the image {name} of {side}; use a {name} of "
+            f"model.network.patch: {self.patch} does not divide the {what} {name} of {side}; use a {name} of "
             f"{max(1, round(side / self.patch)) * self.patch}, or a patch of {self._nearest_patch(side)}"
             for name, side in (("height", data.height), ("width", data.width))
             if side % self.patch

@@ -64,16 +64,16 @@ class UNetConfig(Config):
         """The network, with weights drawn from torch's global generator."""
         return build_unet(self, data, conditional=conditional)
 
-    def problems(self, data: DataSpec) -> list[str]:
-        """Sides that the levels cannot halve, one line each."""
+    def problems(self, data: DataSpec, what: str = "image") -> list[str]:
+        """Sides of the `what` that the levels cannot halve, one line each."""
         factor = 2 ** (len(self.channels) - 1)
         found = []
         for name, side in (("height", data.height), ("width", data.width)):
             if side % factor:
                 near = max(1, round(side / factor)) * factor
                 found.append(
-                    f"model.network.channels: {len(self.channels)} levels halve the image "
-                    f"{len(self.channels) - 1} times, which an image {name} of {side} does not allow; use a "
+                    f"model.network.channels: {len(self.channels)} levels halve the {what} "
+                    f"{len(self.channels) - 1} times, which a {name} of {side} does not allow; use a "
                     f"{name} of {near}, or {_most_levels(side)} level(s)"
                 )
         return found

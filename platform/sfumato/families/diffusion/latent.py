@@ -1,0 +1,92 @@
+"""Latent diffusion: the same models on the latents of a frozen autoencoder (Rombach et al. 2022, sec. 3.2).
+
+Latents are multiplied by a factor that brings their standard deviation to one, which is the scale that the
+noise schedules expect (Rombach et al. 2022, app. D.1: measured on the first batch).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.family import Frozen, Nets
+from sfumato.core.first_stage import FirstStage, OpenStage, latent_of
+from sfumato.core.rng import Rng
+
+NAME = "first_stage"
+"""Of the frozen network among the family's networks."""
+LEAST_STD = 1e-6
+
+
+class LatentNetwork(nn.Module):
+    """A network of latents together with their scale, which so travels with every copy of the weights."""
+
+    latent_scale: Tensor
+
+    def __init__(self, network: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("latent_scale", torch.tensor(float(scale)))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own."""
+        return self.network(*args, **kwargs)
+
+
+class LatentSpace:
+    """Between images and the scaled latents that the model works on.
+
+    `stage` is the autoencoder; `scale` is the factor, or None to measure it on the first batch.
+    """
+
+    def __init__(self, stage: OpenStage, scale: float | None, data: DataSpec) -> None:
+        self._stage = stage
+        self._scale = scale
+        self._latent = stage.spec.latent
+        self.data = latent_spec(stage, data)
+
+    def frozen(self) -> Frozen:
+        """The autoencoder, with its stored weights."""
+        return Frozen(build=self._stage.spec.build, weights=self._stage.stored)
+
+    def wrap(self, network: nn.Module) -> LatentNetwork:
+        """The network with the scale; one where it is yet to be measured."""
+        return LatentNetwork(network, 1.0 if self._scale is None else self._scale)
+
+    def measure(self, nets: Nets, batch: Batch, rng: Rng) -> None:
+        """Set the scale of the network that is to be trained from the first images, if none was given."""
+        if self._scale is None:
+            std = self._encode(nets, batch, rng).std().clamp(min=LEAST_STD)
+            scaled(nets["network"]).latent_scale.copy_(1 / std)
+
+    def encode(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+        """The batch with a draw of the scaled latents [B, C, h, w] in place of its images."""
+        return {**batch, "image": self._encode(nets, batch, rng) * scaled(nets["ema"]).latent_scale}
+
+    def decode(self, nets: Nets, x_NChw: Tensor) -> Tensor:
+        """Images [N, C, H, W] in [-1, 1]."""
+        return _first_stage(nets).decode(x_NChw / scaled(nets["ema"]).latent_scale)
+
+    def _encode(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+        return latent_of(_first_stage(nets), batch).sample(rng.normal(*self._latent))
+
+
+def latent_spec(stage: OpenStage, data: DataSpec) -> DataSpec:
+    """What the model sees in place of images: latents, with the data's classes."""
+    channels, height, width = stage.spec.latent
+    return DataSpec(channels, height, width, data.classes)
+
+
+def scaled(network: nn.Module) -> LatentNetwork:
+    """The network as what it is built as."""
+    assert isinstance(network, LatentNetwork), "built by LatentSpace.wrap"
+    return network
+
+
+def _first_stage(nets: Nets) -> FirstStage:
+    stage = nets[NAME]
+    assert isinstance(stage, FirstStage), "a StageSpec builds nothing else"
+    return stage

@@ -1,0 +1,242 @@
+"""Images that other programs made: folders, archives and data sets are measured, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from sfumato.data.manifest import Manifest
+from sfumato.data.pack import pack
+from sfumato.errors import ConfigError, DataError, SfumatoError
+from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.images import Resized, open_images
+from sfumato.evaluation.report import read_report
+from sfumato.evaluation.stage import evaluate, evaluate_images
+from sfumato.families.diffusion import Config as Diffusion
+from sfumato.families.vae import Config as Vae
+from sfumato.runtime.display import Display
+from sfumato.runtime.evaluation import Request, measure
+from sfumato.runtime.targets import target_of
+from sfumato.sampling.generator import Generator
+from sfumato.sampling.model_folder import save_model_folder
+from sfumato.sampling.output import write_samples
+
+CLASSIFIER = {"classifier": {"seen": 4000, "base": 8, "dim": 16}}
+
+
+def settings(**fields: Any) -> EvaluateSettings:
+    return EvaluateSettings(**{"actors": 0, "feature_options": CLASSIFIER} | fields)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every third digit as a PNG in the folder of its class."""
+    place = tmp_path_factory.mktemp("pictures")
+    digits = load_digits()
+    for row in range(0, 1797, 3):
+        image = Image.fromarray(np.round(digits.images[row] * 255 / 16).astype(np.uint8))
+        (place / str(digits.target[row])).mkdir(exist_ok=True)
+        image.save(place / str(digits.target[row]) / f"{row:05d}.png")
+    return place
+
+
+def tiny(folder: Path, config: Any, spec: Any) -> Path:
+    family = config.build(spec)
+    nets = {}
+    for name in family.samplers:
+        source = getattr(family.nets[name], "source", name)
+        nets[name] = family.nets[source].build().state_dict()
+    save_model_folder(folder, config, spec, nets, name="tiny", images=0)
+    return folder
+
+
+def test_a_folder_an_archive_and_shards_of_the_same_images_have_the_same_figures(
+    digits_data: Path, folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    pack(str(folder), tmp_path / "shards")
+    files = sorted(folder.rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(path)) for path in files])
+    labels = np.array([int(path.parent.name) for path in files])
+    np.savez(tmp_path / "images.npz", images=pixels, labels=labels)
+    reports = [
+        evaluate_images(
+            settings(samples=599),
+            images=open_images(str(place)),
+            reference=open_images(str(digits_data)),
+            out=tmp_path / f"out-{number}",
+            cache=cache,
+        )
+        for number, place in enumerate((folder, tmp_path / "shards", tmp_path / "images.npz"))
+    ]
+    assert reports[0].kind == "images"
+    assert reports[0].samples == 599
+    assert reports[0].metrics["precision"] == 1.0, "every one is a reference image"
+    assert reports[0].metrics["class_accuracy"] > 0.9, "classes are those of the folders"
+    for other in reports[1:]:
+        # Packing orders images by class as the folder does; features are those of the same bytes.
+        assert other.metrics == pytest.approx(dict(reports[0].metrics), rel=1e-6)
+    assert read_report(tmp_path / "out-0").metrics == reports[0].metrics
+    for name, found in reports[0].intervals.items():
+        assert float(str(found["low"])) <= reports[0].metrics[name] <= float(str(found["high"]))
+    assert {"fd_classifier", "precision", "recall", "class_accuracy"} <= set(reports[0].intervals)
+
+
+def test_what_sfumato_sampled_is_measured_with_its_classes_and_without_its_grid(
+    digits_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    model = tiny(tmp_path / "model", Diffusion.tiny(), Manifest.load(digits_data).spec)
+    write_samples(tmp_path / "drawn", Generator.load(model), 60, seed=3)
+    images = open_images(str(tmp_path / "drawn"))
+    assert (images.size, images.spec.shape, images.spec.num_classes) == (60, (1, 8, 8), 10)
+    pixels, labels = images.read(0, 60)
+    assert labels is not None and labels.tolist() == [i % 10 for i in range(60)]
+    assert np.array_equal(pixels, Generator.load(model).sample(60, seed=3))
+
+
+def test_an_autoencoder_is_measured_by_what_it_reconstructs(
+    digits_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    spec = Manifest.load(digits_data).spec
+    config = next(c for c in Vae.variants().values() if not c.samples(spec))
+    model = tiny(tmp_path / "model", config, spec)
+    report = evaluate(
+        settings(samples=130), model_folder=model, data_folder=digits_data, out=tmp_path / "o", cache=cache
+    )
+    assert report.kind == "reconstructions"
+    assert "rfd_classifier" in report.metrics and "precision" not in report.metrics
+    stored = json.loads((tmp_path / "o" / "report.json").read_text())
+    assert stored["kind"] == "reconstructions" and stored["samples"] == 130
+    with pytest.raises(ConfigError, match="presicion"):
+        settings(metrics="presicion").select(spec, conditional=True)
+
+
+def test_a_model_that_gives_no_numbers_is_refused_and_not_rounded_to_black(
+    digits_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    spec = Manifest.load(digits_data).spec
+    model = tiny(tmp_path / "model", Diffusion.tiny(), spec)
+    generator = Generator.load(model)
+    broken = {
+        name: {key: value * float("nan") for key, value in net.state_dict().items()}
+        for name, net in generator.nets.items()
+    }
+    save_model_folder(model, generator.config, spec, broken, name="tiny", images=0)
+    with pytest.raises(SfumatoError, match="block 0: the model gave NaN or infinite pixels"):
+        evaluate(settings(samples=64), model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache)
+
+
+def test_statistics_in_the_usual_file_stand_in_for_the_images_of_a_reference(
+    folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    few, some = small(tmp_path / "few", num=6), tmp_path / "some"
+    some.mkdir()
+    for number, path in enumerate(sorted(folder.rglob("*.png"))[::50]):
+        Image.open(path).save(some / f"{number}.png")
+    features = {"changes": {"features": ["efficientnet_lite0"]}}
+    made = run(some, None, tmp_path, statistics=tmp_path / "real.npz", **features)
+    assert made["statistics"] == [str(tmp_path / "real.npz")]
+    with np.load(tmp_path / "real.npz", allow_pickle=False) as stored:
+        assert stored["mu"].shape == (1280,) and stored["sigma"].shape == (1280, 1280)
+        np.savez(tmp_path / "theirs.npz", mu=stored["mu"], sigma=stored["sigma"])  # as others write it
+    by_images = run(few, some, tmp_path, changes={"features": ["efficientnet_lite0"], "metrics": ["fd"]})
+    by_moments = run(few, tmp_path / "theirs.npz", tmp_path, **features)
+    assert list(by_moments["metrics"]) == ["fd_efficientnet_lite0"]
+    assert by_moments["metrics"] == pytest.approx(by_images["metrics"], rel=1e-9)
+    with pytest.raises(ConfigError, match="does not say which features it is of: pass --features"):
+        run(few, tmp_path / "theirs.npz", tmp_path)
+    wanted = {"features": ["efficientnet_lite0"], "metrics": ["fd", "recall"]}
+    with pytest.raises(ConfigError, match="recall needs the reference's images"):
+        run(few, tmp_path / "theirs.npz", tmp_path, changes=wanted)
+    np.savez(tmp_path / "torn.npz", mu=np.zeros(4), sigma=np.zeros((3, 3)))
+    with pytest.raises(DataError, match=r"mu has shape \(4,\) and sigma \(3, 3\)"):
+        run(few, tmp_path / "torn.npz", tmp_path, **features)
+    np.savez(tmp_path / "small.npz", mu=np.zeros(4), sigma=np.eye(4))
+    with pytest.raises(DataError, match="has 4 dimensions and features efficientnet_lite0 1280"):
+        run(few, tmp_path / "small.npz", tmp_path, **features)
+
+
+# Bad input ------------------------------------------------------------------------------------------------
+
+
+def small(folder: Path, size: tuple[int, int] = (8, 8), mode: str = "L", num: int = 4) -> Path:
+    folder.mkdir()
+    for number in range(num):
+        Image.new(mode, size).save(folder / f"{number}.png")
+    return folder
+
+
+def run(place: Path, against: Path | None, tmp_path: Path, **flags: Any) -> dict[str, Any]:
+    request = Request(
+        {"actors": 0, "feature_options": CLASSIFIER, **flags.pop("changes", {})},
+        against=None if against is None else str(against),
+        out=tmp_path / "out",
+        **flags,
+    )
+    return measure(target_of(str(place), root=tmp_path), request, [], root=tmp_path, display=Display())
+
+
+def test_each_mistake_gets_its_line(digits_data: Path, tmp_path: Path) -> None:
+    good = small(tmp_path / "good")
+    cases: list[tuple[Path, Path | None, dict[str, Any], str]] = [
+        (good, None, {}, "against what? pass --against"),
+        (small(tmp_path / "big", (16, 16)), digits_data, {}, "16x16 grey .* pass --resize bicubic"),
+        (small(tmp_path / "rgb", mode="RGB"), digits_data, {}, "3-channel .* pack them with channels=1"),
+        (good, digits_data, {"changes": {"samples": 9}}, "--samples 9: there are 4 images"),
+        (good, digits_data, {"changes": {"k": 4}}, "precision needs 5 images or more, got 4"),
+        (good, digits_data, {"changes": {"metrics": "class_accuracy"}}, "these images have none"),
+        (tmp_path / "nowhere", digits_data, {}, "no run 'nowhere'|no run '/"),
+    ]
+    (good / "notes.docx").write_bytes(b"PK")
+    stray = small(tmp_path / "stray")
+    (stray / "setup.exe").write_bytes(b"MZ")
+    (good / "notes.docx").unlink()
+    torn = small(tmp_path / "torn")
+    (torn / "1.png").write_bytes(b"no picture")
+    np.savez(tmp_path / "floats.npz", images=np.full((4, 8, 8), np.nan, np.float32))
+    cases += [
+        (stray, digits_data, {}, r"setup\.exe is no image"),
+        (torn, digits_data, {}, r"1\.png: not an image"),
+        (tmp_path / "floats.npz", digits_data, {}, "images is float32; wanted uint8"),
+    ]
+    for place, against, flags, line in cases:
+        with pytest.raises(SfumatoError, match=line) as error:
+            run(place, against, tmp_path, **flags)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "out").exists(), "before anything is made"
+
+
+def test_a_resize_that_was_asked_for_is_pillows_and_part_of_the_sets_identity(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    place = tmp_path / "large"
+    place.mkdir()
+    pixels = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(place / f"{number}.png")
+    images = open_images(str(place))
+    resized = Resized(images, 8, 8, "bicubic")
+    found, _ = resized.read(0, 3)
+    expected = np.asarray(Image.fromarray(pixels[1]).resize((8, 8), Image.Resampling.BICUBIC))
+    assert np.array_equal(found[1], expected)
+    assert len({images.digest, resized.digest, Resized(images, 8, 8, "lanczos").digest}) == 3
+
+
+def test_a_folder_is_known_by_its_content(tmp_path: Path) -> None:
+    place = small(tmp_path / "a")
+    before = open_images(str(place)).digest
+    assert open_images(str(place)).digest == before
+    Image.new("L", (8, 8), 7).save(place / "2.png")
+    assert open_images(str(place)).digest != before
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_images(str(tmp_path / "b"))

@@ -1,0 +1,160 @@
+"""Latent diffusion: what the model is shown and the scale of its latents; every member learns something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfumato import families
+from sfumato.core.batch import Batch, DataSpec, MicroBatch, Piece
+from sfumato.core.family import SampleRequest
+from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.rng import SampleRng, StreamRng, seeded
+from sfumato.core.schedules import LearningRate
+from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.diffusion.latent import LatentNetwork
+from sfumato.parallel import Placement
+from sfumato.parallel.single import Single
+from sfumato.sampling.model_folder import save_model_folder
+from sfumato.training.config import TrainSettings
+from sfumato.training.loop import Trainer, install
+
+DATA = DataSpec(1, 8, 8, ("a", "b"))
+ROWS = 64
+
+
+def config(**changes: object) -> DiffusionConfig:
+    content = DiffusionConfig.variants()["latent"].model_dump(mode="json")
+    return DiffusionConfig.model_validate({**content, **changes})
+
+
+def rng(rows: int = ROWS) -> StreamRng:
+    return StreamRng([Piece(0, 0, rows)], rows_per_stream=rows, seed=0, images=0, phase="p")
+
+
+def images(rows: int = ROWS) -> Tensor:
+    return torch.rand(rows, *DATA.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def installed(chosen: DiffusionConfig, *, first: Batch | None = None) -> dict[str, nn.Module]:
+    strategy = Single(Placement())
+    rows = None if first is None else MicroBatch(first, (Piece(0, 0, ROWS),))
+    install(chosen.build(DATA), strategy, seed=3, first=None if rows is None else lambda: rows)
+    return dict(strategy.view(None))
+
+
+def test_the_scale_is_measured_on_the_first_rows_and_travels_with_the_average() -> None:
+    chosen, batch = config(), {"image": images(), "label": torch.arange(ROWS) % 2}
+    nets = installed(chosen, first=batch)
+    scale = nets["ema"].latent_scale
+    assert torch.equal(scale, nets["network"].latent_scale)
+    assert "latent_scale" in nets["ema"].state_dict()
+    latents = chosen.build(DATA).prepare(nets, batch, rng())["image"]
+    assert latents.shape == (ROWS, 2, 4, 4)
+    raw = nets["first_stage"].encode(batch["image"]).sample(rng().normal(2, 4, 4))
+    torch.testing.assert_close(latents, raw * scale)
+    assert latents.std().item() == pytest.approx(1, rel=0.05)
+    assert scale.item() != 1
+
+
+def test_a_scale_that_is_given_is_kept() -> None:
+    nets = installed(config(latent_scale=0.25), first={"image": images(), "label": torch.zeros(ROWS).long()})
+    assert nets["ema"].latent_scale == 0.25
+    assert isinstance(nets["network"], LatentNetwork)
+
+
+def test_samples_are_decoded_latents() -> None:
+    """A network of zero velocity leaves the noise as it is: the image is what the decoder makes of it."""
+    chosen = config(latent_scale=0.5)
+    nets = installed(chosen)  # a fresh transformer answers zero
+    request = SampleRequest(num=3, labels_N=torch.tensor([0, 1, 0]), options=chosen.sampling)
+    with torch.no_grad():
+        found = chosen.build(DATA).sample(nets, request, SampleRng(5, range(3)))
+        expected = nets["first_stage"].decode(SampleRng(5, range(3)).normal(2, 4, 4) / 0.5)
+    assert found.shape == (3, 1, 8, 8)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_first_stage_is_the_stored_one(tmp_path: Path) -> None:
+    """Weights come from the model folder before the scale is measured, and are not those of a fresh build."""
+    chosen = config()
+    assert chosen.first_stage is not None
+    stage = chosen.first_stage
+    assert stage.model is not None
+    autoencoder = families.config_class("vae").model_validate(stage.model.config)
+    spec = autoencoder.as_first_stage(stage.model.data)
+    assert spec is not None
+    with seeded(99):
+        stored = spec.build()
+    save_model_folder(
+        tmp_path / "stage",
+        autoencoder,
+        stage.model.data,
+        {"ema": stored.state_dict()},
+        name="stage",
+        images=1,
+    )
+    from sfumato.runtime.first_stage import look_up  # the command's own way from a folder to a recipe
+
+    recorded = look_up(stage.model_copy(update={"run": str(tmp_path / "stage")}), tmp_path)
+    batch = {"image": images(), "label": torch.zeros(ROWS).long()}
+    nets = installed(config(first_stage=recorded.model_dump(mode="json")), first=batch)
+    for key, value in nets["first_stage"].state_dict().items():
+        assert torch.equal(value, stored.state_dict()[key])
+    assert nets["ema"].latent_scale != installed(chosen, first=batch)["ema"].latent_scale
+    assert not any(value.requires_grad for value in nets["first_stage"].parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "says"),
+    [
+        ({}, DataSpec(3, 8, 8), "was trained on images of 1x8x8"),
+        ({"first_stage": {}}, DATA, "model.first_stage.run: required"),
+        ({"first_stage": {"run": "some-run"}}, DATA, "'some-run', which has not been looked up"),
+        ({"sampling": {"clip": True}}, DATA, "model.sampling.clip: latents are not bound"),
+        (
+            {"network": {"kind": "dit", "patch": 3}},
+            DATA,
+            "model.network.patch: 3 does not divide the latent height of 4",
+        ),
+        (
+            {"network": {"channels": [8, 8, 8, 8], "norm_groups": 4, "head_dim": 8}},
+            DATA,
+            "4 levels halve the latent 3 times",
+        ),
+        ({"first_stage": None, "latent_scale": 0.5}, DATA, "model.latent_scale: has no effect"),
+    ],
+)
+def test_latent_models_that_cannot_be(changes: dict[str, object], data: DataSpec, says: str) -> None:
+    found = config(**changes).problems(data)
+    assert says in found[0]
+
+
+@pytest.mark.parametrize("name", sorted(DiffusionConfig.variants()))
+def test_every_member_learns_in_the_real_loop(name: str) -> None:
+    """Two kinds of image: forty steps bring the loss of the run's own end well below that of its start."""
+    variant = DiffusionConfig.variants()[name]
+    optimizer = OptimizerConfig(name="adam", lr=LearningRate(peak=5e-3))
+    family = variant.model_copy(update={"optimizer": optimizer}).build(DATA)
+    image = torch.ones(ROWS, *DATA.shape)
+    image[::2, :, :4] = -1
+    micro = MicroBatch({"image": image, "label": torch.arange(ROWS) % 2}, (Piece(0, 0, ROWS),))
+    strategy = Single(Placement())
+    install(family, strategy, seed=3, first=lambda: micro)
+    losses: list[float] = []
+    settings = TrainSettings(images=40 * ROWS, batch=ROWS, log_every=ROWS, preview_samples=0)
+    phase = family.phases[0].name
+    trainer = Trainer(
+        family,
+        strategy,
+        settings,
+        seed=3,
+        streams=1,
+        report=lambda progress, metrics: losses.append(metrics[f"train/{phase}/loss"]),
+    )
+    trainer.run(iter(lambda: [micro], None))
+    first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
+    assert last < 0.75 * first, losses
