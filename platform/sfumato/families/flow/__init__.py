@@ -1,0 +1,7 @@
+"""Normalizing flows with an exact likelihood, class-conditional or not: see README.md beside this file."""
+
+from __future__ import annotations
+
+from sfumato.families.flow.config import FlowConfig as Config
+
+__all__ = ["Config"]

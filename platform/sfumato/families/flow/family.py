@@ -1,0 +1,90 @@
+"""The flow family: one network, its average, one phase, and an exact likelihood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.flow.bijection import fitting
+from sfumato.families.flow.config import FlowConfig, SamplingConfig, VariationalConfig
+from sfumato.families.flow.dequantization import build_dequantizer, from_unit, to_levels
+from sfumato.families.flow.levels import build_levels
+from sfumato.families.flow.network import FlowNetwork
+
+
+class FlowFamily:
+    """Implements `core.family.Family`, `HasLikelihood` and `InitialisesFromData`."""
+
+    samplers: Sequence[str] = ("ema",)
+
+    def __init__(self, config: FlowConfig, data: DataSpec) -> None:
+        self._config = config
+        self._data = data
+        self._classes = data.num_classes if config.conditional(data) else 0
+        self._normal_noise = isinstance(config.dequantization, VariationalConfig)
+        self.nets: Mapping[str, NetSpec] = {
+            "network": Trainable(build=self._build, optimizer=config.optimizer),
+            "ema": EmaOf(source="network", decay=config.ema.decay),
+        }
+        self.phases: Sequence[Phase] = (Phase(name="likelihood", trains="network", loss=self._loss),)
+
+    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+        """The batch as it is: this model works on pixels."""
+        return batch
+
+    def initialise(self, nets: Nets, batch: Batch, rng: Rng) -> None:
+        """Set the actnorms by these rows (Kingma & Dhariwal 2018, sec. 3.1)."""
+        with fitting(nets["network"]):
+            self._bits_per_dim(nets["network"], batch, rng)
+
+    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+        """Images [N, C, H, W] in [-1, 1] on the 256 levels, by the averaged network.
+
+        A conditional model without labels draws all classes in turn.
+        """
+        options: SamplingConfig = request.options
+        network = nets["ema"]
+        assert isinstance(network, FlowNetwork)
+        device = next(network.parameters()).device
+        label_N = request.labels_N
+        if not self._classes:
+            label_N = torch.zeros(rng.rows, dtype=torch.int64)
+        elif label_N is None:
+            label_N = torch.arange(rng.rows) % self._classes
+        noise_ND = options.temperature * rng.normal(network.dims)
+        return from_unit(network.decode(noise_ND.to(device), label_N.to(device)))
+
+    def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+        """-log2 P of the 8-bit images, a value of each [B], by the averaged network.
+
+        An upper bound by one draw of the dequantisation's noise, uniform or learned as the recipe says; its
+        mean over draws is the bound, which only the dequantisation keeps from being exact.
+        """
+        return self._bits_per_dim(nets["ema"], batch, rng)
+
+    def _build(self) -> FlowNetwork:
+        config, shape = self._config, self._data.shape
+        levels = build_levels(config.network, shape, self._classes)
+        dequantizer = build_dequantizer(config.dequantization, shape)
+        return FlowNetwork(levels, dequantizer, shape, config.logit_alpha)
+
+    def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
+        return LossOut(self._bits_per_dim(nets["network"], batch, rng))
+
+    def _bits_per_dim(self, network: nn.Module, batch: Batch, rng: Rng) -> Tensor:
+        k_BCHW = to_levels(batch["image"])
+        shape = self._data.shape
+        noise_BCHW = rng.normal(*shape) if self._normal_noise else rng.uniform(*shape)
+        if self._classes:
+            label_B = batch["label"]
+        else:
+            label_B = torch.zeros(len(k_BCHW), dtype=torch.int64, device=k_BCHW.device)
+        log_p_B: Tensor = network(k_BCHW, noise_BCHW.to(k_BCHW.device), label_B)
+        return -log_p_B / (math.prod(shape) * math.log(2))

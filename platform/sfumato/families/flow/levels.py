@@ -1,0 +1,185 @@
+"""Levels of the multi-scale architecture: reshape, transform, split off half as latents.
+
+Both kinds of network are lists of levels (Dinh et al. 2017, sec. 3.6; Kingma & Dhariwal 2018, fig. 2b).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.families.flow.bijection import (
+    ActNorm,
+    Bijection,
+    InvertibleConv,
+    squeeze,
+    sum_pixels,
+    unsqueeze,
+)
+from sfumato.families.flow.config import GlowConfig, RealNvpConfig
+from sfumato.families.flow.couplings import (
+    GlowCoupling,
+    MaskedCoupling,
+    ZeroConv,
+    checkerboard,
+    half_channels,
+)
+
+Shape = tuple[int, int, int]
+LAST_COUPLINGS = 4
+
+
+def normal_log_density(z_BCHW: Tensor) -> Tensor:
+    """log N(z; 0, I) of each row, [B]."""
+    return sum_pixels(-0.5 * (z_BCHW.square() + math.log(2 * math.pi)))
+
+
+class GlowStep(Bijection):
+    """Actnorm, 1x1 convolution, affine coupling (Kingma & Dhariwal 2018, fig. 2a)."""
+
+    def __init__(self, channels: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.norm = ActNorm(channels)
+        self.conv = InvertibleConv(channels)
+        self.coupling = GlowCoupling(channels, hidden, classes)
+
+    def forward(self, x_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        x_BCHW, first_B = self.norm(x_BCHW)
+        x_BCHW, second_B = self.conv(x_BCHW)
+        x_BCHW, third_B = self.coupling(x_BCHW, label_B)
+        return x_BCHW, first_B + second_B + third_B
+
+    def inverse(self, y_BCHW: Tensor, label_B: Tensor) -> Tensor:
+        return self.norm.inverse(self.conv.inverse(self.coupling.inverse(y_BCHW, label_B)))
+
+
+class MaskedStep(Bijection):
+    """A masked coupling, then actnorm in the place of Real NVP's batch normalisation (sec. 3.7)."""
+
+    def __init__(self, mask_CHW: Tensor, config: RealNvpConfig, classes: int) -> None:
+        super().__init__()
+        self.coupling = MaskedCoupling(mask_CHW, config.channels, config.blocks, classes)
+        self.norm = ActNorm(len(mask_CHW))
+
+    def forward(self, x_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        x_BCHW, first_B = self.coupling(x_BCHW, label_B)
+        x_BCHW, second_B = self.norm(x_BCHW)
+        return x_BCHW, first_B + second_B
+
+    def inverse(self, y_BCHW: Tensor, label_B: Tensor) -> Tensor:
+        return self.coupling.inverse(self.norm.inverse(y_BCHW), label_B)
+
+
+class Squeeze(Bijection):
+    """2x2 pixels become channels."""
+
+    def forward(self, x_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        return squeeze(x_BCHW), x_BCHW.new_zeros(len(x_BCHW))
+
+    def inverse(self, y_BCHW: Tensor, label_B: Tensor) -> Tensor:
+        return unsqueeze(y_BCHW)
+
+
+class Prior(nn.Module):
+    """The normal distribution of a level's latents: learned of what goes on (Glow), or standard (Real NVP).
+
+    The last level has nothing that goes on, and learns a mean and scale for each class.
+    """
+
+    def __init__(self, kept: int, latent: int, classes: int, *, learned: bool) -> None:
+        super().__init__()
+        self.net = ZeroConv(kept, 2 * latent) if learned and kept else None
+        self.table = nn.Embedding(max(1, classes), 2 * latent) if learned and not kept else None
+        if self.table is not None:
+            nn.init.zeros_(self.table.weight)
+
+    def forward(self, kept_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation, each broadcast to the latents."""
+        if self.net is not None:
+            mean_BCHW, log_std_BCHW = self.net(kept_BCHW).chunk(2, 1)
+        elif self.table is not None:
+            mean_BCHW, log_std_BCHW = self.table(label_B)[:, :, None, None].float().chunk(2, 1)
+        else:
+            mean_BCHW = log_std_BCHW = torch.zeros((), device=label_B.device)
+        return mean_BCHW, log_std_BCHW
+
+
+class Level(nn.Module):
+    """Bijections, then the split into what goes on and what becomes latents.
+
+    `latent_shape` and `out_shape` are those of an image; the last level keeps nothing (0 channels).
+    """
+
+    def __init__(self, steps: list[Bijection], shape: Shape, classes: int, *, last: bool, learned: bool):
+        super().__init__()
+        channels, height, width = shape
+        kept = 0 if last else channels // 2
+        self.steps = nn.ModuleList(steps)
+        self.prior = Prior(kept, channels - kept, classes, learned=learned)
+        self.kept = kept
+        self.latent_shape = (channels - kept, height, width)
+        self.out_shape = (kept, height, width)
+
+    def forward(self, x_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes on, and the log density that this level adds, [B]."""
+        density_B = torch.zeros(len(x_BCHW), device=x_BCHW.device)
+        for step in self.steps:
+            x_BCHW, log_det_B = step(x_BCHW, label_B)
+            density_B = density_B + log_det_B
+        kept_BCHW, z_BCHW = x_BCHW[:, : self.kept], x_BCHW[:, self.kept :]
+        mean_BCHW, log_std_BCHW = self.prior(kept_BCHW, label_B)
+        noise_BCHW = (z_BCHW - mean_BCHW) * (-log_std_BCHW).exp()
+        density_B = density_B + normal_log_density(noise_BCHW)
+        return kept_BCHW, density_B - sum_pixels(log_std_BCHW.expand_as(z_BCHW))
+
+    def inverse(self, kept_BCHW: Tensor, noise_BCHW: Tensor, label_B: Tensor) -> Tensor:
+        """The level's input, from what went on and standard normal noise of `latent_shape`."""
+        mean_BCHW, log_std_BCHW = self.prior(kept_BCHW, label_B)
+        x_BCHW = torch.cat([kept_BCHW, mean_BCHW + log_std_BCHW.exp() * noise_BCHW], 1)
+        for step in reversed(self.steps):
+            assert isinstance(step, Bijection)
+            x_BCHW = step.inverse(x_BCHW, label_B)
+        return x_BCHW
+
+
+def build_levels(config: GlowConfig | RealNvpConfig, shape: Shape, classes: int) -> list[Level]:
+    """The levels for images of this shape, weights from torch's global generator."""
+    levels: list[Level] = []
+    for index in range(config.levels):
+        last = index == config.levels - 1
+        if isinstance(config, GlowConfig):
+            shape = _squeezed(shape)
+            steps: list[Bijection] = [
+                GlowStep(shape[0], config.channels, classes) for _ in range(config.steps)
+            ]
+            level = Level([Squeeze(), *steps], shape, classes, last=last, learned=True)
+        else:
+            steps, shape = _real_nvp_steps(config, shape, classes, last=last)
+            level = Level(steps, shape, classes, last=last, learned=False)
+        shape = level.out_shape
+        levels.append(level)
+    return levels
+
+
+def _real_nvp_steps(
+    config: RealNvpConfig, shape: Shape, classes: int, *, last: bool
+) -> tuple[list[Bijection], Shape]:
+    """Three checkerboard couplings, a squeeze and three channel-wise ones; on the last level only four
+    checkerboard couplings."""
+    count = LAST_COUPLINGS if last else 3
+    steps: list[Bijection] = [
+        MaskedStep(checkerboard(shape, turn % 2), config, classes) for turn in range(count)
+    ]
+    if last:
+        return steps, shape
+    shape = _squeezed(shape)
+    steps.append(Squeeze())
+    steps += [MaskedStep(half_channels(shape, turn % 2), config, classes) for turn in range(3)]
+    return steps, shape
+
+
+def _squeezed(shape: Shape) -> Shape:
+    channels, height, width = shape
+    return channels * 4, height // 2, width // 2

@@ -1,0 +1,230 @@
+"""Losses, penalties and sampling of adversarial networks against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from sfumato.core.batch import DataSpec, Piece
+from sfumato.core.family import SampleRequest
+from sfumato.core.progress import Progress
+from sfumato.core.rng import SampleRng, StreamRng, seeded
+from sfumato.families.gan.blocks import ClassNorm, Score
+from sfumato.families.gan.config import (
+    DcganConfig,
+    GanConfig,
+    ObjectiveConfig,
+    R1Config,
+    ResnetConfig,
+    SamplingConfig,
+)
+from sfumato.families.gan.losses import GAMES
+from sfumato.families.gan.networks import DiscriminatorNet, build_discriminator
+from sfumato.families.gan.penalties import gradient_norm, mixed, r1_exact, r1_finite_difference
+from sfumato.families.gan.sampling import latents
+
+DATA = DataSpec(1, 8, 8, classes=("a", "b", "c"))
+
+
+def rng(rows: int, phase: str = "p") -> StreamRng:
+    return StreamRng((Piece(0, 0, rows),), rows_per_stream=rows, seed=0, images=0, phase=phase)
+
+
+class Polynomial(DiscriminatorNet):
+    """D(x) = w.x + c |x|^2 / 2, whose gradient is w + c x."""
+
+    def __init__(self, curvature: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(64, generator=torch.Generator().manual_seed(0)))
+        self.c = nn.Parameter(torch.tensor([curvature]))
+
+    def score(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
+        x = x_BCHW.flatten(1)
+        return x @ self.w + self.c * x.square().sum(1) / 2
+
+
+def images(rows: int) -> Tensor:
+    return torch.rand(rows, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_games_are_the_papers() -> None:
+    s, f = torch.linspace(-3, 3, 13), torch.linspace(2, -2, 13)
+    sigmoid = torch.sigmoid
+    expected = {
+        "nonsaturating": (-(sigmoid(s).log() + (1 - sigmoid(f)).log()), -sigmoid(f).log()),
+        "hinge": ((1 - s).clamp_min(0) + (1 + f).clamp_min(0), -f),
+        "wasserstein": (f - s, -f),
+        "least_squares": (0.5 * (s - 1) ** 2 + 0.5 * f**2, 0.5 * (f - 1) ** 2),
+    }
+    assert GAMES.keys() == expected.keys()
+    for name, (discriminator, generator) in expected.items():
+        torch.testing.assert_close(GAMES[name].discriminator(s, f), discriminator)
+        torch.testing.assert_close(GAMES[name].generator(f), generator)
+        shifted = GAMES[name].discriminator(s + 1, f + 1)
+        assert torch.allclose(shifted, discriminator, atol=1e-5) != GAMES[name].sees_bias, name
+
+
+def test_gradient_penalty_of_a_linear_critic_is_exact() -> None:
+    critic = Polynomial(0.0)
+    x = mixed(images(6), torch.zeros(6, 1, 8, 8), rng(6))
+    (score,) = critic([x], [torch.zeros(6)])
+    norm = gradient_norm(score, x)
+    torch.testing.assert_close(norm, critic.w.norm().expand(6))
+    (norm - 1).square().mean().backward()
+    length = critic.w.detach().norm()
+    torch.testing.assert_close(critic.w.grad, 2 * (length - 1) * critic.w.detach() / length)
+
+
+def test_points_between_lie_on_the_line() -> None:
+    real, fake = images(5), -images(5)
+    x = mixed(real, fake, rng(5))
+    share = rng(5).uniform(1, 1, 1)
+    torch.testing.assert_close(x.detach(), share * real + (1 - share) * fake)
+    assert x.requires_grad
+
+
+def test_exact_r1_is_the_closed_form_with_its_gradient() -> None:
+    critic, x = Polynomial(0.7), images(6)
+    penalty, score = r1_exact(critic, x, torch.zeros(6))
+    slope = critic.w.detach() + 0.7 * x.flatten(1)
+    torch.testing.assert_close(penalty, slope.square().sum(1))
+    torch.testing.assert_close(score, critic.score(x, torch.zeros(6)))
+    penalty.sum().backward()
+    torch.testing.assert_close(critic.w.grad, 2 * slope.sum(0))
+    torch.testing.assert_close(critic.c.grad, 2 * (slope * x.flatten(1)).sum().view(1))
+
+
+def test_finite_difference_r1_has_the_closed_form_as_its_mean() -> None:
+    """Also its gradient; a quadratic critic has no error but the chance of the directions."""
+    critic, rows = Polynomial(0.7), 20_000
+    x = images(1).expand(rows, -1, -1, -1)
+    penalty, _ = r1_finite_difference(critic, x, torch.zeros(rows), rng(rows), step=0.01)
+    slope = critic.w.detach() + 0.7 * x[0].flatten()
+    exact = slope.square().sum().item()
+    assert penalty.mean().item() == pytest.approx(exact, rel=5 * math.sqrt(2 / rows))
+    assert penalty.std().item() == pytest.approx(math.sqrt(2) * exact, rel=0.1)
+    penalty.mean().backward()
+    cosine = nn.functional.cosine_similarity(critic.w.grad, slope, dim=0)
+    assert cosine.item() > 0.99
+    assert critic.w.grad.norm().item() == pytest.approx(2 * slope.norm().item(), rel=0.1)
+
+
+def test_finite_difference_is_near_the_exact_penalty_of_a_network() -> None:
+    with seeded(2):
+        network = DcganConfig(channels=(16,), discriminator_norm="spectral")
+        critic = build_discriminator(network, DATA, classes=3, bias=True)
+    x = images(1).expand(4_000, -1, -1, -1)
+    label = torch.ones(4_000, dtype=torch.int64)
+    exact, _ = r1_exact(critic, x[:1], label[:1])
+    estimate, _ = r1_finite_difference(critic, x, label, rng(4_000), step=0.01)
+    assert estimate.mean().item() == pytest.approx(exact.item(), rel=5 * math.sqrt(2 / 4_000))
+
+
+def test_lazy_penalty_counts_for_the_steps_that_it_stands_for() -> None:
+    config = GanConfig(
+        network=DcganConfig(channels=(8,)), objective=ObjectiveConfig(r1=R1Config(weight=3.0, every=4))
+    )
+    family = config.build(DATA)
+    phase = next(phase for phase in family.phases if phase.name == "r1")
+    assert (phase.every, phase.second_order) == (4, True)
+    with seeded(3):
+        critic = family.nets["discriminator"].build()
+    batch = {"image": images(4), "label": torch.tensor([0, 1, 2, 0])}
+    out = phase.loss({"discriminator": critic}, batch, Progress(0, 0, 10, 4), rng(4))
+    expected, _ = r1_exact(critic, batch["image"], batch["label"])
+    torch.testing.assert_close(out.loss_B, 4 * 3.0 / 2 * expected)
+
+
+def test_a_finite_difference_needs_no_second_order() -> None:
+    finite = ObjectiveConfig(r1=R1Config(estimator="finite_difference"))
+    assert not any(phase.second_order for phase in GanConfig(objective=finite).build(DATA).phases)
+    penalty = ObjectiveConfig(loss="wasserstein", gradient_penalty=10)
+    phases = GanConfig(objective=penalty).build(DATA).phases
+    assert [phase.second_order for phase in phases] == [True, False]
+
+
+def test_projection_score_is_the_papers_formula() -> None:
+    with seeded(4):
+        score = Score("none", 5, 3, bias=True)
+    phi, label = torch.randn(4, 5), torch.tensor([2, 0, 1, 2])
+    psi = phi @ score.linear.weight[0] + score.linear.bias
+    expected = torch.stack([psi[i] + score.embedding.weight[label[i]] @ phi[i] for i in range(4)])
+    torch.testing.assert_close(score(phi, label), expected)
+
+
+def test_class_norm_is_normalisation_with_the_classes_own_gain() -> None:
+    layer = ClassNorm("batch", 2, 3)
+    with seeded(5), torch.no_grad():
+        nn.init.normal_(layer.gain.weight)
+        nn.init.normal_(layer.bias.weight)
+        x = torch.randn(4, 2, 3, 3)
+    label = torch.tensor([1, 2, 2, 0])
+    normal = (x - x.mean((0, 2, 3), keepdim=True)) / x.var((0, 2, 3), correction=0, keepdim=True).sqrt()
+    for row, name in enumerate(label):
+        expected = (
+            normal[row] * layer.gain.weight[name][:, None, None] + layer.bias.weight[name][:, None, None]
+        )
+        torch.testing.assert_close(layer(x, label)[row], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_statistics_of_real_and_generated_images_are_kept_apart() -> None:
+    with seeded(6):
+        critic = build_discriminator(
+            DcganConfig(channels=(8, 8), discriminator_norm="batch"), DATA, classes=0, bias=True
+        )
+    real, fake, label = images(4), 0.1 * images(4), torch.zeros(4, dtype=torch.int64)
+    both = critic([real, fake], [label, label])
+    torch.testing.assert_close(both[0], critic([real], [label])[0])
+    torch.testing.assert_close(both[1], critic([fake], [label])[0])
+
+
+def test_truncated_latents_have_the_truncated_normal_distribution() -> None:
+    z = latents(SampleRng(0, range(400)), 50, 0.8).flatten()
+    assert z.abs().max() <= 0.8
+    assert stats.kstest(z.double().numpy(), stats.truncnorm(-0.8, 0.8).cdf).pvalue > 1e-3
+    assert stats.kstest(latents(SampleRng(0, range(400)), 50, None).flatten().numpy(), "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("network", [DcganConfig(channels=(8,)), ResnetConfig(channels=(8,))])
+def test_samples_follow_the_weights(network: DcganConfig | ResnetConfig) -> None:
+    """Standing statistics are those of the weights at hand, and are taken anew when these change."""
+    options = SamplingConfig(statistics=64)
+    family = GanConfig(latent=4, network=network, sampling=options).build(DATA)
+    with seeded(7):
+        generator = family.nets["generator"].build()
+
+    def draw(generator: nn.Module) -> Tensor:
+        request = SampleRequest(num=3, labels_N=torch.tensor([0, 1, 2]), options=options)
+        with torch.no_grad():
+            return GanConfig.build(GanConfig(latent=4, network=network, sampling=options), DATA).sample(
+                {"ema": generator}, request, SampleRng(1, range(3))
+            )
+
+    first = draw(generator)
+    request = SampleRequest(num=3, labels_N=torch.tensor([0, 1, 2]), options=options)
+    with torch.no_grad():
+        assert torch.equal(family.sample({"ema": generator}, request, SampleRng(1, range(3))), first)
+        for parameter in generator.parameters():
+            parameter.mul_(1.3)
+        changed = family.sample({"ema": generator}, request, SampleRng(1, range(3)))
+    assert not torch.equal(changed, first)
+    assert torch.equal(changed, draw(generator)), "statistics of old weights"
+
+
+@pytest.mark.parametrize(
+    ("network", "objective", "says"),
+    [
+        (DcganConfig(channels=(8,) * 4), ObjectiveConfig(), "at most 3 entries"),
+        (DcganConfig(discriminator_channels=(8,) * 4), ObjectiveConfig(), "use at most 3"),
+        (DcganConfig(discriminator_norm="batch"), ObjectiveConfig(r1=R1Config()), "spectral or none"),
+        (DcganConfig(discriminator_norm="none"), ObjectiveConfig(loss="wasserstein"), "gradient_penalty=10"),
+    ],
+)
+def test_what_cannot_work_is_said(network: DcganConfig, objective: ObjectiveConfig, says: str) -> None:
+    found = GanConfig(network=network, objective=objective).problems(DATA)
+    assert found
+    assert says in found[0]
