@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from fidelity import (
+    fid_features_to_statistics,
+    fid_statistics_to_metric,
+    isc_features_to_metric,
+    kid_features_to_metric,
+)
 from numpy.typing import NDArray
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
 
 from sfumato.core.batch import DataSpec
 from sfumato.errors import DataError
@@ -78,7 +81,8 @@ def test_moments_merge_in_any_order() -> None:
 
 def test_infinity_takes_the_bias_away() -> None:
     """Two sets of one distribution: the distance at infinity is near 0, that of the samples is not."""
-    reference, generated = gaussian(0, 30_000, 16), gaussian(0, 33_000, 16)[30_000:]
+    x = gaussian(0, 23_000, 16)
+    reference, generated = x[:20_000], x[20_000:]
     metric, options = all_metrics()["fd_infinity"], MetricOptions()
     result = metric.compute(FeatureSet(reference), FeatureSet(generated), options)
     plain = frechet_distance(Moments.of(reference), Moments.of(generated))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fidelity import calculate_precision_recall_full
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from prdc import compute_prdc
 from scipy.spatial.distance import cdist
-from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.authenticity import Authenticity

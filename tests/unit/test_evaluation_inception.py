@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fidelity import FeatureExtractorInceptionV3, interpolate_bilinear_2d_like_tensorflow1x
 from PIL import Image
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import seeded

@@ -48,3 +48,11 @@ def channel_problems(features: str, data: DataSpec) -> list[str]:
     if data.channels in (1, 3):
         return []
     return [f"features {features} needs images of 1 or 3 channels, this data has {data.channels}"]
+
+
+def standardise(x_BCHW: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
+    """0..255 to a network's input: (x / 255 - mean) / deviation, by channel."""
+    mean_C11, deviation_C11 = (
+        torch.tensor(v, device=x_BCHW.device)[:, None, None] for v in (mean, deviation)
+    )
+    return (x_BCHW / 255 - mean_C11) / deviation_C11

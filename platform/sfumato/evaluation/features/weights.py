@@ -86,26 +86,6 @@ class WeightsFile:
                 temporary.unlink(missing_ok=True)
 
 
-def folder_given(features: str, variable: str, given: Path | None, example: str) -> Path:
-    """A folder in the form that transformers saves: config.json and model.safetensors.
-
-    Raises CapabilityError, in one line with the mend, where there is none.
-    """
-    mend = (
-        f"set evaluate.feature_options.{features}.weights=FOLDER or {variable}=FOLDER to a folder with "
-        f"config.json and model.safetensors, for example of {example}"
-    )
-    folder = given or (Path(value) if (value := os.environ.get(variable)) else None)
-    if folder is None:
-        raise CapabilityError(f"features {features} needs weights, none given; {mend}")
-    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
-    if missing:
-        raise CapabilityError(
-            f"features {features}: {str(folder)!r} has no {' and no '.join(missing)}; {mend}"
-        )
-    return folder
-
-
 def sha256_of(path: Path) -> str:
     """Checksum of a file, read once."""
     with path.open("rb") as file:

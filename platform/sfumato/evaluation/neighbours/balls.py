@@ -74,9 +74,7 @@ def memberships(
 
 def _count(balls: _Balls, item: tuple[Span, Span]) -> Memberships:
     rows, columns = item
-    reach_a = balls.reach_a_N[slice(*rows), None]
-    reach_b = balls.reach_b_M[None, slice(*columns)]
-    in_a, in_b = _inside(balls, rows, columns, (reach_a, reach_b), torch.float32)
+    in_a, in_b = _inside(balls, rows, columns, torch.float32)
     height, width = rows[1] - rows[0], columns[1] - columns[0]
     return Memberships(
         np.bincount(in_a[1], minlength=width),
@@ -88,36 +86,37 @@ def _count(balls: _Balls, item: tuple[Span, Span]) -> Memberships:
 Pairs = tuple[Int64Array, Int64Array]
 
 
-def _inside(
-    balls: _Balls, rows: Span, columns: Span, reaches: tuple[Float64Array, ...], dtype: torch.dtype
-) -> list[Pairs]:
-    """For every kind of ball the pairs (row, column) of the block that are inside, in order."""
+def _inside(balls: _Balls, rows: Span, columns: Span, dtype: torch.dtype) -> tuple[Pairs, Pairs]:
+    """The pairs (row, column) of the block inside balls of a, and those inside balls of b."""
     squared = rounded_squared(balls.a, rows, balls.b, columns, dtype)
     slack_a = balls.a.slack_N(dtype)[slice(*rows)]
     slack_b = balls.b.slack_N(dtype)[slice(*columns)]
-    found = []
-    for reach in reaches:
-        # One slack for the block's other side keeps the thresholds one vector.
-        slack = (slack_a[:, None] + slack_b.max()) if reach.shape[1] == 1 else slack_b[None] + slack_a.max()
-        row_P, column_P = _where(squared, reach + slack)
-        limit = reach - slack
-        open_P = squared[row_P, column_P].double().numpy() > _at(limit, row_P, column_P)
-        if dtype == torch.float32 and open_P.sum() > MANY * squared.numel():
-            return _inside(balls, rows, columns, reaches, torch.float64)
-        row, column = row_P.numpy(), column_P.numpy()
+    reach_a, reach_b = balls.reach_a_N[slice(*rows)], balls.reach_b_M[slice(*columns)]
+    # One slack for the whole of the other side, so that a threshold is a vector and not a block.
+    in_a = _possible(squared, (reach_a + slack_a + slack_b.max())[:, None])
+    in_b = _possible(squared, (reach_b + slack_b + slack_a.max())[None, :])
+    sure_a = (reach_a - slack_a - slack_b.max())[in_a[0]]
+    sure_b = (reach_b - slack_b - slack_a.max())[in_b[1]]
+    open_a, open_b = _at(squared, in_a) > sure_a, _at(squared, in_b) > sure_b
+    if dtype == torch.float32 and open_a.sum() + open_b.sum() > MANY * squared.numel():
+        return _inside(balls, rows, columns, torch.float64)
+
+    def decided(pairs: Pairs, open_P: Bools, reach_P: Float64Array) -> Pairs:
+        row, column = pairs
         inside_P = ~open_P
         exact = exact_squared(balls.a.x_ND, balls.b.x_ND, row[open_P] + rows[0], column[open_P] + columns[0])
-        inside_P[open_P] = exact <= _at(reach, row_P, column_P)[open_P]
-        found.append((row[inside_P], column[inside_P]))
-    return found
+        inside_P[open_P] = exact <= reach_P[open_P]
+        return row[inside_P], column[inside_P]
+
+    return decided(in_a, open_a, reach_a[in_a[0]]), decided(in_b, open_b, reach_b[in_b[1]])
 
 
-def _where(squared: Tensor, threshold: Float64Array) -> tuple[Tensor, Tensor]:
-    limit = torch.from_numpy(threshold).to(squared.dtype)
-    row_P, column_P = (squared <= limit).nonzero(as_tuple=True)
-    return row_P, column_P
+def _possible(squared: Tensor, threshold: Float64Array) -> Pairs:
+    """Pairs at most so far apart. The slack leaves room for the rounding of the threshold itself."""
+    row_P, column_P = (squared <= torch.from_numpy(threshold).to(squared.dtype)).nonzero(as_tuple=True)
+    return row_P.numpy(), column_P.numpy()
 
 
-def _at(values: Float64Array, row_P: Tensor, column_P: Tensor) -> Float64Array:
-    picked: Float64Array = values[row_P.numpy(), 0] if values.shape[1] == 1 else values[0, column_P.numpy()]
-    return picked
+def _at(squared: Tensor, pairs: Pairs) -> Float64Array:
+    values: Float64Array = squared.numpy()[pairs].astype(np.float64)
+    return values
