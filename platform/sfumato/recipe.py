@@ -77,8 +77,8 @@ class Recipe(Config):
     tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")
     registry: RegistrySettings = Field(RegistrySettings(), description="The model registry.")
 
-    def digest(self) -> str:
-        """Identity of what the run computes: a hash of all fields that can change a number in it."""
+    def identity(self) -> dict[str, Any]:
+        """All fields that can change a number in what the run computes."""
         content = self.model_dump(mode="json")
         for section, fields in _NOT_IN_DIGEST.items():
             if fields is None:
@@ -89,7 +89,11 @@ class Recipe(Config):
         stage = content["model"].get("first_stage")
         if isinstance(stage, dict) and stage.get("digest"):  # which identifies it, wherever it lies
             content["model"]["first_stage"] = stage["digest"]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return content
+
+    def digest(self) -> str:
+        """A hash of `identity`."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
         """The resolved recipe; loading it gives an equal one."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sfumato import __version__
-from sfumato.cli import compare, data, machine, models, precompute, recipes, runs
+from sfumato.cli import compare, data, ema, machine, models, precompute, recipes, runs
 from sfumato.errors import Interrupted, SfumatoError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ _COMMANDS = (
     compare.compare,
     models.sample,
     models.export,
+    ema.ema,
     data.pack,
     precompute.precompute,
     machine.ui,

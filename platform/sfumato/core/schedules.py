@@ -10,6 +10,9 @@ from pydantic import Field
 from sfumato.core.config import Config
 from sfumato.core.progress import Progress
 
+MAX_SIGMA_REL = 1 / math.sqrt(12)
+"""Relative width of the plain mean of all weights, gamma = 0."""
+
 
 class LearningRate(Config):
     """Learning rate against images seen: linear warm-up, then constant or decayed to zero."""
@@ -35,7 +38,8 @@ class LearningRate(Config):
 
 
 class EmaSchedule(Config):
-    """Exponential moving average by half-life in images (Karras et al. 2022, App. F.2; StyleGAN2-ADA)."""
+    """Exponential moving average by half-life in images (Karras et al. 2022, App. F.2; StyleGAN2-ADA), or the
+    power-function average of Karras et al. 2023 (EDM2, sec. 3), whose length grows with training."""
 
     halflife_images: int = Field(
         10_000, gt=0, description="Images after which a past weight counts for half."
@@ -46,10 +50,45 @@ class EmaSchedule(Config):
         description="The half-life is at most this fraction of the images seen, so that early weights "
         "are forgotten quickly; null turns the ramp off.",
     )
+    sigma_rel: float | None = Field(
+        None,
+        gt=0,
+        lt=MAX_SIGMA_REL,
+        description="Relative width of a power-function average, for example 0.1; set, it takes the place of "
+        "half-life and ramp.",
+    )
 
     def decay(self, progress: Progress) -> float:
         """Weight of the old average for the step that ended at `progress`, in [0, 1)."""
+        if self.sigma_rel is not None:
+            return power_decay(self.sigma_rel, progress)
         halflife = float(self.halflife_images)
         if self.rampup is not None:
             halflife = min(halflife, progress.images * self.rampup)
         return math.pow(0.5, progress.batch / max(halflife, 1e-8))
+
+
+def power_exponent(sigma_rel: float) -> float:
+    """Gamma of the power-function average of that relative width: the root of sigma_rel^2 (gamma + 2)^2
+    (gamma + 3) = gamma + 1 (EDM2, eq. 126; as a cubic in its code).
+
+    Raises ValueError for widths that no average with a positive weight has, those outside (0, 0.289).
+    """
+    if not 0 < sigma_rel < MAX_SIGMA_REL:
+        raise ValueError(f"sigma_rel is between 0 and {MAX_SIGMA_REL:.3f}, got {sigma_rel:g}")
+
+    def width(gamma: float) -> float:
+        return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+    low, high = 0.0, 1.0
+    while width(high) > sigma_rel:  # it falls with gamma
+        high *= 2
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if width(middle) > sigma_rel else (low, middle)
+    return (low + high) / 2
+
+
+def power_decay(sigma_rel: float, progress: Progress) -> float:
+    """Weight of the old average for the step that ended at `progress` (EDM2, eq. 127); the first is 0."""
+    return math.pow(1 - progress.batch / progress.images, power_exponent(sigma_rel) + 1)

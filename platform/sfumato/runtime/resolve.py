@@ -13,6 +13,7 @@ from sfumato.data.manifest import Manifest
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
 from sfumato.parallel.single import Single
+from sfumato.runtime.averages import averages_of
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.sampling.model_folder import CARD, save_model_folder
 from sfumato.tracking.config import TrackingSettings
@@ -82,7 +83,7 @@ def _from_checkpoint(path: Path, scratch: Path) -> Path:
     saved = checkpoints.read_manifest(store, path.name)
     spec = Manifest.load(recipe.data.path).spec
     family, strategy = recipe.model.build(spec), Single(Placement())
-    install(family, strategy, recipe.seed)
+    install(family, strategy, recipe.seed, averages=averages_of(recipe, family))
     strategy.load(checkpoints.load(store, saved, scratch))
     model = scratch / "model"
     save_model_folder(

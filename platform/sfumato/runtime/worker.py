@@ -22,14 +22,17 @@ from sfumato.core.progress import Progress
 from sfumato.data import local
 from sfumato.data.faults import Fault
 from sfumato.data.manifest import Manifest
-from sfumato.errors import CheckpointError, Interrupted, SfumatoError
+from sfumato.errors import CheckpointError, Interrupted, SfumatoError, TrainingError
 from sfumato.parallel import Placement, Strategy
+from sfumato.runtime.averages import AveragesKeeper, averages_of
+from sfumato.runtime.culprits import batch_keys, shown
 from sfumato.runtime.job import TrainJob
 from sfumato.runtime.preview import preview
 from sfumato.runtime.run_folder import snapshot_folder
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.loop import Hook, Shares, Trainer, install
+from sfumato.training.skips import NotFinite
 from sfumato.training.store import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -82,7 +85,8 @@ class _Worker:
 
     def run(self) -> dict[str, Any] | None:
         recipe = self._recipe
-        install(self._family, self._strategy, recipe.seed, first=self._first_rows)
+        averages = averages_of(recipe, self._family)
+        install(self._family, self._strategy, recipe.seed, first=self._first_rows, averages=averages)
         store = open_store(self._job.checkpoint_uri(recipe))
         self._writer = checkpoints.Writer(
             store,
@@ -90,28 +94,27 @@ class _Worker:
             recipe_digest=recipe.digest(),
             strategy=recipe.parallel.strategy,
             scratch=self._scratch,
+            recipe=recipe.identity(),
+            keep_every=recipe.train.checkpoint.keep_every,
         )
+        self._keeper = AveragesKeeper(recipe, self._strategy, self._folder, self._scratch)
         self._trainer = Trainer(
             self._family,
             self._strategy,
             recipe.train,
             seed=recipe.seed,
             streams=recipe.data.streams,
-            hooks=self._hooks(),
+            hooks=[*self._hooks(), *self._keeper.hooks()],
             report=self._report,
+            averages=averages,
         )
         resumed = self._resume(store)
         if resumed == 0 and recipe.train.preview_samples:
             self._preview(self._trainer.progress)  # the first picture of the slider: the untrained network
         started = time.perf_counter()
-        reader = ray.train.get_dataset_shard("train")
-        shares = reader.batches(
-            images=resumed, batch=recipe.train.batch, micro_batch=recipe.train.micro_batch
-        )
-        with contextlib.closing(shares):
-            progress = self._train(shares)
+        progress = self._train_through(store)
         seconds = time.perf_counter() - started
-        self._report_faults(shares.faults)
+        self._keeper.close()
         self._writer.close()
         if self._writer.failures and checkpoints.newest_images(store) < progress.images:
             raise CheckpointError(self._writer.failures[-1])
@@ -150,6 +153,38 @@ class _Worker:
             hooks.append(Hook(settings.log_every, self._stop_if_asked))
         return hooks
 
+    def _train_through(self, store: Store) -> Progress:
+        """To the end; once back to the last checkpoint where too many gradients are not finite.
+
+        What a machine got wrong does not happen again. What the recipe got wrong does, on the same batch.
+        """
+        reader, train = ray.train.get_dataset_shard("train"), self._recipe.train
+        failed: int | None = None
+        while True:
+            shares = reader.batches(
+                images=self._trainer.progress.images, batch=train.batch, micro_batch=train.micro_batch
+            )
+            try:
+                with contextlib.closing(shares):
+                    progress = self._train(shares)
+            except NotFinite as error:
+                self._writer.wait()
+                again = failed is not None and error.bad.images <= failed
+                if again or not self._resume(store):
+                    raise self._explained(error) from error
+                failed = error.bad.images
+                self._note(f"{error}: back to the last checkpoint")
+            else:
+                self._report_faults(shares.faults)
+                return progress
+
+    def _explained(self, error: NotFinite) -> TrainingError:
+        keys = batch_keys(self._recipe, self._manifest, error.bad.images)
+        return TrainingError(
+            f"{error}; {f'that batch is {shown(keys)}; ' if keys else ''}lower the learning rate, clip "
+            "gradients (train.clip_grad_norm), use train.precision=fp32, or look at these images"
+        )
+
     def _train(self, shares: Shares) -> Progress:
         """To the end, or to where an evaluation says that it gets no better."""
         try:
@@ -184,8 +219,9 @@ class _Worker:
             return 0
         saved = checkpoints.read_manifest(store, name)
         if saved.manifest.recipe_digest != self._recipe.digest():
+            differ = checkpoints.differences(saved.manifest.recipe, self._recipe.identity())
             raise CheckpointError(
-                f"{store.describe(name)} was written by another recipe; "
+                f"{store.describe(name)} was written by another recipe ({'; '.join(differ)}); "
                 "name another train.checkpoint.uri or run.name, or train anew with --fresh"
             )
         self._strategy.load(checkpoints.load(store, saved, self._scratch))

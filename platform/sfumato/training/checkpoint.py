@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sfumato.errors import CheckpointError
 from sfumato.training import dcp
+from sfumato.training.retention import best, kept_names
 from sfumato.training.store import Store
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class CheckpointManifest(BaseModel):
     recipe_digest: str
     world_size: int
     strategy: str
+    recipe: dict[str, Any] = {}
+    """What the digest was made of, so that a recipe that differs can be told how."""
     files: dict[str, FileEntry]
 
 
@@ -85,14 +88,14 @@ def read_manifest(store: Store, name: str) -> Checkpoint:
         raise CheckpointError(f"{store.describe(path)} cannot be read: {first['msg']}") from error
 
 
-def load(store: Store, checkpoint: Checkpoint, scratch: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, whole, on CPU. `scratch` receives the files of a remote store.
+def load(store: Store, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
+    """The tensors of a checkpoint. `scratch` receives the files of a remote store.
 
     Raises CheckpointError naming the file that is missing or damaged.
     """
     sizes_and_sums = {name: (e.bytes, e.sha256) for name, e in checkpoint.manifest.files.items()}
     folder = store.materialise(checkpoint.name, sizes_and_sums, scratch)
-    return dcp.read(folder)
+    return dcp.Stored(folder)
 
 
 def newest_whole(store: Store, scratch: Path) -> Checkpoint | None:
@@ -107,6 +110,27 @@ def newest_whole(store: Store, scratch: Path) -> Checkpoint | None:
     return None
 
 
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """The fields in which two recipes differ, dotted, with both values, the first one's first."""
+    before, after = dict(_flat(theirs)), dict(_flat(ours))
+    return [
+        f"{key}: {before.get(key, 'absent')} there, {after.get(key, 'absent')} here"
+        for key in sorted({**before, **after})
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
+    ]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+_ABSENT = object()
+
+
 def newest_images(store: Store) -> int:
     """Images at the newest checkpoint that counts; 0 where there is none."""
     return max((checkpoint.images for checkpoint in complete(store)), default=0)
@@ -119,13 +143,17 @@ class Writer:
         self,
         store: Store,
         *,
-        keep: int,
+        keep: int | None,
         recipe_digest: str,
         strategy: str,
         scratch: Path,
+        recipe: Mapping[str, Any] | None = None,
+        keep_every: int | None = None,
     ) -> None:
         self._store = store
         self._keep = keep
+        self._keep_every = keep_every
+        self._recipe = dict(recipe or {})
         self._recipe_digest = recipe_digest
         self._strategy = strategy
         self._scratch = scratch
@@ -182,8 +210,8 @@ class Writer:
             if self._rank == 0:
                 self._store.remove(name)
             raise CheckpointError(f"checkpoint at {images:,} images was not written: {problems[0]}")
-        if self._rank == 0:
-            self._prune()
+        if self._rank == 0 and self._keep is not None:
+            self._prune(self._keep)
         return name
 
     def _finish(self, name: str, images: int, step: int, files: dict[str, tuple[int, str]]) -> list[str]:
@@ -193,6 +221,7 @@ class Writer:
             recipe_digest=self._recipe_digest,
             world_size=dist.get_world_size() if self._distributed else 1,
             strategy=self._strategy,
+            recipe=self._recipe,
             files={
                 key: FileEntry(bytes=size, sha256=digest) for key, (size, digest) in sorted(files.items())
             },
@@ -204,10 +233,11 @@ class Writer:
             return [f"{type(error).__name__}: {error}"]
         return []
 
-    def _prune(self) -> None:
-        """Remove all but the newest `keep`, and debris of this store's dead writers that is older."""
-        kept = {checkpoint.name for checkpoint in complete(self._store)[: self._keep]}
-        oldest = min(kept, default="")
+    def _prune(self, keep: int) -> None:
+        """Remove what `retention.kept` does not keep, and debris of dead writers that is older."""
+        found = complete(self._store)
+        kept = kept_names(found, keep, self._keep_every, best(self._store))
+        oldest = min(checkpoint.name for checkpoint in found[:keep])
         for name in self._store.folders():
             if name.startswith("images-") and name not in kept and name < oldest:
                 self._store.remove(name)

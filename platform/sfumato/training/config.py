@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sfumato.core.config import Config
+from sfumato.core.schedules import power_exponent
 
 
 class CheckpointSettings(Config):
@@ -14,11 +15,37 @@ class CheckpointSettings(Config):
 
     every: int = Field(20_000, gt=0, description="Images between two checkpoints.")
     keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    keep_every: int | None = Field(
+        None, gt=0, description="Keep, besides, the first checkpoint after every so many images; null: none."
+    )
     uri: str | None = Field(
         None,
         description="Folder or object storage URI (s3://bucket/prefix) for checkpoints; null keeps them in "
         "the run's folder.",
     )
+
+
+class SnapshotSettings(Config):
+    """Averages that are kept so that one of any length can be put together afterwards (`sfumato ema`)."""
+
+    every: int | None = Field(
+        None, gt=0, description="Images between two snapshots of the averages; null keeps none."
+    )
+    sigma_rel: tuple[float, ...] = Field(
+        (0.05, 0.1),
+        min_length=1,
+        description="Relative widths of the averages (Karras et al. 2023). Two give any other between and "
+        "well beyond them.",
+    )
+
+    @field_validator("sigma_rel")
+    @classmethod
+    def _possible(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        for width in value:
+            power_exponent(width)
+        if len(set(value)) < len(value):
+            raise ValueError(f"widths must differ, got {value}")
+        return value
 
 
 class TrainSettings(Config):
@@ -51,3 +78,4 @@ class TrainSettings(Config):
     preview_every: int = Field(20_000, gt=0, description="Images between two grids of preview samples.")
     preview_samples: int = Field(40, ge=0, description="Images in a preview grid; 0 turns previews off.")
     checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="Checkpoints.")
+    snapshots: SnapshotSettings = Field(SnapshotSettings(), description="Averages for `sfumato ema`.")

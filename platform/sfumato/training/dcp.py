@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,58 @@ def write(
         raise CheckpointError(causes[0] if causes else str(error)) from error
 
 
+class Stored(Mapping[str, Tensor]):
+    """The tensors of a checkpoint by name, whole and on CPU, read when they are asked for.
+
+    A strategy takes them one after another, so that a model which no rank could hold can be loaded. Those
+    that were written together are read together, a few megabytes at a time. Raises CheckpointError for an
+    index that is not one, and for files that cannot be read.
+    """
+
+    def __init__(self, folder: Path, *, group_bytes: int = 64 << 20) -> None:
+        self._folder = folder
+        entries = _SafeReader(folder).read_metadata().state_dict_metadata
+        self._entries = {
+            name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)
+        }
+        self.shapes = {name: tuple(entry.size) for name, entry in self._entries.items()}
+        self._groups: dict[str, int] = {}
+        size, number = 0, 0
+        for name, entry in self._entries.items():
+            self._groups[name] = number
+            size += entry.size.numel() * entry.properties.dtype.itemsize
+            if size >= group_bytes:
+                size, number = 0, number + 1
+        self._held: tuple[int, dict[str, Tensor]] = (-1, {})
+
+    def __getitem__(self, name: str) -> Tensor:
+        group = self._groups[name]
+        if self._held[0] != group:
+            self._held = (-1, {})  # given up before the next is read
+            self._held = (group, self._read([n for n, g in self._groups.items() if g == group]))
+        return self._held[1][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _read(self, names: list[str]) -> dict[str, Tensor]:
+        state: dict[str, Any] = {}
+        for name in names:
+            entry = self._entries[name]
+            state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+        try:
+            load(state, storage_reader=_SafeReader(self._folder), no_dist=True)
+        except CheckpointException as error:
+            causes = [str(cause) for cause, _ in error.failures.values()]
+            raise CheckpointError(
+                f"{self._folder} cannot be read: {causes[0] if causes else error}"
+            ) from error
+        return state
+
+
 def read(folder: Path) -> dict[str, Tensor]:
     """All tensors, whole, on CPU. Raises CheckpointError for an index that is not one."""
-    reader = _SafeReader(folder)
-    entries = reader.read_metadata().state_dict_metadata
-    state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)  # the reader lets no other pass
-    }
-    try:
-        load(state, storage_reader=reader, no_dist=True)
-    except CheckpointException as error:
-        causes = [str(cause) for cause, _ in error.failures.values()]
-        raise CheckpointError(f"{folder} cannot be read: {causes[0] if causes else error}") from error
-    return state
+    return dict(Stored(folder, group_bytes=1 << 62))

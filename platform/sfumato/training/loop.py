@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,13 +46,18 @@ class Hook:
 
 
 def install(
-    family: Family, strategy: Strategy, seed: int, *, first: Callable[[], MicroBatch] | None = None
+    family: Family,
+    strategy: Strategy,
+    seed: int,
+    *,
+    first: Callable[[], MicroBatch] | None = None,
+    averages: Mapping[str, EmaOf] | None = None,
 ) -> None:
     """Build the family's networks, the same on every rank, and hand them to the strategy.
 
     `first` reads the rows that data-dependent initialisation looks at: the same on every rank, however many
     there are. Without it such a family keeps the weights that it was built with, which is right where those
-    of a checkpoint replace them.
+    of a checkpoint replace them. `averages` are kept beside those of the family.
     """
     built = _build(family, seed)
     if first is not None and isinstance(family, InitialisesFromData):
@@ -63,7 +68,7 @@ def install(
             strategy.add_trainable(name, module, spec.optimizer, spec.blocks)
         elif isinstance(spec, Frozen):
             strategy.add_frozen(name, module)
-    for name, spec in family.nets.items():
+    for name, spec in {**family.nets, **(averages or {})}.items():
         if isinstance(spec, EmaOf):
             strategy.add_shadow(name, spec.source)
     strategy.ready()
@@ -113,6 +118,7 @@ class Trainer:
         streams: int,
         hooks: Sequence[Hook] = (),
         report: Callable[[Progress, dict[str, float]], None] = lambda progress, metrics: None,
+        averages: Mapping[str, EmaOf] | None = None,
     ) -> None:
         self._family = family
         self._strategy = strategy
@@ -125,7 +131,7 @@ class Trainer:
         self._skips = Skips()
         self._endured: dict[str, int] = {}
         self._clock = Clock()
-        self._nets = dict(family.nets)
+        self._nets = {**family.nets, **(averages or {})}
         self._phases = tuple(family.phases)
         self._draws = max(phase.repeats for phase in self._phases)
         self._logged_images = 0

@@ -1,0 +1,36 @@
+"""Which images a global batch consists of, for an error that has to name them."""
+
+from __future__ import annotations
+
+from sfumato.data.index import load_shard
+from sfumato.data.manifest import Manifest
+from sfumato.data.order import Order
+from sfumato.data.pools import pools_of
+from sfumato.recipe import Recipe
+
+
+def batch_keys(recipe: Recipe, manifest: Manifest, images: int) -> list[str]:
+    """Keys of the batch that starts at so many images, stream by stream; none where the data are mixed.
+
+    Samples that were skipped as unusable shift the rows of their stream, so with `data.on_error=skip` the
+    keys are those of a run that skipped none.
+    """
+    pools = pools_of(recipe.data, manifest)
+    if len(pools) != 1:
+        return []
+    streams, rows = recipe.data.streams, recipe.train.batch // recipe.data.streams
+    order = Order(recipe.seed, manifest.shard_samples, streams, recipe.data.shuffle_window)
+    first = images // recipe.train.batch * rows
+    keys = []
+    for stream in range(streams):
+        for row in range(rows):
+            _, shard, place = order.sample_at(stream, first + row)
+            index = load_shard(recipe.data.path, manifest.shards[shard])
+            keys.append(str(index.keys[place].as_py()))
+    return keys
+
+
+def shown(keys: list[str], most: int = 8) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
