@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench-train format clean
+.PHONY: help demo test test-slow check bench-data bench-train format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ check: $(VENV)/.dev ## Lint, check formatting, types and import rules
 
 bench-train: $(VENV)/.dev ## Time of a training step against a bare PyTorch loop
 	@$(BIN)/python tests/benchmarks/bench_train.py $(ARGS)
+
+bench-data: $(VENV)/.dev ## Images a second into training, against other ways to read the same shards
+	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
 
 format: $(VENV)/.dev ## Format the code and mend what the linter can
 	@$(BIN)/ruff format .
