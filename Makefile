@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench-data bench-train format clean
+.PHONY: help demo test test-slow check bench-data bench-eval bench-train format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ check: $(VENV)/.dev ## Lint, check formatting, types and import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench-eval: $(VENV)/.dev ## Metrics against prdc, torch-fidelity and scipy: time, memory, agreement
+	@$(BIN)/python tests/benchmarks/bench_eval.py $(ARGS)
 
 bench-train: $(VENV)/.dev ## Time of a training step against a bare PyTorch loop
 	@$(BIN)/python tests/benchmarks/bench_train.py $(ARGS)
