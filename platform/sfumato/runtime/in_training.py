@@ -23,7 +23,6 @@ from typing import Any, Self
 import ray
 
 from sfumato.data.faults import OnError
-from sfumato.errors import SfumatoError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.during import Point, best_of, should_stop
 from sfumato.evaluation.report import EvaluationReport
@@ -34,6 +33,9 @@ from sfumato.runtime.evaluation import CACHE, figures_of
 from sfumato.runtime.run_folder import RunFolder, snapshot_folder
 from sfumato.sampling.model_folder import CARD
 from sfumato.tracking.run import Tracker, TrackerHandle
+from sfumato.training.checkpoint import complete
+from sfumato.training.retention import mark_best
+from sfumato.training.store import open_store
 
 log = logging.getLogger(__name__)
 
@@ -128,16 +130,17 @@ class TrainingEvaluations:
 
     def _evaluate(self, snapshot: Path) -> None:
         images = int(snapshot.name.removeprefix("images-"))
-        reached = (snapshot / CARD).stat().st_mtime
-        last = images >= self._recipe.train.images
-        task = _start(self._recipe, self._settings, self._folder, snapshot, keep_blocks=last)
         try:
-            report = self._result(task)
-        except (SfumatoError, ray.exceptions.RayError) as error:
+            self._finish(snapshot, images)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong here, training goes on
             self._failed.add(snapshot)
             reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1:]
             self._display.note(f"the evaluation at {images:,} images failed: {''.join(reason)}")
-            return
+
+    def _finish(self, snapshot: Path, images: int) -> None:
+        reached = (snapshot / CARD).stat().st_mtime
+        last = images >= self._recipe.train.images
+        report = self._result(_start(self._recipe, self._settings, self._folder, snapshot, keep_blocks=last))
         if report is None:
             return
         self._record(images, reached, report)
@@ -186,6 +189,14 @@ class TrainingEvaluations:
         self._folder.write_json("best.json", about)
         assert self._tracker is not None
         self._tracker.tags({"sfumato.best_images": images, "sfumato.best_metric": choice.metric})
+        self._keep_checkpoint(images, choice.metric, best.metrics[choice.metric])
+
+    def _keep_checkpoint(self, images: int, metric: str, value: float) -> None:
+        """The checkpoint of the same images, if there still is one, stays: training can go on from it."""
+        store = open_store(self._folder.checkpoint_uri(self._recipe))
+        name = next((saved.name for saved in complete(store) if saved.images == images), None)
+        if name is not None:
+            mark_best(store, name, metric=metric, value=value)
 
     def _decide(self) -> None:
         choice = self._recipe.evaluate.early_stop

@@ -31,6 +31,4 @@ class TrainJob:
 
     def checkpoint_uri(self, recipe: Recipe) -> str:
         """Where this run's checkpoints lie."""
-        if recipe.train.checkpoint.uri is None:
-            return str(self.folder().checkpoints)
-        return f"{recipe.train.checkpoint.uri.rstrip('/')}/{self.folder().id}"
+        return self.folder().checkpoint_uri(recipe)

@@ -63,6 +63,12 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def checkpoint_uri(self, recipe: Recipe) -> str:
+        """Where the run's checkpoints lie: in its folder, or in the object storage that the recipe names."""
+        if recipe.train.checkpoint.uri is None:
+            return str(self.checkpoints)
+        return f"{recipe.train.checkpoint.uri.rstrip('/')}/{self.id}"
+
     @property
     def model(self) -> Path:
         return self.path / "model"
