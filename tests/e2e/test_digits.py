@@ -168,6 +168,25 @@ def test_a_checkpoint_can_be_sampled(run: dict, call, project: Path) -> None:
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_a_checkpoint_in_mid_training_is_measured_at_its_images(run: dict, call, project: Path) -> None:
+    from mlflow import MlflowClient
+
+    oldest, newest = sorted((Path(run["folder"]) / "checkpoints").iterdir())
+    flags = ("--samples", "130", "--actors", "0", "--json")
+    status, out, err = call("evaluate", str(oldest), *flags)
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["metrics"].keys() == run["evaluate"]["metrics"].keys()
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    curve = {p.step: p.value for p in client.get_metric_history(run["mlflow_run_id"], "eval/recall")}
+    assert curve == {1_024: found["metrics"]["recall"], 2_048: run["evaluate"]["metrics"]["recall"]}
+    last = json.loads(call("evaluate", str(newest), *flags)[1])
+    assert last["metrics"] == run["evaluate"]["metrics"], "the last checkpoint is the trained model"
+    compared = json.loads(call("compare", "tiny", last["folder"], "--json", "--out", "page.html")[1])
+    assert compared["metrics"]["recall"][run["run"]]["p_against_best"] in (None, 1.0)
+    assert (project / "page.html").read_text().count("<svg") >= 2, "with the run's learning curves"
+
+
 def test_export_loads_in_diffusers_and_draws_the_same(
     run: dict, call, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,7 @@ def problems(settings: EvaluateSettings, data: DataSpec) -> list[str]:
     found += _option_problems(settings)
     for name in _metric_names(settings, data, ANYTHING):
         found += _metric_problems(settings, all_metrics()[name], kinds, data)
-    for name in _pair_names(settings, ANYTHING):
+    for name in _pair_names(settings, data, ANYTHING):
         found += all_pair_metrics()[name].problems(data)
     return found + _during_problems(settings, data, kinds)
 
@@ -96,7 +96,7 @@ def select(settings: EvaluateSettings, data: DataSpec, offer: Offer) -> Selectio
         metric = all_metrics()[name]
         _check_offered(metric, offer)
         chosen += _on_features(metric, kinds, offer)
-    names = _pair_names(settings, offer)
+    names = _pair_names(settings, data, offer)
     if names and offer.kind != "reconstructions":
         raise ConfigError(
             f"metric {names[0]} compares images with their reconstructions, and this evaluates "
@@ -182,7 +182,7 @@ def _figures(settings: EvaluateSettings, data: DataSpec, kinds: Sequence[Feature
         offer = Offer(conditional=True, likelihood=True, captions=True, kind=kind)
         for name in _metric_names(settings, data, offer):
             found |= dict.fromkeys(figure for _, _, figure in _on_features(all_metrics()[name], kinds, offer))
-        found |= dict.fromkeys(_pair_names(settings, offer))
+        found |= dict.fromkeys(_pair_names(settings, data, offer))
     return found
 
 
@@ -237,10 +237,12 @@ def _metric_names(settings: EvaluateSettings, data: DataSpec, offer: Offer) -> l
     ]
 
 
-def _pair_names(settings: EvaluateSettings, offer: Offer) -> list[str]:
+def _pair_names(settings: EvaluateSettings, data: DataSpec, offer: Offer) -> list[str]:
     if settings.metrics != AUTO:
         return [name for name in _listed(settings.metrics) if name in all_pair_metrics()]
-    return list(all_pair_metrics()) if offer.kind == "reconstructions" else []
+    if offer.kind != "reconstructions":
+        return []
+    return [name for name, metric in all_pair_metrics().items() if not metric.problems(data)]
 
 
 def _metric_options(settings: EvaluateSettings) -> MetricOptions:
