@@ -1,44 +1,46 @@
-"""What a run computes does not depend on how it is spread: every family, every strategy, one process as
-the reference."""
+"""What a run computes does not depend on how it is spread: every member of every family under every
+strategy that can train it, against one process."""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from launch import launch
+from matrix import TRAIN, Matrix, cases
 from torch import Tensor
 
-from sfumato import families
-from sfumato.parallel import STRATEGIES
 
-TRAIN = {"images": 512, "batch": 64, "micro_batch": 16, "log_every": 64, "preview_samples": 0}
-REFERENCES: dict[str, dict[str, Tensor]] = {}
-
-
-@cache
-def _distributed() -> list[str]:
-    return [name for name in STRATEGIES if name != "single"]
+@pytest.fixture(scope="module")
+def matrix(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+    return Matrix(tmp_path_factory.mktemp("matrix"), digits_data)
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("strategy", _distributed())
-@pytest.mark.parametrize("family", families.names())
-def test_same_weights_averages_and_losses_as_one_process(
-    family: str, strategy: str, world_size: int, digits_data: Path, tmp_path: Path
-) -> None:
-    job = {"family": family, "data": str(digits_data), "train": TRAIN}
-    if family not in REFERENCES:
-        REFERENCES[family] = launch(tmp_path / "one", world_size=1, strategy="single", **job)
-    reference = REFERENCES[family]
-    found = launch(tmp_path / "many", world_size=world_size, strategy=strategy, **job)
+def assert_same(found: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
     assert found.keys() == reference.keys()
     for name, expected in reference.items():
         torch.testing.assert_close(
-            found[name], expected, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            found[name], expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def name(part: str | tuple[str, str]) -> str:
+    return part if isinstance(part, str) else "-".join(part)
+
+
+@pytest.mark.parametrize(("strategy", "member"), cases(core=True), ids=name)
+def test_two_ranks_equal_one_process(strategy: str, member: tuple[str, str], matrix: Matrix) -> None:
+    assert_same(matrix.get(strategy, member, 2, cases(core=True)), matrix.reference(member))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize(("strategy", "member"), cases(core=False), ids=name)
+def test_any_number_of_ranks_equals_one_process(
+    strategy: str, member: tuple[str, str], ranks: int, matrix: Matrix
+) -> None:
+    assert_same(matrix.get(strategy, member, ranks, cases(core=False)), matrix.reference(member))
 
 
 def test_micro_batches_change_nothing_but_rounding(digits_data: Path, tmp_path: Path) -> None:

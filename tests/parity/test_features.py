@@ -1,0 +1,121 @@
+"""What the table of features says is so: claimed features change no number, refused ones do not work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from launch import launch_all
+from matrix import strategies
+from torch import Tensor
+
+from sfumato.parallel import STRATEGIES
+from sfumato.parallel.features import Feature, table
+
+TRAIN = {"images": 192, "batch": 64, "micro_batch": 16, "log_every": 64, "preview_samples": 0}
+# What a feature asks for, and how far it may be from one process without it.
+ASKED = {
+    Feature.RECOMPUTE: ({"activation_checkpointing": True}, {}, 1e-5),
+    Feature.OFFLOAD: ({}, {"offload": True}, 1e-5),
+    Feature.RESHARD: ({}, {"fsdp": {"reshard_after_forward": False}}, 1e-5),
+    Feature.BF16: ({"precision": "bf16"}, {}, 2e-2),
+    Feature.BF16_PARAMETERS: ({"precision": "bf16"}, {"fsdp": {"bf16_parameters": True}}, 2e-2),
+    Feature.CLIPPING: ({"clip_grad_norm": 0.01}, {}, 1e-5),
+}
+Result = dict[str, Tensor] | str
+
+
+def case(data: Path, strategy: str, feature: Feature | None) -> dict:
+    train, parallel, _ = ASKED[feature] if feature is not None else ({}, {}, 0)
+    return {
+        "family": "diffusion",
+        "data": str(data),
+        "strategy": strategy,
+        "train": {**TRAIN, **train},
+        "parallel": parallel,
+    }
+
+
+@pytest.fixture(scope="module")
+def claimed() -> list[tuple[str, Feature]]:
+    return [(name, each) for name in strategies() for each in ASKED if each in STRATEGIES[name].features]
+
+
+@pytest.fixture(scope="module")
+def results(
+    claimed: list[tuple[str, Feature]], digits_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, Feature | None], Result]:
+    folder = tmp_path_factory.mktemp("features")
+    alone = [("single", None), ("single", Feature.CLIPPING)]
+    single = launch_all(folder / "one", [case(digits_data, *each) for each in alone], world_size=1)
+    many = launch_all(folder / "two", [case(digits_data, *each) for each in claimed], world_size=2)
+    return dict(zip([*alone, *claimed], [*single, *many], strict=True))
+
+
+def test_claimed_features_change_no_number(
+    claimed: list[tuple[str, Feature]], results: dict[tuple[str, Feature | None], Result]
+) -> None:
+    for strategy, feature in claimed:
+        found = results[strategy, feature]
+        reference = results["single", Feature.CLIPPING if feature is Feature.CLIPPING else None]
+        assert not isinstance(reference, str), reference
+        assert not isinstance(found, str), f"{strategy}, {feature.value}: {found}"
+        tolerance = ASKED[feature][2]
+        for name, expected in reference.items():
+            torch.testing.assert_close(
+                found[name],
+                expected,
+                rtol=tolerance,
+                atol=tolerance,
+                msg=lambda m, n=name, s=strategy, f=feature: f"{s}, {f.value}, {n}: {m}",
+            )
+
+
+def test_features_have_an_effect(results: dict[tuple[str, Feature | None], Result]) -> None:
+    """Otherwise the comparison above would compare nothing."""
+    plain, clipped = results["single", None], results["single", Feature.CLIPPING]
+    assert not isinstance(plain, str) and not isinstance(clipped, str)
+    assert any((plain[name] - clipped[name]).abs().max() > 1e-4 for name in plain if name != "losses")
+    for strategy in strategies():
+        found = results.get((strategy, Feature.BF16))
+        assert not isinstance(found, str) and found is not None
+        assert any(not torch.equal(found[name], plain[name]) for name in plain)
+
+
+@pytest.mark.slow
+def test_compiled_networks_train_alike(digits_data: Path, tmp_path: Path) -> None:
+    """torch.compile under every strategy that claims it (minutes of a C++ compiler)."""
+    job = {"family": "vae", "data": str(digits_data)}
+    able = [name for name in strategies() if Feature.COMPILE in STRATEGIES[name].features]
+    compiled = {**TRAIN, "images": 128, "compile": True}
+    eager = {**job, "strategy": "single", "train": {**TRAIN, "images": 128}}
+    (reference,) = launch_all(tmp_path / "one", [eager], world_size=1)
+    found = launch_all(
+        tmp_path / "two", [{**job, "strategy": name, "train": compiled} for name in able], world_size=2
+    )
+    for name, result in zip(able, found, strict=True):
+        assert isinstance(reference, dict) and not isinstance(result, str), f"{name}: {result}"
+        for key, expected in reference.items():
+            torch.testing.assert_close(result[key], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_refused_fails(digits_data: Path, tmp_path: Path) -> None:
+    """R1 by double backward under ZeRO-3, had it not been refused: an error or other numbers."""
+    job = {"family": "gan", "variant": "r1", "data": str(digits_data), "train": TRAIN}
+    (reference,) = launch_all(tmp_path / "one", [{**job, "strategy": "single"}], world_size=1)
+    (found,) = launch_all(tmp_path / "two", [{**job, "strategy": "zero3"}], world_size=2)
+    assert Feature.SECOND_ORDER not in STRATEGIES["zero3"].features
+    assert isinstance(reference, dict)
+    assert isinstance(found, str) or any(
+        (found[name] - reference[name]).abs().max() > 1e-4 for name in reference if name != "losses"
+    )
+
+
+def test_the_readme_has_the_table_of_the_flags() -> None:
+    import sfumato.parallel
+
+    readme = (Path(sfumato.parallel.__file__).parent / "README.md").read_text()
+    assert table(STRATEGIES.values()) in readme, "write it anew: features.table(STRATEGIES.values())"
+    for strategy in STRATEGIES.values():
+        assert f"| `{strategy.name}` | {strategy.about} |" in readme
