@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sfumato.core.batch import MicroBatch
 from sfumato.data import local
 from sfumato.data.config import DataSettings, MixSettings
+from sfumato.data.deal import Deal
 from sfumato.data.manifest import Manifest
 from sfumato.data.mixing import Turns
 from sfumato.data.npz import NpzSource
@@ -126,15 +127,15 @@ def test_rare_classes_come_as_often_as_others(tmp_path: Path) -> None:
     assert_independent_of_workers_and_interruption(folder, 30, balance="class")
     labels: Counter[int] = Counter()
     rare: Counter[int] = Counter()
-    for (micro,) in islice(reading(folder, balance="class"), 500):
+    for (micro,) in islice(reading(folder, balance="class"), 167):
         labels.update(micro.batch["label"].tolist())
         rare.update(number for number in numbers(micro) if number >= 180)
         assert all(
             (n >= 150) + (n >= 180) == y for n, y in zip(numbers(micro), micro.batch["label"], strict=True)
         )
-    assert max(labels.values()) - min(labels.values()) <= 3 * STREAMS  # 3,000 rows a stream: 1,000 each
+    assert max(labels.values()) - min(labels.values()) <= 4 * STREAMS  # 1,000 rows a stream
     assert rare.keys() == {180, 181, 182}
-    assert min(rare.values()) > 0.8 * max(rare.values())
+    assert min(rare.values()) > 0.7 * max(rare.values())
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +163,24 @@ def test_every_batch_of_a_bucketed_set_has_one_shape(bucketed: Path) -> None:
     assert_independent_of_workers_and_interruption(bucketed, 40)
     shapes: Counter[tuple[int, ...]] = Counter()
     bounds = {(2, 3): (0, 90), (3, 2): (90, 150), (4, 4): (150, 180)}
-    for (micro,) in islice(reading(bucketed), 1000):
+    for (micro,) in islice(reading(bucketed), 150):
         shape = tuple(micro.batch["image"].shape[2:])
         low, high = bounds[shape]
         assert all(low <= number < high for number in numbers(micro))
         shapes[shape] += 1
-    assert shapes == {(2, 3): 500, (3, 2): 333, (4, 4): 167}
+    for shape, share in {(2, 3): 1 / 2, (3, 2): 1 / 3, (4, 4): 1 / 6}.items():
+        assert abs(shapes[shape] / 150 - share) < 0.12
+    # Exactly so over 1,000 batches.
+    plan = local.RankPlan(
+        DataSettings(path=str(bucketed), streams=STREAMS), Manifest.load(bucketed), SEED, 0, 1
+    )
+    deal = Deal(SEED, plan.pools, STREAMS, 16, ROWS)
+    pools = Counter(int(deal.pools_of_rows(batch, 0)[0]) for batch in range(1000))
+    assert [(plan.pools[pool].size, n) for pool, n in sorted(pools.items())] == [
+        ((4, 4), 167),
+        ((2, 3), 500),
+        ((3, 2), 333),
+    ]
 
 
 def test_every_sample_of_a_bucket_comes_once_an_epoch_of_it(bucketed: Path) -> None:
