@@ -7,31 +7,27 @@ same bytes, and the later one replaces the earlier: nobody waits for anybody, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
-import pyarrow as pa
 from pyarrow import fs
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from sfumato.errors import ConfigError
+from sfumato.data.storage import explained, filesystem, retried
 from sfumato.evaluation.store import Array, as_bytes, read_arrays, write_bytes
+
+T = TypeVar("T")
 
 
 class FeatureCache:
-    """Arrays by file name, at a path or a URI that pyarrow.fs knows. Raises ConfigError for any other."""
+    """Arrays by file name, at a path or a URI. Raises DataError for a place that there is no way to."""
 
     def __init__(self, place: Path | str) -> None:
-        self._remote: fs.FileSystem | None = None
-        self._root = str(place)
-        if "://" in self._root:
-            try:
-                filesystem, self._root = fs.FileSystem.from_uri(self._root)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise ConfigError(f"evaluate.cache={place}: cannot be opened ({reason})") from error
-            self._remote = None if isinstance(filesystem, fs.LocalFileSystem) else filesystem
+        self._place = str(place)
+        found, self._root = filesystem(self._place)
+        self._remote: fs.FileSystem | None = None if isinstance(found, fs.LocalFileSystem) else found
 
     @property
     def folder(self) -> Path | None:
@@ -44,24 +40,33 @@ class FeatureCache:
             stored = read_arrays(Path(self._root) / name)
             return stored[0] if stored else None
         try:
-            with self._remote.open_input_stream(f"{self._root}/{name}") as stream:
-                return load(bytes(stream.read()))
+            return load(self._patiently(name, lambda: self._download(name)))
         except (FileNotFoundError, SafetensorError):
             return None
-        except OSError as error:
-            raise ConfigError(self._unreachable(error)) from error
 
     def write(self, name: str, arrays: Mapping[str, Array], facts: Mapping[str, object]) -> None:
         """Store an entry; `facts` are plain JSON values."""
         content = as_bytes(arrays, facts)
         if self._remote is None:
             write_bytes(Path(self._root) / name, content)
-            return
-        try:
-            with self._remote.open_output_stream(f"{self._root}/{name}") as stream:
-                stream.write(content)
-        except OSError as error:
-            raise ConfigError(self._unreachable(error)) from error
+        else:
+            self._patiently(name, lambda: self._upload(name, content))
 
-    def _unreachable(self, error: OSError) -> str:
-        return f"evaluate.cache at {self._root} does not answer: {str(error).splitlines()[0]}"
+    def _download(self, name: str) -> bytes:
+        assert self._remote is not None
+        with self._remote.open_input_stream(f"{self._root}/{name}") as stream:
+            return bytes(stream.read())
+
+    def _upload(self, name: str, content: bytes) -> None:
+        assert self._remote is not None
+        with self._remote.open_output_stream(f"{self._root}/{name}") as stream:
+            stream.write(content)
+
+    def _patiently(self, name: str, action: Callable[[], T]) -> T:
+        """What the action returns; a missing entry stays FileNotFoundError, all else is one line."""
+        try:
+            return retried(action, f"{self._place}: {name}")
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise explained(self._place, name, error) from error

@@ -139,7 +139,10 @@ def _facts(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
 
 
 def _curves(recipe: Recipe, folder: RunFolder, root: Path, display: Display) -> dict[str, Curve]:
-    """Figures of evaluations in training, from the run's folder; losses from MLflow, where it answers."""
+    """Figures of evaluations in training, from the run's folder.
+
+    Losses, and figures of checkpoints that were evaluated by hand, come from MLflow, where it answers.
+    """
     known = folder.read_json("run.json") or {}
     found: dict[str, list[Point]] = {}
     try:
@@ -148,8 +151,8 @@ def _curves(recipe: Recipe, folder: RunFolder, root: Path, display: Display) -> 
     except SfumatoError as error:
         display.note(f"{folder.id}: no training curves: {error}")
     start = min((point.seconds for points in found.values() for point in points), default=None)
-    curves = {name: _curve(points, start) for name, points in found.items()}
-    return _in_training(folder, start) | curves
+    curves = {name.removeprefix("eval/"): _curve(points, start) for name, points in found.items()}
+    return curves | _in_training(folder, start)
 
 
 def _in_training(folder: RunFolder, start: float | None) -> dict[str, Curve]:
@@ -170,7 +173,9 @@ def _curve(points: Sequence[Point], start: float | None) -> Curve:
 
 
 def _is_curve(name: str) -> bool:
-    return name.startswith("train/") and name.endswith("/loss")
+    loss = name.startswith("train/") and name.endswith("/loss")
+    figure = name.startswith("eval/") and name.count("/") == 1 and name != "eval/seconds_per_image"
+    return loss or figure
 
 
 def _terminal(runs: Sequence[EvaluatedRun], rows: Sequence[tables.Row]) -> Table:
