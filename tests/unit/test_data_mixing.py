@@ -19,9 +19,9 @@ from sfumato.data.config import DataSettings, MixSettings
 from sfumato.data.deal import Deal
 from sfumato.data.manifest import Manifest
 from sfumato.data.mixing import Turns
-from sfumato.data.npz import NpzSource
 from sfumato.data.pack import pack
 from sfumato.data.pools import pools_of
+from sfumato.data.sources.npz import NpzSource
 from sfumato.errors import ConfigError, DataError
 
 BATCH, STREAMS, SEED = 24, 4, 11

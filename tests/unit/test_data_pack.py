@@ -17,13 +17,14 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from sfumato.data import index
-from sfumato.data.config import DataSettings, SourceSettings, source_named
-from sfumato.data.digits import DigitsSource
-from sfumato.data.folder import FolderSource
+from sfumato.data.config import DataSettings
 from sfumato.data.local import read_all
 from sfumato.data.manifest import Manifest, verify
-from sfumato.data.npz import NpzSource
 from sfumato.data.pack import PackReport, pack
+from sfumato.data.sources import SourceSettings, source_named
+from sfumato.data.sources.digits import DigitsSource
+from sfumato.data.sources.folder import FolderSource
+from sfumato.data.sources.npz import NpzSource
 from sfumato.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -249,7 +250,7 @@ def packed_with_faults(tmp_path: Path, max_errors: int) -> PackReport:
 def test_skipping_is_reported_and_limited(tmp_path: Path) -> None:
     report = packed_with_faults(tmp_path, max_errors=2)
     assert report.manifest.samples == 6
-    assert sorted(fault.key for fault in report.skipped) == ["broken.png", "cut"]
+    assert sorted(fault.key for fault in report.skipped) == ["broken.png", "cut.png"]
     with pytest.raises(DataError, match="more than max_errors=1"):
         packed_with_faults(tmp_path / "again", max_errors=1)
 
@@ -270,14 +271,47 @@ def test_a_place_that_exists_is_refused_and_replaced_only_when_asked(tmp_path: P
         pack("digits", tmp_path / "thesis", overwrite=True)
 
 
-def test_an_interrupted_pack_leaves_no_data_set(tmp_path: Path) -> None:
+def test_an_interrupted_pack_leaves_no_data_set_and_goes_on_where_it_was(tmp_path: Path) -> None:
     def interrupt(done: int, total: int | None) -> None:
-        if done == 1000:
+        if done >= 1000:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         pack("digits", tmp_path / "d", shard_size=300, progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".d-packing"]
+    report = pack("digits", tmp_path / "d", shard_size=300)
+    assert report.kept == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    pack("digits", tmp_path / "whole", shard_size=300)
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+
+
+def test_finished_shards_are_kept_only_where_they_are_what_is_wanted(tmp_path: Path) -> None:
+    """Changed options, a changed shard and a changed source are each packed again."""
+    rng = np.random.default_rng(1)
+    np.savez(tmp_path / "in.npz", x=rng.integers(0, 256, (40, 4, 4), dtype=np.uint8))
+    source = NpzSource(path=str(tmp_path / "in.npz"))
+
+    def interrupted(source: SourceSettings, dest: Path) -> Path:
+        def stop(done: int, total: int | None) -> None:
+            if done > 30:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            pack(source, dest, shard_size=10, progress=stop)
+        return dest.parent / f".{dest.name}-packing" / "set"
+
+    interrupted(source, tmp_path / "options")
+    assert pack(source.model_copy(update={"format": "webp"}), tmp_path / "options", shard_size=10).kept == 0
+    shards = interrupted(source, tmp_path / "damaged")
+    first = min(shards.glob("*.tar"))
+    first.write_bytes(first.read_bytes()[:-1] + b"?")
+    assert pack(source, tmp_path / "damaged", shard_size=10).kept == 2
+    interrupted(source, tmp_path / "source")
+    np.savez(tmp_path / "in.npz", x=rng.integers(0, 256, (40, 4, 4), dtype=np.uint8))
+    assert pack(source, tmp_path / "source", shard_size=10).kept == 0
+    pack(source, tmp_path / "fresh", shard_size=10)
+    assert contents(tmp_path / "source") == contents(tmp_path / "fresh")
 
 
 def test_verify_names_the_shard_and_what_differs(tmp_path: Path) -> None:

@@ -7,22 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sfumato.core.config import Config
-from sfumato.data.digits import DigitsSource
 from sfumato.data.faults import OnError
-from sfumato.data.folder import FolderSource
 from sfumato.data.images import MAX_PIXELS
 from sfumato.data.manifest import Verify
-from sfumato.data.npz import NpzSource
+from sfumato.data.sources import SourceSettings
 from sfumato.data.transforms import AnyTransform
-
-SourceSettings = DigitsSource | FolderSource | NpzSource
-
-
-def source_named(text: str) -> SourceSettings:
-    """The source that a word on the command line means: `digits`, an .npz file, or a folder of images."""
-    if text == "digits":
-        return DigitsSource()
-    return NpzSource(path=text) if text.endswith(".npz") else FolderSource(path=text)
 
 
 class MixSettings(Config):

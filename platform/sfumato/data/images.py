@@ -1,4 +1,4 @@
-"""Images in and out: decoding that refuses what it should, conversion to uint8, resizing, PNG bytes.
+"""Images in: decoding that refuses what it should, and conversion to grey or RGB in uint8.
 
 Nothing here unpickles, and no image is decoded before its size is known to be acceptable.
 """
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sfumato.data.decoders import plain_pixels
 from sfumato.data.faults import ImageFault
@@ -23,8 +23,8 @@ from sfumato.data.manifest import ImageInfo
 U8 = NDArray[np.uint8]
 Channels = Literal[1, 3]
 MAX_PIXELS = 1 << 26
-_PACKED = ("PNG", "JPEG", "WEBP")
-_FOREIGN = (*_PACKED, "BMP")
+PACKED = ("PNG", "JPEG", "WEBP")
+_FOREIGN = (*PACKED, "BMP")
 _NPY = b"\x93NUMPY"
 _ORIENTATION = 0x0112
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
@@ -85,10 +85,10 @@ def converted(image: Image.Image, channels: Channels) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) after the rotation that its EXIF data asks for."""
-    return (image.height, image.width) if _orientation(image) in (5, 6, 7, 8) else image.size
+    return (image.height, image.width) if orientation_of(image) in (5, 6, 7, 8) else image.size
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """EXIF orientation, 1 is upright. Looked for in the header alone: `getexif` may decode all pixels."""
     if "exif" not in image.info:
         return 1
@@ -98,29 +98,9 @@ def _orientation(image: Image.Image) -> int:
         raise ImageFault(_reason("its EXIF data cannot be read", error)) from error
 
 
-def fitted(image: Image.Image, channels: Channels, size: int | None) -> U8:
-    """Upright, converted, and with `size` scaled (Lanczos, antialiased) and centre-cropped to a square.
-
-    Returns uint8 [H, W, C]. Raises ImageFault, also for an image smaller than `size`.
-    """
-    orientation = _orientation(image)
-    plain = converted(image, channels)
-    if orientation != 1:
-        plain.getexif()[_ORIENTATION] = orientation
-        plain = ImageOps.exif_transpose(plain)
-    if size is not None:
-        check_size(plain.width, plain.height, size)
-        scale = size / min(plain.size)
-        shape = (max(size, round(plain.width * scale)), max(size, round(plain.height * scale)))
-        plain = plain.resize(shape, Image.Resampling.LANCZOS) if shape != plain.size else plain
-        left, top = (plain.width - size) // 2, (plain.height - size) // 2
-        plain = plain.crop((left, top, left + size, top + size))
-    return _with_channels(np.asarray(plain))
-
-
-def check_size(width: int, height: int, size: int) -> None:
-    if min(width, height) < size:
-        raise ImageFault(f"{width}x{height} is smaller than the asked size {size}")
+def set_orientation(image: Image.Image, orientation: int) -> None:
+    """Put back what conversion loses of the EXIF data."""
+    image.getexif()[_ORIENTATION] = orientation
 
 
 def _with_channels(pixels: NDArray[Any]) -> U8:
@@ -147,7 +127,7 @@ def decoded(data: bytes, info: ImageInfo) -> U8:
     pixels = plain_pixels(data, info.height, info.width, info.channels)
     if pixels is not None:
         return pixels
-    image = opened(io.BytesIO(data), MAX_PIXELS, _PACKED)
+    image = opened(io.BytesIO(data), MAX_PIXELS, PACKED)
     if image.size != (info.width, info.height):
         raise ImageFault(f"{image.width}x{image.height}, where all are {info.width}x{info.height}")
     return _with_channels(np.asarray(converted(image, info.channels)))

@@ -105,13 +105,13 @@ def load_shard(folder: str, shard: ShardInfo) -> ShardIndex:
         metadata = table.schema.metadata or {}
         if metadata.get(b"version") != _VERSION or table.schema.names != _SCHEMA.names:
             raise DataError(f"{folder}: {name}: written by another version; {hint}")
-        columns = [table.column(name).to_numpy() for name in ("offset", "size", "label")]
+        offsets, sizes, labels = (table.column(name).to_numpy() for name in ("offset", "size", "label"))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{folder}: {name}: damaged; {hint}") from error
     if metadata.get(b"sha256") != shard.sha256.encode() or len(table) != shard.samples:
         raise DataError(f"{folder}: {name}: belongs to another {shard.name}; {hint}")
     keys, captions = (_one_array(table.column(name)) for name in ("key", "caption"))
-    return ShardIndex(keys, *columns, captions)
+    return ShardIndex(keys, offsets, sizes, labels, captions)
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.StringArray:

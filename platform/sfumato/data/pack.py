@@ -1,40 +1,150 @@
 """Packing: any source of images into WebDataset shards, their indexes and a manifest.
 
-Samples are laid down in the order of a hash of their keys. Shards of a folder sorted by class are then
-mixed from the start, which the training order needs: it permutes whole shards and windows inside a stream,
-and so never brings together samples that lie far apart. The same source gives the same bytes (under one
-version of Pillow and its zlib, which make the PNGs).
+The source is listed, looked at and laid out in shards; then every shard is packed by a task of its own, in
+this process or on a cluster. The same source gives the same bytes, whoever packs it and however often it
+was interrupted (under one version of Pillow and its encoders).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from sfumato.data import index
-from sfumato.data.config import SourceSettings, source_named
-from sfumato.data.faults import Fault, FaultLog, ImageFault, OnError
-from sfumato.data.images import MAX_PIXELS, bombs_refused, png
-from sfumato.data.manifest import FILE, Manifest, ShardInfo
-from sfumato.data.sources import Record, Source
-from sfumato.data.tar import TarWriter
+from sfumato.data.draft import Draft, draft_of, target_of
+from sfumato.data.faults import Fault, FaultLog, OnError
+from sfumato.data.images import MAX_PIXELS, bombs_refused
+from sfumato.data.layout import TRAIN, Layout, ShardPlan, file_stem, layout
+from sfumato.data.manifest import ImageInfo, Manifest
+from sfumato.data.shards import ShardResult, ShardTask
+from sfumato.data.sources import SourceSettings, source_named
+from sfumato.data.sources.source import Opening, Source
+from sfumato.data.survey import Seen, assumed, needed, survey
+from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.errors import DataError
 
-SHARD_SIZE = 8192
-OnProgress = Callable[[int, int | None], None]
+OnStage = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class PackReport:
-    """What was packed, and what was skipped."""
+    """What was packed, and what was left out."""
 
-    manifest: Manifest
+    manifests: dict[str, Manifest]
+    """By split: `train` and `val`, or the empty name where the source was not split."""
     skipped: tuple[Fault, ...]
+    duplicates: tuple[tuple[str, str, int], ...] = ()
+    """Key of a near duplicate that was left out, key of what it duplicates, bits in which they differ."""
+    kept: int = 0
+    """Shards that an interrupted pack had finished before."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the whole set, or of its training split."""
+        return self.manifests.get("") or self.manifests[TRAIN]
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """One call of `pack`."""
+
+    config: SourceSettings
+    log: FaultLog
+    max_pixels: int
+    shard_size: int | None
+    run: Runner
+    progress: OnProgress | None
+    stage: OnStage
+    kept: list[int] = field(default_factory=list)
+
+    def report(self, draft: Draft) -> PackReport:
+        source = self._listed(draft)
+        plan = layout(source, self.config, self._seen(source), self.max_pixels, self.shard_size)
+        self._log(plan.faults)
+        results = self._packed(source, plan, draft)
+        manifests = self._manifests(source, results)
+        for split, manifest in manifests.items():
+            manifest.save(draft.place(split))
+        pairs = tuple((source.keys[twin.row], source.keys[twin.kept], twin.bits) for twin in plan.duplicates)
+        return PackReport(manifests, self.log.faults, pairs, len(self.kept))
+
+    def _log(self, faults: Sequence[Fault]) -> None:
+        for fault in faults:
+            self.log.add(fault)
+
+    def _listed(self, draft: Draft) -> Source:
+        self.stage("list")
+        progress = self.progress or (lambda done, total: None)
+        source = self.config.open(Opening(self.max_pixels, draft.scratch, self.run, progress))
+        self._log(source.faults)
+        if not len(source.keys):
+            raise DataError(
+                f"{source.description}: no sample that can be used; the first: {source.faults[0]}"
+            )
+        return source
+
+    def _seen(self, source: Source) -> list[Seen]:
+        if not needed(self.config, source):
+            return assumed(source, self.config)
+        self.stage("look")
+        tally = Tally(self.progress, len(source.keys))
+        seen, faults = survey(source, self.config, self.max_pixels, self.run, tally)
+        self._log(faults)
+        if not seen:
+            raise DataError(f"no usable image among {len(source.keys):,}; the first: {faults[0]}")
+        return seen
+
+    def _packed(self, source: Source, plan: Layout, draft: Draft) -> list[ShardResult]:
+        self.stage("pack")
+        results = draft.finished(plan.shards)
+        self.kept.extend(range(len(results)))
+        tally = Tally(self.progress, sum(len(shard.rows) for shard in plan.shards))
+        tally(sum(len(shard.rows) for shard in results))
+        tasks = [self._task(source, shard, draft) for shard in plan.shards if shard not in results]
+        for result in self.run(tasks, tally):
+            self._log(result.faults)
+            draft.record(result)
+            results[result.plan] = result
+        for shard in plan.shards:
+            self._log(results[shard].faults)
+        return [results[shard] for shard in plan.shards]
+
+    def _task(self, source: Source, shard: ShardPlan, draft: Draft) -> ShardTask:
+        limit = 0 if self.log.on_error == "fail" else self.log.max_errors
+        return ShardTask(source.only(shard.rows), shard, draft.place(shard.split), limit)
+
+    def _manifests(self, source: Source, results: Sequence[ShardResult]) -> dict[str, Manifest]:
+        images = Counter[ImageInfo]()
+        for result in results:
+            if result.info is not None and result.info.image is not None:
+                images[result.info.image] += result.info.samples
+        if not images:
+            raise DataError(f"{source.description}: no usable image; the last: {self.log.faults[-1]}")
+        usual = max(images, key=lambda image: (images[image], image.height, image.width))
+        splits = dict.fromkeys(result.plan.split for result in results)
+        return {split: self._manifest(source, split, results, usual) for split in splits}
+
+    def _manifest(
+        self, source: Source, split: str, results: Sequence[ShardResult], usual: ImageInfo
+    ) -> Manifest:
+        mine = [result for result in results if result.plan.split == split and result.info is not None]
+        if not mine:
+            raise DataError(f"{source.description}: no usable image in split {split}")
+        infos = [result.info for result in mine if result.info is not None]
+        shards = tuple(i.model_copy(update={"image": None if i.image == usual else i.image}) for i in infos)
+        name = file_stem(self.config.name)
+        return Manifest(
+            name=f"{name}-{split}" if split else name,
+            shards=shards,
+            image=usual,
+            classes=tuple(source.classes),
+            captions=sum(result.captions for result in mine),
+            split=split,
+            source=source.description,
+            licence=self.config.licence,
+        )
 
 
 def pack(
@@ -45,131 +155,32 @@ def pack(
     on_error: OnError = "fail",
     max_errors: int = 100,
     max_pixels: int = MAX_PIXELS,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int | None = None,
     progress: OnProgress | None = None,
+    stage: OnStage = lambda name: None,
+    run: Runner = in_process,
 ) -> PackReport:
     """Write `source` as a data set in the folder `dest`, which appears complete or not at all.
 
-    `source` may also be a word that `config.source_named` knows. `progress(done, total)` is called after
-    every sample. Raises DataError for a source that cannot be packed and for a `dest` that exists, unless
-    `overwrite` is set and it holds a data set.
+    `source` may also be a word that `sources.source_named` knows. With `val` set, `dest` gets the folders
+    `train` and `val`, a data set each. `shard_size` is in samples; None takes a power of two such that a
+    shard holds up to 128 MiB of raw pixels. `stage(name)` announces list, look and pack, and
+    `progress(done, total)` tells how far each is. An interrupted pack leaves its finished shards in a hidden
+    folder beside `dest`, from where the next call takes them.
+
+    Raises DataError for a source that cannot be packed and for a `dest` that exists, unless `overwrite` is
+    set and it holds a data set.
     """
-    source = source_named(source) if isinstance(source, str) else source
-    target = _target(dest, overwrite)
-    log = FaultLog(on_error, max_errors)
-    with bombs_refused():
-        opened = source.open(max_pixels)
-        for fault in opened.faults:
-            log.add(fault)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-packing-", dir=target.parent))
-            try:
-                manifest = _write(opened, source, draft, shard_size, log, progress)
-                draft.chmod(0o755)
-                _put_in_place(draft, target)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-        except OSError as error:
-            raise DataError(f"{target}: cannot be written: {error.strerror or error}") from error
-    return PackReport(manifest, log.faults)
-
-
-def _target(dest: str | Path, overwrite: bool) -> Path:
-    if "://" in str(dest):
-        raise DataError(f"{dest}: packing writes to a local folder; pack there, then copy the folder")
-    target = Path(dest).expanduser().absolute()
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return target
-    if not (target / FILE).is_file():
-        raise DataError(f"{target}: exists and is not a packed data set; choose another place")
-    if not overwrite:
-        raise DataError(f"{target}: holds a data set already; choose another place, or overwrite it")
-    return target
-
-
-def _put_in_place(draft: Path, target: Path) -> None:
-    """Rename, so that no moment shows half a data set; an old one is deleted after it was replaced."""
-    if target.exists() and any(target.iterdir()):
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-        os.replace(target, old)
-        os.replace(draft, target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(draft, target)
-
-
-def _write(
-    source: Source,
-    settings: SourceSettings,
-    folder: Path,
-    shard_size: int,
-    log: FaultLog,
-    progress: OnProgress | None,
-) -> Manifest:
-    name = _file_stem(settings.name)
-    shards: list[ShardInfo] = []
-    samples = _readable(source, log, progress)
-    while batch := _next_shard(samples, folder / f"{name}-{len(shards):06d}.tar", shard_size):
-        built = index.build(folder, batch.name)
-        built.save(folder, batch)
-        shards.append(batch)
-    if not shards:
-        raise DataError(f"{source.description}: no usable image; the last: {log.faults[-1]}")
-    manifest = Manifest(
-        name=name,
-        shards=tuple(shards),
-        image=source.image,
-        classes=tuple(source.classes),
-        source=source.description,
-        licence=settings.licence,
-    )
-    manifest.save(folder)
-    return manifest
-
-
-def _file_stem(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name) or "data"
-
-
-def _mixed(keys: Sequence[str]) -> list[int]:
-    return sorted(
-        range(len(keys)), key=lambda row: hashlib.blake2b(keys[row].encode(), digest_size=16).digest()
-    )
-
-
-def _readable(source: Source, log: FaultLog, progress: OnProgress | None) -> Iterator[tuple[str, Record]]:
-    total = len(source.keys)
-    for done, row in enumerate(_mixed(source.keys), start=1):
-        try:
-            yield source.keys[row], source.read(row)
-        except ImageFault as fault:
-            log.add(Fault(source.description, source.keys[row], str(fault)))
-        if progress is not None:
-            progress(done, total)
-
-
-def _next_shard(samples: Iterator[tuple[str, Record]], path: Path, shard_size: int) -> ShardInfo | None:
-    """Write up to `shard_size` samples; None (and no file) where none are left."""
-    first = next(samples, None)
-    if first is None:
-        return None
-    with path.open("xb") as file:
-        tar, count = TarWriter(file), 0
-        sample: tuple[str, Record] | None = first
-        while sample is not None:
-            _add(tar, *sample)
-            count += 1
-            sample = next(samples, None) if count < shard_size else None
-        digest = tar.finish()
-        file.flush()
-        os.fsync(file.fileno())
-    return ShardInfo(name=path.name, samples=count, bytes=tar.bytes, sha256=digest)
-
-
-def _add(tar: TarWriter, key: str, record: Record) -> None:
-    tar.add(f"{key}.png", png(record.pixels_HWC))
-    if record.label is not None:
-        tar.add(f"{key}.cls", str(record.label).encode())
-    if record.caption is not None:
-        tar.add(f"{key}.txt", record.caption.encode())
+    config = source_named(source) if isinstance(source, str) else source
+    target = target_of(dest, overwrite)
+    job = _Pack(config, FaultLog(on_error, max_errors), max_pixels, shard_size, run, progress, stage)
+    new = [parent for parent in target.parents if not parent.exists()]
+    try:
+        with draft_of(target) as draft, bombs_refused():
+            report = job.report(draft)
+            draft.put_in_place()
+    finally:
+        for parent in new:  # none is left behind for nothing
+            if parent.is_dir() and not any(parent.iterdir()):
+                os.rmdir(parent)
+    return report

@@ -18,12 +18,13 @@ import numpy as np
 from PIL import Image
 
 from sfumato.core.batch import DataSpec
-from sfumato.data.config import source_named
 from sfumato.data.faults import ImageFault, OnError
-from sfumato.data.images import MAX_PIXELS, fitted, opened
+from sfumato.data.geometry import pixels_of, upright
+from sfumato.data.images import MAX_PIXELS, opened
 from sfumato.data.manifest import FILE as MANIFEST
 from sfumato.data.manifest import file_digest
-from sfumato.data.sources import Source
+from sfumato.data.reading import InPlace
+from sfumato.data.sources import source_named
 from sfumato.errors import DataError
 from sfumato.evaluation.reference import ROWS, ImageBlock, PackedReference, Reference
 from sfumato.evaluation.statistics import UInt8Array
@@ -56,7 +57,7 @@ def open_images(place: str, on_error: OnError = "fail") -> Reference:
         _refuse_strays(path)
         if (path / LINES).is_file():
             return _SampleFolder(path)
-    return _Opened(path if path.exists() else None, source_named(place).open(MAX_PIXELS))
+    return _Opened(path if path.exists() else None, InPlace(source_named(place)))
 
 
 def check_same_kind(made: DataSpec, real: DataSpec, *, what: str) -> None:
@@ -105,7 +106,7 @@ class Resized:
 class _Opened:
     """A source of `sfumato pack` read in place. Its digest covers names and bytes of all files."""
 
-    def __init__(self, path: Path | None, source: Source) -> None:
+    def __init__(self, path: Path | None, source: InPlace) -> None:
         if source.faults:
             raise DataError(f"{source.faults[0]} (repair or remove it)")
         info = source.image
@@ -122,8 +123,8 @@ class _Opened:
                 records.append(self._source.read(index))
             except ImageFault as fault:
                 raise DataError(f"{self._source.keys[index]}: {fault} (repair or remove it)") from None
-        labels = [record.label for record in records if record.label is not None]
-        images = np.stack([record.pixels_HWC for record in records])
+        labels = [label for _, label in records if label is not None]
+        images = np.stack([pixels_HWC for pixels_HWC, _ in records])
         return images, np.array(labels, np.int64) if self.spec.classes else None
 
     def blocks(self) -> Iterator[ImageBlock]:
@@ -173,7 +174,7 @@ class _SampleFolder:
         path = self._folder / line.file
         try:
             with opened(path, MAX_PIXELS) as image:
-                return fitted(image, 1 if image.mode == "L" else 3, None)
+                return pixels_of(upright(image, 1 if image.mode == "L" else 3))
         except ImageFault as fault:
             raise DataError(f"{path}: {fault}") from None
 

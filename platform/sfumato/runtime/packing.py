@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from sfumato.data import pack as packs
-from sfumato.data.config import SourceSettings, source_named
 from sfumato.data.faults import OnError
+from sfumato.data.sources import SourceSettings, source_named
 from sfumato.errors import ConfigError
 from sfumato.recipe import explain
 from sfumato.runtime.display import Display

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from sfumato.data.arrays import ArraySource
-from sfumato.data.sources import Source, SourceConfig
+from sfumato.data.sources.arrays import ArraySource
+from sfumato.data.sources.source import Opening, Source, SourceConfig
 
 _LEVELS = 16
 
@@ -23,7 +23,7 @@ class DigitsSource(SourceConfig):
     def name(self) -> str:
         return "digits"
 
-    def open(self, max_pixels: int) -> Source:
+    def open(self, opening: Opening) -> Source:
         from sklearn.datasets import load_digits  # a second to import
 
         digits = load_digits()

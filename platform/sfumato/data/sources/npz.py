@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sfumato.data.arrays import ArraySource
 from sfumato.data.images import U8
-from sfumato.data.sources import MAX_CLASSES, Source, SourceConfig
+from sfumato.data.sources import files
+from sfumato.data.sources.arrays import ArraySource
+from sfumato.data.sources.source import MAX_CLASSES, Opening, Source, SourceConfig, Words
 from sfumato.errors import DataError
 
 _IMAGES = ("image", "images", "x_train", "x", "arr_0")
@@ -33,13 +34,13 @@ class NpzSource(SourceConfig):
         description=f"Name of the array of labels; null takes the first of {', '.join(_LABELS)}, "
         "and without one the set has no labels.",
     )
-    classes: tuple[str, ...] = Field((), description="Names of the labels in order; empty: their numbers.")
+    classes: Words = Field((), description="Names of the labels in order; empty: their numbers.")
 
     @property
     def name(self) -> str:
         return Path(self.path).stem
 
-    def open(self, max_pixels: int) -> Source:
+    def open(self, opening: Opening) -> Source:
         path = Path(self.path).expanduser()
         if not path.is_file():
             raise DataError(f"{path}: no such file")
@@ -47,7 +48,7 @@ class NpzSource(SourceConfig):
         images = _chosen(path, headers, self.images, _IMAGES, "images")
         labels = _chosen(path, headers, self.labels, _LABELS, "labels", optional=True)
         assert images is not None
-        _check_images(path, images, headers[images], max_pixels)
+        _check_images(path, images, headers[images], opening.max_pixels)
         arrays = _load(path, [images] + ([labels] if labels else []))
         labels_N = self._labels(path, labels, arrays) if labels else None
         if labels_N is not None and len(labels_N) != len(arrays[images]):
@@ -56,7 +57,8 @@ class NpzSource(SourceConfig):
             )
         pixels_NHWC: U8 = arrays[images]
         pixels_NHWC = pixels_NHWC[..., None] if pixels_NHWC.ndim == 3 else pixels_NHWC
-        return ArraySource(pixels_NHWC, labels_N, self._names(labels_N), f"{path.name}, array {images}")
+        classes, description = self._names(labels_N), f"{path.name}, array {images}"
+        return ArraySource(pixels_NHWC, labels_N, classes, description, files.state(path))
 
     def _names(self, labels_N: NDArray[np.int64] | None) -> tuple[str, ...]:
         if labels_N is None:

@@ -1,0 +1,159 @@
+"""The hidden folder beside a data set in which it is packed, and which an interrupted pack leaves behind.
+
+Every finished shard has a record with the digest of its plan. The next pack into the same place keeps the
+shards whose digest is the one that it needs and whose bytes are still what the record says.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from sfumato.data import index
+from sfumato.data.faults import Fault
+from sfumato.data.layout import TRAIN, ShardPlan
+from sfumato.data.manifest import FILE, ShardInfo, file_digest
+from sfumato.data.shards import ShardResult
+from sfumato.errors import DataError
+
+_FAULTS = TypeAdapter(tuple[Fault, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """`set/` becomes the data set; `records/` and `scratch/` are gone by then."""
+
+    folder: Path
+    target: Path
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder / "scratch"
+
+    def place(self, split: str) -> Path:
+        """Where the shards of a split are written."""
+        return self.folder / "set" / split
+
+    def finished(self, plans: Sequence[ShardPlan]) -> dict[ShardPlan, ShardResult]:
+        """What an earlier pack left that can be used; everything else that it left is deleted."""
+        found = {}
+        for plan in plans:
+            if (result := self._recorded(plan)) is not None:
+                found[plan] = result
+        good = {self._record(plan) for plan in found}
+        for plan in found:
+            place = self.place(plan.split)
+            good |= {place / plan.name, place / index.file_name(plan.name)}
+        for folder in (self.folder / "records", self.folder / "set"):
+            for path in [path for path in folder.rglob("*") if path.is_file() and path not in good]:
+                path.unlink()
+        return found
+
+    def record(self, result: ShardResult) -> None:
+        path = self._record(result.plan)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "digest": result.plan.digest,
+            "info": None if result.info is None else result.info.model_dump(mode="json"),
+            "captions": result.captions,
+            "faults": _FAULTS.dump_python(result.faults, mode="json"),
+        }
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(part, path)
+
+    def put_in_place(self) -> None:
+        """Rename, so that no moment shows half a data set; an old one is deleted after it was replaced."""
+        ready, target = self.folder / "set", self.target
+        if target.exists() and any(target.iterdir()):
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+            os.replace(target, old)
+            os.replace(ready, target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(ready, target)
+
+    def _record(self, plan: ShardPlan) -> Path:
+        return self.folder / "records" / plan.split / f"{plan.name}.json"
+
+    def _recorded(self, plan: ShardPlan) -> ShardResult | None:
+        try:
+            content = json.loads(self._record(plan).read_text(encoding="utf-8"))
+            if content["digest"] != plan.digest:
+                return None
+            info = None if content["info"] is None else ShardInfo.model_validate(content["info"])
+            faults = _FAULTS.validate_python(content["faults"])
+            if info is not None:
+                self._check(plan, info)
+            return ShardResult(plan, info, int(content["captions"]), faults)
+        except (OSError, ValueError, KeyError, TypeError, ValidationError, DataError):
+            return None  # whatever is wrong with it, the shard is packed again
+
+    def _check(self, plan: ShardPlan, info: ShardInfo) -> None:
+        folder = str(self.place(plan.split))
+        index.load_shard(folder, info)
+        if file_digest(folder, info.name) != info.sha256:
+            raise DataError(f"{info.name}: changed since it was written")
+
+
+def target_of(dest: str | Path, overwrite: bool) -> Path:
+    """The folder that a data set may be put into. Raises DataError."""
+    if "://" in str(dest):
+        raise DataError(f"{dest}: packing writes to a local folder; pack there, then copy the folder")
+    target = Path(dest).expanduser().absolute()
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return target
+    if not any((target / split / FILE).is_file() for split in ("", TRAIN)):
+        raise DataError(f"{target}: exists and is not a packed data set; choose another place")
+    if not overwrite:
+        raise DataError(f"{target}: holds a data set already; choose another place, or overwrite it")
+    return target
+
+
+@contextmanager
+def draft_of(target: Path) -> Iterator[Draft]:
+    """The draft of a data set, held by this process alone.
+
+    It is kept when an error or an interruption comes after something was finished, and deleted otherwise.
+    Raises DataError where another process packs into the same place, and where nothing can be written.
+    """
+    folder = target.parent / f".{target.name}-packing"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written: {error.strerror or error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"{target}: another process is packing into it") from None
+        draft = Draft(folder, target)
+        try:
+            yield draft
+        except BaseException as error:
+            if not _worth_keeping(draft, error):
+                _remove(folder)
+            raise
+        _remove(folder)
+
+
+def _worth_keeping(draft: Draft, error: BaseException) -> bool:
+    records = draft.folder / "records"
+    finished = any(path.suffix == ".json" for path in records.rglob("*")) if records.is_dir() else False
+    interrupted = not isinstance(error, DataError) and draft.scratch.is_dir()
+    return finished or interrupted
+
+
+def _remove(folder: Path) -> None:
+    """With the parents that were made for it alone, as far as they are empty."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,229 @@
+"""Which sample goes into which shard, decided before any is packed.
+
+Samples are laid down in the order of a hash of their keys. Shards of a folder sorted by class are then
+mixed from the start, which the training order needs: it permutes whole shards and windows inside a stream,
+and so never brings together samples that lie far apart. Every shard is described by a digest of all that
+its bytes depend on, so that a shard that was finished before an interruption is recognised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import PIL
+from PIL import features
+
+from sfumato import __version__
+from sfumato.core.seeds import derive
+from sfumato.data.dedupe import Duplicate, near_duplicates
+from sfumato.data.faults import Fault, ImageFault
+from sfumato.data.geometry import Geometry, Look, Size, auto_buckets, check_size, nearest_bucket
+from sfumato.data.images import Channels
+from sfumato.data.sources.source import Source, SourceConfig
+from sfumato.data.survey import Seen
+from sfumato.errors import DataError
+
+_MOST_SAMPLES, _FEWEST_SAMPLES = 8192, 64
+_RAW_BYTES = 1 << 27
+_STEPS = 8
+TRAIN, VAL = "train", "val"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One shard to be packed: rows of the source, in order, and what becomes of their images."""
+
+    split: str
+    name: str
+    rows: tuple[int, ...]
+    geometry: Geometry
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All shards, and what was left out before packing."""
+
+    shards: tuple[ShardPlan, ...]
+    channels: Channels
+    faults: tuple[Fault, ...]
+    duplicates: tuple[Duplicate, ...]
+
+
+def layout(
+    source: Source, config: SourceConfig, seen: Sequence[Seen], max_pixels: int, shard_size: int | None
+) -> Layout:
+    """Raises DataError where the images do not go together and the options do not say what to do."""
+    channels = channels_of(source, config, seen)
+    sizes, faults = sizes_of(source, config, seen)
+    usable = [one for one in seen if one.row in sizes]
+    if not usable:
+        raise DataError(f"no usable image among {len(source.keys):,}; the first: {faults[0]}")
+    duplicates = _duplicates(source, config, usable)
+    left = sizes.keys() - {duplicate.row for duplicate in duplicates}
+    several = len(set(sizes.values())) > 1
+    marks = {one.row: one.mark for one in usable}
+    shards: list[ShardPlan] = []
+    for split, rows in _splits(source, config, left).items():
+        if not rows:
+            raise DataError(f"val={config.val} leaves no sample for {split}; choose another share")
+        for size, members in _by_size(rows, sizes).items():
+            geometry = geometry_of(config, channels, size, max_pixels)
+            stem = file_stem(config.name) + (f"-{size[0]}x{size[1]}" if several else "")
+            count = shard_size or _shard_size(size, channels)
+            for number, first in enumerate(range(0, len(members), count)):
+                chosen = tuple(members[first : first + count])
+                digest = _digest(source, chosen, marks, geometry)
+                shards.append(ShardPlan(split, f"{stem}-{number:06d}.tar", chosen, geometry, digest))
+    return Layout(tuple(shards), channels, tuple(faults), tuple(duplicates))
+
+
+def file_stem(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name) or "data"
+
+
+def channels_of(source: Source, config: SourceConfig, seen: Sequence[Seen]) -> Channels:
+    """Raises DataError for grey images among coloured ones, unless the options say what to make of them."""
+    if config.channels != "auto":
+        return config.channels
+    grey = next((one for one in seen if one.look.grey), None)
+    colour = next((one for one in seen if not one.look.grey), None)
+    if grey is not None and colour is not None:
+        raise DataError(
+            f"{source.description}: mixed channel counts: {source.name(grey.row)} is grey, "
+            f"{source.name(colour.row)} is coloured; set channels to 1 or 3"
+        )
+    return 1 if colour is None else 3
+
+
+def sizes_of(
+    source: Source, config: SourceConfig, seen: Sequence[Seen]
+) -> tuple[dict[int, Size], list[Fault]]:
+    """The size (width, height) that each image will have, and faults for those that are too small.
+
+    Raises DataError for images of several sizes, unless the options say what to make of them.
+    """
+    buckets = _buckets(config)
+    sizes: dict[int, Size] = {}
+    faults = []
+    for one in seen:
+        have = (one.look.width, one.look.height)
+        try:
+            sizes[one.row] = _size(have, config, buckets)
+        except ImageFault as fault:
+            faults.append(Fault(source.description, source.name(one.row), str(fault)))
+    if config.size is None and not buckets:
+        _check_one_size(source, seen)
+    return sizes, faults
+
+
+def _size(have: Size, config: SourceConfig, buckets: Sequence[Size]) -> Size:
+    if buckets:
+        return nearest_bucket(have, buckets, config.upscale)
+    if config.size is None:
+        return have
+    check_size(have, (config.size, config.size), config.upscale)
+    return config.size, config.size
+
+
+def _buckets(config: SourceConfig) -> tuple[Size, ...]:
+    if not config.buckets:
+        return ()
+    if config.buckets == ("auto",):
+        if config.size is None:
+            raise DataError(
+                "buckets=auto needs a size: the side of a square of as many pixels as the largest"
+            )
+        return auto_buckets(config.size, config.bucket_step or max(1, config.size // _STEPS))
+    if config.size is not None:
+        raise DataError(
+            "size and a list of buckets say different things; leave size out, or set buckets=auto"
+        )
+    return tuple(_bucket(text) for text in config.buckets)
+
+
+def _bucket(text: str) -> Size:
+    width, x, height = text.partition("x")
+    if not (x and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise DataError(f"buckets: {text!r} is not WIDTHxHEIGHT, for example 640x512")
+    return int(width), int(height)
+
+
+def _check_one_size(source: Source, seen: Sequence[Seen]) -> None:
+    first = seen[0]
+    other = next((one for one in seen if _wh(one.look) != _wh(first.look)), None)
+    if other is not None:
+        smallest = min(min(_wh(one.look)) for one in seen)
+        sizes = [f"{source.name(one.row)} is {one.look.width}x{one.look.height}" for one in (first, other)]
+        raise DataError(
+            f"{source.description}: sizes differ: {', '.join(sizes)}; "
+            f"give a size (at most {smallest}), or buckets"
+        )
+
+
+def _wh(look: Look) -> Size:
+    return look.width, look.height
+
+
+def _duplicates(source: Source, config: SourceConfig, usable: Sequence[Seen]) -> list[Duplicate]:
+    """By rows of the source. Of two that look alike, the one with more pixels stays."""
+    if config.dedupe is None:
+        return []
+    prints = [one.print for one in usable if one.print is not None]
+    assert len(prints) == len(usable)
+    rank = [(-one.look.width * one.look.height, source.keys[one.row]) for one in usable]
+    found = near_duplicates(prints, rank, config.dedupe)
+    return [Duplicate(usable[pair.row].row, usable[pair.kept].row, pair.bits) for pair in found]
+
+
+def _splits(source: Source, config: SourceConfig, left: Iterable[int]) -> dict[str, list[int]]:
+    """Rows in the order in which they are packed, by split. Who is held out depends on the key alone."""
+    mixed = sorted(left, key=lambda row: hashlib.blake2b(source.keys[row].encode(), digest_size=16).digest())
+    if not config.val:
+        return {"": mixed}
+    splits: dict[str, list[int]] = {TRAIN: [], VAL: []}
+    for row in mixed:
+        held_out = derive("val", source.keys[row]) < config.val * 2**63
+        splits[VAL if held_out else TRAIN].append(row)
+    return splits
+
+
+def _by_size(rows: Sequence[int], sizes: dict[int, Size]) -> dict[Size, list[int]]:
+    found: dict[Size, list[int]] = {}
+    for row in rows:
+        found.setdefault(sizes[row], []).append(row)
+    return dict(sorted(found.items()))
+
+
+def geometry_of(config: SourceConfig, channels: Channels, size: Size, max_pixels: int) -> Geometry:
+    """What the options make of an image that is to have this size (width, height)."""
+    return Geometry(
+        channels,
+        size,
+        config.resample,
+        config.crop,
+        config.upscale,
+        config.format,
+        config.quality,
+        max_pixels,
+    )
+
+
+def _shard_size(size: Size, channels: int) -> int:
+    """Samples a shard: a power of two, at most 128 MiB of raw pixels."""
+    fitting = _RAW_BYTES // (size[0] * size[1] * channels)
+    return max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, 1 << max(fitting, 1).bit_length() - 1))
+
+
+def _digest(source: Source, rows: Sequence[int], marks: Mapping[int, str], geometry: Geometry) -> str:
+    """Of everything that the bytes of a shard depend on, the encoders' versions included."""
+    digest = hashlib.sha256()
+    encoders = [features.version(name) for name in ("zlib", "jpg", "webp")]
+    digest.update(json.dumps([__version__, PIL.__version__, encoders, repr(geometry)]).encode())
+    for row in rows:
+        label = None if source.labels is None else int(source.labels[row])
+        digest.update(json.dumps([source.keys[row], marks[row], label]).encode())
+    return digest.hexdigest()

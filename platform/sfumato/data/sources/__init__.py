@@ -1,0 +1,68 @@
+"""Where images can be packed from, one kind of source a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sfumato.data.sources.digits import DigitsSource
+from sfumato.data.sources.folder import FolderSource
+from sfumato.data.sources.huggingface import SPLITS, STATE, HuggingFaceSource
+from sfumato.data.sources.idx import IdxSource, holds_idx
+from sfumato.data.sources.listing import ListingSource
+from sfumato.data.sources.npz import NpzSource
+from sfumato.data.sources.parquet import ParquetSource
+from sfumato.data.sources.webdataset import WebDatasetSource
+
+SourceSettings = (
+    DigitsSource
+    | FolderSource
+    | NpzSource
+    | IdxSource
+    | ParquetSource
+    | HuggingFaceSource
+    | WebDatasetSource
+    | ListingSource
+)
+KINDS: dict[str, type[SourceSettings]] = {
+    "digits": DigitsSource,
+    "folder": FolderSource,
+    "npz": NpzSource,
+    "idx": IdxSource,
+    "parquet": ParquetSource,
+    "huggingface": HuggingFaceSource,
+    "webdataset": WebDatasetSource,
+    "listing": ListingSource,
+}
+
+
+def kind_of(text: str) -> str:
+    """The kind of source that a word on the command line means: `digits`, or what lies at a path."""
+    if text == "digits":
+        return "digits"
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _kind_of_folder(path)
+    name = path.name.lower().removesuffix(".gz")
+    by_suffix = {".npz": "npz", ".parquet": "parquet", ".tar": "webdataset"}
+    by_suffix |= dict.fromkeys((".csv", ".tsv", ".jsonl"), "listing")
+    if name.endswith("-ubyte"):
+        return "idx"
+    return next((kind for suffix, kind in by_suffix.items() if name.endswith(suffix)), "folder")
+
+
+def _kind_of_folder(path: Path) -> str:
+    if (path / STATE).is_file() or (path / SPLITS).is_file():
+        return "huggingface"
+    if holds_idx(path):
+        return "idx"
+    if next(path.glob("*.tar"), None) is not None:
+        return "webdataset"
+    if next(path.rglob("*.parquet"), None) is not None:
+        return "parquet"
+    return "folder"
+
+
+def source_named(text: str) -> SourceSettings:
+    """The source that a word on the command line means, with its options as they are by default."""
+    kind = kind_of(text)
+    return DigitsSource() if kind == "digits" else KINDS[kind].model_validate({"path": text})

@@ -1,0 +1,150 @@
+"""Images from a folder: class subfolders become labels; `.txt` beside an image is its caption, `.json` its
+metadata."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from sfumato.data.faults import Fault, ImageFault
+from sfumato.data.geometry import Look
+from sfumato.data.sources import files
+from sfumato.data.sources.source import I64, Opening, Record, Source, SourceConfig
+from sfumato.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class FolderSource(SourceConfig):
+    """A folder of images, at any depth."""
+
+    kind: Literal["folder"] = Field("folder", description="A folder of image files.")
+    path: str = Field(description="The folder.")
+    labels: str = Field(
+        "subfolders",
+        pattern=r"^(subfolders|none|json\..+)$",
+        description="Where the classes are: subfolders (their names), none, or json.NAME for a field of the "
+        "JSON file beside each image.",
+    )
+    caption: str = Field(
+        "txt",
+        pattern=r"^(txt|json\..+)$",
+        description="Where the captions are: txt for a text file beside each image, or json.NAME.",
+    )
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).expanduser().resolve().name
+
+    def open(self, opening: Opening) -> Source:
+        root = Path(self.path).expanduser()
+        if not root.is_dir():
+            raise DataError(f"{root}: no such folder")
+        found = sorted(_image_files(root))
+        if not found:
+            raise DataError(f"{root}: no images found (looked for {' '.join(SUFFIXES)} at any depth)")
+        good, faults = _printable(root, found)
+        labels, classes = self._labels(root, good)
+        description = f"folder {root.resolve().name}"
+        return FileSource(root, good, labels, classes, self.caption, faults, description)
+
+    def _labels(self, root: Path, found: Sequence[str]) -> tuple[I64 | None, tuple[str, ...]]:
+        if self.labels == "none":
+            return None, ()
+        if self.labels == "subfolders":
+            names = _subfolders(root, found)
+            return files.numbered(names, (), str(root)) if names else (None, ())
+        name = self.labels.removeprefix("json.")
+        return files.numbered([_json_label(root, file, name) for file in found], (), str(root))
+
+
+class FileSource:
+    """Files below a folder, with class numbers int64 [N] or None; captions and metadata lie beside them."""
+
+    uniform: Look | None = None
+
+    def __init__(
+        self,
+        root: Path,
+        found: Sequence[str],
+        labels: I64 | None,
+        classes: tuple[str, ...],
+        caption: str,
+        faults: Sequence[Fault],
+        description: str,
+        keys: Sequence[str] | None = None,
+    ) -> None:
+        self._root, self._files, self._caption = root, found, caption
+        self.labels, self.classes, self.faults, self.description = labels, classes, faults, description
+        self.keys = files.unique_keys(map(files.without_suffix, found)) if keys is None else keys
+
+    def only(self, rows: Sequence[int]) -> FileSource:
+        return FileSource(
+            self._root,
+            [self._files[row] for row in rows],
+            None if self.labels is None else self.labels[list(rows)],
+            self.classes,
+            self._caption,
+            (),
+            self.description,
+            [self.keys[row] for row in rows],
+        )
+
+    def name(self, row: int) -> str:
+        return self._files[row]
+
+    def mark(self, row: int) -> str:
+        image = self._root / self._files[row]
+        return "|".join(
+            files.state(path) for path in (image, *(image.with_suffix(s) for s in (".txt", ".json")))
+        )
+
+    def read(self, row: int) -> Record:
+        image = self._root / self._files[row]
+        meta = files.sidecar_meta(image.with_suffix(".json"))
+        if self._caption == "txt":
+            return Record(image, files.sidecar_text(image.with_suffix(".txt")), meta)
+        said = (meta or {}).get(self._caption.removeprefix("json."))
+        return Record(image, None if said is None else str(said), meta)
+
+
+def _image_files(root: Path) -> Iterator[str]:
+    """Paths relative to `root`; hidden files and folders are not looked at."""
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _printable(root: Path, found: Sequence[str]) -> tuple[list[str], list[Fault]]:
+    """Names that can be kept, and those that cannot, such as what is not UTF-8 on disk."""
+    good = [file for file in found if file.isprintable()]
+    reason = "its name has characters that are no text; rename it"
+    return good, [Fault(str(root), ascii(file)[1:-1], reason) for file in found if not file.isprintable()]
+
+
+def _subfolders(root: Path, found: Sequence[str]) -> list[str]:
+    """The first-level subfolder of each file; none where the images lie in the folder itself."""
+    outside = next((file for file in found if "/" not in file), None)
+    inner = next((file for file in found if "/" in file), None)
+    if outside is not None and inner is not None:
+        raise DataError(
+            f"{root}: {outside} lies beside the class subfolders ({inner}): move it into one, "
+            "or set labels to none"
+        )
+    return [file.split("/", 1)[0] for file in found] if inner else []
+
+
+def _json_label(root: Path, file: str, name: str) -> files.Label:
+    try:
+        value = (files.sidecar_meta((root / file).with_suffix(".json")) or {}).get(name)
+    except ImageFault as fault:
+        raise DataError(f"{root}: {file}: {fault}") from fault
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
+        raise DataError(f"{root}: {file}: its json has {name}={str(value)[:20]!r}; wanted a class")
+    return value

@@ -1,0 +1,191 @@
+"""A CSV or JSONL file that names image files, with columns for classes, captions and metadata."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from sfumato.data.faults import Fault, ImageFault
+from sfumato.data.geometry import Look
+from sfumato.data.sources import files
+from sfumato.data.sources.source import I64, Opening, Record, Source, SourceConfig, Words
+from sfumato.errors import DataError
+
+_FILE = ("file_name", "file", "filename", "path", "image", "image_path")
+_LABEL = ("label", "class", "category")
+_CAPTION = ("caption", "text", "prompt")
+Rows = list[dict[str, Any]]
+
+
+class ListingSource(SourceConfig):
+    """The files that a table names, relative to its own folder or `root`."""
+
+    kind: Literal["listing"] = Field("listing", description="A CSV or JSONL file that names image files.")
+    path: str = Field(description="The file: .csv or .tsv with a header line, or .jsonl.")
+    root: str | None = Field(None, description="Folder that the names start from; null: the file's own.")
+    file: str | None = Field(None, description=f"Column of the names; null: the first of {', '.join(_FILE)}.")
+    label: str | None = Field(
+        None, description="Column of the classes; null: the usual one; none: no classes."
+    )
+    caption: str | None = Field(None, description="Column of the captions; null: the usual one; none: none.")
+    key: str | None = Field(None, description="Column of unique names; null: the files' own names.")
+    keep: Words = Field((), description="Columns to keep as the samples' JSON metadata.")
+    classes: Words = Field((), description="Names of the classes in order; empty: sorted, as they occur.")
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).stem
+
+    def open(self, opening: Opening) -> Source:
+        path = Path(self.path).expanduser()
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        rows = _rows(path)
+        if not rows:
+            raise DataError(f"{path}: lists no files")
+        present = list(dict.fromkeys(name for row in rows for name in row))
+        file = _column(path, present, self.file, _FILE, "file")
+        if file is None:
+            raise DataError(f"{path}: no column of file names; it has {', '.join(present)}: set file")
+        label = _column(path, present, self.label, _LABEL, "label")
+        caption = _column(path, present, self.caption, _CAPTION, "caption")
+        key = _column(path, present, self.key, (), "key")
+        for name in self.keep:
+            _column(path, present, name, (), "keep")
+        root = Path(self.root).expanduser() if self.root else path.parent
+        rows, faults = _usable(rows, root, file, key, path)
+        labels, classes = files.numbered([_label(row, label) for row in rows], self.classes, str(path))
+        keys = files.unique_keys(
+            str(row[key]) if key else files.without_suffix(str(row[file])) for row in rows
+        )
+        texts = [_text(row.get(caption)) if caption else None for row in rows]
+        metas = [{name: row.get(name) for name in self.keep} or None for row in rows]
+        names = [str(row[file]) for row in rows]
+        return ListedSource(root, names, texts, metas, labels, classes, faults, f"listing {path.name}", keys)
+
+
+class ListedSource:
+    """Files below a root, with what their rows say of them."""
+
+    uniform: Look | None = None
+
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        captions: Sequence[str | None],
+        metas: Sequence[dict[str, Any] | None],
+        labels: I64 | None,
+        classes: tuple[str, ...],
+        faults: Sequence[Fault],
+        description: str,
+        keys: Sequence[str],
+    ) -> None:
+        self._root, self._names, self._captions, self._metas = root, names, captions, metas
+        self.labels, self.classes, self.faults, self.keys = labels, classes, faults, keys
+        self.description = description
+
+    def only(self, rows: Sequence[int]) -> ListedSource:
+        return ListedSource(
+            self._root,
+            [self._names[row] for row in rows],
+            [self._captions[row] for row in rows],
+            [self._metas[row] for row in rows],
+            None if self.labels is None else self.labels[list(rows)],
+            self.classes,
+            (),
+            self.description,
+            [self.keys[row] for row in rows],
+        )
+
+    def name(self, row: int) -> str:
+        return self._names[row]
+
+    def mark(self, row: int) -> str:
+        said = json.dumps([self._captions[row], self._metas[row]], default=str)
+        return f"{files.state(self._root / self._names[row])}|{said}"
+
+    def read(self, row: int) -> Record:
+        path = files.inside(self._root, self._names[row])
+        if not path.is_file():
+            raise ImageFault("no such file")
+        return Record(path, self._captions[row], self._metas[row])
+
+
+def _rows(path: Path) -> Rows:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".jsonl":
+                return list(_json_rows(file, path))
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+            rows: Rows = [dict(row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a table that can be read: {error}") from error
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise DataError(f"{path}: line {number}: not as many cells as the header has")
+    return rows
+
+
+def _json_rows(lines: Any, path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: line {number}: no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: line {number}: no JSON object")
+        yield row
+
+
+def _column(
+    path: Path, present: Sequence[str], asked: str | None, usual: Sequence[str], option: str
+) -> str | None:
+    if asked == "none":
+        return None
+    if asked is None:
+        return next((name for name in usual if name in present), None)
+    if asked not in present:
+        raise DataError(f"{path}: no column {asked!r} (option {option}); it has {', '.join(present)}")
+    return asked
+
+
+def _usable(rows: Rows, root: Path, file: str, key: str | None, path: Path) -> tuple[Rows, list[Fault]]:
+    good, faults = [], []
+    for number, row in enumerate(rows, start=1):
+        name = row.get(file)
+        try:
+            if not isinstance(name, str) or not name.isprintable():
+                raise ImageFault("names no file")
+            files.inside(root, name)
+            if key is not None:
+                _check_key(row.get(key))
+            good.append(row)
+        except ImageFault as fault:
+            faults.append(Fault(str(path), f"row {number}", str(fault)))
+    return good, faults
+
+
+def _check_key(key: Any) -> None:
+    if not isinstance(key, str | int) or not str(key).isprintable() or not str(key):
+        raise ImageFault("its key is no text")
+    if str(key).startswith("/") or ".." in str(key).split("/") or "\\" in str(key):
+        raise ImageFault("its key leads out of the data set")
+
+
+def _label(row: dict[str, Any], column: str | None) -> files.Label:
+    value = row.get(column) if column else None
+    if value is None or value == "":
+        return None
+    return value if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)

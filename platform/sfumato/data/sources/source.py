@@ -1,0 +1,154 @@
+"""What can be packed: the interface of a source of images, and the options that all sources share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
+
+from sfumato.core.config import Config
+from sfumato.data.faults import Fault
+from sfumato.data.geometry import Crop, Encoded, Format, Look, Resample
+from sfumato.data.tasks import OnProgress, Runner
+
+MAX_CLASSES = 100_000
+NO_LABEL = -1
+I64 = NDArray[np.int64]
+
+
+def _parted(value: Any) -> Any:
+    """`a,b,c` from a command line."""
+    return (
+        tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    )
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_parted)]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sample: an image as a file, its bytes or uint8 pixels [H, W, C], and the texts beside it."""
+
+    image: Encoded
+    caption: str | None = None
+    meta: Mapping[str, Any] | None = None
+
+
+class Source(Protocol):
+    """Images that were listed but not yet looked at. It travels to workers by value: see `only`."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """One unique key a sample, without dots: what names its members in a shard."""
+        ...
+
+    @property
+    def labels(self) -> I64 | None:
+        """Class of each sample, -1 where it has none; None where the source has no classes."""
+        ...
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    @property
+    def faults(self) -> Sequence[Fault]:
+        """What listing found unusable; these have no key in `keys`."""
+        ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def uniform(self) -> Look | None:
+        """What every image looks like, where listing can tell."""
+        ...
+
+    def only(self, rows: Sequence[int]) -> Source:
+        """A source of these samples, in this order; `faults` and `uniform` do not matter there."""
+        ...
+
+    def name(self, row: int) -> str:
+        """What the user knows the sample by, for messages."""
+        ...
+
+    def mark(self, row: int) -> str:
+        """Changes when what `read` gives for the row may have changed."""
+        ...
+
+    def read(self, row: int) -> Record:
+        """Sample `row` of `keys`. Raises ImageFault."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What listing a source may use: limits, a folder for intermediate files, and workers."""
+
+    max_pixels: int
+    scratch: Path
+    run: Runner
+    progress: OnProgress
+
+
+class SourceConfig(Config, ABC):
+    """Where images come from and what becomes of them. A subclass sets `kind` and its own fields."""
+
+    kind: str
+    licence: str = Field("", description="Terms of use of the images, kept in the manifest.")
+    size: int | None = Field(
+        None,
+        ge=1,
+        description="Scale and crop to a square of this size; null keeps every pixel. With buckets=auto the "
+        "side of a square of as many pixels as the largest bucket.",
+    )
+    channels: Literal["auto", 1, 3] = Field(
+        "auto", description="1 grey, 3 RGB; auto takes what the images have and refuses a mixture."
+    )
+    resample: Resample = Field("lanczos", description="Filter of the (antialiased) resizing.")
+    crop: Crop = Field(
+        "center", description="Which part is kept: the middle, or one drawn from a hash of the sample's key."
+    )
+    upscale: bool = Field(False, description="Enlarge images that are too small, instead of refusing them.")
+    buckets: Words = Field(
+        (),
+        description="Sizes WIDTHxHEIGHT, or auto: every image goes to the one nearest to its aspect ratio.",
+    )
+    bucket_step: int | None = Field(
+        None, ge=1, description="With buckets=auto: sides are multiples of this; null is an eighth of size."
+    )
+    format: Format = Field(
+        "png",
+        description="How images are stored; keep leaves the bytes of those that need no change and stores "
+        "the others as png.",
+    )
+    quality: int = Field(95, ge=1, le=100, description="Of jpeg and webp; webp at 100 is lossless.")
+    val: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of the samples, chosen by a hash of their keys, that goes into a data set of its "
+        "own: DEST/train and DEST/val.",
+    )
+    dedupe: int | None = Field(
+        None,
+        ge=0,
+        le=16,
+        description="Leave out near duplicates: images whose 64-bit perceptual hashes differ in at most so "
+        "many bits (4 is a good start). null keeps all.",
+    )
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the data set and its shards are called."""
+
+    @abstractmethod
+    def open(self, opening: Opening) -> Source:
+        """List everything without decoding an image. Raises DataError in one line."""

@@ -1,0 +1,157 @@
+"""The samples of another WebDataset: to shard it anew, resize or re-encode its images, or take a part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from pydantic import Field
+
+from sfumato.data.faults import Fault, ImageFault
+from sfumato.data.geometry import Look
+from sfumato.data.samples import Fields, Row, SampleReader
+from sfumato.data.sources import files
+from sfumato.data.sources.source import I64, Opening, Record, Source, SourceConfig, Words
+from sfumato.data.tasks import Tally
+from sfumato.errors import DataError
+
+_OPEN_FILES = 64
+
+
+class WebDatasetSource(SourceConfig):
+    """Tar files of a WebDataset in one folder."""
+
+    kind: Literal["webdataset"] = Field("webdataset", description="Tar files of another WebDataset.")
+    path: str = Field(description="A tar, or the folder of the tars.")
+    shards: str = Field("*.tar", description="In a folder: which files, for example 'train-*.tar'.")
+    image: str | None = Field(None, description=Fields.model_fields["image"].description)
+    label: str = Field("cls", description=Fields.model_fields["label"].description)
+    caption: str = Field("txt", description=Fields.model_fields["caption"].description)
+    classes: Words = Field((), description="Names of the classes in order; empty: as they occur.")
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).expanduser().resolve().stem
+
+    def open(self, opening: Opening) -> Source:
+        paths = tars(Path(self.path).expanduser(), self.shards)
+        fields = Fields(image=self.image, label=self.label, caption=self.caption)
+        tasks = [partial(_listed, path, fields) for path in paths]
+        listed = list(opening.run(tasks, Tally(opening.progress, None)))
+        faults = [fault for part in listed for fault in part.faults]
+        rows = [(n, row) for n, part in enumerate(listed) for row in part.rows]
+        if not rows:
+            raise DataError(f"{self.path}: no sample that can be used" + (f"; {faults[0]}" if faults else ""))
+        rows, twice = _without_twins(paths, rows)
+        where = str(self.path)
+        labels, classes = files.numbered([row.label for _, row in rows], self.classes, where)
+        keys = files.unique_keys(row.key for _, row in rows)
+        description = f"WebDataset {Path(self.path).resolve().name}"
+        states = tuple(files.state(path) for path in paths)
+        return TarSource(
+            tuple(paths), states, tuple(rows), keys, labels, classes, description, (*faults, *twice)
+        )
+
+
+def tars(root: Path, pattern: str) -> list[Path]:
+    """The shards that a path means, sorted. Raises DataError."""
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise DataError(f"{root}: no such file or folder")
+    if "/" in pattern or "\\" in pattern:
+        raise DataError(
+            f"shards={pattern!r}: a pattern of file names in one folder, for example 'train-*.tar'"
+        )
+    found = sorted(path for path in root.glob(pattern) if path.is_file())
+    if not found:
+        raise DataError(f"{root}: no file {pattern} there")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    rows: list[Row]
+    faults: list[Fault]
+
+
+def _listed(path: Path, fields: Fields) -> Iterator[int | _Listed]:
+    rows: list[Row] = []
+    faults: list[Fault] = []
+    with path.open("rb") as file:
+        for found in SampleReader(fields).rows(file, path.stat().st_size, str(path)):
+            if isinstance(found, Fault):
+                faults.append(found)
+            else:
+                rows.append(found)
+    yield len(rows)
+    yield _Listed(rows, faults)
+
+
+def _without_twins(
+    paths: Sequence[Path], rows: Sequence[tuple[int, Row]]
+) -> tuple[list[tuple[int, Row]], list[Fault]]:
+    """The first sample of every key, over all shards, and faults for the others."""
+    first: dict[str, int] = {}
+    good, faults = [], []
+    for part, row in rows:
+        if row.key in first:
+            reason = f"its key has come before, in {paths[first[row.key]].name}"
+            faults.append(Fault(str(paths[part]), row.key, reason))
+        else:
+            first[row.key] = part
+            good.append((part, row))
+    return good, faults
+
+
+@dataclass(frozen=True, slots=True)
+class TarSource:
+    """Samples in tars, read by their offsets."""
+
+    paths: tuple[Path, ...]
+    states: tuple[str, ...]
+    rows: tuple[tuple[int, Row], ...]
+    keys: Sequence[str]
+    labels: I64 | None
+    classes: tuple[str, ...]
+    description: str
+    faults: Sequence[Fault] = ()
+    uniform: Look | None = None
+
+    def only(self, rows: Sequence[int]) -> TarSource:
+        return TarSource(
+            self.paths,
+            self.states,
+            tuple(self.rows[row] for row in rows),
+            [self.keys[row] for row in rows],
+            None if self.labels is None else self.labels[np.asarray(rows, np.int64)],
+            self.classes,
+            self.description,
+        )
+
+    def name(self, row: int) -> str:
+        part, sample = self.rows[row]
+        return f"{self.paths[part].name}: {sample.key}"
+
+    def mark(self, row: int) -> str:
+        part, sample = self.rows[row]
+        return f"{self.states[part]}#{sample.image.offset}"
+
+    def read(self, row: int) -> Record:
+        part, sample = self.rows[row]
+        file = _opened(self.paths[part], self.states[part])
+        file.seek(sample.image.offset)
+        data = file.read(sample.image.size)
+        if len(data) < sample.image.size:
+            raise ImageFault("the shard ends before it")
+        return Record(data, sample.caption, sample.meta)
+
+
+@lru_cache(maxsize=_OPEN_FILES)
+def _opened(path: Path, state: str) -> BinaryIO:
+    """Kept open, since samples come in any order; a file that was written again has another `state`."""
+    return path.open("rb")

@@ -1,0 +1,109 @@
+"""Looking at a source before it is packed: sizes, colours, near duplicates. No pixel is kept.
+
+What is found decides which samples go where, so it is found once, for all samples, by tasks that run
+anywhere; headers alone are read unless duplicates are looked for.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from sfumato.data.dedupe import Print, print_of
+from sfumato.data.faults import Fault, ImageFault
+from sfumato.data.geometry import Encoded, Look, look, upright
+from sfumato.data.images import Channels, bombs_refused, opened
+from sfumato.data.sources.source import Source, SourceConfig
+from sfumato.data.tasks import Runner
+
+_ROWS = 512
+_TELL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a sample is like."""
+
+    row: int
+    look: Look
+    mark: str
+    print: Print | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    seen: list[Seen]
+    faults: list[Fault]
+
+
+def needed(config: SourceConfig, source: Source) -> bool:
+    """Whether packing has to know each image's size or colour beforehand."""
+    if config.dedupe is not None:
+        return True
+    return source.uniform is None and (
+        config.channels == "auto" or config.size is None or bool(config.buckets)
+    )
+
+
+def survey(
+    source: Source, config: SourceConfig, max_pixels: int, run: Runner, advance: Callable[[int], None]
+) -> tuple[list[Seen], list[Fault]]:
+    """Every sample that can be used, and faults for the others, in the order of the source."""
+    prints = config.dedupe is not None
+    tasks = [
+        _LookTask(source.only(range(first, min(first + _ROWS, len(source.keys)))), first, max_pixels, prints)
+        for first in range(0, len(source.keys), _ROWS)
+    ]
+    parts = list(run(tasks, advance))
+    return [seen for part in parts for seen in part.seen], [fault for part in parts for fault in part.faults]
+
+
+def assumed(source: Source, config: SourceConfig) -> list[Seen]:
+    """Where looking is not `needed`: every sample, taken to be as listing or the options say."""
+    size = config.size or 1
+    like = source.uniform or Look(size, size, config.channels == 1)
+    return [Seen(row, like, source.mark(row), None) for row in range(len(source.keys))]
+
+
+@dataclass(frozen=True, slots=True)
+class _LookTask:
+    """Looks at a part of a source that starts at row `first` of the whole."""
+
+    part: Source
+    first: int
+    max_pixels: int
+    prints: bool
+
+    def __call__(self) -> Iterator[int | _Part]:
+        seen: list[Seen] = []
+        faults: list[Fault] = []
+        told = 0
+        with bombs_refused():
+            for row in range(len(self.part.keys)):
+                try:
+                    seen.append(self._see(row))
+                except ImageFault as fault:
+                    faults.append(Fault(self.part.description, self.part.name(row), str(fault)))
+                if row + 1 - told == _TELL:
+                    yield _TELL
+                    told += _TELL
+        yield len(self.part.keys) - told
+        yield _Part(seen, faults)
+
+    def _see(self, row: int) -> Seen:
+        image = self.part.read(row).image
+        found = look(image, self.max_pixels)
+        bits = print_of(_decoded(image, found, self.max_pixels)) if self.prints else None
+        return Seen(self.first + row, found, self.part.mark(row), bits)
+
+
+def _decoded(image: Encoded, found: Look, max_pixels: int) -> Image.Image:
+    channels: Channels = 1 if found.grey else 3
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image[:, :, 0] if channels == 1 else image)
+    with opened(io.BytesIO(image) if isinstance(image, bytes) else image, max_pixels) as file:
+        return upright(file, channels)
