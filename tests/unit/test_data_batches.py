@@ -281,3 +281,30 @@ def test_a_shard_cut_short_after_it_was_verified(numbered: Path, tmp_path: Path)
     (tmp_path / manifest.shards[0].name).unlink()
     with pytest.raises(DataError, match=f"{manifest.shards[0].name}: missing"):
         list(islice(local.read(settings_for(tmp_path, on_error="skip"), manifest, seed=0, batch=24), 20))
+
+
+def test_captions_come_with_their_images(tmp_path: Path) -> None:
+    for number in range(40):
+        pixels = np.zeros((3, 4), np.uint8)
+        pixels[0, 0] = number
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{number:02d}.png")
+        if number % 4:
+            (tmp_path / "in" / f"{number:02d}.txt").write_text(f"number {number} – “ü”\n", encoding="utf-8")
+    pack(str(tmp_path / "in"), tmp_path / "data")
+    plan = RankPlan(settings_for(tmp_path / "data", text=True), Manifest.load(tmp_path / "data"), SEED, 0, 1)
+    readers = plan.readers()
+    sent = (
+        chunk
+        for block in plan.blocks(0, 8)
+        for part in readers.chunks(block)
+        for chunk in from_table(to_table(part))
+    )
+    for (micro,) in islice(plan.assemble(sent, images=0, batch=8, micro_batch=None), 12):
+        texts = micro.batch["text"].to("cpu", non_blocking=True)
+        assert texts == [f"number {n} – “ü”" if n % 4 else "" for n in numbers(micro)]
+    assert "text" not in next(reading_of(tmp_path / "data"))[0].batch
+
+
+def reading_of(folder: Path) -> MicroBatches:
+    return local.read(settings_for(folder), Manifest.load(folder), seed=SEED, batch=8)
