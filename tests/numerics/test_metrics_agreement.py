@@ -80,15 +80,15 @@ def test_moments_merge_in_any_order() -> None:
 
 
 def test_infinity_takes_the_bias_away() -> None:
-    """Two sets of one distribution: the distance at infinity is near 0, that of the samples is not."""
-    x = gaussian(0, 23_000, 16)
-    reference, generated = x[:20_000], x[20_000:]
-    metric, options = all_metrics()["fd_infinity"], MetricOptions()
-    result = metric.compute(FeatureSet(reference), FeatureSet(generated), options)
-    plain = frechet_distance(Moments.of(reference), Moments.of(generated))
-    assert result.error is not None
-    assert abs(result.value) < 0.3 * plain
-    assert result.value == metric.compute(FeatureSet(reference), FeatureSet(generated), options).value
+    """Sets of one distribution: the distance at infinity is near 0 on average, that of the samples is not."""
+    x = gaussian(0, 60_000, 6)
+    reference, metric, options = FeatureSet(x[:50_000]), all_metrics()["fd_infinity"], MetricOptions()
+    sets = [FeatureSet(part) for part in np.split(x[50_000:], 10)]
+    results = [metric.compute(reference, part, options) for part in sets]
+    plain = [frechet_distance(reference.moments, part.moments) for part in sets]
+    assert abs(np.mean([result.value for result in results])) < 0.35 * np.mean(plain)
+    assert all(result.error is not None and 0 < result.error < 1 for result in results)
+    assert results[0].value == metric.compute(reference, sets[0], options).value
 
 
 def test_the_line_is_scipys() -> None:

@@ -24,7 +24,7 @@ def pairs(channels: int, height: int, width: int) -> tuple[UInt8Array, UInt8Arra
     return real.astype(np.uint8), (real + noise).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("channels", "height", "width"), [(1, 28, 28), (3, 32, 20), (3, 11, 11)])
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 28, 28), (3, 32, 20), (3, 6, 11)])
 def test_psnr_and_ssim_equal_torchmetrics_image_by_image(channels: int, height: int, width: int) -> None:
     real, made = pairs(channels, height, width)
     x, y = (torch.from_numpy(images).permute(0, 3, 1, 2).double() for images in (real, made))
@@ -43,8 +43,8 @@ def test_a_perfect_reconstruction_has_a_finite_psnr_and_ssim_one() -> None:
     real, _ = pairs(3, 16, 16)
     np.testing.assert_allclose(all_pair_metrics()["psnr"].compare(real, real), 100.0)
     np.testing.assert_allclose(all_pair_metrics()["ssim"].compare(real, real), 1.0)
-    assert all_pair_metrics()["ssim"].problems(DataSpec(1, 8, 9)) == [
-        "ssim needs images of 11x11 or more, this data is 9x8: leave it out"
+    assert all_pair_metrics()["ssim"].problems(DataSpec(1, 5, 9)) == [
+        "ssim needs images of 6x6 or more, this data is 9x5: leave it out"
     ]
 
 
@@ -89,13 +89,12 @@ def digits() -> tuple[UInt8Array, Int64Array]:
 
 def test_the_classification_score_sees_wrong_labels_and_lost_variety() -> None:
     images, labels = digits()
-    test, train = slice(0, 700), slice(700, 1797)
+    test, train = slice(0, 400), slice(700, 1797)
     real = with_images(images[test], labels[test])
-    options = MetricOptions(settings=MetricSettings(cas_seen=6000))
+    options = MetricOptions(settings=MetricSettings(cas_seen=2500))
     metric = all_metrics()["classification_score"]
     good = metric.compute(real, with_images(images[train], labels[train]), options)
-    assert good.value > 0.9
-    assert good.value == metric.compute(real, with_images(images[train], labels[train]), options).value
+    assert good.value > 0.85
     per_class = good.details["per_class"]
     assert isinstance(per_class, dict)
     weights = np.bincount(labels[test]) / len(labels[test])
@@ -115,6 +114,8 @@ def test_the_classification_score_names_what_it_lacks() -> None:
         DataError, match=r"needs 10 samples of a class or more, class \d has \d: raise evaluate\.sam"
     ):
         metric.compute(real, few, MetricOptions())
+    short = MetricOptions(settings=MetricSettings(cas_seen=128))
+    assert metric.compute(real, real, short).value == metric.compute(real, real, short).value
     with pytest.raises(DataError, match="class-conditional model"):
         metric.compute(real, dataclasses.replace(few, label_N=None), MetricOptions())
     assert metric.problems(DataSpec(1, 8, 8)) == [

@@ -43,23 +43,24 @@ class Psnr:
 class Ssim:
     """Structural similarity (Wang et al. 2004, eq. 13), in [-1, 1].
 
-    Gaussian window of 11x11 and sigma 1.5, population moments, the mean over the places where the window lies
-    inside the image and over the channels.
+    Gaussian window of 11x11 and sigma 1.5, population moments, images continued by reflection, the mean over
+    all places and channels: as torchmetrics has it. (The authors' program leaves out places near the edge.)
     """
 
     name = "ssim"
     higher_is_better = True
 
     def problems(self, data: DataSpec) -> list[str]:
-        """Images smaller than the window have no such place."""
-        if min(data.height, data.width) >= WINDOW:
+        """A reflection is as wide as half the window."""
+        least = WINDOW // 2 + 1
+        if min(data.height, data.width) >= least:
             return []
         size = f"{data.width}x{data.height}"
-        return [f"ssim needs images of {WINDOW}x{WINDOW} or more, this data is {size}: leave it out"]
+        return [f"ssim needs images of {least}x{least} or more, this data is {size}: leave it out"]
 
     def compare(self, real_NHWC: UInt8Array, made_NHWC: UInt8Array) -> Float64Array:
         """Similarities [N]."""
-        x, y = (_channels_first(images) for images in (real_NHWC, made_NHWC))
+        x, y = (_continued(images) for images in (real_NHWC, made_NHWC))
         c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
         mean_x, mean_y = _blur(x), _blur(y)
         var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
@@ -70,12 +71,14 @@ class Ssim:
         return ssim_N
 
 
-def _channels_first(images_NHWC: UInt8Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images_NHWC)).permute(0, 3, 1, 2).double()
+def _continued(images_NHWC: UInt8Array) -> Tensor:
+    """[N, C, H + 10, W + 10] float64."""
+    x_NCHW = torch.from_numpy(np.ascontiguousarray(images_NHWC)).permute(0, 3, 1, 2).double()
+    return F.pad(x_NCHW, (WINDOW // 2,) * 4, mode="reflect")
 
 
 def _blur(x_NCHW: Tensor) -> Tensor:
-    """The window's weighted mean at every place inside the image, by rows and by columns."""
+    """The window's weighted mean at every place of the image, by rows and by columns."""
     offset = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     weight = torch.exp(-0.5 * (offset / SIGMA) ** 2)
     weight = (weight / weight.sum()).expand(x_NCHW.shape[1], 1, 1, WINDOW)
