@@ -133,7 +133,7 @@ class FlowConfig(FamilyConfig):
         """What makes this configuration impossible for this data, one line each with the nearest mend."""
         found = [
             f"model.network.levels: {self.network.levels} levels of {self.network.kind} need an image {name} "
-            f"that is a multiple of {self.network.factor} {self._least()}, got {side}; "
+            f"that is a multiple of {self.network.factor}{self._least()}, got {side}; "
             f"use {self._most(side)}"
             for name, side in (("height", data.height), ("width", data.width))
             if not self._fits(side)
@@ -147,7 +147,7 @@ class FlowConfig(FamilyConfig):
         return side % self.network.factor == 0 and side // self.network.factor >= least
 
     def _least(self) -> str:
-        return f"and at least {2 * self.network.factor}" if self.network.kind == "realnvp" else ""
+        return f" and at least {2 * self.network.factor}" if self.network.kind == "realnvp" else ""
 
     def _most(self, side: int) -> str:
         """The nearest mend: fewer levels, or another side where even one level does not fit."""
