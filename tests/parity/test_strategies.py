@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from launch import launch
-from matrix import TRAIN, Matrix, cases
+from matrix import TRAIN, Matrix, cases, strategies
 from torch import Tensor
+
+from sfumato.parallel import STRATEGIES
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,16 @@ def test_any_number_of_ranks_equals_one_process(
     strategy: str, member: tuple[str, str], ranks: int, matrix: Matrix
 ) -> None:
     assert_same(matrix.get(strategy, member, ranks, cases(core=False)), matrix.reference(member))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [each for each in strategies() if STRATEGIES[each].even_passes])
+def test_ranks_that_hold_unequal_shares(strategy: str, digits_data: Path, tmp_path: Path) -> None:
+    """Eight streams on three ranks: one of them has fewer micro-batches, and still joins every pass."""
+    job = {"family": "diffusion", "data": str(digits_data), "train": TRAIN}
+    one = launch(tmp_path / "one", world_size=1, strategy="single", **job)
+    three = launch(tmp_path / "three", world_size=3, strategy=strategy, **job)
+    assert_same(three, one)
 
 
 def test_micro_batches_change_nothing_but_rounding(digits_data: Path, tmp_path: Path) -> None:
