@@ -11,7 +11,7 @@ import torch
 
 from sfumato.evaluation.kernels import biased_mmd2, gaussian
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
-from sfumato.evaluation.statistics import Float32Array
+from sfumato.evaluation.statistics import Float32Array, Float64Array
 
 SIGMA = 10.0
 SCALE = 1000.0
@@ -23,10 +23,10 @@ def cmmd(a_ND: Float32Array, b_MD: Float32Array) -> float:
     return SCALE * biased_mmd2(a, b, gaussian(SIGMA))
 
 
-def _unit(x_ND: Float32Array) -> Float32Array:
+def _unit(x_ND: Float32Array) -> Float64Array:
     # The distances of unit vectors over sigma^2 are small: float32 would leave four digits of them.
     wide = x_ND.astype(np.float64)
-    unit: Float32Array = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    unit: Float64Array = wide / np.linalg.norm(wide, axis=1, keepdims=True)
     return unit
 
 

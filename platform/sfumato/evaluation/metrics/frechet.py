@@ -67,7 +67,10 @@ def _cholesky(covariance_DD: Float64Array) -> Float64Array | None:
         return None
     norm = float(np.abs(covariance_DD).sum(axis=0).max())
     reciprocal, _ = scipy.linalg.lapack.dpocon(lower_DD, norm, uplo="L")
-    return lower_DD if reciprocal > WELL_CONDITIONED else None
+    if reciprocal <= WELL_CONDITIONED:
+        return None
+    factor_DD: Float64Array = lower_DD
+    return factor_DD
 
 
 class FrechetDistance(BaseMetric):

@@ -66,7 +66,7 @@ class KernelDistance(BaseMetric):
             "subsets": settings.kid_subsets,
             "subset_size": settings.kid_subset_size,
         }
-        error = float(distance_S.std()) / np.sqrt(settings.kid_subsets)
+        error = float(distance_S.std()) / settings.kid_subsets**0.5
         return MetricResult(self.name, float(distance_S.mean()), details, error=error)
 
 
