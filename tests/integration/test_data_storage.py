@@ -25,6 +25,7 @@ from sfumato.data.order import Range
 from sfumato.data.pack import pack
 from sfumato.data.storage import PATIENCE, retried
 from sfumato.errors import DataError
+from sfumato.training.store import open_store
 
 BATCH = 64
 
@@ -162,6 +163,23 @@ def test_an_outage_costs_time_and_nothing_else(bucket: str, digits: Path, gate: 
     start = time.monotonic()
     assert_same(stream, expected, 40)
     assert time.monotonic() - start > 2.5
+
+
+def test_a_checkpoint_outlasts_an_outage(s3_server: Server, gate: Gate, tmp_path: Path) -> None:
+    store = open_store(through(gate, f"s3://{s3_server.bucket}/checkpoints"))
+    staged = store.staging("images-1", tmp_path / "up")
+    content = {"__0_0.distcp": b"shard" * 100_000, ".metadata": b"index"}
+    for name, data in content.items():
+        (staged / name).write_bytes(data)
+    gate.shut()
+    threading.Timer(1.0, setattr, (gate, "open", True)).start()
+    files = store.publish("images-1", staged, rank=0)
+    store.write("images-1/manifest.json", b"{}")
+    assert store.folders() == ["images-1"]
+    gate.shut()
+    threading.Timer(1.0, setattr, (gate, "open", True)).start()
+    found = store.materialise("images-1", files, tmp_path / "down")
+    assert {path.name: path.read_bytes() for path in found.iterdir()} == content
 
 
 @pytest.mark.slow

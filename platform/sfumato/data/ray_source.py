@@ -233,6 +233,7 @@ def _dataset(readers: PoolReaders, tasks: Sequence[Task], read_tasks: int) -> ra
     context.execution_options.resource_limits = ExecutionResources(
         cpu=read_tasks, object_store_memory=max(_MIN_STORE, 4 * read_tasks * largest)
     )
+    context.target_max_block_size = _TASK_BYTES  # what a task holds back before it hands on
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return dataset

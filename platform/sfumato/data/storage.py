@@ -14,9 +14,9 @@ import random
 import re
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
@@ -24,6 +24,7 @@ from pyarrow import fs
 from sfumato.errors import DataError
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 T = TypeVar("T")
 
 PATIENCE = "SFUMATO_STORAGE_PATIENCE_S"
@@ -72,6 +73,16 @@ def retried(action: Callable[[], T], what: str) -> T:
         # Spread, so that many readers do not come back at the same moment. No number depends on it.
         time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
         pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def patient(action: Callable[P, T]) -> Callable[P, T]:
+    """`action`, which may safely be repeated from its start, by way of `retried`."""
+
+    @wraps(action)
+    def repeated(*args: P.args, **kwargs: P.kwargs) -> T:
+        return retried(lambda: action(*args, **kwargs), action.__qualname__)
+
+    return repeated
 
 
 def patience_s() -> float:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import pyarrow.fs as pafs
 
+from sfumato.data.storage import patient
 from sfumato.errors import CheckpointError, ConfigError
 
 
@@ -102,29 +103,37 @@ class LocalStore:
 
 
 class ObjectStore:
-    """A prefix in object storage (S3, GCS, ...): ranks write to local scratch and upload their files."""
+    """A prefix in object storage (S3, GCS, ...): ranks write to local scratch and upload their files.
+
+    Every request outlasts an outage (`data.storage`).
+    """
 
     def __init__(self, filesystem: pafs.FileSystem, root: str) -> None:
         self._fs = filesystem
         self._root = root.rstrip("/")
 
+    @patient
     def folders(self) -> list[str]:
         selector = pafs.FileSelector(self._root, allow_not_found=True)
         return sorted(
             i.base_name for i in self._fs.get_file_info(selector) if i.type == pafs.FileType.Directory
         )
 
+    @patient
     def exists(self, path: str) -> bool:
         return bool(self._fs.get_file_info(f"{self._root}/{path}").type == pafs.FileType.File)
 
+    @patient
     def read(self, path: str) -> bytes:
         with self._fs.open_input_stream(f"{self._root}/{path}") as stream:
             return bytes(stream.read())
 
+    @patient
     def write(self, path: str, data: bytes) -> None:
         with self._fs.open_output_stream(f"{self._root}/{path}") as stream:
             stream.write(data)
 
+    @patient
     def remove(self, folder: str) -> None:
         if self.exists(f"{folder}/manifest.json"):
             self._fs.delete_file(f"{self._root}/{folder}/manifest.json")
@@ -143,14 +152,19 @@ class ObjectStore:
         entries = {}
         for path in own_files(staged, rank):
             entries[path.name] = (path.stat().st_size, sha256(path))
-            with (
-                path.open("rb") as source,
-                self._fs.open_output_stream(f"{self._root}/{folder}/{path.name}") as target,
-            ):
-                shutil.copyfileobj(source, target, 8 << 20)
+            self._upload(folder, path)
             path.unlink()
         return entries
 
+    @patient
+    def _upload(self, folder: str, path: Path) -> None:
+        with (
+            path.open("rb") as source,
+            self._fs.open_output_stream(f"{self._root}/{folder}/{path.name}") as target,
+        ):
+            shutil.copyfileobj(source, target, 8 << 20)
+
+    @patient
     def materialise(self, folder: str, files: dict[str, tuple[int, str]], scratch: Path) -> Path:
         target = self.staging(folder, scratch)
         for name, (size, digest) in files.items():
