@@ -188,7 +188,7 @@ class GanConfig(FamilyConfig):
     def variants(cls) -> Mapping[str, Self]:
         """Every loss, network, normalisation and penalty at least once."""
         plain = DcganConfig(channels=(8,), generator_norm="group", discriminator_norm="none")
-        batch = DcganConfig(channels=(8,), discriminator_norm="batch")
+        batch = DcganConfig(channels=(8, 8), discriminator_norm="batch")
         residual = ResnetConfig(channels=(8,), generator_norm="group", flat_blocks=1)
         finite = R1Config(every=2, estimator="finite_difference")
 
