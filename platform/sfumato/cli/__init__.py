@@ -39,7 +39,7 @@ _COMMANDS = (
     machine.ui,
     machine.doctor,
 )
-_GROUPS = (recipes.app,)
+_GROUPS = (recipes.app, data.app)
 for _command in _COMMANDS:
     app.command()(_command)
 for _group in _GROUPS:

@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from sfumato.cli.arguments import AsJson, open_display, pairs, show
+
+app = typer.Typer(name="data", help="Index, look at and check data sets.", no_args_is_help=True)
+
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tasks at once; 1 stays in this process. Default: all CPUs, if it is worth it."),
+]
+OnFault = Annotated[Literal["fail", "skip"], typer.Option(help="What an image that cannot be used does.")]
+MaxErrors = Annotated[int, typer.Option(min=0, help="With skip: stop after more than this many.")]
+Place = Annotated[str, typer.Argument(metavar="PATH", help="Folder or URI with manifest.json.")]
 
 
 def pack(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="`digits`, a folder of images, or an .npz file.", show_default=False
+            metavar="SOURCE",
+            help="`digits`, a folder of images, or a file or folder of .npz, IDX, Parquet, save_to_disk, "
+            "WebDataset, CSV or JSONL.",
+            show_default=False,
         ),
     ],
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder for the shards.", show_default=False)],
     options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Options of the source, for example channels=3."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Options of the source, for example channels=3 crop=random."
+        ),
     ] = None,
     size: Annotated[
         int | None,
         typer.Option(min=1, help="Side of the square images; larger ones are resized and cropped."),
     ] = None,
-    on_error: Annotated[
-        Literal["fail", "skip"], typer.Option(help="What an image that cannot be used does.")
-    ] = "fail",
-    max_errors: Annotated[int, typer.Option(min=0, help="With skip: stop after more than this many.")] = 100,
+    val: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.99, help="Share that goes to DEST/val, the rest to DEST/train."),
+    ] = None,
+    dedupe: Annotated[
+        int | None,
+        typer.Option(min=0, max=16, help="Leave out near duplicates: hashes differ in at most so many bits."),
+    ] = None,
+    on_error: OnFault = "fail",
+    max_errors: MaxErrors = 100,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples a shard. Default: up to 128 MiB of pixels.")
+    ] = None,
+    workers: Workers = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a data set that lies in DEST.")
     ] = False,
@@ -38,7 +63,8 @@ def pack(
     """Pack images into WebDataset shards with a manifest and an index."""
     from sfumato.runtime import packing
 
-    given = pairs(options or []) | ({} if size is None else {"size": size})
+    short = {"size": size, "val": val, "dedupe": dedupe}
+    given = pairs(options or []) | {key: value for key, value in short.items() if value is not None}
     with open_display() as display:
         report = packing.pack(
             source,
@@ -47,6 +73,92 @@ def pack(
             on_error=on_error,
             max_errors=max_errors,
             overwrite=overwrite,
+            shard_size=shard_size,
+            workers=workers,
             display=display,
         )
     show(report, as_json, f"{report['samples']:,} images in {dest}")
+
+
+@app.command()
+def index(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the tars.", show_default=False)],
+    dest: Annotated[
+        Path | None,
+        typer.Option(help="Put manifest, indexes and links to the tars here instead of beside them."),
+    ] = None,
+    shards: Annotated[str, typer.Option(help="Which tars, for example 'train-*.tar'.")] = "*.tar",
+    image: Annotated[
+        str | None, typer.Option(help="Extension of the images, where samples have several.")
+    ] = None,
+    label: Annotated[str, typer.Option(help="Where classes are: an extension, or json.NAME.")] = "cls",
+    caption: Annotated[str, typer.Option(help="Where captions are: an extension, or json.NAME.")] = "txt",
+    classes: Annotated[str | None, typer.Option(help="Names of the classes in order: a,b,c.")] = None,
+    channels: Annotated[Literal["auto", "1", "3"], typer.Option(help="1 grey, 3 RGB.")] = "auto",
+    name: Annotated[str | None, typer.Option(help="Name of the data set. Default: the folder's.")] = None,
+    licence: Annotated[str, typer.Option(help="Terms of use of the images.")] = "",
+    on_error: OnFault = "fail",
+    max_errors: MaxErrors = 100,
+    workers: Workers = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace manifest and indexes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make manifest and indexes for an existing WebDataset, whose tars are not touched."""
+    from sfumato.runtime import data_sets
+
+    options: dict[str, Any] = {
+        "classes": tuple(part.strip() for part in (classes or "").split(",") if part.strip()),
+        "channels": channels if channels == "auto" else int(channels),
+        "name": name,
+        "licence": licence,
+    }
+    with open_display() as display:
+        report = data_sets.index(
+            path,
+            dest=dest,
+            shards=shards,
+            fields={"image": image, "label": label, "caption": caption},
+            options=options,
+            on_error=on_error,
+            max_errors=max_errors,
+            overwrite=overwrite,
+            workers=workers,
+            display=display,
+        )
+    show(report, as_json, f"{report['samples']:,} images in {report['folder']}")
+
+
+@app.command()
+def inspect(
+    path: Place,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of 100 images (PNG).")] = None,
+    measure: Annotated[
+        int, typer.Option(min=0, help="How many images the statistics are of, evenly spread; 0: all.")
+    ] = 10_000,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a data set holds: counts, sizes, classes, mean and deviation of the channels."""
+    from sfumato.runtime import data_sets
+
+    with open_display() as display:
+        found = data_sets.describe(path, measure=measure, sheet=sheet, workers=workers, display=display)
+    show(found, as_json, data_sets.text_of(found))
+
+
+@app.command()
+def verify(
+    path: Place,
+    decode: Annotated[bool, typer.Option(help="Decode every image, too.")] = True,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check checksums, indexes, keys, labels and every image. The exit status is 1 if anything is bad."""
+    from sfumato.runtime import data_sets
+
+    with open_display() as display:
+        report = data_sets.verify(path, decode=decode, workers=workers, display=display)
+    bad = len(report["bad"])
+    show(report, as_json, f"{bad:,} things are bad" if bad else f"all {report['samples']:,} images are good")
+    if bad:
+        raise typer.Exit(1)

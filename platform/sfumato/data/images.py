@@ -133,19 +133,32 @@ def decoded(data: bytes, info: ImageInfo) -> U8:
     return _with_channels(np.asarray(converted(image, info.channels)))
 
 
+def packed_look(data: bytes, max_pixels: int) -> tuple[int, int, bool]:
+    """(width, height, grey) of a packed sample, from its header. Raises ImageFault."""
+    if not data.startswith(_NPY):
+        with opened(io.BytesIO(data), max_pixels, PACKED) as image:
+            return image.width, image.height, is_grey(image)
+    shape, _, _ = _npy_header(io.BytesIO(data))
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3)) or 0 in shape:
+        raise ImageFault(f"npy of shape {shape}; wanted (H, W), (H, W, 1) or (H, W, 3)")
+    if shape[0] * shape[1] > max_pixels:
+        raise ImageFault(f"{shape[1]}x{shape[0]} is more than max_pixels={max_pixels:,} pixels")
+    return shape[1], shape[0], len(shape) == 2 or shape[2] == 1
+
+
+def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    try:
+        old = np.lib.format.read_magic(stream) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        return read(stream)
+    except (ValueError, EOFError) as error:
+        raise ImageFault(_reason("not an npy array", error)) from error
+
+
 def _npy(data: bytes, info: ImageInfo) -> U8:
     """An npy array without `np.load`, which would allocate whatever its header claims."""
     stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else (np.lib.format.read_array_header_2_0)
-        )
-        shape, fortran, dtype = read(stream)
-    except ValueError as error:
-        raise ImageFault(_reason("not an npy array", error)) from error
+    shape, fortran, dtype = _npy_header(stream)
     expected = (info.height, info.width, info.channels)
     if shape not in (expected, expected[:2] if info.channels == 1 else expected):
         raise ImageFault(f"npy of shape {shape}, where all are {expected}")

@@ -10,10 +10,16 @@ from pydantic import ValidationError
 
 from sfumato.data import pack as packs
 from sfumato.data.faults import OnError
-from sfumato.data.sources import SourceSettings, source_named
+from sfumato.data.images import MAX_PIXELS
+from sfumato.data.manifest import Manifest
+from sfumato.data.pack import PackReport
+from sfumato.data.sources import KINDS, SourceSettings, kind_of
 from sfumato.errors import ConfigError
 from sfumato.recipe import explain
 from sfumato.runtime.display import Display
+from sfumato.runtime.pool import Pool
+
+_LISTED = 20
 
 
 def pack(
@@ -25,37 +31,69 @@ def pack(
     max_errors: int,
     overwrite: bool,
     display: Display,
+    max_pixels: int = MAX_PIXELS,
+    shard_size: int | None = None,
+    workers: int | None = 1,
 ) -> dict[str, Any]:
-    """Pack `digits`, a folder or an .npz file; what came of it, as plain data."""
+    """Pack `digits` or what lies at a path; what came of it, as plain data."""
     settings = _source(source, options)
-    display.stage("pack")
-    report = packs.pack(
-        settings,
-        dest,
-        overwrite=overwrite,
-        on_error=on_error,
-        max_errors=max_errors,
-        progress=display.update,
-    )
-    for fault in report.skipped:
-        display.note(f"skipped {fault}")
-    manifest = report.manifest
-    display.done(f"{manifest.samples:,} images, {len(manifest.shards)} shards")
+    with Pool(workers) as pool:
+        report = packs.pack(
+            settings,
+            dest,
+            overwrite=overwrite,
+            on_error=on_error,
+            max_errors=max_errors,
+            max_pixels=max_pixels,
+            shard_size=shard_size,
+            progress=display.update,
+            stage=display.stage,
+            run=pool,
+        )
+    _tell(report, display)
+    whole = report.manifest
     return {
         "folder": str(dest),
-        "samples": manifest.samples,
-        "shards": len(manifest.shards),
-        "bytes": manifest.bytes,
-        "image": [manifest.image.channels, manifest.image.height, manifest.image.width],
-        "classes": list(manifest.classes),
-        "digest": manifest.digest,
+        "samples": sum(manifest.samples for manifest in report.manifests.values()),
+        "shards": sum(len(manifest.shards) for manifest in report.manifests.values()),
+        "bytes": sum(manifest.bytes for manifest in report.manifests.values()),
+        "image": [whole.image.channels, whole.image.height, whole.image.width],
+        "classes": list(whole.classes),
+        "digest": whole.digest,
+        "splits": {split: _split(dest, split, m) for split, m in report.manifests.items() if split},
+        "captions": sum(manifest.captions for manifest in report.manifests.values()),
+        "duplicates": [{"left_out": a, "kept": b, "bits": bits} for a, b, bits in report.duplicates],
+        "kept_shards": report.kept,
         "skipped": [str(fault) for fault in report.skipped],
     }
 
 
+def _tell(report: PackReport, display: Display) -> None:
+    for fault in report.skipped[:_LISTED]:
+        display.note(f"skipped {fault}")
+    if len(report.skipped) > _LISTED:
+        display.note(f"and {len(report.skipped) - _LISTED:,} more (--json lists all)")
+    for left_out, kept, bits in report.duplicates[:_LISTED]:
+        display.note(f"left out {left_out}: looks like {kept} ({bits} bits differ)")
+    if len(report.duplicates) > _LISTED:
+        display.note(f"and {len(report.duplicates) - _LISTED:,} more near duplicates (--json lists all)")
+    if report.kept:
+        display.note(f"{report.kept} shards were finished before")
+    for split, manifest in report.manifests.items():
+        into = f" in {split}" if split else ""
+        display.done(f"{manifest.samples:,} images, {len(manifest.shards)} shards{into}")
+
+
+def _split(dest: Path, split: str, manifest: Manifest) -> dict[str, Any]:
+    return {"folder": str(dest / split), "samples": manifest.samples, "digest": manifest.digest}
+
+
 def _source(source: str, options: Mapping[str, Any]) -> SourceSettings:
-    settings = source_named(source)
+    kind = str(options.get("kind") or kind_of(source))
+    if kind not in KINDS:
+        raise ConfigError(f"kind={kind}: expected one of {', '.join(KINDS)}")
+    where = {} if kind == "digits" else {"path": source}
     try:
-        return type(settings).model_validate({**settings.model_dump(), **options})
+        return KINDS[kind].model_validate({**where, **options, "kind": kind})
     except ValidationError as error:
-        raise ConfigError(*explain(error, type(settings))) from None
+        raise ConfigError(*explain(error, KINDS[kind])) from None

@@ -18,6 +18,7 @@ import torch
 
 from sfumato.data import pack as packing
 from sfumato.data import pools
+from sfumato.data.layout import TRAIN
 from sfumato.data.manifest import Manifest, verify
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.recipe import Recipe
@@ -253,10 +254,16 @@ def _packed(recipe: Recipe, display: Display) -> Manifest:
         )
     if "://" in data.path:
         raise ConfigError(f"data.path={data.path!r} has no manifest.json, and only local folders are packed")
+    place = Path(data.path)
+    if data.source.val and place.name != TRAIN:
+        raise ConfigError(
+            f"data.source.val={data.source.val} splits into folders train and val: let data.path be that of "
+            f"train, for example {data.path}/{TRAIN}"
+        )
     display.stage("pack")
     report = packing.pack(
         data.source,
-        data.path,
+        place.parent if data.source.val else place,
         on_error=data.on_error,
         max_errors=data.max_errors,
         max_pixels=data.max_pixels,

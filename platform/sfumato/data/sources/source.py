@@ -29,6 +29,12 @@ def _parted(value: Any) -> Any:
     )
 
 
+def _number(value: Any) -> Any:
+    """`3` from a command line."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+ChannelsOption = Annotated[Literal["auto", 1, 3], BeforeValidator(_number)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_parted)]
 
 
@@ -108,7 +114,7 @@ class SourceConfig(Config, ABC):
         description="Scale and crop to a square of this size; null keeps every pixel. With buckets=auto the "
         "side of a square of as many pixels as the largest bucket.",
     )
-    channels: Literal["auto", 1, 3] = Field(
+    channels: ChannelsOption = Field(
         "auto", description="1 grey, 3 RGB; auto takes what the images have and refuses a mixture."
     )
     resample: Resample = Field("lanczos", description="Filter of the (antialiased) resizing.")

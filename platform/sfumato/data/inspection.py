@@ -1,0 +1,161 @@
+"""What is in a packed data set: counts, sizes, classes, the mean and deviation of channels, some pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sfumato.data import index
+from sfumato.data.faults import ImageFault
+from sfumato.data.images import U8, bombs_refused, decoded
+from sfumato.data.location import open_file
+from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo
+from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
+
+_TELL = 64
+_SIDE = 96
+_COLUMNS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Sums over the measured images of a shard, which add up to those of the set."""
+
+    labels: dict[int, int]
+    stored: int
+    pixels: int
+    total_C: NDArray[np.float64]
+    squares_C: NDArray[np.float64]
+    bad: int
+    pictures: list[U8]
+
+
+def inspect(
+    folder: str | Path,
+    *,
+    measure: int = 10_000,
+    pictures: int = 100,
+    run: Runner = in_process,
+    progress: OnProgress | None = None,
+) -> tuple[dict[str, Any], list[U8]]:
+    """A description of the set as plain data, and up to `pictures` of its images, spread over it.
+
+    Counts come from the indexes. Mean and standard deviation, in 0 to 1, are those of `measure` samples
+    spread evenly (0: of all).
+    """
+    manifest = Manifest.load(folder)
+    measured = _spread(manifest, measure or manifest.samples)
+    shown = _spread(manifest, pictures)
+    tasks = [
+        _InspectTask(str(folder), shard, manifest.image_of(shard), measured[n], set(shown[n]))
+        for n, shard in enumerate(manifest.shards)
+    ]
+    parts = list(run(tasks, Tally(progress, sum(map(len, measured)))))
+    return _described(manifest, parts), [picture for part in parts for picture in part.pictures]
+
+
+def _spread(manifest: Manifest, count: int) -> list[list[int]]:
+    """For each shard the rows of `count` samples that lie evenly over the set."""
+    total = manifest.samples
+    chosen = np.unique(np.linspace(0, total - 1, min(max(count, 0), total)).round().astype(np.int64))
+    ends = np.cumsum(manifest.shard_samples)
+    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    return [
+        (part - end + n).tolist() for part, end, n in zip(parts, ends, manifest.shard_samples, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _InspectTask:
+    folder: str
+    shard: ShardInfo
+    image: ImageInfo
+    measured: Sequence[int]
+    shown: set[int]
+
+    def __call__(self) -> Iterator[int | _Part]:
+        rows = index.load_shard(self.folder, self.shard)
+        values, counts = np.unique(rows.labels, return_counts=True)
+        total_C = np.zeros(self.image.channels)
+        squares_C = np.zeros(self.image.channels)
+        pixels = bad = told = 0
+        pictures = []
+        with open_file(self.folder, self.shard.name) as file, bombs_refused():
+            for done, row in enumerate(sorted({*self.measured, *self.shown}), start=1):
+                file.seek(int(rows.offsets[row]))
+                try:
+                    image_HWC = decoded(bytes(file.read(int(rows.sizes[row]))), self.image)
+                except ImageFault:
+                    bad += 1
+                    continue
+                flat = image_HWC.reshape(-1, self.image.channels).astype(np.float64) / 255
+                total_C += flat.sum(0)
+                squares_C += np.square(flat).sum(0)
+                pixels += len(flat)
+                if row in self.shown:
+                    pictures.append(image_HWC)
+                if done - told == _TELL:
+                    yield _TELL
+                    told = done
+        labels = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+        yield _Part(labels, int(rows.sizes.sum()), pixels, total_C, squares_C, bad, pictures)
+
+
+def _described(manifest: Manifest, parts: Sequence[_Part]) -> dict[str, Any]:
+    pixels = max(sum(part.pixels for part in parts), 1)
+    mean_C = sum((part.total_C for part in parts), np.zeros(manifest.image.channels)) / pixels
+    squares_C = sum((part.squares_C for part in parts), np.zeros(manifest.image.channels)) / pixels
+    labels: dict[int, int] = {}
+    sizes: dict[str, int] = {}
+    for part, shard in zip(parts, manifest.shards, strict=True):
+        image = manifest.image_of(shard)
+        size = f"{image.width}x{image.height}"
+        sizes[size] = sizes.get(size, 0) + shard.samples
+        for label, count in part.labels.items():
+            labels[label] = labels.get(label, 0) + count
+    return {
+        "name": manifest.name,
+        "split": manifest.split,
+        "samples": manifest.samples,
+        "shards": len(manifest.shards),
+        "bytes": manifest.bytes,
+        "bytes_per_image": round(sum(part.stored for part in parts) / manifest.samples),
+        "channels": manifest.image.channels,
+        "sizes": sizes,
+        "classes": {name: labels.get(number, 0) for number, name in enumerate(manifest.classes)},
+        "unlabelled": labels.get(index.NO_LABEL, 0) if manifest.classes else manifest.samples,
+        "captions": manifest.captions,
+        "mean": mean_C.round(6).tolist(),
+        "std": np.sqrt(np.maximum(squares_C - mean_C**2, 0)).round(6).tolist(),
+        "undecodable": sum(part.bad for part in parts),
+        "source": manifest.source,
+        "licence": manifest.licence,
+        "digest": manifest.digest,
+    }
+
+
+def contact_sheet(pictures: Sequence[U8]) -> Image.Image:
+    """The pictures in rows of ten on white, small ones enlarged by whole factors, large ones scaled down."""
+    tiles = [_tile(picture) for picture in pictures]
+    rows = -(-len(tiles) // _COLUMNS)
+    cell = _SIDE + 2
+    sheet = Image.new("RGB", (cell * min(len(tiles), _COLUMNS), cell * rows), "white")
+    for number, tile in enumerate(tiles):
+        left, top = number % _COLUMNS * cell, number // _COLUMNS * cell
+        sheet.paste(tile, (left + (cell - tile.width) // 2, top + (cell - tile.height) // 2))
+    return sheet
+
+
+def _tile(picture_HWC: U8) -> Image.Image:
+    image = Image.fromarray(picture_HWC[:, :, 0] if picture_HWC.shape[2] == 1 else picture_HWC).convert("RGB")
+    factor = _SIDE // max(image.size)
+    if factor >= 1:
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return image

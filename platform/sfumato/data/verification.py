@@ -1,0 +1,127 @@
+"""Checking a packed data set to the last pixel: checksums, indexes, keys, labels, and every image decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfumato.data import index
+from sfumato.data.faults import Fault, ImageFault
+from sfumato.data.images import bombs_refused, decoded
+from sfumato.data.index import ShardIndex
+from sfumato.data.location import open_file, size_of
+from sfumato.data.manifest import Manifest, ShardInfo, file_digest
+from sfumato.data.samples import grouped
+from sfumato.data.tar import scan
+from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
+from sfumato.errors import DataError
+
+_TELL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    faults: list[Fault]
+    keys: list[str]
+
+
+def check(
+    folder: str | Path,
+    *,
+    decode: bool = True,
+    run: Runner = in_process,
+    progress: OnProgress | None = None,
+) -> tuple[Manifest, list[Fault]]:
+    """Everything that is wrong with a data set; a fault with an empty key is one of a whole shard.
+
+    Raises DataError only where there is no manifest that can be read.
+    """
+    manifest = Manifest.load(folder)
+    tasks = [_CheckTask(str(folder), manifest, shard, decode) for shard in manifest.shards]
+    parts = list(run(tasks, Tally(progress, manifest.samples)))
+    faults = [fault for part in parts for fault in part.faults]
+    return manifest, faults + _twins(manifest, parts)
+
+
+def _twins(manifest: Manifest, parts: Sequence[_Checked]) -> list[Fault]:
+    first: dict[str, str] = {}
+    faults = []
+    for shard, part in zip(manifest.shards, parts, strict=True):
+        for key in part.keys:
+            before = first.get(key)
+            if before is None:
+                first[key] = shard.name
+            else:
+                faults.append(Fault(shard.name, key, f"its key has come before, in {before}"))
+    return faults
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckTask:
+    folder: str
+    manifest: Manifest
+    shard: ShardInfo
+    decode: bool
+
+    def __call__(self) -> Iterator[int | _Checked]:
+        name = self.shard.name
+        try:
+            faults = self._file()
+            rows = index.load_shard(self.folder, self.shard)
+            faults += self._places(rows)
+        except DataError as error:
+            yield self.shard.samples
+            yield _Checked([Fault(name, "", str(error).removeprefix(f"{self.folder}: "))], [])
+            return
+        if self.decode:
+            yield from self._images(rows, faults)
+        yield _Checked(faults, rows.keys.to_pylist())
+
+    def _file(self) -> list[Fault]:
+        size = size_of(self.folder, self.shard.name)
+        if size is None:
+            raise DataError("missing")
+        if size != self.shard.bytes:
+            what = "truncated" if size < self.shard.bytes else "too long"
+            return [self._fault(f"{what}: {size:,} bytes where the manifest says {self.shard.bytes:,}")]
+        if file_digest(self.folder, self.shard.name) != self.shard.sha256:
+            return [self._fault("its checksum differs from the manifest's")]
+        return []
+
+    def _fault(self, reason: str, key: str = "") -> Fault:
+        return Fault(self.shard.name, key, reason)
+
+    def _places(self, rows: ShardIndex) -> list[Fault]:
+        """Whether the tar has what the index says where it says it."""
+        found: dict[tuple[int, int], str] = {}
+        with open_file(self.folder, self.shard.name) as file:
+            total = size_of(self.folder, self.shard.name) or 0
+            try:
+                for key, members in grouped(scan(file, total, self.shard.name)):
+                    found.update({(m.offset, m.size): key for _, m in members if not m.problem})
+            except DataError as error:
+                return [self._fault(str(error).removeprefix(f"{self.shard.name}: "))]
+        places = zip(rows.offsets.tolist(), rows.sizes.tolist(), rows.keys.to_pylist(), strict=True)
+        return [
+            self._fault("is not where the index says", key)
+            for offset, size, key in places
+            if found.get((offset, size)) != key
+        ]
+
+    def _images(self, rows: ShardIndex, faults: list[Fault]) -> Iterator[int]:
+        info, classes, told = self.manifest.image_of(self.shard), len(self.manifest.classes), 0
+        with open_file(self.folder, self.shard.name) as file, bombs_refused():
+            for row in range(len(rows)):
+                try:
+                    label = int(rows.labels[row])
+                    if classes and not 0 <= label < classes:
+                        raise ImageFault("it has no label" if label < 0 else f"label {label} is out of range")
+                    file.seek(int(rows.offsets[row]))
+                    decoded(bytes(file.read(int(rows.sizes[row]))), info)
+                except ImageFault as fault:
+                    faults.append(self._fault(str(fault), str(rows.keys[row])))
+                if row + 1 - told == _TELL:
+                    yield _TELL
+                    told += _TELL
+        yield len(rows) - told

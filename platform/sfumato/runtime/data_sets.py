@@ -1,0 +1,122 @@
+"""`sfumato data index | inspect | verify`: what the commands do, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sfumato.data.faults import FaultLog, OnError
+from sfumato.data.foreign import IndexOptions, make_index
+from sfumato.data.images import MAX_PIXELS
+from sfumato.data.inspection import contact_sheet, inspect
+from sfumato.data.samples import PICKLES, Fields
+from sfumato.data.verification import check
+from sfumato.errors import DataError
+from sfumato.runtime.display import Display
+from sfumato.runtime.pool import Pool
+
+_LISTED = 50
+
+
+def index(
+    folder: Path,
+    *,
+    dest: Path | None,
+    shards: str,
+    fields: Mapping[str, Any],
+    options: Mapping[str, Any],
+    on_error: OnError,
+    max_errors: int,
+    overwrite: bool,
+    workers: int | None,
+    display: Display,
+) -> dict[str, Any]:
+    """Manifest and indexes for an existing WebDataset."""
+    display.stage("index")
+    with Pool(workers) as pool:
+        report = make_index(
+            folder,
+            IndexOptions(shards=shards, fields=Fields(**fields), **options),
+            FaultLog(on_error, max_errors),
+            max_pixels=MAX_PIXELS,
+            overwrite=overwrite,
+            dest=dest,
+            run=pool,
+            progress=display.update,
+        )
+    manifest = report.manifest
+    for fault in report.skipped[:_LISTED]:
+        display.note(f"left out {fault}")
+    for extension, count in report.ignored.items():
+        pickled = extension.rpartition(".")[2] in PICKLES
+        why = "never read, as unpickling runs code" if pickled else "not used"
+        display.note(f"{count:,} members .{extension}: {why}")
+    display.done(f"{manifest.samples:,} images, {len(manifest.shards)} shards")
+    return {
+        "folder": str(dest or folder),
+        "samples": manifest.samples,
+        "shards": len(manifest.shards),
+        "image": [manifest.image.channels, manifest.image.height, manifest.image.width],
+        "classes": list(manifest.classes),
+        "captions": manifest.captions,
+        "digest": manifest.digest,
+        "ignored": report.ignored,
+        "skipped": [str(fault) for fault in report.skipped],
+    }
+
+
+def describe(
+    folder: str, *, measure: int, sheet: Path | None, workers: int | None, display: Display
+) -> dict[str, Any]:
+    """What is in a data set, and with `sheet` a PNG of some of its images."""
+    display.stage("inspect")
+    with Pool(workers) as pool:
+        found, pictures = inspect(
+            folder, measure=measure, pictures=100 if sheet else 0, run=pool, progress=display.update
+        )
+    if sheet is not None:
+        try:
+            sheet.parent.mkdir(parents=True, exist_ok=True)
+            contact_sheet(pictures).save(sheet, "PNG")
+        except OSError as error:
+            raise DataError(f"{sheet}: cannot be written: {error.strerror or error}") from error
+        found["sheet"] = str(sheet)
+    display.done(f"{found['samples']:,} images")
+    return found
+
+
+def text_of(found: Mapping[str, Any]) -> str:
+    """The description for people: a line a fact, and a bar a class."""
+    lines = [f"{key:<16} {_plain(value)}" for key, value in found.items() if key != "classes" and value != ""]
+    most = max(found["classes"].values(), default=0)
+    for name, count in found["classes"].items():
+        lines.append(f"  {name:<20.20} {count:>10,} {'▇' * round(30 * count / max(most, 1))}")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {count:,}" for name, count in value.items())
+    if isinstance(value, list):
+        return ", ".join(f"{item:.4f}" for item in value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def verify(folder: str, *, decode: bool, workers: int | None, display: Display) -> dict[str, Any]:
+    """Everything that is wrong with a data set."""
+    display.stage("verify")
+    with Pool(workers) as pool:
+        manifest, faults = check(folder, decode=decode, run=pool, progress=display.update)
+    for fault in faults[:_LISTED]:
+        display.note(str(fault))
+    if len(faults) > _LISTED:
+        display.note(f"and {len(faults) - _LISTED:,} more (--json lists all)")
+    return {
+        "folder": folder,
+        "samples": manifest.samples,
+        "shards": len(manifest.shards),
+        "digest": manifest.digest,
+        "good": not faults,
+        "bad": [{"shard": fault.where, "key": fault.key, "reason": fault.reason} for fault in faults],
+    }
