@@ -124,11 +124,15 @@ class DiffusionConfig(FamilyConfig):
 
     def build(self, data: DataSpec) -> DiffusionFamily:
         """The family for images of this kind."""
-        from sfumato.families.diffusion.family import DiffusionFamily, LatentDiffusionFamily  # load diffusers
+        from sfumato.families.diffusion import family  # loads diffusers
 
-        if self.first_stage is None:
-            return DiffusionFamily(self, data)
-        return LatentDiffusionFamily(self, data, self.first_stage.open(config_class))
+        if self.first_stage is not None:
+            return family.LatentDiffusionFamily(self, data, self.first_stage.open(config_class))
+        return (family.BoundedDiffusionFamily if self._bounded else family.DiffusionFamily)(self, data)
+
+    @property
+    def _bounded(self) -> bool:
+        return isinstance(self.sampling, DDPMSampling) and self.sampling.likelihood_steps is not None
 
     @classmethod
     def tiny(cls) -> Self:
@@ -167,6 +171,8 @@ class DiffusionConfig(FamilyConfig):
             ]
         if found := self.first_stage.problems(data, config_class):
             return found
+        if self._bounded:
+            return ["model.sampling.likelihood_steps: the bound is on pixels, not on latents; leave it out"]
         if self.sampling.clip:
             return ["model.sampling.clip: latents are not bound to [-1, 1]; leave it out or set it to false"]
         return self.network.problems(latent_spec(self.first_stage.open(config_class), data), "latent")

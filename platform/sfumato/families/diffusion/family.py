@@ -20,7 +20,7 @@ from sfumato.families.diffusion.export import write_pipeline
 from sfumato.families.diffusion.labels import Guided, LabelDropout
 from sfumato.families.diffusion.latent import NAME, LatentSpace
 from sfumato.families.diffusion.networks.unet import UNetConfig
-from sfumato.families.diffusion.objectives.ddpm import DDPMConfig
+from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig, DDPMSampling
 from sfumato.families.diffusion.objectives.ddpm_samplers import build_scheduler
 from sfumato.families.diffusion.objectives.objective import Objective
 
@@ -101,6 +101,20 @@ class DiffusionFamily:
 
     def _clip(self, options: Any) -> bool:
         return True if options.clip is None else bool(options.clip)
+
+
+class BoundedDiffusionFamily(DiffusionFamily):
+    """A DDPM of pixels whose variational bound is measured; implements `core.family.HasLikelihood`."""
+
+    def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+        """Bound on the bits per dimension of 8-bit images, given their labels where there are any, [B]."""
+        sampling, objective = self._config.sampling, self._objective
+        assert isinstance(sampling, DDPMSampling), "build chooses this class for no other"
+        assert isinstance(objective, DDPM), "build chooses this class for no other"
+        assert sampling.likelihood_steps is not None, "build chooses this class where it is set"
+        label_B = batch["label"] if self._conditional else None
+        network = Guided(nets["ema"], label_B, 1.0, self._data.num_classes)
+        return objective.bits_per_dim(network, batch["image"], sampling.likelihood_steps, rng)
 
 
 class LatentDiffusionFamily(DiffusionFamily):

@@ -22,7 +22,7 @@ def variants() -> dict[str, dict[str, Any]]:
         "ddpm": {
             "network": TINY_UNET,
             "objective": {"kind": "ddpm", "timesteps": 20},
-            "sampling": {"steps": 3, "guidance": 1.5},
+            "sampling": {"steps": 3, "guidance": 1.5, "likelihood_steps": 4},
         },
         "dit": {
             "network": TINY_DIT,

@@ -12,6 +12,7 @@ from sfumato.core.config import Config
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.objectives.ddpm_bound import bound_bits
 from sfumato.families.diffusion.objectives.ddpm_loss import denoising_loss
 from sfumato.families.diffusion.objectives.ddpm_schedule import NoiseSchedule
 from sfumato.families.diffusion.objectives.objective import GuidableObjective, GuidedSampling, Objective
@@ -48,6 +49,13 @@ class DDPMSampling(GuidedSampling):
     )
     eta: float = Field(0.0, ge=0, le=1, description="Noise of ddim: 0 is deterministic, 1 is like ddpm.")
 
+    likelihood_steps: int | None = Field(
+        None,
+        ge=1,
+        description="bits_per_dim: timesteps an image at which the variational bound is evaluated; null does "
+        "not measure it.",
+    )
+
     @model_validator(mode="after")
     def _eta_has_effect(self) -> Self:
         if self.eta and self.sampler != "ddim":
@@ -82,6 +90,19 @@ class DDPM(Objective):
             prediction=self._config.prediction,
             labels=labels,
         )
+
+    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, steps: int, rng: Rng) -> Tensor:
+        """The variational bound, [B]; see `ddpm_bound`. Predicted images are clipped to [-1, 1]."""
+        to_image = (
+            self._schedule.x0_from_epsilon
+            if self._config.prediction == "epsilon"
+            else self._schedule.x0_from_velocity
+        )
+
+        def denoise(xt_BCHW: Tensor, t_B: Tensor) -> Tensor:
+            return to_image(xt_BCHW, network(xt_BCHW, t_B), t_B).clamp(-1, 1)
+
+        return bound_bits(denoise, x0_BCHW, self._schedule, steps, rng)
 
     def sample(
         self, network: Guided, noise_NCHW: Tensor, options: DDPMSampling, rng: SampleRng, *, clip: bool
