@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,3 +61,15 @@ def create() -> Any:
     here = ray.get_runtime_context().get_node_id()
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
     return ray.remote(Board).options(num_cpus=0, scheduling_strategy=strategy).remote()
+
+
+class BoardHandler(logging.Handler):
+    """Brings this package's warnings before the user's eyes; rank 0 has one."""
+
+    def __init__(self, board: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._board = board
+        logging.getLogger("sfumato").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._board.note.remote(record.getMessage())

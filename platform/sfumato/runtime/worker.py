@@ -25,6 +25,7 @@ from sfumato.data.manifest import Manifest
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError, TrainingError
 from sfumato.parallel import Placement, Strategy
 from sfumato.runtime.averages import AveragesKeeper, averages_of
+from sfumato.runtime.board import BoardHandler
 from sfumato.runtime.culprits import batch_keys, shown
 from sfumato.runtime.job import TrainJob
 from sfumato.runtime.preview import preview
@@ -81,7 +82,7 @@ class _Worker:
         self._leads = self._strategy.placement.rank == 0
         self._token = self._folder.claim() if self._leads else ""
         self._tracker = job.tracker.open() if self._leads else None
-        self._handler = _BoardHandler(job) if self._leads else None
+        self._handler = BoardHandler(job.board) if self._leads else None
 
     def run(self) -> dict[str, Any] | None:
         recipe = self._recipe
@@ -295,15 +296,3 @@ class _Worker:
     def _note(self, text: str) -> None:
         if self._leads:
             self._job.board.note.remote(text)
-
-
-class _BoardHandler(logging.Handler):
-    """Brings this package's warnings on rank 0 before the user's eyes."""
-
-    def __init__(self, job: TrainJob) -> None:
-        super().__init__(logging.WARNING)
-        self._board = job.board
-        logging.getLogger("sfumato").addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._board.note.remote(record.getMessage())

@@ -20,12 +20,12 @@ from sfumato.core.family import EmaOf, Family, Frozen, InitialisesFromData, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, seeded
 from sfumato.core.seeds import derive
-from sfumato.data.plan import plan
 from sfumato.errors import TrainingError
 from sfumato.parallel.strategy import Strategy
 from sfumato.sampling.model_files import load_stored
 from sfumato.training.config import TrainSettings
 from sfumato.training.meters import Clock, Means
+from sfumato.training.passes import passes_of
 from sfumato.training.skips import Bad, NotFinite, Skips
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class Trainer:
         self._phases = tuple(family.phases)
         self._draws = max(phase.repeats for phase in self._phases)
         self._logged_images = 0
-        self._most_passes: int | None = None
+        self._passes = passes_of(strategy, settings, streams)
         self.progress = Progress(0, 0, settings.images, settings.batch * self._draws)
 
     def resume(self, images: int, step: int) -> None:
@@ -230,7 +230,7 @@ class Trainer:
         """One optimizer step of one phase on this rank's share of a global batch."""
         nets = self._strategy.view(phase.trains)
         images = progress.images + repeat * self._settings.batch
-        passes = self._passes(len(share))
+        passes = max(len(share), self._passes)
         for index in range(passes):
             # A rank that is short of a micro-batch takes part with one that counts for nothing.
             micro, counts = share[min(index, len(share) - 1)], index < len(share)
@@ -247,19 +247,6 @@ class Trainer:
         self._means.add(f"{phase.name}/grad_norm", norm, 1)
         self._means.commit(kept)
         self._skips.add(phase.name, kept, images)
-
-    def _passes(self, own: int) -> int:
-        """Forward passes of an update on this rank: where they need all ranks, as many as any has."""
-        if not self._strategy.even_passes or self._settings.micro_batch is None:
-            return own
-        if self._most_passes is None:
-            settings, world_size = self._settings, self._strategy.placement.world_size
-            streams = settings.batch // self._rows_per_stream
-            self._most_passes = max(
-                len(plan(settings.batch, streams, world_size, rank, settings.micro_batch))
-                for rank in range(world_size)
-            )
-        return self._most_passes
 
     def _loss(
         self,
