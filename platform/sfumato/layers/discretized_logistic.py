@@ -54,8 +54,8 @@ class Mixture:
         """`parameters_BPHW` has P = `Mixture.size(channels, components)` channels."""
         b, _, h, w = parameters_BPHW.shape
         shared = components * channels
-        sizes = (components, shared, shared, components * pairs(channels))
-        logits, mean, log_scale, coefficients = torch.split(parameters_BPHW.float(), sizes, dim=1)  # type: ignore[no-untyped-call]
+        sizes = [components, shared, shared, components * pairs(channels)]
+        logits, mean, log_scale, coefficients = torch.split(parameters_BPHW.float(), sizes, dim=1)
         self._log_weights_BKHW = F.log_softmax(logits, dim=1)
         self._mean_BKCHW = mean.view(b, components, channels, h, w)
         self._log_scale_BKCHW = log_scale.view(b, components, channels, h, w)

@@ -93,8 +93,10 @@ class PixelCnn:
 
     def _build(self, config: PixelCnnConfig) -> PixelCnnNetwork:
         channels, output = self._data.channels, config.output
-        logistic = isinstance(output, LogisticConfig)
-        outputs = Mixture.size(channels, output.components) if logistic else output.levels
+        if isinstance(output, LogisticConfig):
+            outputs = Mixture.size(channels, output.components)
+        else:
+            outputs = output.levels
         return PixelCnnNetwork(
             channels,
             outputs,
