@@ -37,9 +37,14 @@ from sfumato.evaluation.source import (
     SampleSource,
     load_model,
 )
+from sfumato.evaluation.spread import OnRay, Spread, in_process
 from sfumato.evaluation.store import write_arrays
+from sfumato.evaluation.workers import actors_for
 
 __all__ = ["ProgressCallback", "evaluate", "evaluate_images", "evaluate_source"]
+
+SPREAD_FROM = 20_000
+"""Images from which on neighbours are looked for on workers; below, sending the features costs more."""
 
 
 def evaluate(
@@ -149,8 +154,10 @@ def _report(
 ) -> EvaluationReport:
     """Everything that is computed from finished blocks, on the driver."""
     generated = {name: plan.store.features(plan.tasks, name, plan.samples, plan.label_N) for name in real}
+    largest = max(len(features) for features in (*real.values(), *generated.values()))
+    options = replace(selection.options, spread=_spread(settings, largest))
     figures = measure(
-        selection,
+        replace(selection, options=options),
         _with_more(real, plan, reference),
         generated,
         plan.pair_values(selection.pairs),
@@ -198,6 +205,13 @@ def _with_more(real: Mapping[str, FeatureSet], plan: Plan, reference: Reference)
 
 def _images(folder: Path, sampling: Mapping[str, Any], *, images: Reference) -> SampleSource:
     return ImageSource(images)
+
+
+def _spread(settings: EvaluateSettings, rows: int) -> Spread:
+    """Where neighbours are looked for: on the workers that made the features, once it takes minutes here."""
+    if settings.actors == 0 or rows < SPREAD_FROM:
+        return in_process
+    return OnRay(actors_for(settings, rows), settings.cpus_per_actor)
 
 
 def _device(settings: EvaluateSettings) -> str:
