@@ -56,7 +56,8 @@ def picture(path: Path, size: int = 12, mode: str = "RGB") -> None:
 def test_help_and_version(terminal: Terminal) -> None:
     status, out, _ = terminal("--help")
     assert status == 0
-    for command in ("run", "train", "evaluate", "compare", "sample", "export", "pack", "recipe", "ui", "doctor"):
+    commands = ("run", "train", "evaluate", "compare", "sample", "export", "pack", "recipe", "ui", "doctor")
+    for command in commands:
         assert f" {command} " in out
     assert terminal("--version")[1].startswith("sfumato 0.")
 
