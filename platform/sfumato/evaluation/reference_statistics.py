@@ -41,7 +41,7 @@ class MomentsOnly(FeatureSet):
         return self.given.n
 
     @property
-    def moments(self) -> Moments:  # type: ignore[override]
+    def moments(self) -> Moments:
         """Those of the file."""
         return self.given
 

@@ -120,8 +120,8 @@ def _covariance(log_R: Float64Array, compared_RR: Float64Array) -> Float64Array:
     """Pseudo-inverse of the information: its null direction, a shift of all, is what the mean fixes."""
     chance_RR = 1 / (1 + np.exp(log_R[None, :] - log_R[:, None]))
     weight_RR = compared_RR * chance_RR * (1 - chance_RR)
-    found: Float64Array = np.linalg.pinv(np.diag(weight_RR.sum(axis=1)) - weight_RR, hermitian=True)
-    return found
+    information_RR = np.diag(weight_RR.sum(axis=1)) - weight_RR
+    return np.asarray(np.linalg.pinv(information_RR, hermitian=True), dtype=np.float64)
 
 
 def _wilson(rate: float, votes: float, confidence: float) -> tuple[float, float]:
