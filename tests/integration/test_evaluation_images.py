@@ -98,12 +98,12 @@ def test_what_sfumato_sampled_is_measured_with_its_classes_and_without_its_grid(
     digits_data: Path, cache: Path, tmp_path: Path
 ) -> None:
     model = tiny(tmp_path / "model", Diffusion.tiny(), Manifest.load(digits_data).spec)
-    write_samples(tmp_path / "drawn", Generator.load(model), 60, seed=3)
+    write_samples(tmp_path / "drawn", Generator.load(model), 20, seed=3, options={"steps": 2})
     images = open_images(str(tmp_path / "drawn"))
-    assert (images.size, images.spec.shape, images.spec.num_classes) == (60, (1, 8, 8), 10)
-    pixels, labels = images.read(0, 60)
-    assert labels is not None and labels.tolist() == [i % 10 for i in range(60)]
-    assert np.array_equal(pixels, Generator.load(model).sample(60, seed=3))
+    assert (images.size, images.spec.shape, images.spec.num_classes) == (20, (1, 8, 8), 10)
+    pixels, labels = images.read(0, 20)
+    assert labels is not None and labels.tolist() == [i % 10 for i in range(20)]
+    assert np.array_equal(pixels, Generator.load(model).sample(20, seed=3, options={"steps": 2}))
 
 
 def test_an_autoencoder_is_measured_by_what_it_reconstructs(
@@ -196,7 +196,12 @@ def test_each_mistake_gets_its_line(digits_data: Path, tmp_path: Path) -> None:
         (small(tmp_path / "big", (16, 16)), digits_data, {}, "16x16 grey .* pass --resize bicubic"),
         (small(tmp_path / "rgb", mode="RGB"), digits_data, {}, "3-channel .* pack them with channels=1"),
         (good, digits_data, {"changes": {"samples": 9}}, "--samples 9: there are 4 images"),
-        (good, digits_data, {"changes": {"k": 4}}, "precision needs 5 images or more, got 4"),
+        (
+            good,
+            digits_data,
+            {"changes": {"k": 4, "metrics": "recall"}},
+            "is too few for recall with evaluate.k=4: 5",
+        ),
         (good, digits_data, {"changes": {"metrics": "class_accuracy"}}, "these images have none"),
         (tmp_path / "nowhere", digits_data, {}, "no run 'nowhere'|no run '/"),
     ]
