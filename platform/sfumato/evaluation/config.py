@@ -28,18 +28,19 @@ class EvaluateSettings(Config):
     samples: int = Field(2_000, ge=2, description="Images to generate. Compare runs at one number only.")
     features: Literal["auto"] | str | tuple[str, ...] = Field(
         AUTO,
-        description="Feature extractor or a list of them: classifier, efficientnet_lite0. auto: classifier "
-        "where the data has classes, efficientnet_lite0 elsewhere.",
+        description="Feature extractor or a list of them: classifier, efficientnet_lite0, inception, dinov2, "
+        "clip. auto: classifier where the data has classes, efficientnet_lite0 elsewhere.",
     )
     feature_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Options of extractors, by the extractor's name."
     )
     metrics: Literal["auto"] | str | tuple[str, ...] = Field(
         AUTO,
-        description="Metric or a list of them: fd, precision, recall, class_accuracy. auto: all that the "
-        "data, the features and the model permit.",
+        description="Metric or a list of them, from the table in evaluation/README.md. auto: of fd, "
+        "precision, recall, class_accuracy, bits_per_dim (psnr, ssim for reconstructions) what the data, the "
+        "features and the model permit.",
     )
-    k: int = Field(3, ge=1, description="Nearest neighbour that sets a ball's radius in precision, recall.")
+    k: int = Field(3, ge=1, description="Nearest neighbour that sets a ball's radius.")
     metric_options: MetricSettings = Field(MetricSettings(), description="Options of single metrics.")
     seed: int = Field(0, ge=0, description="Seed of the samples; sample i depends on it and on i alone.")
     sampling: dict[str, Any] = Field(
