@@ -73,7 +73,7 @@ class SampleReader:
                 seen.add(key)
                 yield self._row(file, key, members)
             except ImageFault as fault:
-                yield Fault(where, ascii(key)[1:-1] if not key.isprintable() else key, str(fault))
+                yield Fault(where, key if key and key.isprintable() else ascii(key), str(fault))
 
     def _row(self, file: RandomAccess, key: str, members: list[tuple[str, Member]]) -> Row:
         _check_name(key)
