@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.core.rng import Rng
 from sfumato.families.flow.bijection import sum_pixels
 from sfumato.families.flow.config import UniformConfig, VariationalConfig
 from sfumato.families.flow.couplings import MaskedCoupling, checkerboard
@@ -37,12 +36,8 @@ def from_unit(x_BCHW: Tensor) -> Tensor:
 class Uniform(nn.Module):
     """u uniform in [0, 1)."""
 
-    def draw(self, rng: Rng, shape: Shape) -> Tensor:
-        """The noise that `forward` takes."""
-        return rng.uniform(*shape)
-
     def forward(self, k_BCHW: Tensor, noise_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """u [B, C, H, W], and log q(u | k) [B]."""
+        """u [B, C, H, W] and log q(u | k) [B], from uniform noise."""
         return noise_BCHW, noise_BCHW.new_zeros(len(noise_BCHW))
 
 
@@ -62,12 +57,8 @@ class Variational(nn.Module):
             for turn in range(config.steps)
         )
 
-    def draw(self, rng: Rng, shape: Shape) -> Tensor:
-        """The noise that `forward` takes."""
-        return rng.normal(*shape)
-
     def forward(self, k_BCHW: Tensor, noise_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """u [B, C, H, W], and log q(u | k) [B]."""
+        """u [B, C, H, W] and log q(u | k) [B], from standard normal noise."""
         context_BCHW = self.context(k_BCHW / (LEVELS / 2) - 1)
         label_B = torch.zeros(len(k_BCHW), dtype=torch.int64, device=k_BCHW.device)
         log_q_B = normal_log_density(noise_BCHW)

@@ -38,7 +38,7 @@ class FlowNetwork(nn.Module):
     def forward(self, k_BCHW: Tensor, noise_BCHW: Tensor, label_B: Tensor) -> Tensor:
         """log P(k) in nats [B], bounded from below by one draw of the dequantisation's noise.
 
-        `k_BCHW` holds whole numbers 0..255; `noise_BCHW` comes from `dequantizer.draw`.
+        `k_BCHW` holds whole numbers 0..255; `noise_BCHW` is what the dequantizer takes, uniform or normal.
         """
         u_BCHW, log_q_B = self.dequantizer(k_BCHW, noise_BCHW)
         density_B = self.log_density((k_BCHW + u_BCHW) / LEVELS, label_B)
