@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import fidelity  # noqa: F401  # before torchmetrics, which imports torch-fidelity where it is installed
 import numpy as np
 import pytest
 import torch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import fidelity  # noqa: F401  # before torchmetrics, which imports torch-fidelity where it is installed
 import numpy as np
 import pytest
 import torch

@@ -9,6 +9,7 @@ where there are no classes: 0 for a model that repeats itself, and best near the
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 from functools import cache
@@ -89,11 +90,8 @@ def _unit(x_BCHW: Tensor) -> Tensor:
 @cache
 def load(path: Path) -> Lpips:
     """The network with AlexNet's weights of a file. Raises CapabilityError for a file of something else."""
-    import torchmetrics
-
     network = Lpips()
-    linear = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "alex.pth"
-    calibrated = torch.load(linear, map_location="cpu", weights_only=True)
+    calibrated = torch.load(_calibrated(), map_location="cpu", weights_only=True)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         wanted = {name: state[name] for name in network.state_dict() if name.startswith("features.")}
@@ -104,6 +102,14 @@ def load(path: Path) -> Lpips:
     except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise CapabilityError(f"lpips: {path} does not hold AlexNet's weights; get {FILE}") from error
     return network.eval().requires_grad_(False)
+
+
+def _calibrated() -> Path:
+    """A file of the package torchmetrics, found without importing it."""
+    spec = importlib.util.find_spec("torchmetrics")
+    if spec is None or spec.origin is None:
+        raise CapabilityError("lpips needs torchmetrics, not installed: pip install torchmetrics")
+    return Path(spec.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth"
 
 
 def distances(a_NHWC: UInt8Array, b_NHWC: UInt8Array, network: Lpips) -> Float64Array:
