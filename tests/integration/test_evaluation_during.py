@@ -15,7 +15,7 @@ from sfumato.runtime.display import Display
 from sfumato.runtime.in_training import read_records
 from sfumato.sampling.generator import Generator
 
-EVERY = 16_384
+EVERY = 8_192
 LONG = 100 * EVERY
 
 
@@ -32,7 +32,7 @@ def test_a_run_that_gets_no_better_stops_early_and_keeps_its_best_model(
             "train": {
                 "images": LONG,
                 "batch": 128,
-                "log_every": 2_048,
+                "log_every": 1_024,
                 "preview_samples": 0,
                 "checkpoint": {"every": LONG},
             },
