@@ -15,7 +15,7 @@ from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig
 from sfumato.families.diffusion.objectives.ddpm_bound import bound_bits
 from sfumato.families.diffusion.objectives.ddpm_schedule import NoiseSchedule
 
-MEAN, STD, ROWS = 0.1, 0.3, 64
+MEAN, STD, ROWS = 0.1, 0.3, 32
 
 
 def pixels() -> torch.Tensor:

@@ -14,6 +14,7 @@ from sfumato.core.family import SampleRequest
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.core.schedules import LearningRate
+from sfumato.errors import ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.latent import LatentNetwork
 from sfumato.parallel import Placement
@@ -106,6 +107,27 @@ def test_the_first_stage_is_the_stored_one(tmp_path: Path) -> None:
         assert torch.equal(value, stored.state_dict()[key])
     assert nets["ema"].latent_scale != installed(chosen, first=batch)["ema"].latent_scale
     assert not any(value.requires_grad for value in nets["first_stage"].parameters())
+
+
+def test_without_labels_a_model_draws_from_its_null_class_if_it_has_one() -> None:
+    chosen = config(latent_scale=0.5)
+    nets = installed(chosen)
+    with seeded(1), torch.no_grad():
+        for value in nets["ema"].parameters():
+            value.add_(torch.randn_like(value) * 0.2)  # so that the class matters
+    drawn = []
+    for labels in (None, torch.tensor([2, 2]), torch.tensor([0, 1])):
+        options = chosen.sampling.model_copy(update={"guidance": 1.0})
+        request = SampleRequest(num=2, labels_N=labels, options=options)
+        with torch.no_grad():
+            drawn.append(chosen.build(DATA).sample(nets, request, SampleRng(5, range(2))))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+    consistency = DiffusionConfig.variants()["consistency"]
+    request = SampleRequest(num=2, labels_N=None, options=consistency.sampling)
+    with pytest.raises(ConfigError, match="knows no null class"):
+        consistency.build(DATA).sample(installed(consistency), request, SampleRng(5, range(2)))
 
 
 @pytest.mark.parametrize(

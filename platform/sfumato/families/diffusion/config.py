@@ -160,15 +160,10 @@ class DiffusionConfig(FamilyConfig):
 
     def _size_problems(self, data: DataSpec) -> list[str]:
         if self.first_stage is None:
-            unused = self.latent_scale is not None
-            return [
-                *(
-                    ["model.latent_scale: has no effect without model.first_stage; leave it out"]
-                    if unused
-                    else []
-                ),
-                *self.network.problems(data),
-            ]
+            found = self.network.problems(data)
+            if self.latent_scale is not None:
+                found.append("model.latent_scale: has no effect without model.first_stage; leave it out")
+            return found
         if found := self.first_stage.problems(data, config_class):
             return found
         if self._bounded:

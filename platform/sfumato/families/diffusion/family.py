@@ -52,7 +52,8 @@ class DiffusionFamily:
     def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1], from noise of `rng`, by the averaged network.
 
-        A conditional model without labels draws from its null class, that is, from all classes.
+        A conditional model without labels draws from its null class, that is, from all classes; one that was
+        trained without it raises ConfigError.
         """
         return self._sample(nets["ema"], request, rng, clip=self._clip(request.options)).clamp(-1, 1)
 
@@ -95,6 +96,11 @@ class DiffusionFamily:
         if not self._conditional:
             return Guided(network, None, 1.0, null_class)
         if request.labels_N is None:
+            if not self._labels.probability:
+                raise ConfigError(
+                    f"labels: required; this {self._config.objective.kind} model was trained without "
+                    "dropping labels, so it knows no null class"
+                )
             return Guided(network, torch.full((rows,), null_class, device=device), 1.0, null_class)
         weight = getattr(request.options, "guidance", 1.0)
         return Guided(network, request.labels_N.to(device), weight, null_class)
