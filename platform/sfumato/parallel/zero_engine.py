@@ -40,6 +40,9 @@ def _import() -> Any:
     """DeepSpeed, kept from compiling anything."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Set by torchrun and by Ray Train; DeepSpeed wants it from every launcher, to choose the device.
+    here = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    os.environ.setdefault("LOCAL_RANK", str(here))
     # A build that was killed leaves a lock in the shared folder, on which every later start waits for ever.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", tempfile.mkdtemp(prefix="sfumato-extensions-"))
     import deepspeed
