@@ -1,0 +1,226 @@
+"""Encoding a data set beforehand: what is written, that it may be interrupted, that training is the same."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato import families, recipe
+from sfumato.core.rng import seeded
+from sfumato.data import local
+from sfumato.data.config import DataSettings
+from sfumato.data.index import load
+from sfumato.data.manifest import Manifest, verify
+from sfumato.data.pack import pack
+from sfumato.data.sources.digits import DigitsSource
+from sfumato.errors import ConfigError, DataError
+from sfumato.parallel import Placement
+from sfumato.parallel.single import Single
+from sfumato.recipe import Recipe
+from sfumato.runtime import precompute
+from sfumato.runtime.display import Display
+from sfumato.runtime.first_stage import check_data, resolved
+from sfumato.sampling.generator import Generator
+from sfumato.sampling.model_folder import save_model_folder
+from sfumato.training.config import TrainSettings
+from sfumato.training.loop import Trainer, install
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits in four shards, the last of them short."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    pack(DigitsSource(), folder, shard_size=500)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stage(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_stage(tmp_path_factory.mktemp("models") / "vq", digits)
+
+
+def save_stage(folder: Path, digits: Path, member: str = "vq", seed: int = 0) -> Path:
+    config, data = families.config_class("vae").variants()[member], Manifest.load(digits).spec
+    with seeded(seed, "stage"):
+        network = config.build(data).nets["network"].build()
+    save_model_folder(folder, config, data, {"ema": network.state_dict()}, name="stage", images=1)
+    return folder
+
+
+def run(stage: Path | str, data: Path, dest: Path, **options: object) -> dict[str, object]:
+    settings = {"kind": "auto", "actors": 2, "cpus": 0.5, "gpus": 0.0, **options}
+    with Display() as display:
+        return precompute.precompute(
+            str(stage), str(data), dest, root=dest.parent, display=display, **settings
+        )
+
+
+@pytest.fixture(scope="module")
+def coded(stage: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dest = tmp_path_factory.mktemp("coded") / "digits-codes"
+    run(stage, digits, dest)
+    return dest
+
+
+def members(folder: Path, shard: str) -> dict[str, bytes]:
+    with tarfile.open(folder / shard) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}
+
+
+def test_shards_keep_their_samples_and_gain_arrays(stage: Path, digits: Path, coded: Path) -> None:
+    before, after = Manifest.load(digits), verify(coded, "checksum")
+    assert (after.samples, after.classes, after.image) == (before.samples, before.classes, before.image)
+    assert after.encoder is not None
+    generator = Generator.load(stage)
+    assert after.encoder.digest == generator.digest
+    assert after.encoder.images == before.digest
+    assert [(a.name, a.shape) for a in after.encoder.arrays] == [("codes", (4, 4))]
+    for shard in before.shards:
+        old, new = members(digits, shard.name), members(coded, shard.name)
+        assert {name: new[name] for name in old} == old
+        keys = [name.removesuffix(".png") for name in old if name.endswith(".png")]
+        assert new.keys() - old.keys() == {f"{key}.codes.npy" for key in keys}
+    for old_index, new_index in zip(load(digits, before), load(coded, after), strict=True):
+        assert old_index.keys.equals(new_index.keys)
+        assert (old_index.labels == new_index.labels).all()
+    # One sample by hand, with numpy's own reader.
+    key = keys[7]
+    found = np.load(io.BytesIO(new[f"{key}.codes.npy"]), allow_pickle=False)
+    pixels = np.asarray(Image.open(io.BytesIO(new[f"{key}.png"])), np.float32)
+    with torch.no_grad():
+        codes = generator.nets["ema"].codes(torch.from_numpy(pixels / 127.5 - 1)[None, None])
+    assert found.dtype == np.int64 and (found == codes[0].numpy()).all()
+
+
+def recipe_on(stage: Path, data: Path) -> Recipe:
+    return resolved(
+        recipe.parse(
+            {
+                "name": "codes",
+                "data": {"path": str(data), "streams": 4, "shuffle_window": 100},
+                "model": {
+                    "family": "autoregressive",
+                    "network": {"kind": "transformer", "width": 8, "layers": 1, "heads": 2},
+                    "first_stage": {"run": str(stage)},
+                },
+                "train": {
+                    "images": 192,
+                    "batch": 32,
+                    "micro_batch": 16,
+                    "log_every": 32,
+                    "preview_samples": 0,
+                },
+                "parallel": {"strategy": "single", "workers": 1},
+            }
+        ),
+        data.parent,
+    )
+
+
+def losses(job: Recipe) -> list[float]:
+    manifest = Manifest.load(job.data.path)
+    check_data(job, manifest)
+    family, strategy = job.model.build(manifest.spec), Single(Placement())
+    install(family, strategy, seed=0)
+    found: list[float] = []
+    settings = TrainSettings.model_validate(job.train.model_dump())
+    trainer = Trainer(
+        family,
+        strategy,
+        settings,
+        seed=0,
+        streams=job.data.streams,
+        report=lambda _, metrics: found.append(metrics["train/likelihood/loss"]),
+    )
+    shares = local.read(
+        DataSettings.model_validate(job.data.model_dump()),
+        manifest,
+        seed=0,
+        batch=settings.batch,
+        micro_batch=settings.micro_batch,
+        rank=0,
+        world_size=1,
+        images=0,
+    )
+    trainer.run(shares)
+    return found
+
+
+def test_training_from_codes_is_training_with_the_encoder_in_the_loop(
+    stage: Path, digits: Path, coded: Path
+) -> None:
+    from_images, from_codes = losses(recipe_on(stage, digits)), losses(recipe_on(stage, coded))
+    assert len(from_images) == 6
+    assert from_codes == pytest.approx(from_images, rel=1e-6)
+
+
+def test_latents_are_read_as_they_were_computed(digits: Path, tmp_path: Path) -> None:
+    folder = save_stage(tmp_path / "kl", digits, "kl")
+    run(folder, digits, tmp_path / "latents", actors=1)
+    manifest = Manifest.load(tmp_path / "latents")
+    data = DataSettings(path=str(tmp_path / "latents"), streams=4, shuffle_window=100)
+    shares = local.read(data, manifest, seed=1, batch=32, micro_batch=None, rank=0, world_size=1, images=64)
+    batch = next(shares)[0].batch
+    with torch.no_grad():
+        latent = Generator.load(folder).nets["ema"].encode(batch["image"])
+    torch.testing.assert_close(batch["latent_mean"], latent.mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(batch["latent_std"], latent.std, rtol=1e-5, atol=1e-6)
+
+
+def test_finished_shards_are_kept(stage: Path, digits: Path, coded: Path, tmp_path: Path) -> None:
+    """The third shard is damaged at first: the first two are not encoded again."""
+    broken = tmp_path / "digits"
+    shutil.copytree(digits, broken)
+    shard = Manifest.load(broken).shards[2]
+    good = (broken / shard.name).read_bytes()
+    index = load(broken, Manifest.load(broken))[2]
+    bad = bytearray(good)
+    bad[int(index.offsets[3]) : int(index.offsets[3]) + 8] = bytes(8)
+    (broken / shard.name).write_bytes(bytes(bad))
+    dest = tmp_path / "codes"
+    with pytest.raises(DataError, match="checksum differs"):
+        run(stage, broken, dest)
+    stage_config = precompute._stage(str(stage), tmp_path)
+    manifest = Manifest.load(broken)
+    info = precompute._info(stage_config, manifest, str(stage), "auto")
+    draft = precompute.draft_folder(dest, info)
+    draft.mkdir()
+    encoder = precompute.AutoencoderEncoder(stage_config, info)
+    for number in (0, 1):
+        precompute.encode_shard(str(broken), manifest, number, encoder, draft)
+    with pytest.raises(DataError, match=str(index.keys[3])):
+        precompute.encode_shard(str(broken), manifest, 2, encoder, draft)
+    assert not dest.exists()
+    times = {path.name: path.stat().st_mtime_ns for path in draft.glob("*.tar")}
+    assert len(times) == 2
+    (broken / shard.name).write_bytes(good)
+    run(stage, broken, dest)
+    assert not draft.exists()
+    assert {name: (dest / name).stat().st_mtime_ns for name in times} == times
+    assert Manifest.load(dest).digest == Manifest.load(coded).digest
+
+
+def test_data_of_another_encoder_is_refused(stage: Path, digits: Path, coded: Path, tmp_path: Path) -> None:
+    other = save_stage(tmp_path / "other", digits, seed=1)
+    with pytest.raises(ConfigError, match=r"was encoded by .* run `sfumato precompute` with it"):
+        losses(recipe_on(other, coded))
+
+
+def test_what_cannot_be_is_one_line(stage: Path, digits: Path, coded: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds a data set already"):
+        run(stage, digits, coded)
+    kl = save_stage(tmp_path / "kl", digits, "kl")
+    with pytest.raises(ConfigError, match="has no codes; use --arrays latents"):
+        run(kl, digits, tmp_path / "x", kind="codes")
+    with pytest.raises(ConfigError, match="'nobody'"):
+        run("nobody", digits, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
