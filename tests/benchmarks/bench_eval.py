@@ -159,7 +159,7 @@ def case_kid(real: np.ndarray, fake: np.ndarray, arguments: argparse.Namespace) 
     from sfumato.evaluation.metrics.kid import subset_distances
 
     size, subsets = min(1000, len(real)), 100
-    ours, found = timed(lambda: subset_distances(fake, real, subsets=subsets, size=size, seed=2020))
+    ours, (found, _) = timed(lambda: subset_distances(fake, real, subsets=subsets, size=size, seed=2020))
     theirs, expected = timed(
         lambda: kid_features_to_metric(
             torch.from_numpy(fake),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from sfumato.evaluation.neighbours.cloud import blocks
@@ -16,6 +17,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 512
 """Rows and columns of a block: its products (1 MiB in float32) stay in the cache between operations."""
+SUBSET_BLOCK = 1024
+"""The same where products dominate."""
 
 
 def cubic(dim: int) -> Kernel:
@@ -65,6 +68,29 @@ def sum_within(x_ND: Tensor, kernel: Kernel, *, diagonal: bool, block: int = BLO
                 values.fill_diagonal_(0)
             total += (1 if m == i else 2) * float(values.sum(1).double().sum())
     return total
+
+
+def subset_sums(
+    x_ND: Tensor, y_MD: Tensor, pick_NS: Tensor, pick_MS: Tensor, kernel: Kernel, offset: float, *, same: bool
+) -> tuple[Tensor, float]:
+    """Sums of k(x, y) - offset over the pairs inside each of S subsets, [S] float64, and over all pairs.
+
+    `pick_NS` and `pick_MS` are 1 where a row belongs to a subset. With `same`, both sets are one, and pairs
+    of a row with itself are left out. One pass over all pairs serves every subset.
+    """
+    norm_N, norm_M = x_ND.square().sum(1), y_MD.square().sum(1)
+    sum_S, total = torch.zeros(pick_NS.shape[1], dtype=torch.float64), 0.0
+    for i, j in blocks(len(x_ND), SUBSET_BLOCK):
+        for m, n in blocks(len(y_MD), SUBSET_BLOCK):
+            if same and m < i:
+                continue
+            values = kernel(x_ND[i:j] @ y_MD[m:n].T, norm_N[i:j], norm_M[m:n]).sub_(offset)
+            if same and m == i:
+                values.fill_diagonal_(0)
+            weight = 2 if same and m > i else 1
+            sum_S += weight * (pick_NS[i:j] * (values @ pick_MS[m:n])).double().sum(0)
+            total += weight * float(values.sum(1).double().sum())
+    return sum_S, total
 
 
 def unbiased_mmd2(x_ND: Tensor, y_MD: Tensor, kernel: Kernel) -> float:
