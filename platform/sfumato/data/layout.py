@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import PIL
 from PIL import features
 
-from sfumato import __version__
 from sfumato.core.seeds import derive
 from sfumato.data.dedupe import Duplicate, near_duplicates
 from sfumato.data.faults import Fault, ImageFault
@@ -29,6 +28,8 @@ from sfumato.errors import DataError
 _MOST_SAMPLES, _FEWEST_SAMPLES = 8192, 64
 _RAW_BYTES = 1 << 27
 _STEPS = 8
+_FORMAT = 1
+"""Raised when this package writes other bytes for the same input."""
 TRAIN, VAL = "train", "val"
 
 
@@ -222,7 +223,7 @@ def _digest(source: Source, rows: Sequence[int], marks: Mapping[int, str], geome
     """Of everything that the bytes of a shard depend on, the encoders' versions included."""
     digest = hashlib.sha256()
     encoders = [features.version(name) for name in ("zlib", "jpg", "webp")]
-    digest.update(json.dumps([__version__, PIL.__version__, encoders, repr(geometry)]).encode())
+    digest.update(json.dumps([_FORMAT, PIL.__version__, encoders, repr(geometry)]).encode())
     for row in rows:
         label = None if source.labels is None else int(source.labels[row])
         digest.update(json.dumps([source.keys[row], marks[row], label]).encode())
