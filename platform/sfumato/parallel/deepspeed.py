@@ -34,7 +34,7 @@ class Zero(Ddp):
     """What the stages have in common."""
 
     stage: ClassVar[int]
-    features = Ddp.features | {Feature.OFFLOAD, Feature.SHARDED_OPTIMIZER}
+    features = (Ddp.features - {Feature.COMPILE}) | {Feature.OFFLOAD, Feature.SHARDED_OPTIMIZER}
 
     @classmethod
     def unavailable(cls) -> str | None:

@@ -39,7 +39,7 @@ class Fsdp(Sharded):
 
     name = "fsdp"
     about = "1/N of parameters, gradients, optimizer state and averages"
-    features = Ddp.features | {
+    features = (Ddp.features - {Feature.COMPILE}) | {
         Feature.BF16_PARAMETERS,
         Feature.OFFLOAD,
         Feature.RESHARD,

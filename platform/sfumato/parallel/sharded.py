@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
-from sfumato.parallel.blocks import blocks_of
 from sfumato.parallel.ddp import Ddp
 from sfumato.parallel.strategy import Options, Placement
 
@@ -52,10 +51,6 @@ class Sharded(Ddp):
                 if self.placement.rank == 0:
                     states.setdefault(name, {})[key] = tensor.detach().to("cpu", copy=True)
         return states
-
-    def _compiled(self, name: str) -> Sequence[nn.Module]:
-        # Parameters come and go between blocks, which no compiled graph spans.
-        return blocks_of(self._raw[name], self._training[name].blocks) or [self._raw[name]]
 
     def _layout(self) -> dict[str, Tensor]:
         return {

@@ -83,8 +83,7 @@ class Single(Strategy):
                 for block in blocks_of(module, training.blocks):
                     recompute(block)
             if self.options.compile:
-                for part in self._compiled(name):
-                    part.compile()  # in place: names in the state dict stay as they are
+                module.compile()  # in place: names in the state dict stay as they are
             self._lay_out(name)
         for shadow, source in self._source.items():
             self._wrap_shadow(shadow)
@@ -155,10 +154,6 @@ class Single(Strategy):
 
     def _place(self, module: nn.Module) -> nn.Module:
         return module.to(self.placement.device)
-
-    def _compiled(self, name: str) -> Sequence[nn.Module]:
-        """The parts of a network that are compiled, each as one."""
-        return [self._raw[name]]
 
     def _lay_out(self, name: str) -> None:
         """Make a network trainable: what phases call, and the optimizer of its parameters."""
