@@ -34,15 +34,16 @@ def classification_hits(
     assert real.label_N is not None
     classes = int(max(asked_N.max(), real.label_N.max())) + 1
     images_NCHW = _channels_first(generated_NHWC)
+    channels, height, width = images_NCHW.shape[1:]
     with one_thread():
         with seeded(seed, "classification-score-weights"):
-            network = Classifier(*images_NCHW.shape[1:], classes, base=CHANNELS, dim=FEATURES)
+            network = Classifier(channels, height, width, classes, base=CHANNELS, dim=FEATURES)
         train(network, images_NCHW, torch.from_numpy(asked_N), seen=seen, batch=BATCH, lr=RATE, seed=seed)
         with torch.inference_mode():
             seen_as = [
-                network(scale(part))[1].argmax(1)
+                network(scale(_channels_first(block[start : start + BATCH])))[1].argmax(1)
                 for block in real.images()
-                for part in _channels_first(block).split(BATCH)
+                for start in range(0, len(block), BATCH)
             ]
     hits: np.typing.NDArray[np.bool_] = torch.cat(seen_as).numpy() == real.label_N
     return hits

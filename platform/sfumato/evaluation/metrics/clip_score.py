@@ -28,7 +28,7 @@ class ClipScore(BaseMetric):
     name = "clip_score"
     higher_is_better = True
     needs_captions = True
-    only_features = ("clip",)
+    only_features: tuple[str, ...] = ("clip",)
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         if generated.text_ND is None:

@@ -34,7 +34,7 @@ class ClipDiscrepancy(BaseMetric):
     """Lower is better, 0 and up."""
 
     name = "cmmd"
-    only_features = ("clip",)
+    only_features: tuple[str, ...] = ("clip",)
 
     def least_samples(self, options: MetricOptions) -> int:
         """Two."""

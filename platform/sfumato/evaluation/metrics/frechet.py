@@ -79,7 +79,7 @@ class FrechetDistance(BaseMetric):
     name = "fd"
     in_auto = True
     always_suffixed = True
-    published = "fid"
+    published: str | None = "fid"
 
     def least_samples(self, options: MetricOptions) -> int:
         """A covariance needs two."""

@@ -36,7 +36,7 @@ class FrechetInfinity(BaseMetric):
 
     name = "fd_infinity"
     always_suffixed = True
-    published = "fid_infinity"
+    published: str | None = "fid_infinity"
 
     def least_samples(self, options: MetricOptions) -> int:
         """Enough for the smallest subset to say something."""

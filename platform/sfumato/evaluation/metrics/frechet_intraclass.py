@@ -21,7 +21,7 @@ class IntraClassFrechet(BaseMetric):
     name = "intra_fd"
     needs_labels = True
     always_suffixed = True
-    published = "intra_fid"
+    published: str | None = "intra_fid"
 
     def least_samples(self, options: MetricOptions) -> int:
         """Two of one class; `compute` refuses classes with fewer."""

@@ -42,7 +42,7 @@ class InceptionScore(BaseMetric):
     higher_is_better = True
     needs_any_logits = True
     always_suffixed = True
-    published = "inception_score"
+    published: str | None = "inception_score"
 
     def least_samples(self, options: MetricOptions) -> int:
         """One a part."""

@@ -54,7 +54,7 @@ class KernelDistance(BaseMetric):
 
     name = "kid"
     always_suffixed = True
-    published = "kid"
+    published: str | None = "kid"
 
     def least_samples(self, options: MetricOptions) -> int:
         """One subset."""
