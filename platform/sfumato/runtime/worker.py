@@ -249,6 +249,8 @@ class _Worker:
             self._note(f"{failure}; the checkpoints before it stay, training goes on")
 
     def _preview(self, progress: Progress) -> None:
+        if not self._recipe.model.samples(self._manifest.spec):
+            return
         image = preview(
             self._family,
             self._strategy,
