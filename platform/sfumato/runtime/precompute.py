@@ -191,7 +191,7 @@ def _encoded(
     found: dict[int, ShardInfo] = {}
     done = 0
     try:
-        pool = ActorPool(workers)
+        pool: Any = ActorPool(workers)  # annotated for lists of one type alone
         numbers = range(len(manifest.shards))
         for number, result in pool.map_unordered(lambda actor, n: actor.encode.remote(n), numbers):
             if isinstance(result, str):
