@@ -35,9 +35,9 @@ class LossOut:
 class Trainable:
     """A network that a phase trains: one network, one optimizer.
 
-    `blocks` names, by patterns over dotted names (`("down_blocks.*", "mid_block")`), the parts that a strategy
-    shards, recomputes or compiles one at a time; without it they are the entries of the network's outermost
-    `ModuleList`s. A block has to be used by calling it.
+    `blocks` names, by patterns over dotted names (`("down_blocks.*", "mid_block")`), the parts that a
+    strategy shards, recomputes or compiles one at a time; without it they are the entries of the network's
+    outermost `ModuleList`s. A block has to be used by calling it.
     """
 
     build: Callable[[], nn.Module]

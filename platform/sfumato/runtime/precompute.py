@@ -192,7 +192,7 @@ def _encoded(
     done = 0
     try:
         pool: Any = ActorPool(workers)  # annotated for lists of one type alone
-        numbers = range(len(manifest.shards))
+        numbers: Any = range(len(manifest.shards))
         for number, result in pool.map_unordered(lambda actor, n: actor.encode.remote(n), numbers):
             if isinstance(result, str):
                 raise DataError(result)

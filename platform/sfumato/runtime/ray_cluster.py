@@ -208,14 +208,13 @@ def _messages_to(logs: Path) -> Iterator[None]:
 
 def _read_variables_again() -> None:
     """Ray reads its variables at import; after that, this makes it see what they are now."""
-    import ray._private.ray_constants as constants
+    from ray._private import ray_constants
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-    constants.ENABLE_RAY_CLUSTER = constants.env_bool(
-        constants.ENABLE_RAY_CLUSTERS_ENV_VAR, not constants.IS_WINDOWS_OR_OSX
-    )
+    wanted = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+    ray_constants.ENABLE_RAY_CLUSTER = wanted == "1" if wanted else not ray_constants.IS_WINDOWS_OR_OSX
 
 
 def _keep_logs(home: Path, logs: Path) -> None:

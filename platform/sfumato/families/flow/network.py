@@ -41,7 +41,7 @@ class FlowNetwork(nn.Module):
         `k_BCHW` holds whole numbers 0..255; `noise_BCHW` is what the dequantizer takes, uniform or normal.
         """
         u_BCHW, log_q_B = self.dequantizer(k_BCHW, noise_BCHW)
-        density_B = self.log_density((k_BCHW + u_BCHW) / LEVELS, label_B)
+        density_B: Tensor = self.log_density((k_BCHW + u_BCHW) / LEVELS, label_B)
         return density_B - self.dims * math.log(LEVELS) - log_q_B
 
     def log_density(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
@@ -55,10 +55,10 @@ class FlowNetwork(nn.Module):
     def decode(self, noise_BD: Tensor, label_B: Tensor) -> Tensor:
         """x [B, C, H, W] from standard normal noise [B, dims]; outside [0, 1) where the flow leaves it."""
         levels = [level for level in self.levels if isinstance(level, Level)]
-        parts = noise_BD.split([math.prod(level.latent_shape) for level in levels], 1)
+        parts = torch.split(noise_BD, [math.prod(level.latent_shape) for level in levels], 1)
         x_BCHW = noise_BD.new_zeros(len(noise_BD), *levels[-1].out_shape)
         for level, part in zip(reversed(levels), reversed(parts), strict=True):
-            x_BCHW = level.inverse(x_BCHW, part.unflatten(1, level.latent_shape), label_B)
+            x_BCHW = level.inverse(x_BCHW, part.reshape(-1, *level.latent_shape), label_B)
         if self.logit_alpha is None:
             return x_BCHW + 0.5
         return (x_BCHW.sigmoid() - self.logit_alpha) / (1 - 2 * self.logit_alpha)
