@@ -41,8 +41,9 @@ class FlowNetwork(nn.Module):
         `k_BCHW` holds whole numbers 0..255; `noise_BCHW` is what the dequantizer takes, uniform or normal.
         """
         u_BCHW, log_q_B = self.dequantizer(k_BCHW, noise_BCHW)
-        density_B: Tensor = self.log_density((k_BCHW + u_BCHW) / LEVELS, label_B)
-        return density_B - self.dims * math.log(LEVELS) - log_q_B
+        density_B = self.log_density((k_BCHW + u_BCHW) / LEVELS, label_B)
+        log_p_B: Tensor = density_B - self.dims * math.log(LEVELS) - log_q_B
+        return log_p_B
 
     def log_density(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
         """log p(x) [B] of continuous images in [0, 1), exact."""
