@@ -103,6 +103,13 @@ class Fsdp(Sharded):
             for unit in self._units[trains][:-1]:
                 unit.set_reshard_after_forward(self.options.reshard_after_forward, recurse=False)
 
+    def _activate(self, trains: str | None) -> None:
+        # What stayed gathered after a forward pass would keep its `requires_grad` from then: a network that
+        # another phase has used passively would get no gradient.
+        for name in self._trained:
+            self._free(name)
+        super()._activate(trains)
+
     def _place(self, module: nn.Module) -> nn.Module:
         return module  # sharding brings it to the device block by block, so that it is never there whole
 
