@@ -173,17 +173,8 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
         _read_variables_again()
     try:
         with _messages_to(logs):
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=str(home),
-            )
             try:
+                _start(cpus, home, logs)
                 yield
             finally:
                 ray.shutdown()
@@ -196,6 +187,28 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
             else:
                 os.environ[name] = value
         _read_variables_again()  # so that this process may open or join another cluster
+
+
+def _start(cpus: int, home: Path, logs: Path) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(home),
+        )
+    except Exception as error:  # Ray raises plain ones here, mostly when its processes are late
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CapabilityError(
+            f"Ray did not start on this machine: {reason} Is it overloaded, or out of memory or disk? "
+            f"Ray's logs are in {logs / 'ray'}"
+        ) from error
 
 
 @contextlib.contextmanager
