@@ -78,8 +78,8 @@ def test_halves_of_the_real_digits_look_alike(digits: tuple[FeatureSet, dict[str
         if features.logits_NK is not None and features.label_N is not None
     ]
     values = {
-        name: metric.compute(halves[0], halves[1], MetricOptions()).value
-        for name, metric in all_metrics().items()
+        name: all_metrics()[name].compute(halves[0], halves[1], MetricOptions()).value
+        for name in ("fd", "precision", "recall", "class_accuracy")
     }
     assert 0.85 < values["precision"] < 0.96
     assert 0.85 < values["recall"] < 0.96

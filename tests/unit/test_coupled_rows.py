@@ -1,0 +1,19 @@
+"""What would make the number of workers matter is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sfumato import recipe as recipes
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+
+
+def test_batch_normalisation_on_several_workers_wants_a_micro_batch() -> None:
+    path = PIPELINES / "digits" / "dcgan.yaml"
+    (line,) = recipes.load(path, ["train.micro_batch=null"]).problems()
+    assert "train.micro_batch=64" in line
+    alone = ["train.micro_batch=null", "parallel.workers=1"]
+    assert recipes.load(path, alone).problems() == []
+    grouped = ["train.micro_batch=null", "model.network.generator_norm=group"]
+    assert recipes.load(path, grouped).problems() == []
