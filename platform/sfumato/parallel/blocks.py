@@ -36,6 +36,7 @@ def blocks_of(module: nn.Module, patterns: Sequence[str] = ()) -> list[nn.Module
 def _entries(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(child, nn.ModuleList):
-            yield from child
+            # An optional part that is absent may stand in a list as None.
+            yield from (entry for entry in child if isinstance(entry, nn.Module))
         else:
             yield from _entries(child)
