@@ -36,7 +36,8 @@ def blocks_of(module: nn.Module, patterns: Sequence[str] = ()) -> list[nn.Module
 def _entries(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(child, nn.ModuleList):
-            # An optional part that is absent may stand in a list as None.
-            yield from (entry for entry in child if isinstance(entry, nn.Module))
+            # An optional part that is absent may stand in a list as None, whatever its annotation says.
+            entries: list[nn.Module | None] = list(child)
+            yield from (entry for entry in entries if entry is not None)
         else:
             yield from _entries(child)
