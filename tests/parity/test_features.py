@@ -73,10 +73,10 @@ def test_claimed_features_change_no_number(
 
 
 def test_features_have_an_effect(results: dict[tuple[str, Feature | None], Result]) -> None:
-    """Otherwise the comparison above would compare nothing."""
+    """By more than the tolerance above; otherwise the comparison would compare nothing."""
     plain, clipped = results["single", None], results["single", Feature.CLIPPING]
     assert not isinstance(plain, str) and not isinstance(clipped, str)
-    assert any((plain[name] - clipped[name]).abs().max() > 1e-4 for name in plain if name != "losses")
+    assert any((plain[name] - clipped[name]).abs().max() > 2e-5 for name in plain if name != "losses")
     for strategy in strategies():
         found = results.get((strategy, Feature.BF16))
         assert not isinstance(found, str) and found is not None
