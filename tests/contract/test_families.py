@@ -228,7 +228,7 @@ def draw(config: FamilyConfig, family: Family, nets: Nets, indices: range) -> Te
 
 def sampling_only(config: FamilyConfig) -> None:
     if not config.samples(DATA):
-        pytest.skip("reconstructs only")
+        pytest.skip("this member draws nothing: it is asked for reconstructions below")
 
 
 def test_samples_are_images(config: FamilyConfig, family: Family, nets: Nets) -> None:
@@ -252,7 +252,7 @@ def test_a_sample_depends_on_its_own_noise_alone(config: FamilyConfig, family: F
 
 def test_a_family_that_cannot_draw_says_so(config: FamilyConfig, family: Family, nets: Nets) -> None:
     if config.samples(DATA):
-        pytest.skip("draws")
+        pytest.skip("this member draws, as the tests above ask of it")
     assert isinstance(family, Reconstructs)
     with pytest.raises(CapabilityError, match="cannot draw"):
         draw(config, family, nets, range(2))
@@ -265,7 +265,7 @@ def used(family: Family, nets: Nets) -> Nets:
 @torch.no_grad()
 def test_reconstructions_are_images_each_of_its_own_row(family: Family, nets: Nets) -> None:
     if not isinstance(family, Reconstructs):
-        pytest.skip("does not reconstruct")
+        pytest.skip("reconstruction is optional (core.family.Reconstructs), and this member has none")
     rows = batch()
     images = family.reconstruct(used(family, nets), rows, SampleRng(1, range(ROWS)))
     assert images.shape == rows["image"].shape
@@ -278,7 +278,7 @@ def test_reconstructions_are_images_each_of_its_own_row(family: Family, nets: Ne
 @torch.no_grad()
 def test_bits_per_dim_are_of_each_row(family: Family, nets: Nets) -> None:
     if not isinstance(family, HasLikelihood):
-        pytest.skip("has no likelihood")
+        pytest.skip("a likelihood is optional (core.family.HasLikelihood), and this member has none")
     rows = batch()
     bits = family.bits_per_dim(used(family, nets), rows, SampleRng(1, range(ROWS)))
     assert bits.shape == (ROWS,) and bits.isfinite().all() and (bits > 0).all()
