@@ -13,6 +13,7 @@ from sfumato.core.config import Config
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.schedules import EmaSchedule, LearningRate
+from sfumato.layers.group_norm import check_widths
 
 if TYPE_CHECKING:
     from sfumato.core.first_stage import StageSpec
@@ -34,13 +35,7 @@ class NetworkConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        bad = [width for width in self.channels if width <= 0 or width % self.norm_groups]
-        if bad:
-            near = max(1, round(bad[0] / self.norm_groups)) * self.norm_groups
-            raise ValueError(
-                f"channels: {bad[0]} is not a positive multiple of norm_groups={self.norm_groups}; "
-                f"the nearest is {near}"
-            )
+        check_widths(self.channels, self.norm_groups)
         return self
 
     @property

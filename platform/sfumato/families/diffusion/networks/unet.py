@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
+from sfumato.layers.group_norm import check_widths
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -38,13 +39,7 @@ class UNetConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        bad = [width for width in self.channels if width <= 0 or width % self.norm_groups]
-        if bad:
-            near = max(1, round(bad[0] / self.norm_groups)) * self.norm_groups
-            raise ValueError(
-                f"channels: {bad[0]} is not a positive multiple of norm_groups={self.norm_groups}; "
-                f"the nearest is {near}"
-            )
+        check_widths(self.channels, self.norm_groups)
         if self.channels[0] % 2:
             raise ValueError(f"channels: the first level has {self.channels[0]}, which must be even")
         levels = range(len(self.channels))
