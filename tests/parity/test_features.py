@@ -13,7 +13,8 @@ from torch import Tensor
 from sfumato.parallel import STRATEGIES
 from sfumato.parallel.features import Feature, table
 
-TRAIN = {"images": 192, "batch": 64, "micro_batch": 16, "log_every": 64, "preview_samples": 0}
+# Five steps: the rate warms up, and three would move no weight by what the effect of clipping is held to.
+TRAIN = {"images": 320, "batch": 64, "micro_batch": 16, "log_every": 64, "preview_samples": 0}
 # What a feature asks for, and how far it may be from one process without it.
 ASKED = {
     Feature.RECOMPUTE: ({"activation_checkpointing": True}, {}, 1e-5),
@@ -21,7 +22,8 @@ ASKED = {
     Feature.RESHARD: ({}, {"fsdp": {"reshard_after_forward": False}}, 1e-5),
     Feature.BF16: ({"precision": "bf16"}, {}, 2e-2),
     Feature.BF16_PARAMETERS: ({"precision": "bf16"}, {"fsdp": {"bf16_parameters": True}}, 2e-2),
-    Feature.CLIPPING: ({"clip_grad_norm": 0.01}, {}, 1e-5),
+    # So hard that what is left is small beside Adam's eps; else Adam, which divides by it, undoes it.
+    Feature.CLIPPING: ({"clip_grad_norm": 1e-4}, {}, 1e-5),
 }
 Result = dict[str, Tensor] | str
 
@@ -73,10 +75,10 @@ def test_claimed_features_change_no_number(
 
 
 def test_features_have_an_effect(results: dict[tuple[str, Feature | None], Result]) -> None:
-    """By more than the tolerance above; otherwise the comparison would compare nothing."""
+    """By far more than the tolerance above; otherwise the comparison would compare nothing."""
     plain, clipped = results["single", None], results["single", Feature.CLIPPING]
     assert not isinstance(plain, str) and not isinstance(clipped, str)
-    assert any((plain[name] - clipped[name]).abs().max() > 2e-5 for name in plain if name != "losses")
+    assert any((plain[name] - clipped[name]).abs().max() > 1e-4 for name in plain if name != "losses")
     for strategy in strategies():
         found = results.get((strategy, Feature.BF16))
         assert not isinstance(found, str) and found is not None
