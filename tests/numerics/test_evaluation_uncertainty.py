@@ -65,6 +65,24 @@ def test_the_jackknife_of_a_frechet_distance_sees_the_spread_over_seeds_not_the_
     assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.35)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_jackknife_leaves_no_class_out(labelled: bool) -> None:
+    """Ten classes far apart, dealt in turn to samples as generators do, and ten groups."""
+    rng = np.random.default_rng(11)
+    label_N = np.arange(500) % 10
+    centres = 10 * rng.normal(size=(10, 4))
+    real = Moments.of(centres[np.arange(4_000) % 10] + rng.normal(size=(4_000, 4)))
+    values, errors = [], []
+    for _ in range(40):
+        embedding_ND = (centres[label_N] + rng.normal(size=(500, 4)) + 0.5).astype(np.float32)
+        drawn = FeatureSet(embedding_ND, label_N=label_N if labelled else None)
+        values.append(frechet_distance(real, drawn.moments))
+        found = jackknife(lambda kept: frechet_distance(real, kept.moments), drawn, values[-1], 0.95)
+        errors.append(found.stderr)
+    # Without labels the share of a class varies from group to group, which makes the error larger.
+    assert np.mean(errors) < (1.5 if labelled else 10) * np.std(values, ddof=1)
+
+
 def test_sign_flips_agree_with_scipys_permutation_test_for_few_and_for_many_values() -> None:
     rng = np.random.default_rng(5)
     for difference in (rng.integers(-1, 2, 60).astype(float) + 0.0, rng.normal(0.25, 1, 80)):

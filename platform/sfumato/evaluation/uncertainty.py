@@ -27,7 +27,7 @@ from scipy import stats
 from sfumato.core.config import Config
 from sfumato.core.seeds import derive
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricResult
-from sfumato.evaluation.statistics import Float64Array
+from sfumato.evaluation.statistics import Float64Array, Int64Array
 
 GROUPS = 10
 FEW_VALUES = 64
@@ -103,15 +103,28 @@ def jackknife(
 ) -> Interval:
     """Delete-a-group jackknife around `value`, with Student's t at `groups` - 1 degrees of freedom.
 
-    Group g holds the samples i with i mod `groups` == g, so that classes, which are dealt in turn, are spread
-    evenly over the groups.
+    Every group holds as many samples of each class as the others, give or take one.
     """
-    group_N = np.arange(len(generated)) % groups
+    group_N = _groups(generated, groups)
     estimates = np.array([compute(generated.take(group_N != g)) for g in range(groups)])
     stderr = math.sqrt((groups - 1) / groups * float(np.square(estimates - estimates.mean()).sum()))
     reach = float(stats.t.ppf((1 + confidence) / 2, groups - 1)) * stderr
     method = f"jackknife over {groups} groups of samples"
     return Interval(value - reach, value + reach, stderr, confidence, method)
+
+
+def _groups(generated: FeatureSet, groups: int) -> Int64Array:
+    """The group of each sample: dealt in turn within a class, in an order that knows no period of the set's own.
+
+    Classes are dealt to samples in turn as well: the group of sample i must not be i mod `groups`, or each of
+    ten groups would be one of ten classes.
+    """
+    order_N = np.random.default_rng(0).permutation(len(generated))
+    if generated.label_N is not None:
+        order_N = order_N[np.argsort(generated.label_N[order_N], kind="stable")]
+    group_N = np.empty(len(generated), np.int64)
+    group_N[order_N] = np.arange(len(generated)) % groups
+    return group_N
 
 
 def _normal(value: float, stderr: float, confidence: float) -> Interval:
