@@ -69,12 +69,12 @@ def bare(recipe: Any, data: Path, images: int, skip: int, threads: int) -> float
 
 def ours(recipe: Any, root: Path, skip: int) -> float:
     """Images a second of `sfumato train`, from the curve that it logged."""
-    from sfumato.runtime import ray_cluster, stages
+    from sfumato.runtime import stages
     from sfumato.runtime.display import Display
     from sfumato.tracking.store import Store
 
     with Display() as display, stages.session(recipe, display, root=root, fresh=True) as session:
-        with stages.on_cluster(session, ray_cluster.cpus_to_train(recipe)):
+        with stages.cluster_to_train(session):
             stages.train(session)
         client = Store.of(recipe.tracking, root).client()
         points = client.get_metric_history(session.tracker.run_id, "train/images_per_second")

@@ -114,7 +114,7 @@ def jackknife(
 
 
 def _groups(generated: FeatureSet, groups: int) -> Int64Array:
-    """The group of each sample: dealt in turn within a class, in an order that knows no period of the set's own.
+    """The group of each sample: dealt in turn within a class, in an order without a period.
 
     Classes are dealt to samples in turn as well: the group of sample i must not be i mod `groups`, or each of
     ten groups would be one of ten classes.
