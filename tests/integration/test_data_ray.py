@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from sfumato.data import ray_source
 from sfumato.data.config import DataSettings
 from sfumato.data.local import LocalReader, RankPlan
 from sfumato.data.manifest import Manifest
+from sfumato.data.order import Block
 from sfumato.data.pack import pack
 from sfumato.data.ray_source import DATASET, RankReader, RankStreams
 from sfumato.errors import DataError
@@ -59,6 +62,28 @@ def test_ray_and_local_readers_agree(
         steps += 1
     assert steps == 120  # more than four epochs of 1,797
     by_ray.close()
+
+
+def test_what_a_slow_consumer_does_not_need_soon_is_not_read(digits: Path) -> None:
+    settings = DataSettings(path=str(digits), streams=8, shuffle_window=64)
+    plan = RankPlan(settings, Manifest.load(digits), 7, 0, 1)
+    handed_out = 0
+
+    def counted() -> Iterator[Block]:
+        nonlocal handed_out
+        for block in plan.blocks(0, BATCH):
+            handed_out += block.rows
+            yield block
+
+    chunks = ray_source._chunks(plan.readers(), counted(), 1)
+    taken, start = 0, time.monotonic()
+    while taken < 2 * ray_source._FIRST_SPAN_ROWS:
+        taken += next(chunks).rows
+        time.sleep(0.02)
+        a_second = taken / (time.monotonic() - start)
+        soon = max(ray_source._FIRST_SPAN_ROWS, 2 * ray_source._SPAN_SECONDS * a_second)
+        assert handed_out - taken <= soon
+    chunks.close()
 
 
 def test_a_fault_in_a_read_task_reaches_the_consumer_as_one_line(digits: Path, tmp_path: Path) -> None:

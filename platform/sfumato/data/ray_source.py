@@ -13,10 +13,10 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -39,8 +39,9 @@ from sfumato.data.pools import pools_of
 
 DATASET = "train"
 _SPAN_TASKS = 64
-_FIRST_TASK_ROWS = 1024
-_TASK_ROWS = 1 << 14
+_FIRST_SPAN_ROWS = 1 << 13
+_SPAN_SECONDS = 20.0
+_MIN_TASK_ROWS, _MAX_TASK_ROWS = 1 << 10, 1 << 14
 _TASK_BYTES = 16 << 20
 _AHEAD = 2
 _LEAD = 0.25
@@ -90,8 +91,8 @@ class RankReader:
 
         Call `close` on it to stop the read tasks.
         """
-        tasks = _tasks(self.plan.readers(), self.plan.blocks(images, batch))
-        chunks = _chunks(self.plan.readers(), tasks, self.plan.settings.read_tasks)
+        blocks = self.plan.blocks(images, batch)
+        chunks = _chunks(self.plan.readers(), blocks, self.plan.settings.read_tasks)
         return self.plan.assemble(
             chunks, images=images, batch=batch, micro_batch=micro_batch, collate=collate
         )
@@ -131,33 +132,45 @@ def _bytes(readers: PoolReaders, task: Task) -> int:
     return sum(readers.bytes_of(block) for block in task)
 
 
-def _tasks(readers: PoolReaders, blocks: Iterable[Block]) -> Iterator[Task]:
-    """Blocks gathered to tasks that are worth their start; the first are small, to start soon."""
+def _tasks(readers: PoolReaders, blocks: Iterator[Block], rows: int) -> list[Task]:
+    """The next blocks, at least `rows` rows of them, gathered to tasks that are worth their start."""
+    tasks: list[Task] = []
     task: list[Block] = []
-    rows = size = 0
-    wanted = _FIRST_TASK_ROWS
+    gathered = size = 0
+    wanted = min(max(rows // _SPAN_TASKS, _MIN_TASK_ROWS), _MAX_TASK_ROWS)
     for block in blocks:
         task.append(block)
-        rows, size = rows + block.rows, size + readers.bytes_of(block)
-        if rows >= wanted or size >= _TASK_BYTES:
-            yield tuple(task)
-            task, rows, size, wanted = [], 0, 0, min(2 * wanted, _TASK_ROWS)
+        gathered, size = gathered + block.rows, size + readers.bytes_of(block)
+        if gathered >= wanted or size >= _TASK_BYTES:
+            tasks.append(tuple(task))
+            rows -= gathered
+            task, gathered, size = [], 0, 0
+            if rows <= 0 or len(tasks) == _SPAN_TASKS:
+                break
+    return tasks
 
 
-def _chunks(readers: PoolReaders, tasks: Iterator[Task], read_tasks: int) -> Iterator[Chunk]:
-    """The chunks of all tasks, span after span."""
+def _chunks(readers: PoolReaders, blocks: Iterator[Block], read_tasks: int) -> Iterator[Chunk]:
+    """The chunks of all blocks, span after span.
 
-    def start() -> _Span:
-        return _Span(readers, list(islice(tasks, _SPAN_TASKS)), read_tasks)
+    A span holds what the consumer takes in some seconds. It is executed whether its rows are waited for or
+    not: what a slow trainer does not need for an hour would be decoded on the CPUs that it trains on.
+    """
 
-    span, following = start(), None
+    def start(rows: int) -> _Span:
+        return _Span(readers, _tasks(readers, blocks, rows), read_tasks)
+
+    span, following = start(_FIRST_SPAN_ROWS), None
+    began = time.monotonic()
     try:
         while True:
             for chunk in span:
                 if following is None and span.left <= _LEAD * span.rows:
-                    following = start()
+                    a_second = (span.rows - span.left) / max(time.monotonic() - began, 1e-3)
+                    following = start(max(int(_SPAN_SECONDS * a_second), _FIRST_SPAN_ROWS))
                 yield chunk
-            span, following = following or start(), None
+            span, following = following or start(span.rows), None
+            began = time.monotonic()
     finally:
         for running in (span, following):
             if running is not None:
