@@ -1,7 +1,9 @@
 # Everything runs in ./.venv, which is made on first use and again when what it installs has changed.
 #   PYTHON       the interpreter to build it with (3.11 or newer)
+#   PROCESSES    in how many processes the tests run
 #   TORCH_INDEX  package index for PyTorch's wheels, e.g. that of the CPU builds; empty: pip's own settings
 PYTHON ?= python3
+PROCESSES ?= 2
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,8 +22,9 @@ help: ## Show what can be made
 demo: $(VENV)/.runtime ## Train, evaluate and track a generator of handwritten digits
 	@$(BIN)/sfumato run pipelines/digits/ddpm.yaml
 
+# A file's tests stay together, for their fixtures; the long files come first in the alphabet of folders.
 test: $(VENV)/.dev ## Run the test suite (ARGS="-k name" to choose)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes: lost drivers, ctrl-C
 	@$(BIN)/python -m pytest -m slow $(ARGS)

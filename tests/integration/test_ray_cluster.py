@@ -50,6 +50,36 @@ def test_a_private_cluster_listens_on_loopback_alone_with_a_token(tmp_path: Path
     assert done.stderr == ""
 
 
+LATE = """
+import logging, subprocess, sys
+from pathlib import Path
+import psutil, ray
+from sfumato.runtime import ray_cluster
+
+init, left = ray.init, []
+
+def late(**options):
+    ray.init = init
+    idle = [sys.executable, "-c", "import time; time.sleep(600)", options["_temp_dir"]]
+    left.append(subprocess.Popen(idle))
+    raise Exception("The current node timed out during startup.")
+
+ray.init = late
+logging.basicConfig(format="%(message)s", stream=sys.stderr)
+with ray_cluster.cluster(2, Path(sys.argv[1])):
+    found = ray.get(ray.remote(lambda: 7).remote()), psutil.pid_exists(left[0].pid)
+print(*found)
+"""
+
+
+def test_a_start_that_was_late_is_repeated_and_leaves_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, str(tmp_path)], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.split() == ["7", "False"]
+    assert "timed out during startup" in done.stderr and "trying again" in done.stderr
+
+
 def test_a_cluster_that_is_too_small_is_refused(ray_local: None, tmp_path: Path) -> None:
     with ray_cluster.cluster(4, tmp_path):
         pass

@@ -19,6 +19,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from sfumato.errors import CapabilityError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel.config import ParallelSettings
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 1 << 29
 _PATIENCE_S = 5.0
+_ATTEMPTS = 3
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -190,25 +193,42 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
 
 
 def _start(cpus: int, home: Path, logs: Path) -> None:
+    """Ray gives its processes 30 s, which an overloaded machine may take: it is started anew then."""
     import ray
 
-    try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=str(home),
-        )
-    except Exception as error:  # Ray raises plain ones here, mostly when its processes are late
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CapabilityError(
-            f"Ray did not start on this machine: {reason} Is it overloaded, or out of memory or disk? "
-            f"Ray's logs are in {logs / 'ray'}"
-        ) from error
+    for attempt in range(1, _ATTEMPTS + 1):
+        folder = home / str(attempt)
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=str(folder),
+            )
+            return
+        except Exception as error:  # Ray raises plain ones here, mostly when its processes are late
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            ray.shutdown()
+            _end_processes_of(folder)
+            if attempt == _ATTEMPTS:
+                raise CapabilityError(
+                    f"Ray did not start on this machine: {reason} Is it overloaded, or out of memory or "
+                    f"disk? Ray's logs are in {logs / 'ray'}"
+                ) from error
+            log.warning("Ray did not start (%s); trying again", reason)
+
+
+def _end_processes_of(folder: Path) -> None:
+    """End what a start that failed left behind, so that it does not register late."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if str(folder) in " ".join(process.cmdline()):
+                process.kill()
+                process.wait(5)
 
 
 @contextlib.contextmanager
@@ -231,8 +251,7 @@ def _read_variables_again() -> None:
 
 
 def _keep_logs(home: Path, logs: Path) -> None:
-    source = home / "session_latest" / "logs"
-    if source.is_dir():
+    for source in sorted(home.glob("*/session_latest/logs")):
         with contextlib.suppress(OSError, shutil.Error):
             shutil.copytree(source.resolve(), logs / "ray", dirs_exist_ok=True)
 
