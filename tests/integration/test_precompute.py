@@ -6,6 +6,7 @@ import io
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from sfumato.data.index import load
 from sfumato.data.manifest import Manifest, verify
 from sfumato.data.pack import pack
 from sfumato.data.sources.digits import DigitsSource
+from sfumato.data.writing import entries
 from sfumato.errors import ConfigError, DataError
 from sfumato.parallel import Placement
 from sfumato.parallel.single import Single
@@ -31,6 +33,13 @@ from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training.config import TrainSettings
 from sfumato.training.loop import Trainer, install
+
+
+class Server(Protocol):
+    endpoint: str
+    bucket: str
+    environment: dict[str, str]
+
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -56,11 +65,11 @@ def save_stage(folder: Path, digits: Path, member: str = "vq", seed: int = 0) ->
     return folder
 
 
-def run(stage: Path | str, data: Path, dest: Path, **options: object) -> dict[str, object]:
+def run(stage: Path | str, data: Path | str, dest: Path | str, **options: object) -> dict[str, object]:
     settings = {"kind": "auto", "actors": 2, "cpus": 0.5, "gpus": 0.0, **options}
     with Display() as display:
         return precompute.precompute(
-            str(stage), str(data), dest, root=dest.parent, display=display, **settings
+            str(stage), str(data), str(dest), root=Path.cwd(), display=display, **settings
         )
 
 
@@ -192,19 +201,19 @@ def test_finished_shards_are_kept(stage: Path, digits: Path, coded: Path, tmp_pa
     stage_config = precompute._stage(str(stage), tmp_path)
     manifest = Manifest.load(broken)
     info = precompute._info(stage_config, manifest, str(stage), "auto")
-    draft = precompute.draft_folder(dest, info)
-    draft.mkdir()
+    draft = precompute.draft_of(dest, info)
+    place = Path(draft.place)
     encoder = precompute.AutoencoderEncoder(stage_config, info)
     for number in (0, 1):
         precompute.encode_shard(str(broken), manifest, number, encoder, draft)
     with pytest.raises(DataError, match=str(index.keys[3])):
         precompute.encode_shard(str(broken), manifest, 2, encoder, draft)
     assert not dest.exists()
-    times = {path.name: path.stat().st_mtime_ns for path in draft.glob("*.tar")}
+    times = {path.name: path.stat().st_mtime_ns for path in place.glob("*.tar")}
     assert len(times) == 2
     (broken / shard.name).write_bytes(good)
     run(stage, broken, dest)
-    assert not draft.exists()
+    assert not place.exists()
     assert {name: (dest / name).stat().st_mtime_ns for name in times} == times
     assert Manifest.load(dest).digest == Manifest.load(coded).digest
 
@@ -224,3 +233,36 @@ def test_what_cannot_be_is_one_line(stage: Path, digits: Path, coded: Path, tmp_
     with pytest.raises(ConfigError, match="'nobody'"):
         run("nobody", digits, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_shards_are_encoded_from_and_into_object_storage(
+    stage: Path, digits: Path, coded: Path, s3_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**s3_server.environment, "AWS_ENDPOINT_URL": s3_server.endpoint}.items():
+        monkeypatch.setenv(name, value)
+    source, dest = (f"s3://{s3_server.bucket}/precompute/{name}" for name in ("in", "out"))
+    pack(DigitsSource(), source, shard_size=500)
+    config = precompute._stage(str(stage), digits)
+    manifest = Manifest.load(source)
+    info = precompute._info(config, manifest, str(stage), "auto")
+    draft = precompute.draft_of(dest, info)
+    encoder = precompute.AutoencoderEncoder(config, info)
+    for number in range(3):
+        precompute.encode_shard(source, manifest, number, encoder, draft)
+    # The work was interrupted: no data set yet, no place for another, and the same work goes on.
+    assert not Manifest.exists(dest)
+    with pytest.raises(DataError, match="unfinished work of another encoder"):
+        run(save_stage(digits.parent / "other", digits, seed=1), source, dest)
+    before = {file.path: file.mtime_ns for file in entries(dest) if file.path.endswith(".tar")}
+    # The cluster's actors were started without the storage's variables; here the rest is done by hand.
+    whole = [precompute.encode_shard(source, manifest, n, encoder, draft) for n in range(4)]
+    precompute.finish(manifest, whole, info, draft)
+    after = {file.path: file.mtime_ns for file in entries(dest) if file.path.endswith(".tar")}
+    assert before.items() < after.items()
+    assert not [file.path for file in entries(dest) if "_precomputing" in file.path]
+    assert verify(dest, "checksum").digest == Manifest.load(coded).digest
+    data = DataSettings(path=dest, streams=4, shuffle_window=100)
+    there = next(local.read(data, Manifest.load(dest), seed=1, batch=32, images=64))[0].batch
+    data = data.model_copy(update={"path": str(coded)})
+    here = next(local.read(data, Manifest.load(coded), seed=1, batch=32, images=64))[0].batch
+    assert all(torch.equal(there[name], here[name]) for name in ("image", "codes"))

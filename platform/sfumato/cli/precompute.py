@@ -19,8 +19,12 @@ def precompute(
             show_default=False,
         ),
     ],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Packed data set.", show_default=False)],
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder for the new set.", show_default=False)],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Packed data set: a folder or URI.", show_default=False)
+    ],
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="Folder or URI for the new set.", show_default=False)
+    ],
     arrays: Annotated[
         Literal["auto", "latents", "codes"],
         typer.Option(

@@ -6,8 +6,10 @@ then have for themselves.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +31,16 @@ from sfumato.core.first_stage import (
 from sfumato.data.batches import to_batch
 from sfumato.data.encoder_info import ArrayInfo, EncoderInfo
 from sfumato.data.manifest import Manifest, ShardInfo, verify
-from sfumato.data.precompute import ShardEncoder, check_destination, draft_folder, encode_shard, finish
+from sfumato.data.precompute import (
+    Draft,
+    ShardEncoder,
+    check_destination,
+    check_draft,
+    draft_of,
+    encode_shard,
+    finish,
+)
+from sfumato.data.storage import is_remote
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.families import config_class
 from sfumato.runtime import first_stage, ray_cluster
@@ -73,7 +84,7 @@ class Job:
     stage: FirstStageConfig
     info: EncoderInfo
     folder: str
-    draft: str
+    draft: Draft
 
 
 class Encoder:
@@ -87,8 +98,8 @@ class Encoder:
 
     def encode(self, number: int) -> tuple[int, ShardInfo | str]:
         try:
-            draft = Path(self._job.draft)
-            return number, encode_shard(self._job.folder, self._manifest, number, self._encoder, draft)
+            job = self._job
+            return number, encode_shard(job.folder, self._manifest, number, self._encoder, job.draft)
         except SfumatoError as error:
             return number, str(error)
 
@@ -96,7 +107,7 @@ class Encoder:
 def precompute(
     target: str,
     data: str,
-    dest: Path,
+    dest: str,
     *,
     kind: Kind,
     actors: int,
@@ -105,38 +116,47 @@ def precompute(
     root: Path,
     display: Display,
 ) -> dict[str, Any]:
-    """Encode the data set in the folder `data` into `dest`; what came of it, as plain data.
+    """Encode the data set in `data` into `dest`, each a folder or URI; what came of it, as plain data.
 
     `target` is a recipe with a first stage, or a run or model folder that can be one.
     Raises SfumatoError, in one line, before anything is computed where that can be known.
     """
-    dest = dest.absolute()
+    folder, dest = (place if is_remote(place) else str((root / place).resolve()) for place in (data, dest))
     check_destination(dest)
-    folder = data if "://" in data else str((root / data).resolve())
     stage = _stage(target, root)
     manifest = verify(folder)
     if problems := stage.problems(manifest.spec, config_class):
         raise ConfigError(*(line.removeprefix("model.first_stage.run: ") for line in problems))
     info = _info(stage, manifest, target, kind)
-    draft = draft_folder(dest, info)
-    draft.mkdir(parents=True, exist_ok=True)
-    job = Job(stage, info, folder, str(draft))
+    draft = draft_of(dest, info)
+    check_draft(draft)
+    job = Job(stage, info, folder, draft)
     display.stage("precompute")
     count = min(actors, len(manifest.shards))
-    logs = draft.with_name(f"{draft.name}-logs")
-    with ray_cluster.cluster(max(1, round(count * cpus)), logs, gpus=count * gpus):
+    with _logs(draft) as logs, ray_cluster.cluster(max(1, round(count * cpus)), logs, gpus=count * gpus):
         shards = _encoded(job, manifest, count, cpus, gpus, display)
-    whole = finish(manifest, shards, info, draft, dest)
-    shutil.rmtree(logs, ignore_errors=True)
+    whole = finish(manifest, shards, info, draft)
     display.done(f"{whole.samples:,} samples, {len(whole.shards)} shards in {dest}")
     return {
-        "folder": str(dest),
+        "folder": dest,
         "samples": whole.samples,
         "shards": len(whole.shards),
         "bytes": whole.bytes,
         "encoder": info.digest,
         "arrays": {array.name: list(array.shape) for array in info.arrays},
     }
+
+
+@contextlib.contextmanager
+def _logs(draft: Draft) -> Iterator[Path]:
+    """Where Ray's logs go: kept, beside a local destination, when the work fails."""
+    if is_remote(draft.dest):
+        with tempfile.TemporaryDirectory(prefix="sfumato-logs-") as scratch:
+            yield Path(scratch)
+        return
+    logs = Path(f"{draft.place}-logs")
+    yield logs
+    shutil.rmtree(logs, ignore_errors=True)
 
 
 def _stage(target: str, root: Path) -> FirstStageConfig:

@@ -20,6 +20,7 @@ from sfumato.data import pack as packing
 from sfumato.data import pools
 from sfumato.data.layout import TRAIN
 from sfumato.data.manifest import Manifest, verify
+from sfumato.data.storage import above, below
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.recipe import Recipe
 from sfumato.runtime import first_stage, ray_cluster
@@ -252,18 +253,16 @@ def _packed(recipe: Recipe, display: Display) -> Manifest:
             f"data.path={data.path!r} has no manifest.json; pack images there with "
             f"`sfumato pack SOURCE {data.path}` or say in data.source what to pack"
         )
-    if "://" in data.path:
-        raise ConfigError(f"data.path={data.path!r} has no manifest.json, and only local folders are packed")
-    place = Path(data.path)
-    if data.source.val and place.name != TRAIN:
+    parent, name = above(data.path)
+    if data.source.val and name != TRAIN:
         raise ConfigError(
             f"data.source.val={data.source.val} splits into folders train and val: let data.path be that of "
-            f"train, for example {data.path}/{TRAIN}"
+            f"train, for example {below(data.path, TRAIN)}"
         )
     display.stage("pack")
     report = packing.pack(
         data.source,
-        place.parent if data.source.val else place,
+        parent if data.source.val else data.path,
         on_error=data.on_error,
         max_errors=data.max_errors,
         max_pixels=data.max_pixels,
