@@ -77,7 +77,7 @@ def local_copy(folder: str, name: str) -> Iterator[Path]:
 
 
 def download(folder: str, name: str, target: Path) -> None:
-    """Copy a file to a local one, piece by piece. Raises DataError, and OSError where it cannot be written."""
+    """Copy a file to a local one, piece by piece. Raises DataError, or OSError of the local disk."""
     with open_file(folder, name) as source, target.open("wb") as file:
         while piece := source.read(PIECE):
             file.write(piece)

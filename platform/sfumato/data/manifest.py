@@ -81,6 +81,11 @@ class Manifest(Config):
         """What the images of one shard look like: all images of a shard have one size."""
         return shard.image or self.image
 
+    def of_its_size(self) -> Manifest:
+        """The part whose images have the size that the set says: all of it, unless there are buckets."""
+        shards = tuple(shard for shard in self.shards if self.image_of(shard) == self.image)
+        return self if shards == self.shards else self.model_copy(update={"shards": shards})
+
     @cached_property
     def digest(self) -> str:
         """sha256 over the content: shards, image and classes. Texts and location do not count."""

@@ -7,7 +7,6 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from sfumato import parallel as strategies
 from sfumato.core.batch import MicroBatch
 from sfumato.core.progress import Progress
 from sfumato.data import local
-from sfumato.data.faults import Fault
 from sfumato.data.manifest import Manifest
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError, TrainingError
 from sfumato.parallel import Placement, Strategy
@@ -30,6 +28,7 @@ from sfumato.runtime.culprits import batch_keys, shown
 from sfumato.runtime.job import TrainJob
 from sfumato.runtime.preview import preview
 from sfumato.runtime.run_folder import snapshot_folder
+from sfumato.runtime.skipped import SkippedSamples
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.loop import Hook, Shares, Trainer, install
@@ -83,6 +82,7 @@ class _Worker:
         self._token = self._folder.claim() if self._leads else ""
         self._tracker = job.tracker.open() if self._leads else None
         self._handler = BoardHandler(job.board) if self._leads else None
+        self._skipped = SkippedSamples(self._folder, self._tracker)
 
     def run(self) -> dict[str, Any] | None:
         recipe = self._recipe
@@ -162,7 +162,7 @@ class _Worker:
         reader, train = ray.train.get_dataset_shard("train"), self._recipe.train
         failed: int | None = None
         while True:
-            shares = reader.batches(
+            shares = self._reading = reader.batches(
                 images=self._trainer.progress.images, batch=train.batch, micro_batch=train.micro_batch
             )
             try:
@@ -176,7 +176,9 @@ class _Worker:
                 failed = error.bad.images
                 self._note(f"{error}: back to the last checkpoint")
             else:
-                self._report_faults(shares.faults)
+                self._list_skipped()
+                if self._skipped.text:
+                    self._note(self._skipped.text)
                 return progress
 
     def _explained(self, error: NotFinite) -> TrainingError:
@@ -244,6 +246,7 @@ class _Worker:
     def _checkpoint(self, progress: Progress) -> None:
         self._trainer.log()
         before = len(self._writer.failures)
+        self._list_skipped()
         self._writer.save(self._strategy.state(), images=progress.images, step=progress.step)
         for failure in self._writer.failures[before:]:
             self._note(f"{failure}; the checkpoints before it stay, training goes on")
@@ -280,13 +283,10 @@ class _Worker:
                 images=progress.images,
             )
 
-    def _report_faults(self, faults: Sequence[Fault]) -> None:
-        """List the samples that any rank skipped, in the run's folder and in MLflow."""
-        found = sorted({str(fault) for part in self._gather(list(faults)) for fault in part})
-        if found and self._tracker is not None:
-            self._folder.write_json("skipped.json", found)
-            self._tracker.artifact(self._folder.path / "skipped.json")
-            self._note(f"{len(found)} samples could not be used and were skipped; skipped.json lists them")
+    def _list_skipped(self) -> None:
+        """At every checkpoint, so that a run that goes on from it knows what was skipped before."""
+        if self._recipe.data.on_error == "skip":
+            self._skipped.add(self._gather(self._reading.faults))
 
     def _gather(self, value: Any) -> list[Any]:
         if self._strategy.placement.world_size == 1:
