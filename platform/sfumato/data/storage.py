@@ -53,14 +53,14 @@ def filesystem(folder: str) -> tuple[fs.FileSystem, str]:
     if "://" not in folder:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(folder))
     try:
-        found, root = fs.FileSystem.from_uri(_hasty(folder))
+        found, root = fs.FileSystem.from_uri(hasty(folder))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{folder}: not a place that can be read ({first_line(error)})") from error
     return found, root.rstrip("/")
 
 
-def _hasty(folder: str) -> str:
-    """Google's client would try by itself for a quarter of an hour, out of sight; `retried` does it here."""
+def hasty(folder: str) -> str:
+    """A URI whose client fails soon: Google's tries for a quarter of an hour, where `retried` is to try."""
     if not folder.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in folder:
         return folder
     return f"{folder}{'&' if '?' in folder else '?'}retry_limit_seconds={_GOOGLE_RETRY_S}"

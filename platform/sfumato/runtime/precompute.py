@@ -43,11 +43,12 @@ from sfumato.data.precompute import (
 from sfumato.data.storage import is_remote
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.families import config_class
-from sfumato.runtime import first_stage, ray_cluster
+from sfumato.runtime import first_stage, ray_cluster, text_encoder
 from sfumato.runtime.display import Display
+from sfumato.runtime.text_encoder import TextEncoder, TextModel
 from sfumato.sampling.model_files import load_stored
 
-Kind = Literal["auto", "latents", "codes"]
+Kind = Literal["auto", "latents", "codes", "text"]
 
 
 class AutoencoderEncoder:
@@ -81,10 +82,15 @@ class AutoencoderEncoder:
 class Job:
     """What an actor is told: plain data that travels to any node."""
 
-    stage: FirstStageConfig
+    model: FirstStageConfig | TextModel
     info: EncoderInfo
     folder: str
     draft: Draft
+
+    def encoder(self, device: str) -> ShardEncoder:
+        if isinstance(self.model, TextModel):
+            return TextEncoder(self.model, self.info, device)
+        return AutoencoderEncoder(self.model, self.info, device)
 
 
 class Encoder:
@@ -94,7 +100,7 @@ class Encoder:
         torch.set_num_threads(threads)
         self._job = job
         self._manifest = Manifest.load(job.folder)
-        self._encoder: ShardEncoder = AutoencoderEncoder(job.stage, job.info, "cuda" if gpu else "cpu")
+        self._encoder = job.encoder("cuda" if gpu else "cpu")
 
     def encode(self, number: int) -> tuple[int, ShardInfo | str]:
         try:
@@ -110,6 +116,7 @@ def precompute(
     dest: str,
     *,
     kind: Kind,
+    tokens: int | None = None,
     actors: int,
     cpus: float,
     gpus: float,
@@ -118,33 +125,43 @@ def precompute(
 ) -> dict[str, Any]:
     """Encode the data set in `data` into `dest`, each a folder or URI; what came of it, as plain data.
 
-    `target` is a recipe with a first stage, or a run or model folder that can be one.
+    `target` is a recipe with a first stage, or a run or model folder that can be one; with `kind` text, the
+    folder of a text encoder.
     Raises SfumatoError, in one line, before anything is computed where that can be known.
     """
     folder, dest = (place if is_remote(place) else str((root / place).resolve()) for place in (data, dest))
     check_destination(dest)
-    stage = _stage(target, root)
-    manifest = verify(folder)
-    if problems := stage.problems(manifest.spec, config_class):
-        raise ConfigError(*(line.removeprefix("model.first_stage.run: ") for line in problems))
-    info = _info(stage, manifest, target, kind)
-    draft = draft_of(dest, info)
-    check_draft(draft)
-    job = Job(stage, info, folder, draft)
+    job = _job(target, folder, dest, kind, tokens, root)
+    manifest = Manifest.load(folder)
+    check_draft(job.draft)
     display.stage("precompute")
     count = min(actors, len(manifest.shards))
-    with _logs(draft) as logs, ray_cluster.cluster(max(1, round(count * cpus)), logs, gpus=count * gpus):
+    with _logs(job.draft) as logs, ray_cluster.cluster(max(1, round(count * cpus)), logs, gpus=count * gpus):
         shards = _encoded(job, manifest, count, cpus, gpus, display)
-    whole = finish(manifest, shards, info, draft)
+    whole = finish(manifest, shards, job.info, job.draft)
     display.done(f"{whole.samples:,} samples, {len(whole.shards)} shards in {dest}")
     return {
         "folder": dest,
         "samples": whole.samples,
         "shards": len(whole.shards),
         "bytes": whole.bytes,
-        "encoder": info.digest,
-        "arrays": {array.name: list(array.shape) for array in info.arrays},
+        "encoder": job.info.digest,
+        "arrays": {array.name: list(array.shape) for array in job.info.arrays},
     }
+
+
+def _job(target: str, folder: str, dest: str, kind: Kind, tokens: int | None, root: Path) -> Job:
+    """What there is to do, once it is known to be possible. Raises SfumatoError in one line."""
+    if tokens is not None and kind != "text":
+        raise ConfigError("--tokens has an effect with --arrays text alone; leave it out")
+    model: FirstStageConfig | TextModel
+    if kind == "text":
+        model = text_encoder.look_up((root / target).resolve(), tokens)
+        info = model.info(target, verify(folder))
+    else:
+        model = _stage(target, root)
+        info = _stage_info(model, verify(folder), target, kind)
+    return Job(model, info, folder, draft_of(dest, info))
 
 
 @contextlib.contextmanager
@@ -172,7 +189,14 @@ def _stage(target: str, root: Path) -> FirstStageConfig:
     return stage
 
 
-def _info(stage: FirstStageConfig, manifest: Manifest, target: str, kind: Kind) -> EncoderInfo:
+def _stage_info(stage: FirstStageConfig, manifest: Manifest, target: str, kind: Kind) -> EncoderInfo:
+    if problems := stage.problems(manifest.spec, config_class):
+        raise ConfigError(*(line.removeprefix("model.first_stage.run: ") for line in problems))
+    if manifest.of_its_size() is not manifest:
+        raise ConfigError(
+            f"{manifest.name} has images of several sizes, and the arrays of an encoder have one shape: pack "
+            "with a size instead of buckets"
+        )
     assert stage.model is not None
     assert stage.digest is not None
     spec = stage.open(config_class).spec
