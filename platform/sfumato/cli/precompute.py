@@ -29,8 +29,8 @@ def precompute(
     arrays: Annotated[
         Literal["auto", "latents", "codes", "text"],
         typer.Option(
-            help="What to keep: latents as mean and standard deviation, or codes (auto: if it has any); text: "
-            "the hidden states of the captions."
+            help="What to keep: latents as mean and standard deviation, or codes (auto: if it has any); "
+            "text: the hidden states of the captions."
         ),
     ] = "auto",
     tokens: Annotated[
