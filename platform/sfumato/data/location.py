@@ -68,7 +68,8 @@ def read_bytes(folder: str, name: str) -> bytes:
 def local_copy(folder: str, name: str) -> Iterator[Path]:
     """A file as one of this machine, for whoever needs most of it; of a remote one a copy that goes again."""
     if not is_remote(folder):
-        yield Path(filesystem(folder)[1]) / name
+        with open_file(folder, name):  # which says in one line why it may not be read
+            yield Path(filesystem(folder)[1]) / name
         return
     with tempfile.TemporaryDirectory(prefix="sfumato-copy-") as scratch:
         target = Path(scratch) / name.rpartition("/")[2]

@@ -91,7 +91,8 @@ class RemoteDraft:
         return result
 
     def _check_claim(self) -> None:
-        if read_bytes(self.target, _CLAIM) != self.token.encode():
+        held = size_of(self.target, _CLAIM) is not None and read_bytes(self.target, _CLAIM)
+        if held != self.token.encode():
             raise DataError(f"{self.target}: another process has begun to pack into it")
 
 

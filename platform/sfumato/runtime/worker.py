@@ -110,6 +110,7 @@ class _Worker:
             averages=averages,
         )
         resumed = self._resume(store)
+        self._read()  # the first blocks arrive while the preview is drawn
         if resumed == 0 and recipe.train.preview_samples:
             self._preview(self._trainer.progress)  # the first picture of the slider: the untrained network
         started = time.perf_counter()
@@ -119,7 +120,7 @@ class _Worker:
         self._writer.close()
         if self._writer.failures and checkpoints.newest_images(store) < progress.images:
             raise CheckpointError(self._writer.failures[-1])
-        self._export(progress)
+        self._save_model(self._folder.model, progress)
         if self._tracker is None:
             return None
         self._tracker.close()
@@ -159,15 +160,11 @@ class _Worker:
 
         What a machine got wrong does not happen again. What the recipe got wrong does, on the same batch.
         """
-        reader, train = ray.train.get_dataset_shard("train"), self._recipe.train
         failed: int | None = None
         while True:
-            shares = self._reading = reader.batches(
-                images=self._trainer.progress.images, batch=train.batch, micro_batch=train.micro_batch
-            )
             try:
-                with contextlib.closing(shares):
-                    progress = self._train(shares)
+                with contextlib.closing(self._reading):
+                    progress = self._train(self._reading)
             except NotFinite as error:
                 self._writer.wait()
                 again = failed is not None and error.bad.images <= failed
@@ -175,11 +172,17 @@ class _Worker:
                     raise self._explained(error) from error
                 failed = error.bad.images
                 self._note(f"{error}: back to the last checkpoint")
+                self._read()
             else:
                 self._list_skipped()
-                if self._skipped.text:
-                    self._note(self._skipped.text)
+                self._note(self._skipped.text)
                 return progress
+
+    def _read(self) -> None:
+        train = self._recipe.train
+        self._reading = ray.train.get_dataset_shard("train").batches(
+            images=self._trainer.progress.images, batch=train.batch, micro_batch=train.micro_batch
+        )
 
     def _explained(self, error: NotFinite) -> TrainingError:
         keys = batch_keys(self._recipe, self._manifest, error.bad.images)
@@ -268,9 +271,6 @@ class _Worker:
             image.save(path)
             self._tracker.image("samples", image, step=progress.images)
 
-    def _export(self, progress: Progress) -> None:
-        self._save_model(self._folder.model, progress)
-
     def _save_model(self, folder: Path, progress: Progress) -> None:
         weights = self._strategy.weights(self._family.samplers)
         if self._leads:
@@ -296,5 +296,5 @@ class _Worker:
         return values
 
     def _note(self, text: str) -> None:
-        if self._leads:
+        if self._leads and text:
             self._job.board.note.remote(text)
