@@ -62,7 +62,7 @@ def content(place: str | Path) -> dict[str, bytes]:
     if "://" not in str(place):
         root = Path(place)
         return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    files = [info.path for info in entries(str(place), recursive=True) if info.is_file]
+    files = [info.path for info in entries(str(place)) if info.is_file]
     names = [path.split(str(place).removeprefix("s3://"))[1].lstrip("/") for path in files]
     return {name: read_bytes(str(place), name) for name in names}
 

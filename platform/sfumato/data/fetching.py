@@ -87,7 +87,7 @@ def listed(uri: str) -> list[tuple[str, fs.FileInfo]]:
     if itself.type == fs.FileType.File:
         return [("", itself)]
     found = []
-    for info in entries(uri, recursive=True):
+    for info in entries(uri):
         name = info.path.removeprefix(f"{root}/")
         if ".." in name.split("/") or "\\" in name or not name.isprintable():
             raise DataError(f"{uri}: {name!a}: its name leads out of the folder, or is no text")

@@ -50,7 +50,7 @@ class RemoteDraft:
         for split in _SPLITS:
             remove(self.place(split), FILE)
         root = filesystem(self.target)[1]
-        known = {info.path.removeprefix(f"{root}/") for info in entries(self.target, PACKING, recursive=True)}
+        known = {info.path.removeprefix(f"{root}/") for info in entries(self.target, PACKING)}
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             found = dict(zip(plans, pool.map(lambda plan: self._recorded(plan, known), plans), strict=True))
         return {plan: result for plan, result in found.items() if result is not None}
@@ -134,4 +134,4 @@ def _check_place(dest: str, overwrite: bool) -> None:
 
 
 def _records(dest: str) -> int:
-    return sum(info.path.endswith(".json") for info in entries(dest, PACKING, recursive=True))
+    return sum(info.path.endswith(".json") for info in entries(dest, PACKING))

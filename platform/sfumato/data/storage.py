@@ -79,6 +79,21 @@ def above(folder: str) -> tuple[str, str]:
     return parent + mark + query, name
 
 
+def names_below(place: fs.FileSystem, root: str) -> dict[str, bool]:
+    """Names of the files and folders in a folder, and whether each is a folder; none where there is no such.
+
+    Google's client lists a folder only where somebody made a marker for it: so all files below are listed.
+    """
+    flat = place.type_name == "gcs"
+    found = place.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=flat))
+    names: dict[str, bool] = {}
+    for info in found:
+        name, below, _ = info.path.removeprefix(f"{root}/").partition("/")
+        if name and info.path.rstrip("/") != root:  # some stores list a marker of the folder itself
+            names[name] = names.get(name, False) or bool(below) or info.type == fs.FileType.Directory
+    return names
+
+
 def retried(action: Callable[[], T], what: str) -> T:
     """What `action` returns, tried again while it fails for reasons that may pass. Raises OSError."""
     patience = patience_s()

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from sfumato.data.location import PIECE, size_of
-from sfumato.data.storage import explained, filesystem, is_remote, retried
+from sfumato.data.storage import explained, filesystem, is_remote, names_below, retried
 from sfumato.errors import DataError
 
 T = TypeVar("T")
@@ -100,14 +100,14 @@ def remove_tree(folder: str, name: str) -> None:
     _tried(delete, folder, name)
 
 
-def entries(folder: str, name: str = "", *, recursive: bool = False) -> list[fs.FileInfo]:
-    """Files and folders in (with `recursive`, below) a folder, sorted by path; none where there is no such.
+def entries(folder: str, name: str = "") -> list[fs.FileInfo]:
+    """Files and folders below a folder at any depth, sorted by path; none where there is no such.
 
     Raises DataError where that cannot be told.
     """
     found, root = filesystem(folder)
     place = f"{root}/{name}" if name else root
-    selector = fs.FileSelector(place, allow_not_found=True, recursive=recursive)
+    selector = fs.FileSelector(place, allow_not_found=True, recursive=True)
     listed = _tried(lambda: found.get_file_info(selector), folder, name or "its files")
     # Some stores list a marker object for the folder itself.
     return sorted((info for info in listed if info.path.rstrip("/") != place), key=lambda info: info.path)
@@ -115,7 +115,8 @@ def entries(folder: str, name: str = "", *, recursive: bool = False) -> list[fs.
 
 def names_in(folder: str) -> set[str]:
     """Names of the files and folders in a folder."""
-    return {info.base_name for info in entries(folder)}
+    found, root = filesystem(folder)
+    return set(_tried(lambda: names_below(found, root), folder, "its files"))
 
 
 def _tried(action: Callable[[], T], folder: str, name: str) -> T:

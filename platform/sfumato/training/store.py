@@ -10,7 +10,7 @@ from typing import Protocol
 
 import pyarrow.fs as pafs
 
-from sfumato.data.storage import hasty, patient
+from sfumato.data.storage import hasty, names_below, patient
 from sfumato.errors import CheckpointError, ConfigError
 
 
@@ -115,10 +115,7 @@ class ObjectStore:
 
     @patient
     def folders(self) -> list[str]:
-        selector = pafs.FileSelector(self._root, allow_not_found=True)
-        return sorted(
-            i.base_name for i in self._fs.get_file_info(selector) if i.type == pafs.FileType.Directory
-        )
+        return sorted(name for name, is_folder in names_below(self._fs, self._root).items() if is_folder)
 
     @patient
     def exists(self, path: str) -> bool:
