@@ -30,6 +30,7 @@ _CLASSES = {
     "bert": "BertModel",
 }
 _LONGEST = 512
+_SAFELY = {"local_files_only": True, "trust_remote_code": False}  # nothing is run that lies in the folder
 _NEEDED = ("config.json", "model.safetensors")
 _READ = (
     *_NEEDED,
@@ -83,7 +84,7 @@ def look_up(folder: Path, tokens: int | None) -> TextModel:
     from transformers import AutoConfig
 
     try:
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(folder, **_SAFELY)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--arrays text: {folder}: {str(error).splitlines()[0]}") from error
     if config.model_type not in _CLASSES:
@@ -92,14 +93,28 @@ def look_up(folder: Path, tokens: int | None) -> TextModel:
             f"{', '.join(_CLASSES)}"
         )
     config = config.get_text_config()
-    places = int(getattr(config, "max_position_embeddings", None) or _LONGEST)
-    if tokens is not None and tokens > places:
+    places = getattr(config, "max_position_embeddings", None)  # T5 has positions without end
+    if tokens is not None and places is not None and tokens > places:
         raise ConfigError(f"--tokens: got {tokens}, the model has places for {places}")
+    _tokenizer(folder)
     digest = hashlib.sha256()
     for name in sorted(name for name in _READ if (folder / name).is_file()):
         digest.update(f"{name} {file_digest(str(folder), name)}\n".encode())
     kind = config.model_type.removesuffix("_text_model")
-    return TextModel(str(folder), kind, digest.hexdigest(), tokens or places, int(config.hidden_size))
+    return TextModel(
+        str(folder), kind, digest.hexdigest(), tokens or places or _LONGEST, int(config.hidden_size)
+    )
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    read: Any = AutoTokenizer.from_pretrained
+    try:
+        return read(folder, **_SAFELY)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--arrays text: {folder}: no tokenizer can be loaded ({reason})") from error
 
 
 class TextEncoder:
@@ -116,14 +131,7 @@ class TextEncoder:
         self._network = (
             load_folder(cls, Path(model.folder), "of text").to(device).eval().requires_grad_(False)
         )
-        try:
-            read: Any = transformers.AutoTokenizer.from_pretrained
-            self._tokenizer = read(model.folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                f"--arrays text: {model.folder}: no tokenizer can be loaded ({reason})"
-            ) from error
+        self._tokenizer = _tokenizer(Path(model.folder))
 
     @torch.no_grad()
     def encode(
