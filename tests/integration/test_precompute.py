@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from sfumato.data.index import load
 from sfumato.data.manifest import Manifest, verify
 from sfumato.data.pack import pack
 from sfumato.data.sources.digits import DigitsSource
+from sfumato.data.writing import entries
 from sfumato.errors import ConfigError, DataError
 from sfumato.parallel import Placement
 from sfumato.parallel.single import Single
@@ -31,6 +34,15 @@ from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training.config import TrainSettings
 from sfumato.training.loop import Trainer, install
+
+transformers = pytest.importorskip("transformers")
+
+
+class Server(Protocol):
+    endpoint: str
+    bucket: str
+    environment: dict[str, str]
+
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -56,11 +68,11 @@ def save_stage(folder: Path, digits: Path, member: str = "vq", seed: int = 0) ->
     return folder
 
 
-def run(stage: Path | str, data: Path, dest: Path, **options: object) -> dict[str, object]:
+def run(stage: Path | str, data: Path | str, dest: Path | str, **options: object) -> dict[str, object]:
     settings = {"kind": "auto", "actors": 2, "cpus": 0.5, "gpus": 0.0, **options}
     with Display() as display:
         return precompute.precompute(
-            str(stage), str(data), dest, root=dest.parent, display=display, **settings
+            str(stage), str(data), str(dest), root=Path.cwd(), display=display, **settings
         )
 
 
@@ -176,6 +188,75 @@ def test_latents_are_read_as_they_were_computed(digits: Path, tmp_path: Path) ->
     torch.testing.assert_close(batch["latent_std"], latent.std, rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures, every fourth without a caption."""
+    folder = tmp_path_factory.mktemp("captioned")
+    (folder / "in").mkdir()
+    for number in range(12):
+        Image.new("L", (8, 8), 20 * number).save(folder / "in" / f"{number:02d}.png")
+        if number % 4:
+            (folder / "in" / f"{number:02d}.txt").write_text("a b c c b"[: 2 * (number % 4) + 1])
+    pack(str(folder / "in"), folder / "data", shard_size=5)
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text encoder of random weights, in a folder as it is published."""
+    folder = tmp_path_factory.mktemp("clip")
+    words = ["a", "b", "c", "a</w>", "b</w>", "c</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    config = transformers.CLIPTextConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=8,
+        max_position_embeddings=9,
+        bos_token_id=6,
+        eos_token_id=7,
+    )
+    with seeded(0, "clip"):
+        transformers.CLIPTextModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_captions_are_encoded_as_transformers_does(clip: Path, captioned: Path, tmp_path: Path) -> None:
+    report = run(clip, captioned, tmp_path / "text", kind="text", tokens=7, actors=1)
+    assert report["arrays"] == {"text_embedding": [7, 16], "text_mask": [7]}
+    manifest = verify(tmp_path / "text", "checksum")
+    assert (manifest.captions, manifest.encoder.family) == (9, "clip")
+    data = DataSettings(path=str(tmp_path / "text"), streams=1, shuffle_window=4, text=True)
+    batch = next(local.read(data, manifest, seed=1, batch=12))[0].batch
+    model = transformers.CLIPTextModel.from_pretrained(clip).eval()
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(clip)
+    assert {len(caption.split()) for caption in batch["text"]} == {0, 2, 3, 4}
+    for row, caption in enumerate(batch["text"]):
+        alone = tokenizer([caption], return_tensors="pt")
+        count = alone["input_ids"].shape[1]
+        with torch.no_grad():
+            expected = model(**alone).last_hidden_state[0]
+        assert batch["text_mask"][row].tolist() == [1] * count + [0] * (7 - count)
+        torch.testing.assert_close(batch["text_embedding"][row, :count], expected, rtol=1e-5, atol=1e-6)
+        assert (batch["text_embedding"][row, count:] == 0).all()
+
+
+def test_what_cannot_encode_captions_is_one_line(
+    clip: Path, stage: Path, digits: Path, captioned: Path, tmp_path: Path
+) -> None:
+    for target, data, options, words in (
+        (clip, digits, {}, "no sample of digits has a caption"),
+        (clip, captioned, {"tokens": 10}, "got 10, the model has places for 9"),
+        (stage, captioned, {}, r"has no config\.json and no model\.safetensors"),
+        (stage, captioned, {"kind": "codes", "tokens": 3}, "--tokens has an effect with --arrays text alone"),
+    ):
+        with pytest.raises(ConfigError, match=words) as error:
+            run(target, data, tmp_path / "x", **{"kind": "text", **options})
+        assert "\n" not in str(error.value)
+
+
 def test_finished_shards_are_kept(stage: Path, digits: Path, coded: Path, tmp_path: Path) -> None:
     """The third shard is damaged at first: the first two are not encoded again."""
     broken = tmp_path / "digits"
@@ -191,20 +272,20 @@ def test_finished_shards_are_kept(stage: Path, digits: Path, coded: Path, tmp_pa
         run(stage, broken, dest)
     stage_config = precompute._stage(str(stage), tmp_path)
     manifest = Manifest.load(broken)
-    info = precompute._info(stage_config, manifest, str(stage), "auto")
-    draft = precompute.draft_folder(dest, info)
-    draft.mkdir()
+    info = precompute._stage_info(stage_config, manifest, str(stage), "auto")
+    draft = precompute.draft_of(dest, info)
+    place = Path(draft.place)
     encoder = precompute.AutoencoderEncoder(stage_config, info)
     for number in (0, 1):
         precompute.encode_shard(str(broken), manifest, number, encoder, draft)
     with pytest.raises(DataError, match=str(index.keys[3])):
         precompute.encode_shard(str(broken), manifest, 2, encoder, draft)
     assert not dest.exists()
-    times = {path.name: path.stat().st_mtime_ns for path in draft.glob("*.tar")}
+    times = {path.name: path.stat().st_mtime_ns for path in place.glob("*.tar")}
     assert len(times) == 2
     (broken / shard.name).write_bytes(good)
     run(stage, broken, dest)
-    assert not draft.exists()
+    assert not place.exists()
     assert {name: (dest / name).stat().st_mtime_ns for name in times} == times
     assert Manifest.load(dest).digest == Manifest.load(coded).digest
 
@@ -224,3 +305,36 @@ def test_what_cannot_be_is_one_line(stage: Path, digits: Path, coded: Path, tmp_
     with pytest.raises(ConfigError, match="'nobody'"):
         run("nobody", digits, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_shards_are_encoded_from_and_into_object_storage(
+    stage: Path, digits: Path, coded: Path, s3_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**s3_server.environment, "AWS_ENDPOINT_URL": s3_server.endpoint}.items():
+        monkeypatch.setenv(name, value)
+    source, dest = (f"s3://{s3_server.bucket}/precompute/{name}" for name in ("in", "out"))
+    pack(DigitsSource(), source, shard_size=500)
+    config = precompute._stage(str(stage), digits)
+    manifest = Manifest.load(source)
+    info = precompute._stage_info(config, manifest, str(stage), "auto")
+    draft = precompute.draft_of(dest, info)
+    encoder = precompute.AutoencoderEncoder(config, info)
+    for number in range(3):
+        precompute.encode_shard(source, manifest, number, encoder, draft)
+    # The work was interrupted: no data set yet, no place for another, and the same work goes on.
+    assert not Manifest.exists(dest)
+    with pytest.raises(DataError, match="unfinished work of another encoder"):
+        run(save_stage(digits.parent / "other", digits, seed=1), source, dest)
+    before = {file.path: file.mtime_ns for file in entries(dest) if file.path.endswith(".tar")}
+    # The cluster's actors were started without the storage's variables; here the rest is done by hand.
+    whole = [precompute.encode_shard(source, manifest, n, encoder, draft) for n in range(4)]
+    precompute.finish(manifest, whole, info, draft)
+    after = {file.path: file.mtime_ns for file in entries(dest) if file.path.endswith(".tar")}
+    assert before.items() < after.items()
+    assert not [file.path for file in entries(dest) if "_precomputing" in file.path]
+    assert verify(dest, "checksum").digest == Manifest.load(coded).digest
+    data = DataSettings(path=dest, streams=4, shuffle_window=100)
+    there = next(local.read(data, Manifest.load(dest), seed=1, batch=32, images=64))[0].batch
+    data = data.model_copy(update={"path": str(coded)})
+    here = next(local.read(data, Manifest.load(coded), seed=1, batch=32, images=64))[0].batch
+    assert all(torch.equal(there[name], here[name]) for name in ("image", "codes"))

@@ -6,6 +6,7 @@ Ray Train, Ray Data and the resumes in between change no bit.
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
@@ -187,4 +189,7 @@ def test_a_bad_sample_ends_the_run_at_once_with_one_line(digits_data: Path, tmp_
     assert process.returncode == 0, said
     (listed,) = tmp_path.glob("runs/tiny-*/skipped.json")
     assert manifest.shards[0].name in listed.read_text()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = json.loads((listed.parent / "run.json").read_text())["mlflow_run_id"]
+    assert "skipped.json" in {artifact.path for artifact in client.list_artifacts(run)}
     assert "1 samples could not be used" in said

@@ -77,6 +77,17 @@ def huge_npy() -> bytes:
     return out.getvalue()
 
 
+def huge(archive: tarfile.TarFile, name: str, size: int) -> None:
+    """A member that takes no place on the disk: a hole in the file."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    header, whole = info.tobuf(), size + -size % BLOCK
+    assert archive.fileobj is not None
+    archive.fileobj.write(header)
+    archive.fileobj.seek(whole, os.SEEK_CUR)
+    archive.offset += len(header) + whole
+
+
 FAULTS: dict[str, tuple[Callable[[Add, tarfile.TarFile], Any], str]] = {
     "path up": (lambda add, _: add("../../etc/x.png", png()), "leads out"),
     "absolute path": (lambda add, _: add("/etc/x.png", png()), "leads out"),
@@ -90,6 +101,16 @@ FAULTS: dict[str, tuple[Callable[[Add, tarfile.TarFile], Any], str]] = {
     "hard link": (lambda add, _: add("x.png", type=tarfile.LNKTYPE, linkname="agood.png"), "a hard link"),
     "device": (lambda add, _: add("x.png", type=tarfile.CHRTYPE), "a character device"),
     "pipe": (lambda add, _: add("x.png", type=tarfile.FIFOTYPE), "a named pipe"),
+    "sparse file": (lambda add, _: add("x.png", png(), type=tarfile.GNUTYPE_SPARSE), "a sparse file"),
+    "huge image": (lambda _, archive: huge(archive, "x.png", (1 << 28) + 1), "bytes, more than 268,435,456"),
+    "huge caption": (
+        lambda add, _: [add("x.png", png()), add("x.txt", b"a" * ((1 << 20) + 1))],
+        "bytes, more than 1,048,576",
+    ),
+    "huge json": (
+        lambda add, _: [add("x.png", png()), add("x.json", b" " * ((1 << 22) + 1))],
+        "bytes, more than 4,194,304",
+    ),
     "unknown type": (lambda add, _: add("x.png", type=b"Z"), "unknown type Z"),
     "zero bytes": (lambda add, _: add("x.png", b""), "0 bytes"),
     "same member twice": (lambda add, _: [add("x.png", png()), add("x.png", png(9))], "holds .png twice"),
@@ -181,6 +202,20 @@ def test_tars_that_lie_end_in_one_error_and_never_in_a_loop(tmp_path: Path) -> N
         for tar in tars:
             with pytest.raises(DataError, match=words):
                 list(scan(io.BytesIO(tar), len(tar), "it"))
+
+
+@pytest.mark.parametrize("cut", [100, BLOCK + 20, 3 * BLOCK, -BLOCK])
+def test_a_tar_that_is_cut_is_one_line_and_leaves_nothing(cut: int, tmp_path: Path) -> None:
+    path = shard(tmp_path / "d", lambda add, _: add("x.png", png()))
+    end = path.read_bytes().rindex(b"\0" * 2 * BLOCK)
+    path.write_bytes(path.read_bytes()[: cut if cut > 0 else end // BLOCK * BLOCK])
+    with pytest.raises(DataError, match=r"a\.tar: truncated") as error:
+        indexed(tmp_path / "d")
+    assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match=r"a\.tar: truncated"):
+        pack(WebDatasetSource(path=str(tmp_path / "d")), tmp_path / "out", on_error="skip")
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["a.tar"]
 
 
 def test_odd_pax_headers(tmp_path: Path) -> None:

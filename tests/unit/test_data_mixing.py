@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sfumato import recipe
 from sfumato.core.batch import MicroBatch
 from sfumato.data import local
 from sfumato.data.config import DataSettings, MixSettings
@@ -20,7 +21,7 @@ from sfumato.data.deal import Deal
 from sfumato.data.manifest import Manifest
 from sfumato.data.mixing import Turns
 from sfumato.data.pack import pack
-from sfumato.data.pools import pools_of
+from sfumato.data.pools import content_digest, pools_of
 from sfumato.data.sources.npz import NpzSource
 from sfumato.errors import ConfigError, DataError
 
@@ -192,6 +193,33 @@ def test_every_sample_of_a_bucket_comes_once_an_epoch_of_it(bucketed: Path) -> N
     by_stream = np.array(seen).reshape(-1, STREAMS, ROWS).transpose(1, 0, 2).reshape(STREAMS, -1)
     for start in (0, epoch):
         assert sorted(by_stream[:, start : start + epoch].ravel()) == list(range(90, 150))
+
+
+def test_a_run_is_known_by_what_is_mixed_and_not_by_where_it_lies(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    one, other = pair
+    moved = tmp_path / "moved"
+    shutil.copytree(other, moved)
+    third = numbered(tmp_path / "third", 0, [0, 1] * 10)
+
+    def known(path: Path, weight: float = 0.25) -> tuple[str, str]:
+        mix = [{"path": str(path), "weight": weight}]
+        job = recipe.parse(
+            {
+                "name": "mixed",
+                "data": {"path": str(one), "mix": mix},
+                "model": {"family": "vae"},
+                "train": {"images": 100},
+            }
+        )
+        return job.digest(), content_digest(job.data, Manifest.load(one))
+
+    assert known(other) == known(moved)
+    assert known(other)[0] == known(third)[0]
+    assert known(other)[1] != known(third)[1]
+    assert known(other)[0] != known(other, 0.5)[0]
+    assert content_digest(DataSettings(path=str(one)), Manifest.load(one)) == Manifest.load(one).digest
 
 
 def test_sets_that_do_not_fit_together_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:

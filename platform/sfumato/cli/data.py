@@ -26,11 +26,18 @@ def pack(
         typer.Argument(
             metavar="SOURCE",
             help="`digits`, a folder of images, or a file or folder of .npz, IDX, Parquet, save_to_disk, "
-            "WebDataset, CSV or JSONL.",
+            "WebDataset, CSV or JSONL; a path or a URI.",
             show_default=False,
         ),
     ],
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder for the shards.", show_default=False)],
+    dest: Annotated[
+        str,
+        typer.Argument(
+            metavar="DEST",
+            help="Folder for the shards, or a URI such as s3://bucket/mine.",
+            show_default=False,
+        ),
+    ],
     options: Annotated[
         list[str] | None,
         typer.Argument(
@@ -82,9 +89,11 @@ def pack(
 
 @app.command()
 def index(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the tars.", show_default=False)],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Folder or URI of the tars.", show_default=False)
+    ],
     dest: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Put manifest, indexes and links to the tars here instead of beside them."),
     ] = None,
     shards: Annotated[str, typer.Option(help="Which tars, for example 'train-*.tar'.")] = "*.tar",

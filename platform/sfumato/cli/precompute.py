@@ -15,18 +15,28 @@ def precompute(
         str,
         typer.Argument(
             metavar="RECIPE|RUN",
-            help="A recipe whose model has a first stage, or a run that can be one (family vae, kl or vq).",
+            help="A recipe whose model has a first stage, or a run that can be one (family vae, kl or vq); "
+            "with --arrays text the folder of a CLIP, T5 or BERT model as transformers saves it.",
             show_default=False,
         ),
     ],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Packed data set.", show_default=False)],
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder for the new set.", show_default=False)],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Packed data set: a folder or URI.", show_default=False)
+    ],
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="Folder or URI for the new set.", show_default=False)
+    ],
     arrays: Annotated[
-        Literal["auto", "latents", "codes"],
+        Literal["auto", "latents", "codes", "text"],
         typer.Option(
-            help="What to keep: latents as mean and standard deviation, or codes (auto: if it has any)."
+            help="What to keep: latents as mean and standard deviation, or codes (auto: if it has any); "
+            "text: the hidden states of the captions."
         ),
     ] = "auto",
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="With text: tokens of a caption. Default: what the model has."),
+    ] = None,
     actors: Annotated[int, typer.Option(min=1, help="How many shards are encoded at once.")] = 1,
     cpus: Annotated[float, typer.Option(min=0.1, help="CPUs of each actor.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each actor; a fraction shares one.")] = 0.0,
@@ -41,6 +51,7 @@ def precompute(
             data,
             dest,
             kind=arrays,
+            tokens=tokens,
             actors=actors,
             cpus=cpus,
             gpus=gpus,

@@ -26,12 +26,15 @@ def recipe_check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJso
     """Say everything that is wrong with a recipe, without starting anything."""
     from sfumato import recipe as recipes
     from sfumato.data.manifest import Manifest
-    from sfumato.runtime import first_stage
+    from sfumato.data.pools import pools_of
+    from sfumato.runtime import first_stage, sizes
 
     loaded = first_stage.resolved(recipes.load(recipe, overrides or []), Path.cwd())
     packed = Manifest.exists(loaded.data.path)
     manifest = Manifest.load(loaded.data.path) if packed else None
     loaded.check(manifest.spec if manifest else None, manifest.samples if manifest else None)
+    if manifest:
+        sizes.check(loaded, manifest, pools_of(loaded.data, manifest))
     text = f"{recipe}: fine" + (
         "" if packed else f"; {loaded.data.path} is not packed yet, so not checked against it"
     )

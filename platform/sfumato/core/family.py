@@ -199,6 +199,11 @@ class FamilyConfig(Config, ABC):
         """
         return False
 
+    def takes_several_sizes(self) -> bool:
+        """Whether one model trains on images of several sizes; every batch has one. `data` is then the size
+        that most images have, which is what sampling draws."""
+        return False
+
     def problems(self, data: DataSpec) -> list[str]:
         """What makes this configuration impossible for this data, one line each with the nearest mend."""
         return []

@@ -11,25 +11,77 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
 from sfumato.data import index
 from sfumato.data.faults import Fault
 from sfumato.data.layout import TRAIN, ShardPlan
-from sfumato.data.manifest import FILE, ShardInfo, file_digest
+from sfumato.data.manifest import FILE, Manifest, ShardInfo, file_digest
 from sfumato.data.shards import ShardResult
+from sfumato.data.storage import filesystem
 from sfumato.errors import DataError
 
 _FAULTS = TypeAdapter(tuple[Fault, ...])
+TAKEN = "exists and is not a packed data set; choose another place"
+HOLDS_ONE = "holds a data set already; choose another place, or overwrite it"
+
+
+class Draft(Protocol):
+    """A data set that is being packed."""
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for intermediate files, which the tasks see."""
+        ...
+
+    def place(self, split: str) -> str:
+        """The folder or URI that the shards of a split are written to."""
+        ...
+
+    def finished(self, plans: Sequence[ShardPlan]) -> dict[ShardPlan, ShardResult]:
+        """What an earlier pack left that can be used. Called before the first shard is written."""
+        ...
+
+    def record(self, result: ShardResult) -> None:
+        """Remember that a shard is finished."""
+        ...
+
+    def put_in_place(self, manifests: Mapping[str, Manifest]) -> None:
+        """Make the data set of all that was written: a manifest a split."""
+        ...
+
+
+def written(result: ShardResult) -> bytes:
+    """The record of a finished shard."""
+    content = {
+        "digest": result.plan.digest,
+        "info": None if result.info is None else result.info.model_dump(mode="json"),
+        "captions": result.captions,
+        "faults": _FAULTS.dump_python(result.faults, mode="json"),
+    }
+    return json.dumps(content).encode()
+
+
+def understood(record: bytes, plan: ShardPlan) -> ShardResult | None:
+    """What a record says, or None where it is damaged or of another plan."""
+    try:
+        content = json.loads(record)
+        if content["digest"] != plan.digest:
+            return None
+        info = None if content["info"] is None else ShardInfo.model_validate(content["info"])
+        return ShardResult(plan, info, int(content["captions"]), _FAULTS.validate_python(content["faults"]))
+    except (ValueError, KeyError, TypeError, ValidationError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class LocalDraft:
     """`set/` becomes the data set; `records/` and `scratch/` are gone by then."""
 
     folder: Path
@@ -39,9 +91,9 @@ class Draft:
     def scratch(self) -> Path:
         return self.folder / "scratch"
 
-    def place(self, split: str) -> Path:
+    def place(self, split: str) -> str:
         """Where the shards of a split are written."""
-        return self.folder / "set" / split
+        return str(self.folder / "set" / split)
 
     def finished(self, plans: Sequence[ShardPlan]) -> dict[ShardPlan, ShardResult]:
         """What an earlier pack left that can be used; everything else that it left is deleted."""
@@ -51,7 +103,7 @@ class Draft:
                 found[plan] = result
         good = {self._record(plan) for plan in found}
         for plan in found:
-            place = self.place(plan.split)
+            place = Path(self.place(plan.split))
             good |= {place / plan.name, place / index.file_name(plan.name)}
         for folder in (self.folder / "records", self.folder / "set"):
             for path in [path for path in folder.rglob("*") if path.is_file() and path not in good]:
@@ -61,18 +113,14 @@ class Draft:
     def record(self, result: ShardResult) -> None:
         path = self._record(result.plan)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "digest": result.plan.digest,
-            "info": None if result.info is None else result.info.model_dump(mode="json"),
-            "captions": result.captions,
-            "faults": _FAULTS.dump_python(result.faults, mode="json"),
-        }
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(content), encoding="utf-8")
+        part.write_bytes(written(result))
         os.replace(part, path)
 
-    def put_in_place(self) -> None:
+    def put_in_place(self, manifests: Mapping[str, Manifest]) -> None:
         """Rename, so that no moment shows half a data set; an old one is deleted after it was replaced."""
+        for split, manifest in manifests.items():
+            manifest.save(self.place(split))
         ready, target = self.folder / "set", self.target
         if target.exists() and any(target.iterdir()):
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
@@ -87,41 +135,35 @@ class Draft:
 
     def _recorded(self, plan: ShardPlan) -> ShardResult | None:
         try:
-            content = json.loads(self._record(plan).read_text(encoding="utf-8"))
-            if content["digest"] != plan.digest:
-                return None
-            info = None if content["info"] is None else ShardInfo.model_validate(content["info"])
-            faults = _FAULTS.validate_python(content["faults"])
-            if info is not None:
-                self._check(plan, info)
-            return ShardResult(plan, info, int(content["captions"]), faults)
-        except (OSError, ValueError, KeyError, TypeError, ValidationError, DataError):
+            result = understood(self._record(plan).read_bytes(), plan)
+            if result is not None and result.info is not None:
+                self._check(plan, result.info)
+            return result
+        except (OSError, DataError):
             return None  # whatever is wrong with it, the shard is packed again
 
     def _check(self, plan: ShardPlan, info: ShardInfo) -> None:
-        folder = str(self.place(plan.split))
+        folder = self.place(plan.split)
         index.load_shard(folder, info)
         if file_digest(folder, info.name) != info.sha256:
             raise DataError(f"{info.name}: changed since it was written")
 
 
 def target_of(dest: str | Path, overwrite: bool) -> Path:
-    """The folder that a data set may be put into. Raises DataError."""
-    if "://" in str(dest):
-        raise DataError(f"{dest}: packing writes to a local folder; pack there, then copy the folder")
-    target = Path(dest).expanduser().absolute()
+    """The local folder that a data set may be put into. Raises DataError."""
+    target = Path(filesystem(str(dest))[1])
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return target
     if not any((target / split / FILE).is_file() for split in ("", TRAIN)):
-        raise DataError(f"{target}: exists and is not a packed data set; choose another place")
+        raise DataError(f"{target}: {TAKEN}")
     if not overwrite:
-        raise DataError(f"{target}: holds a data set already; choose another place, or overwrite it")
+        raise DataError(f"{target}: {HOLDS_ONE}")
     return target
 
 
 @contextmanager
-def draft_of(target: Path) -> Iterator[Draft]:
-    """The draft of a data set, held by this process alone.
+def draft_of(target: Path) -> Iterator[LocalDraft]:
+    """The draft of a data set in a local folder, held by this process alone.
 
     It is kept when an error or an interruption comes after something was finished, and deleted otherwise.
     Raises DataError where another process packs into the same place, and where nothing can be written.
@@ -137,7 +179,7 @@ def draft_of(target: Path) -> Iterator[Draft]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DataError(f"{target}: another process is packing into it") from None
-        draft = Draft(folder, target)
+        draft = LocalDraft(folder, target)
         try:
             yield draft
         except BaseException as error:
@@ -147,7 +189,7 @@ def draft_of(target: Path) -> Iterator[Draft]:
         _remove(folder)
 
 
-def _worth_keeping(draft: Draft, error: BaseException) -> bool:
+def _worth_keeping(draft: LocalDraft, error: BaseException) -> bool:
     records = draft.folder / "records"
     finished = any(path.suffix == ".json" for path in records.rglob("*")) if records.is_dir() else False
     interrupted = not isinstance(error, DataError) and draft.scratch.is_dir()

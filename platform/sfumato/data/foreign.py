@@ -6,6 +6,7 @@ of its samples. What cannot be used is left out of the index; the tars are not t
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,14 @@ from sfumato.data import index
 from sfumato.data.faults import Fault, FaultLog, ImageFault
 from sfumato.data.images import Channels, bombs_refused, packed_look
 from sfumato.data.layout import file_stem
+from sfumato.data.location import local_copy
 from sfumato.data.manifest import FILE, ImageInfo, Manifest, ShardInfo, file_digest
 from sfumato.data.samples import Fields, Row, SampleReader
 from sfumato.data.sources import files
-from sfumato.data.sources.webdataset import tars
+from sfumato.data.sources.webdataset import check_pattern, tars
+from sfumato.data.storage import above, below, check_bucket, filesystem, is_remote
 from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
+from sfumato.data.writing import names_in
 from sfumato.errors import DataError
 
 _TELL = 256
@@ -37,11 +41,16 @@ class _Sample(NamedTuple):
 class _Tar:
     """What a task found in one tar."""
 
-    path: Path
+    path: str
     sha256: str
+    bytes: int
     samples: list[_Sample] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def name(self) -> str:
+        return above(self.path)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +85,17 @@ def make_index(
     run: Runner = in_process,
     progress: OnProgress | None = None,
 ) -> IndexReport:
-    """Write manifest.json and an index a shard beside the tars of `folder`.
+    """Write manifest.json and an index a shard beside the tars of `folder`, a folder or URI.
 
     With `dest`, they go into that folder, with links to the tars: for data that cannot be written to, or of
-    which a part is to be a data set of its own. Raises DataError for tars that cannot be read as a whole,
-    and for samples that cannot be used as `log` says.
+    which a part is to be a data set of its own (on a local disk: object storage has no links). Raises
+    DataError for tars that cannot be read as a whole, and for samples that cannot be used as `log` says.
     """
-    if "://" in str(folder):
-        raise DataError(
-            f"{folder}: index the tars where they are local, then copy what it wrote to the others"
-        )
-    root = Path(folder).expanduser()
-    place = root if dest is None else Path(dest).expanduser()
-    if (place / FILE).exists() and not overwrite:
+    root, place = _places(folder, dest)
+    if Manifest.exists(place) and not overwrite:
         raise DataError(f"{place}: has a {FILE} already; choose to overwrite it, or another place")
-    paths = tars(root, options.shards)
-    tasks = [_IndexTask(path, options.fields, max_pixels) for path in paths]
+    tars_found = _tars(root, options.shards)
+    tasks = [_IndexTask(where, name, options.fields, max_pixels) for where, name in tars_found]
     found = list(run(tasks, Tally(progress, None)))
     for tar in found:
         _leave_out(tar, log, tar.faults)
@@ -101,25 +105,56 @@ def make_index(
         _refuse_other_sizes(tar, log)
         if labelled:
             bare = [sample.row.key for sample in tar.samples if sample.row.label is None]
-            _leave_out(tar, log, [Fault(str(tar.path), key, "it has no label") for key in bare])
+            _leave_out(tar, log, [Fault(tar.path, key, "it has no label") for key in bare])
     manifest = _written(found, place, root, options, log)
     ignored = sum((tar.ignored for tar in found), Counter[str]())
     return IndexReport(manifest, log.faults, dict(sorted(ignored.items())))
 
 
+def _places(folder: str | Path, dest: str | Path | None) -> tuple[str, str]:
+    """Where the tars are and where the manifest goes. Raises DataError."""
+    root = str(folder) if is_remote(str(folder)) else filesystem(str(folder))[1]
+    if dest is None:
+        return root, root
+    if is_remote(root) or is_remote(str(dest)):
+        raise DataError(
+            f"{dest}: indexes go there with links to the tars, which object storage has none of; leave it "
+            "out, and they lie beside the tars"
+        )
+    return root, filesystem(str(dest))[1]
+
+
+def _tars(root: str, pattern: str) -> list[tuple[str, str]]:
+    """Folder and name of the shards that a folder or URI means, sorted. Raises DataError."""
+    if not is_remote(root):
+        return [(str(path.parent), path.name) for path in tars(Path(root), pattern)]
+    check_pattern(pattern)
+    found = sorted((root, name) for name in names_in(root) if fnmatch.fnmatchcase(name, pattern))
+    if not found:
+        check_bucket(root)
+        raise DataError(f"{root}: no file {pattern} there")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class _IndexTask:
-    path: Path
+    folder: str
+    name: str
     fields: Fields
     max_pixels: int
 
     def __call__(self) -> Iterator[int | _Tar]:
-        where = str(self.path)
-        result = _Tar(self.path, file_digest(str(self.path.parent), self.path.name))
-        reader = SampleReader(self.fields)
+        where = below(self.folder, self.name)
+        with local_copy(self.folder, self.name) as path:
+            result = _Tar(where, file_digest(str(path.parent), path.name), path.stat().st_size)
+            yield from self._samples(path, result)
+        yield result
+
+    def _samples(self, path: Path, result: _Tar) -> Iterator[int]:
+        where, reader = result.path, SampleReader(self.fields)
         told = count = 0
-        with self.path.open("rb") as file, bombs_refused():
-            for count, row in enumerate(reader.rows(file, self.path.stat().st_size, where), start=1):
+        with path.open("rb") as file, bombs_refused():
+            for count, row in enumerate(reader.rows(file, result.bytes, where), start=1):
                 if isinstance(row, Fault):
                     result.faults.append(row)
                     continue
@@ -134,7 +169,6 @@ class _IndexTask:
                     told = count
         result.ignored = reader.ignored
         yield count - told
-        yield result
 
 
 def _leave_out(tar: _Tar, log: FaultLog, faults: Sequence[Fault]) -> None:
@@ -146,14 +180,14 @@ def _leave_out(tar: _Tar, log: FaultLog, faults: Sequence[Fault]) -> None:
 
 
 def _refuse_twins(found: Sequence[_Tar], log: FaultLog) -> None:
-    first: dict[str, Path] = {}
+    first: dict[str, str] = {}
     for tar in found:
         twins = []
         for sample in tar.samples:
-            before = first.setdefault(sample.row.key, tar.path)
-            if before is not tar.path:
-                reason = f"its key has come before, in {before.name}"
-                twins.append(Fault(str(tar.path), sample.row.key, reason))
+            before = first.setdefault(sample.row.key, tar.name)
+            if before != tar.name:
+                reason = f"its key has come before, in {before}"
+                twins.append(Fault(tar.path, sample.row.key, reason))
         _leave_out(tar, log, twins)
 
 
@@ -166,15 +200,13 @@ def _refuse_other_sizes(tar: _Tar, log: FaultLog) -> None:
             f"where most of its shard are {usual[0]}x{usual[1]}: `sfumato pack` with a size makes them equal"
         )
         odd = [sample for sample in tar.samples if sample.size != usual]
-        faults = [Fault(str(tar.path), s.row.key, f"{s.size[0]}x{s.size[1]}, {wanted}") for s in odd]
+        faults = [Fault(tar.path, s.row.key, f"{s.size[0]}x{s.size[1]}, {wanted}") for s in odd]
         _leave_out(tar, log, faults)
 
 
-def _written(
-    found: Sequence[_Tar], place: Path, root: Path, options: IndexOptions, log: FaultLog
-) -> Manifest:
+def _written(found: Sequence[_Tar], place: str, root: str, options: IndexOptions, log: FaultLog) -> Manifest:
     labels, classes = files.numbered(
-        [sample.row.label for tar in found for sample in tar.samples], options.classes, str(root)
+        [sample.row.label for tar in found for sample in tar.samples], options.classes, root
     )
     channels = _channels(found, options)
     samples = Counter[Size]()
@@ -182,7 +214,8 @@ def _written(
         samples[_size(tar)] += len(tar.samples)
     usual = _image(max(samples, key=lambda size: (samples[size], size)), channels)
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        if not is_remote(place):
+            Path(place).mkdir(parents=True, exist_ok=True)
         shards = []
         first = 0
         for tar in (tar for tar in found if tar.samples):
@@ -193,12 +226,12 @@ def _written(
         if not shards:
             raise DataError(f"{root}: no sample that can be used; the first: {log.faults[0]}")
         manifest = Manifest(
-            name=file_stem(options.name or place.resolve().name),
+            name=file_stem(options.name or _name(place)),
             shards=tuple(shards),
             image=usual,
             classes=classes,
             captions=sum(sample.row.caption is not None for tar in found for sample in tar.samples),
-            source=f"WebDataset {root.resolve().name}",
+            source=f"WebDataset {_name(root)}",
             licence=options.licence,
         )
         manifest.save(place)
@@ -207,21 +240,29 @@ def _written(
     return manifest
 
 
-def _save(tar: _Tar, labels: Sequence[int], place: Path, image: ImageInfo, usual: ImageInfo) -> ShardInfo:
+def _name(place: str) -> str:
+    return Path(filesystem(place)[1] if is_remote(place) else place).resolve().name
+
+
+def _save(tar: _Tar, labels: Sequence[int], place: str, image: ImageInfo, usual: ImageInfo) -> ShardInfo:
     shard = ShardInfo(
-        name=tar.path.name,
+        name=tar.name,
         samples=len(tar.samples),
-        bytes=tar.path.stat().st_size,
+        bytes=tar.bytes,
         sha256=tar.sha256,
         image=None if image == usual else image,
     )
-    link = place / tar.path.name
-    if not link.exists():
-        link.symlink_to(tar.path.resolve())
-    elif not link.samefile(tar.path):
-        raise DataError(f"{link}: another file of that name lies there; choose another place")
+    if not is_remote(place):
+        _link(Path(place) / tar.name, Path(tar.path))
     index.of_rows([sample.row for sample in tar.samples], labels).save(place, shard)
     return shard
+
+
+def _link(link: Path, tar: Path) -> None:
+    if not link.exists():
+        link.symlink_to(tar.resolve())
+    elif not link.samefile(tar):
+        raise DataError(f"{link}: another file of that name lies there; choose another place")
 
 
 def _size(tar: _Tar) -> Size:

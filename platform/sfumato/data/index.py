@@ -20,6 +20,7 @@ from sfumato.data.faults import Fault
 from sfumato.data.location import open_file, read_bytes, size_of
 from sfumato.data.manifest import Manifest, ShardInfo
 from sfumato.data.samples import Fields, Row, SampleReader
+from sfumato.data.writing import write_bytes
 from sfumato.errors import DataError
 
 NO_LABEL = -1
@@ -55,12 +56,14 @@ class ShardIndex:
         return len(self.offsets)
 
     def save(self, folder: str | Path, shard: ShardInfo) -> None:
+        """Write it beside the shard."""
         numbers = (pa.array(column) for column in (self.offsets, self.sizes, self.labels))
         columns = [self.keys, *numbers, self.captions]
         schema = _SCHEMA.with_metadata({"sha256": shard.sha256, "version": _VERSION})
-        path = Path(folder) / file_name(shard.name)
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        out = pa.BufferOutputStream()
+        with pa.ipc.new_file(out, schema) as writer:
             writer.write_table(pa.table(columns, schema=schema))
+        write_bytes(str(folder), file_name(shard.name), out.getvalue())
 
 
 def file_name(shard: str) -> str:

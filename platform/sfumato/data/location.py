@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, TypeVar
 
@@ -12,6 +15,8 @@ from pyarrow import fs
 from sfumato.data.storage import check_bucket, explained, filesystem, is_remote, retried
 
 T = TypeVar("T")
+PIECE = 8 << 20
+"""Bytes of one request where a whole file is wanted."""
 
 
 class File(Protocol):
@@ -57,6 +62,26 @@ def read_bytes(folder: str, name: str) -> bytes:
     """The whole of a small file."""
     with open_file(folder, name) as file:
         return bytes(file.read())
+
+
+@contextlib.contextmanager
+def local_copy(folder: str, name: str) -> Iterator[Path]:
+    """A file as one of this machine, for whoever needs most of it; of a remote one a copy that goes again."""
+    if not is_remote(folder):
+        with open_file(folder, name):  # which says in one line why it may not be read
+            yield Path(filesystem(folder)[1]) / name
+        return
+    with tempfile.TemporaryDirectory(prefix="sfumato-copy-") as scratch:
+        target = Path(scratch) / name.rpartition("/")[2]
+        download(folder, name, target)
+        yield target
+
+
+def download(folder: str, name: str, target: Path) -> None:
+    """Copy a file to a local one, piece by piece. Raises DataError, or OSError of the local disk."""
+    with open_file(folder, name) as source, target.open("wb") as file:
+        while piece := source.read(PIECE):
+            file.write(piece)
 
 
 class _RemoteFile:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,8 @@ from pydantic import Field, ValidationError
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.data.encoder_info import EncoderInfo
-from sfumato.data.location import open_file, read_bytes, size_of
+from sfumato.data.location import PIECE, open_file, read_bytes, size_of
+from sfumato.data.writing import write_bytes
 from sfumato.errors import DataError
 
 FILE = "manifest.json"
@@ -81,6 +81,11 @@ class Manifest(Config):
         """What the images of one shard look like: all images of a shard have one size."""
         return shard.image or self.image
 
+    def of_its_size(self) -> Manifest:
+        """The part whose images have the size that the set says: all of it, unless there are buckets."""
+        shards = tuple(shard for shard in self.shards if self.image_of(shard) == self.image)
+        return self if shards == self.shards else self.model_copy(update={"shards": shards})
+
     @cached_property
     def digest(self) -> str:
         """sha256 over the content: shards, image and classes. Texts and location do not count."""
@@ -107,14 +112,9 @@ class Manifest(Config):
             raise DataError(f"{folder}/{FILE}: {place}: {first['msg']}; pack the data set again") from error
 
     def save(self, folder: str | Path) -> None:
-        """Write by rename, so that a manifest is either whole or absent."""
-        path = Path(folder) / FILE
-        draft = path.with_suffix(".json.part")
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        """Write it: whole, or not at all."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+        write_bytes(str(folder), FILE, text.encode())
 
 
 def verify(folder: str | Path, mode: Verify = "auto") -> Manifest:
@@ -147,6 +147,6 @@ def file_digest(folder: str, name: str) -> str:
     """sha256 of a file, read piece by piece."""
     digest = hashlib.sha256()
     with open_file(folder, name) as file:
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(PIECE):
             digest.update(chunk)
     return digest.hexdigest()

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sfumato.data import fetching
 from sfumato.data.draft import Draft, draft_of, target_of
 from sfumato.data.faults import Fault, FaultLog, OnError
 from sfumato.data.images import MAX_PIXELS, bombs_refused
 from sfumato.data.layout import TRAIN, Layout, ShardPlan, file_stem, layout
 from sfumato.data.manifest import ImageInfo, Manifest
+from sfumato.data.remote_draft import remote_draft_of
 from sfumato.data.shards import ShardResult, ShardTask
 from sfumato.data.sources import SourceSettings, source_named
 from sfumato.data.sources.source import Opening, Source
+from sfumato.data.storage import is_remote
 from sfumato.data.survey import Seen, assumed, needed, survey
 from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.errors import DataError
@@ -65,8 +69,7 @@ class _Pack:
         self._log(plan.faults)
         results = self._packed(source, plan, draft)
         manifests = self._manifests(source, results)
-        for split, manifest in manifests.items():
-            manifest.save(draft.place(split))
+        draft.put_in_place(manifests)
         pairs = tuple((source.keys[twin.row], source.keys[twin.kept], twin.bits) for twin in plan.duplicates)
         return PackReport(manifests, self.log.faults, pairs, len(self.kept))
 
@@ -160,27 +163,36 @@ def pack(
     stage: OnStage = lambda name: None,
     run: Runner = in_process,
 ) -> PackReport:
-    """Write `source` as a data set in the folder `dest`, which appears complete or not at all.
+    """Write `source` as a data set in `dest`, a folder or URI, where it appears complete or not at all.
 
     `source` may also be a word that `sources.source_named` knows. With `val` set, `dest` gets the folders
     `train` and `val`, a data set each. `shard_size` is in samples; None takes a power of two such that a
     shard holds up to 128 MiB of raw pixels. `stage(name)` announces list, look and pack, and
     `progress(done, total)` tells how far each is. An interrupted pack leaves its finished shards in a hidden
-    folder beside `dest`, from where the next call takes them.
+    folder beside `dest` (in object storage, in `dest` itself), from where the next call takes them.
 
     Raises DataError for a source that cannot be packed and for a `dest` that exists, unless `overwrite` is
     set and it holds a data set.
     """
     config = source_named(source) if isinstance(source, str) else source
+    log = FaultLog(on_error, max_errors)
+    with _draft(str(dest), overwrite) as draft, bombs_refused():
+        config = fetching.local(config, draft.scratch, progress, stage)
+        return _Pack(config, log, max_pixels, shard_size, run, progress, stage).report(draft)
+
+
+@contextmanager
+def _draft(dest: str, overwrite: bool) -> Iterator[Draft]:
+    if is_remote(dest):
+        with remote_draft_of(dest, overwrite) as remote:
+            yield remote
+        return
     target = target_of(dest, overwrite)
-    job = _Pack(config, FaultLog(on_error, max_errors), max_pixels, shard_size, run, progress, stage)
     new = [parent for parent in target.parents if not parent.exists()]
     try:
-        with draft_of(target) as draft, bombs_refused():
-            report = job.report(draft)
-            draft.put_in_place()
+        with draft_of(target) as draft:
+            yield draft
     finally:
         for parent in new:  # none is left behind for nothing
             if parent.is_dir() and not any(parent.iterdir()):
                 os.rmdir(parent)
-    return report

@@ -8,6 +8,7 @@ evenly.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -62,11 +63,19 @@ def pools_of(settings: DataSettings, manifest: Manifest) -> tuple[Pool, ...]:
     return tuple(sorted(pools, key=lambda pool: (-pool.size[0] * pool.size[1], pool.size)))
 
 
-def check(settings: DataSettings, manifest: Manifest) -> None:
+def check(settings: DataSettings, manifest: Manifest) -> tuple[Pool, ...]:
     """Verify the mixed-in data sets and that all fit together. Raises ConfigError or DataError."""
     for other in settings.mix:
         verify(other.path, settings.verify)
-    pools_of(settings, manifest)
+    return pools_of(settings, manifest)
+
+
+def content_digest(settings: DataSettings, manifest: Manifest) -> str:
+    """sha256 of the content of all data sets of a recipe, wherever they lie; of one alone its own."""
+    if not settings.mix:
+        return manifest.digest
+    digests = [manifest.digest, *(Manifest.load(other.path).digest for other in settings.mix)]
+    return hashlib.sha256(":".join(digests).encode()).hexdigest()
 
 
 def _check_alike(path: str, manifest: Manifest, other_path: str, other: Manifest) -> None:

@@ -3,7 +3,8 @@
 The new data set has the old one's shards, keys, images, labels and captions, byte for byte, and for each
 sample the arrays as npy members; so it trains, and is evaluated against, like the old one. Shards are
 written one by one into a folder beside the destination whose name says of what by what they are made:
-finished ones are kept when the work is interrupted, and the destination appears when all are there.
+finished ones are kept when the work is interrupted, and the destination appears when all are there. In
+object storage, which has no rename, they are written into the destination, whose manifest comes last.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,14 +24,17 @@ from sfumato.data.encoder_info import EncoderInfo
 from sfumato.data.faults import ImageFault
 from sfumato.data.images import bombs_refused, decoded
 from sfumato.data.index import ShardIndex, load_shard
-from sfumato.data.location import open_file
-from sfumato.data.manifest import FILE, Manifest, ShardInfo
+from sfumato.data.location import local_copy, read_bytes, size_of
+from sfumato.data.manifest import Manifest, ShardInfo
+from sfumato.data.storage import check_bucket, filesystem, is_remote
 from sfumato.data.tar import BLOCK, TarWriter
+from sfumato.data.writing import names_in, publish, remove_tree, workplace, write_bytes
 from sfumato.errors import DataError
 
 ROWS = 64
 """Images that an encoder sees at once, always as many: the arithmetic of a sample does not depend on which
 others are computed with it."""
+_WORKING = "_precomputing-"
 _EXTENSIONS = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp"), (b"\x93NUMPY", "npy"))
 
 
@@ -45,27 +50,52 @@ class ShardEncoder(Protocol):
         ...
 
 
-def draft_folder(dest: Path, info: EncoderInfo) -> Path:
-    """Where the shards are gathered until all are there."""
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Where the shards are gathered until all are there, and where the records of finished ones lie in it."""
+
+    dest: str
+    place: str
+    records: str
+
+    def record(self, shard: str) -> str:
+        return f"{self.records}{shard}.json"
+
+
+def draft_of(dest: str | Path, info: EncoderInfo) -> Draft:
+    """The draft of a data set at a folder or URI, made with this encoder of these images."""
     identity = hashlib.sha256(info.model_dump_json(exclude={"run"}).encode()).hexdigest()[:12]
-    return dest.with_name(f".{dest.name}-precomputing-{identity}")
+    if is_remote(str(dest)):
+        return Draft(str(dest), str(dest), f"{_WORKING}{identity}/")
+    target = Path(filesystem(str(dest))[1])
+    return Draft(str(target), str(target.with_name(f".{target.name}-precomputing-{identity}")), "")
 
 
 def encode_shard(
-    folder: str, manifest: Manifest, number: int, encoder: ShardEncoder, draft: Path
+    folder: str, manifest: Manifest, number: int, encoder: ShardEncoder, draft: Draft
 ) -> ShardInfo:
     """Write one shard with its index into `draft`; a finished one is taken as it is.
 
     Raises DataError for an image that cannot be used: an encoded set has no gaps.
     """
     shard = manifest.shards[number]
-    done = draft / f"{shard.name}.json"
-    if done.is_file():
-        return ShardInfo.model_validate_json(done.read_text())
+    if size_of(draft.place, draft.record(shard.name)) is not None:
+        return ShardInfo.model_validate_json(read_bytes(draft.place, draft.record(shard.name)))
+    with workplace(draft.place) as place:
+        info = _written(folder, manifest, shard, encoder, place)
+        publish(draft.place, place, [shard.name, index.file_name(shard.name), encoded.file_name(shard.name)])
+    # Last: what it vouches for is there.
+    write_bytes(draft.place, draft.record(shard.name), info.model_dump_json().encode())
+    return info
+
+
+def _written(
+    folder: str, manifest: Manifest, shard: ShardInfo, encoder: ShardEncoder, place: Path
+) -> ShardInfo:
     rows = load_shard(folder, shard)
     names = [array.name for array in encoder.info.arrays]
     offsets: dict[str, list[int]] = {name: [] for name in names}
-    partial = draft / f".{shard.name}.part"
+    partial = place / f".{shard.name}.part"
     with partial.open("wb") as file:
         tar = TarWriter(file)
         for row, content, arrays in _encoded(folder, manifest, shard, rows, encoder):
@@ -76,35 +106,51 @@ def encode_shard(
         digest = tar.finish()
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, draft / shard.name)
+    os.replace(partial, place / shard.name)
     info = shard.model_copy(update={"bytes": tar.bytes, "sha256": digest})
-    index.build(draft, shard.name).save(draft, info)
-    encoded.save_places(draft, shard.name, digest, rows.keys.to_pylist(), offsets)
-    done.write_text(info.model_dump_json())  # last: what it vouches for is there
+    index.build(place, shard.name).save(place, info)
+    encoded.save_places(place, shard.name, digest, rows.keys.to_pylist(), offsets)
     return info
 
 
-def finish(
-    manifest: Manifest, shards: Iterable[ShardInfo], info: EncoderInfo, draft: Path, dest: Path
-) -> Manifest:
+def finish(manifest: Manifest, shards: Iterable[ShardInfo], info: EncoderInfo, draft: Draft) -> Manifest:
     """Write the manifest and put the folder in its place."""
     whole = manifest.model_copy(update={"shards": tuple(shards), "encoder": info})
+    if is_remote(draft.dest):
+        whole.save(draft.dest)
+        remove_tree(draft.dest, draft.records.rstrip("/"))
+        return Manifest.load(draft.dest)
+    place = Path(draft.place)
     for shard in whole.shards:
-        (draft / f"{shard.name}.json").unlink(missing_ok=True)
-    whole.save(draft)
-    draft.chmod(0o755)
-    os.replace(draft, dest)
-    return Manifest.load(dest)
+        (place / draft.record(shard.name)).unlink(missing_ok=True)
+    whole.save(place)
+    place.chmod(0o755)
+    os.replace(place, draft.dest)
+    return Manifest.load(draft.dest)
 
 
-def check_destination(dest: Path) -> None:
-    """Raises DataError where the destination is taken, or is no local folder."""
-    if "://" in str(dest):
-        raise DataError(f"{dest}: precompute into a local folder, then copy it")
-    if (dest / FILE).is_file():
-        raise DataError(f"{dest}: holds a data set already; choose another place")
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise DataError(f"{dest}: exists and is not empty; choose another place")
+def check_destination(dest: str | Path) -> None:
+    """Raises DataError where the destination is taken."""
+    where = str(dest)
+    if is_remote(where):
+        check_bucket(where)
+    if Manifest.exists(where):
+        raise DataError(f"{where}: holds a data set already; choose another place")
+    if not is_remote(where):
+        place = Path(filesystem(where)[1])
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise DataError(f"{where}: exists and is not empty; choose another place")
+
+
+def check_draft(draft: Draft) -> None:
+    """Raises DataError where something else than this work, interrupted, lies at a remote destination."""
+    if not is_remote(draft.dest):
+        return
+    found = names_in(draft.dest)
+    if found and draft.records.rstrip("/") not in found:
+        other = any(name.startswith(_WORKING) for name in found)
+        what = "holds the unfinished work of another encoder" if other else "exists and is not empty"
+        raise DataError(f"{draft.dest}: {what}; choose another place")
 
 
 def _encoded(
@@ -112,7 +158,7 @@ def _encoded(
 ) -> Iterator[tuple[int, bytes, dict[str, NDArray[Any]]]]:
     """Every sample in order: its place, its image's bytes, its arrays."""
     image = manifest.image_of(shard)
-    with open_file(folder, shard.name) as file, bombs_refused():
+    with local_copy(folder, shard.name) as path, path.open("rb") as file, bombs_refused():
         for first in range(0, len(rows), ROWS):
             chosen = range(first, min(first + ROWS, len(rows)))
             contents, pixels = [], np.zeros((ROWS, image.height, image.width, image.channels), np.uint8)

@@ -150,8 +150,17 @@ def _tasks(readers: PoolReaders, blocks: Iterator[Block], rows: int) -> list[Tas
     return tasks
 
 
-def _chunks(readers: PoolReaders, blocks: Iterator[Block], read_tasks: int) -> Iterator[Chunk]:
-    """The chunks of all blocks, span after span.
+def _chunks(readers: PoolReaders, blocks: Iterator[Block], read_tasks: int) -> Generator[Chunk, None, None]:
+    """The chunks of all blocks; reading begins at once, and `close` ends it."""
+    chunks = _spans(readers, blocks, read_tasks)
+    next(chunks)
+    return cast("Generator[Chunk, None, None]", chunks)
+
+
+def _spans(
+    readers: PoolReaders, blocks: Iterator[Block], read_tasks: int
+) -> Generator[Chunk | None, None, None]:
+    """Nothing, once reading has begun; then the chunks of all blocks, span after span.
 
     A span holds what the consumer takes in some seconds. It is executed whether its rows are waited for or
     not: what a slow trainer does not need for an hour would be decoded on the CPUs that it trains on.
@@ -161,8 +170,9 @@ def _chunks(readers: PoolReaders, blocks: Iterator[Block], read_tasks: int) -> I
         return _Span(readers, _tasks(readers, blocks, rows), read_tasks)
 
     span, following = start(_FIRST_SPAN_ROWS), None
-    began = time.monotonic()
     try:
+        yield None
+        began = time.monotonic()
         while True:
             for chunk in span:
                 if following is None and span.left <= _LEAD * span.rows:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from sfumato.data import fetching
 from sfumato.data.faults import Fault, ImageFault
 from sfumato.data.images import MAX_PIXELS, U8, bombs_refused
 from sfumato.data.layout import channels_of, geometry_of, sizes_of
@@ -26,6 +27,7 @@ class InPlace:
 
     def __init__(self, config: SourceSettings, max_pixels: int = MAX_PIXELS) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="sfumato-source-")
+        config = fetching.local(config, Path(self._scratch.name), None, lambda name: None)
         opening = Opening(max_pixels, Path(self._scratch.name), in_process, lambda done, total: None)
         with bombs_refused():
             source = config.open(opening)

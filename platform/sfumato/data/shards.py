@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from sfumato.data.layout import ShardPlan
 from sfumato.data.manifest import ImageInfo, ShardInfo
 from sfumato.data.sources.source import NO_LABEL, Source
 from sfumato.data.tar import TarWriter
+from sfumato.data.writing import publish, workplace
 from sfumato.errors import DataError
 
 _TELL = 32
@@ -33,7 +34,7 @@ class ShardResult:
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """Packs the samples of `part`, which are the rows of `plan`, into `folder`.
+    """Packs the samples of `part`, which are the rows of `plan`, into `folder` (a folder or URI).
 
     Stops after more than `max_faults` samples that cannot be used; the caller then fails as a whole, so
     that nothing of the shard stays. The name of the file appears when all of it is written.
@@ -41,21 +42,25 @@ class ShardTask:
 
     part: Source
     plan: ShardPlan
-    folder: Path
+    folder: str
     max_faults: int
 
     def __call__(self) -> Iterator[int | ShardResult]:
-        target = self.folder / self.plan.name
-        draft = target.with_suffix(".part")
+        name = self.plan.name
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            yield from self._packed(target, draft)
+            with workplace(self.folder) as place:
+                draft = place / f"{name}.part"
+                try:
+                    result = yield from self._packed(place / name, draft)
+                finally:
+                    draft.unlink(missing_ok=True)
+                if result.info is not None:
+                    publish(self.folder, place, [name, index.file_name(name)])
+                yield result
         except OSError as error:
-            raise DataError(f"{target}: cannot be written: {error.strerror or error}") from error
-        finally:
-            draft.unlink(missing_ok=True)
+            raise DataError(f"{self.folder}: {name}: cannot be written: {error.strerror or error}") from error
 
-    def _packed(self, target: Path, draft: Path) -> Iterator[int | ShardResult]:
+    def _packed(self, target: Path, draft: Path) -> Generator[int, None, ShardResult]:
         faults: list[Fault] = []
         sizes: set[Size] = set()
         told = count = 0
@@ -77,15 +82,14 @@ class ShardTask:
             os.fsync(file.fileno())
         yield len(self.part.keys) - told
         if not count or len(faults) > self.max_faults:
-            yield ShardResult(self.plan, None, 0, tuple(faults))
-            return
+            return ShardResult(self.plan, None, 0, tuple(faults))
         (size,) = sizes
         image = ImageInfo(channels=self.plan.geometry.channels, height=size[1], width=size[0])
         info = ShardInfo(name=target.name, samples=count, bytes=tar.bytes, sha256=digest, image=image)
         os.replace(draft, target)
-        built = index.build(self.folder, target.name)
-        built.save(self.folder, info)
-        yield ShardResult(self.plan, info, len(built) - built.captions.null_count, tuple(faults))
+        built = index.build(target.parent, target.name)
+        built.save(target.parent, info)
+        return ShardResult(self.plan, info, len(built) - built.captions.null_count, tuple(faults))
 
     def _add(self, tar: TarWriter, row: int, key: str) -> Size:
         record = self.part.read(row)

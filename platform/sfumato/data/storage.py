@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 PATIENCE = "SFUMATO_STORAGE_PATIENCE_S"
 _DEFAULT_PATIENCE_S = 120.0
+_GOOGLE_RETRY_S = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _TRANSIENT = re.compile(
     "NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|"
@@ -52,10 +53,45 @@ def filesystem(folder: str) -> tuple[fs.FileSystem, str]:
     if "://" not in folder:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(folder))
     try:
-        found, root = fs.FileSystem.from_uri(folder)
+        found, root = fs.FileSystem.from_uri(hasty(folder))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{folder}: not a place that can be read ({first_line(error)})") from error
     return found, root.rstrip("/")
+
+
+def hasty(folder: str) -> str:
+    """A URI whose client fails soon: Google's tries for a quarter of an hour, where `retried` is to try."""
+    if not folder.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in folder:
+        return folder
+    return f"{folder}{'&' if '?' in folder else '?'}retry_limit_seconds={_GOOGLE_RETRY_S}"
+
+
+def below(folder: str, *parts: str) -> str:
+    """The folder or URI of what lies below another; a URI keeps its query. Empty parts do not count."""
+    place, mark, query = folder.partition("?") if is_remote(folder) else (folder, "", "")
+    return "/".join([place.rstrip("/"), *(part for part in parts if part)]) + mark + query
+
+
+def above(folder: str) -> tuple[str, str]:
+    """The folder or URI that one lies in, and its name there."""
+    place, mark, query = folder.partition("?") if is_remote(folder) else (folder, "", "")
+    parent, _, name = place.rstrip("/").rpartition("/")
+    return parent + mark + query, name
+
+
+def names_below(place: fs.FileSystem, root: str) -> dict[str, bool]:
+    """Names of the files and folders in a folder, and whether each is a folder; none where there is no such.
+
+    Google's client lists a folder only where somebody made a marker for it: so all files below are listed.
+    """
+    flat = place.type_name == "gcs"
+    found = place.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=flat))
+    names: dict[str, bool] = {}
+    for info in found:
+        name, below, _ = info.path.removeprefix(f"{root}/").partition("/")
+        if name and info.path.rstrip("/") != root:  # some stores list a marker of the folder itself
+            names[name] = names.get(name, False) or bool(below) or info.type == fs.FileType.Directory
+    return names
 
 
 def retried(action: Callable[[], T], what: str) -> T:

@@ -10,7 +10,7 @@ from sfumato.data import index
 from sfumato.data.faults import Fault, ImageFault
 from sfumato.data.images import bombs_refused, decoded
 from sfumato.data.index import ShardIndex
-from sfumato.data.location import open_file, size_of
+from sfumato.data.location import local_copy, size_of
 from sfumato.data.manifest import Manifest, ShardInfo, file_digest
 from sfumato.data.samples import grouped
 from sfumato.data.tar import scan
@@ -67,38 +67,37 @@ class _CheckTask:
     def __call__(self) -> Iterator[int | _Checked]:
         name = self.shard.name
         try:
-            faults = self._file()
+            if size_of(self.folder, name) is None:
+                raise DataError("missing")
             rows = index.load_shard(self.folder, self.shard)
-            faults += self._places(rows)
+            with local_copy(self.folder, name) as path:  # fetched once, where it is remote
+                faults = self._file(path) + self._places(path, rows)
+                if self.decode:
+                    yield from self._images(path, rows, faults)
         except DataError as error:
             yield self.shard.samples
             yield _Checked([Fault(name, "", str(error).removeprefix(f"{self.folder}: "))], [])
             return
-        if self.decode:
-            yield from self._images(rows, faults)
         yield _Checked(faults, rows.keys.to_pylist())
 
-    def _file(self) -> list[Fault]:
-        size = size_of(self.folder, self.shard.name)
-        if size is None:
-            raise DataError("missing")
+    def _file(self, path: Path) -> list[Fault]:
+        size = path.stat().st_size
         if size != self.shard.bytes:
             what = "truncated" if size < self.shard.bytes else "too long"
             return [self._fault(f"{what}: {size:,} bytes where the manifest says {self.shard.bytes:,}")]
-        if file_digest(self.folder, self.shard.name) != self.shard.sha256:
+        if file_digest(str(path.parent), path.name) != self.shard.sha256:
             return [self._fault("its checksum differs from the manifest's")]
         return []
 
     def _fault(self, reason: str, key: str = "") -> Fault:
         return Fault(self.shard.name, key, reason)
 
-    def _places(self, rows: ShardIndex) -> list[Fault]:
+    def _places(self, path: Path, rows: ShardIndex) -> list[Fault]:
         """Whether the tar has what the index says where it says it."""
         found: dict[tuple[int, int], str] = {}
-        with open_file(self.folder, self.shard.name) as file:
-            total = size_of(self.folder, self.shard.name) or 0
+        with path.open("rb") as file:
             try:
-                for key, members in grouped(scan(file, total, self.shard.name)):
+                for key, members in grouped(scan(file, path.stat().st_size, self.shard.name)):
                     found.update({(m.offset, m.size): key for _, m in members if not m.problem})
             except DataError as error:
                 return [self._fault(str(error).removeprefix(f"{self.shard.name}: "))]
@@ -109,9 +108,9 @@ class _CheckTask:
             if found.get((offset, size)) != key
         ]
 
-    def _images(self, rows: ShardIndex, faults: list[Fault]) -> Iterator[int]:
+    def _images(self, path: Path, rows: ShardIndex, faults: list[Fault]) -> Iterator[int]:
         info, classes, told = self.manifest.image_of(self.shard), len(self.manifest.classes), 0
-        with open_file(self.folder, self.shard.name) as file, bombs_refused():
+        with path.open("rb") as file, bombs_refused():
             for row in range(len(rows)):
                 try:
                     label = int(rows.labels[row])

@@ -37,15 +37,16 @@ class Reference(Protocol):
 
 
 class PackedReference:
-    """A packed data set, in the order of its manifest.
+    """A packed data set, in the order of its manifest; with buckets, the images of its most common size,
+    which is what a model draws.
 
     With `on_error="skip"`, samples that cannot be used are left out, which a manifest of equal digest
     always does alike. Raises DataError where there is no data set.
     """
 
     def __init__(self, folder: str | Path, on_error: OnError = "fail") -> None:
-        manifest = Manifest.load(folder)
-        self._folder = folder
+        manifest = Manifest.load(folder).of_its_size()
+        self._folder, self._manifest = folder, manifest
         self._on_error: OnError = on_error
         self.digest = manifest.digest
         self.spec = manifest.spec
@@ -63,5 +64,8 @@ class PackedReference:
         yield from self._columns(0, None)
 
     def _columns(self, first: int, stop: int | None) -> Iterator[ImageBlock]:
-        for columns in read_all(self._folder, ROWS, on_error=self._on_error, first=first, stop=stop):
+        found = read_all(
+            self._folder, ROWS, on_error=self._on_error, first=first, stop=stop, manifest=self._manifest
+        )
+        for columns in found:
             yield columns["image"], columns.get("label")

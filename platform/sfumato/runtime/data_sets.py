@@ -20,9 +20,9 @@ _LISTED = 50
 
 
 def index(
-    folder: Path,
+    folder: str,
     *,
-    dest: Path | None,
+    dest: str | None,
     shards: str,
     fields: Mapping[str, Any],
     options: Mapping[str, Any],
@@ -54,7 +54,7 @@ def index(
         display.note(f"{count:,} members .{extension}: {why}")
     display.done(f"{manifest.samples:,} images, {len(manifest.shards)} shards")
     return {
-        "folder": str(dest or folder),
+        "folder": dest or folder,
         "samples": manifest.samples,
         "shards": len(manifest.shards),
         "image": [manifest.image.channels, manifest.image.height, manifest.image.width],

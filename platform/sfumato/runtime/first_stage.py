@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sfumato.core.first_stage import FirstStageConfig, recorded
+from sfumato.core.first_stage import CODES, LATENT_MEAN, FirstStageConfig, recorded
 from sfumato.data.manifest import Manifest
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.recipe import Recipe
@@ -59,6 +59,8 @@ def check_data(recipe: Recipe, manifest: Manifest) -> None:
     stage, encoder = getattr(recipe.model, "first_stage", None), manifest.encoder
     if encoder is None or not isinstance(stage, FirstStageConfig):
         return
+    if not {array.name for array in encoder.arrays} & {LATENT_MEAN, CODES}:
+        return  # its captions were encoded, not its images
     if encoder.digest != stage.digest:
         raise ConfigError(
             f"data.path: {recipe.data.path} was encoded by {encoder.run} (digest {encoder.digest[:12]}), the "

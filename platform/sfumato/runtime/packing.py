@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +13,7 @@ from sfumato.data.images import MAX_PIXELS
 from sfumato.data.manifest import Manifest
 from sfumato.data.pack import PackReport
 from sfumato.data.sources import KINDS, SourceSettings, kind_of
+from sfumato.data.storage import below
 from sfumato.errors import ConfigError
 from sfumato.recipe import explain
 from sfumato.runtime.display import Display
@@ -24,7 +24,7 @@ _LISTED = 20
 
 def pack(
     source: str,
-    dest: Path,
+    dest: str,
     *,
     options: Mapping[str, Any],
     on_error: OnError,
@@ -53,7 +53,7 @@ def pack(
     _tell(report, display)
     whole = report.manifest
     return {
-        "folder": str(dest),
+        "folder": dest,
         "samples": sum(manifest.samples for manifest in report.manifests.values()),
         "shards": sum(len(manifest.shards) for manifest in report.manifests.values()),
         "bytes": sum(manifest.bytes for manifest in report.manifests.values()),
@@ -84,8 +84,8 @@ def _tell(report: PackReport, display: Display) -> None:
         display.done(f"{manifest.samples:,} images, {len(manifest.shards)} shards{into}")
 
 
-def _split(dest: Path, split: str, manifest: Manifest) -> dict[str, Any]:
-    return {"folder": str(dest / split), "samples": manifest.samples, "digest": manifest.digest}
+def _split(dest: str, split: str, manifest: Manifest) -> dict[str, Any]:
+    return {"folder": below(dest, split), "samples": manifest.samples, "digest": manifest.digest}
 
 
 def _source(source: str, options: Mapping[str, Any]) -> SourceSettings:

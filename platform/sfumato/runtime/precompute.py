@@ -6,8 +6,10 @@ then have for themselves.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,14 +31,24 @@ from sfumato.core.first_stage import (
 from sfumato.data.batches import to_batch
 from sfumato.data.encoder_info import ArrayInfo, EncoderInfo
 from sfumato.data.manifest import Manifest, ShardInfo, verify
-from sfumato.data.precompute import ShardEncoder, check_destination, draft_folder, encode_shard, finish
+from sfumato.data.precompute import (
+    Draft,
+    ShardEncoder,
+    check_destination,
+    check_draft,
+    draft_of,
+    encode_shard,
+    finish,
+)
+from sfumato.data.storage import is_remote
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.families import config_class
-from sfumato.runtime import first_stage, ray_cluster
+from sfumato.runtime import first_stage, ray_cluster, text_encoder
 from sfumato.runtime.display import Display
+from sfumato.runtime.text_encoder import TextEncoder, TextModel
 from sfumato.sampling.model_files import load_stored
 
-Kind = Literal["auto", "latents", "codes"]
+Kind = Literal["auto", "latents", "codes", "text"]
 
 
 class AutoencoderEncoder:
@@ -70,10 +82,15 @@ class AutoencoderEncoder:
 class Job:
     """What an actor is told: plain data that travels to any node."""
 
-    stage: FirstStageConfig
+    model: FirstStageConfig | TextModel
     info: EncoderInfo
     folder: str
-    draft: str
+    draft: Draft
+
+    def encoder(self, device: str) -> ShardEncoder:
+        if isinstance(self.model, TextModel):
+            return TextEncoder(self.model, self.info, device)
+        return AutoencoderEncoder(self.model, self.info, device)
 
 
 class Encoder:
@@ -83,12 +100,12 @@ class Encoder:
         torch.set_num_threads(threads)
         self._job = job
         self._manifest = Manifest.load(job.folder)
-        self._encoder: ShardEncoder = AutoencoderEncoder(job.stage, job.info, "cuda" if gpu else "cpu")
+        self._encoder = job.encoder("cuda" if gpu else "cpu")
 
     def encode(self, number: int) -> tuple[int, ShardInfo | str]:
         try:
-            draft = Path(self._job.draft)
-            return number, encode_shard(self._job.folder, self._manifest, number, self._encoder, draft)
+            job = self._job
+            return number, encode_shard(job.folder, self._manifest, number, self._encoder, job.draft)
         except SfumatoError as error:
             return number, str(error)
 
@@ -96,47 +113,67 @@ class Encoder:
 def precompute(
     target: str,
     data: str,
-    dest: Path,
+    dest: str,
     *,
     kind: Kind,
+    tokens: int | None = None,
     actors: int,
     cpus: float,
     gpus: float,
     root: Path,
     display: Display,
 ) -> dict[str, Any]:
-    """Encode the data set in the folder `data` into `dest`; what came of it, as plain data.
+    """Encode the data set in `data` into `dest`, each a folder or URI; what came of it, as plain data.
 
-    `target` is a recipe with a first stage, or a run or model folder that can be one.
+    `target` is a recipe with a first stage, or a run or model folder that can be one; with `kind` text, the
+    folder of a text encoder.
     Raises SfumatoError, in one line, before anything is computed where that can be known.
     """
-    dest = dest.absolute()
+    folder, dest = (place if is_remote(place) else str((root / place).resolve()) for place in (data, dest))
     check_destination(dest)
-    folder = data if "://" in data else str((root / data).resolve())
-    stage = _stage(target, root)
-    manifest = verify(folder)
-    if problems := stage.problems(manifest.spec, config_class):
-        raise ConfigError(*(line.removeprefix("model.first_stage.run: ") for line in problems))
-    info = _info(stage, manifest, target, kind)
-    draft = draft_folder(dest, info)
-    draft.mkdir(parents=True, exist_ok=True)
-    job = Job(stage, info, folder, str(draft))
+    job = _job(target, folder, dest, kind, tokens, root)
+    manifest = Manifest.load(folder)
+    check_draft(job.draft)
     display.stage("precompute")
     count = min(actors, len(manifest.shards))
-    logs = draft.with_name(f"{draft.name}-logs")
-    with ray_cluster.cluster(max(1, round(count * cpus)), logs, gpus=count * gpus):
+    with _logs(job.draft) as logs, ray_cluster.cluster(max(1, round(count * cpus)), logs, gpus=count * gpus):
         shards = _encoded(job, manifest, count, cpus, gpus, display)
-    whole = finish(manifest, shards, info, draft, dest)
-    shutil.rmtree(logs, ignore_errors=True)
+    whole = finish(manifest, shards, job.info, job.draft)
     display.done(f"{whole.samples:,} samples, {len(whole.shards)} shards in {dest}")
     return {
-        "folder": str(dest),
+        "folder": dest,
         "samples": whole.samples,
         "shards": len(whole.shards),
         "bytes": whole.bytes,
-        "encoder": info.digest,
-        "arrays": {array.name: list(array.shape) for array in info.arrays},
+        "encoder": job.info.digest,
+        "arrays": {array.name: list(array.shape) for array in job.info.arrays},
     }
+
+
+def _job(target: str, folder: str, dest: str, kind: Kind, tokens: int | None, root: Path) -> Job:
+    """What there is to do, once it is known to be possible. Raises SfumatoError in one line."""
+    if tokens is not None and kind != "text":
+        raise ConfigError("--tokens has an effect with --arrays text alone; leave it out")
+    model: FirstStageConfig | TextModel
+    if kind == "text":
+        model = text_encoder.look_up((root / target).resolve(), tokens)
+        info = model.info(target, verify(folder))
+    else:
+        model = _stage(target, root)
+        info = _stage_info(model, verify(folder), target, kind)
+    return Job(model, info, folder, draft_of(dest, info))
+
+
+@contextlib.contextmanager
+def _logs(draft: Draft) -> Iterator[Path]:
+    """Where Ray's logs go: kept, beside a local destination, when the work fails."""
+    if is_remote(draft.dest):
+        with tempfile.TemporaryDirectory(prefix="sfumato-logs-") as scratch:
+            yield Path(scratch)
+        return
+    logs = Path(f"{draft.place}-logs")
+    yield logs
+    shutil.rmtree(logs, ignore_errors=True)
 
 
 def _stage(target: str, root: Path) -> FirstStageConfig:
@@ -152,7 +189,14 @@ def _stage(target: str, root: Path) -> FirstStageConfig:
     return stage
 
 
-def _info(stage: FirstStageConfig, manifest: Manifest, target: str, kind: Kind) -> EncoderInfo:
+def _stage_info(stage: FirstStageConfig, manifest: Manifest, target: str, kind: Kind) -> EncoderInfo:
+    if problems := stage.problems(manifest.spec, config_class):
+        raise ConfigError(*(line.removeprefix("model.first_stage.run: ") for line in problems))
+    if manifest.of_its_size() is not manifest:
+        raise ConfigError(
+            f"{manifest.name} has images of several sizes, and the arrays of an encoder have one shape: pack "
+            "with a size instead of buckets"
+        )
     assert stage.model is not None
     assert stage.digest is not None
     spec = stage.open(config_class).spec

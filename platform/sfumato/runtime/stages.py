@@ -20,9 +20,10 @@ from sfumato.data import pack as packing
 from sfumato.data import pools
 from sfumato.data.layout import TRAIN
 from sfumato.data.manifest import Manifest, verify
+from sfumato.data.storage import above, below
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.recipe import Recipe
-from sfumato.runtime import first_stage, ray_cluster
+from sfumato.runtime import first_stage, ray_cluster, sizes
 from sfumato.runtime.display import Display
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.sampling.generator import Generator
@@ -58,9 +59,10 @@ def session(recipe: Recipe, display: Display, *, root: Path, fresh: bool = False
     manifest = _packed(recipe, display)
     recipe.check(manifest.spec, manifest.samples)
     first_stage.check_data(recipe, manifest)
-    pools.check(recipe.data, manifest)
-    folder = RunFolder.of(recipe, manifest.digest, fresh=fresh)
-    folder.create(recipe, manifest.digest)
+    sizes.check(recipe, manifest, pools.check(recipe.data, manifest))
+    content = pools.content_digest(recipe.data, manifest)
+    folder = RunFolder.of(recipe, content, fresh=fresh)
+    folder.create(recipe, content)
     for warning in ray_cluster.warnings(recipe.parallel):
         display.note(warning)
     with _tracked(recipe, manifest, folder, root) as tracker:
@@ -113,7 +115,7 @@ def train(session: Session) -> dict[str, Any]:
     from sfumato.runtime import ray_train
 
     recipe, folder, display = session.recipe, session.folder, session.display
-    key = _key(recipe.digest(), session.manifest.digest)
+    key = _key(recipe.digest(), pools.content_digest(recipe.data, session.manifest))
     done = folder.stage_result("train", key)
     ended = done is not None and (
         done["images"] >= recipe.train.images or recipe.evaluate.early_stop is not None
@@ -252,18 +254,16 @@ def _packed(recipe: Recipe, display: Display) -> Manifest:
             f"data.path={data.path!r} has no manifest.json; pack images there with "
             f"`sfumato pack SOURCE {data.path}` or say in data.source what to pack"
         )
-    if "://" in data.path:
-        raise ConfigError(f"data.path={data.path!r} has no manifest.json, and only local folders are packed")
-    place = Path(data.path)
-    if data.source.val and place.name != TRAIN:
+    parent, name = above(data.path)
+    if data.source.val and name != TRAIN:
         raise ConfigError(
             f"data.source.val={data.source.val} splits into folders train and val: let data.path be that of "
-            f"train, for example {data.path}/{TRAIN}"
+            f"train, for example {below(data.path, TRAIN)}"
         )
     display.stage("pack")
     report = packing.pack(
         data.source,
-        place.parent if data.source.val else place,
+        parent if data.source.val else data.path,
         on_error=data.on_error,
         max_errors=data.max_errors,
         max_pixels=data.max_pixels,

@@ -7,7 +7,6 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from sfumato import parallel as strategies
 from sfumato.core.batch import MicroBatch
 from sfumato.core.progress import Progress
 from sfumato.data import local
-from sfumato.data.faults import Fault
 from sfumato.data.manifest import Manifest
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError, TrainingError
 from sfumato.parallel import Placement, Strategy
@@ -30,6 +28,7 @@ from sfumato.runtime.culprits import batch_keys, shown
 from sfumato.runtime.job import TrainJob
 from sfumato.runtime.preview import preview
 from sfumato.runtime.run_folder import snapshot_folder
+from sfumato.runtime.skipped import SkippedSamples
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.loop import Hook, Shares, Trainer, install
@@ -83,6 +82,7 @@ class _Worker:
         self._token = self._folder.claim() if self._leads else ""
         self._tracker = job.tracker.open() if self._leads else None
         self._handler = BoardHandler(job.board) if self._leads else None
+        self._skipped = SkippedSamples(self._folder, self._tracker)
 
     def run(self) -> dict[str, Any] | None:
         recipe = self._recipe
@@ -110,6 +110,7 @@ class _Worker:
             averages=averages,
         )
         resumed = self._resume(store)
+        self._read()  # the first blocks arrive while the preview is drawn
         if resumed == 0 and recipe.train.preview_samples:
             self._preview(self._trainer.progress)  # the first picture of the slider: the untrained network
         started = time.perf_counter()
@@ -119,7 +120,7 @@ class _Worker:
         self._writer.close()
         if self._writer.failures and checkpoints.newest_images(store) < progress.images:
             raise CheckpointError(self._writer.failures[-1])
-        self._export(progress)
+        self._save_model(self._folder.model, progress)
         if self._tracker is None:
             return None
         self._tracker.close()
@@ -159,15 +160,11 @@ class _Worker:
 
         What a machine got wrong does not happen again. What the recipe got wrong does, on the same batch.
         """
-        reader, train = ray.train.get_dataset_shard("train"), self._recipe.train
         failed: int | None = None
         while True:
-            shares = reader.batches(
-                images=self._trainer.progress.images, batch=train.batch, micro_batch=train.micro_batch
-            )
             try:
-                with contextlib.closing(shares):
-                    progress = self._train(shares)
+                with contextlib.closing(self._reading):
+                    progress = self._train(self._reading)
             except NotFinite as error:
                 self._writer.wait()
                 again = failed is not None and error.bad.images <= failed
@@ -175,9 +172,17 @@ class _Worker:
                     raise self._explained(error) from error
                 failed = error.bad.images
                 self._note(f"{error}: back to the last checkpoint")
+                self._read()
             else:
-                self._report_faults(shares.faults)
+                self._list_skipped()
+                self._note(self._skipped.text)
                 return progress
+
+    def _read(self) -> None:
+        train = self._recipe.train
+        self._reading = ray.train.get_dataset_shard("train").batches(
+            images=self._trainer.progress.images, batch=train.batch, micro_batch=train.micro_batch
+        )
 
     def _explained(self, error: NotFinite) -> TrainingError:
         keys = batch_keys(self._recipe, self._manifest, error.bad.images)
@@ -244,6 +249,7 @@ class _Worker:
     def _checkpoint(self, progress: Progress) -> None:
         self._trainer.log()
         before = len(self._writer.failures)
+        self._list_skipped()
         self._writer.save(self._strategy.state(), images=progress.images, step=progress.step)
         for failure in self._writer.failures[before:]:
             self._note(f"{failure}; the checkpoints before it stay, training goes on")
@@ -265,9 +271,6 @@ class _Worker:
             image.save(path)
             self._tracker.image("samples", image, step=progress.images)
 
-    def _export(self, progress: Progress) -> None:
-        self._save_model(self._folder.model, progress)
-
     def _save_model(self, folder: Path, progress: Progress) -> None:
         weights = self._strategy.weights(self._family.samplers)
         if self._leads:
@@ -280,13 +283,10 @@ class _Worker:
                 images=progress.images,
             )
 
-    def _report_faults(self, faults: Sequence[Fault]) -> None:
-        """List the samples that any rank skipped, in the run's folder and in MLflow."""
-        found = sorted({str(fault) for part in self._gather(list(faults)) for fault in part})
-        if found and self._tracker is not None:
-            self._folder.write_json("skipped.json", found)
-            self._tracker.artifact(self._folder.path / "skipped.json")
-            self._note(f"{len(found)} samples could not be used and were skipped; skipped.json lists them")
+    def _list_skipped(self) -> None:
+        """At every checkpoint, so that a run that goes on from it knows what was skipped before."""
+        if self._recipe.data.on_error == "skip":
+            self._skipped.add(self._gather(self._reading.faults))
 
     def _gather(self, value: Any) -> list[Any]:
         if self._strategy.placement.world_size == 1:
@@ -296,5 +296,5 @@ class _Worker:
         return values
 
     def _note(self, text: str) -> None:
-        if self._leads:
+        if self._leads and text:
             self._job.board.note.remote(text)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sfumato.data.fetching import listed
 from sfumato.data.sources.digits import DigitsSource
 from sfumato.data.sources.folder import FolderSource
 from sfumato.data.sources.huggingface import SPLITS, STATE, HuggingFaceSource
-from sfumato.data.sources.idx import IdxSource, holds_idx
+from sfumato.data.sources.idx import IMAGES, IdxSource, holds_idx
 from sfumato.data.sources.listing import ListingSource
 from sfumato.data.sources.npz import NpzSource
 from sfumato.data.sources.parquet import ParquetSource
 from sfumato.data.sources.webdataset import WebDatasetSource
+from sfumato.data.storage import filesystem, is_remote
 
 SourceSettings = (
     DigitsSource
@@ -39,9 +41,13 @@ def kind_of(text: str) -> str:
     """The kind of source that a word on the command line means: `digits`, or what lies at a path."""
     if text == "digits":
         return "digits"
+    if is_remote(text):
+        return _kind_of_remote(text)
     path = Path(text).expanduser()
-    if path.is_dir():
-        return _kind_of_folder(path)
+    return _kind_of_folder(path) if path.is_dir() else _kind_of_file(path)
+
+
+def _kind_of_file(path: Path) -> str:
     name = path.name.lower().removesuffix(".gz")
     by_suffix = {".npz": "npz", ".parquet": "parquet", ".tar": "webdataset"}
     by_suffix |= dict.fromkeys((".csv", ".tsv", ".jsonl"), "listing")
@@ -60,6 +66,21 @@ def _kind_of_folder(path: Path) -> str:
     if next(path.rglob("*.parquet"), None) is not None:
         return "parquet"
     return "folder"
+
+
+def _kind_of_remote(uri: str) -> str:
+    """By names alone; what lies there may be large, and is fetched when it is packed."""
+    names = [path for path, _ in listed(uri)]
+    top = {name for name in names if "/" not in name}
+    if not names or names == [""]:
+        return _kind_of_file(Path(filesystem(uri)[1]))
+    if top & {STATE, SPLITS}:
+        return "huggingface"
+    if top & {name + suffix for name in IMAGES.values() for suffix in ("", ".gz")}:
+        return "idx"
+    if any(name.endswith(".tar") for name in top):
+        return "webdataset"
+    return "parquet" if any(name.endswith(".parquet") for name in names) else "folder"
 
 
 def source_named(text: str) -> SourceSettings:

@@ -63,14 +63,19 @@ def tars(root: Path, pattern: str) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise DataError(f"{root}: no such file or folder")
-    if "/" in pattern or "\\" in pattern:
-        raise DataError(
-            f"shards={pattern!r}: a pattern of file names in one folder, for example 'train-*.tar'"
-        )
+    check_pattern(pattern)
     found = sorted(path for path in root.glob(pattern) if path.is_file())
     if not found:
         raise DataError(f"{root}: no file {pattern} there")
     return found
+
+
+def check_pattern(pattern: str) -> None:
+    """Raises DataError for what is no pattern of file names in one folder."""
+    if "/" in pattern or "\\" in pattern:
+        raise DataError(
+            f"shards={pattern!r}: a pattern of file names in one folder, for example 'train-*.tar'"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,10 @@ class DiffusionConfig(FamilyConfig):
         """Whether the network sees class labels, and sampling takes them."""
         return self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
 
+    def takes_several_sizes(self) -> bool:
+        """The U-Net on pixels does: it is made of convolutions and attention without positions."""
+        return isinstance(self.network, UNetConfig) and self.first_stage is None
+
     def label_dropout(self, data: DataSpec) -> float:
         """The share of labels that training drops."""
         if not self.conditional(data) or not isinstance(self.objective, GuidableObjective):

@@ -1,0 +1,113 @@
+"""Sources in object storage: brought to a local disk once, since packing reads samples in another order.
+
+What was fetched keeps the time at which it was last changed, which says whether a shard that was packed from
+it is still what packing it again would give.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from pyarrow import fs
+
+from sfumato.data.location import download
+from sfumato.data.storage import above, check_bucket, explained, filesystem, is_remote, retried
+from sfumato.data.tasks import OnProgress
+from sfumato.data.writing import entries
+from sfumato.errors import DataError
+
+if TYPE_CHECKING:
+    from sfumato.data.sources import SourceSettings
+
+_AT_ONCE = 16
+_WITH_NEIGHBOURS = ("idx", "listing")
+"""Kinds of which a single file means others beside it."""
+
+
+def local(
+    config: SourceSettings, scratch: Path, progress: OnProgress | None, stage: Callable[[str], None]
+) -> SourceSettings:
+    """The source as it is, or, where its path is a URI, of files fetched into `scratch`.
+
+    `scratch` has to be on a disk that all workers see. Raises DataError where nothing can be fetched.
+    """
+    path = getattr(config, "path", "")
+    if not is_remote(path):
+        return config
+    stage("fetch")
+    if config.kind in _WITH_NEIGHBOURS and [name for name, _ in listed(path)] == [""]:
+        folder, name = above(path)
+        place = fetched(folder, scratch / "source", progress) / name
+    else:
+        place = fetched(path, scratch / "source", progress)
+    return config.model_copy(update={"path": str(place)})
+
+
+def fetched(uri: str, folder: Path, progress: OnProgress | None = None) -> Path:
+    """A local copy below `folder`, of the same name, of a file or of everything in a folder.
+
+    Files that are there already, of the same size and time, are kept.
+    """
+    found = listed(uri)
+    if not found:
+        check_bucket(uri)
+        raise DataError(f"{uri}: no such file or folder")
+    target = folder / PurePosixPath(filesystem(uri)[1]).name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    total = sum(info.size for _, info in found)
+    if total > (free := shutil.disk_usage(target.parent).free):
+        raise DataError(
+            f"{uri}: {total:,} bytes do not fit on the {free:,} that {target.parent} has left; name a larger "
+            "disk in TMPDIR, or make an index where it lies (`sfumato data index`)"
+        )
+    done = 0
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for size in pool.map(lambda one: _fetch(uri, one[0], one[1], target), found):
+            done += size
+            if progress is not None:
+                progress(done, total)
+    return target
+
+
+def listed(uri: str) -> list[tuple[str, fs.FileInfo]]:
+    """Every file at a URI by its name below it, sorted; a file itself has the empty name.
+
+    Raises DataError for names that would lead elsewhere on a disk.
+    """
+    place, root = filesystem(uri)
+    try:
+        itself = retried(lambda: place.get_file_info(root), uri)
+    except OSError as error:
+        raise explained(uri, "the source", error) from error
+    if itself.type == fs.FileType.File:
+        return [("", itself)]
+    found = []
+    for info in entries(uri):
+        name = info.path.removeprefix(f"{root}/")
+        if ".." in name.split("/") or "\\" in name or not name.isprintable():
+            raise DataError(f"{uri}: {name!a}: its name leads out of the folder, or is no text")
+        if info.type == fs.FileType.File:
+            found.append((name, info))
+    return found
+
+
+def _fetch(uri: str, name: str, info: fs.FileInfo, target: Path) -> int:
+    path = target / name if name else target
+    size, time_ns = int(info.size), int(info.mtime_ns or 0)
+    if path.is_file() and (path.stat().st_size, path.stat().st_mtime_ns) == (size, time_ns):
+        return size
+    draft = path.with_name(f"{path.name}.fetching")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder, own = above(uri) if not name else (uri, name)
+        download(folder, own, draft)
+        os.utime(draft, ns=(time_ns, time_ns))
+        os.replace(draft, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return size

@@ -1,0 +1,126 @@
+"""Files written to wherever a data set is to lie: a local folder, or a URI (s3://, gs://).
+
+Object storage has no rename: a file appears there when all of it has arrived, and what belongs together is
+held together by what is written last, the manifest. Uploads outlast an outage like reads do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from sfumato.data.location import PIECE, size_of
+from sfumato.data.storage import explained, filesystem, is_remote, names_below, retried
+from sfumato.errors import DataError
+
+T = TypeVar("T")
+
+
+def write_bytes(folder: str, name: str, data: bytes | pa.Buffer) -> None:
+    """Write a small file, all or nothing. Raises DataError where a remote one cannot be written."""
+    found, root = filesystem(folder)
+    if is_remote(folder):
+
+        def send() -> None:
+            with found.open_output_stream(f"{root}/{name}") as stream:
+                stream.write(data)
+
+        _tried(send, folder, name)
+        return
+    target = Path(root) / name
+    draft = target.with_name(f"{target.name}.part")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, target)
+
+
+@contextlib.contextmanager
+def workplace(folder: str) -> Iterator[Path]:
+    """A local folder in which files are made: the folder itself, or a scratch one until `publish`."""
+    if is_remote(folder):
+        with tempfile.TemporaryDirectory(prefix="sfumato-upload-") as scratch:
+            yield Path(scratch)
+        return
+    place = Path(filesystem(folder)[1])
+    place.mkdir(parents=True, exist_ok=True)
+    yield place
+
+
+def publish(folder: str, place: Path, names: Sequence[str]) -> None:
+    """Bring files of a workplace, in this order, to the folder that it was made for."""
+    if is_remote(folder):
+        for name in names:
+            upload(folder, name, place / name)
+
+
+def upload(folder: str, name: str, path: Path) -> None:
+    """Copy a local file to a remote one. Raises DataError, also where it did not arrive whole."""
+    found, root = filesystem(folder)
+
+    def send() -> None:
+        with path.open("rb") as source, found.open_output_stream(f"{root}/{name}") as target:
+            shutil.copyfileobj(source, target, PIECE)
+
+    _tried(send, folder, name)
+    if (arrived := size_of(folder, name)) != path.stat().st_size:
+        raise DataError(f"{folder}: {name}: {arrived or 0:,} of {path.stat().st_size:,} bytes arrived")
+
+
+def remove(folder: str, name: str) -> None:
+    """Delete a remote file, if there is one."""
+
+    def delete() -> None:
+        found, root = filesystem(folder)
+        with contextlib.suppress(FileNotFoundError):
+            found.delete_file(f"{root}/{name}")
+
+    if size_of(folder, name) is not None:
+        _tried(delete, folder, name)
+
+
+def remove_tree(folder: str, name: str) -> None:
+    """Delete everything below a remote folder."""
+
+    def delete() -> None:
+        found, root = filesystem(folder)
+        # What is in it goes first; Google's client then misses a marker of the folder that nobody made.
+        with contextlib.suppress(FileNotFoundError):
+            found.delete_dir(f"{root}/{name}")
+
+    _tried(delete, folder, name)
+
+
+def entries(folder: str, name: str = "") -> list[fs.FileInfo]:
+    """Files and folders below a folder at any depth, sorted by path; none where there is no such.
+
+    Raises DataError where that cannot be told.
+    """
+    found, root = filesystem(folder)
+    place = f"{root}/{name}" if name else root
+    selector = fs.FileSelector(place, allow_not_found=True, recursive=True)
+    listed = _tried(lambda: found.get_file_info(selector), folder, name or "its files")
+    # Some stores list a marker object for the folder itself.
+    return sorted((info for info in listed if info.path.rstrip("/") != place), key=lambda info: info.path)
+
+
+def names_in(folder: str) -> set[str]:
+    """Names of the files and folders in a folder."""
+    found, root = filesystem(folder)
+    return set(_tried(lambda: names_below(found, root), folder, "its files"))
+
+
+def _tried(action: Callable[[], T], folder: str, name: str) -> T:
+    try:
+        return retried(action, f"{folder}: {name}")
+    except OSError as error:
+        raise explained(folder, name, error) from error

@@ -1,0 +1,44 @@
+"""Data with images of several sizes (buckets) and a model that cannot take them: told before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sfumato.data.manifest import Manifest
+from sfumato.data.pools import Pool
+from sfumato.errors import ConfigError
+from sfumato.recipe import Recipe
+
+_LISTED = 4
+
+
+def check(recipe: Recipe, manifest: Manifest, pools: Sequence[Pool]) -> None:
+    """Raises ConfigError, in one line, where the recipe's model cannot train on all sizes of its data."""
+    found = sorted({pool.size for pool in pools})
+    if len(found) == 1:
+        return
+    model = recipe.model
+    if not model.takes_several_sizes():
+        raise ConfigError(
+            f"data.path: the images have {len(found)} sizes ({_shown(found)}), and this model of family "
+            f"{model.family} takes one: pack with a size instead of buckets, or take family diffusion with "
+            "network.kind=unet, on pixels"
+        )
+    problems = [
+        f"{problem} (of the images that are {width}x{height})"
+        for height, width in found
+        for problem in model.problems(replace(manifest.spec, height=height, width=width))
+    ]
+    if manifest.encoder is not None:
+        problems.append(
+            f"data.path: {recipe.data.path} was encoded beforehand, which needs images of one size"
+        )
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+
+
+def _shown(sizes: Sequence[tuple[int, int]]) -> str:
+    """The first few, WIDTHxHEIGHT."""
+    names = [f"{width}x{height}" for height, width in sizes]
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")

@@ -1,0 +1,139 @@
+"""A training run whose storage is stopped for twenty seconds and started again ends on the same weights.
+
+The reference is computed by a plain process without Ray, from a local disk (tests/parity/train_rank.py).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import torch
+import yaml
+from pyarrow import fs
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
+from launch import launch
+
+from sfumato.families.diffusion import Config
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+OUTAGE_S = 20.0
+STREAMS = 8
+TRAIN = {
+    "images": 6_000 * STREAMS,  # a minute of steps of one row a stream, on an idle core
+    "batch": STREAMS,
+    "micro_batch": STREAMS,
+    "log_every": 100 * STREAMS,
+    "preview_samples": 0,
+    "checkpoint": {"every": 500 * STREAMS},
+}
+
+
+class Server(Protocol):
+    endpoint: str
+    bucket: str
+    environment: dict[str, str]
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def calm(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("calm")
+    return launch(
+        folder, world_size=1, strategy="single", family="diffusion", data=str(digits_data), train=TRAIN
+    )
+
+
+@pytest.fixture
+def storage(s3_server: Server, digits_data: Path) -> fs.FileSystem:
+    """The bucket, with the digits in it."""
+    store = fs.S3FileSystem(
+        access_key=s3_server.environment["AWS_ACCESS_KEY_ID"],
+        secret_key=s3_server.environment["AWS_SECRET_ACCESS_KEY"],
+        endpoint_override=s3_server.endpoint,
+    )
+    fs.copy_files(str(digits_data), f"{s3_server.bucket}/outage/digits", destination_filesystem=store)
+    return store
+
+
+def wait_for(what: str, found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 600
+    while not found():
+        assert process.poll() is None, f"ended before {what}: {process.stderr.read()}"
+        assert time.monotonic() < end, f"no {what}"
+        time.sleep(0.2)
+
+
+def recipe(folder: Path, data: str, checkpoints: str | None) -> Path:
+    model = Config.tiny().model_dump(mode="json")
+    model["optimizer"]["eps"] = 1e-5  # as the reference's rank sets it
+    train: dict[str, Any] = {**TRAIN, "checkpoint": {**TRAIN["checkpoint"], "uri": checkpoints}}
+    content = {
+        "name": "tiny",
+        "seed": 3,
+        "storage": "runs",
+        "data": {"path": data, "streams": STREAMS, "shuffle_window": 100, "read_tasks": 1},
+        "model": model,
+        "train": train,
+        "parallel": {"workers": 1, "strategy": "single", "threads_per_worker": 1},
+        "tracking": {"system_metrics": False},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("there", ["data", "checkpoints"])
+def test_a_server_stopped_for_20_seconds_changes_no_bit(
+    there: str,
+    s3_server: Server,
+    storage: fs.FileSystem,
+    digits_data: Path,
+    calm: dict[str, torch.Tensor],
+    tmp_path: Path,
+) -> None:
+    bucket = f"{s3_server.bucket}/outage"
+    data = f"s3://{bucket}/digits" if there == "data" else str(digits_data)
+    written = f"{bucket}/checkpoints"
+    path = recipe(tmp_path, data, f"s3://{written}" if there == "checkpoints" else None)
+
+    def a_checkpoint() -> bool:
+        if there == "data":
+            return any(tmp_path.glob("runs/*/checkpoints/images-*/manifest.json"))
+        found = storage.get_file_info(fs.FileSelector(written, recursive=True, allow_not_found=True))
+        return any(info.base_name == "manifest.json" for info in found)
+
+    environment = {**os.environ, **s3_server.environment, "AWS_ENDPOINT_URL": s3_server.endpoint}
+    command = [sys.executable, "-m", "sfumato", "train", str(path)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for("a checkpoint", a_checkpoint, process)
+        s3_server.stop()
+        try:
+            time.sleep(OUTAGE_S)
+        finally:
+            s3_server.start()
+        assert process.poll() is None, "training was over before the server was back"
+        _, said = process.communicate(timeout=900)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    logs = [log.read_text(errors="replace") for log in tmp_path.glob("runs/*/logs/ray/worker-*.err")]
+    assert any("trying again" in text for text in [said, *logs]), "nobody felt the outage"
+    (model,) = tmp_path.glob("runs/tiny-*/model")
+    found = load_file(model / "ema.safetensors")
+    assert len(found) == sum(name.startswith("ema/") for name in calm)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, calm[f"ema/{name}"]), name
