@@ -29,6 +29,7 @@ class Making:
     extractors: Sequence[Extractor]
     pairs: Mapping[str, PairMetric]
     reference: Reference
+    captions: bool = False
 
     def __call__(self) -> BlockMaker:
         """The maker, with a model of its own."""
@@ -37,7 +38,13 @@ class Making:
     def with_source(self, source: SampleSource) -> BlockMaker:
         """The maker around a model that is already here."""
         return BlockMaker(
-            source, self.extractors, seed=self.settings.seed, pairs=self.pairs, reference=self.reference
+            source,
+            self.extractors,
+            seed=self.settings.seed,
+            pairs=self.pairs,
+            reference=self.reference,
+            captions=self.captions,
+            settings=self.settings.metric_options,
         )
 
 
@@ -49,9 +56,9 @@ def make_missing(
     progress: ProgressCallback | None,
 ) -> None:
     """Makes and stores every block of the plan that is not stored yet."""
-    everything = [*plan.tasks, *plan.likelihood]
+    everything = [*plan.tasks, *plan.likelihood, *plan.paths]
     tasks = plan.store.missing(everything)
-    total = plan.samples + plan.real_images
+    total = plan.samples + plan.real_images + plan.pairs
     done = len(everything) - len(tasks)
 
     def tell() -> None:

@@ -178,6 +178,7 @@ def _record(target: Target, recipe: Recipe, report: EvaluationReport, root: Path
     tracker = handle.open("evaluate")
     try:
         tracker.metrics(figures_of(report), step=images)
+        tracker.tags(report.tags())
     finally:
         tracker.close()
 
