@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from sklearn.datasets import load_digits
 
 from sfumato.data.manifest import Manifest
@@ -16,6 +18,7 @@ from sfumato.data.pack import pack
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.images import Resized, open_images
+from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.report import read_report
 from sfumato.evaluation.stage import evaluate, evaluate_images
 from sfumato.families.diffusion import Config as Diffusion
@@ -119,6 +122,16 @@ def test_an_autoencoder_is_measured_by_what_it_reconstructs(
     assert "rfd_classifier" in report.metrics and "precision" not in report.metrics
     stored = json.loads((tmp_path / "o" / "report.json").read_text())
     assert stored["kind"] == "reconstructions" and stored["samples"] == 130
+    said = io.StringIO()
+    request = Request(
+        {"actors": 0, "feature_options": CLASSIFIER, "samples": 130},
+        against=str(digits_data),
+        out=tmp_path / "o",
+    )
+    target = target_of(str(model), root=tmp_path)
+    again = measure(target, request, [], root=tmp_path, display=Display(Console(file=said, width=500)))
+    assert again["kind"] == "reconstructions" and again["metrics"] == dict(report.metrics)
+    assert "draws no images of its own: its reconstructions count" in said.getvalue()
     with pytest.raises(ConfigError, match="presicion"):
         settings(metrics="presicion").select(spec, conditional=True)
 
@@ -167,6 +180,33 @@ def test_statistics_in_the_usual_file_stand_in_for_the_images_of_a_reference(
     np.savez(tmp_path / "small.npz", mu=np.zeros(4), sigma=np.eye(4))
     with pytest.raises(DataError, match="has 4 dimensions and features efficientnet_lite0 1280"):
         run(few, tmp_path / "small.npz", tmp_path, **features)
+
+
+def test_every_metric_that_labelled_images_allow_is_had_by_its_name_with_an_interval(
+    digits_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    names = [
+        name
+        for name, metric in all_metrics().items()
+        if not (metric.needs_likelihood or metric.needs_captions or metric.needs_paths)
+        and not metric.only_features
+        and name != "lpips_diversity"  # needs weights and larger images
+    ]
+    assert {"fd_infinity", "intra_fd", "kid", "realism", "authenticity", "classification_score"} < set(names)
+    report = evaluate_images(
+        settings(samples=1_000, metrics=tuple(names), metric_options={"cas_seen": 2_000, "kid_subsets": 20}),
+        images=open_images(str(digits_data)),
+        reference=open_images(str(digits_data)),
+        out=tmp_path / "out",
+        cache=cache,
+    )
+    assert {metric for metric, _ in report.computed_on.values()} == set(names)
+    for figure, value in report.metrics.items():
+        found = report.intervals[figure]
+        assert float(str(found["low"])) <= value <= float(str(found["high"])), figure
+        assert found["method"], figure
+        assert figure in report.details
+        assert report.tags()[f"sfumato.eval.{figure}"].startswith("classifier, ")
 
 
 def test_copies_are_told_from_new_images_by_held_out_ones_and_shown(

@@ -319,7 +319,8 @@ def test_path_lengths_are_made_by_the_workers_and_are_the_same_for_any_number_of
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "few.npz", images=rng.integers(0, 256, (40, 32, 32), dtype=np.uint8))
+    pixels = rng.integers(0, 256, (40, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "few.npz", images=pixels, labels=np.arange(40) % 2)
     pack(str(tmp_path / "few.npz"), tmp_path / "few")
     with seeded(0, "alexnet"):
         state = {name: value for name, value in Lpips().state_dict().items() if name.startswith("features.")}
@@ -334,7 +335,7 @@ def test_path_lengths_are_made_by_the_workers_and_are_the_same_for_any_number_of
             EvaluateSettings(
                 samples=70,
                 actors=actors,
-                features="efficientnet_lite0",
+                feature_options={"classifier": {"seen": 256, "base": 8, "dim": 8}},
                 metrics=("perceptual_path_length", "memorisation"),
                 metric_options={"path_pairs": 130, "memorisation_quantile": 0.1},
                 cpus_per_actor=0.5,

@@ -22,7 +22,7 @@ from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.lpips import Lpips, load
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions, MetricSettings
-from sfumato.evaluation.metrics.path_length import interpolated, lengths, trimmed
+from sfumato.evaluation.metrics.path_length import Ruler, interpolated, trimmed
 from sfumato.evaluation.source import LatentGenerator
 from sfumato.families.gan.config import DcganConfig, GanConfig, SamplingConfig
 from sfumato.sampling.generator import Generator
@@ -102,7 +102,7 @@ def test_the_path_length_equals_torchmetrics(
     model = gan()
     settings = MetricSettings(path_sampling=sampling, path_interpolation=how)
     source = LatentGenerator(model, {}, "cpu", None)  # type: ignore[arg-type]
-    ours = lengths(*source.steps(0, seed=5, labels_B=None, settings=settings), settings)
+    ours = Ruler.of(settings).lengths(*source.steps(0, seed=5, labels_B=None, settings=settings))
 
     rows = range(model.block)
     a, b = (SampleRng(derive(5, "path", end), rows).normal(6).double() for end in ("from", "to"))
@@ -144,7 +144,7 @@ def test_a_model_that_does_not_move_has_length_nothing_and_a_livelier_one_is_lon
         last.weight.data.mul_(factor)  # type: ignore[union-attr, operator]
         source = LatentGenerator(model, {}, "cpu", None)  # type: ignore[arg-type]
         steps = source.steps(0, seed=0, labels_B=None, settings=settings)
-        found.append(trimmed(lengths(*steps, settings))[0])
+        found.append(trimmed(Ruler.of(settings).lengths(*steps))[0])
     assert found[0] == 0
     assert found[2] > 1.5 * found[1] > 0
 

@@ -18,8 +18,8 @@ import numpy as np
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.captions import GivesCaptions, ReadsCaptions
 from sfumato.evaluation.features.extractor import Extractor, one_thread
-from sfumato.evaluation.metrics.metric import DEFAULTS, FeatureSet, MetricSettings, PairMetric
-from sfumato.evaluation.metrics.path_length import lengths
+from sfumato.evaluation.metrics.metric import FeatureSet, PairMetric
+from sfumato.evaluation.metrics.path_length import Ruler
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.source import Drawn, GivesLikelihood, SampleSource, WalksLatents
 from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
@@ -78,16 +78,16 @@ class BlockMaker:
         pairs: Mapping[str, PairMetric],
         reference: Reference | None = None,
         captions: bool = False,
-        settings: MetricSettings = DEFAULTS,
+        ruler: Ruler | None = None,
     ) -> None:
-        """`captions`: extract features of the images' captions too. `settings` say how paths are walked."""
+        """`captions`: extract features of the images' captions too. `ruler` measures steps in latents."""
         self._source = source
         self._extractors = extractors
         self._seed = seed
         self._pairs = pairs
         self._reference = reference
         self._captions = captions
-        self._settings = settings
+        self._ruler = ruler
 
     def make(self, task: Task) -> Block:
         start = time.perf_counter()
@@ -134,11 +134,11 @@ class BlockMaker:
 
     def _path(self, task: Task) -> Float64Array:
         assert isinstance(self._source, WalksLatents)
-        settings = self._settings
+        assert self._ruler is not None
         a_BCHW, b_BCHW = self._source.steps(
-            task.index, seed=self._seed, labels_B=task.labels_B, settings=settings
+            task.index, seed=self._seed, labels_B=task.labels_B, settings=self._ruler.settings
         )
-        return lengths(a_BCHW, b_BCHW, settings)
+        return self._ruler.lengths(a_BCHW, b_BCHW)
 
     def _check_images(self, index: int, images: UInt8Array) -> None:
         spec, source = self._source.spec, self._source

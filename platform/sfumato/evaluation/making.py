@@ -10,6 +10,7 @@ from sfumato.evaluation.blocks import Block, BlockMaker, Task
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.metrics.metric import PairMetric
+from sfumato.evaluation.metrics.path_length import Ruler
 from sfumato.evaluation.plan import Plan
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.source import LoadSource, SampleSource
@@ -30,6 +31,7 @@ class Making:
     pairs: Mapping[str, PairMetric]
     reference: Reference
     captions: bool = False
+    ruler: Ruler | None = None
 
     def __call__(self) -> BlockMaker:
         """The maker, with a model of its own."""
@@ -44,7 +46,7 @@ class Making:
             pairs=self.pairs,
             reference=self.reference,
             captions=self.captions,
-            settings=self.settings.metric_options,
+            ruler=self.ruler,
         )
 
 

@@ -13,7 +13,7 @@ from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.labels import stratified_labels
 from sfumato.evaluation.metrics.metric import FeatureSet
-from sfumato.evaluation.metrics.path_length import identity as path_identity
+from sfumato.evaluation.metrics.path_length import Ruler
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.reference_features import class_counts
 from sfumato.evaluation.selection import Selection
@@ -69,6 +69,7 @@ def plan_blocks(
     extractors: Sequence[Extractor],
     real: Mapping[str, FeatureSet],
     reference: Reference,
+    ruler: Ruler | None,
     out: Path,
 ) -> Plan:
     """What has to be made, in the order in which it is put together."""
@@ -78,7 +79,7 @@ def plan_blocks(
     counts_K = class_counts(next(iter(real.values())), source.spec.num_classes) if asked else None
     if asked and counts_K is None:  # a reference whose images are not there: all classes alike
         counts_K = np.ones(source.spec.num_classes, np.int64)
-    pairs = settings.metric_options.path_pairs if selection.needs_paths else 0
+    pairs = 0 if ruler is None else ruler.settings.path_pairs
     path_blocks = -(-pairs // source.block)
     most = max(blocks, path_blocks) * source.block
     label_N = None if counts_K is None else stratified_labels(counts_K, most)
@@ -105,7 +106,7 @@ def plan_blocks(
         None if counts_K is None else counts_K.tolist(),
         sorted(selection.pairs),
         reference.digest if likelihood else None,
-        path_identity(settings.metric_options) if paths else None,
+        None if ruler is None else ruler.identity,
         selection.needs_captions,
     )
     kept = None if label_N is None else label_N[:samples]

@@ -50,7 +50,7 @@ class EvaluationReport:
     neighbours: str | None = None
     """File name of the picture of samples above their nearest reference images."""
     computed_on: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """The metric and the features behind a figure, by the figure's name."""
+    """The metric and the features behind a figure that is computed on features, by the figure's name."""
     source_digest: str = ""
     labels_digest: str = ""
     """Equal in two reports whose sample i was asked for by the same class, or both by none."""

@@ -23,6 +23,7 @@ from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.making import Making, ProgressCallback, make_missing
 from sfumato.evaluation.measure import measure
 from sfumato.evaluation.metrics.metric import FeatureSet
+from sfumato.evaluation.metrics.path_length import Ruler
 from sfumato.evaluation.pictures import write_neighbours, write_preview
 from sfumato.evaluation.plan import Plan, plan_blocks
 from sfumato.evaluation.reference import PackedReference, Reference
@@ -129,10 +130,10 @@ def evaluate_source(
     ]
     real = {extractor.name: reference_features(reference, extractor, features) for extractor in extractors}
     extras = Extras.of(selection, reference, held_out, extractors, features, settings.samples)
-    plan = plan_blocks(settings, selection, source, extractors, real, reference, blocks or out)
-    making = Making(
-        load, model_folder, settings, extractors, selection.pairs, reference, selection.needs_captions
-    )
+    ruler = Ruler.of(settings.metric_options) if selection.needs_paths else None
+    plan = plan_blocks(settings, selection, source, extractors, real, reference, ruler, blocks or out)
+    captions = selection.needs_captions
+    making = Making(load, model_folder, settings, extractors, selection.pairs, reference, captions, ruler)
     make_missing(plan, settings, making, source, progress)
     report = _report(settings, selection, source, reference, extractors, plan, real, extras, out)
     report = replace(report, seconds=time.perf_counter() - start)
@@ -186,7 +187,11 @@ def _report(
         resized=source.resized if isinstance(source, ImageSource) else "",
         evaluations_per_image=evaluations,
         neighbours=write_neighbours(plan, kept, generated[first], real[first], reference, options, out),
-        computed_on={name: (metric.name, kind.name) for metric, kind, name in selection.metrics},
+        computed_on={
+            name: (metric.name, kind.name)
+            for metric, kind, name in selection.metrics
+            if not (metric.needs_likelihood or metric.needs_paths)
+        },
         source_digest=source.digest,
         labels_digest=plan.labels_digest,
         blocks=plan.store.folder.name,

@@ -157,10 +157,20 @@ def problems_of(data: DataSpec) -> list[str]:
 
 
 class LpipsOfPairs:
-    """LPIPS of an image and its reconstruction; lower is better."""
+    """LPIPS of an image and its reconstruction; lower is better.
+
+    It travels to the workers with its network: they need no file of weights.
+    """
 
     name = "lpips"
     higher_is_better = False
+
+    def __init__(self, network: Lpips | None = None) -> None:
+        """Without a network, that of the environment's weights, once it is needed."""
+        self._network = network
+
+    def __reduce__(self) -> tuple[type[LpipsOfPairs], tuple[Lpips]]:
+        return (type(self), (self._network or load(given()),))
 
     def problems(self, data: DataSpec) -> list[str]:
         """Missing weights, small images, other channels."""
@@ -168,7 +178,7 @@ class LpipsOfPairs:
 
     def compare(self, real_NHWC: UInt8Array, made_NHWC: UInt8Array) -> Float64Array:
         """Distances [N]."""
-        return distances(real_NHWC, made_NHWC, load(given()))
+        return distances(real_NHWC, made_NHWC, self._network or load(given()))
 
 
 def pairs_within(label_N: Int64Array, num: int, seed: int) -> tuple[Int64Array, Int64Array]:

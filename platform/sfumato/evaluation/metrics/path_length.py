@@ -17,8 +17,7 @@ models whose images hardly move.
 from __future__ import annotations
 
 import copy
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -63,28 +62,38 @@ def interpolated(a_ND: Tensor, b_ND: Tensor, t_N: Tensor, how: Interpolation) ->
     return torch.where(sine_N1 < 1e-6, straight_ND, round_ND)
 
 
-def lengths(a_BCHW: Tensor, b_BCHW: Tensor, settings: MetricSettings) -> Float64Array:
-    """d(a, b) / eps^2 of each pair of images [B] in [-1, 1]."""
-    network = placed(_double(given()))
-    with one_thread(), torch.inference_mode():
-        a, b = (three_channels(x.to(device()).double()) for x in (a_BCHW, b_BCHW))
-        length_B: Float64Array = (network(a, b) / settings.path_epsilon**2).cpu().numpy()
-    return length_B
+@dataclass(frozen=True, slots=True)
+class Ruler:
+    """Measures steps by LPIPS. It travels to the workers with its network: they need no file of weights."""
 
+    network: Lpips
+    settings: MetricSettings
+    weights_sha256: str
 
-@cache
-def _double(path: Path) -> Lpips:
-    return copy.deepcopy(load(path)).double()
+    @classmethod
+    def of(cls, settings: MetricSettings) -> Ruler:
+        """With the weights that the environment names. Raises CapabilityError where it names none."""
+        path = given()
+        return cls(copy.deepcopy(load(path)).double(), settings, sha256_of(path))
 
+    @property
+    def identity(self) -> list[object]:
+        """All that a length depends on beside the model and the seed, as JSON values."""
+        chosen = self.settings
+        return [
+            chosen.path_epsilon,
+            chosen.path_interpolation,
+            chosen.path_sampling,
+            self.weights_sha256,
+        ]
 
-def identity(settings: MetricSettings) -> list[object]:
-    """All that a pair's length depends on beside the model, as JSON values."""
-    return [
-        settings.path_epsilon,
-        settings.path_interpolation,
-        settings.path_sampling,
-        sha256_of(given()),
-    ]
+    def lengths(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Float64Array:
+        """d(a, b) / eps^2 of each pair of images [B] in [-1, 1]."""
+        network = placed(self.network)
+        with one_thread(), torch.inference_mode():
+            a, b = (three_channels(x.to(device()).double()) for x in (a_BCHW, b_BCHW))
+            length_B: Float64Array = (network(a, b) / self.settings.path_epsilon**2).cpu().numpy()
+        return length_B
 
 
 def trimmed(length_M: Float64Array) -> tuple[float, float]:
