@@ -50,3 +50,32 @@ def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "digits"
     pack(DigitsSource(), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP with random weights and a tokenizer of three letters, as transformers saves it."""
+    import json
+
+    transformers = pytest.importorskip("transformers")
+    from sfumato.core.rng import seeded
+
+    folder = tmp_path_factory.mktemp("clip")
+    words = ["a", "b", "c", "a</w>", "b</w>", "c</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={
+            **small,
+            "vocab_size": 8,
+            "max_position_embeddings": 10,
+            "eos_token_id": 7,
+            "bos_token_id": 6,
+        },
+        vision_config={**small, "image_size": 28, "patch_size": 14},
+        projection_dim=12,
+    )
+    with seeded(0, "clip"):
+        transformers.CLIPModel(config).save_pretrained(folder)
+    return folder

@@ -2,8 +2,9 @@
 
 `make bench-eval` compares precision, recall, density and coverage with `prdc` and torch-fidelity, the Fréchet
 distance with scipy's matrix root and torch-fidelity, KID with torch-fidelity, feature extraction with a bare
-loop, and one Ray worker with two. Prints a table and, last, one JSON line. Ratios are peer over ours of one
-run. ARGS="--rows 2000 --dim 256" gives a quick look.
+loop, the whole stage with generating and extracting alone, and one Ray worker with two. Prints a table and,
+last, one JSON line. Ratios are peer over ours of one run. ARGS="--rows 2000 --dim 256 --samples 512" gives a
+quick look.
 """
 
 from __future__ import annotations
@@ -207,6 +208,13 @@ def case_extraction(real: np.ndarray, fake: np.ndarray, arguments: argparse.Name
     return ours, {"bare_seconds": theirs, "images": len(images)}
 
 
+def case_stage(real: np.ndarray, fake: np.ndarray, arguments: argparse.Namespace) -> tuple[float, Any]:
+    """`arguments.samples` images on two actors, a quarter of them in one process; see evaluation_stage.py."""
+    from evaluation_stage import compare
+
+    return compare(arguments.samples)
+
+
 CASES = {
     name.removeprefix("case_"): work for name, work in list(globals().items()) if name.startswith("case_")
 }
@@ -257,6 +265,7 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--block", type=int)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=8_192, help="Of the whole stage.")
     arguments = parser.parse_args()
     if arguments.case:
         run_case(arguments)
@@ -269,6 +278,7 @@ def main() -> None:
     ray = [measure(arguments, "ray", workers=workers, rows=arguments.rows // 2) for workers in (1, 2)]
     frechet, kid = measure(arguments, "frechet"), measure(arguments, "kid")
     extraction = measure(arguments, "extraction", rows=10)
+    stage = measure(arguments, "stage", rows=10, samples=arguments.samples, threads=1)
     values = frechet["values"]
     report = {
         "benchmark": "evaluation_metrics",
@@ -311,6 +321,7 @@ def main() -> None:
             "images_per_second": extraction["values"]["images"] / extraction["seconds"],
             "ours_over_bare": extraction["seconds"] / extraction["values"]["bare_seconds"],
         },
+        "stage": stage["values"],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}",
     }
     print(json.dumps(report))

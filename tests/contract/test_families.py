@@ -18,6 +18,7 @@ from sfumato.core.family import (
     EmaOf,
     Family,
     FamilyConfig,
+    HasLatent,
     HasLikelihood,
     Phase,
     Reconstructs,
@@ -276,6 +277,25 @@ def test_reconstructions_are_images_each_of_its_own_row(family: Family, nets: Ne
 
 
 @torch.no_grad()
+def test_what_a_latent_decodes_to_is_what_is_sampled(
+    config: FamilyConfig, family: Family, nets: Nets
+) -> None:
+    if not isinstance(family, HasLatent) or not config.samples(DATA):
+        pytest.skip("no latent vector")
+    labels = torch.arange(ROWS) % DATA.num_classes if config.conditional(DATA) else None
+    request = SampleRequest(num=ROWS, labels_N=labels, options=config.sampling)
+    chosen = {name: nets[name].eval() for name in family.samplers}
+    with torch.no_grad():
+        sampled = family.sample(chosen, request, SampleRng(3, range(ROWS)))
+        z_ND = family.latents(chosen, config.sampling, SampleRng(3, range(ROWS)))
+        decoded = family.decode_latents(chosen, z_ND, request)
+        moved = family.decode_latents(chosen, z_ND + 1e-3, request)
+    assert z_ND.shape[0] == ROWS
+    # A sample may be rounded to a level, which its latent's image is not.
+    torch.testing.assert_close(decoded, sampled, rtol=0, atol=0.5 / 127.5 + 1e-6)
+    assert 0 < float((moved - decoded).abs().mean()) < 0.1, "a small step changes it, and a little"
+
+
 def test_bits_per_dim_are_of_each_row(family: Family, nets: Nets) -> None:
     if not isinstance(family, HasLikelihood):
         pytest.skip("a likelihood is optional (core.family.HasLikelihood), and this member has none")

@@ -62,6 +62,9 @@ def test_a_run_that_gets_no_better_stops_early_and_keeps_its_best_model(
     assert len(records) == summary["images"] // EVERY, "snapshots that were left are evaluated at the end"
     assert not list((folder.path / "snapshots").iterdir()), "what was evaluated is removed"
 
+    first, second = records[:2]
+    assert first.reached < second.reached < first.finished, "training went on while it was evaluated"
+
     values = [record.metrics["fd_classifier"] for record in records]
     best = Generator.load(folder.path / "best")
     assert best.images == records[values.index(min(values))].images
@@ -80,4 +83,6 @@ def test_a_run_that_gets_no_better_stops_early_and_keeps_its_best_model(
     run_id = json.loads((folder.path / "run.json").read_text())["mlflow_run_id"]
     curve = {p.step: p.value for p in client.get_metric_history(run_id, "eval_100/fd_classifier")}
     assert curve == {record.images: record.metrics["fd_classifier"] for record in records}
-    assert client.get_run(run_id).data.tags["sfumato.best_images"] == str(best.images)
+    tags = client.get_run(run_id).data.tags
+    assert tags["sfumato.best_images"] == str(best.images)
+    assert tags["sfumato.eval.fd_classifier"].startswith("classifier, ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from sklearn.datasets import load_digits
 
 from sfumato.data.manifest import Manifest
@@ -16,6 +18,7 @@ from sfumato.data.pack import pack
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.images import Resized, open_images
+from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.report import read_report
 from sfumato.evaluation.stage import evaluate, evaluate_images
 from sfumato.families.diffusion import Config as Diffusion
@@ -119,6 +122,16 @@ def test_an_autoencoder_is_measured_by_what_it_reconstructs(
     assert "rfd_classifier" in report.metrics and "precision" not in report.metrics
     stored = json.loads((tmp_path / "o" / "report.json").read_text())
     assert stored["kind"] == "reconstructions" and stored["samples"] == 130
+    said = io.StringIO()
+    request = Request(
+        {"actors": 0, "feature_options": CLASSIFIER, "samples": 130},
+        against=str(digits_data),
+        out=tmp_path / "o",
+    )
+    target = target_of(str(model), root=tmp_path)
+    again = measure(target, request, [], root=tmp_path, display=Display(Console(file=said, width=500)))
+    assert again["kind"] == "reconstructions" and again["metrics"] == dict(report.metrics)
+    assert "draws no images of its own: its reconstructions count" in said.getvalue()
     with pytest.raises(ConfigError, match="presicion"):
         settings(metrics="presicion").select(spec, conditional=True)
 
@@ -167,6 +180,86 @@ def test_statistics_in_the_usual_file_stand_in_for_the_images_of_a_reference(
     np.savez(tmp_path / "small.npz", mu=np.zeros(4), sigma=np.eye(4))
     with pytest.raises(DataError, match="has 4 dimensions and features efficientnet_lite0 1280"):
         run(few, tmp_path / "small.npz", tmp_path, **features)
+
+
+def test_every_metric_that_labelled_images_allow_is_had_by_its_name_with_an_interval(
+    digits_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    names = [
+        name
+        for name, metric in all_metrics().items()
+        if not (metric.needs_likelihood or metric.needs_captions or metric.needs_paths)
+        and not metric.only_features
+        and name != "lpips_diversity"  # needs weights and larger images
+    ]
+    assert {"fd_infinity", "intra_fd", "kid", "realism", "authenticity", "classification_score"} < set(names)
+    report = evaluate_images(
+        settings(samples=1_000, metrics=tuple(names), metric_options={"cas_seen": 2_000, "kid_subsets": 20}),
+        images=open_images(str(digits_data)),
+        reference=open_images(str(digits_data)),
+        out=tmp_path / "out",
+        cache=cache,
+    )
+    assert {metric for metric, _ in report.computed_on.values()} == set(names)
+    for figure, value in report.metrics.items():
+        found = report.intervals[figure]
+        assert float(str(found["low"])) <= value <= float(str(found["high"])), figure
+        assert found["method"], figure
+        assert figure in report.details
+        assert report.tags()[f"sfumato.eval.{figure}"].startswith("classifier, ")
+
+
+def test_copies_are_told_from_new_images_by_held_out_ones_and_shown(
+    digits_data: Path, cache: Path, tmp_path: Path
+) -> None:
+    pixels, labels = open_images(str(digits_data)).read(0, 1797)
+    assert labels is not None
+    for name, rows in (("train", slice(0, 1200)), ("val", slice(1200, 1500)), ("new", slice(1500, 1780))):
+        np.savez(tmp_path / f"{name}.npz", images=pixels[rows, :, :, 0], labels=labels[rows])
+    # 250 new images, and after them 30 copies: far behind those that the grid shows.
+    mixed = np.concatenate([pixels[1500:1750, :, :, 0], pixels[100:130, :, :, 0]])
+    np.savez(
+        tmp_path / "mixed.npz", images=mixed, labels=np.concatenate([labels[1500:1750], labels[100:130]])
+    )
+    held_out = str(tmp_path / "val.npz")
+    chosen = settings(metrics="memorisation", held_out=held_out, preview=8)
+    found = {
+        name: evaluate_images(
+            chosen.model_copy(update={"samples": 280}),
+            images=open_images(str(tmp_path / f"{name}.npz")),
+            reference=open_images(str(tmp_path / "train.npz")),
+            out=tmp_path / name,
+            cache=cache,
+        )
+        for name in ("new", "mixed")
+    }
+    assert found["new"].metrics["memorisation"] < 0.05
+    assert found["mixed"].metrics["memorisation"] > 0.1
+    details = found["mixed"].details["memorisation"]
+    assert details["compared_with"] == "held-out images"
+    closest = details["closest_pairs"]
+    assert isinstance(closest, list)
+    assert all(pair["sample"] - 250 == pair["training_image"] - 100 for pair in closest), "the copies"
+    with Image.open(tmp_path / "mixed" / "neighbours.png") as shown:
+        above, below = np.split(np.asarray(shown.convert("L"))[2:], 2)
+        assert np.array_equal(above[:48, 2:50], below[:48, 2:50]), "the first pair is a picture and itself"
+
+
+def test_held_out_images_that_do_not_help_are_refused(digits_data: Path, cache: Path, tmp_path: Path) -> None:
+    def run(held_out: Path, **fields: Any) -> None:
+        real = open_images(str(digits_data))
+        chosen = settings(samples=200, **{"metrics": "memorisation", "held_out": str(held_out)} | fields)
+        evaluate_images(chosen, images=real, reference=real, out=tmp_path / "out", cache=cache)
+
+    with pytest.raises(ConfigError, match="is the reference itself: name images that were not trained on"):
+        run(digits_data)
+    with pytest.raises(DataError, match="memorisation needs 100 held-out images or more, got 4"):
+        run(small(tmp_path / "few"))
+    with pytest.raises(DataError, match="the held-out images are 9x9 grey images and the reference"):
+        run(small(tmp_path / "large", (9, 9)))
+    with pytest.raises(ConfigError, match="held_out is read by metric memorisation alone: add it to"):
+        run(digits_data, metrics="fd")
+    assert not (tmp_path / "out").exists()
 
 
 # Bad input ------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -15,16 +17,20 @@ import pytest
 import torch
 from PIL import Image
 
+import sfumato
 from sfumato.core.batch import DataSpec
+from sfumato.core.rng import seeded
 from sfumato.data.manifest import Manifest
 from sfumato.data.pack import pack
 from sfumato.errors import CapabilityError, CheckpointError, ConfigError, DataError, SfumatoError
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.metrics.lpips import Lpips
 from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.source import Drawn
 from sfumato.evaluation.stage import evaluate, evaluate_source
 from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.gan.config import GanConfig
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 
@@ -83,18 +89,19 @@ def alone(
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("actors", [1, 2, 4])
-def test_the_numbers_are_the_same_for_any_number_of_actors(
+@pytest.mark.parametrize(("actors", "batch_size"), [(1, None), (2, 130), (4, 1)])
+def test_the_numbers_are_the_same_for_any_number_of_actors_and_batch_size(
     alone: tuple[EvaluationReport, dict[str, bytes]],
     model: Path,
     digits_data: Path,
     cache: Path,
     tmp_path: Path,
     actors: int,
+    batch_size: int | None,
 ) -> None:
     seen: list[tuple[int, int]] = []
     report = evaluate(
-        settings(actors=actors, cpus_per_actor=0.5),
+        settings(actors=actors, cpus_per_actor=0.5, batch_size=batch_size),
         model_folder=model,
         data_folder=digits_data,
         out=tmp_path,
@@ -194,6 +201,56 @@ def test_a_killed_evaluation_goes_on_where_it_stood(
     assert made == []
 
 
+KILLED = """
+import sys
+from pathlib import Path
+from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.stage import evaluate
+settings, model, data, out, cache = sys.argv[1:]
+evaluate(
+    EvaluateSettings.model_validate_json(settings),
+    model_folder=Path(model), data_folder=data, out=Path(out), cache=Path(cache),
+    progress=lambda done, total: print(done, flush=True),
+)
+"""
+
+
+def test_a_process_that_was_killed_outright_leaves_blocks_that_the_next_goes_on_from(
+    alone: tuple[EvaluationReport, dict[str, bytes]],
+    model: Path,
+    digits_data: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = settings()
+    places = [str(place) for place in (model, digits_data, tmp_path, cache)]
+    command = [sys.executable, "-c", KILLED, chosen.model_dump_json(), *places]
+    environment = {**os.environ, "PYTHONPATH": str(Path(sfumato.__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= 64:
+                process.kill()  # SIGKILL: nothing is tidied up
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "report.json").exists()
+    whole = {int(path.stem) for path in tmp_path.glob("blocks-*/[0-9]*.safetensors")}
+    assert 0 in whole and len(whole) < 4, "it was killed in the middle"
+
+    made: list[int] = []
+    original = Generator.sample_block
+    monkeypatch.setattr(
+        Generator,
+        "sample_block",
+        lambda self, first, **rest: made.append(first // 64) or original(self, first, **rest),
+    )
+    report = evaluate(chosen, model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache)
+    assert made == sorted({0, 1, 2, 3} - whole)
+    assert dict(report.metrics) == dict(alone[0].metrics)
+    assert content(tmp_path) == alone[1]
+
+
 # Sources of our own: real images played back, and workers that die ----------------------------------------
 
 
@@ -255,6 +312,51 @@ def play(digits: Path, out: Path, cache: Path, actors: int = 0, **options: Any) 
         out=out,
         cache=cache,
     )
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_path_lengths_are_made_by_workers_without_a_file_of_weights_and_are_the_same_there(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "few.npz", images=pixels, labels=np.arange(40) % 2)
+    pack(str(tmp_path / "few.npz"), tmp_path / "few")
+    with seeded(0, "alexnet"):
+        state = {name: value for name, value in Lpips().state_dict().items() if name.startswith("features.")}
+    torch.save(state, tmp_path / "alexnet.pth")
+    monkeypatch.setenv("SFUMATO_ALEXNET_WEIGHTS", str(tmp_path / "alexnet.pth"))
+    config = GanConfig.tiny()
+    spec = Manifest.load(tmp_path / "few").spec
+    network = config.build(spec).nets["generator"].build().state_dict()  # type: ignore[union-attr]
+    save_model_folder(tmp_path / "gan", config, spec, {"ema": network}, name="gan", images=0)
+    found = [
+        evaluate(
+            EvaluateSettings(
+                samples=70,
+                actors=actors,
+                feature_options={"classifier": {"seen": 256, "base": 8, "dim": 8}},
+                metrics=("perceptual_path_length", "memorisation"),
+                metric_options={"path_pairs": 130, "memorisation_quantile": 0.1},
+                cpus_per_actor=0.5,
+            ),
+            model_folder=tmp_path / "gan",
+            data_folder=tmp_path / "few",
+            out=tmp_path / f"out-{actors}",
+            cache=cache,
+        )
+        for actors in (0, 1)
+    ]
+    assert found[0].metrics == found[1].metrics, "Ray started before the weights were named"
+    assert found[0].metrics["perceptual_path_length"] > 0
+    assert found[0].details["perceptual_path_length"]["pairs"] == 130
+    interval = found[0].intervals["perceptual_path_length"]
+    assert (
+        float(str(interval["low"]))
+        < found[0].metrics["perceptual_path_length"]
+        < float(str(interval["high"]))
+    )
+    assert len(list((tmp_path / "out-1").glob("blocks-*/path-*.safetensors"))) == 3
 
 
 def test_real_images_played_back_are_nearly_perfect(

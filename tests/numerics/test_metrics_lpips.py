@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,10 @@ def test_lpips_equals_torchmetrics(
     assert expected.min() > 0
     np.testing.assert_allclose(ours, expected, rtol=1e-4)
     np.testing.assert_allclose(all_pair_metrics()["lpips"].compare(a, a), 0, atol=1e-9)
+    sent = pickle.dumps(all_pair_metrics()["lpips"])
+    monkeypatch.delenv("SFUMATO_ALEXNET_WEIGHTS")  # as on a worker of another machine
+    received = pickle.loads(sent)  # noqa: S301  # our own bytes
+    np.testing.assert_array_equal(received.compare(a, b), ours)
 
 
 def test_diversity_is_the_mean_within_classes_and_none_for_repeats(weights: Path) -> None:

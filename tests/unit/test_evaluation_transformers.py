@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
@@ -32,29 +31,6 @@ def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with seeded(0, "dinov2"):
         transformers.Dinov2Model(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    words = ["a", "b", "c", "a</w>", "b</w>", "c</w>", "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.CLIPConfig(
-        text_config={
-            **small,
-            "vocab_size": 8,
-            "max_position_embeddings": 10,
-            "eos_token_id": 7,
-            "bos_token_id": 6,
-        },
-        vision_config={**small, "image_size": 28, "patch_size": 14},
-        projection_dim=12,
-    )
-    with seeded(0, "clip"):
-        transformers.CLIPModel(config).save_pretrained(folder)
     return folder
 
 

@@ -68,6 +68,12 @@ def evaluate(
         Literal["bicubic", "lanczos", "nearest"] | None,
         typer.Option(help="Resize images to the reference's size; without it another size is refused."),
     ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGES", help="Real images that were not trained on, for the metric memorisation."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report and finished blocks.")] = None,
     statistics: Annotated[
         Path | None,
@@ -89,6 +95,7 @@ def evaluate(
         "seed": seed,
         "batch_size": batch_size,
         "actors": actors,
+        "held_out": held_out,
     }
     changes = {field: value for field, value in given.items() if value is not None}
     request = Request(changes, against=against, resize=resize, out=out, statistics=statistics)

@@ -92,12 +92,14 @@ class Phase:
 class SampleRequest:
     """What to generate: one image a label, or `num` images without labels.
 
-    `options` is the family's own sampling configuration (`FamilyConfig.sampling`).
+    `options` is the family's own sampling configuration (`FamilyConfig.sampling`). `captions_N` are texts,
+    one for each image, for a family that takes them (`FamilyConfig.takes_captions`).
     """
 
     num: int
     labels_N: Tensor | None
     options: Any
+    captions_N: Sequence[str] | None = None
 
 
 class Family(Protocol):
@@ -125,6 +127,22 @@ class Family(Protocol):
 class HasLikelihood(Protocol):
     def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
         """Negative log-likelihood (or its bound) of 8-bit data in bits per dimension, [B]."""
+        ...
+
+
+@runtime_checkable
+class HasLatent(Protocol):
+    """A family whose images are a smooth function of one vector that is drawn from a normal distribution."""
+
+    def latents(self, nets: Nets, options: Any, rng: SampleRng) -> Tensor:
+        """Draws of the vector [N, D] float32, as `sample` makes them with these options."""
+        ...
+
+    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest) -> Tensor:
+        """The images [N, C, H, W] in [-1, 1] of any such vectors: deterministic, and not rounded to levels.
+
+        A conditional model needs the request's labels.
+        """
         ...
 
 
@@ -182,6 +200,10 @@ class FamilyConfig(Config, ABC):
 
     def conditional(self, data: DataSpec) -> bool:
         """Whether sampling takes class labels; a family whose generation they steer overrides this."""
+        return False
+
+    def takes_captions(self, data: DataSpec) -> bool:
+        """Whether sampling takes texts; a family whose generation they steer overrides this."""
         return False
 
     def as_first_stage(self, data: DataSpec) -> StageSpec | None:

@@ -46,10 +46,10 @@ class BlockReader:
     """What an encoder made of each sample beforehand, which becomes columns."""
 
     @classmethod
-    def of_shard(cls, folder: str, manifest: Manifest, number: int) -> BlockReader:
+    def of_shard(cls, folder: str, manifest: Manifest, number: int, *, text: bool = False) -> BlockReader:
         """Every sample of one shard of a data set, as it is."""
         shard = manifest.shards[number]
-        return cls(folder, {number: shard}, manifest.image_of(shard), len(manifest.classes))
+        return cls(folder, {number: shard}, manifest.image_of(shard), len(manifest.classes), text=text)
 
     @classmethod
     def of_pool(

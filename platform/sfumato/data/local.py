@@ -120,19 +120,20 @@ def read_all(
     first: int = 0,
     stop: int | None = None,
     manifest: Manifest | None = None,
+    text: bool = False,
 ) -> Iterator[Columns]:
     """Samples `first .. stop - 1` of a data set in the manifest's order, up to `rows` at a time.
 
     `manifest` is the folder's own, or one of some of its shards; null loads it.
 
-    Columns are `image` uint8 [n,H,W,C] and `label` int64 [n] where there are classes; images of different
-    sizes come apart. With `skip`, a sample that cannot be used is left out. Raises DataError as the settings
-    say.
+    Columns are `image` uint8 [n,H,W,C], `label` int64 [n] where there are classes, with `text` the captions,
+    objects [n], empty where there is none; images of different sizes come apart. With `skip`, a sample that
+    cannot be used is left out. Raises DataError as the settings say.
     """
     manifest = manifest or Manifest.load(folder)
     log = FaultLog(on_error, max_errors)
     for part in _parts(manifest, rows, first, manifest.samples if stop is None else stop):
-        columns, faults = BlockReader.of_shard(str(folder), manifest, part.shard).as_they_are(part)
+        columns, faults = BlockReader.of_shard(str(folder), manifest, part.shard, text=text).as_they_are(part)
         for fault in faults:
             log.add(fault)
         yield columns

@@ -48,6 +48,10 @@ class InPlace:
         self.keys, self.classes = self._source.keys, tuple(source.classes)
         self.description = source.description
 
+    def caption(self, row: int) -> str | None:
+        """The text beside sample `row` of `keys`. Raises ImageFault."""
+        return self._source.read(row).caption
+
     def read(self, row: int) -> tuple[U8, int | None]:
         """Pixels uint8 [H, W, C] and class of sample `row` of `keys`. Raises ImageFault."""
         with bombs_refused():

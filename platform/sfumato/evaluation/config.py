@@ -89,6 +89,12 @@ class EvaluateSettings(Config):
     early_stop: EarlyStopSettings | None = Field(
         None, description="When training ends because the figure no longer gets better."
     )
+    held_out: str | None = Field(
+        None,
+        description="memorisation: real images that were not trained on (shards or a folder), whose "
+        "distances to the training images a sample's are set against; null: the training images, each left "
+        "out.",
+    )
     preview: int = Field(64, ge=0, description="Generated images shown in the grid preview.png; 0: none.")
     cache: str | None = Field(
         None,
@@ -107,14 +113,18 @@ class EvaluateSettings(Config):
         conditional: bool,
         likelihood: bool = False,
         captions: bool = False,
+        latent: bool = False,
         kind: Kind = "samples",
     ) -> Selection:
         """The features and metrics for this data and what is evaluated on it.
 
-        `conditional`: its images have classes, asked for or their own; `likelihood`, `captions`: it gives
-        bits per dimension, or its images have captions. Raises ConfigError with all `problems`.
+        `conditional`: its images have classes, asked for or their own; `likelihood`, `captions`, `latent`: it
+        gives bits per dimension, its images have captions, it draws from a latent vector. Raises ConfigError
+        with all `problems`.
         """
-        offer = selection.Offer(conditional=conditional, likelihood=likelihood, captions=captions, kind=kind)
+        offer = selection.Offer(
+            conditional=conditional, likelihood=likelihood, captions=captions, latent=latent, kind=kind
+        )
         return selection.select(self, data, offer)
 
     def during(self) -> EvaluateSettings:

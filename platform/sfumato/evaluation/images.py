@@ -26,6 +26,7 @@ from sfumato.data.manifest import file_digest
 from sfumato.data.reading import InPlace
 from sfumato.data.sources import source_named
 from sfumato.errors import DataError
+from sfumato.evaluation.captions import Captioned, every_one
 from sfumato.evaluation.reference import ROWS, ImageBlock, PackedReference, Reference
 from sfumato.evaluation.statistics import UInt8Array
 from sfumato.evaluation.store import digest
@@ -82,14 +83,21 @@ class Resized:
 
     def __init__(self, images: Reference, height: int, width: int, method: Resize) -> None:
         self._images, self._method = images, method
+        self.about = f"{method} from {images.spec.width}x{images.spec.height}"
         self.spec = replace(images.spec, height=height, width=width)
         self.size = images.size
         self.digest = digest(images.digest, "resize", height, width, method)
+        self.captioned = isinstance(images, Captioned) and images.captioned
 
     def read(self, first: int, stop: int) -> ImageBlock:
         """Images `first` to `stop` - 1, resized."""
         images, label_N = self._images.read(first, stop)
         return np.stack([self._resized(image) for image in images]), label_N
+
+    def captions(self, first: int, stop: int) -> list[str]:
+        """Those of the other set."""
+        assert isinstance(self._images, Captioned)
+        return self._images.captions(first, stop)
 
     def blocks(self) -> Iterator[ImageBlock]:
         """All images, resized, in order."""
@@ -114,6 +122,8 @@ class _Opened:
         self.spec = DataSpec(info.channels, info.height, info.width, tuple(source.classes))
         self.size = len(source.keys)
         self.digest = digest("files", source.description if path is None else content_digest(path))
+        self._about = source.description
+        self.captioned = any(self._caption(row) for row in (0, self.size - 1))
 
     def read(self, first: int, stop: int) -> ImageBlock:
         """Images `first` to `stop` - 1 and their labels."""
@@ -126,6 +136,18 @@ class _Opened:
         labels = [label for _, label in records if label is not None]
         images = np.stack([pixels_HWC for pixels_HWC, _ in records])
         return images, np.array(labels, np.int64) if self.spec.classes else None
+
+    def captions(self, first: int, stop: int) -> list[str]:
+        """The texts beside images `first` to `stop` - 1. Raises DataError for an image without one."""
+        rows = range(first, min(stop, self.size))
+        names = [self._source.keys[row] for row in rows]
+        return every_one([self._caption(row) for row in rows], names, self._about)
+
+    def _caption(self, row: int) -> str | None:
+        try:
+            return self._source.caption(row)
+        except ImageFault as fault:
+            raise DataError(f"{self._source.keys[row]}: {fault} (repair or remove it)") from None
 
     def blocks(self) -> Iterator[ImageBlock]:
         """All images in order."""

@@ -10,6 +10,7 @@ from sfumato.evaluation.blocks import Block, BlockMaker, Task
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.metrics.metric import PairMetric
+from sfumato.evaluation.metrics.path_length import Ruler
 from sfumato.evaluation.plan import Plan
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.source import LoadSource, SampleSource
@@ -29,6 +30,8 @@ class Making:
     extractors: Sequence[Extractor]
     pairs: Mapping[str, PairMetric]
     reference: Reference
+    captions: bool = False
+    ruler: Ruler | None = None
 
     def __call__(self) -> BlockMaker:
         """The maker, with a model of its own."""
@@ -37,7 +40,13 @@ class Making:
     def with_source(self, source: SampleSource) -> BlockMaker:
         """The maker around a model that is already here."""
         return BlockMaker(
-            source, self.extractors, seed=self.settings.seed, pairs=self.pairs, reference=self.reference
+            source,
+            self.extractors,
+            seed=self.settings.seed,
+            pairs=self.pairs,
+            reference=self.reference,
+            captions=self.captions,
+            ruler=self.ruler,
         )
 
 
@@ -49,9 +58,9 @@ def make_missing(
     progress: ProgressCallback | None,
 ) -> None:
     """Makes and stores every block of the plan that is not stored yet."""
-    everything = [*plan.tasks, *plan.likelihood]
+    everything = [*plan.tasks, *plan.likelihood, *plan.paths]
     tasks = plan.store.missing(everything)
-    total = plan.samples + plan.real_images
+    total = plan.samples + plan.real_images + plan.pairs
     done = len(everything) - len(tasks)
 
     def tell() -> None:

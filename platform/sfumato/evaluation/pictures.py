@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sfumato.evaluation.blocks import BlockStore, Task
-from sfumato.evaluation.metrics.metric import FeatureSet
+from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
+from sfumato.evaluation.neighbours.sets import nearest_reference
+from sfumato.evaluation.plan import Plan
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import write_bytes
@@ -29,12 +31,12 @@ def write_preview(store: BlockStore, tasks: Sequence[Task], num: int, out: Path)
 
 
 def write_neighbours(
-    store: BlockStore,
-    tasks: Sequence[Task],
+    plan: Plan,
     num: int,
     generated: FeatureSet,
     real: FeatureSet,
     reference: Reference,
+    options: MetricOptions,
     out: Path,
 ) -> str | None:
     """Of the first `num` images the twelve nearest to a reference image, each above that image.
@@ -44,27 +46,25 @@ def write_neighbours(
     """
     if num == 0 or len(real.embedding_ND) == 0:
         return None
-    near_N, distance_N = nearest(generated.take(np.arange(num)), real)
-    chosen = np.argsort(distance_N, kind="stable")[:COLUMNS]
-    images = np.concatenate(list(store.images(tasks, num)))[chosen]
-    originals = np.concatenate([reference.read(int(i), int(i) + 1)[0] for i in near_N[chosen]])
-    _save(np.concatenate([images, originals]), len(chosen), out / NEIGHBOURS)
+    near = nearest_reference(
+        real, generated if num == len(generated) else generated.take(np.arange(num)), options
+    )
+    chosen = np.argsort(near.squared_Nk[:, 0], kind="stable")[:COLUMNS]
+    images = _rows(plan.store.images(plan.tasks, num), chosen)
+    originals = [reference.read(int(i), int(i) + 1)[0] for i in near.index_Nk[chosen, 0]]
+    _save(np.concatenate([images, *originals]), len(chosen), out / NEIGHBOURS)
     return NEIGHBOURS
 
 
-def nearest(generated: FeatureSet, real: FeatureSet) -> tuple[Int64Array, np.ndarray]:
-    """For every generated image the position [N] of the nearest reference image, and the distance [N]."""
-    x_ND = generated.embedding_ND.astype(np.float64)
-    best_N = np.full(len(x_ND), np.inf)
-    index_N = np.zeros(len(x_ND), np.int64)
-    for first in range(0, len(real), 4096):
-        y_MD = real.embedding_ND[first : first + 4096].astype(np.float64)
-        squared_NM = np.square(x_ND).sum(1)[:, None] + np.square(y_MD).sum(1)[None] - 2 * x_ND @ y_MD.T
-        near_N = squared_NM.argmin(1)
-        found_N = squared_NM[np.arange(len(x_ND)), near_N]
-        better_N = found_N < best_N
-        best_N[better_N], index_N[better_N] = found_N[better_N], near_N[better_N] + first
-    return index_N, np.sqrt(np.maximum(best_N, 0.0))
+def _rows(blocks: Iterator[UInt8Array], rows_N: Int64Array) -> UInt8Array:
+    """Some images, in the order asked for, of a set that comes a block at a time."""
+    found: dict[int, UInt8Array] = {}
+    first = 0
+    for block in blocks:
+        inside = rows_N[(rows_N >= first) & (rows_N < first + len(block))]
+        found |= {row: block[row - first] for row in inside.tolist()}
+        first += len(block)
+    return np.stack([found[row] for row in rows_N.tolist()])
 
 
 def _save(images_NHWC: UInt8Array, columns: int | None, path: Path) -> None:

@@ -12,6 +12,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.data.faults import OnError
 from sfumato.data.local import read_all
 from sfumato.data.manifest import Manifest
+from sfumato.evaluation.captions import every_one
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 
 ImageBlock = tuple[UInt8Array, Int64Array | None]
@@ -51,6 +52,7 @@ class PackedReference:
         self.digest = manifest.digest
         self.spec = manifest.spec
         self.size = manifest.samples
+        self.captioned = manifest.captions > 0
 
     def read(self, first: int, stop: int) -> ImageBlock:
         """Images `first` to `stop` - 1, by ranged reads of their shards."""
@@ -62,6 +64,16 @@ class PackedReference:
     def blocks(self) -> Iterator[ImageBlock]:
         """Images and labels, up to 512 at a time."""
         yield from self._columns(0, None)
+
+    def captions(self, first: int, stop: int) -> list[str]:
+        """Of the images that `read` gives. Raises DataError for one without a caption."""
+        texts: list[str] = []
+        for columns in read_all(
+            self._folder, ROWS, on_error=self._on_error, first=first, stop=stop, text=True
+        ):
+            texts += columns["text"].tolist()
+        names = [f"image {first + row}" for row in range(len(texts))]
+        return every_one(texts, names, str(self._folder))
 
     def _columns(self, first: int, stop: int | None) -> Iterator[ImageBlock]:
         found = read_all(

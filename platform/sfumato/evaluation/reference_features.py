@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.errors import DataError
+from sfumato.evaluation.captions import Captioned, ReadsCaptions
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.features.extractor import Extracted, Extractor
 from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.evaluation.reference import ImageBlock, Reference
 from sfumato.evaluation.reference_statistics import StatisticsReference
-from sfumato.evaluation.statistics import Int64Array
+from sfumato.evaluation.statistics import Float32Array, Int64Array
 from sfumato.evaluation.store import Array, digest
 
 
@@ -34,6 +35,22 @@ def reference_features(reference: Reference, extractor: Extractor, cache: Featur
     if stored is None:
         cache.write(name, arrays, {"reference": reference.digest, "extractor": extractor.digest})
     return FeatureSet(arrays["embedding"], arrays.get("logits"), arrays.get("label"))
+
+
+def caption_features(
+    reference: Reference, extractor: Extractor, cache: FeatureCache, rows: int
+) -> Float32Array:
+    """Features [rows, D] of the captions of the first images; made once for each key, as above."""
+    assert isinstance(reference, Captioned)
+    assert isinstance(extractor, ReadsCaptions)
+    key = digest("captions", reference.digest, extractor.digest, rows)
+    name = f"captions-{extractor.name}-{key}.safetensors"
+    stored = cache.read(name)
+    if stored is None:
+        stored = {"text": extractor.extract_text(reference.captions(0, rows))}
+        cache.write(name, stored, {"reference": reference.digest, "extractor": extractor.digest})
+    text_ND: Float32Array = stored["text"]
+    return text_ND
 
 
 def class_counts(features: FeatureSet, classes: int) -> Int64Array | None:

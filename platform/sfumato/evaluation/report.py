@@ -44,16 +44,30 @@ class EvaluationReport:
     intervals: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     kind: str = "samples"
     """samples | reconstructions | images: what was measured."""
+    resized: str = ""
+    """How images were brought to the reference's size; empty where they were not."""
     evaluations_per_image: float = 0.0
     neighbours: str | None = None
     """File name of the picture of samples above their nearest reference images."""
     computed_on: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """The metric and the features behind a figure, by the figure's name."""
+    """The metric and the features behind a figure that is computed on features, by the figure's name."""
     source_digest: str = ""
     labels_digest: str = ""
     """Equal in two reports whose sample i was asked for by the same class, or both by none."""
     blocks: str = ""
     """Name of the folder of features, beside the report, as long as it is kept."""
+
+    def tags(self) -> dict[str, str]:
+        """For every figure on features, which features: name, resize, digest. Other features give another
+        figure under the same name."""
+        found = {}
+        for figure, (_, features) in self.computed_on.items():
+            facts = self.features[features]
+            transform = facts.get("resize") or facts.get("transform")
+            how = f", resize {transform}" if transform else ""
+            images = f", images {self.resized}" if self.resized else ""
+            found[f"sfumato.eval.{figure}"] = f"{features}{how}{images}, {facts['digest']}"
+        return found
 
     def write(self, folder: Path) -> Path:
         """Writes `report.json` into `folder`, whole or not at all, and returns its path."""

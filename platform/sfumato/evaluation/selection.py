@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
@@ -35,11 +35,12 @@ class Offer:
     conditional: bool
     likelihood: bool
     captions: bool
+    latent: bool
     kind: Kind | None
     """None: not known yet."""
 
 
-ANYTHING = Offer(conditional=True, likelihood=True, captions=True, kind=None)
+ANYTHING = Offer(conditional=True, likelihood=True, captions=True, latent=True, kind=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,18 @@ class Selection:
         return any(metric.needs_likelihood for metric, _, _ in self.metrics)
 
     @property
+    def needs_captions(self) -> bool:
+        return any(metric.needs_captions for metric, _, _ in self.metrics)
+
+    @property
+    def needs_held_out(self) -> bool:
+        return any(metric.reads_held_out for metric, _, _ in self.metrics)
+
+    @property
+    def needs_paths(self) -> bool:
+        return any(metric.needs_paths for metric, _, _ in self.metrics)
+
+    @property
     def higher_is_better(self) -> dict[str, bool]:
         """By figure."""
         found = {name: metric.higher_is_better for metric, _, name in self.metrics}
@@ -82,6 +95,9 @@ def problems(settings: EvaluateSettings, data: DataSpec) -> list[str]:
         found += _metric_problems(settings, all_metrics()[name], kinds, data)
     for name in _pair_names(settings, data, ANYTHING):
         found += all_pair_metrics()[name].problems(data)
+    names = _metric_names(settings, data, ANYTHING)
+    if settings.held_out is not None and not any(all_metrics()[name].reads_held_out for name in names):
+        found.append("evaluate.held_out is read by metric memorisation alone: add it to evaluate.metrics")
     return found + _during_problems(settings, data, kinds)
 
 
@@ -115,6 +131,9 @@ def _check_offered(metric: Metric, offer: Offer) -> None:
         lacking = f"{of}, and {what}"
     elif metric.needs_likelihood and not offer.likelihood:
         lacking = "a model with a likelihood, and this one has none"
+    elif metric.needs_paths and not offer.latent:
+        of = "and these are images" if offer.kind == "images" else "and this one has none"
+        lacking = f"a model with a latent vector (gan, vae, flow), {of}"
     elif metric.needs_captions and not offer.captions:
         lacking = "images with captions, and these have none"
     if lacking:
@@ -125,7 +144,7 @@ def _on_features(
     metric: Metric, kinds: Sequence[FeatureKind], offer: Offer
 ) -> list[tuple[Metric, FeatureKind, str]]:
     """The metric on every kind of features that suits it, each under its name in the report."""
-    if metric.needs_likelihood:
+    if metric.needs_likelihood or metric.needs_paths:
         return [(metric, kinds[0], metric.name)]  # it reads no features
     able = [kind for kind in kinds if _suits(metric, kind)]
     prefix = "r" if offer.kind == "reconstructions" else ""
@@ -178,8 +197,9 @@ def _during_problems(settings: EvaluateSettings, data: DataSpec, kinds: Sequence
 def _figures(settings: EvaluateSettings, data: DataSpec, kinds: Sequence[FeatureKind]) -> dict[str, None]:
     """Every name that a report of these settings may have."""
     found: dict[str, None] = {}
-    for kind in ("samples", "reconstructions"):
-        offer = Offer(conditional=True, likelihood=True, captions=True, kind=kind)
+    kinds_of_images: tuple[Kind, ...] = ("samples", "reconstructions")
+    for kind in kinds_of_images:
+        offer = replace(ANYTHING, kind=kind)
         for name in _metric_names(settings, data, offer):
             found |= dict.fromkeys(figure for _, _, figure in _on_features(all_metrics()[name], kinds, offer))
         found |= dict.fromkeys(_pair_names(settings, data, offer))

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.family import HasLikelihood, Reconstructs
+from sfumato.core.family import HasLatent, HasLikelihood, Reconstructs
 from sfumato.core.rng import SampleRng
 from sfumato.errors import CapabilityError, SfumatoError
+from sfumato.evaluation.captions import Captioned, captions_in_turn
+from sfumato.evaluation.images import Resized
+from sfumato.evaluation.latents import Steps
+from sfumato.evaluation.metrics.metric import MetricSettings
 from sfumato.evaluation.reference import ImageBlock, Reference
 from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
 from sfumato.evaluation.store import digest
@@ -67,6 +71,17 @@ class GivesLikelihood(Protocol):
         ...
 
 
+@runtime_checkable
+class WalksLatents(Protocol):
+    """A source whose model draws from a latent vector."""
+
+    def steps(
+        self, index: int, *, seed: int, labels_B: Int64Array | None, settings: MetricSettings
+    ) -> tuple[Tensor, Tensor]:
+        """Pairs of images [block, C, H, W] in [-1, 1], a small step of the latents apart."""
+        ...
+
+
 LoadSource = Callable[[Path, Mapping[str, Any]], SampleSource]
 """From a model folder and overrides of its sampling options. It runs on the driver and in every actor."""
 
@@ -86,8 +101,14 @@ def load_model(
     generator = Generator.load(folder, here, trust=trust)
     likelihood = isinstance(generator.family, HasLikelihood)
     if generator.config.samples(generator.data):
-        kind = LikelihoodGenerator if likelihood else GeneratorSource
-        return kind(generator, sampling, device)
+        kinds = {
+            (False, False): GeneratorSource,
+            (True, False): LikelihoodGenerator,
+            (False, True): LatentGenerator,
+            (True, True): LikelihoodLatentGenerator,
+        }
+        latent = isinstance(generator.family, HasLatent)
+        return kinds[likelihood, latent](generator, sampling, device, reference)
     if not isinstance(generator.family, Reconstructs):
         raise CapabilityError(
             f"family {generator.config.family!r} can neither draw images nor reconstruct: nothing to evaluate"
@@ -102,22 +123,36 @@ class GeneratorSource:
     kind: Kind = "samples"
     size: int | None = None
 
-    def __init__(self, generator: Generator, sampling: Mapping[str, Any], device: str) -> None:
+    def __init__(
+        self, generator: Generator, sampling: Mapping[str, Any], device: str, reference: Reference
+    ) -> None:
+        """A model that draws for captions is given those of the reference, in their order."""
         self._generator = generator
+        self._reference = reference
         self._options = generator.options(sampling)
         self.block = generator.block
         self.spec = generator.data
         self.conditional = generator.config.conditional(self.spec)
-        self.digest = digest(generator.digest, self._options.model_dump(mode="json"), device)
+        self.captioned = generator.config.takes_captions(self.spec)
+        options = self._options.model_dump(mode="json")
+        self.digest = digest(
+            generator.digest, options, device, *([reference.digest] if self.captioned else [])
+        )
 
     def draw(self, index: int, *, seed: int, labels_B: Int64Array | None) -> Drawn:
-        """Samples; sample i depends on (seed, i, its label) alone."""
+        """Samples; sample i depends on (seed, i, its label, its caption) alone."""
         labels = None if labels_B is None else labels_B.tolist()
+        captions = self.captions_of(index) if self.captioned else None
         with _Passes(self._generator.nets.values()) as passes:
             images_BCHW = self._generator.sample_block(
-                index * self.block, seed=seed, labels=labels, options=self._options
+                index * self.block, seed=seed, labels=labels, options=self._options, captions=captions
             )
         return Drawn(_as_bytes(images_BCHW, f"block {index}"), evaluations=passes.rows / self.block)
+
+    def captions_of(self, index: int) -> list[str]:
+        """Sample i is drawn for the caption of the reference's image i, and after the last of the first."""
+        first, what = index * self.block, f"family {self._generator.config.family!r}"
+        return captions_in_turn(self._reference, first, self.block, self._reference.size, what)
 
 
 class ReconstructionSource:
@@ -132,6 +167,7 @@ class ReconstructionSource:
         self.spec = generator.data
         self.size: int | None = reference.size
         self.conditional = reference.spec.num_classes > 0
+        self.captioned = isinstance(reference, Captioned) and reference.captioned
         self.digest = digest(generator.digest, "reconstructions", reference.digest, device)
 
     @torch.no_grad()
@@ -146,6 +182,12 @@ class ReconstructionSource:
             made_BCHW = family.reconstruct(self._generator.nets, batch, rng)[: len(real)]
         images = _as_bytes(made_BCHW, f"block {index}")
         return Drawn(images, label_B, real, passes.rows / self.block)
+
+    def captions_of(self, index: int) -> list[str]:
+        """Those of the images that were reconstructed."""
+        assert isinstance(self._reference, Captioned)
+        first = index * self.block
+        return self._reference.captions(first, min(first + self.block, self._reference.size))
 
 
 class _Likelihood:
@@ -168,6 +210,14 @@ class LikelihoodGenerator(_Likelihood, GeneratorSource):
     """A model that draws and has a likelihood."""
 
 
+class LatentGenerator(Steps, GeneratorSource):
+    """A model that draws from a latent vector."""
+
+
+class LikelihoodLatentGenerator(Steps, LikelihoodGenerator):
+    """A model that draws from a latent vector and has a likelihood."""
+
+
 class LikelihoodReconstruction(_Likelihood, ReconstructionSource):
     """An autoencoder that reconstructs and has a likelihood."""
 
@@ -183,12 +233,20 @@ class ImageSource:
         self.spec = images.spec
         self.size: int | None = images.size
         self.conditional = images.spec.num_classes > 0
+        self.captioned = isinstance(images, Captioned) and images.captioned
         self.digest = digest("images", images.digest)
+        self.resized = images.about if isinstance(images, Resized) else ""
 
     def draw(self, index: int, *, seed: int, labels_B: Int64Array | None) -> Drawn:
         """Images `index * block` onwards with their own labels; nothing is random."""
         first = index * self.block
         return Drawn(*self._images.read(first, min(first + self.block, self._images.size)))
+
+    def captions_of(self, index: int) -> list[str]:
+        """Their own."""
+        assert isinstance(self._images, Captioned)
+        first = index * self.block
+        return self._images.captions(first, min(first + self.block, self._images.size))
 
 
 def _full_batch(generator: Generator, real: ImageBlock, index: int, seed: int) -> tuple[Batch, SampleRng]:

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.data.faults import OnError
-from sfumato.errors import DataError
+from sfumato.evaluation.checks import check_comparable, check_enough, held_out_images, selected
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.extras import Extras, generated_features
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.features.extractor import Extractor
-from sfumato.evaluation.images import check_same_kind
 from sfumato.evaluation.making import Making, ProgressCallback, make_missing
 from sfumato.evaluation.measure import measure
 from sfumato.evaluation.metrics.metric import FeatureSet
+from sfumato.evaluation.metrics.path_length import Ruler
 from sfumato.evaluation.pictures import write_neighbours, write_preview
 from sfumato.evaluation.plan import Plan, plan_blocks
 from sfumato.evaluation.reference import PackedReference, Reference
@@ -30,13 +31,7 @@ from sfumato.evaluation.reference_features import reference_features
 from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.report import TERMS, EvaluationReport
 from sfumato.evaluation.selection import Selection
-from sfumato.evaluation.source import (
-    GivesLikelihood,
-    ImageSource,
-    LoadSource,
-    SampleSource,
-    load_model,
-)
+from sfumato.evaluation.source import ImageSource, LoadSource, SampleSource, load_model
 from sfumato.evaluation.spread import OnRay, Spread, in_process
 from sfumato.evaluation.store import write_arrays
 from sfumato.evaluation.workers import actors_for
@@ -122,21 +117,25 @@ def evaluate_source(
     """`evaluate` for anything that gives images and anything that gives reference images."""
     start = time.perf_counter()
     source = load(model_folder, settings.sampling)
-    _check_comparable(source, reference)
+    check_comparable(source, reference)
     if isinstance(reference, StatisticsReference):
         settings = reference.narrowed(settings)
-    selection = _select(settings, source, reference)
-    _check_enough(selection, settings, source, reference)
+    selection = selected(settings, source, reference)
+    check_enough(selection, settings, source, reference)
+    held_out = held_out_images(settings, selection, reference)
     features = FeatureCache(settings.cache or cache)
     extractors = [
         kind.build(reference, options, features.folder or cache)
         for kind, options in selection.features.items()
     ]
     real = {extractor.name: reference_features(reference, extractor, features) for extractor in extractors}
-    plan = plan_blocks(settings, selection, source, extractors, real, reference, blocks or out)
-    making = Making(load, model_folder, settings, extractors, selection.pairs, reference)
+    extras = Extras.of(selection, reference, held_out, extractors, features, settings.samples)
+    ruler = Ruler.of(settings.metric_options) if selection.needs_paths else None
+    plan = plan_blocks(settings, selection, source, extractors, real, reference, ruler, blocks or out)
+    captions = selection.needs_captions
+    making = Making(load, model_folder, settings, extractors, selection.pairs, reference, captions, ruler)
     make_missing(plan, settings, making, source, progress)
-    report = _report(settings, selection, source, reference, extractors, plan, real, out)
+    report = _report(settings, selection, source, reference, extractors, plan, real, extras, out)
     report = replace(report, seconds=time.perf_counter() - start)
     report.write(out)
     return report
@@ -150,15 +149,16 @@ def _report(
     extractors: list[Extractor],
     plan: Plan,
     real: Mapping[str, FeatureSet],
+    extras: Extras,
     out: Path,
 ) -> EvaluationReport:
     """Everything that is computed from finished blocks, on the driver."""
-    generated = {name: plan.store.features(plan.tasks, name, plan.samples, plan.label_N) for name in real}
+    generated = generated_features(real, plan)
     largest = max(len(features) for features in (*real.values(), *generated.values()))
     options = replace(selection.options, spread=_spread(settings, largest))
     figures = measure(
         replace(selection, options=options),
-        _with_more(real, plan, reference),
+        extras.with_reference(real, plan, reference),
         generated,
         plan.pair_values(selection.pairs),
         intervals=settings.interval,
@@ -168,6 +168,7 @@ def _report(
     shown = min(settings.preview, plan.samples)
     first = next(iter(real))
     count = len(generated[first])
+    kept = count if selection.needs_images else min(shown, count)
     seconds, evaluations = plan.cost()
     return EvaluationReport(
         metrics=figures.values,
@@ -183,24 +184,18 @@ def _report(
         preview=write_preview(plan.store, plan.tasks, shown, out),
         intervals=figures.intervals,
         kind=source.kind,
+        resized=source.resized if isinstance(source, ImageSource) else "",
         evaluations_per_image=evaluations,
-        neighbours=write_neighbours(
-            plan.store, plan.tasks, min(shown, count), generated[first], real[first], reference, out
-        ),
-        computed_on={name: (metric.name, kind.name) for metric, kind, name in selection.metrics},
+        neighbours=write_neighbours(plan, kept, generated[first], real[first], reference, options, out),
+        computed_on={
+            name: (metric.name, kind.name)
+            for metric, kind, name in selection.metrics
+            if not (metric.needs_likelihood or metric.needs_paths)
+        },
         source_digest=source.digest,
         labels_digest=plan.labels_digest,
         blocks=plan.store.folder.name,
     )
-
-
-def _with_more(real: Mapping[str, FeatureSet], plan: Plan, reference: Reference) -> dict[str, FeatureSet]:
-    """The reference's features with its images and the likelihood that the model gives them."""
-    bits_N = plan.bits()
-    return {
-        name: replace(features, images=lambda: (images for images, _ in reference.blocks()), bits_N=bits_N)
-        for name, features in real.items()
-    }
 
 
 def _images(folder: Path, sampling: Mapping[str, Any], *, images: Reference) -> SampleSource:
@@ -216,41 +211,3 @@ def _spread(settings: EvaluateSettings, rows: int) -> Spread:
 
 def _device(settings: EvaluateSettings) -> str:
     return "cuda" if settings.gpus_per_actor else "cpu"
-
-
-def _select(settings: EvaluateSettings, source: SampleSource, reference: Reference) -> Selection:
-    # Classes of a folder of images are those of the reference only if they have the same names.
-    same_classes = source.kind != "images" or source.spec.classes == reference.spec.classes
-    return settings.select(
-        reference.spec,
-        conditional=source.conditional and same_classes,
-        likelihood=isinstance(source, GivesLikelihood),
-        kind=source.kind,
-    )
-
-
-def _check_comparable(source: SampleSource, reference: Reference) -> None:
-    what = "the images are" if source.kind == "images" else "the model makes"
-    check_same_kind(source.spec, reference.spec, what=what)
-    if (
-        source.kind == "samples"
-        and source.conditional
-        and not isinstance(reference, StatisticsReference)
-        and source.spec.num_classes != reference.spec.num_classes
-    ):
-        raise DataError(
-            f"the model has {source.spec.num_classes} classes and the reference "
-            f"{reference.spec.num_classes}: evaluate against the data that it was trained on"
-        )
-
-
-def _check_enough(
-    selection: Selection, settings: EvaluateSettings, source: SampleSource, reference: Reference
-) -> None:
-    have = settings.samples if source.size is None else min(settings.samples, source.size)
-    for metric, _, name in selection.metrics:
-        least = metric.least_samples(selection.options)
-        if reference.size < least:
-            raise DataError(f"{name} needs {least} reference images or more, got {reference.size}")
-        if have < least:
-            raise DataError(f"{name} needs {least} images or more, got {have}")

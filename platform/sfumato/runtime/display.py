@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from sfumato.runtime.pace import Pace
+
 _PLAIN_INTERVAL_S = 10.0
 
 
@@ -36,6 +38,7 @@ class Display:
         self._said_at = 0.0
         self._started = 0.0
         self._done = 0
+        self._pace = Pace()
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -61,6 +64,7 @@ class Display:
     def stage(self, name: str) -> None:
         """A stage begins."""
         self._stage, self._started, self._said_at, self._done = name, time.monotonic(), time.monotonic(), 0
+        self._pace = Pace()
         if self._live is not None:
             self._task = self._live.add_task(name, total=None, detail="")
         else:
@@ -70,12 +74,13 @@ class Display:
         """Where the stage stands; `metrics` are a few figures to show beside the bar."""
         done = done if total is None else min(done, total)  # the last step may pass the total
         detail = "  ".join(f"{name} {_figure(value)}" for name, value in (metrics or {}).items())
+        self._pace.mark(done, time.monotonic())
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=done, total=total, detail=detail)
         elif done != self._done and time.monotonic() - self._said_at >= _PLAIN_INTERVAL_S:
             self._said_at = time.monotonic()
             of = f" of {total:,}" if total else ""
-            left = self._time_left(done, total)
+            left = self._time_left(total)
             self.console.print(f"{self._stage}: {done:,}{of}  {detail}{left}", soft_wrap=True)
         self._done = done
 
@@ -103,11 +108,9 @@ class Display:
     def line(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
 
-    def _time_left(self, done: int, total: int | None) -> str:
-        if not total or done < total / 50:
-            return ""  # the first steps carry the start-up and say nothing of the rest
-        seconds = (time.monotonic() - self._started) * (total - done) / done
-        return f"  {seconds:.0f} s left"
+    def _time_left(self, total: int | None) -> str:
+        seconds = self._pace.seconds_left(total, time.monotonic()) if total else None
+        return "" if seconds is None else f"  {seconds:.0f} s left"
 
 
 def _figure(value: float) -> str:

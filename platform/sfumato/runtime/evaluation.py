@@ -101,6 +101,8 @@ def measure(
             )
         else:
             report = _model(target, settings, reference, out, cache, root, display)
+    if report.kind == "reconstructions":
+        display.note(f"{target.about} draws no images of its own: its reconstructions count")
     display.done(f"{report.samples:,} {report.kind}")
     if target.kind == "checkpoint" and target.run is not None and recipe is not None and request.plain:
         _record(target, recipe, report, root)
@@ -178,6 +180,7 @@ def _record(target: Target, recipe: Recipe, report: EvaluationReport, root: Path
     tracker = handle.open("evaluate")
     try:
         tracker.metrics(figures_of(report), step=images)
+        tracker.tags(report.tags())
     finally:
         tracker.close()
 

@@ -55,6 +55,8 @@ class Record:
     metrics: dict[str, float]
     higher_is_better: dict[str, bool]
     intervals: dict[str, Any] = field(default_factory=dict)
+    finished: float = 0.0
+    """Unix seconds at which it was evaluated; training goes on from `reached` to here and beyond."""
 
     @property
     def point(self) -> Point:
@@ -167,6 +169,7 @@ class TrainingEvaluations:
             dict(report.metrics),
             dict(report.higher_is_better),
             {name: dict(found) for name, found in report.intervals.items()},
+            time.time(),
         )
         self._records = sorted([*self._records, record], key=lambda found: found.images)
         self._folder.write_json(DURING, [asdict(found) for found in self._records])
@@ -174,6 +177,7 @@ class TrainingEvaluations:
         prefix = "eval" if comparable else f"eval_{self._settings.samples}"
         assert self._tracker is not None
         self._tracker.metrics(figures_of(report, prefix), step=images)
+        self._tracker.tags(report.tags())
         shown = "  ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
         self._display.line(f"evaluate: at {images:,} images  {shown}")
 

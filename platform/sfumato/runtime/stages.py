@@ -173,6 +173,7 @@ def evaluate(session: Session) -> dict[str, Any]:
         options = settings.sampling
         write_samples(grid.parent, generator, num, seed=settings.seed, options=options, overwrite=True)
     session.tracker.metrics(figures_of(report), step=generator.images)
+    session.tracker.tags(report.tags())
     for picture in (folder.path / "evaluation" / "report.json", *_pictures(folder)):
         session.tracker.artifact(picture, "evaluation")
     result = result_of(report, folder.path / "evaluation")
@@ -241,7 +242,11 @@ def _absolute(recipe: Recipe, root: Path) -> Recipe:
 
     mix = tuple(other.model_copy(update={"path": absolute(other.path)}) for other in recipe.data.mix)
     data = recipe.data.model_copy(update={"path": absolute(recipe.data.path), "mix": mix})
-    return recipe.model_copy(update={"data": data, "storage": absolute(recipe.storage)})
+    evaluate, held_out = recipe.evaluate, recipe.evaluate.held_out
+    if held_out is not None:
+        evaluate = evaluate.model_copy(update={"held_out": absolute(held_out)})
+    changes = {"data": data, "storage": absolute(recipe.storage), "evaluate": evaluate}
+    return recipe.model_copy(update=changes)
 
 
 def _packed(recipe: Recipe, display: Display) -> Manifest:

@@ -111,12 +111,19 @@ class Generator:
 
     @torch.no_grad()
     def sample_block(
-        self, first_index: int, *, seed: int, labels: Sequence[int] | None, options: Config
+        self,
+        first_index: int,
+        *,
+        seed: int,
+        labels: Sequence[int] | None,
+        options: Config,
+        captions: Sequence[str] | None = None,
     ) -> Tensor:
         """Samples `first_index` to `first_index + block - 1`: [block, C, H, W] float32 in [-1, 1].
 
         `first_index` is a multiple of `block`. `labels` are those of the block's first rows, as many as
-        are wanted; the rows after them are drawn with a label of no importance.
+        are wanted; the rows after them are drawn with a label of no importance. `captions`, for a model that
+        takes them, has `block` texts.
         """
         if first_index % self.block:
             raise ValueError(f"first_index must be a multiple of {self.block}, got {first_index}")
@@ -124,7 +131,7 @@ class Generator:
         if labels is not None:
             labels_N = torch.zeros(self.block, dtype=torch.int64)
             labels_N[: len(labels)] = torch.tensor(labels, dtype=torch.int64)
-        request = SampleRequest(num=self.block, labels_N=labels_N, options=options)
+        request = SampleRequest(num=self.block, labels_N=labels_N, options=options, captions_N=captions)
         rng = SampleRng(seed, range(first_index, first_index + self.block))
         return self.family.sample(self.nets, request, rng)
 

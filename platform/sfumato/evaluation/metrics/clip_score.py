@@ -23,7 +23,10 @@ def clip_scores(image_ND: Float32Array, text_ND: Float32Array) -> Float64Array:
 
 
 class ClipScore(BaseMetric):
-    """Mean over the samples, in [0, 100]; higher is better."""
+    """Mean over the samples, in [0, 100]; higher is better.
+
+    `details` say what real images reach with their captions, where the reference has some.
+    """
 
     name = "clip_score"
     higher_is_better = True
@@ -34,7 +37,12 @@ class ClipScore(BaseMetric):
         if generated.text_ND is None:
             raise DataError(f"{self.name} needs images with captions: leave it out of evaluate.metrics")
         score_N = clip_scores(generated.embedding_ND, generated.text_ND)
-        return MetricResult(self.name, float(score_N.mean()), {"weight": WEIGHT}, score_N)
+        details: dict[str, object] = {"weight": WEIGHT}
+        if reference.text_ND is not None:
+            rows = len(reference.text_ND)
+            real_N = clip_scores(reference.embedding_ND[:rows], reference.text_ND)
+            details |= {"of_real_images": float(real_N.mean()), "real_images": rows}
+        return MetricResult(self.name, float(score_N.mean()), details, score_N)
 
 
 METRICS: tuple[Metric, ...] = (ClipScore(),)

@@ -132,7 +132,8 @@ def distances(a_NHWC: UInt8Array, b_NHWC: UInt8Array, network: Lpips) -> Float64
     return np.concatenate(parts)
 
 
-def _given() -> Path:
+def given() -> Path:
+    """The file of AlexNet's weights. Raises CapabilityError where none is named."""
     value = os.environ.get(VARIABLE)
     if not value or not Path(value).is_file():
         got = f"{value!r} is no file" if value else "none given"
@@ -140,7 +141,8 @@ def _given() -> Path:
     return Path(value)
 
 
-def _problems(data: DataSpec) -> list[str]:
+def problems_of(data: DataSpec) -> list[str]:
+    """Why LPIPS cannot be had for such images on this machine, one line each."""
     found = [line.replace("features ", "") for line in channel_problems("lpips", data)]
     if min(data.height, data.width) < SMALLEST:
         size = f"{data.width}x{data.height}"
@@ -148,25 +150,35 @@ def _problems(data: DataSpec) -> list[str]:
             f"lpips needs images of {SMALLEST}x{SMALLEST} or more, this data is {size}: leave it out"
         )
     try:
-        _given()
+        given()
     except CapabilityError as error:
         found += error.problems
     return found
 
 
 class LpipsOfPairs:
-    """LPIPS of an image and its reconstruction; lower is better."""
+    """LPIPS of an image and its reconstruction; lower is better.
+
+    It travels to the workers with its network: they need no file of weights.
+    """
 
     name = "lpips"
     higher_is_better = False
 
+    def __init__(self, network: Lpips | None = None) -> None:
+        """Without a network, that of the environment's weights, once it is needed."""
+        self._network = network
+
+    def __reduce__(self) -> tuple[type[LpipsOfPairs], tuple[Lpips]]:
+        return (type(self), (self._network or load(given()),))
+
     def problems(self, data: DataSpec) -> list[str]:
         """Missing weights, small images, other channels."""
-        return _problems(data)
+        return problems_of(data)
 
     def compare(self, real_NHWC: UInt8Array, made_NHWC: UInt8Array) -> Float64Array:
         """Distances [N]."""
-        return distances(real_NHWC, made_NHWC, load(_given()))
+        return distances(real_NHWC, made_NHWC, self._network or load(given()))
 
 
 def pairs_within(label_N: Int64Array, num: int, seed: int) -> tuple[Int64Array, Int64Array]:
@@ -193,10 +205,10 @@ class LpipsDiversity(BaseMetric):
 
     def problems(self, data: DataSpec) -> list[str]:
         """Missing weights, small images, other channels."""
-        return _problems(data)
+        return problems_of(data)
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
-        network, seed = load(_given()), options.settings.seed
+        network, seed = load(given()), options.settings.seed
         by_class = generated.label_N is not None and reference.label_N is not None
         made_M = _diversity(generated, network, seed, by_class=by_class)
         real_M = _diversity(reference, network, seed, by_class=by_class)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.stats
 
+from sfumato.errors import DataError
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.neighbours.nearest import nearest_in
 from sfumato.evaluation.neighbours.sets import nearest_reference, own_neighbours
@@ -29,7 +30,10 @@ def memorisation(
     options: MetricOptions,
     held_out: FeatureSet | None = None,
 ) -> MetricResult:
-    """The part of copied samples; `held_out` are real images that were not trained on."""
+    """The part of copied samples; `held_out` are real images that were not trained on.
+
+    Raises DataError for fewer of them than the quantile needs.
+    """
     near = nearest_reference(training, generated, options)
     distance_M = np.sqrt(near.squared_Nk[:, 0])
     real_N = _distances_of_no_copies(training, options, held_out)
@@ -65,23 +69,33 @@ def _distances_of_no_copies(
     if held_out is None:
         squared_N = own_neighbours(training, options).squared_Nk[:, 0]
     else:
+        least = least_held_out(options)
+        if len(held_out) < least:
+            raise DataError(f"memorisation needs {least} held-out images or more, got {len(held_out)}")
         found = nearest_in(held_out.embedding_ND, training.embedding_ND, spread=options.spread)
         squared_N = found.squared_Nk[:, 0]
     distance_N: Float64Array = np.sqrt(squared_N)
     return distance_N
 
 
+def least_held_out(options: MetricOptions) -> int:
+    """So many distances that their quantile is one of them."""
+    return int(np.ceil(1 / options.settings.memorisation_quantile))
+
+
 class Memorisation(BaseMetric):
     """Part of copied samples, in [0, 1]; lower is better. The reference is taken for the training images."""
 
     name = "memorisation"
+    needs_images = True  # of the closest pairs, wherever they are
+    reads_held_out = True
 
     def least_samples(self, options: MetricOptions) -> int:
         """Enough for the quantile to be one, and for a k-th neighbour."""
-        return max(options.k + 1, int(np.ceil(1 / options.settings.memorisation_quantile)))
+        return max(options.k + 1, least_held_out(options))
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
-        return memorisation(reference, generated, options)
+        return memorisation(reference, generated, options, reference.held_out)
 
 
 METRICS: tuple[Metric, ...] = (Memorisation(),)

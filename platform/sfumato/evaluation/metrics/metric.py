@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from sfumato.evaluation.spread import Spread, in_process
 from sfumato.evaluation.statistics import Float32Array, Float64Array, Int64Array, Moments, UInt8Array
 
 T = TypeVar("T")
+Interpolation = Literal["slerp", "lerp"]
 ImageBlocks = Callable[[], Iterator[UInt8Array]]
 """Opens a set's images: uint8 [n, H, W, C], a block at a time, in sample order."""
 
@@ -27,8 +28,10 @@ class FeatureSet:
 
     `embedding_ND` float32; `logits_NK` float32 where the extractor classifies; `label_N` int64 in [0, K)
     where the images have classes (for generated images: the class that was asked for). Some metrics read
-    more: `images` themselves, `text_ND` float32 (features of the captions in the same space), `bits_N`
-    float64 (bits per dimension that the model under evaluation gives these images).
+    more: `images` themselves, `text_ND` float32 (features of the captions in the same space; of a reference,
+    of its first images), `bits_N` float64 (bits per dimension that the model under evaluation gives these
+    images), `path_M` float64 (lengths of the model's steps in its latents), `held_out` (of a reference: real
+    images that the model was not trained on).
     """
 
     embedding_ND: Float32Array
@@ -37,13 +40,15 @@ class FeatureSet:
     images: ImageBlocks | None = None
     text_ND: Float32Array | None = None
     bits_N: Float64Array | None = None
+    path_M: Float64Array | None = None
+    held_out: FeatureSet | None = None
     _derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.embedding_ND)
 
     def take(self, rows: Int64Array | npt.NDArray[np.bool_]) -> FeatureSet:
-        """The features of some of the images, in the order asked for; without `images`."""
+        """The features of some of the images, in the order asked for; with nothing else but their texts."""
 
         def part(array: npt.NDArray[Any] | None) -> Any:
             return None if array is None else array[rows]
@@ -91,6 +96,16 @@ class MetricSettings(Config):
     )
     cas_seen: int = Field(
         40_000, gt=0, description="classification_score: samples that its classifier sees, repeats counted."
+    )
+    path_pairs: int = Field(
+        1_000, ge=100, description="perceptual_path_length: pairs of images, a step apart."
+    )
+    path_epsilon: float = Field(1e-4, gt=0, le=0.1, description="perceptual_path_length: length of the step.")
+    path_interpolation: Interpolation = Field(
+        "slerp", description="perceptual_path_length: along the great circle, or straight (lerp)."
+    )
+    path_sampling: Literal["full", "end"] = Field(
+        "full", description="perceptual_path_length: steps anywhere on a path, or at its start."
     )
     seed: int = Field(2020, ge=0, description="Seed of random subsets; torch-fidelity's default.")
 
@@ -150,6 +165,10 @@ class Metric(Protocol):
     """It reads `FeatureSet.text_ND` of the generated set."""
     needs_likelihood: bool
     """It reads `FeatureSet.bits_N` of the reference: the model must have a likelihood."""
+    reads_held_out: bool
+    """It reads `FeatureSet.held_out` of the reference where there is one."""
+    needs_paths: bool
+    """It reads `FeatureSet.path_M` of the generated set: the model must have a latent vector."""
     only_features: tuple[str, ...]
     """Names of the only features that it is defined on; empty: all."""
     always_suffixed: bool
@@ -181,6 +200,8 @@ class BaseMetric:
     needs_images = False
     needs_captions = False
     needs_likelihood = False
+    reads_held_out = False
+    needs_paths = False
     only_features: tuple[str, ...] = ()
     always_suffixed = False
     published: str | None = None

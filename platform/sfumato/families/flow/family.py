@@ -14,13 +14,13 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.flow.bijection import fitting
 from sfumato.families.flow.config import FlowConfig, SamplingConfig, VariationalConfig
-from sfumato.families.flow.dequantization import build_dequantizer, from_unit, to_levels
+from sfumato.families.flow.dequantization import LEVELS, build_dequantizer, from_unit, to_levels
 from sfumato.families.flow.levels import build_levels
 from sfumato.families.flow.network import FlowNetwork
 
 
 class FlowFamily:
-    """Implements `core.family.Family`, `HasLikelihood` and `InitialisesFromData`."""
+    """Implements `core.family.Family`, `HasLikelihood`, `HasLatent` and `InitialisesFromData`."""
 
     samplers: Sequence[str] = ("ema",)
 
@@ -49,17 +49,16 @@ class FlowFamily:
 
         A conditional model without labels draws all classes in turn.
         """
-        options: SamplingConfig = request.options
-        network = nets["ema"]
-        assert isinstance(network, FlowNetwork)
-        device = next(network.parameters()).device
-        label_N = request.labels_N
-        if not self._classes:
-            label_N = torch.zeros(rng.rows, dtype=torch.int64)
-        elif label_N is None:
-            label_N = torch.arange(rng.rows) % self._classes
-        noise_ND = options.temperature * rng.normal(network.dims)
-        return from_unit(network.decode(noise_ND.to(device), label_N.to(device)))
+        return from_unit(self._decode(nets, self.latents(nets, request.options, rng), request.labels_N))
+
+    def latents(self, nets: Nets, options: SamplingConfig, rng: SampleRng) -> Tensor:
+        """The normal noise [N, C * H * W] of all levels."""
+        return options.temperature * rng.normal(math.prod(self._data.shape))
+
+    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest) -> Tensor:
+        """Images [N, C, H, W] between the levels; the same as `sample`'s to half a level."""
+        x_NCHW = self._decode(nets, z_ND, request.labels_N)
+        return (x_NCHW * LEVELS - 0.5).clamp(0, LEVELS - 1) / 127.5 - 1
 
     def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
         """-log2 P of the 8-bit images, a value of each [B], by the averaged network.
@@ -68,6 +67,17 @@ class FlowFamily:
         mean over draws is the bound, which only the dequantisation keeps from being exact.
         """
         return self._bits_per_dim(nets["ema"], batch, rng)
+
+    def _decode(self, nets: Nets, noise_ND: Tensor, label_N: Tensor | None) -> Tensor:
+        """Continuous values, [0, 1) where the flow keeps to it, by the averaged network."""
+        network = nets["ema"]
+        assert isinstance(network, FlowNetwork)
+        device = next(network.parameters()).device
+        if not self._classes:
+            label_N = torch.zeros(len(noise_ND), dtype=torch.int64)
+        elif label_N is None:
+            label_N = torch.arange(len(noise_ND)) % self._classes
+        return network.decode(noise_ND.to(device), label_N.to(device))
 
     def _build(self) -> FlowNetwork:
         config, shape = self._config, self._data.shape

@@ -19,7 +19,7 @@ from sfumato.families.gan.sampling import Statistics, latents
 
 
 class GanFamily:
-    """Implements `core.family.Family`."""
+    """Implements `core.family.Family` and `HasLatent`."""
 
     samplers: Sequence[str] = ("ema",)
 
@@ -79,16 +79,21 @@ class GanFamily:
 
         A conditional model without labels draws all classes in turn.
         """
-        options: SamplingConfig = request.options
-        generator = nets["ema"]
-        self._statistics.update(generator, options)
+        return self.decode_latents(nets, self.latents(nets, request.options, rng), request)
+
+    def latents(self, nets: Nets, options: SamplingConfig, rng: SampleRng) -> Tensor:
+        """z [N, D], truncated where the options say so."""
+        return latents(rng, self._config.latent, options.truncation)
+
+    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest) -> Tensor:
+        """The averaged generator's images [N, C, H, W]."""
+        generator, label_N = nets["ema"], request.labels_N
+        self._statistics.update(generator, request.options)
         device = next(generator.parameters()).device
-        label_N = request.labels_N
         if not self._classes:
-            label_N = torch.zeros(rng.rows, dtype=torch.int64)
+            label_N = torch.zeros(len(z_ND), dtype=torch.int64)
         elif label_N is None:
-            label_N = torch.arange(rng.rows) % self._classes
-        z_ND = latents(rng, self._config.latent, options.truncation)
+            label_N = torch.arange(len(z_ND)) % self._classes
         x_NCHW: Tensor = generator(z_ND.to(device), label_N.to(device))
         return x_NCHW
 

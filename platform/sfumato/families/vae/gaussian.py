@@ -63,7 +63,7 @@ class GaussianNetwork(nn.Module):
 
 
 class GaussianVae:
-    """Implements `core.family.Family`, `HasLikelihood` and `Reconstructs`."""
+    """Implements `core.family.Family`, `HasLikelihood`, `HasLatent` and `Reconstructs`."""
 
     samplers: Sequence[str] = ("ema",)
 
@@ -90,16 +90,29 @@ class GaussianVae:
         options: SamplingConfig = request.options
         network = nets["ema"]
         assert isinstance(network, GaussianNetwork)
-        device = next(network.parameters()).device
         label_N = request.labels_N
-        z_ND = options.temperature * rng.normal(self._latent.dim).to(device)
+        z_ND = self.latents(nets, options, rng)
         if self._classes and label_N is None:
             label_N = rng.integers(self._classes)
-        label_N = label_N.to(device) if self._classes and label_N is not None else None
-        output = network.decode(z_ND, label_N)
+        output = self._decode(network, z_ND, label_N)
         if options.pixels == "mean":
             return network.likelihood.mean(output)
-        return network.likelihood.draw(output, rng.uniform(*self._data.shape).to(device))
+        return network.likelihood.draw(output, rng.uniform(*self._data.shape).to(output.device))
+
+    def latents(self, nets: Nets, options: SamplingConfig, rng: SampleRng) -> Tensor:
+        """z [N, D] of the prior, times the temperature."""
+        return options.temperature * rng.normal(self._latent.dim)
+
+    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest) -> Tensor:
+        """The expected images [N, C, H, W], also where `sample` would draw pixels around them."""
+        network = nets["ema"]
+        assert isinstance(network, GaussianNetwork)
+        return network.likelihood.mean(self._decode(network, z_ND, request.labels_N))
+
+    def _decode(self, network: GaussianNetwork, z_ND: Tensor, label_N: Tensor | None) -> Tensor:
+        device = next(network.parameters()).device
+        classes_N = label_N.to(device) if self._classes and label_N is not None else None
+        return network.decode(z_ND.to(device), classes_N)
 
     def reconstruct(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
         """The expected image at the posterior's mean; draws nothing."""

@@ -1,0 +1,66 @@
+"""Captions of images: who has them, and how they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from sfumato.errors import DataError
+from sfumato.evaluation.statistics import Float32Array
+
+
+@runtime_checkable
+class Captioned(Protocol):
+    """A set of images that may have captions; `captioned` says whether any has."""
+
+    captioned: bool
+
+    def captions(self, first: int, stop: int) -> list[str]:
+        """Those of images `first` to `stop` - 1, as `read` gives these.
+
+        Raises DataError for an image without one.
+        """
+        ...
+
+
+@runtime_checkable
+class GivesCaptions(Protocol):
+    """A source whose images were made for captions, or bring their own; `captioned` says whether."""
+
+    captioned: bool
+
+    def captions_of(self, index: int) -> list[str]:
+        """One for each image of block `index`."""
+        ...
+
+
+@runtime_checkable
+class ReadsCaptions(Protocol):
+    """An extractor that brings texts into the space of its images."""
+
+    def extract_text(self, captions: Sequence[str]) -> Float32Array:
+        """Embeddings [N, dim]."""
+        ...
+
+
+def captions_in_turn(images: object, first: int, num: int, size: int, what: str) -> list[str]:
+    """`num` captions of a set of `size` images from position `first` on; after the last comes the first.
+
+    Raises DataError where the set has none.
+    """
+    if not (isinstance(images, Captioned) and images.captioned):
+        raise DataError(f"{what} draws images for captions, and the reference has none: pack captions too")
+    found: list[str] = []
+    while len(found) < num:
+        start = (first + len(found)) % size
+        stop = min(start + num - len(found), size)
+        found += images.captions(start, stop) or [""] * (stop - start)
+    return found
+
+
+def every_one(captions: Sequence[str | None], names: Sequence[str], where: str) -> list[str]:
+    """The captions. Raises DataError for the first image that has none."""
+    for caption, name in zip(captions, names, strict=True):
+        if not caption:
+            raise DataError(f"{where}: {name} has no caption: give every image one, or leave clip_score out")
+    return [caption for caption in captions if caption]
