@@ -1,4 +1,4 @@
-"""Pipeline files: what is wrong with one is said in one line, before anything is started; plans without runs."""
+"""Pipeline files: what is wrong is said in one line, before anything is started; plans, without running."""
 
 from __future__ import annotations
 
@@ -54,22 +54,30 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     [
         ({"a": {**PACK, "needs": ["b"]}, "b": {**PACK, "needs": ["a"]}}, "in a circle: "),
         ({"a": {**PACK, "needs": ["a"]}}, "in a circle: a -> a"),
-        ({"images": PACK, "train": {**TRAIN, "needs": ["imags"]}}, "stages.train.needs: there is no stage 'imags'; did you mean 'images'?"),
-        ({"images": PACK, "train": {**TRAIN, "kind": "trian"}}, "stages.train.kind: there is no kind 'trian'; did you mean 'train'?"),
+        ({"images": PACK, "train": {**TRAIN, "needs": ["imags"]}},
+         "stages.train.needs: there is no stage 'imags'; did you mean 'images'?"),
+        ({"images": PACK, "train": {**TRAIN, "kind": "trian"}},
+         "stages.train.kind: there is no kind 'trian'; did you mean 'train'?"),
         ({"images": {"source": "digits"}}, "stages.images.kind: required, one of pack, train,"),
         ({"train": TRAIN}, "${images.data} refers to stage 'images', which is not there"),
-        ({"images": PACK, "train": {**TRAIN, "set": {"data.path": "${images.folder}"}}}, "${images.folder}: a stage of kind pack gives data, val"),
-        ({"images": PACK, "train": {**TRAIN, "set": {"data.path": "${images}"}}}, "${images}: a stage of kind pack gives data, val"),
+        ({"images": PACK, "train": {**TRAIN, "set": {"data.path": "${images.folder}"}}},
+         "${images.folder}: a stage of kind pack gives data, val"),
+        ({"images": PACK, "train": {**TRAIN, "set": {"data.path": "${images}"}}},
+         "${images}: a stage of kind pack gives data, val"),
         ({"images": PACK, "train": {**TRAIN, "recipe": "nowhere.yaml"}}, "stages.train: recipe"),
-        ({"images": PACK, "train": {**TRAIN, "set": {"train.imges": 3}}}, "stages.train: train.imges: unknown key; did you mean 'images'?"),
-        ({"images": PACK, "train": {**TRAIN, "set": {"train.batch": 100, "train.micro_batch": None}}}, "stages.train: train.batch"),
+        ({"images": PACK, "train": {**TRAIN, "set": {"train.imges": 3}}},
+         "stages.train: train.imges: unknown key; did you mean 'images'?"),
+        ({"images": PACK, "train": {**TRAIN, "set": {"train.batch": 100, "train.micro_batch": None}}},
+         "stages.train: train.batch"),
         ({"images": {**PACK, "dst": "x"}}, "stages.images.dst: unknown key; did you mean 'dest'?"),
         ({"images": {**PACK, "dest": "s3://bucket/x"}}, "stages.images: dest: s3://bucket/x"),
         ({"images": {**PACK, "source": {"kind": "folder", "path": "none"}}}, "stages.images: source.path: "),
         ({"images": {**PACK, "needs": "all"}}, "stages.images.needs: expected a list of stages, got 'all'"),
         ({"Images": PACK}, "stages.Images: a stage's name is small letters"),
-        ({"images": PACK, "train": TRAIN, "quality": {**EVALUATE, "set": {"sampels": 3}}}, "set.sampels: unknown key; did you mean 'samples'?"),
-        ({"images": PACK, "train": TRAIN, "quality": EVALUATE, "gate": {**GATE, "require": ["recall high"]}}, "stages.gate.require: is not of the form"),
+        ({"images": PACK, "train": TRAIN, "quality": {**EVALUATE, "set": {"sampels": 3}}},
+         "set.sampels: unknown key; did you mean 'samples'?"),
+        ({"images": PACK, "train": TRAIN, "quality": EVALUATE, "gate": {**GATE, "require": ["recall high"]}},
+         "stages.gate.require: is not of the form"),
         ({}, "stages: "),
     ],
 )  # fmt: skip
@@ -177,8 +185,8 @@ def test_one_call_at_a_time(tmp_path: Path) -> None:
     from sfumato.errors import ConfigError
 
     records = Records(tmp_path)
-    with records.locked(), pytest.raises(ConfigError, match=r"process \d+ is running this pipeline already"):
-        with Records(tmp_path).locked():
-            pass
+    running = pytest.raises(ConfigError, match=r"process \d+ is running this pipeline already")
+    with records.locked(), running, Records(tmp_path).locked():
+        pass
     with records.locked():
         assert json.loads((tmp_path / "lock").read_text()) > 1

@@ -88,6 +88,8 @@ def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) 
         folder=folder.path,
         run_name=recipe.name,
         run_id=known.get("mlflow_run_id"),
+        experiment_id=known.get("mlflow_experiment_id"),
+        started=known.get("mlflow_started"),
         params=params,
         tags={
             "sfumato.folder": str(folder.path),
@@ -107,7 +109,12 @@ def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) 
         ),
         recipe_yaml=recipe.to_yaml(),
     )
-    folder.update_json("run.json", mlflow_run_id=tracker.run_id, mlflow_experiment_id=tracker.experiment_id)
+    folder.update_json(
+        "run.json",
+        mlflow_run_id=tracker.run_id,
+        mlflow_experiment_id=tracker.experiment_id,
+        mlflow_started=tracker.handle.started,
+    )
     with tracker:
         yield tracker
 

@@ -57,7 +57,7 @@ def champion_of(
 def set_alias(settings: TrackingSettings, name: str, alias: str, version: str, *, root: Path) -> str | None:
     """Let a version have an alias, which another then loses; that other version, if there was one.
 
-    A champion that was challenger is no challenger any more. Raises ConfigError where there is no such version.
+    A champion that was challenger is no challenger any more. Raises ConfigError where the version is missing.
     """
     store = Store.of(settings, root)
     client = store.client()
@@ -87,7 +87,7 @@ def _or_none(call: Any) -> Any:
     try:
         return call()
     except MlflowException as error:
-        # An alias that a model does not have is an invalid value to MLflow, a model that is not there is missing.
+        # An alias that a model does not have is `invalid`; a model that is not there `does not exist`.
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise

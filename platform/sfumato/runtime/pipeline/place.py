@@ -1,4 +1,4 @@
-"""Where a pipeline works: the folders that its paths are relative to, and what it sets for all its recipes."""
+"""Where a pipeline works: the folders that its paths are relative to, and what all its recipes get."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def plan(pipeline: Pipeline, records: Records, again: frozenset[str] = frozenset
     for name in pipeline.order:
         missing = [other for other in pipeline.order if other in pipeline.needs[name] - outputs.keys()]
         if missing:
-            steps.append(_waiting(pipeline, name, missing, name in again or records.again(name)))
+            steps.append(_waiting(pipeline, records, name, missing, name in again or records.again(name)))
             continue
         try:
             step = examine(pipeline, records, name, outputs, ordered=name in again)
@@ -137,12 +137,14 @@ def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix.removesuffix("."), content
 
 
-def _waiting(pipeline: Pipeline, name: str, missing: list[str], ordered: bool) -> Step:
+def _waiting(pipeline: Pipeline, records: Records, name: str, missing: list[str], ordered: bool) -> Step:
     kind = str(pipeline.settings.stages[name]["kind"])
-    after = ", ".join(missing)
+    after = f"after {', '.join(missing)}"
     if ordered:
-        return Step(name, kind, "wait", f"asked for by --from; after {after}")
-    return Step(name, kind, "wait", f"runs after {after}, unless they make what they made before")
+        return Step(name, kind, "wait", f"{after}: asked for by --from")
+    if records.latest(name) is None:
+        return Step(name, kind, "wait", f"{after}: was never run to its end")
+    return Step(name, kind, "wait", f"{after}: runs if they make something else than before")
 
 
 def _named(name: str, line: str) -> str:

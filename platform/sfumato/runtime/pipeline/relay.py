@@ -1,4 +1,4 @@
-"""From the processes of stages to the driver's display: what they say, in order, and which runs they began."""
+"""From the processes of stages to the driver's display: what they say, and which runs they began."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sfumato.errors import SfumatoError
-from sfumato.runtime.pipeline.controller import Result
 from sfumato.runtime.pipeline.plan import Step
+from sfumato.runtime.pipeline.result import Result
 from sfumato.runtime.pipeline.settings import Pipeline
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from sfumato.recipe import explain
 from sfumato.runtime.pipeline import graph, references
 from sfumato.runtime.pipeline.kinds import KINDS
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings
+from sfumato.runtime.pipeline.overrides import apply
 from sfumato.runtime.pipeline.place import Place
 from sfumato.tracking.config import TrackingSettings
 
@@ -118,7 +120,7 @@ def load(path: Path, overrides: Sequence[str], *, root: Path) -> Pipeline:
     """
     content = yaml.safe_load(path.read_text())
     for override in overrides:
-        _override(content, override)
+        apply(content, override)
     try:
         settings = PipelineSettings.model_validate(content)
     except ValidationError as error:
@@ -147,8 +149,6 @@ def _kinds(settings: PipelineSettings) -> dict[str, type[StageSettings]]:
 
 
 def _name_problems(settings: PipelineSettings) -> list[str]:
-    import re
-
     return [
         f"stages.{name}: a stage's name is small letters, digits, - and _, and begins with a letter"
         for name in settings.stages
@@ -174,7 +174,7 @@ def _reference_problems(pipeline: Pipeline) -> list[str]:
                 lines.append(f"stages.{name}: {shown}: a stage of kind {_kind_of(known)} gives {gives}")
     if not lines:
         try:
-            pipeline.order
+            graph.ordered(pipeline.needs)
         except ConfigError as error:
             lines += error.problems
     return lines
@@ -182,33 +182,3 @@ def _reference_problems(pipeline: Pipeline) -> list[str]:
 
 def _kind_of(kind: type[StageSettings]) -> str:
     return next(name for name, cls in KINDS.items() if cls is kind)
-
-
-def _override(content: Any, override: str) -> None:
-    """Apply `stage.field=value`, or `stage.a.b=value` for a field of the recipe that a stage trains."""
-    path, equals, text = override.partition("=")
-    if not equals or not isinstance(content, dict):
-        raise ConfigError(f"override {override!r} is not of the form key=value, for example at_once=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {text!r} is no valid YAML") from None
-    first, dot, rest = path.strip().partition(".")
-    stages = content.get("stages")
-    if not dot and first != "stages":
-        content[first] = value
-        return
-    if not isinstance(stages, dict) or first not in stages:
-        there = graph.near(first, stages if isinstance(stages, dict) else ())
-        raise ConfigError(f"override {override!r}: there is no stage {first!r}{there}")
-    stage = stages[first]
-    kind = KINDS.get(stage.get("kind")) if isinstance(stage, dict) else None
-    if kind is None or rest in kind.model_fields:
-        stage[rest] = value
-    elif "set" in kind.model_fields:
-        stage["set"] = {**(stage.get("set") or {}), rest: value}
-    else:
-        raise ConfigError(
-            f"override {override!r}: unknown key; a stage of kind {stage['kind']} has "
-            f"{', '.join(sorted(kind.model_fields))}"
-        )

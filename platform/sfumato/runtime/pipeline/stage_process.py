@@ -1,7 +1,7 @@
 """A stage at work, in a process of its own: a Ray task on the driver's node, which ends with the driver.
 
-It takes no CPU itself; its workers and actors take theirs from the cluster, and the driver's schedule has made
-sure that there is room. What goes wrong travels as a value, since Ray would bury it in tracebacks.
+It takes no CPU itself; its workers and actors take theirs from the cluster, and the driver's schedule has
+made sure that there is room. What goes wrong travels as a value: Ray would bury it in tracebacks.
 """
 
 from __future__ import annotations

@@ -91,12 +91,12 @@ class GateStage(StageSettings):
                 raise ConfigError(f"gate on {name!r}, which was not measured; the report has {known}")
         if missing := [name for name in self.better if name not in report.intervals]:
             raise ConfigError(
-                f"better: {missing[0]} has no confidence interval in the report, so no difference can be told "
+                f"better: {missing[0]} has no confidence interval in the report, so no difference is told "
                 "from chance; evaluate with evaluate.interval.enabled, or leave it out"
             )
 
     def _champion(self, report: EvaluationReport, place: Place) -> Champion | None:
-        """The present champion; None where there is none, or the model is the champion itself."""
+        """The champion of now; None where there is none, or the model is the champion itself."""
         found = champion_of(place.tracking or TrackingSettings(), self.name, root=place.root)
         return None if found is None or found.digest == report.source_digest else found
 
@@ -114,8 +114,8 @@ class GateStage(StageSettings):
             ours, theirs = _interval(report, metric), champion.interval(metric)
             if theirs is None:
                 raise SfumatoError(
-                    f"version {champion.version} of {self.name}, the champion, has no {metric} with an interval: "
-                    f"evaluate its run {champion.run_id} alike"
+                    f"version {champion.version} of {self.name}, the champion, has no {metric} with an "
+                    f"interval: evaluate its run {champion.run_id} alike"
                 )
             if not better(ours, theirs, higher=report.higher_is_better[metric]):
                 return CHALLENGER, (

@@ -35,8 +35,8 @@ class TrainStage(StageSettings):
         recipe.check()
         if place.tracking is None and recipe.tracking.uri is not None:
             raise ConfigError(
-                f"{self.recipe} has tracking.uri: let the pipeline have `tracking:` as well, so that its run and "
-                "those of its stages are in one store"
+                f"{self.recipe} has tracking.uri: let the pipeline have `tracking:` as well, so that its "
+                "run and those of its stages are in one store"
             )
 
     def identity(self, place: Place) -> dict[str, Any] | None:
