@@ -78,6 +78,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
          "set.sampels: unknown key; did you mean 'samples'?"),
         ({"images": PACK, "train": TRAIN, "quality": EVALUATE, "gate": {**GATE, "require": ["recall high"]}},
          "stages.gate.require: is not of the form"),
+        ({"images": PACK, "train": TRAIN, "quality": EVALUATE, "more": {**EVALUATE, "set": {"seed": 1}}},
+         "stages.more: stage quality evaluates the same run"),
         ({}, "stages: "),
     ],
 )  # fmt: skip

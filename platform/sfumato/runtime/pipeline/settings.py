@@ -127,7 +127,8 @@ def load(path: Path, overrides: Sequence[str], *, root: Path) -> Pipeline:
         raise ConfigError(*explain(error, PipelineSettings)) from None
     place = Place(root.resolve(), path.resolve().parent, settings.storage, settings.tracking)
     pipeline = Pipeline(settings, place, _kinds(settings))
-    if lines := [*_name_problems(settings), *_reference_problems(pipeline)]:
+    problems = (_name_problems(settings), _reference_problems(pipeline), _evaluation_problems(settings))
+    if lines := [line for found in problems for line in found]:
         raise ConfigError(*lines)
     pipeline.check()
     return pipeline
@@ -177,6 +178,19 @@ def _reference_problems(pipeline: Pipeline) -> list[str]:
             graph.ordered(pipeline.needs)
         except ConfigError as error:
             lines += error.problems
+    return lines
+
+
+def _evaluation_problems(settings: PipelineSettings) -> list[str]:
+    lines, seen = [], dict[Any, str]()
+    for name, content in settings.stages.items():
+        if content["kind"] == "evaluate":
+            other = seen.setdefault(str(content.get("run")), name)
+            if other != name:
+                lines.append(
+                    f"stages.{name}: stage {other} evaluates the same run, which holds one evaluation; "
+                    "make them one stage"
+                )
     return lines
 
 
