@@ -33,7 +33,9 @@ def apply(content: Any, override: str) -> None:
         there = graph.near(first, stages if isinstance(stages, dict) else ())
         raise ConfigError(f"override {override!r}: there is no stage {first!r}{there}")
     stage = stages[first]
-    kind = KINDS.get(stage.get("kind")) if isinstance(stage, dict) else None
+    if not isinstance(stage, dict):
+        raise ConfigError(f"stages.{first}: expected the fields of a stage, got {stage!r}")
+    kind = KINDS.get(str(stage.get("kind")))
     if kind is None or rest in kind.model_fields:
         stage[rest] = value
     elif "set" in kind.model_fields:

@@ -138,7 +138,7 @@ def _kinds(settings: PipelineSettings) -> dict[str, type[StageSettings]]:
     lines, kinds = [], {}
     for name, content in settings.stages.items():
         kind = content.get("kind")
-        if kind in KINDS:
+        if isinstance(kind, str) and kind in KINDS:
             kinds[name] = KINDS[kind]
         elif kind is None:
             lines.append(f"stages.{name}.kind: required, one of {', '.join(KINDS)}")

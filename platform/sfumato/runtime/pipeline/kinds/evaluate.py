@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -43,7 +44,7 @@ class EvaluateStage(StageSettings):
         return {
             "model": trained.digest,
             "data": Manifest.load(trained.recipe.data.path).digest,
-            "settings": trained.recipe.evaluate.identity(),
+            "settings": json.loads(trained.recipe.evaluate.identity()),
         }
 
     def in_place(self, outputs: Outputs, place: Place) -> bool:

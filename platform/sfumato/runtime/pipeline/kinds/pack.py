@@ -60,8 +60,8 @@ class PackStage(StageSettings):
             return _outputs(data, adopted=True)
         if ours and work.before is not None and work.before.get("adopted"):
             raise DataError(
-                f"dest: {dest} was packed by somebody else, and is not what this stage asks for now; remove "
-                "it, or choose another place"
+                f"dest: {dest} was packed by somebody else, so this pipeline does not replace it; remove it, "
+                "or choose another place"
             )
         work.display.stage("pack")
         report = packing.pack(
