@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from sfumato import cli
 from sfumato.errors import ConfigError, SfumatoError
-from sfumato.evaluation.report import EvaluationReport, read_report
+from sfumato.evaluation.report import read_report
 from sfumato.families.diffusion import Config
 from sfumato.runtime.display import Display
 from sfumato.runtime.pipeline.kinds.gate import GateClosed, GateStage
@@ -63,6 +63,7 @@ def pipeline() -> dict[str, Any]:
             "gate": {
                 "kind": "gate",
                 "report": "${quality.report}",
+                "model": "${quality.model}",
                 "name": "digits",
                 "require": ["recall >= 0", "fd_classifier < 1e9"],
                 "better": BETTER,
@@ -184,8 +185,8 @@ def test_what_is_done_is_not_touched_and_a_change_reaches_what_depends_on_it(
     assert plan["stages"]["images"]["state"] == "done" and shard.is_file()
 
 
-def measured(first: dict[str, Any], folder: Path, shift: float, digest: str = "another") -> Path:
-    """The report of a model whose figures are all better (or worse) by so much."""
+def measured(first: dict[str, Any], folder: Path, shift: float) -> Path:
+    """The report of another model, whose figures are all better (or worse) by so much."""
     report = read_report(Path(first["quality"]["report"]))
     signs = {name: 1 if higher else -1 for name, higher in report.higher_is_better.items()}
     intervals = {
@@ -193,17 +194,16 @@ def measured(first: dict[str, Any], folder: Path, shift: float, digest: str = "a
         for name, found in report.intervals.items()
     }
     metrics = {name: value + signs[name] * shift for name, value in report.metrics.items()}
-    changed: EvaluationReport = dataclasses.replace(
-        report, metrics=metrics, intervals=intervals, source_digest=digest
-    )
-    changed.write(folder)
+    dataclasses.replace(report, metrics=metrics, intervals=intervals).write(folder)
+    card = json.loads(Path(first["model"]["model"], "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**card, "images": 1}))
     return folder
 
 
 def gate(project: Path, report: Path, **changes: Any) -> Outputs:
-    settings = {"kind": "gate", "report": str(report), "name": "digits", "better": BETTER, **changes}
+    stage = {"kind": "gate", "report": str(report), "model": str(report), "name": "digits", "better": BETTER}
     work = Work(place=Place(project, project), display=Display())
-    return GateStage.model_validate(settings).perform(work)
+    return GateStage.model_validate(stage | changes).perform(work)
 
 
 def test_the_gate_compares_with_the_champion_by_intervals(

@@ -27,7 +27,7 @@ def content(**stages: dict[str, Any]) -> dict[str, Any]:
 PACK = {"kind": "pack", "source": {"kind": "digits"}, "dest": "data/digits"}
 TRAIN = {"kind": "train", "recipe": str(RECIPES / "ddpm.yaml"), "set": {"data.path": "${images.data}"}}
 EVALUATE = {"kind": "evaluate", "run": "${train.run}"}
-GATE = {"kind": "gate", "report": "${quality.report}", "name": "digits"}
+GATE = {"kind": "gate", "report": "${quality.report}", "model": "${train.model}", "name": "digits"}
 
 
 @pytest.fixture

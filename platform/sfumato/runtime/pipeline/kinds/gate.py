@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from sfumato.errors import ConfigError, SfumatoError
+from sfumato.errors import CheckpointError, ConfigError, SfumatoError
 from sfumato.evaluation.report import EvaluationReport, read_report
 from sfumato.runtime.evaluation import comparable
 from sfumato.runtime.pipeline.conditions import Condition
+from sfumato.runtime.pipeline.kinds.model import model_digest
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import Place
 from sfumato.tracking.champion import CHALLENGER, CHAMPION, Champion, champion_of
@@ -34,6 +35,7 @@ class GateStage(StageSettings):
 
     kind: Literal["gate"]
     report: str = Field(min_length=1, description="What was measured: ${stage.report}.")
+    model: str = Field(min_length=1, description="The model folder that was measured: ${stage.model}.")
     name: str = Field(min_length=1, description="The registered model whose champion it is compared with.")
     require: tuple[str, ...] = Field(
         (), description="Conditions such as `fd_classifier < 1.0`; operators < <= > >=. All have to hold."
@@ -51,9 +53,9 @@ class GateStage(StageSettings):
 
     def identity(self, place: Place) -> dict[str, Any]:
         report = read_report(Path(self.report))
-        champion = self._champion(report, place)
+        champion = self._champion(place)
         return {
-            "model": report.source_digest,
+            "model": self._digest(),
             "metrics": dict(report.metrics),
             "comparable": comparable(report),
             "settings": [self.name, self.require, self.better],
@@ -69,17 +71,23 @@ class GateStage(StageSettings):
         failed = [line for text in self.require if (line := Condition.parse(text).failure(report.metrics))]
         if failed:
             raise GateClosed(f"not good enough: {'; '.join(failed)}")
-        champion = self._champion(report, work.place)
+        champion = self._champion(work.place)
         alias, reason = self._alias(report, champion)
         work.display.skipped("gate", f"passed as {alias}: {reason}")
         return {
             "name": self.name,
             "alias": alias,
             "reason": reason,
-            "digest": digest([self.name, alias, report.source_digest]),
+            "digest": digest([self.name, alias, self._digest()]),
             "against": None if champion is None else champion.version,
             "metrics": {name: report.metrics[name] for name in self._metrics()},
         }
+
+    def _digest(self) -> str:
+        found = model_digest(self.model)
+        if found is None:
+            raise CheckpointError(f"model: {self.model} is no model folder")
+        return found
 
     def _metrics(self) -> list[str]:
         return list(dict.fromkeys([*(Condition.parse(text).metric for text in self.require), *self.better]))
@@ -95,10 +103,10 @@ class GateStage(StageSettings):
                 "from chance; evaluate with evaluate.interval.enabled, or leave it out"
             )
 
-    def _champion(self, report: EvaluationReport, place: Place) -> Champion | None:
+    def _champion(self, place: Place) -> Champion | None:
         """The champion of now; None where there is none, or the model is the champion itself."""
         found = champion_of(place.tracking or TrackingSettings(), self.name, root=place.root)
-        return None if found is None or found.digest == report.source_digest else found
+        return None if found is None or found.digest == self._digest() else found
 
     def _alias(self, report: EvaluationReport, champion: Champion | None) -> tuple[str, str]:
         if champion is None:
