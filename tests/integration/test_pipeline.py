@@ -121,7 +121,7 @@ def test_a_stage_that_fails_stops_what_depends_on_it_and_nothing_else(
     assert "stage lost failed: data.path=" in err and "no manifest.json" in err
     states = {name: stage["state"] for name, stage in report["stages"].items()}
     assert (states.pop("lost"), states.pop("lost_quality")) == ("failed", "not run")
-    assert all(state.endswith(" s") for state in states.values()), states
+    assert all(state.endswith(" s") for state in states.values()), err
     first.update({name: stage["outputs"] for name, stage in report["stages"].items()})
     assert first["model"]["images"] == 256
     assert first["register"] == {**first["register"], "version": "1", "alias": "champion"}

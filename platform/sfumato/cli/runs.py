@@ -137,7 +137,9 @@ def evaluate(
             Console(stderr=True).print(found.about, highlight=False)
         everything = [*(overrides or []), *request.overrides()]
         with (
-            open_session(found.recipe, everything, fresh=False, at=found.run and found.run.path) as session,
+            open_session(
+                found.recipe, everything, fresh=False, at=found.run.path if found.run else None
+            ) as session,
             stages.cluster_to_evaluate(session),
         ):
             results = {"evaluate": stages.evaluate(session)}

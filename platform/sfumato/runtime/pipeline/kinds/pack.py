@@ -43,7 +43,8 @@ class PackStage(StageSettings):
         return {"pack": settings, "dest": place.path(self.dest), "files": _files(self._source(place))}
 
     def in_place(self, outputs: Outputs, place: Place) -> bool:
-        return _digest_at(outputs["data"]) == outputs["digest"]
+        before: str = outputs["digest"]
+        return _digest_at(outputs["data"]) == before
 
     def perform(self, work: Work) -> Outputs:
         dest = Path(work.place.path(self.dest))

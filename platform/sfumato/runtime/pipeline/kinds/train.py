@@ -48,7 +48,8 @@ class TrainStage(StageSettings):
         return {"recipe": recipe.identity(), "data": [Manifest.load(data).digest for data in sets]}
 
     def in_place(self, outputs: Outputs, place: Place) -> bool:
-        return model_digest(outputs["model"]) == outputs["digest"]
+        digest: str = outputs["digest"]
+        return model_digest(outputs["model"]) == digest
 
     def demand(self, place: Place) -> Demand:
         parallel = (recipe := self._recipe(place)).parallel
