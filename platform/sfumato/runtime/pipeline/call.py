@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from sfumato.errors import SfumatoError
 from sfumato.runtime.display import Display
@@ -105,6 +106,7 @@ class Call:
             before=None if latest is None else latest.outputs,
             again=self._records.again(name),
             at=None if begun is None else str(begun),
+            threads=torch.get_num_threads(),
         )
         return start(order, self._relay)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from sfumato.errors import SfumatoError
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
@@ -36,6 +37,8 @@ class Order:
     before: Outputs | None
     again: bool
     at: str | None
+    threads: int
+    """Torch threads, as many as the driver has: Ray would let a task without CPUs have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ def start(order: Order, relay: Any) -> Any:
 
 def _work(order: Order, relay: Any) -> Outputs | Failure:
     display = RelayDisplay(relay, order.name)
+    torch.set_num_threads(order.threads)
     try:
         with contextlib.chdir(order.place.root):
             return _tracked(order, display)
