@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,7 @@ def test_a_run_records_what_it_is(root: Path, tmp_path: Path) -> None:
     folder = Path(client(tracker).download_artifacts(tracker.run_id, "", str(tmp_path)))
     assert "hunter2" not in (folder / "recipe.yaml").read_text()
     assert '"python": "3.' in (folder / "environment.json").read_text()
+    assert f"mlflow=={metadata.version('mlflow')}" in (folder / "requirements.txt").read_text().splitlines()
     assert not list(tmp_path.glob("tracking/driver/[0-9]*")), "what has arrived is removed"
 
 
@@ -225,6 +227,26 @@ def test_events_kept_while_the_server_was_away_are_sent_later(root: Path, tmp_pa
     tracker.send_left()
     assert history(tracker, "train/loss") == [(9, 2.0)]
     tracker.close()
+
+
+def test_a_run_goes_on_without_the_server_that_it_was_started_with(
+    tracker: Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is restarted while the server is down must not wait for somebody to mend that."""
+    monkeypatch.setattr(Store.reach, "__kwdefaults__", {"seconds": 0.5})
+    away = TrackingSettings(uri="http://127.0.0.1:9", system_metrics=False)
+    known = {"root": tmp_path, "folder": tmp_path / "again", "run_name": "ddpm", "run_id": tracker.run_id}
+    with pytest.raises(SfumatoError, match="does not answer"):
+        Tracker.start(away, **known)
+    again = Tracker.start(away, **known, experiment_id=tracker.experiment_id, started=5.0)
+    assert "goes on, and what it records waits on disk" in caplog.text
+    assert (again.run_id, again.experiment_id, again.handle.started) == (
+        tracker.run_id,
+        tracker.experiment_id,
+        5,
+    )
+    again.metrics({"train/loss": 1.0}, step=1)
+    assert again.close(timeout=0.5) == 1
 
 
 def test_a_full_spool_drops_and_says_so_once(

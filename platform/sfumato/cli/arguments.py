@@ -36,12 +36,18 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Start a new run, even if t
 
 
 @contextlib.contextmanager
-def open_session(recipe: Path, overrides: list[str] | None, fresh: bool) -> Iterator[Session]:
+def open_session(
+    recipe: Path, overrides: list[str] | None, fresh: bool, at: Path | None = None
+) -> Iterator[Session]:
+    """The session of a recipe, or of the run in the folder `at`."""
     from sfumato import recipe as recipes
     from sfumato.runtime import stages
 
     loaded = recipes.load(recipe, overrides or [])
-    with open_display() as display, stages.session(loaded, display, root=Path.cwd(), fresh=fresh) as session:
+    with (
+        open_display() as display,
+        stages.session(loaded, display, root=Path.cwd(), fresh=fresh, at=at) as session,
+    ):
         yield session
 
 

@@ -9,17 +9,55 @@ import typer
 from rich.console import Console
 
 from sfumato.cli.arguments import AsJson, Fresh, Overrides, RecipeFile, open_display, open_session, show
+from sfumato.errors import ConfigError
 
 
 def run(
-    recipe: RecipeFile, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE|PIPELINE", help="Recipe or pipeline file (YAML).", show_default=False),
+    ],
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Of a pipeline: show what is done, what would run, and why.")
+    ] = False,
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="STAGE", help="Of a pipeline: do this stage anew, and all that depends on it."
+        ),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Pack, train, evaluate and register; stages that are done are skipped, unfinished ones go on."""
+    """Pack, train, evaluate and register, or run a pipeline; what is done is skipped, what is not goes on."""
     from sfumato.runtime import report, stages
+    from sfumato.runtime.pipeline.settings import is_pipeline
 
+    if is_pipeline(recipe):
+        _run_pipeline(recipe, overrides, fresh=fresh, dry_run=dry_run, first=first, as_json=as_json)
+        return
+    if dry_run or first is not None:
+        raise ConfigError(f"{recipe} is a recipe; --dry-run and --from are for pipelines")
     with open_session(recipe, overrides, fresh) as session:
         results = stages.run(session)
     report.show(session, results, as_json=as_json)
+
+
+def _run_pipeline(
+    path: Path, overrides: list[str] | None, *, fresh: bool, dry_run: bool, first: str | None, as_json: bool
+) -> None:
+    from sfumato.runtime.pipeline import controller, plan, report, settings
+
+    if fresh:
+        raise ConfigError("--fresh is for recipes; `--from STAGE` does a pipeline's stages anew")
+    pipeline = settings.load(path, overrides or [], root=Path.cwd())
+    if dry_run:
+        report.show_plan(pipeline, plan.preview(pipeline, first=first), as_json=as_json)
+        return
+    with open_display() as display:
+        result = controller.run(pipeline, display, first=first)
+    report.show(pipeline, result, as_json=as_json)
 
 
 def train(
@@ -106,7 +144,9 @@ def evaluate(
             Console(stderr=True).print(found.about, highlight=False)
         everything = [*(overrides or []), *request.overrides()]
         with (
-            open_session(found.recipe, everything, fresh=False) as session,
+            open_session(
+                found.recipe, everything, fresh=False, at=found.run.path if found.run else None
+            ) as session,
             stages.cluster_to_evaluate(session),
         ):
             results = {"evaluate": stages.evaluate(session)}

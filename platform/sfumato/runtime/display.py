@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -35,6 +36,7 @@ class Display:
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
+        self._prefix = ""
         self._said_at = 0.0
         self._started = 0.0
         self._done = 0
@@ -61,8 +63,21 @@ class Display:
         if self._live is not None:
             self._live.stop()
 
+    def part(self, name: str) -> Display:
+        """A display of one of several things that go on at once: all that it says begins with its name."""
+        part = Display(self.console)
+        part._live, part._prefix = self._live, f"{name}: "
+        return part
+
+    def drop(self) -> None:
+        """The stage ends without a word, for another part says why."""
+        if self._live is not None and self._task is not None:
+            self._live.remove_task(self._task)
+            self._task = None
+
     def stage(self, name: str) -> None:
         """A stage begins."""
+        name = self._prefix + name
         self._stage, self._started, self._said_at, self._done = name, time.monotonic(), time.monotonic(), 0
         self._pace = Pace()
         if self._live is not None:
@@ -87,17 +102,18 @@ class Display:
     def done(self, text: str) -> None:
         """The stage is over; `text` says what came of it."""
         took = time.monotonic() - self._started
-        if self._live is not None and self._task is not None:
-            self._live.remove_task(self._task)
-            self._task = None
+        self.drop()
         self.console.print(f"[green]✓[/] [bold]{self._stage}[/]: {text} ({took:.0f} s)", soft_wrap=True)
 
     def skipped(self, name: str, text: str) -> None:
-        self.console.print(f"[green]✓[/] [bold]{name}[/]: {text}", soft_wrap=True)
+        self.console.print(f"[green]✓[/] [bold]{self._prefix}{name}[/]: {text}", soft_wrap=True)
+
+    def failed(self, name: str, text: str) -> None:
+        self.console.print(f"[red]✗[/] [bold]{self._prefix}{name}[/]: {escape(text)}", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A warning or a piece of advice, on a line of its own."""
-        self.console.print(f"[yellow]note:[/] {text}", soft_wrap=True)
+        self.console.print(f"[yellow]note:[/] {self._prefix}{text}", soft_wrap=True)
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         table = Table(title=title, title_justify="left", show_header=False)
@@ -106,7 +122,7 @@ class Display:
         self.console.print(table)
 
     def line(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        self.console.print(self._prefix + text, soft_wrap=True)
 
     def _time_left(self, total: int | None) -> str:
         seconds = self._pace.seconds_left(total, time.monotonic()) if total else None

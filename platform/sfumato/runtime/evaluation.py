@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,13 @@ def figures_of(report: EvaluationReport, prefix: str = "eval") -> dict[str, floa
             values[f"{prefix}/{name}/{end}"] = float(str(found[end]))
     values[f"{prefix}/seconds_per_image"] = report.seconds_per_image
     return values
+
+
+def comparable(report: EvaluationReport) -> str:
+    """Equal for two reports whose figures compare: the same reference, features, and number of samples."""
+    features = {name: found.get("digest") for name, found in sorted(report.features.items())}
+    parts = [report.kind, report.samples, report.reference_digest, features]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def tracker_handle(recipe: Recipe, folder: RunFolder, root: Path) -> TrackerHandle | None:

@@ -107,6 +107,10 @@ class RunFolder:
     def finish_stage(self, stage: str, key: str, result: dict[str, Any]) -> None:
         self.write_json(f"stages/{stage}.json", {"key": key, "result": result})
 
+    def forget_stage(self, stage: str) -> None:
+        """Let a stage run again on the same inputs."""
+        (self.path / "stages" / f"{stage}.json").unlink(missing_ok=True)
+
     def claim(self) -> str:
         """Make this attempt the one that writes; an attempt that lives on without its driver sees it."""
         token = f"{os.getpid()}-{secrets.token_hex(4)}"

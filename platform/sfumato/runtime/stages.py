@@ -28,6 +28,7 @@ from sfumato.runtime.display import Display
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.output import write_samples
+from sfumato.tracking.champion import COMPARABLE
 from sfumato.tracking.model import register_model
 from sfumato.tracking.run import Tracker
 from sfumato.tracking.start import DatasetInfo
@@ -49,19 +50,22 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(recipe: Recipe, display: Display, *, root: Path, fresh: bool = False) -> Iterator[Session]:
+def session(
+    recipe: Recipe, display: Display, *, root: Path, fresh: bool = False, at: Path | None = None
+) -> Iterator[Session]:
     """Data packed and verified, recipe checked against it, the run's folder made and its MLflow run open.
 
+    `at` is the folder of a run to go on with; without it the recipe and its data say which one it is.
     Raises ConfigError with everything that makes the run impossible, before any expensive work.
     """
     recipe.check()
-    recipe = first_stage.resolved(_absolute(recipe, root), root)
+    recipe = first_stage.resolved(absolute(recipe, root), root)
     manifest = _packed(recipe, display)
     recipe.check(manifest.spec, manifest.samples)
     first_stage.check_data(recipe, manifest)
     sizes.check(recipe, manifest, pools.check(recipe.data, manifest))
     content = pools.content_digest(recipe.data, manifest)
-    folder = RunFolder.of(recipe, content, fresh=fresh)
+    folder = RunFolder(at) if at else RunFolder.of(recipe, content, fresh=fresh)
     folder.create(recipe, content)
     for warning in ray_cluster.warnings(recipe.parallel):
         display.note(warning)
@@ -86,6 +90,8 @@ def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) 
         folder=folder.path,
         run_name=recipe.name,
         run_id=known.get("mlflow_run_id"),
+        experiment_id=known.get("mlflow_experiment_id"),
+        started=known.get("mlflow_started"),
         params=params,
         tags={
             "sfumato.folder": str(folder.path),
@@ -105,7 +111,12 @@ def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) 
         ),
         recipe_yaml=recipe.to_yaml(),
     )
-    folder.update_json("run.json", mlflow_run_id=tracker.run_id, mlflow_experiment_id=tracker.experiment_id)
+    folder.update_json(
+        "run.json",
+        mlflow_run_id=tracker.run_id,
+        mlflow_experiment_id=tracker.experiment_id,
+        mlflow_started=tracker.handle.started,
+    )
     with tracker:
         yield tracker
 
@@ -137,7 +148,7 @@ def train(session: Session) -> dict[str, Any]:
 def evaluate(session: Session) -> dict[str, Any]:
     """Generate, measure, draw the sample grid. Metrics by name and how long it took."""
     from sfumato.evaluation.stage import evaluate as run_stage
-    from sfumato.runtime.evaluation import CACHE, figures_of, result_of
+    from sfumato.runtime.evaluation import CACHE, comparable, figures_of, result_of
 
     recipe, folder, display = session.recipe, session.folder, session.display
     if not folder.model.is_dir():
@@ -173,7 +184,7 @@ def evaluate(session: Session) -> dict[str, Any]:
         options = settings.sampling
         write_samples(grid.parent, generator, num, seed=settings.seed, options=options, overwrite=True)
     session.tracker.metrics(figures_of(report), step=generator.images)
-    session.tracker.tags(report.tags())
+    session.tracker.tags({**report.tags(), COMPARABLE: comparable(report)})
     for picture in (folder.path / "evaluation" / "report.json", *_pictures(folder)):
         session.tracker.artifact(picture, "evaluation")
     result = result_of(report, folder.path / "evaluation")
@@ -234,7 +245,7 @@ def cluster_to_evaluate(session: Session) -> Iterator[None]:
         yield
 
 
-def _absolute(recipe: Recipe, root: Path) -> Recipe:
+def absolute(recipe: Recipe, root: Path) -> Recipe:
     """Paths as workers on other nodes and in other folders must see them."""
 
     def absolute(path: str) -> str:

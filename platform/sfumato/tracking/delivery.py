@@ -42,11 +42,12 @@ class Delivery:
             if self._client is None:
                 self._client = self._connect()
             getattr(self, f"_{events[0]['kind']}")(self._client, segment, events)
-        except MlflowException as error:
-            # Whether a failed request arrived is not known: ask again.
+        except Exception as error:
+            # Whether a failed request arrived is not known: ask again. Uploads of files raise errors of other
+            # kinds than MLflow's.
             self._steps.clear()
             self._images = None
-            if not is_permanent(error):
+            if not (isinstance(error, MlflowException) and is_permanent(error)):
                 raise
             log.warning("tracking: the server refuses an event (%s)", str(error).splitlines()[0][:200])
 

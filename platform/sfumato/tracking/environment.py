@@ -55,3 +55,9 @@ def environment() -> dict[str, Any]:
 
 def environment_json() -> str:
     return json.dumps(environment(), indent=2) + "\n"
+
+
+def lock() -> str:
+    """Every installed package with its version, as `pip install -r` takes it."""
+    packages = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    return "".join(f"{name}=={packages[name]}\n" for name in sorted(packages, key=str.lower))

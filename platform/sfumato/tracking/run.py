@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, SfumatoError
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.delivery import Delivery, describe
 from sfumato.tracking.redact import clean
@@ -79,6 +79,8 @@ class Tracker:
         folder: Path,
         run_name: str,
         run_id: str | None = None,
+        experiment_id: str | None = None,
+        started: float | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         dataset: DatasetInfo | None = None,
@@ -88,7 +90,8 @@ class Tracker:
         """Open a run (or `run_id` again) in the store that the settings name.
 
         `root` is the project's folder, which holds the embedded store and whose git revision is recorded;
-        `folder` is the run's own, where events wait. Raises SfumatoError where the store does not answer.
+        `folder` is the run's own, where events wait. Raises SfumatoError where the store does not answer; but
+        a run that goes on, whose `experiment_id` and start (unix seconds) are known, goes on without it.
         """
         if not run_name.strip():
             raise ConfigError("the run's name is empty: give it one, for example the name of its recipe")
@@ -101,7 +104,13 @@ class Tracker:
             recipe_yaml=recipe_yaml,
             parent=parent,
         )
-        opened = open_run(store, settings, root, beginning, run_id)
+        try:
+            opened = open_run(store, settings, root, beginning, run_id)
+        except SfumatoError as error:
+            if isinstance(error, ConfigError) or run_id is None or experiment_id is None or started is None:
+                raise
+            log.warning("%s; run %s goes on, and what it records waits on disk", error, run_id)
+            opened = (experiment_id, run_id, started)
         spool = str((folder / "tracking").resolve())
         return cls(TrackerHandle(store, *opened, spool, settings), "driver")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.errors import ConfigError
 from sfumato.tracking.config import TrackingSettings
-from sfumato.tracking.environment import environment_json, git_tags
+from sfumato.tracking.environment import environment_json, git_tags, lock
 from sfumato.tracking.redact import clean, clean_uri, clean_yaml, flat_params
 from sfumato.tracking.store import Store
 
@@ -105,6 +105,7 @@ def _log_dataset(store: Store, client: MlflowClient, run_id: str, info: DatasetI
 def _log_files(store: Store, client: MlflowClient, run_id: str, recipe_yaml: str | None) -> None:
     with tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
         Path(folder, "environment.json").write_text(environment_json())
+        Path(folder, "requirements.txt").write_text(lock())
         if recipe_yaml is not None:
             Path(folder, "recipe.yaml").write_text(clean_yaml(recipe_yaml))
         store.reach(lambda: client.log_artifacts(run_id, folder))

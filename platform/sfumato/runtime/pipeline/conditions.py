@@ -1,0 +1,45 @@
+"""Conditions on metrics, as a gate has them: `fd_classifier < 1.0`."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_TEXT = re.compile(r"\s*([A-Za-z_][\w.\-/]*)\s*(<=|>=|<|>)\s*(\S+)\s*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A metric and what it is held against."""
+
+    metric: str
+    sign: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises ValueError for a text that is no condition."""
+        found = _TEXT.fullmatch(text)
+        if found is None:
+            raise ValueError("is not of the form `metric < number` (or <=, >, >=)")
+        try:
+            bound = float(found[3])
+        except ValueError:
+            raise ValueError(f"{found[3]!r} is not a number") from None
+        return cls(found[1], found[2], bound)
+
+    def failure(self, metrics: Mapping[str, float]) -> str | None:
+        """What is wrong with these figures; None where the condition holds. A NaN never meets it."""
+        value = metrics[self.metric]
+        if _OPERATORS[self.sign](value, self.bound):
+            return None
+        return f"{self.metric} is {value:.4g}, required {self.sign} {self.bound:g}"

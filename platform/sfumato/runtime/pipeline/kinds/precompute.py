@@ -1,0 +1,104 @@
+"""Stage `precompute`: a frozen encoder over a data set."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from sfumato.core.first_stage import FirstStageConfig
+from sfumato.data.manifest import Manifest
+from sfumato.errors import ConfigError, DataError
+from sfumato.runtime import first_stage
+from sfumato.runtime import precompute as encoding
+from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
+from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.schedule import Demand
+
+
+class PrecomputeStage(StageSettings):
+    """Encode a data set once, instead of in every epoch. Gives `data`."""
+
+    GIVES: ClassVar[tuple[str, ...]] = ("data",)
+
+    kind: Literal["precompute"]
+    encoder: str = Field(
+        min_length=1, description="A run that can be a first stage, or its model folder: ${stage.model}."
+    )
+    data: str = Field(min_length=1, description="The data set to encode: ${stage.data}, or its folder.")
+    dest: str = Field(min_length=1, description="Folder of the new data set.")
+    arrays: encoding.Kind = Field("auto", description="latents, codes, or auto: codes if it has any.")
+    actors: int = Field(1, ge=1, description="How many shards are encoded at once.")
+    cpus_per_actor: float = Field(1.0, ge=0.1, description="CPUs of each actor.")
+    gpus_per_actor: float = Field(0.0, ge=0, description="GPUs of each actor; a fraction shares one.")
+
+    def check(self, place: Place) -> None:
+        if "://" in self.dest:
+            raise ConfigError(f"dest: {self.dest}: precompute into a local folder, then copy it")
+
+    def identity(self, place: Place) -> dict[str, Any]:
+        return {
+            "encoder": self._encoder(place).digest,
+            "data": Manifest.load(place.path(self.data)).digest,
+            "arrays": self.arrays,
+            "dest": place.path(self.dest),
+        }
+
+    def in_place(self, outputs: Outputs, place: Place) -> bool:
+        there = Manifest.exists(outputs["data"])
+        return there and Manifest.load(outputs["data"]).digest == outputs["digest"]
+
+    def demand(self, place: Place) -> Demand:
+        return Demand(max(1.0, self.actors * self.cpus_per_actor), self.actors * self.gpus_per_actor)
+
+    def perform(self, work: Work) -> Outputs:
+        place = work.place
+        dest = Path(place.path(self.dest))
+        if Manifest.exists(dest):
+            there = Manifest.load(dest)
+            if not work.again and self._made(there, place):
+                work.display.skipped("precompute", f"{there.samples:,} samples in {dest}, done before")
+                return _outputs(dest)
+            if work.before is None or work.before["digest"] != there.digest:
+                raise DataError(
+                    f"dest: {dest} holds a data set that this pipeline did not make; remove it, or choose "
+                    "another place"
+                )
+            shutil.rmtree(dest)
+        encoding.precompute(
+            self.encoder,
+            place.path(self.data),
+            dest,
+            kind=self.arrays,
+            actors=self.actors,
+            cpus=self.cpus_per_actor,
+            gpus=self.gpus_per_actor,
+            root=place.root,
+            display=work.display,
+        )
+        return _outputs(dest)
+
+    def _encoder(self, place: Place) -> FirstStageConfig:
+        return first_stage.look_up(FirstStageConfig(run=self.encoder), place.root)
+
+    def _made(self, there: Manifest, place: Place) -> bool:
+        """Whether a data set is what this stage would make."""
+        if there.encoder is None:
+            return False
+        wanted = self.identity(place)
+        latents = any(array.name != "codes" for array in there.encoder.arrays)
+        kinds: set[Literal["auto", "latents", "codes"]] = {"auto", "latents" if latents else "codes"}
+        same = (there.encoder.digest, there.encoder.images) == (wanted["encoder"], wanted["data"])
+        return same and self.arrays in kinds
+
+
+def _outputs(dest: Path) -> Outputs:
+    manifest = Manifest.load(dest)
+    return {
+        "data": str(dest),
+        "digest": manifest.digest,
+        "samples": manifest.samples,
+        "bytes": manifest.bytes,
+    }

@@ -1,0 +1,78 @@
+"""The interface between a kind of stage and what plans and runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from sfumato.core.config import Config
+from sfumato.runtime.display import Display
+from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.schedule import Demand
+
+Outputs = dict[str, Any]
+"""What a stage made, as plain data. `digest` says what it is; texts may be referred to by later stages."""
+
+
+def digest(content: Any) -> str:
+    """sha256 of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a stage is given to do its work."""
+
+    place: Place
+    display: Display
+    before: Mapping[str, Any] | None = None
+    """The outputs of the last time that it finished, whatever its inputs were then."""
+    again: bool = False
+    """Do it anew although the same inputs were worked on before (`--from`)."""
+    at: Path | None = None
+    """With `again`: the run that an interrupted call had begun anew."""
+    began: Callable[[Path], None] = field(default=lambda run: None)
+    """To be told which run is being worked on."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Tags of the run in MLflow: its pipeline, its stage, its parent."""
+
+
+class StageSettings(Config, ABC):
+    """A stage of a pipeline. Fields may hold `${stage.output}`; a stage so named is needed, too."""
+
+    GIVES: ClassVar[tuple[str, ...]] = ()
+    """The outputs that other stages may refer to."""
+    OWN_RUN: ClassVar[bool] = False
+    """Whether the stage works on a run of a recipe; others get a small run of their own in MLflow."""
+
+    kind: str
+    needs: tuple[str, ...] = Field((), description="Stages that have to be finished before.")
+
+    def check(self, place: Place) -> None:
+        """Raise SfumatoError for what can be told before anything ran; references are not filled in yet."""
+
+    @abstractmethod
+    def identity(self, place: Place) -> dict[str, Any] | None:
+        """All that its outputs depend on, as plain data; None as long as that is not known.
+
+        References are filled in. Raises SfumatoError where an input is missing.
+        """
+
+    @abstractmethod
+    def in_place(self, outputs: Outputs, place: Place) -> bool:
+        """Whether what an earlier call made is still there, unchanged."""
+
+    @abstractmethod
+    def perform(self, work: Work) -> Outputs:
+        """Do it, on the connected cluster."""
+
+    def demand(self, place: Place) -> Demand:
+        """What it takes while it runs."""
+        return Demand()

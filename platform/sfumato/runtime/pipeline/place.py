@@ -1,0 +1,47 @@
+"""Where a pipeline works: the folders that its paths are relative to, and what all its recipes get."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfumato import recipe as recipes
+from sfumato.recipe import Recipe
+from sfumato.tracking.config import TrackingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Plain values that travel to the process of a stage."""
+
+    root: Path
+    """The project's folder, absolute: data, runs and the embedded MLflow store are in it."""
+    folder: Path
+    """The pipeline file's folder, absolute: the recipes that it names are relative to it."""
+    storage: str | None = None
+    tracking: TrackingSettings | None = None
+
+    def path(self, text: str) -> str:
+        """A path of data or of a run, absolute; a URI as it is."""
+        return text if "://" in text else str((self.root / text).resolve())
+
+    def recipe(self, file: Path, changes: Mapping[str, Any]) -> Recipe:
+        """The recipe with a stage's changes, and with what the pipeline sets for all. Raises ConfigError."""
+        content = recipes.read(file, [*overrides(changes)])
+        if self.storage is not None:
+            content["storage"] = self.storage
+        if self.tracking is not None:
+            content["tracking"] = self.tracking.model_dump(mode="json")
+        return recipes.parse(content)
+
+
+def overrides(changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Changes, dotted or nested, as the `key=value` that recipes take."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and value:
+            yield from overrides(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={json.dumps(value)}"

@@ -1,0 +1,151 @@
+"""What of a pipeline is done, what would run, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sfumato.errors import ConfigError, SfumatoError
+from sfumato.runtime.pipeline import graph
+from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, digest
+from sfumato.runtime.pipeline.records import Record, Records
+from sfumato.runtime.pipeline.settings import Pipeline
+
+_MOST_NAMED = 3
+_LONGEST = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stage as it stands: done, to run, or waiting for others to know."""
+
+    name: str
+    kind: str
+    state: Literal["done", "run", "wait"]
+    why: str
+    record: Record | None = None
+    """Of a stage that is done."""
+    settings: StageSettings | None = None
+    """With its references filled in, where what they refer to is there."""
+    inputs: dict[str, Any] | None = None
+    """What its key is a digest of, where that is known."""
+
+
+def again_from(pipeline: Pipeline, first: str | None) -> frozenset[str]:
+    """The stage of `--from` and all that depend on it. Raises ConfigError where there is no such stage."""
+    if first is None:
+        return frozenset()
+    if first not in pipeline.needs:
+        raise ConfigError(f"--from {first}: there is no such stage{graph.near(first, pipeline.order)}")
+    return frozenset(graph.after(pipeline.needs, [first]))
+
+
+def preview(pipeline: Pipeline, *, first: str | None = None) -> list[Step]:
+    """The plan of a call that nobody made."""
+    return plan(pipeline, Records(pipeline.state), again_from(pipeline, first))
+
+
+def plan(pipeline: Pipeline, records: Records, again: frozenset[str] = frozenset()) -> list[Step]:
+    """All stages in order; those in `again` as if they had been ordered anew. Changes nothing.
+
+    Raises SfumatoError, naming the stage, for one whose inputs are wrong.
+    """
+    steps: list[Step] = []
+    outputs: dict[str, Outputs] = {}
+    for name in pipeline.order:
+        missing = [other for other in pipeline.order if other in pipeline.needs[name] - outputs.keys()]
+        if missing:
+            steps.append(_waiting(pipeline, records, name, missing, name in again or records.again(name)))
+            continue
+        try:
+            step = examine(pipeline, records, name, outputs, ordered=name in again)
+        except ConfigError as error:
+            raise ConfigError(*(_named(name, line) for line in error.problems)) from None
+        except SfumatoError as error:
+            raise ConfigError(_named(name, str(error))) from None
+        steps.append(step)
+        if step.record is not None:
+            outputs[name] = step.record.outputs
+    return steps
+
+
+def examine(
+    pipeline: Pipeline,
+    records: Records,
+    name: str,
+    outputs: Mapping[str, Outputs],
+    *,
+    ordered: bool = False,
+) -> Step:
+    """A stage all of whose needs are finished, with their outputs."""
+    settings = pipeline.stage(name, outputs)
+    inputs = inputs_of(pipeline, name, settings, outputs)
+    latest = records.latest(name)
+    found = None if inputs is None else records.find(name, digest(inputs))
+    if ordered or records.again(name):
+        why = "asked for by --from"
+    elif found is not None and settings.in_place(found.outputs, pipeline.place):
+        return Step(name, settings.kind, "done", "its inputs are as before", found, settings, inputs)
+    elif found is not None:
+        why = "what it made is gone, or was changed"
+    elif latest is None:
+        why = "was never run to its end"
+    elif inputs is None:
+        why = "its data is not there"
+    else:
+        why = ", ".join(differences(latest.inputs, inputs))
+    return Step(name, settings.kind, "run", why, settings=settings, inputs=inputs)
+
+
+def inputs_of(
+    pipeline: Pipeline, name: str, settings: StageSettings, outputs: Mapping[str, Outputs]
+) -> dict[str, Any] | None:
+    """All that a stage's outputs depend on; None where it cannot be known before it ran."""
+    identity = settings.identity(pipeline.place)
+    if identity is None:
+        return None
+    upstream = {other: outputs[other]["digest"] for other in sorted(pipeline.needs[name])}
+    plain = json.dumps({"kind": settings.kind, **identity, "needs": upstream})
+    return dict(json.loads(plain))  # as it will be read again, tuples as lists
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between the inputs of then and of now, for people: fields by dotted name, old and new."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    lines = [_difference(key, before.get(key), after.get(key)) for key in changed[:_MOST_NAMED]]
+    more = len(changed) - _MOST_NAMED
+    return [*lines, f"and {more} more"] if more > 0 else lines
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    if key.startswith("needs."):
+        return f"{key.removeprefix('needs.')} made something else"
+    key = key.removeprefix("recipe.")
+    if any(len(str(value)) > _LONGEST for value in (old, new)):  # a digest, most likely
+        return f"{key} changed"
+    return f"{key}: {old} -> {new}"
+
+
+def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _flat(value, f"{prefix}{key}.")
+    else:
+        yield prefix.removesuffix("."), content
+
+
+def _waiting(pipeline: Pipeline, records: Records, name: str, missing: list[str], ordered: bool) -> Step:
+    kind = str(pipeline.settings.stages[name]["kind"])
+    after = f"after {', '.join(missing)}"
+    if ordered:
+        return Step(name, kind, "wait", f"{after}: asked for by --from")
+    if records.latest(name) is None:
+        return Step(name, kind, "wait", f"{after}: was never run to its end")
+    return Step(name, kind, "wait", f"{after}: runs if they make something else than before")
+
+
+def _named(name: str, line: str) -> str:
+    return line if line.startswith("stages.") else f"stages.{name}: {line}"

@@ -1,0 +1,39 @@
+"""`${stage.output}` in a pipeline: what one stage makes, as an input of another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+_REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+
+
+def find(content: Any) -> Iterator[tuple[str, str]]:
+    """All (stage, output) that plain data refers to; the output is empty where the text has no dot."""
+    if isinstance(content, str):
+        for match in _REFERENCE.finditer(content):
+            stage, _, output = match[1].strip().partition(".")
+            yield stage, output
+    elif isinstance(content, Mapping):
+        for value in content.values():
+            yield from find(value)
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            yield from find(value)
+
+
+def replace(content: Any, look_up: Callable[[str, str], str]) -> Any:
+    """The same data with every reference replaced by what `look_up(stage, output)` gives."""
+    if isinstance(content, str):
+
+        def found(match: re.Match[str]) -> str:
+            stage, _, output = match[1].strip().partition(".")
+            return look_up(stage, output)
+
+        return _REFERENCE.sub(found, content)
+    if isinstance(content, Mapping):
+        return {key: replace(value, look_up) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [replace(value, look_up) for value in content]
+    return content

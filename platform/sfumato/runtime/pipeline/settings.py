@@ -1,0 +1,198 @@
+"""The pipeline file: named stages, what each needs, and what they share. Everything wrong is said at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from sfumato.core.config import Config
+from sfumato.errors import ConfigError, SfumatoError
+from sfumato.recipe import explain
+from sfumato.runtime.pipeline import graph, references
+from sfumato.runtime.pipeline.kinds import KINDS
+from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings
+from sfumato.runtime.pipeline.overrides import apply
+from sfumato.runtime.pipeline.place import Place
+from sfumato.tracking.config import TrackingSettings
+
+_STAGE_NAME = r"^[a-z][a-z0-9_-]*$"
+
+
+class PipelineSettings(Config):
+    """A pipeline file without its stages."""
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the pipeline.")
+    at_once: int = Field(
+        2, ge=1, description="Most stages that run side by side, where the cluster has room for them."
+    )
+    storage: str | None = Field(
+        None, description="Folder of the runs of all recipes and of the pipeline's state; null: each its own."
+    )
+    tracking: TrackingSettings | None = Field(
+        None, description="MLflow, for all recipes; null: the embedded store."
+    )
+    stages: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="The stages by name: `kind`, `needs`, and the fields of the kind."
+    )
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline whose stages are well formed and whose references lead somewhere."""
+
+    settings: PipelineSettings
+    place: Place
+    kinds: Mapping[str, type[StageSettings]]
+
+    @cached_property
+    def needs(self) -> dict[str, frozenset[str]]:
+        """The stages that each needs: those that it names, and those that it refers to."""
+        return {
+            name: frozenset(content.get("needs", ())) | {stage for stage, _ in references.find(content)}
+            for name, content in self.settings.stages.items()
+        }
+
+    @cached_property
+    def order(self) -> list[str]:
+        return graph.ordered(self.needs)
+
+    @property
+    def state(self) -> Path:
+        """The folder in which the pipeline's state is kept."""
+        return self.place.root / (self.settings.storage or "runs") / "pipelines" / self.settings.name
+
+    def stage(self, name: str, outputs: Mapping[str, Outputs]) -> StageSettings:
+        """A stage with what it refers to filled in; what is not there yet is a name in angle brackets.
+
+        Raises ConfigError with the fields that are wrong.
+        """
+
+        def look_up(stage: str, output: str) -> str:
+            if stage not in outputs:
+                return f"<{stage}.{output}>"
+            if output not in outputs[stage]:
+                raise ConfigError(f"stages.{name}: stage {stage} gave no {output!r} this time")
+            return str(outputs[stage][output])
+
+        content = references.replace(self.settings.stages[name], look_up)
+        try:
+            return self.kinds[name].model_validate(content)
+        except ValidationError as error:
+            raise ConfigError(*explain(error, self.kinds[name], ("stages", name))) from None
+
+    def check(self) -> None:
+        """Raises ConfigError with all that is wrong and can be told before anything ran."""
+        lines: list[str] = []
+        for name in self.order:
+            try:
+                self.stage(name, {}).check(self.place)
+            except ConfigError as error:
+                lines += [
+                    line if line.startswith("stages.") else f"stages.{name}: {line}"
+                    for line in error.problems
+                ]
+            except SfumatoError as error:
+                lines.append(f"stages.{name}: {error}")
+        if lines:
+            raise ConfigError(*lines)
+
+
+def is_pipeline(path: Path) -> bool:
+    """Whether a file is a pipeline rather than a recipe: it has `stages`."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False  # reading it as a recipe says what is wrong with it
+    return isinstance(content, Mapping) and "stages" in content
+
+
+def load(path: Path, overrides: Sequence[str], *, root: Path) -> Pipeline:
+    """Read a pipeline, apply `stage.key=value` overrides, and check all of it.
+
+    Raises ConfigError with one line for each thing that is wrong.
+    """
+    content = yaml.safe_load(path.read_text())
+    for override in overrides:
+        apply(content, override)
+    try:
+        settings = PipelineSettings.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(*explain(error, PipelineSettings)) from None
+    place = Place(root.resolve(), path.resolve().parent, settings.storage, settings.tracking)
+    pipeline = Pipeline(settings, place, _kinds(settings))
+    problems = (_name_problems(settings), _reference_problems(pipeline), _evaluation_problems(settings))
+    if lines := [line for found in problems for line in found]:
+        raise ConfigError(*lines)
+    pipeline.check()
+    return pipeline
+
+
+def _kinds(settings: PipelineSettings) -> dict[str, type[StageSettings]]:
+    lines, kinds = [], {}
+    for name, content in settings.stages.items():
+        kind = content.get("kind")
+        if isinstance(kind, str) and kind in KINDS:
+            kinds[name] = KINDS[kind]
+        elif kind is None:
+            lines.append(f"stages.{name}.kind: required, one of {', '.join(KINDS)}")
+        else:
+            lines.append(f"stages.{name}.kind: there is no kind {kind!r}{graph.near(str(kind), KINDS)}")
+    if lines:
+        raise ConfigError(*lines)
+    return kinds
+
+
+def _name_problems(settings: PipelineSettings) -> list[str]:
+    return [
+        f"stages.{name}: a stage's name is small letters, digits, - and _, and begins with a letter"
+        for name in settings.stages
+        if not re.match(_STAGE_NAME, str(name))
+    ]
+
+
+def _reference_problems(pipeline: Pipeline) -> list[str]:
+    lines = []
+    for name, content in pipeline.settings.stages.items():
+        needs = content.get("needs", [])
+        if not isinstance(needs, list) or not all(isinstance(other, str) for other in needs):
+            lines.append(f"stages.{name}.needs: expected a list of stages, got {needs!r}")
+            continue
+        for stage, output in references.find(content):
+            known = pipeline.kinds.get(stage)
+            shown = f"${{{stage}.{output}}}" if output else f"${{{stage}}}"
+            if known is None:
+                there = graph.near(stage, pipeline.kinds)
+                lines.append(f"stages.{name}: {shown} refers to stage {stage!r}, which is not there{there}")
+            elif output not in known.GIVES:
+                gives = ", ".join(known.GIVES)
+                lines.append(f"stages.{name}: {shown}: a stage of kind {_kind_of(known)} gives {gives}")
+    if not lines:
+        try:
+            graph.ordered(pipeline.needs)
+        except ConfigError as error:
+            lines += error.problems
+    return lines
+
+
+def _evaluation_problems(settings: PipelineSettings) -> list[str]:
+    lines, seen = [], dict[Any, str]()
+    for name, content in settings.stages.items():
+        if content["kind"] == "evaluate":
+            other = seen.setdefault(str(content.get("run")), name)
+            if other != name:
+                lines.append(
+                    f"stages.{name}: stage {other} evaluates the same run, which holds one evaluation; "
+                    "make them one stage"
+                )
+    return lines
+
+
+def _kind_of(kind: type[StageSettings]) -> str:
+    return next(name for name, cls in KINDS.items() if cls is kind)
