@@ -72,7 +72,7 @@ def lacking(needs: Needs, nodes: Sequence[Resources]) -> list[str]:
     if have < needs.cpus:
         lines.append(
             f"{needs.cpus} CPUs are needed (workers and their read tasks, or actors), {have:g} are there: "
-            "lower parallel.workers, parallel.cpus_per_worker, data.read_tasks evaluate.actors, or add nodes"
+            "lower parallel.workers, its cpus_per_worker, data.read_tasks or evaluate.actors, or add nodes"
         )
     for place in needs.places:
         room = sum(_fitting(place.each, node) for node in nodes)

@@ -131,8 +131,8 @@ def choose_name(wanted: str | None, run: str, jobs: Sequence[Job], address: str)
     for job in jobs:
         if job.run == run and not job.over:
             raise ConfigError(
-                f"job {job.name!r} is working on this run already: sfumato jobs attach {job.name} --address "
-                f"{address} (a --name of its own submits it all the same)"
+                f"job {job.name!r} at {address} is working on this run already: follow it with sfumato jobs "
+                f"attach {job.name} (a --name of its own submits it all the same)"
             )
     number = 1
     while f"{run}-{number}" in taken:
