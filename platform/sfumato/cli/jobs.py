@@ -167,7 +167,7 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """All jobs that the cluster remembers."""
-    from sfumato.runtime.jobs.submit import line_of
+    from sfumato.runtime.jobs.cluster import line_of
 
     found = (_kubectl(namespace, context) if kubernetes else _cluster(address, ca_file)).jobs()
     if as_json:

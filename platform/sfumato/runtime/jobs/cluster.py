@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from sfumato.errors import ConfigError, SfumatoError
-from sfumato.runtime.jobs.needs import Resources
 
+Resources = Mapping[str, float]
 _Result = TypeVar("_Result")
 _LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 # Of all jobs on the cluster, those that this program submitted.
@@ -169,6 +169,18 @@ class Cluster:
             f"{self.address} asks for a token and none was given: set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
         )
+
+
+def line_of(job: Job, now: float) -> Mapping[str, str]:
+    """A job as a row of a table."""
+    seconds = 0.0 if job.started is None else (job.ended or now) - job.started
+    hours, rest = divmod(int(seconds), 3600)
+    return {
+        "job": job.name,
+        "status": job.status.lower(),
+        "time": f"{hours}:{rest // 60:02}:{rest % 60:02}",
+        "command": job.command,
+    }
 
 
 def _job(details: Any) -> Job:

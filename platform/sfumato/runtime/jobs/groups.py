@@ -50,9 +50,10 @@ def groups_of(command: Command) -> list[Group]:
 
 def _training(recipe: Recipe) -> Group:
     parallel = recipe.parallel
+    # Workers that share a GPU, or a processor, have to be on one pod.
     share = parallel.gpus_per_worker
-    # Workers that share a GPU have to be on one pod.
-    together = min(parallel.workers, math.floor(1 / share)) if 0 < share < 1 else 1
+    whole = share or parallel.cpus_per_worker
+    together = min(parallel.workers, math.floor(1 / whole)) if whole < 1 else 1
     return Group(
         "train",
         replicas=math.ceil(parallel.workers / together),

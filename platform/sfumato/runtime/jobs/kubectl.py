@@ -85,7 +85,7 @@ class Kubectl:
                 )
         elif not _call(["kubectl", "config", "view", "-o", "jsonpath={.current-context}"]).strip():
             raise ConfigError(
-                f"kubectl has no current context: name one with --context; it has {', '.join(known) or 'none'}"
+                f"kubectl has no current context: name one by --context; it has {', '.join(known) or 'none'}"
             )
 
     def _read(self, *arguments: str) -> Any:

@@ -7,14 +7,13 @@ anything is sent.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sfumato.recipe import Recipe
 from sfumato.runtime import ray_cluster
+from sfumato.runtime.jobs.cluster import Resources
 from sfumato.runtime.jobs.command import Command
-
-Resources = Mapping[str, float]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,15 +138,3 @@ def choose_name(wanted: str | None, run: str, jobs: Sequence[Job], address: str)
     while f"{run}-{number}" in taken:
         number += 1
     return f"{run}-{number}"
-
-
-def line_of(job: Job, now: float) -> Mapping[str, str]:
-    """A job as a row of a table."""
-    seconds = 0.0 if job.started is None else (job.ended or now) - job.started
-    hours, rest = divmod(int(seconds), 3600)
-    return {
-        "job": job.name,
-        "status": job.status.lower(),
-        "time": f"{hours}:{rest // 60:02}:{rest % 60:02}",
-        "command": job.command,
-    }
