@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sfumato import __version__
-from sfumato.cli import compare, data, ema, machine, models, precompute, recipes, runs
+from sfumato.cli import compare, data, ema, jobs, machine, models, precompute, recipes, runs
 from sfumato.errors import Interrupted, SfumatoError
 
 app = typer.Typer(
@@ -36,10 +36,11 @@ _COMMANDS = (
     ema.ema,
     data.pack,
     precompute.precompute,
+    jobs.submit,
     machine.ui,
     machine.doctor,
 )
-_GROUPS = (recipes.app, data.app)
+_GROUPS = (recipes.app, data.app, jobs.app)
 for _command in _COMMANDS:
     app.command()(_command)
 for _group in _GROUPS:

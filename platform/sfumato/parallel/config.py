@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sfumato.core.config import Config
 
@@ -44,6 +44,11 @@ class ParallelSettings(Config):
     gpus_per_worker: float = Field(
         0.0, ge=0, description="GPUs that Ray reserves for a worker; 0 trains on CPU."
     )
+    resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="Custom resources of the cluster that Ray reserves for a worker, such as {trainer: 1}: "
+        "workers then run on nodes that have them, the reading of data on any.",
+    )
     threads_per_worker: int | None = Field(
         None,
         ge=1,
@@ -53,3 +58,10 @@ class ParallelSettings(Config):
     max_failures: int = Field(
         3, ge=0, description="How often a run goes on from its last checkpoint after workers were lost."
     )
+
+    @field_validator("resources_per_worker")
+    @classmethod
+    def _custom(cls, value: dict[str, float]) -> dict[str, float]:
+        if known := sorted({"CPU", "GPU"} & value.keys()):
+            raise ValueError(f"holds {known[0]}, which parallel.{known[0].lower()}s_per_worker says")
+        return value

@@ -256,6 +256,21 @@ def _keep_logs(home: Path, logs: Path) -> None:
             shutil.copytree(source.resolve(), logs / "ray", dirs_exist_ok=True)
 
 
+def check_custom_resources(parallel: ParallelSettings) -> None:
+    """Raises CapabilityError where the connected cluster lacks parallel.resources_per_worker."""
+    import ray
+
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name, amount in parallel.resources_per_worker.items():
+        needed = amount * parallel.workers
+        if have.get(name, 0) < needed:
+            raise CapabilityError(
+                f"the Ray cluster has {have.get(name, 0):g} of resource {name!r} and {needed:g} are needed "
+                "(parallel.workers x parallel.resources_per_worker): start nodes that have it (ray start "
+                "--resources), or leave it out"
+            )
+
+
 def _check_resources(cpus: int, gpus: float) -> None:
     import ray
 

@@ -40,6 +40,7 @@ def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Disp
     were lost more often than `parallel.max_failures`.
     """
     parallel = recipe.parallel
+    ray_cluster.check_custom_resources(parallel)
     manifest = Manifest.load(recipe.data.path)
     board = boards.create()
     job = TrainJob(
@@ -49,7 +50,7 @@ def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Disp
         board=board,
         tracker=tracker,
     )
-    resources = {"CPU": parallel.cpus_per_worker}
+    resources = {"CPU": parallel.cpus_per_worker, **parallel.resources_per_worker}
     if parallel.gpus_per_worker:
         resources["GPU"] = parallel.gpus_per_worker
     streams = RankStreams(recipe.data, manifest, recipe.seed)

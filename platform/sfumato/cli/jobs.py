@@ -1,0 +1,298 @@
+"""`sfumato submit` and `sfumato jobs`: runs on a Ray cluster or on Kubernetes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sfumato.cli.arguments import AsJson, pairs
+from sfumato.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sfumato.runtime.jobs.cluster import Cluster, Job
+    from sfumato.runtime.jobs.command import Command
+    from sfumato.runtime.jobs.kubectl import Kubectl
+    from sfumato.runtime.jobs.submit import Options
+
+app = typer.Typer(name="jobs", help="Jobs on a Ray cluster or on Kubernetes.", no_args_is_help=True)
+DETACHED = 130
+HERE = "http://127.0.0.1:8265"
+
+Address = Annotated[
+    str, typer.Option(help="The cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS", metavar="URL")
+]
+CaFile = Annotated[
+    Path | None, typer.Option(help="Certificate authority (PEM) of an https address with its own.")
+]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="The job's name.", show_default=False)]
+OnKubernetes = Annotated[bool, typer.Option("--kubernetes", help="A RayJob of KubeRay, by kubectl.")]
+Namespace = Annotated[str, typer.Option(help="Kubernetes: the namespace.")]
+Context = Annotated[str | None, typer.Option(help="Kubernetes: kubectl's context. Default: its current one.")]
+
+
+def submit(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- COMMAND RECIPE [KEY=VALUE]...",
+            help="run, train or evaluate, as on this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    address: Address = HERE,
+    name: Annotated[
+        str | None, typer.Option(help="The job's name. Default: the run's, with a number.")
+    ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder on the cluster, shared by its nodes, that relative places start from. "
+            "Kubernetes: where the volume is mounted (default /runs).",
+        ),
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment variable that has to be set on the cluster, or NAME=OTHER where it has another "
+            "name there. Kubernetes: NAME=SECRET/KEY.",
+        ),
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Environment variable that is no secret.")
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the module of a family that is named by import path.")
+    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job.")] = False,
+    ca_file: CaFile = None,
+    kubernetes: OnKubernetes = False,
+    namespace: Namespace = "sfumato",
+    context: Context = None,
+    image: Annotated[str | None, typer.Option(help="Kubernetes: image of head and workers.")] = None,
+    claim: Annotated[str, typer.Option(help="Kubernetes: claim of a volume that all nodes share.")] = "runs",
+    secrets_of: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SECRET", help="Kubernetes: Secret whose keys become variables."),
+    ] = None,
+    token_secret: Annotated[
+        str | None,
+        typer.Option(help="Kubernetes: Secret with the cluster's token. Default: KubeRay makes one."),
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Kubernetes: memory of a training pod.")] = None,
+    node_selector: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL=VALUE", help="Kubernetes: nodes with GPUs to use.")
+    ] = None,
+    queue: Annotated[str | None, typer.Option(help="Kubernetes: Kueue's LocalQueue.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Kubernetes: print the manifests (YAML) and do nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a command on a cluster: pack the recipe, check that there is room, send it, follow it.
+
+    The exit status is the job's. Ctrl-C leaves the job alone.
+    """
+    from sfumato.runtime.jobs import submit as submitting
+    from sfumato.runtime.jobs.pods import PodSettings
+
+    options = submitting.Options(
+        name=name,
+        root=root or ("/runs" if kubernetes else None),
+        secrets=tuple(secret or ()),
+        environment=tuple(env or ()),
+        trust=trust,
+    )
+    command = submitting.read(words or [], options)
+    if not kubernetes:
+        if dry_run:
+            raise ConfigError("--dry-run is for --kubernetes")
+        _submit_to_ray(command, options, _cluster(address, ca_file), detach, as_json)
+        return
+    if image is None:
+        raise ConfigError("--kubernetes needs the --image of head and workers (infra/images builds one)")
+    assert options.root is not None
+    pods = PodSettings(
+        image=image,
+        root=options.root,
+        claim=claim,
+        secret_sets=tuple(secrets_of or ()),
+        node_selector=pairs(node_selector or []),
+        memory=memory,
+    )
+    from sfumato.runtime.jobs import on_kubernetes
+
+    settings = on_kubernetes.settings_of(
+        options, namespace=namespace, queue=queue, token_secret=token_secret, pods=pods
+    )
+    if dry_run:
+        import yaml
+
+        from sfumato.runtime.jobs.manifest import run_label
+
+        label = options.name or f"{run_label(command)}-1"
+        made = on_kubernetes.render(command, options, settings, project=Path.cwd(), name=label)
+        sys.stdout.write(yaml.safe_dump_all(made, sort_keys=False))
+        return
+    kubectl = _kubectl(namespace, context)
+    sent = on_kubernetes.send(command, options, settings, kubectl, project=Path.cwd())
+    _say(f"RayJob {sent} is in namespace {namespace}")
+    if not detach:
+        _follow_on_kubernetes(kubectl, sent, as_json)
+    print(
+        json.dumps({"job": sent, "namespace": namespace})
+        if as_json
+        else on_kubernetes.attach_command(kubectl, sent)
+    )
+
+
+@app.command("list")
+def list_jobs(
+    address: Address = HERE,
+    ca_file: CaFile = None,
+    kubernetes: OnKubernetes = False,
+    namespace: Namespace = "sfumato",
+    context: Context = None,
+    as_json: AsJson = False,
+) -> None:
+    """All jobs that the cluster remembers."""
+    from sfumato.runtime.jobs.cluster import line_of
+
+    found = (_kubectl(namespace, context) if kubernetes else _cluster(address, ca_file)).jobs()
+    if as_json:
+        print(json.dumps([asdict(job) for job in found]))
+        return
+    table = Table("job", "status", "time", "command")
+    for job in found:
+        table.add_row(*line_of(job, time.time()).values())
+    Console().print(table)
+
+
+@app.command()
+def logs(job: JobName, address: Address = HERE, ca_file: CaFile = None) -> None:
+    """What a job on a Ray cluster has said so far (Kubernetes: kubectl logs job/JOB)."""
+    cluster = _cluster(address, ca_file)
+    sys.stdout.write(cluster.logs(cluster.job(job).name))
+
+
+@app.command()
+def attach(
+    job: JobName,
+    address: Address = HERE,
+    ca_file: CaFile = None,
+    kubernetes: OnKubernetes = False,
+    namespace: Namespace = "sfumato",
+    context: Context = None,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a job to its end. The exit status is the job's."""
+    if kubernetes:
+        kubectl = _kubectl(namespace, context)
+        _follow_on_kubernetes(kubectl, kubectl.job(job).name, as_json)
+    else:
+        cluster = _cluster(address, ca_file)
+        _follow(cluster, cluster.job(job).name, as_json)
+
+
+@app.command()
+def stop(
+    job: JobName,
+    address: Address = HERE,
+    ca_file: CaFile = None,
+    kubernetes: OnKubernetes = False,
+    namespace: Namespace = "sfumato",
+    context: Context = None,
+) -> None:
+    """End a job in an orderly way; submitting the same command again goes on from its last checkpoint."""
+    if kubernetes:
+        kubectl = _kubectl(namespace, context)
+        kubectl.delete(kubectl.job(job).name)
+    else:
+        cluster = _cluster(address, ca_file)
+        if cluster.job(job).over or not cluster.stop(job):
+            raise ConfigError(f"job {job!r} is over already (status {cluster.job(job).status})")
+    print(f"job {job} is stopping")
+
+
+@app.command(hidden=True)
+def start(order: Annotated[Path, typer.Argument(help="The job's order, in its package.")]) -> None:
+    """Run on the cluster, by the cluster: the command that a submitted job stands for."""
+    from sfumato import cli
+    from sfumato.runtime.jobs.start import prepare
+
+    started = prepare(order, environment=os.environ)
+    _say(*started.notes)
+    sys.argv = ["sfumato", *started.words]
+    cli.main()
+
+
+def _submit_to_ray(command: Command, options: Options, cluster: Cluster, detach: bool, as_json: bool) -> None:
+    from sfumato.runtime.jobs import submit as submitting
+    from sfumato.runtime.jobs.follow import attach_command
+
+    sent, notes = submitting.submit(command, options, cluster, project=Path.cwd())
+    _say(*notes, f"job {sent} is at {cluster.address}")
+    if not detach:
+        _follow(cluster, sent, as_json)
+    print(
+        json.dumps({"job": sent, "address": cluster.address})
+        if as_json
+        else attach_command(cluster.address, sent)
+    )
+
+
+def _cluster(address: str, ca_file: Path | None) -> Cluster:
+    from sfumato.runtime.jobs.cluster import Cluster
+
+    return Cluster(address, ca_file=ca_file)
+
+
+def _kubectl(namespace: str, context: str | None) -> Kubectl:
+    from sfumato.runtime.jobs.kubectl import Kubectl
+
+    return Kubectl(namespace, context)
+
+
+def _follow(cluster: Cluster, name: str, as_json: bool) -> None:
+    from sfumato.runtime.jobs.follow import attach_command, follow
+
+    _watch(lambda show: follow(cluster, name, show), name, attach_command(cluster.address, name), as_json)
+
+
+def _follow_on_kubernetes(kubectl: Kubectl, name: str, as_json: bool) -> None:
+    from sfumato.runtime.jobs.on_kubernetes import attach_command, follow
+
+    _watch(lambda show: follow(kubectl, name, show), name, attach_command(kubectl, name), as_json)
+
+
+def _watch(follow: Callable[[Callable[[str], None]], Job], name: str, again: str, as_json: bool) -> None:
+    """Show a job to its end and exit with its status; ctrl-C leaves it alone."""
+    from sfumato.runtime.jobs.follow import Output, ended
+
+    try:
+        with Output() as output:
+            job = follow(output)
+    except KeyboardInterrupt:
+        _say(f"detached; job {name} goes on: {again}")
+        sys.exit(DETACHED)
+    status, line = ended(job)
+    _say(line)
+    if as_json:
+        print(json.dumps(asdict(job)))
+    sys.exit(status)
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        Console(stderr=True, highlight=False).print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,143 @@
+"""What follows `--` in `sfumato submit`: a command on a recipe, read and checked on this machine.
+
+Nothing of the recipe runs here: a family that it names by import path is imported only with `--trust`, since
+that runs the module, here and on the cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfumato import recipe as recipes
+from sfumato.core.first_stage import FirstStageConfig
+from sfumato.errors import ConfigError
+from sfumato.recipe import Recipe
+from sfumato.tracking.redact import clean_uri, is_secret
+
+COMMANDS = ("run", "train", "evaluate")
+_FLAGS = {"run": ("--fresh",), "train": ("--fresh",), "evaluate": ()}
+_REFERENCE = "${oc.env:"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command on a recipe, as it will be given on the cluster."""
+
+    name: str
+    recipe_file: Path
+    overrides: tuple[str, ...]
+    flags: tuple[str, ...]
+    recipe: Recipe
+    family_module: str | None
+    """The module of a family that the recipe names by import path."""
+
+    def __str__(self) -> str:
+        return " ".join([self.name, str(self.recipe_file), *self.overrides, *self.flags])
+
+    @property
+    def fresh(self) -> bool:
+        return "--fresh" in self.flags
+
+
+def parse(words: Sequence[str], *, trust: bool) -> Command:
+    """The command that the words after `--` are. Raises ConfigError with all that is wrong with it."""
+    if not words or words[0] not in COMMANDS:
+        got = f"got {words[0]!r}" if words else "nothing was given"
+        raise ConfigError(
+            f"what to submit comes after `--` and begins with one of {', '.join(COMMANDS)} ({got}), "
+            "for example: sfumato submit --address http://head:8265 -- run recipe.yaml train.images=10000"
+        )
+    name, rest = words[0], list(words[1:])
+    flags = tuple(word for word in rest if word.startswith("-"))
+    if strange := [flag for flag in flags if flag not in _FLAGS[name]]:
+        known = ", ".join(_FLAGS[name]) or "none"
+        raise ConfigError(f"{strange[0]}: no option of a submitted `{name}`; known: {known}")
+    plain = [word for word in rest if not word.startswith("-")]
+    if not plain or "=" in plain[0]:
+        raise ConfigError(f"`{name}` needs a recipe file: sfumato submit ... -- {name} recipe.yaml")
+    file, overrides = Path(plain[0]), tuple(plain[1:])
+    check_no_secrets(dict(_pairs(overrides)), "override")
+    content = recipes.read(file, overrides)
+    module = _family_module(content)
+    if module is not None and not trust:
+        raise ConfigError(
+            f"{file}: model.family={content['model']['family']!r} runs the module {module}, here and on the "
+            "cluster: read it, then submit with --trust"
+        )
+    recipe = recipes.parse(content)
+    recipe.check()
+    return Command(name, file, overrides, flags, recipe, module)
+
+
+def relative_places(recipe: Recipe) -> list[str]:
+    """The fields that name places relative to the project's folder, as field=value."""
+    data = recipe.data
+    places = {"storage": recipe.storage, "data.path": data.path, "train.checkpoint.uri": _uri(recipe)}
+    places |= {f"data.mix.{index}.path": other.path for index, other in enumerate(data.mix)}
+    stage = getattr(recipe.model, "first_stage", None)
+    if isinstance(stage, FirstStageConfig) and "/" in stage.run:
+        places["model.first_stage.run"] = stage.run
+    source = getattr(data.source, "path", None)
+    if source is not None:
+        places["data.source.path"] = str(source)
+    found = [f"{field}={place}" for field, place in places.items() if place and _is_relative(place)]
+    if recipe.tracking.uri is None:
+        found.append("tracking.uri=null (a store in the project's folder)")
+    return found
+
+
+def check_no_secrets(content: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError where a field holds a secret: packages, logs and process lists are read by others.
+
+    A reference to an environment variable of the cluster, ${oc.env:NAME}, is none.
+    """
+    for field, value in _leaves(content, ""):
+        text = str(value)
+        if value is None or text.startswith(_REFERENCE):
+            continue
+        if is_secret(field) or clean_uri(text) != text:
+            raise ConfigError(
+                f"{where}: {field} holds a secret, and what is submitted is stored and shown on the cluster: "
+                "set an environment variable there, name it with --secret NAME, and leave the value out"
+            )
+
+
+def _uri(recipe: Recipe) -> str | None:
+    return recipe.train.checkpoint.uri
+
+
+def _is_relative(place: str) -> bool:
+    return "://" not in place and not Path(place).is_absolute()
+
+
+def _family_module(content: Mapping[str, Any]) -> str | None:
+    model = content.get("model")
+    family = model.get("family") if isinstance(model, Mapping) else None
+    module, colon, _ = family.partition(":") if isinstance(family, str) else ("", "", "")
+    return module if colon else None
+
+
+def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"override {override!r} is not of the form key=value")
+        yield key, value
+
+
+def _leaves(content: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _leaves(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(content, (list, tuple)):
+        for index, value in enumerate(content):
+            # Of a list of secrets, the list has the telling name.
+            yield from (
+                (name if is_secret(name) else field, leaf)
+                for field, leaf in _leaves(value, f"{name}.{index}")
+            )
+    else:
+        yield name, content

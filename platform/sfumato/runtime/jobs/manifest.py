@@ -1,0 +1,167 @@
+"""A command as a RayJob of KubeRay 1.7: a pure function to plain data, which `kubectl apply` takes as YAML.
+
+The RayJob brings a cluster of its own and takes it away when it is over. Its entrypoint is the command,
+so whatever is lost, head, submitter or worker, the same command runs again, finds its run by name and goes
+on from the newest checkpoint. For that the run's folder is on a volume that outlives the cluster.
+
+These manifests follow the schemas of KubeRay's CRDs; they were never applied to a live cluster.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sfumato.errors import ConfigError
+from sfumato.runtime.jobs import pods
+from sfumato.runtime.jobs.command import Command
+from sfumato.runtime.jobs.groups import Group, groups_of
+from sfumato.runtime.jobs.package import ORDER
+from sfumato.runtime.jobs.pods import JOB_FOLDER, PodSettings
+
+RUN_LABEL = "sfumato.io/run"
+COMMAND_NOTE = "sfumato.io/command"
+# KubeRay makes longer names of it, which have to be labels (63 characters).
+_LONGEST_NAME = 47
+_LARGEST_MAP = 1_000_000
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """Everything of the job that is not the command."""
+
+    namespace: str
+    pods: PodSettings
+    ray_version: str
+    retries: int = 5
+    """How often a job that fails or loses its head gets a new cluster."""
+    queue: str | None = None
+    """LocalQueue of Kueue that admits the job's pods all at once."""
+    token_secret: str | None = None
+    """Secret with the cluster's token; KubeRay makes one where there is none."""
+
+
+def documents(
+    command: Command, files: Mapping[str, bytes], *, name: str, settings: JobSettings
+) -> list[dict[str, Any]]:
+    """The ConfigMap with the package and the RayJob that runs it. Raises ConfigError."""
+    if command.fresh:
+        raise ConfigError(
+            "--fresh with --kubernetes: a job that is started again would begin anew each time; give the "
+            "recipe another name or seed instead"
+        )
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"--name {name!r}: on Kubernetes expected lower-case letters, digits and dashes, beginning with "
+            f"a letter, at most {_LONGEST_NAME}"
+        )
+    labels = {
+        "app.kubernetes.io/part-of": "sfumato",
+        "app.kubernetes.io/instance": name,
+        RUN_LABEL: run_label(command),
+    }
+    keys = _keys(files)
+    return [
+        _config_map(files, keys, _meta(name, settings.namespace, labels)),
+        _ray_job(command, _meta(name, settings.namespace, labels), keys, settings),
+    ]
+
+
+def run_label(command: Command) -> str:
+    """What the command computes, as a label: the recipe's name and digest."""
+    slug = re.sub(r"[^a-z0-9]+", "-", command.recipe.name.lower()).strip("-")[:28].strip("-")
+    return f"{slug if slug[:1].isalpha() else f'run-{slug}'}-{command.recipe.digest()[:8]}"
+
+
+def _ray_job(
+    command: Command, metadata: dict[str, Any], keys: Mapping[str, str], settings: JobSettings
+) -> dict[str, Any]:
+    if settings.queue is not None:
+        metadata["labels"]["kueue.x-k8s.io/queue-name"] = settings.queue
+    metadata["annotations"] = {COMMAND_NOTE: str(command)}
+    volume = {
+        "name": "job",
+        "configMap": {
+            "name": metadata["name"],
+            "items": [{"key": key, "path": path} for path, key in keys.items()],
+        },
+    }
+    cluster: dict[str, Any] = {
+        "rayVersion": settings.ray_version,
+        "authOptions": {"mode": "token"}
+        | ({"secretName": settings.token_secret} if settings.token_secret else {}),
+        "headGroupSpec": {
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104
+            "template": pods.head(settings.pods, volume),
+        },
+        "workerGroupSpecs": [_worker_group(group, settings, volume) for group in groups_of(command)],
+    }
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": metadata,
+        "spec": {
+            "entrypoint": f"python -m sfumato jobs start {JOB_FOLDER}/{ORDER}",
+            # Not SidecarMode: the container that KubeRay adds to the head there has no security context.
+            "submissionMode": "K8sJobMode",
+            "backoffLimit": settings.retries,
+            "submitterConfig": {"backoffLimit": 10},
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": 300,
+            "rayClusterSpec": cluster,
+            "submitterPodTemplate": pods.submitter(settings.pods),
+        },
+    }
+
+
+def _worker_group(group: Group, settings: JobSettings, volume: dict[str, Any]) -> dict[str, Any]:
+    start = {"num-cpus": str(group.cpus), "num-gpus": str(group.gpus)}
+    if group.custom:
+        # Quoted once more, as KubeRay's documentation has it: it writes the value into a command line.
+        start["resources"] = json.dumps(json.dumps(group.custom))
+    return {
+        "groupName": group.name,
+        "replicas": group.replicas,
+        "minReplicas": group.replicas,
+        "maxReplicas": group.replicas,
+        "rayStartParams": start,
+        "template": pods.worker(group, settings.pods, volume),
+    }
+
+
+def _config_map(
+    files: Mapping[str, bytes], keys: Mapping[str, str], metadata: dict[str, Any]
+) -> dict[str, Any]:
+    size = sum(len(content) for content in files.values())
+    if size > _LARGEST_MAP:
+        largest = max(files, key=lambda path: len(files[path]))
+        raise ConfigError(
+            f"the recipe and its code have {size:,} bytes and a ConfigMap holds {_LARGEST_MAP:,} ({largest} "
+            f"alone has {len(files[largest]):,}): exclude what is not code in .sfumatoignore, or put it into "
+            "the image"
+        )
+    text, binary = {}, {}
+    for path, content in files.items():
+        try:
+            text[keys[path]] = content.decode()
+        except UnicodeDecodeError:
+            binary[keys[path]] = base64.b64encode(content).decode()
+    made: dict[str, Any] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": text}
+    return {**made, "binaryData": binary} if binary else made
+
+
+def _keys(files: Mapping[str, bytes]) -> dict[str, str]:
+    """A ConfigMap's keys have no slashes: numbers make them different, names make them readable."""
+    return {
+        path: f"{number}-{re.sub(r'[^A-Za-z0-9._-]', '_', path.rpartition('/')[2])}"
+        for number, path in enumerate(sorted(files))
+    }
+
+
+def _meta(name: str, namespace: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    return {"name": name, "namespace": namespace, "labels": dict(labels)}

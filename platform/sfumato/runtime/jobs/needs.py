@@ -1,0 +1,123 @@
+"""What a command needs of a cluster, and what a cluster lacks of it: pure arithmetic on logical resources.
+
+A job that asks for what no node ever has would wait for ever without a word, so this is looked at before
+anything is sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sfumato.recipe import Recipe
+from sfumato.runtime import ray_cluster
+from sfumato.runtime.jobs.cluster import Resources
+from sfumato.runtime.jobs.command import Command
+
+
+@dataclass(frozen=True)
+class Place:
+    """So many equal things (workers, actors), each of which has to fit on one node."""
+
+    what: str
+    count: int
+    each: dict[str, float]
+    fields: str
+    """The recipe's fields to change where there is no room."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Totals over the cluster, and what has to fit on single nodes, stage by stage."""
+
+    cpus: int
+    places: tuple[Place, ...]
+
+
+def needs_of(command: Command) -> Needs:
+    """What the command's stages need at most."""
+    recipe = command.recipe
+    training = command.name in ("run", "train")
+    measuring = command.name in ("run", "evaluate") and recipe.evaluate.actors != 0
+    places = []
+    if training:
+        places.append(training_workers(recipe))
+        if recipe.evaluate.every is not None:
+            places.append(_actors(recipe, recipe.evaluate.actors_during, "evaluate.actors_during"))
+    if measuring:
+        # Where it takes as many as there is room for, one is enough.
+        actors = 1 if recipe.evaluate.actors == "auto" else recipe.evaluate.actors
+        places.append(_actors(recipe, actors, "evaluate.actors"))
+    cpus = max(
+        ray_cluster.cpus_to_train(recipe) if training else 0,
+        ray_cluster.cpus_to_evaluate(recipe) if measuring else 0,
+    )
+    return Needs(cpus, tuple(places))
+
+
+def training_workers(recipe: Recipe) -> Place:
+    parallel = recipe.parallel
+    each = {"CPU": parallel.cpus_per_worker, **parallel.resources_per_worker}
+    if parallel.gpus_per_worker:
+        each["GPU"] = parallel.gpus_per_worker
+    return Place("training workers", parallel.workers, each, "parallel.workers, parallel.*_per_worker")
+
+
+def lacking(needs: Needs, nodes: Sequence[Resources]) -> list[str]:
+    """What the nodes, all of them empty, could never hold; one line each."""
+    lines = []
+    have = sum(node.get("CPU", 0.0) for node in nodes)
+    if have < needs.cpus:
+        lines.append(
+            f"{needs.cpus} CPUs are needed (workers and their read tasks, or actors), {have:g} are there: "
+            "lower parallel.workers, its cpus_per_worker, data.read_tasks or evaluate.actors, or add nodes"
+        )
+    for place in needs.places:
+        room = sum(_fitting(place.each, node) for node in nodes)
+        if room < place.count:
+            lines.append(
+                f"{place.count} {place.what} of {_text(place.each)} each are needed, and {_room(room)}: "
+                f"lower {place.fields}, or add nodes that have it"
+            )
+    return lines
+
+
+def text_of(nodes: Sequence[Resources]) -> str:
+    """What the nodes have, for people."""
+    return "; ".join(_text(node) or "nothing" for node in nodes) or "no node"
+
+
+def _actors(recipe: Recipe, count: int, field: str) -> Place:
+    settings = recipe.evaluate
+    each = {"CPU": settings.cpus_per_actor}
+    if settings.gpus_per_actor:
+        each["GPU"] = settings.gpus_per_actor
+    return Place("evaluation actors", count, each, f"{field}, evaluate.*_per_actor")
+
+
+def _fitting(each: Resources, node: Resources) -> int:
+    """How many fit on an empty node. Ray counts in ten-thousandths."""
+    return min(
+        math.floor(round(node.get(name, 0.0) * 10_000) / round(amount * 10_000))
+        for name, amount in each.items()
+        if amount
+    )
+
+
+def _room(room: int) -> str:
+    return "no node has room for one" if room == 0 else f"there is room for {room}"
+
+
+def _text(resources: Resources) -> str:
+    names = {"CPU": "CPUs", "GPU": "GPUs"}
+    parts = [
+        f"{amount:g} {names.get(name, name)}" for name, amount in resources.items() if _said(name, amount)
+    ]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _said(name: str, amount: float) -> bool:
+    """Memory and the names of nodes, which Ray counts as resources too, say nothing here."""
+    internal = name in ("memory", "object_store_memory") or name.startswith(("node:", "accelerator_type:"))
+    return amount > 0 and not internal
