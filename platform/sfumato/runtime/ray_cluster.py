@@ -99,8 +99,11 @@ def warnings(parallel: ParallelSettings) -> list[str]:
 
 
 @contextlib.contextmanager
-def cluster(cpus: int, logs: Path, *, gpus: float = 0) -> Iterator[None]:
+def cluster(cpus: int, logs: Path, *, gpus: float = 0, dashboard: bool = False) -> Iterator[None]:
     """Connected to a cluster with at least so many logical CPUs. Logs of a private one end in `logs`.
+
+    A private one has a `dashboard` (on loopback, behind the token) for those who ask Ray about the state of
+    actors, as Ray Train does to give back what a process that was killed held.
 
     Raises CapabilityError when an existing cluster has less, naming what is missing.
     """
@@ -110,7 +113,7 @@ def cluster(cpus: int, logs: Path, *, gpus: float = 0) -> Iterator[None]:
     elif os.environ.get("RAY_ADDRESS"):
         opened = _existing()
     else:
-        opened = _private(max(cpus, cores()), logs)
+        opened = _private(max(cpus, cores()), logs, dashboard=dashboard)
     with opened:
         _check_resources(cpus, gpus)
         yield
@@ -157,7 +160,7 @@ def _check_answers(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _private(cpus: int, logs: Path) -> Iterator[None]:
+def _private(cpus: int, logs: Path, *, dashboard: bool) -> Iterator[None]:
     # Ray's sockets have paths of at most 107 characters, so it cannot live in the run's folder.
     home = Path(tempfile.mkdtemp(prefix="sfumato-"))
     token = home / "token"
@@ -174,7 +177,7 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
     try:
         with _messages_to(logs):
             try:
-                _start(cpus, home, logs)
+                _start(cpus, home, logs, dashboard=dashboard)
                 yield
             finally:
                 ray.shutdown()
@@ -189,14 +192,15 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
         _read_variables_again()  # so that this process may open or join another cluster
 
 
-def _start(cpus: int, home: Path, logs: Path) -> None:
+def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool) -> None:
     import ray
 
     try:
         ray.init(
             address="local",
             num_cpus=cpus,
-            include_dashboard=False,
+            include_dashboard=dashboard,
+            dashboard_port=_free_port() if dashboard else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=False,
@@ -209,6 +213,13 @@ def _start(cpus: int, home: Path, logs: Path) -> None:
             f"Ray did not start on this machine: {reason} Is it overloaded, or out of memory or disk? "
             f"Ray's logs are in {logs / 'ray'}"
         ) from error
+
+
+def _free_port() -> int:
+    """A port of loopback for the dashboard, so that two sweeps on one machine do not meet."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

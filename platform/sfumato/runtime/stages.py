@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +31,9 @@ from sfumato.tracking.model import register_model
 from sfumato.tracking.run import Tracker
 from sfumato.tracking.start import DatasetInfo
 
+if TYPE_CHECKING:
+    from sfumato.runtime.ray_train import Watch
+
 GRID_SAMPLES = 100
 
 
@@ -47,11 +50,37 @@ class Session:
     """The project's folder: where the embedded MLflow store is."""
 
 
+@dataclass(frozen=True)
+class Child:
+    """Where a run lies that is part of another one, and how it is recorded."""
+
+    folder: RunFolder
+    parent: str
+    """MLflow id of the run that it is part of."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
 @contextlib.contextmanager
-def session(recipe: Recipe, display: Display, *, root: Path, fresh: bool = False) -> Iterator[Session]:
+def session(
+    recipe: Recipe, display: Display, *, root: Path, fresh: bool = False, child: Child | None = None
+) -> Iterator[Session]:
     """Data packed and verified, recipe checked against it, the run's folder made and its MLflow run open.
 
     Raises ConfigError with everything that makes the run impossible, before any expensive work.
+    """
+    recipe, manifest = prepared(recipe, display, root=root)
+    folder = child.folder if child else RunFolder.of(recipe, manifest.digest, fresh=fresh)
+    folder.create(recipe, manifest.digest)
+    for warning in ray_cluster.warnings(recipe.parallel):
+        display.note(warning)
+    with _tracked(recipe, manifest, folder, root, child) as tracker:
+        yield Session(recipe, manifest, folder, tracker, display, root)
+
+
+def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, Manifest]:
+    """The recipe with all paths absolute, checked against its data, which is packed and verified.
+
+    Raises ConfigError with everything that makes the run impossible.
     """
     recipe.check()
     recipe = first_stage.resolved(_absolute(recipe, root), root)
@@ -59,23 +88,26 @@ def session(recipe: Recipe, display: Display, *, root: Path, fresh: bool = False
     recipe.check(manifest.spec, manifest.samples)
     first_stage.check_data(recipe, manifest)
     pools.check(recipe.data, manifest)
-    folder = RunFolder.of(recipe, manifest.digest, fresh=fresh)
-    folder.create(recipe, manifest.digest)
-    for warning in ray_cluster.warnings(recipe.parallel):
-        display.note(warning)
-    with _tracked(recipe, manifest, folder, root) as tracker:
-        yield Session(recipe, manifest, folder, tracker, display, root)
+    return recipe, manifest
 
 
 @contextlib.contextmanager
-def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) -> Iterator[Tracker]:
+def _tracked(
+    recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path, child: Child | None
+) -> Iterator[Tracker]:
     """The run in MLflow: made by the first call, opened again by later ones."""
     # What sets the recipe apart from the defaults: MLflow prints all parameters above every picture of its
     # image grid. The artifact recipe.yaml has every field.
     params = recipe.model_dump(
         mode="json",
         exclude_defaults=True,
-        exclude={"name": True, "storage": True, "tracking": True, "data": {"path", "source", "read_tasks"}},
+        exclude={
+            "name": True,
+            "storage": True,
+            "tracking": True,
+            "tune": True,
+            "data": {"path", "source", "read_tasks"},
+        },
     )
     known = folder.read_json("run.json") or {}
     tracker = Tracker.start(
@@ -90,6 +122,7 @@ def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) 
             "sfumato.family": recipe.model.family,
             "sfumato.data": manifest.name,
             "sfumato.strategy": recipe.parallel.strategy,
+            **(child.tags if child else {}),
         },
         dataset=DatasetInfo(
             name=manifest.name,
@@ -102,13 +135,14 @@ def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) 
             },
         ),
         recipe_yaml=recipe.to_yaml(),
+        parent=child.parent if child else None,
     )
     folder.update_json("run.json", mlflow_run_id=tracker.run_id, mlflow_experiment_id=tracker.experiment_id)
     with tracker:
         yield tracker
 
 
-def train(session: Session) -> dict[str, Any]:
+def train(session: Session, watch: Watch | None = None) -> dict[str, Any]:
     """Train to the end, or tell what an earlier call did. The summary of the training."""
     from sfumato.runtime import ray_train
 
@@ -124,7 +158,7 @@ def train(session: Session) -> dict[str, Any]:
     display.stage("train")
     session.tracker.sample_system()
     try:
-        summary = ray_train.fit(recipe, folder, session.tracker.handle, display)
+        summary = ray_train.fit(recipe, folder, session.tracker.handle, display, watch=watch)
     finally:
         session.tracker.send_left()
     folder.finish_stage("train", key, summary)
