@@ -65,7 +65,8 @@ def _show(result: dict[str, Any], console: Console) -> None:
     console.print(table.table(trials, fields, title="", metric=result["metric"], mode=result["mode"]))
     best = result["best"]
     console.print(
-        f"best      trial {best['trial']}, {result['metric']} {best['value']:.4g} at {best['images']:,} images",
+        f"best      trial {best['trial']}, {result['metric']} {best['value']:.4g} at {best['images']:,} "
+        "images",
         highlight=False,
     )
     if equal := result.get("at_equal_images"):

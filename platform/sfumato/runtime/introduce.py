@@ -1,7 +1,7 @@
-"""Makes Ray Train's controller known on the board of a run, so that a run can be ended from outside its `fit`.
+"""Makes Ray Train's controller known on a run's board, so that the run can be ended from outside its `fit`.
 
-Ray Train hands its controller to nobody, and a trial of a sweep that is given up must free its workers at once.
-The callback is of a kind that Ray Train calls its workaround for such cases, and not of its public interface.
+Ray Train hands its controller to nobody, and a trial of a sweep that is given up must free its workers at
+once. The callback is of a kind that Ray Train itself calls a workaround, and not of its public interface.
 """
 
 from __future__ import annotations

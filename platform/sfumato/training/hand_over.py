@@ -1,8 +1,8 @@
 """Handing a checkpoint from one run to another whose recipe differs in numbers, not in networks.
 
-Population based training does this: a run goes on from the weights, the optimizer's moments and the averages
-of a better one, under its own recipe. What is handed over is an ordinary checkpoint; in the receiving run it is
-the only one, and it says so in its manifest.
+Population based training does this: a run goes on from the weights, the optimizer's moments and the
+averages of a better one, under its own recipe. What is handed over is an ordinary checkpoint; in the
+receiving run it is the only one.
 """
 
 from __future__ import annotations

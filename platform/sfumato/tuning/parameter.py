@@ -30,13 +30,13 @@ class Parameter(Config):
     step: Number | None = Field(
         None,
         gt=0,
-        description="Only the lowest value and whole steps above it. Where bounds and step are whole numbers, "
-        "so are the values.",
+        description="Only the lowest value and whole steps above it. Where bounds and step are whole "
+        "numbers, so are the values.",
     )
     when: dict[str, Any] = Field(
         {},
-        description="Searched only where these fields, of the space or of the recipe, have this value (or one "
-        "of a list of values).",
+        description="Searched only where these fields, of the space or of the recipe, have this value (or "
+        "one of a list of values).",
     )
 
     @model_validator(mode="after")
@@ -135,11 +135,13 @@ class Parameter(Config):
         return name in values and _plain(values[name]) in [_plain(option) for option in options]
 
     def _steps(self) -> int:
-        assert self.bounds is not None and self.step is not None
+        assert self.bounds is not None
+        assert self.step is not None
         return math.floor((self.bounds[1] - self.bounds[0]) / self.step + _TOLERANCE)
 
     def _point(self, index: int) -> Number:
-        assert self.bounds is not None and self.step is not None
+        assert self.bounds is not None
+        assert self.step is not None
         value = self.bounds[0] + index * self.step
         # 0.1 + 2 * 0.1 is 0.3 to whoever reads a table or writes the recipe of the best trial.
         return value if isinstance(value, int) else float(f"{value:.12g}")

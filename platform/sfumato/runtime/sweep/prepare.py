@@ -1,4 +1,4 @@
-"""A sweep before anything starts: its trials as far as they are known, and everything that is wrong with it."""
+"""A sweep before anything starts: its trials as far as they are known, and all that is wrong with it."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def settings_problems(recipe: Recipe, tune: TuneSettings) -> list[str]:
         return found
     if tune.metric.startswith("eval") and recipe.evaluate.every is None:
         found.append(
-            f"evaluate.every: scheduler {scheduler.kind} compares trials while they train, so {tune.metric} is "
-            "needed then: set it, for example to a quarter of train.images"
+            f"evaluate.every: scheduler {scheduler.kind} compares trials while they train, so {tune.metric} "
+            "is needed then: set it, for example to a quarter of train.images"
         )
         return found
     if "train.images" in tune.space:
@@ -60,8 +60,8 @@ def settings_problems(recipe: Recipe, tune: TuneSettings) -> list[str]:
         )
     if value >= recipe.train.images:
         found.append(
-            f"tune.scheduler.{name}: {value:,} images, but trials end at train.images={recipe.train.images:,}, "
-            "so it would never do anything"
+            f"tune.scheduler.{name}: {value:,} images, but trials end at train.images="
+            f"{recipe.train.images:,}, so it would never do anything"
         )
     return found
 
@@ -76,7 +76,7 @@ def lookup(recipe: Recipe) -> dict[str, Any]:
 
 
 def trial_values(tune: TuneSettings, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The values of every trial, where they are known beforehand; of the first alone, where the search learns.
+    """The values of every trial, where they are known beforehand; of the first, where the search learns.
 
     Raises ConfigError for a grid that cannot be counted, or has more points than trials are asked for.
     """
@@ -90,8 +90,8 @@ def trial_values(tune: TuneSettings, recipe: Mapping[str, Any]) -> list[dict[str
             raise ConfigError(str(error)) from error
         if tune.trials is not None and tune.trials < len(found):
             raise ConfigError(
-                f"tune.trials: {tune.trials}, but the grid has {len(found)} points (the recipe itself included): "
-                "leave it out, or make the grid smaller"
+                f"tune.trials: {tune.trials}, but the grid has {len(found)} points (the recipe itself "
+                "included): leave it out, or make the grid smaller"
             )
         return found
     assert tune.trials is not None

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from sfumato.recipe import Recipe
 from sfumato.runtime.evaluation import tracker_handle
@@ -29,32 +27,6 @@ def log_space(tracker: Tracker, plan: Plan, tune: TuneSettings) -> None:
     path = Path(plan.path) / "space.json"
     path.write_text(json.dumps(tune.model_dump(mode="json", exclude_unset=True), indent=1) + "\n")
     tracker.artifact(path, ARTIFACTS)
-
-
-def replay(scheduler: TrialScheduler, journal: Journal, mode: str) -> None:
-    """Tell a new scheduler of the trials that ended in earlier calls, in the order of their reports.
-
-    Trials that go on are told anew as they report; population based training compares living trials only.
-    """
-    if not isinstance(scheduler, AsyncHyperBandScheduler | MedianStoppingRule):
-        return
-    scheduler.set_search_properties("objective", mode)
-    for trial in journal.in_order():
-        if not trial.ended or not trial.reports:
-            continue
-        stub = TuneTrial("ended before", trial_id=f"ended-{trial.number}", stub=True)
-        scheduler.on_trial_add(None, stub)  # type: ignore[arg-type]  # neither looks at its controller then
-        results = [{"images": report.images, "objective": report.value} for report in trial.reports]
-        for result in results[:-1]:
-            _rung(scheduler, stub, result)
-        scheduler.on_trial_complete(None, stub, results[-1])  # type: ignore[arg-type]
-
-
-def _rung(scheduler: TrialScheduler, stub: TuneTrial, result: dict[str, Any]) -> None:
-    if isinstance(scheduler, MedianStoppingRule):
-        scheduler.on_trial_complete(None, stub, result)  # type: ignore[arg-type]  # which only remembers
-    else:
-        scheduler.on_trial_result(None, stub, result)  # type: ignore[arg-type]
 
 
 def close_trials(plan: Plan, recipe: Recipe, journal: Journal) -> None:
@@ -143,16 +115,13 @@ def _best(path: Path, plan: Plan, best: Trial) -> Path:
     content = fields.with_values(plan.content, best.values)
     content["name"] = f"{plan.content['name']}-best"
     assert best.last is not None
-    head = [
-        f"Best trial ({best.number}) of the sweep in {path.parent.name}: {plan.metric} {best.last.value:.6g} at "
-        f"{best.last.images:,} images.",
-        f"  sfumato run {path}",
-    ]
+    reached = f"{plan.metric} {best.last.value:.6g} at {best.last.images:,} images"
+    head = [f"Best trial ({best.number}) of {path.parent.name}: {reached}.", f"  sfumato run {path}"]
     if best.parents:
-        head.append(
-            "Its weights came from other trials on the way (population based training), so that training with "
-            "these values from the start need not reach the same."
-        )
+        head += [
+            "Its weights came from other trials on the way (population based training), so that training",
+            "with these values from the start need not reach the same.",
+        ]
     path.write_text("".join(f"# {line}\n" for line in head) + yaml.safe_dump(content, sort_keys=False))
     return path
 

@@ -25,6 +25,7 @@ _TRIES = 20
 
 def scheduler_for(
     tune: TuneSettings,
+    mode: str,
     images: int,
     recipe: Mapping[str, Any],
     problems: Callable[[Mapping[str, Any]], list[str]],
@@ -34,6 +35,8 @@ def scheduler_for(
     if isinstance(settings, AshaSettings):
         return AsyncHyperBandScheduler(
             time_attr="images",
+            metric="objective",
+            mode=mode,
             max_t=images,
             grace_period=settings.grace,
             reduction_factor=settings.reduction,
@@ -42,6 +45,8 @@ def scheduler_for(
     if isinstance(settings, MedianSettings):
         return MedianStoppingRule(
             time_attr="images",
+            metric="objective",
+            mode=mode,
             grace_period=settings.grace,
             min_samples_required=settings.min_trials,
             min_time_slice=math.inf,  # it never pauses a trial in favour of one that waits  # type: ignore[arg-type]
@@ -49,6 +54,8 @@ def scheduler_for(
     if isinstance(settings, PbtSettings):
         return PopulationBasedTraining(
             time_attr="images",
+            metric="objective",
+            mode=mode,
             perturbation_interval=settings.every,
             quantile_fraction=settings.quantile,
             custom_explore_fn=Explore(tune, settings, recipe, problems),
@@ -74,7 +81,7 @@ class Explore:
         self._rng = np.random.default_rng(derive(tune.seed, "pbt"))
 
     def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Tune's configuration of the giver, with values changed; as they are where none nearby are possible."""
+        """The giver's configuration with values changed; as they are where none nearby are possible."""
         trial = json.loads(config["trial"])
         for _ in range(_TRIES):
             values = spaces.perturbed(

@@ -1,8 +1,8 @@
 """Searches that learn from the trials before, through Ray Tune's adapters.
 
-Every library sees the same plain space: p0, p1 ... as ranges or as the index of a choice. Steps, conditions and
-the check of each recipe are ours, so that they are the same for all of them. A conditional field that does not
-apply is suggested all the same and left out.
+Every library sees the same plain space: p0, p1 ... as ranges or as the index of a choice. Steps, conditions
+and the check of each recipe are ours, so that they are the same for all of them. A conditional field that
+does not apply is suggested all the same and left out.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class LearningSearch(Searcher):  # type: ignore[misc]  # ray has no types for it
 
 
 def _library(settings: TuneSettings, mode: str) -> Any:
-    """Ray Tune's adapter of the library, with the space as it wants it. Raises ConfigError where it refuses."""
+    """Ray Tune's adapter of the library, with the space as it wants it; ConfigError where it refuses."""
     kind = settings.search.kind
     check_installed(kind)
     options = dict(settings.search.options)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +13,15 @@ from sfumato.errors import ConfigError, TrainingError
 from sfumato.recipe import Recipe
 from sfumato.runtime import ray_cluster, stages
 from sfumato.runtime.display import Display
-from sfumato.runtime.sweep import prepare, report
+from sfumato.runtime.sweep import on_ray, prepare, report
+from sfumato.runtime.sweep.on_ray import Sweep
 from sfumato.runtime.sweep.plan import PLAN, Plan, changes_for, sweep_folder
 from sfumato.tracking.run import Tracker
 from sfumato.tracking.start import DatasetInfo
-from sfumato.tuning.config import PbtSettings, TuneSettings
-from sfumato.tuning.journal import Journal, Trial, best_of
+from sfumato.tuning.config import TuneSettings
+from sfumato.tuning.journal import Journal, best_of
 
 JOURNAL = "journal.jsonl"
-_VARIABLES = {
-    # Tune's own files, tables and handlers; ours are the journal, the screen and the command's ctrl-C.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
 
 
 def planned(content: Mapping[str, Any], *, display: Display, root: Path) -> dict[str, Any]:
@@ -66,11 +56,11 @@ def run(
         if number not in journal.trials:
             journal.add("trial", number, values=chosen)
     with _tracked(plan, recipe, tune, manifest, root) as tracker:
-        plan = Plan(**{**vars(plan), "parent": tracker.run_id})
+        plan = replace(plan, parent=tracker.run_id)
         plan.save()
         report.log_space(tracker, plan, tune)
         try:
-            _on_ray(plan, recipe, tune, manifest, journal, display)
+            on_ray.run(Sweep(plan, recipe, tune, manifest, journal), display)
         finally:
             report.close_trials(plan, recipe, journal)
         result = report.finish(plan, recipe, tune, journal, tracker)
@@ -143,106 +133,3 @@ def _tracked(plan: Plan, recipe: Recipe, tune: TuneSettings, manifest: Manifest,
         dataset=DatasetInfo(name=manifest.name, digest=manifest.digest, source=recipe.data.path),
         recipe_yaml=recipe.to_yaml(),
     )
-
-
-def _on_ray(
-    plan: Plan, recipe: Recipe, tune: TuneSettings, manifest: Manifest, journal: Journal, display: Display
-) -> None:
-    """Run what is left of the sweep. Raises ConfigError where the metric turns out not to exist."""
-    waiting = [trial for trial in journal.in_order() if not trial.ended]
-    numbers = [n for n in range(len(journal.trials), tune.trials or 0)] if tune.search.learns else []
-    if not waiting and not numbers:
-        return
-    os.environ.update({name: value for name, value in _VARIABLES.items() if name not in os.environ})
-    needs = plan.recipe(0, {})
-    gpus = recipe.parallel.workers * recipe.parallel.gpus_per_worker
-    if needs.evaluate.every is not None:
-        gpus += needs.evaluate.actors_during * needs.evaluate.gpus_per_actor
-    cpus = tune.concurrency * ray_cluster.cpus_to_train(needs)
-    with ray_cluster.cluster(cpus, Path(plan.path) / "logs", gpus=tune.concurrency * gpus, dashboard=True):
-        logging.getLogger("ray").setLevel(logging.CRITICAL)
-        missing = _tune(plan, recipe, tune, manifest, journal, display, waiting, numbers)
-    if missing is not None:
-        raise ConfigError(f"tune.metric: {plan.metric!r} is never reported; there are: {', '.join(missing)}")
-
-
-def _tune(
-    plan: Plan,
-    recipe: Recipe,
-    settings: TuneSettings,
-    manifest: Manifest,
-    journal: Journal,
-    display: Display,
-    waiting: list[Trial],
-    numbers: list[int],
-) -> list[str] | None:
-    """Ray Tune's run of these trials; the metrics that there are, where the sweep's is none of them."""
-    from ray import tune
-    from ray.tune import PlacementGroupFactory
-
-    from sfumato.runtime.sweep import trial as trials
-    from sfumato.runtime.sweep.progress import Progress
-    from sfumato.runtime.sweep.schedulers import scheduler_for
-    from sfumato.runtime.sweep.screen import Screen
-    from sfumato.runtime.sweep.searchers import LearningSearch
-    from sfumato.runtime.sweep.stop import SweepStopper
-
-    known = prepare.lookup(recipe)
-
-    def problems(values: Mapping[str, Any]) -> list[str]:
-        return plan.problems(values, manifest.spec, manifest.samples)
-
-    search, space = None, {}
-    if settings.search.learns:
-        search = LearningSearch(
-            settings,
-            plan.mode,
-            plan.path,
-            known,
-            first=waiting,
-            numbers=numbers,
-            problems=problems,
-            announce=lambda number, values, asked: journal.add("trial", number, values=values, asked=asked),
-        )
-        for trial in journal.in_order():
-            if trial.ended:
-                search.tell(trial)
-    else:
-        listed = [trials.configuration(plan.path, trial.number, trial.values)["trial"] for trial in waiting]
-        space = {"sweep": plan.path, "trial": tune.grid_search(listed)}
-    total = len(waiting) + len(numbers)
-    scheduler = scheduler_for(settings, recipe.train.images, known, problems)
-    report.replay(scheduler, journal, plan.mode)
-    with Screen(display.console, plan, journal, list(settings.space), settings.trials) as screen:
-        progress = Progress(plan, journal, screen, settings.scheduler.kind)
-        stopper = SweepStopper(plan, settings.budget, progress)
-        try:
-            tune.run(
-                trials.TrialActor,
-                name=f"tune-{time.time_ns():x}",
-                storage_path=str(Path(plan.path) / "logs"),
-                metric="objective",
-                mode=plan.mode,
-                config=space,
-                num_samples=total if search is not None else 1,
-                search_alg=search,
-                scheduler=scheduler,
-                stop=stopper,
-                callbacks=[progress],
-                resources_per_trial=PlacementGroupFactory([{"memory": trials.MEMORY}]),
-                max_concurrent_trials=0
-                if isinstance(settings.scheduler, PbtSettings)
-                else settings.concurrency,
-                max_failures=settings.retries,
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=3, checkpoint_at_end=False),
-                raise_on_failed_trial=False,
-                reuse_actors=True,
-                trial_name_creator=lambda trial: str(trials.number_of(trial.config)),
-                trial_dirname_creator=lambda trial: f"trial-{trials.number_of(trial.config):03d}",
-                verbose=0,
-            )
-        finally:
-            progress.note_time()
-    if stopper.reason and stopper.missing is None:
-        display.note(f"the sweep ends early: {stopper.reason}; --resume goes on when there is more")
-    return stopper.missing

@@ -69,7 +69,7 @@ class TrialRun:
         return not self._ended.is_set()
 
     def next_result(self) -> Result:
-        """The next report, as Tune has it; `done` with the last. Raises RuntimeError for what a retry may mend."""
+        """The next report, as Tune has it; `done` with the last. RuntimeError for what a retry may mend."""
         total = self._recipe.train.images
         while True:
             ended = self._ended.is_set()  # looked at first: what was reported before it is not missed

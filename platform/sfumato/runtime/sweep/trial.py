@@ -18,8 +18,8 @@ from sfumato.training import hand_over
 from sfumato.training.store import open_store
 
 MEMORY = 256 << 20
-"""Bytes that Ray books for the actor. It takes no CPU: those belong to the trial's training workers. Nothing at
-all cannot be booked, and every node has memory."""
+"""Bytes that Ray books for the actor. It takes no CPU: those belong to the trial's training workers. Nothing
+at all cannot be booked, and every node has memory."""
 _CHECKPOINT_S = 120.0
 _ABOUT = "hand-over.json"
 
