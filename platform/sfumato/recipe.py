@@ -78,9 +78,7 @@ class Recipe(Config):
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="What is measured after training.")
     tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")
     registry: RegistrySettings = Field(RegistrySettings(), description="The model registry.")
-    tune: TuneSettings | None = Field(
-        None, description="What `sfumato tune` searches; other commands pass it over."
-    )
+    tune: TuneSettings | None = Field(None, description="What `sfumato tune` searches; null: nothing.")
 
     def identity(self) -> dict[str, Any]:
         """All fields that can change a number in what the run computes."""

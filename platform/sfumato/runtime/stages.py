@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from sfumato.data.manifest import Manifest, verify
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.recipe import Recipe
 from sfumato.runtime import first_stage, ray_cluster
+from sfumato.runtime.child import Child
 from sfumato.runtime.display import Display
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.sampling.generator import Generator
@@ -48,16 +49,6 @@ class Session:
     display: Display
     root: Path
     """The project's folder: where the embedded MLflow store is."""
-
-
-@dataclass(frozen=True)
-class Child:
-    """Where a run lies that is part of another one, and how it is recorded."""
-
-    folder: RunFolder
-    parent: str
-    """MLflow id of the run that it is part of."""
-    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from sfumato.runtime.sweep.training import FAILURE
 from sfumato.runtime.sweep.trial import values_of
 from sfumato.tuning.journal import Journal
 
-_TIME_S = 5.0
+_TIME_S = 20.0
 
 
 class Progress(Callback):  # type: ignore[misc]  # ray has no types for it

@@ -18,6 +18,7 @@ from rich.console import Console
 from sfumato.errors import SfumatoError, WorkersLost
 from sfumato.runtime import stages
 from sfumato.runtime.board import Snapshot
+from sfumato.runtime.child import Child
 from sfumato.runtime.display import Display
 from sfumato.runtime.in_training import read_records
 from sfumato.runtime.sweep.plan import Plan
@@ -109,13 +110,19 @@ class TrialRun:
         except Exception as error:  # noqa: BLE001 - told to Tune by the next result
             self._error = error
         finally:
+            self._release()
             self._ended.set()
+
+    def _release(self) -> None:
+        """The board and the controller hold each other, so Ray would keep both for as long as this process."""
+        if self._controller is not None:
+            ray.kill(self._controller)
 
     def _train(self, display: Display) -> None:
         if self.folder.read_json("run.json") is not None:  # weights that were handed over bring a new recipe
             self.folder.update_json("run.json", recipe_digest=self._recipe.digest())
         tags = {"sfumato.kind": "trial", "sfumato.trial": str(self._number)}
-        child = stages.Child(self.folder, self._plan.parent, tags)
+        child = Child(self.folder, self._plan.parent, tags)
         with stages.session(self._recipe, display, root=Path(self._plan.root), child=child) as session:
             try:
                 stages.train(session, watch=self._watch)
