@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -31,9 +31,6 @@ from sfumato.sampling.output import write_samples
 from sfumato.tracking.model import register_model
 from sfumato.tracking.run import Tracker
 from sfumato.tracking.start import DatasetInfo
-
-if TYPE_CHECKING:
-    from sfumato.runtime.ray_train import Watch
 
 GRID_SAMPLES = 100
 
@@ -133,8 +130,8 @@ def _tracked(
         yield tracker
 
 
-def train(session: Session, watch: Watch | None = None) -> dict[str, Any]:
-    """Train to the end, or tell what an earlier call did. The summary of the training."""
+def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[str, Any]:
+    """Train to the end, or tell what an earlier call did; its summary. `watch`: see `ray_train.fit`."""
     from sfumato.runtime import ray_train
 
     recipe, folder, display = session.recipe, session.folder, session.display
@@ -251,8 +248,7 @@ def cluster_to_train(session: Session) -> Iterator[None]:
 @contextlib.contextmanager
 def cluster_to_evaluate(session: Session) -> Iterator[None]:
     """A cluster that holds the recipe's evaluation."""
-    cpus = ray_cluster.cpus_to_evaluate(session.recipe)
-    with ray_cluster.cluster(cpus, session.folder.logs):
+    with ray_cluster.cluster(ray_cluster.cpus_to_evaluate(session.recipe), session.folder.logs):
         yield
 
 

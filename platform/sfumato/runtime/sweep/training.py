@@ -114,7 +114,7 @@ class TrialRun:
             self._ended.set()
 
     def _release(self) -> None:
-        """The board and the controller hold each other, so Ray would keep both for as long as this process."""
+        """The board and the controller hold each other, so Ray would keep both while this process lives."""
         if self._controller is not None:
             ray.kill(self._controller)
 
