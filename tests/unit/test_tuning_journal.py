@@ -124,7 +124,7 @@ def test_the_table_shows_every_trial_and_marks_the_best(tmp_path: Path) -> None:
     console.print(table.table(trials, ["train.batch"], title="t", metric="train/d/loss", mode="min", now={}))
     text = console.export_text()
     assert "2*" in text and "stopped" in text and "failed" in text and "24" in text
-    assert json.loads(table.shown([1, 2])) == [1, 2] and table.shown(0.00012345) == "0.0001235"
+    assert json.loads(table.shown([1, 2])) == [1, 2] and table.shown(0.00012346) == "0.0001235"
 
 
 def test_fields_are_as_short_as_tells_them_apart() -> None:

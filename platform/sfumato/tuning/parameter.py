@@ -142,9 +142,12 @@ class Parameter(Config):
     def _point(self, index: int) -> Number:
         assert self.bounds is not None
         assert self.step is not None
-        value = self.bounds[0] + index * self.step
+        low, high = self.bounds
+        value = low + index * self.step
+        if index == 0 or isinstance(value, int):
+            return value
         # 0.1 + 2 * 0.1 is 0.3 to whoever reads a table or writes the recipe of the best trial.
-        return value if isinstance(value, int) else float(f"{value:.12g}")
+        return min(float(f"{value:.12g}"), high)
 
 
 def _plain(value: Any) -> Any:
