@@ -164,3 +164,35 @@ def test_population_based_training_explores_near_the_giver_and_never_the_impossi
     )
     stuck = Explore(given, given.scheduler, {}, lambda values: ["never"])
     assert json.loads(stuck(configuration("sweep", 3, giver))["trial"]) == {"number": 3, "values": giver}
+
+
+@pytest.mark.parametrize(
+    ("budget", "reason"),
+    [
+        ({"images": 500}, "the budget of 500 images is spent"),
+        ({"images": 501}, ""),
+        ({"seconds": 60.0}, "the budget of 60 seconds is spent"),
+        ({"seconds": 3_600.0}, ""),
+    ],
+)
+def test_a_sweep_ends_when_its_budget_is_spent_and_every_waiting_trial_learns_of_it(
+    tmp_path: Path, budget: dict[str, Any], reason: str
+) -> None:
+    from rich.console import Console
+
+    from sfumato.runtime.sweep.plan import Plan
+    from sfumato.runtime.sweep.progress import Progress
+    from sfumato.runtime.sweep.screen import Screen
+    from sfumato.runtime.sweep.stop import SweepStopper
+
+    journal = _told(tmp_path / "journal.jsonl", [1.0, 2.0, 3.0, 4.0, 5.0])
+    journal.add("time", seconds=61.0)  # of an earlier call
+    plan = Plan({"name": "n"}, str(tmp_path), str(tmp_path), "train/d/loss", "min", "", {})
+    with (tmp_path / "screen").open("w") as file:
+        screen = Screen(Console(file=file), plan, journal, [], 5)
+        stopper = SweepStopper(plan, settings(budget=budget).budget, Progress(plan, journal, screen, "none"))
+        assert stopper.stop_all() == bool(reason)
+    assert stopper.reason == reason
+    assert plan.stop_file.exists() == bool(reason)
+    assert not stopper("id", {"images": 1, "objective": 1.0})
+    assert stopper("id", {"missing": ["train/d/loss"]}) and stopper.missing == ["train/d/loss"]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _STYLE = {"finished": "-", "stopped": ":", "running": "--", "waiting": "--", "failed": "--"}
 _TICKS = 5
+_BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 
 
 def parallel_coordinates(
@@ -60,7 +61,7 @@ def parallel_coordinates(
     for place, axis in enumerate(axes):
         plot.axvline(place, color="#999999", linewidth=0.8, zorder=1)
         for height, text in axis.ticks:
-            plot.text(place - 0.03, height, text, ha="right", va="center", size=7)
+            plot.text(place - 0.03, height, text, ha="right", va="center", size=7, bbox=_BEHIND)
     plot.set_xticks(range(len(axes)), [axis.name.replace(".", ".\n") for axis in axes], fontsize=7)
     plot.set_yticks([])
     plot.spines[:].set_visible(False)
