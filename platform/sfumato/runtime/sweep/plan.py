@@ -58,7 +58,9 @@ class Plan:
             return list(error.problems)
 
     def folder(self, number: int) -> RunFolder:
-        return RunFolder(Path(self.path) / "trials" / trial_name(str(self.content["name"]), number))
+        """A trial's folder. Its name is the trial's alone: checkpoints in object storage go by it."""
+        path = Path(self.path)
+        return RunFolder(path / "trials" / trial_name(path.name, number))
 
     @property
     def stop_file(self) -> Path:
@@ -67,7 +69,7 @@ class Plan:
 
 
 def trial_name(name: str, number: int) -> str:
-    """What a trial is called in MLflow, and its folder."""
+    """What the trial of that number is called."""
     return f"{name}-{number:03d}"
 
 
