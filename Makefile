@@ -73,6 +73,6 @@ $(VENV)/.runtime: $(VENV)/.torch $(INPUTS)
 # torch-fidelity, which metrics are tested against, asks for torchvision, which nothing here uses.
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Installing what the tests need"
-	@$(INSTALL) -c constraints.txt -e '.[dev,features,deepspeed]'
+	@$(INSTALL) -c constraints.txt -e '.[dev,features,deepspeed,tune]'
 	@$(INSTALL) --no-deps $(shell grep '^torch-fidelity==' constraints.txt)
 	@touch $@

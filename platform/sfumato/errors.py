@@ -44,6 +44,10 @@ class TrainingError(SfumatoError):
     """Training stopped: a non-finite loss, or workers that kept failing."""
 
 
+class WorkersLost(TrainingError):
+    """Training workers were lost more often than the recipe endures: another try may well succeed."""
+
+
 class Interrupted(SfumatoError):
     """The user pressed ctrl-C; the message says how to go on."""
 

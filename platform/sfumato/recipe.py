@@ -31,6 +31,7 @@ from sfumato.parallel import ParallelSettings
 from sfumato.tracking.config import TrackingSettings
 from sfumato.training import capabilities
 from sfumato.training.config import TrainSettings
+from sfumato.tuning.config import TuneSettings
 
 # What may differ between two runs that compute the same numbers; all else makes another run.
 _NOT_IN_DIGEST: dict[str, set[str] | None] = {
@@ -40,6 +41,7 @@ _NOT_IN_DIGEST: dict[str, set[str] | None] = {
     "evaluate": None,
     "tracking": None,
     "registry": None,
+    "tune": None,
     # How many bad steps are endured may be changed to go on with a run that was stopped for them.
     "train": {
         "log_every",
@@ -76,6 +78,7 @@ class Recipe(Config):
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="What is measured after training.")
     tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")
     registry: RegistrySettings = Field(RegistrySettings(), description="The model registry.")
+    tune: TuneSettings | None = Field(None, description="What `sfumato tune` searches; null: nothing.")
 
     def identity(self) -> dict[str, Any]:
         """All fields that can change a number in what the run computes."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sfumato import __version__
-from sfumato.cli import compare, data, ema, jobs, machine, models, precompute, recipes, runs
+from sfumato.cli import compare, data, ema, jobs, machine, models, precompute, recipes, runs, tune
 from sfumato.errors import Interrupted, SfumatoError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ _COMMANDS = (
     runs.run,
     runs.train,
     runs.evaluate,
+    tune.tune,
     compare.compare,
     models.sample,
     models.export,

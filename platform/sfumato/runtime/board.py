@@ -20,6 +20,8 @@ class Snapshot:
     failed: tuple[str, str] | None = None
     stopping: str | None = None
     """Why training is to end early, once somebody has asked for it."""
+    controller: Any = None
+    """Handle of Ray Train's controller, where it was made known (`runtime.introduce`)."""
 
 
 class Board:
@@ -51,6 +53,9 @@ class Board:
 
     def stopping(self) -> str | None:
         return self._snapshot.stopping
+
+    def introduce(self, controller: Any) -> None:
+        self._snapshot.controller = controller
 
     def snapshot(self) -> Snapshot:
         return self._snapshot

@@ -218,6 +218,7 @@ def _start(
         num_cpus=settings.cpus_per_actor if alone else 1.0,
         num_gpus=settings.gpus_per_actor if alone else 0.0,
         max_retries=2,
+        scheduling_strategy="DEFAULT",  # not among the resources of a trial, where a sweep calls
     )
     return work.remote(
         settings.model_copy(update={"actors": 0}) if alone else settings,

@@ -102,8 +102,11 @@ def warnings(parallel: ParallelSettings) -> list[str]:
 
 
 @contextlib.contextmanager
-def cluster(cpus: int, logs: Path, *, gpus: float = 0) -> Iterator[None]:
+def cluster(cpus: int, logs: Path, *, gpus: float = 0, dashboard: bool = False) -> Iterator[None]:
     """Connected to a cluster with at least so many logical CPUs. Logs of a private one end in `logs`.
+
+    A private one has a `dashboard` (on loopback, behind the token) for those who ask Ray about the state of
+    actors, as Ray Train does to give back what a process that was killed held.
 
     Raises CapabilityError when an existing cluster has less, naming what is missing.
     """
@@ -113,7 +116,7 @@ def cluster(cpus: int, logs: Path, *, gpus: float = 0) -> Iterator[None]:
     elif os.environ.get("RAY_ADDRESS"):
         opened = _existing()
     else:
-        opened = _private(max(cpus, cores()), logs)
+        opened = _private(max(cpus, cores()), logs, dashboard=dashboard)
     with opened:
         _check_resources(cpus, gpus)
         yield
@@ -160,7 +163,7 @@ def _check_answers(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _private(cpus: int, logs: Path) -> Iterator[None]:
+def _private(cpus: int, logs: Path, *, dashboard: bool) -> Iterator[None]:
     # Ray's sockets have paths of at most 107 characters, so it cannot live in the run's folder.
     home = Path(tempfile.mkdtemp(prefix="sfumato-"))
     token = home / "token"
@@ -177,7 +180,7 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
     try:
         with _messages_to(logs):
             try:
-                _start(cpus, home, logs)
+                _start(cpus, home, logs, dashboard=dashboard)
                 yield
             finally:
                 ray.shutdown()
@@ -192,7 +195,7 @@ def _private(cpus: int, logs: Path) -> Iterator[None]:
         _read_variables_again()  # so that this process may open or join another cluster
 
 
-def _start(cpus: int, home: Path, logs: Path) -> None:
+def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool) -> None:
     """Ray gives its processes 30 s, which an overloaded machine may take: it is started anew then."""
     import ray
 
@@ -202,7 +205,8 @@ def _start(cpus: int, home: Path, logs: Path) -> None:
             ray.init(
                 address="local",
                 num_cpus=cpus,
-                include_dashboard=False,
+                include_dashboard=dashboard,
+                dashboard_port=_free_port() if dashboard else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=False,
@@ -229,6 +233,13 @@ def _end_processes_of(folder: Path) -> None:
             if str(folder) in " ".join(process.cmdline()):
                 process.kill()
                 process.wait(5)
+
+
+def _free_port() -> int:
+    """A port of loopback for the dashboard, so that two sweeps on one machine do not meet."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

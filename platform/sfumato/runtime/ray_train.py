@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +19,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from sfumato import errors
 from sfumato.data.manifest import Manifest
 from sfumato.data.ray_source import RankStreams
-from sfumato.errors import TrainingError
+from sfumato.errors import TrainingError, WorkersLost
 from sfumato.recipe import Recipe
 from sfumato.runtime import board as boards
 from sfumato.runtime import ray_cluster
 from sfumato.runtime.display import Display
 from sfumato.runtime.in_training import TrainingEvaluations
+from sfumato.runtime.introduce import Introduce
 from sfumato.runtime.job import TrainJob
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.worker import train_worker
@@ -32,12 +33,22 @@ from sfumato.tracking.run import TrackerHandle
 
 _POLL_S = 0.5
 
+Watch = Callable[[boards.Snapshot], None]
+"""Told where training stands, again and again while it goes on."""
 
-def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Display) -> dict[str, Any]:
+
+def fit(
+    recipe: Recipe,
+    folder: RunFolder,
+    tracker: TrackerHandle,
+    display: Display,
+    *,
+    watch: Watch | None = None,
+) -> dict[str, Any]:
     """Train the recipe to its end on the connected cluster; goes on from the run's newest checkpoint.
 
-    Returns rank 0's summary. Raises the SfumatoError that a worker met, or TrainingError when workers
-    were lost more often than `parallel.max_failures`.
+    Returns rank 0's summary. Raises the SfumatoError that a worker met, or WorkersLost when workers were lost
+    more often than `parallel.max_failures`. Whoever has `watch` can end the run by the snapshot's controller.
     """
     parallel = recipe.parallel
     ray_cluster.check_custom_resources(parallel)
@@ -68,17 +79,18 @@ def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Disp
             name=f"{folder.id}-{time.time_ns():x}",
             storage_path=str(folder.logs / "ray_train"),
             failure_config=FailureConfig(max_failures=parallel.max_failures),
+            callbacks=None if watch is None else [Introduce(board)],
         ),
         datasets={**streams.datasets},
         dataset_config=streams,
     )
     with TrainingEvaluations(recipe, folder, tracker, display, board):
-        with _watching(board, display), _ctrl_c_as_usual():
+        with _watching(board, display, watch), _ctrl_c_as_usual():
             try:
                 result = trainer.fit()
             except ray.train.TrainingFailedError as error:
                 _raise_user_error(board)
-                raise TrainingError(_explain(error, folder.logs)) from error
+                raise WorkersLost(_explain(error, folder.logs)) from error
         _raise_user_error(board)
         summary = getattr(result, "return_value", None)
         if not isinstance(summary, dict):
@@ -104,7 +116,7 @@ def _ctrl_c_as_usual() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watching(board: Any, display: Display) -> Iterator[None]:
+def _watching(board: Any, display: Display, told: Watch | None) -> Iterator[None]:
     """Bring the board's progress and notes to the display while the block runs."""
     stop = threading.Event()
     # Ray Train tells the story of its controller on standard output; ours is the display.
@@ -121,6 +133,8 @@ def _watching(board: Any, display: Display) -> Iterator[None]:
             for note in snapshot.notes[shown:]:
                 display.note(note)
             shown = len(snapshot.notes)
+            if told is not None:
+                told(snapshot)
             if snapshot.total_images:
                 display.update(snapshot.images, snapshot.total_images, _brief(snapshot.metrics))
             if last:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from sfumato.data.storage import above, below
 from sfumato.errors import CheckpointError, ConfigError, DataError
 from sfumato.recipe import Recipe
 from sfumato.runtime import first_stage, ray_cluster, sizes
+from sfumato.runtime.child import Child
 from sfumato.runtime.display import Display
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.sampling.generator import Generator
@@ -51,12 +52,37 @@ class Session:
 
 @contextlib.contextmanager
 def session(
-    recipe: Recipe, display: Display, *, root: Path, fresh: bool = False, at: Path | None = None
+    recipe: Recipe,
+    display: Display,
+    *,
+    root: Path,
+    fresh: bool = False,
+    at: Path | None = None,
+    child: Child | None = None,
 ) -> Iterator[Session]:
     """Data packed and verified, recipe checked against it, the run's folder made and its MLflow run open.
 
-    `at` is the folder of a run to go on with; without it the recipe and its data say which one it is.
+    `at` is the folder of a run to go on with; without it the recipe and its data say which one it is. A
+    `child` has a place of its own.
     Raises ConfigError with everything that makes the run impossible, before any expensive work.
+    """
+    recipe, manifest = prepared(recipe, display, root=root)
+    content = pools.content_digest(recipe.data, manifest)
+    if child:
+        folder = child.folder
+    else:
+        folder = RunFolder(at) if at else RunFolder.of(recipe, content, fresh=fresh)
+    folder.create(recipe, content)
+    for warning in ray_cluster.warnings(recipe.parallel):
+        display.note(warning)
+    with _tracked(recipe, manifest, folder, root, child) as tracker:
+        yield Session(recipe, manifest, folder, tracker, display, root)
+
+
+def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, Manifest]:
+    """The recipe with all paths absolute, checked against its data, which is packed and verified.
+
+    Raises ConfigError with everything that makes the run impossible.
     """
     recipe.check()
     recipe = first_stage.resolved(absolute(recipe, root), root)
@@ -64,24 +90,26 @@ def session(
     recipe.check(manifest.spec, manifest.samples)
     first_stage.check_data(recipe, manifest)
     sizes.check(recipe, manifest, pools.check(recipe.data, manifest))
-    content = pools.content_digest(recipe.data, manifest)
-    folder = RunFolder(at) if at else RunFolder.of(recipe, content, fresh=fresh)
-    folder.create(recipe, content)
-    for warning in ray_cluster.warnings(recipe.parallel):
-        display.note(warning)
-    with _tracked(recipe, manifest, folder, root) as tracker:
-        yield Session(recipe, manifest, folder, tracker, display, root)
+    return recipe, manifest
 
 
 @contextlib.contextmanager
-def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) -> Iterator[Tracker]:
+def _tracked(
+    recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path, child: Child | None
+) -> Iterator[Tracker]:
     """The run in MLflow: made by the first call, opened again by later ones."""
     # What sets the recipe apart from the defaults: MLflow prints all parameters above every picture of its
     # image grid. The artifact recipe.yaml has every field.
     params = recipe.model_dump(
         mode="json",
         exclude_defaults=True,
-        exclude={"name": True, "storage": True, "tracking": True, "data": {"path", "source", "read_tasks"}},
+        exclude={
+            "name": True,
+            "storage": True,
+            "tracking": True,
+            "tune": True,
+            "data": {"path", "source", "read_tasks"},
+        },
     )
     known = folder.read_json("run.json") or {}
     tracker = Tracker.start(
@@ -98,6 +126,7 @@ def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) 
             "sfumato.family": recipe.model.family,
             "sfumato.data": manifest.name,
             "sfumato.strategy": recipe.parallel.strategy,
+            **(child.tags if child else {}),
         },
         dataset=DatasetInfo(
             name=manifest.name,
@@ -110,6 +139,7 @@ def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) 
             },
         ),
         recipe_yaml=recipe.to_yaml(),
+        parent=child.parent if child else None,
     )
     folder.update_json(
         "run.json",
@@ -121,8 +151,8 @@ def _tracked(recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path) 
         yield tracker
 
 
-def train(session: Session) -> dict[str, Any]:
-    """Train to the end, or tell what an earlier call did. The summary of the training."""
+def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[str, Any]:
+    """Train to the end, or tell what an earlier call did; its summary. `watch`: see `ray_train.fit`."""
     from sfumato.runtime import ray_train
 
     recipe, folder, display = session.recipe, session.folder, session.display
@@ -137,7 +167,7 @@ def train(session: Session) -> dict[str, Any]:
     display.stage("train")
     session.tracker.sample_system()
     try:
-        summary = ray_train.fit(recipe, folder, session.tracker.handle, display)
+        summary = ray_train.fit(recipe, folder, session.tracker.handle, display, watch=watch)
     finally:
         session.tracker.send_left()
     folder.finish_stage("train", key, summary)
@@ -240,8 +270,7 @@ def cluster_to_train(session: Session) -> Iterator[None]:
 @contextlib.contextmanager
 def cluster_to_evaluate(session: Session) -> Iterator[None]:
     """A cluster that holds the recipe's evaluation."""
-    cpus = ray_cluster.cpus_to_evaluate(session.recipe)
-    with ray_cluster.cluster(cpus, session.folder.logs):
+    with ray_cluster.cluster(ray_cluster.cpus_to_evaluate(session.recipe), session.folder.logs):
         yield
 
 

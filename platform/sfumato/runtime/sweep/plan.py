@@ -1,0 +1,95 @@
+"""What the processes of a sweep are told: the recipe, how trials are made from it, and where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sfumato import recipe as recipes
+from sfumato.core.batch import DataSpec
+from sfumato.errors import ConfigError
+from sfumato.recipe import Recipe
+from sfumato.runtime.run_folder import RunFolder
+from sfumato.tuning import fields
+from sfumato.tuning.config import PbtSettings, TuneSettings
+
+PLAN = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep as plain data. `content` is the recipe as its files and overrides say it, without `tune`."""
+
+    content: dict[str, Any]
+    path: str
+    root: str
+    metric: str
+    mode: str
+    parent: str
+    """MLflow id of the sweep's run."""
+    changes: dict[str, Any]
+    """Fields that every trial has otherwise than the recipe: how it is run, and when it is measured."""
+
+    @classmethod
+    def load(cls, path: str) -> Plan:
+        return cls(**json.loads((Path(path) / PLAN).read_text()))
+
+    def save(self) -> None:
+        RunFolder(Path(self.path)).write_json(PLAN, asdict(self))
+
+    def recipe(self, number: int, values: Mapping[str, Any]) -> Recipe:
+        """A trial's recipe. Raises ConfigError with everything that is wrong with these values."""
+        content = {**self.content, "name": trial_name(str(self.content["name"]), number)}
+        try:
+            content = fields.with_values(content, values)
+            return recipes.parse(fields.with_values(content, self.changes))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def problems(self, values: Mapping[str, Any], spec: DataSpec | None, samples: int | None) -> list[str]:
+        """What makes a trial with these values impossible, one line each."""
+        try:
+            return self.recipe(0, values).problems(spec, samples)
+        except ConfigError as error:
+            return list(error.problems)
+
+    def folder(self, number: int) -> RunFolder:
+        """A trial's folder. Its name is the trial's alone: checkpoints in object storage go by it."""
+        path = Path(self.path)
+        return RunFolder(path / "trials" / trial_name(path.name, number))
+
+    @property
+    def stop_file(self) -> Path:
+        """There where all trials are to end, with the reason: Tune does not wake one that waits."""
+        return Path(self.path) / "stop"
+
+
+def trial_name(name: str, number: int) -> str:
+    """What the trial of that number is called."""
+    return f"{name}-{number:03d}"
+
+
+def sweep_folder(recipe: Recipe, content: Mapping[str, Any], root: Path) -> Path:
+    """Where the sweep of this recipe over this space lies; another metric or space is another sweep."""
+    assert recipe.tune is not None
+    rest = {key: value for key, value in content.items() if key not in ("tune", "tracking", "storage")}
+    identity = json.dumps([rest, recipe.tune.identity()], sort_keys=True, default=str)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return (root / recipe.storage / f"{recipe.name}-sweep-{digest}").resolve()
+
+
+def changes_for(recipe: Recipe, tune: TuneSettings, cores: int) -> dict[str, Any]:
+    """The fields that every trial of a sweep has otherwise than its recipe."""
+    changes: dict[str, Any] = {}
+    if recipe.parallel.threads_per_worker is None:
+        together = recipe.parallel.workers * tune.concurrency
+        changes["parallel.threads_per_worker"] = max(1, cores // together)
+    if tune.metric.startswith("eval") and recipe.evaluate.every is None:
+        changes["evaluate.every"] = recipe.train.images
+    if isinstance(tune.scheduler, PbtSettings):
+        changes["train.checkpoint.every"] = tune.scheduler.every
+    return changes

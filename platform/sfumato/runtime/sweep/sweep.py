@@ -1,0 +1,135 @@
+"""A sweep from beginning to end: check, run on Ray Tune, report; or go on with one that was cut short."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sfumato import recipe as recipes
+from sfumato.data.manifest import Manifest
+from sfumato.errors import ConfigError, TrainingError
+from sfumato.recipe import Recipe
+from sfumato.runtime import ray_cluster, stages
+from sfumato.runtime.display import Display
+from sfumato.runtime.sweep import on_ray, prepare, report
+from sfumato.runtime.sweep.on_ray import Sweep
+from sfumato.runtime.sweep.plan import PLAN, Plan, changes_for, sweep_folder
+from sfumato.tracking.run import Tracker
+from sfumato.tracking.start import DatasetInfo
+from sfumato.tuning.config import TuneSettings
+from sfumato.tuning.journal import Journal, best_of
+
+JOURNAL = "journal.jsonl"
+
+
+def planned(content: Mapping[str, Any], *, display: Display, root: Path) -> dict[str, Any]:
+    """The trials that a sweep would start with, every one checked; nothing is started."""
+    recipe, tune = _read(content)
+    recipe, manifest = stages.prepared(recipe, display, root=root)
+    plan = _plan(content, recipe, tune, Path(), root)
+    known = prepare.lookup(recipe)
+    trials = prepare.trial_values(tune, known)
+    prepare.check_trials(plan, tune, recipe, manifest.spec, manifest.samples, trials)
+    return {"trials": trials, "learns": tune.search.learns}
+
+
+def run(
+    content: Mapping[str, Any], *, display: Display, root: Path, resume: bool = False, fresh: bool = False
+) -> dict[str, Any]:
+    """Run the sweep of a recipe's plain data (`recipe.read`), or go on with it; what came of it.
+
+    Raises ConfigError for a space in which a trial would be impossible, before any trial starts, and for a
+    metric that there is not; TrainingError where every trial failed.
+    """
+    recipe, tune = _read(content)
+    folder = _folder(recipe, content, root, resume=resume, fresh=fresh)
+    recipe, manifest = stages.prepared(recipe, display, root=root)
+    plan = _plan(content, recipe, tune, folder, root)
+    values = prepare.trial_values(tune, prepare.lookup(recipe))
+    prepare.check_trials(plan, tune, recipe, manifest.spec, manifest.samples, values)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.stop_file.unlink(missing_ok=True)
+    journal = Journal(folder / JOURNAL)
+    for number, chosen in enumerate(values):
+        if number not in journal.trials:
+            journal.add("trial", number, values=chosen)
+    with _tracked(plan, recipe, tune, manifest, root) as tracker:
+        plan = replace(plan, parent=tracker.run_id)
+        plan.save()
+        report.log_space(tracker, plan, tune)
+        try:
+            on_ray.run(Sweep(plan, recipe, tune, manifest, journal), display)
+        finally:
+            report.close_trials(plan, recipe, journal)
+        result = report.finish(plan, recipe, tune, journal, tracker)
+    if best_of(journal.in_order(), plan.mode) is None:
+        reasons = {f"trial {t.number}: {t.reason}" for t in journal.in_order() if t.status == "failed"}
+        raise TrainingError("no trial came to a result\n" + "\n".join(sorted(reasons)))
+    return result
+
+
+def _read(content: Mapping[str, Any]) -> tuple[Recipe, TuneSettings]:
+    """The recipe and its `tune:` part. Raises ConfigError for what is wrong with it by itself."""
+    from sfumato.runtime.sweep.searchers import check_installed
+
+    recipe = recipes.parse(content)
+    if recipe.tune is None:
+        raise ConfigError(
+            "the recipe has no `tune:` part, which says what to search; see pipelines/digits/sweep.yaml"
+        )
+    found = prepare.settings_problems(recipe, recipe.tune)
+    if found:
+        raise ConfigError(*found)
+    check_installed(recipe.tune.search.kind)
+    prepare.mode_of(recipe.tune)
+    return recipe, recipe.tune
+
+
+def _plan(content: Mapping[str, Any], recipe: Recipe, tune: TuneSettings, folder: Path, root: Path) -> Plan:
+    return Plan(
+        content={key: value for key, value in content.items() if key != "tune"},
+        path=str(folder),
+        root=str(root.resolve()),
+        metric=tune.metric,
+        mode=prepare.mode_of(tune),
+        parent="",
+        changes=changes_for(recipe, tune, ray_cluster.cores()),
+    )
+
+
+def _folder(recipe: Recipe, content: Mapping[str, Any], root: Path, *, resume: bool, fresh: bool) -> Path:
+    """The sweep's folder: a new one, or with `resume` the newest that there is."""
+    first = sweep_folder(recipe, content, root)
+    known = [first] if (first / PLAN).is_file() else []
+    attempt = 2
+    while (follower := first.with_name(f"{first.name}-{attempt}")).exists():
+        known.append(follower)
+        attempt += 1
+    if resume and not known:
+        raise ConfigError(f"there is no sweep of this recipe to go on with ({first}): leave --resume out")
+    if resume:
+        return known[-1]
+    if known and not fresh:
+        raise ConfigError(
+            f"there is a sweep of this recipe already, {known[-1]}: --resume goes on with it (or shows what "
+            "came of it), --fresh starts another"
+        )
+    return follower if known else first
+
+
+def _tracked(plan: Plan, recipe: Recipe, tune: TuneSettings, manifest: Manifest, root: Path) -> Tracker:
+    """The sweep's own run in MLflow, parent of those of its trials."""
+    known = Plan.load(plan.path).parent if (Path(plan.path) / PLAN).is_file() else None
+    return Tracker.start(
+        recipe.tracking,
+        root=root,
+        folder=Path(plan.path),
+        run_name=f"{recipe.name}-sweep",
+        run_id=known,
+        params={"tune": tune.model_dump(mode="json", exclude_defaults=True)},
+        tags={"sfumato.kind": "sweep", "sfumato.folder": plan.path, "sfumato.family": recipe.model.family},
+        dataset=DatasetInfo(name=manifest.name, digest=manifest.digest, source=recipe.data.path),
+        recipe_yaml=recipe.to_yaml(),
+    )
