@@ -41,8 +41,8 @@ def local() -> dict[str, dict[str, str]]:
         "AWS_ACCESS_KEY_ID": secrets.token_hex(10).upper(),
         "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30),
     }
-    uri = f"postgresql://mlflow:{password}@postgresql:5432/mlflow"
-    return {**_everywhere(uri), "postgresql": {"password": password}, "object-store": keys}
+    address = f"postgresql://mlflow:{password}@postgresql:5432/mlflow"
+    return {**_everywhere(address), "postgresql": {"password": password}, "object-store": keys}
 
 
 def cloud(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -50,14 +50,14 @@ def cloud(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
     Raises ValueError where the environment lacks the database's address or has half a key.
     """
-    uri = environment.get("SFUMATO_DATABASE_URI", "")
-    parts = urlsplit(uri)
+    address = environment.get("SFUMATO_DATABASE_URI", "")
+    parts = urlsplit(address)
     if parts.scheme != "postgresql" or not parts.hostname or not parts.password or len(parts.path) < 2:
         raise ValueError(
             "SFUMATO_DATABASE_URI has to be set, of the form postgresql://user:password@host:5432/mlflow "
             "(or --local for a database in the cluster)"
         )
-    found = _everywhere(uri)
+    found = _everywhere(address)
     keys = {name: environment.get(name, "") for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     if all(keys.values()):
         found["object-store"] = keys
@@ -88,14 +88,16 @@ def manifest(contents: Mapping[str, Mapping[str, str]]) -> str:
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=1)
 
 
-def _everywhere(uri: str) -> dict[str, dict[str, str]]:
-    accounts = urlsplit(uri)._replace(path="/mlflow_auth").geturl()
+def _everywhere(address: str) -> dict[str, dict[str, str]]:
+    # SQLAlchemy is told which driver: its default is one that the image does not have.
+    runs = urlsplit(address)._replace(scheme="postgresql+psycopg2")
+    accounts = runs._replace(path="/mlflow_auth").geturl()
     return {
         "ray-token": {"auth_token": secrets.token_hex(32)},
         "redis": {"password": secrets.token_urlsafe(24)},
         "mlflow-client": {"username": USER, "password": secrets.token_urlsafe(24)},
         "mlflow": {
-            "backend-store-uri": uri,
+            "backend-store-uri": runs.geturl(),
             "flask-secret-key": secrets.token_hex(32),
             # The file is read with interpolation: a percent sign, as in an encoded password, is doubled.
             "basic_auth.ini": _ACCOUNTS.format(uri=accounts.replace("%", "%%"), user=USER),

@@ -327,8 +327,9 @@ def test_accounts_have_a_database_of_their_own_and_percent_signs_survive() -> No
     secrets = make_secrets().cloud({"SFUMATO_DATABASE_URI": uri})
     config = configparser.ConfigParser()
     config.read_string(secrets["mlflow"]["basic_auth.ini"])
-    assert config["mlflow"]["database_uri"] == "postgresql://me:a%2Fb@db.example.com:5432/mlflow_auth"
-    assert secrets["mlflow"]["backend-store-uri"] == uri
+    server = "postgresql+psycopg2://me:a%2Fb@db.example.com:5432"
+    assert config["mlflow"]["database_uri"] == f"{server}/mlflow_auth"
+    assert secrets["mlflow"]["backend-store-uri"] == f"{server}/mlflow"
 
 
 @pytest.mark.parametrize(
@@ -346,3 +347,36 @@ def test_secrets_need_an_address(environment: dict[str, str], expected: str) -> 
     done = _run(**environment)
     assert done.returncode == 2 and done.stdout == ""
     assert expected in done.stderr and done.stderr.count("\n") == 1
+
+
+# Of exporters beside Ray: Kueue, the kubelet, and Ray's autoscaler, whose names Ray's own dashboards use.
+OTHER_METRICS = {
+    "kueue_pending_workloads",
+    "kueue_admission_wait_time_seconds_bucket",
+    "kubelet_volume_stats_available_bytes",
+    "kubelet_volume_stats_capacity_bytes",
+}
+
+
+def _expressions() -> list[str]:
+    folder = FOLDER / "components" / "monitoring"
+    boards = [json.loads(path.read_text()) for path in sorted((folder / "dashboards").glob("*.json"))]
+    found = [target["expr"] for board in boards for panel in board["panels"] for target in panel["targets"]]
+    (rules,) = written()["components/monitoring/rules.yaml"]
+    return found + [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]]
+
+
+def test_dashboards_and_alerts_ask_for_metrics_that_there_are() -> None:
+    import ray
+    from sfumato.runtime import gauges
+
+    sources = (Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards").glob("*.py")
+    known = set(re.findall(r"\b(?:ray|autoscaler)_\w+", "\n".join(path.read_text() for path in sources)))
+    known |= {f"ray_{name}" for name in gauges.NAMES} | OTHER_METRICS
+    asked = {
+        name
+        for expression in _expressions()
+        for name in re.findall(r"\b(?:ray|autoscaler|kueue|kubelet)_\w+(?=[{\[]|\)|$)", expression)
+        if name not in ("ray_io_cluster", "ray_io_group")
+    }
+    assert len(asked) > 15 and asked <= known, asked - known

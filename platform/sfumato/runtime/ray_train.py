@@ -41,7 +41,7 @@ def fit(recipe: Recipe, folder: RunFolder, tracker: TrackerHandle, display: Disp
     """
     parallel = recipe.parallel
     manifest = Manifest.load(recipe.data.path)
-    board = boards.create()
+    board = boards.create(folder.id)
     job = TrainJob(
         recipe=recipe.model_dump(mode="json"),
         run_path=str(folder.path),
