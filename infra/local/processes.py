@@ -23,7 +23,10 @@ class StackError(Exception):
 
 @dataclass(frozen=True)
 class Program:
-    """A program of the stack. `ready` says whether it answers; `user` is who it runs as, None for us."""
+    """A program of the stack. `ready` says whether it answers; `user` is who it runs as, None for us.
+
+    One that ends before it answers is started again, up to `attempts` times in all.
+    """
 
     name: str
     command: Sequence[str]
@@ -31,6 +34,7 @@ class Program:
     ready: Callable[[], bool]
     patience: float = 120.0
     user: str | None = None
+    attempts: int = 1
 
 
 class Processes:
@@ -42,22 +46,12 @@ class Processes:
 
     def start(self, program: Program) -> None:
         """Start it unless it runs, and wait until it answers. Raises StackError where it does not."""
-        process = None
-        if self.running(program.name) is None:
-            log = self.log(program.name)
-            with log.open("ab") as output:
-                process = subprocess.Popen(
-                    program.command,
-                    env={**os.environ, **program.environment},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                    user=program.user,
-                    cwd="/" if program.user else None,
-                )
-            self._remember(program.name, process.pid)
-        self._wait(program, process)
+        for left in reversed(range(program.attempts)):
+            process = self._launch(program) if self.running(program.name) is None else None
+            if self._answers(program, process):
+                return
+            if left == 0:
+                raise StackError(f"{program.name} ended at once: {self._last_words(program.name)}")
 
     def stop(self, name: str) -> bool:
         """End the program's whole group, gently first; whether it ran."""
@@ -88,20 +82,34 @@ class Processes:
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.pid"
 
-    def _remember(self, name: str, pid: int) -> None:
+    def _launch(self, program: Program) -> subprocess.Popen[bytes]:
+        with self.log(program.name).open("ab") as output:
+            process = subprocess.Popen(
+                program.command,
+                env={**os.environ, **program.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                user=program.user,
+                cwd="/" if program.user else None,
+            )
         with contextlib.suppress(psutil.Error):  # it ended at once, which waiting for it will tell
-            born = psutil.Process(pid).create_time()
-            self._file(name).write_text(json.dumps({"pid": pid, "born": born}))
+            born = psutil.Process(process.pid).create_time()
+            self._file(program.name).write_text(json.dumps({"pid": process.pid, "born": born}))
+        return process
 
-    def _wait(self, program: Program, process: subprocess.Popen[bytes] | None) -> None:
+    def _answers(self, program: Program, process: subprocess.Popen[bytes] | None) -> bool:
+        """True when it answers, False when it has ended. Raises StackError when it does neither in time."""
         deadline = time.monotonic() + program.patience
         while not program.ready():
             if process is not None and process.poll() is not None:
-                raise StackError(f"{program.name} ended at once: {self._last_words(program.name)}")
+                return False
             if time.monotonic() > deadline:
                 log = self.log(program.name)
                 raise StackError(f"{program.name} does not answer after {program.patience:.0f} s: see {log}")
             time.sleep(0.2)
+        return True
 
     def _last_words(self, name: str) -> str:
         lines = self.log(name).read_text(errors="replace").strip().splitlines() or ["it said nothing"]

@@ -18,6 +18,7 @@ from settings import BUCKET, USER, Settings
 
 HEAD, WORKER = "127.0.0.2", "127.0.0.3"
 _OBJECT_STORE = 256 << 20
+_RAY_ATTEMPTS = 3  # it gives a node 30 s to start, which a busy machine may take
 _DATABASES = ("mlflow", "mlflow_auth")
 # Users are kept apart from runs; the cache spares a hash of 0.3 s on each request.
 _ACCOUNTS = """\
@@ -155,6 +156,8 @@ def _ray_environment(settings: Settings) -> dict[str, str]:
         "PATH": f"{here}:{os.environ.get('PATH', '')}",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "1",
+        # A busy machine takes longer than Ray expects to start a node's agent.
+        "RAY_agent_register_timeout_ms": "120000",
         "GLOO_SOCKET_IFNAME": "lo",
     }
 
@@ -169,8 +172,13 @@ def _ray_head(settings: Settings, scratch: Path) -> Program:
         *(f"--metrics-export-port={ports['head_metrics']}", "--disable-usage-stats"),
         *(f"--dashboard-agent-listen-port={ports['head_agent']}", f"--temp-dir={scratch}"),
     ]
+    node = f"http://{HEAD}:{ports['head_metrics']}/metrics"
     return Program(
-        "ray-head", command, _ray_environment(settings), lambda: _answers(settings.url("dashboard"))
+        "ray-head",
+        command,
+        _ray_environment(settings),
+        lambda: _answers(node) and _answers(settings.url("dashboard")),
+        attempts=_RAY_ATTEMPTS,
     )
 
 
@@ -187,6 +195,7 @@ def _ray_worker(settings: Settings, cpus: int) -> Program:
         command,
         _ray_environment(settings),
         lambda: _answers(f"http://{WORKER}:{ports['worker_metrics']}/metrics"),
+        attempts=_RAY_ATTEMPTS,
     )
 
 

@@ -368,6 +368,7 @@ def _expressions() -> list[str]:
 
 def test_dashboards_and_alerts_ask_for_metrics_that_there_are() -> None:
     import ray
+
     from sfumato.runtime import gauges
 
     sources = (Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards").glob("*.py")
