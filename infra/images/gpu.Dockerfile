@@ -13,6 +13,7 @@ ARG TORCH_INDEX=
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
+ARG PIP_FIND_LINKS
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates g++ python3 python3-dev python3-venv \

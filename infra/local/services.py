@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from processes import Program, StackError
 from settings import BUCKET, USER, Settings
 
-HEAD, WORKER = "127.0.0.2", "127.0.0.3"
+WORKER = "127.0.0.3"
 _OBJECT_STORE = 256 << 20
 _RAY_ATTEMPTS = 3  # it gives a node 30 s to start, which a busy machine may take
 _DATABASES = ("mlflow", "mlflow_auth")
@@ -34,8 +33,9 @@ auth_cache_ttl_seconds = 300
 def programs(settings: Settings, scratch: Path, cpus: int) -> Iterator[Program]:
     """What is to run, in order. Each is asked for when the one before answers.
 
-    `scratch` is a folder with a short path, for Ray's sockets. Raises StackError where something that is
-    needed is not installed.
+    `scratch` is a folder with a short path, for Ray's sockets; `cpus` are logical ones, of the node that
+    works.
+    Raises StackError where something that is needed is not installed.
     """
     yield _object_store(settings)
     database = _find_postgresql()
@@ -43,8 +43,9 @@ def programs(settings: Settings, scratch: Path, cpus: int) -> Iterator[Program]:
         yield _postgresql(settings, database)
         _make_databases(settings, database)
     yield _mlflow(settings, postgresql=database is not None)
-    yield _ray_head(settings, scratch)
-    yield _ray_worker(settings, cpus)
+    yield _ray_head(settings, scratch, 0 if settings.nodes > 1 else cpus)
+    if settings.nodes > 1:
+        yield _ray_worker(settings, cpus)
 
 
 def _object_store(settings: Settings) -> Program:
@@ -80,7 +81,11 @@ def _postgresql(settings: Settings, programs: Path) -> Program:
         *(str(programs / "postgres"), "-D", str(folder), "-p", str(port)),
         *("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="),
     ]
-    return Program("postgresql", command, {}, lambda: _listens("127.0.0.1", port), user=user)
+    # It listens before it lets anybody in.
+    ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    return Program(
+        "postgresql", command, {}, lambda: subprocess.run(ready, check=False).returncode == 0, user=user
+    )
 
 
 def _initialise(settings: Settings, programs: Path, folder: Path, user: str | None) -> None:
@@ -162,17 +167,16 @@ def _ray_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def _ray_head(settings: Settings, scratch: Path) -> Program:
+def _ray_head(settings: Settings, scratch: Path, cpus: int) -> Program:
     ports = settings.ports
     command = [
-        *(_beside_python("ray", "ray"), "start", "--head", "--block", f"--node-ip-address={HEAD}"),
-        # As in the cluster: no work on the head.
-        *("--num-cpus=0", "--num-gpus=0", f"--object-store-memory={_OBJECT_STORE}"),
+        *(_beside_python("ray", "ray"), "start", "--head", "--block", f"--node-ip-address={settings.head}"),
+        *(f"--num-cpus={cpus}", "--num-gpus=0", f"--object-store-memory={_OBJECT_STORE}"),
         *(f"--port={ports['ray']}", "--dashboard-host=127.0.0.1", f"--dashboard-port={ports['dashboard']}"),
         *(f"--metrics-export-port={ports['head_metrics']}", "--disable-usage-stats"),
         *(f"--dashboard-agent-listen-port={ports['head_agent']}", f"--temp-dir={scratch}"),
     ]
-    node = f"http://{HEAD}:{ports['head_metrics']}/metrics"
+    node = f"http://{settings.head}:{ports['head_metrics']}/metrics"
     return Program(
         "ray-head",
         command,
@@ -185,7 +189,7 @@ def _ray_head(settings: Settings, scratch: Path) -> Program:
 def _ray_worker(settings: Settings, cpus: int) -> Program:
     ports = settings.ports
     command = [
-        *(_beside_python("ray", "ray"), "start", "--block", f"--address={HEAD}:{ports['ray']}"),
+        *(_beside_python("ray", "ray"), "start", "--block", f"--address={settings.ray_address}"),
         *(f"--node-ip-address={WORKER}", f"--num-cpus={cpus}", f"--object-store-memory={_OBJECT_STORE}"),
         *(f"--metrics-export-port={ports['worker_metrics']}", "--disable-usage-stats"),
         f"--dashboard-agent-listen-port={ports['worker_agent']}",
@@ -213,14 +217,6 @@ def _answers(url: str) -> bool:
         urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - loopback
     except urllib.error.HTTPError:
         return True  # it wants to know who asks
-    except OSError:
-        return False
-    return True
-
-
-def _listens(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=2).close()
     except OSError:
         return False
     return True

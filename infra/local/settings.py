@@ -31,8 +31,8 @@ USER = "sfumato"
 class Settings:
     """Ports and passwords of the stack in `folder`, chosen once and kept, readable to us alone."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, nodes: int) -> None:
+        self.folder, self.nodes = folder, nodes
         known = folder / "settings.json"
         if not known.exists():
             _write_private(known, json.dumps({"ports": _free_ports(), "passwords": _passwords()}, indent=1))
@@ -42,6 +42,15 @@ class Settings:
         self.token = folder / "ray-token"
         if not self.token.exists():
             _write_private(self.token, self.passwords["ray"])
+
+    @property
+    def head(self) -> str:
+        """The head's address; where there is a second node, they have to differ."""
+        return "127.0.0.1" if self.nodes == 1 else "127.0.0.2"
+
+    @property
+    def ray_address(self) -> str:
+        return f"{self.head}:{self.ports['ray']}"
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.ports[name]}"
@@ -62,7 +71,11 @@ class Settings:
     @property
     def ray(self) -> dict[str, str]:
         """How to be let into the cluster."""
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        found = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        if self.nodes == 1:
+            # A cluster of one node: Ray then keeps every socket on 127.0.0.1.
+            found["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        return found
 
     @property
     def tracking(self) -> dict[str, str]:
@@ -77,7 +90,7 @@ class Settings:
         """A file for a shell to read (`. FILE`), with all that a user of the stack needs."""
         variables = {
             **self.ray,
-            "RAY_ADDRESS": f"127.0.0.2:{self.ports['ray']}",
+            "RAY_ADDRESS": self.ray_address,
             "RAY_API_SERVER_ADDRESS": self.url("dashboard"),
             **self.tracking,
             **self.s3,

@@ -5,8 +5,10 @@
     python infra/local/stack.py status
     python infra/local/stack.py down      # make stack-down; data stays in .stack, `rm -r` it to begin anew
 
-Everything listens on loopback and asks for credentials, which are made for this stack. The Ray cluster has
-two nodes, 127.0.0.2 (head, no work) and 127.0.0.3. Where PostgreSQL is not installed, MLflow uses sqlite.
+Everything listens on 127.0.0.1 and asks for credentials, which are made for this stack. With --nodes 2 the
+Ray cluster has a head without work (127.0.0.2) and a worker (127.0.0.3); Ray's nodes then listen on every
+interface, guarded by the token (their metrics, which can only be read, are not). Where PostgreSQL is not
+installed, MLflow uses sqlite.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from settings import Settings
 _NAMES = ("ray-worker", "ray-head", "mlflow", "postgresql", "object-store")
 
 
-def up(folder: Path, cpus: int) -> None:
+def up(folder: Path, nodes: int, cpus: int) -> None:
     """Start what does not run yet, and say how to use it."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)  # PostgreSQL's user has to reach its folder; secrets are in files of mode 600
-    settings, processes = Settings(folder), Processes(folder / "run")
+    settings, processes = Settings(folder, nodes), Processes(folder / "run")
+    if processes.running("ray-head") and bool(processes.running("ray-worker")) != (nodes > 1):
+        raise StackError("the Ray cluster runs with another number of nodes: end it first (make stack-down)")
     for program in programs(settings, _scratch(folder), cpus):
         processes.start(program)
         print(f"{program.name}: up", flush=True)
@@ -47,12 +51,13 @@ def down(folder: Path) -> None:
 
 
 def status(folder: Path) -> bool:
-    """Print what runs; whether all of it does."""
+    """Print what runs; whether it is a stack."""
     processes = Processes(folder / "run")
     running = {name: processes.running(name) for name in reversed(_NAMES)}
     for name, process in running.items():
         print(f"{name}: {f'up, process {process.pid}' if process else 'down'}")
-    return all(running.values())
+    # One that needs no second node or no PostgreSQL is whole without.
+    return all(running[name] for name in ("object-store", "mlflow", "ray-head"))
 
 
 def _scratch(folder: Path) -> Path:
@@ -72,14 +77,15 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, default=Path(".stack"), help="where the stack keeps its things"
     )
+    parser.add_argument("--nodes", type=int, choices=(1, 2), default=1, help="nodes of the Ray cluster")
     parser.add_argument(
-        "--cpus", type=int, default=max(4, os.cpu_count() or 1), help="logical CPUs of the worker node"
+        "--cpus", type=int, default=max(4, os.cpu_count() or 1), help="logical CPUs that Ray hands out"
     )
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     try:
         if arguments.command == "up":
-            up(folder, arguments.cpus)
+            up(folder, arguments.nodes, arguments.cpus)
         elif arguments.command == "down":
             down(folder)
         else:
