@@ -10,6 +10,18 @@ locals {
     value  = "spot"
     effect = "NO_SCHEDULE"
   }
+  # For the images, which have CUDA in them, and what workers keep beside the shared folder.
+  gpu_disk = {
+    root = {
+      device_name = "/dev/xvda"
+      ebs = {
+        volume_size           = 200
+        volume_type           = "gp3"
+        encrypted             = true
+        delete_on_termination = true
+      }
+    }
+  }
 }
 
 module "eks" {
@@ -67,9 +79,11 @@ module "eks" {
       min_size       = 0
       desired_size   = 0
       max_size       = var.most_gpu_nodes
-      disk_size      = 200
       labels         = { "sfumato.io/capacity" = "on-demand", "nvidia.com/gpu.present" = "true" }
       taints         = { gpu = local.gpu_taint }
+
+      block_device_mappings = local.gpu_disk
+
       # One zone: gradients between zones are slow, and billed.
       subnet_ids = [module.vpc.private_subnets[0]]
     }
@@ -80,9 +94,10 @@ module "eks" {
       min_size       = 0
       desired_size   = 0
       max_size       = var.most_gpu_nodes
-      disk_size      = 200
       labels         = { "sfumato.io/capacity" = "spot", "nvidia.com/gpu.present" = "true" }
       taints         = { gpu = local.gpu_taint, spot = local.spot_taint }
+
+      block_device_mappings = local.gpu_disk
     }
   }
 }
