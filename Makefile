@@ -10,11 +10,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # Compiling what is never imported takes longer than the rest of the installation.
 INSTALL := $(PIP) install --no-compile
+NODES ?= 1
 TORCH := $(shell grep '^torch==' constraints.txt)
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench-data bench-eval bench-train format clean
+.PHONY: help demo test test-slow check bench-data bench-eval bench-train stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -43,6 +44,16 @@ bench-train: $(VENV)/.dev ## Time of a training step against a bare PyTorch loop
 
 bench-data: $(VENV)/.dev ## Images a second into training, against other ways to read the same shards
 	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
+
+stack-up: $(VENV)/.dev ## MLflow, PostgreSQL, S3 and Ray on this machine (NODES=2: a head and a worker)
+	@$(BIN)/python infra/local/stack.py up --nodes $(NODES)
+
+stack-down: ## End them; their data stays in .stack
+	@$(BIN)/python infra/local/stack.py down
+
+image-test: $(VENV)/.dev ## Lint the images, build the one for CPUs with buildah and ask it for its version
+	@$(BIN)/hadolint infra/images/cpu.Dockerfile infra/images/gpu.Dockerfile
+	@BUILDER=buildah infra/images/test.sh
 
 format: $(VENV)/.dev ## Format the code and mend what the linter can
 	@$(BIN)/ruff format .
@@ -73,6 +84,6 @@ $(VENV)/.runtime: $(VENV)/.torch $(INPUTS)
 # torch-fidelity, which metrics are tested against, asks for torchvision, which nothing here uses.
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Installing what the tests need"
-	@$(INSTALL) -c constraints.txt -e '.[dev,features,deepspeed,tune]'
+	@$(INSTALL) -c constraints.txt -e '.[dev,features,deepspeed,tune,cluster]'
 	@$(INSTALL) --no-deps $(shell grep '^torch-fidelity==' constraints.txt)
 	@touch $@

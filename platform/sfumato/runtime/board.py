@@ -8,6 +8,8 @@ from typing import Any
 
 import ray
 
+from sfumato.runtime.gauges import Gauges
+
 
 @dataclass
 class Snapshot:
@@ -25,15 +27,17 @@ class Snapshot:
 
 
 class Board:
-    """Holds the latest progress and all notes of a stage."""
+    """Holds the latest progress and all notes of a stage of `run`."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: str) -> None:
         self._snapshot = Snapshot()
+        self._gauges = Gauges(run)
 
     def progress(self, images: int, total_images: int, metrics: dict[str, float]) -> None:
         self._snapshot.images = images
         self._snapshot.total_images = total_images
         self._snapshot.metrics = metrics
+        self._gauges.set(images, total_images, metrics)
 
     def note(self, text: str) -> None:
         if text not in self._snapshot.notes:
@@ -61,11 +65,11 @@ class Board:
         return self._snapshot
 
 
-def create() -> Any:
-    """Handle of a new board on the driver's node; it takes no CPU. Any: Ray adds `.remote` at run time."""
+def create(run: str) -> Any:
+    """Handle of a new board of `run`, on the driver's node and without a CPU. Any: Ray adds `.remote`."""
     here = ray.get_runtime_context().get_node_id()
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
-    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=strategy).remote()
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=strategy).remote(run)
 
 
 class BoardHandler(logging.Handler):

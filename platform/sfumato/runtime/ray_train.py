@@ -53,7 +53,7 @@ def fit(
     parallel = recipe.parallel
     ray_cluster.check_custom_resources(parallel)
     manifest = Manifest.load(recipe.data.path)
-    board = boards.create()
+    board = boards.create(folder.id)
     job = TrainJob(
         recipe=recipe.model_dump(mode="json"),
         run_path=str(folder.path),

@@ -1,0 +1,43 @@
+"""Where a run stands, for Prometheus: nodes export these beside Ray's own metrics, as `ray_sfumato_...`.
+
+MLflow has every figure and keeps it; these few are for dashboards and alerts of a cluster, which have to see
+all runs and all nodes at one time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ray.util.metrics import Gauge
+
+# Gauge -> the metric of the loop that it shows.
+_FROM_METRICS = {
+    "sfumato_images_per_second": "train/images_per_second",
+    "sfumato_data_wait_fraction": "train/data_wait_fraction",
+}
+_DESCRIPTIONS = {
+    "sfumato_images": "Images that the run has trained on.",
+    "sfumato_images_total": "Images that the recipe asks for.",
+    "sfumato_images_per_second": "Images trained a second, over all workers, in the last log interval.",
+    "sfumato_data_wait_fraction": "Part of the last log interval that was spent waiting for data, 0 to 1.",
+}
+NAMES = tuple(_DESCRIPTIONS)
+
+
+class Gauges:
+    """The gauges of one run. Made in the process that sets them."""
+
+    def __init__(self, run: str) -> None:
+        self._gauges = {
+            name: Gauge(name, description=text, tag_keys=("run",)) for name, text in _DESCRIPTIONS.items()
+        }
+        for gauge in self._gauges.values():
+            gauge.set_default_tags({"run": run})
+
+    def set(self, images: int, total_images: int, metrics: Mapping[str, float]) -> None:
+        """What rank 0 reports once a log interval."""
+        self._gauges["sfumato_images"].set(images)
+        self._gauges["sfumato_images_total"].set(total_images)
+        for name, metric in _FROM_METRICS.items():
+            if metric in metrics:
+                self._gauges[name].set(metrics[metric])
