@@ -68,10 +68,8 @@ def session(
     """
     recipe, manifest = prepared(recipe, display, root=root)
     content = pools.content_digest(recipe.data, manifest)
-    if child:
-        folder = child.folder
-    else:
-        folder = RunFolder(at) if at else RunFolder.of(recipe, content, fresh=fresh)
+    given = child.folder if child else RunFolder(at) if at else None
+    folder = given or RunFolder.of(recipe, content, fresh=fresh)
     folder.create(recipe, content)
     for warning in ray_cluster.warnings(recipe.parallel):
         display.note(warning)
