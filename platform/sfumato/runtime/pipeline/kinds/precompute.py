@@ -70,7 +70,7 @@ class PrecomputeStage(StageSettings):
         encoding.precompute(
             self.encoder,
             place.path(self.data),
-            dest,
+            str(dest),
             kind=self.arrays,
             actors=self.actors,
             cpus=self.cpus_per_actor,
