@@ -170,7 +170,7 @@ def litdata(place: Place) -> Batches:
             return pillow(super().__getitem__(at))
 
     data = Images(str(folder), shuffle=False, drop_last=True)
-    loader = ld.StreamingDataLoader(data, BATCH, num_workers=place.processes, collate_fn=np.stack)
+    loader = ld.StreamingDataLoader(data, batch_size=BATCH, num_workers=place.processes, collate_fn=np.stack)
     while True:
         yield from loader
 

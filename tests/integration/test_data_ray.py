@@ -27,7 +27,7 @@ BATCH = 64
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "digits"
-    pack("digits", folder, shard_size=500)
+    pack("digits", folder, shard_size=100)
     return folder
 
 
@@ -52,6 +52,8 @@ def test_ray_and_local_readers_agree(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray_source, "_SPAN_TASKS", 3)  # so that many spans follow each other
+    monkeypatch.setattr(ray_source, "_FIRST_SPAN_ROWS", 1024)
+    monkeypatch.setattr(ray_source, "_MIN_TASK_ROWS", 64)  # so that no task needs all shards
     settings = DataSettings(path=str(digits), streams=8, shuffle_window=window)
     plan = RankPlan(settings, Manifest.load(digits), 7, rank, world_size)
     by_ray = RankReader(plan).batches(images=images, batch=BATCH, micro_batch=micro_batch)

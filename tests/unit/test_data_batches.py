@@ -124,6 +124,17 @@ def test_chunks_cross_processes_as_tables(numbered: Path) -> None:
         assert torch.equal(one.batch["label"], other.batch["label"])
 
 
+def test_a_task_that_knows_its_own_shards_reads_the_same(numbered: Path) -> None:
+    plan = RankPlan(settings_for(numbered), Manifest.load(numbered), SEED, 0, 1)
+    readers = plan.readers()
+    blocks = list(islice(plan.blocks(0, 24), 40))
+    assert {part.shard % 4 for block in blocks for part in block.ranges} == {0, 1, 2, 3}
+    for block in blocks:
+        narrowed = readers.only([block])
+        for mine, theirs in zip(narrowed.chunks(block), readers.chunks(block), strict=True):
+            assert np.array_equal(mine.columns["image"], theirs.columns["image"])
+
+
 def test_read_all_reads_every_sample_once_in_order(numbered: Path) -> None:
     def pixels(**options: Any) -> list[int]:
         return [

@@ -64,10 +64,13 @@ class BlockReader:
         return cls(pool.folder, shards, pool.image, pool.classes, pool.label, text, augmentation, arrays)
 
     def only(self, blocks: Sequence[Block]) -> BlockReader:
+        """What these blocks need, of all shards or of what an earlier call left."""
         needed = {part.shard for block in blocks for part in block.ranges}
+        return replace(self, shards={shard: self._shard(shard) for shard in sorted(needed)})
+
+    def _shard(self, number: int) -> ShardInfo:
         # A small pool is laid out repeatedly: beyond its last shard comes its first.
-        known = {shard: self.shards[shard % len(self.shards)] for shard in sorted(needed)}
-        return replace(self, shards=known)
+        return self.shards.get(number) or self.shards[number % len(self.shards)]
 
     @property
     def row_bytes(self) -> int:
