@@ -1,4 +1,4 @@
-"""Captions encoded beforehand: a real CLIP text model with random weights, against transformers' own calls."""
+"""Captions encoded beforehand: a CLIP text model with random weights, against transformers' own calls."""
 
 from __future__ import annotations
 
