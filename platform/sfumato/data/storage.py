@@ -47,11 +47,16 @@ def is_remote(folder: str) -> bool:
     return "://" in folder and not folder.startswith("file://")
 
 
-@lru_cache(maxsize=16)
 def filesystem(folder: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a folder or URI, and the folder's path in it. Raises DataError."""
     if "://" not in folder:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(folder))
+    return _of_uri(folder)
+
+
+@lru_cache(maxsize=16)
+def _of_uri(folder: str) -> tuple[fs.FileSystem, str]:
+    """Kept, with its connections: one a URI."""
     try:
         found, root = fs.FileSystem.from_uri(hasty(folder))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:

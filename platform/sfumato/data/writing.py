@@ -93,9 +93,10 @@ def remove_tree(folder: str, name: str) -> None:
 
     def delete() -> None:
         found, root = filesystem(folder)
-        # What is in it goes first; Google's client then misses a marker of the folder that nobody made.
-        with contextlib.suppress(FileNotFoundError):
-            found.delete_dir(f"{root}/{name}")
+        if found.get_file_info(f"{root}/{name}").type == fs.FileType.Directory:
+            # What is in it goes first; Google's client then misses a marker of the folder that nobody made.
+            with contextlib.suppress(FileNotFoundError):
+                found.delete_dir(f"{root}/{name}")
 
     _tried(delete, folder, name)
 

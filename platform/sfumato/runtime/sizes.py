@@ -25,10 +25,12 @@ def check(recipe: Recipe, manifest: Manifest, pools: Sequence[Pool]) -> None:
             f"{model.family} takes one: pack with a size instead of buckets, or take family diffusion with "
             "network.kind=unet, on pixels"
         )
+    known = model.problems(manifest.spec)  # which `Recipe.check` tells
     problems = [
         f"{problem} (of the images that are {width}x{height})"
         for height, width in found
         for problem in model.problems(replace(manifest.spec, height=height, width=width))
+        if problem not in known
     ]
     if manifest.encoder is not None:
         problems.append(

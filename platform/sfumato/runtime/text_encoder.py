@@ -96,22 +96,23 @@ def look_up(folder: Path, tokens: int | None) -> TextModel:
     places = getattr(config, "max_position_embeddings", None)  # T5 has positions without end
     if tokens is not None and places is not None and tokens > places:
         raise ConfigError(f"--tokens: got {tokens}, the model has places for {places}")
-    _tokenizer(folder)
+    kind = config.model_type.removesuffix("_text_model")
+    _tokenizer(folder, kind)
     digest = hashlib.sha256()
     for name in sorted(name for name in _READ if (folder / name).is_file()):
         digest.update(f"{name} {file_digest(str(folder), name)}\n".encode())
-    kind = config.model_type.removesuffix("_text_model")
     return TextModel(
         str(folder), kind, digest.hexdigest(), tokens or places or _LONGEST, int(config.hidden_size)
     )
 
 
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+def _tokenizer(folder: Path, kind: str) -> Any:
+    import transformers
 
-    read: Any = AutoTokenizer.from_pretrained
+    # Which is CLIP's cannot be told from the folder of a text model alone.
+    cls: Any = transformers.CLIPTokenizer if kind == "clip" else transformers.AutoTokenizer
     try:
-        return read(folder, **_SAFELY)
+        return cls.from_pretrained(folder, **_SAFELY)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--arrays text: {folder}: no tokenizer can be loaded ({reason})") from error
@@ -131,7 +132,7 @@ class TextEncoder:
         self._network = (
             load_folder(cls, Path(model.folder), "of text").to(device).eval().requires_grad_(False)
         )
-        self._tokenizer = _tokenizer(Path(model.folder))
+        self._tokenizer = _tokenizer(Path(model.folder), model.kind)
 
     @torch.no_grad()
     def encode(

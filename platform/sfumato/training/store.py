@@ -135,9 +135,10 @@ class ObjectStore:
     def remove(self, folder: str) -> None:
         if self.exists(f"{folder}/manifest.json"):
             self._fs.delete_file(f"{self._root}/{folder}/manifest.json")
-        # What is in it goes first; Google's client then misses a marker of the folder that nobody made.
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.delete_dir(f"{self._root}/{folder}")
+        if self._fs.get_file_info(f"{self._root}/{folder}").type == pafs.FileType.Directory:
+            # What is in it goes first; Google's client then misses a marker of the folder that nobody made.
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.delete_dir(f"{self._root}/{folder}")
 
     def describe(self, path: str) -> str:
         return f"{self._fs.type_name}://{self._root}/{path}"

@@ -1,0 +1,94 @@
+"""Captions encoded beforehand: a CLIP text model with random weights, against transformers' own calls."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.core.rng import seeded
+from sfumato.data import local
+from sfumato.data.config import DataSettings
+from sfumato.data.manifest import Manifest, verify
+from sfumato.data.pack import pack
+from sfumato.data.precompute import encode_shard, finish
+from sfumato.errors import ConfigError
+from sfumato.runtime import precompute
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures, every fourth without a caption."""
+    folder = tmp_path_factory.mktemp("captioned")
+    (folder / "in").mkdir()
+    for number in range(12):
+        Image.new("L", (8, 8), 20 * number).save(folder / "in" / f"{number:02d}.png")
+        if number % 4:
+            (folder / "in" / f"{number:02d}.txt").write_text("a b c c b"[: 2 * (number % 4) + 1])
+    pack(str(folder / "in"), folder / "data", shard_size=5)
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text encoder of random weights, in a folder as it is published."""
+    folder = tmp_path_factory.mktemp("clip")
+    words = ["a", "b", "c", "a</w>", "b</w>", "c</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    config = transformers.CLIPTextConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=8,
+        max_position_embeddings=9,
+        bos_token_id=6,
+        eos_token_id=7,
+    )
+    with seeded(0, "clip"):
+        transformers.CLIPTextModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_captions_are_encoded_as_transformers_does(clip: Path, captioned: Path, tmp_path: Path) -> None:
+    job = precompute._job(str(clip), str(captioned), str(tmp_path / "text"), "text", 7, tmp_path)
+    encoder, before = job.encoder("cpu"), Manifest.load(captioned)
+    shards = [encode_shard(job.folder, before, n, encoder, job.draft) for n in range(len(before.shards))]
+    finish(before, shards, job.info, job.draft)
+    manifest = verify(tmp_path / "text", "checksum")
+    assert manifest.encoder is not None
+    assert (manifest.captions, manifest.encoder.family) == (9, "clip")
+    data = DataSettings(path=str(tmp_path / "text"), streams=1, shuffle_window=4, text=True)
+    batch = next(local.read(data, manifest, seed=1, batch=12))[0].batch
+    model = transformers.CLIPTextModel.from_pretrained(clip).eval()
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(clip)
+    assert {len(caption.split()) for caption in batch["text"]} == {0, 2, 3, 4}
+    for row, caption in enumerate(batch["text"]):
+        alone = tokenizer([caption], return_tensors="pt")
+        count = alone["input_ids"].shape[1]
+        with torch.no_grad():
+            expected = model(**alone).last_hidden_state[0]
+        assert batch["text_mask"][row].tolist() == [1] * count + [0] * (7 - count)
+        torch.testing.assert_close(batch["text_embedding"][row, :count], expected, rtol=1e-5, atol=1e-6)
+        assert (batch["text_embedding"][row, count:] == 0).all()
+
+
+def test_what_cannot_encode_captions_is_one_line(
+    clip: Path, captioned: Path, digits_data: Path, tmp_path: Path
+) -> None:
+    for target, data, kind, tokens, words in (
+        (clip, digits_data, "text", None, "no sample of digits has a caption"),
+        (clip, captioned, "text", 10, "got 10, the model has places for 9"),
+        (tmp_path, captioned, "text", None, r"has no config\.json and no model\.safetensors"),
+        (tmp_path, captioned, "codes", 3, "--tokens has an effect with --arrays text alone"),
+    ):
+        with pytest.raises(ConfigError, match=words) as error:
+            precompute._job(str(target), str(data), str(tmp_path / "x"), kind, tokens, tmp_path)
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
