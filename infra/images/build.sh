@@ -39,7 +39,7 @@ case "$builder" in
       arguments+=(--volume "$(realpath "$WHEELS"):/wheels:ro" --build-arg PIP_FIND_LINKS=/wheels)
     fi
     buildah --root "$storage/root" --runroot "$storage/run" --storage-driver vfs bud \
-      --isolation chroot --network host --pull-never --layers "${arguments[@]}" . ;;
+      --format docker --isolation chroot --network host --pull-never --layers "${arguments[@]}" . ;;
   *) echo "error: BUILDER is docker or buildah, got '$builder'" >&2; exit 2 ;;
 esac
 echo "$tag"
