@@ -4,6 +4,7 @@
 # BASE         another base image, for example one in a registry of your own
 # TORCH_INDEX  another package index for PyTorch
 # PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST are passed on to pip, and are not kept in the image
+# CA_BUNDLE    file of certificates to trust while building, where a proxy has its own (buildah alone)
 # WHEELS       folder of wheels that pip may take instead of asking an index (buildah alone)
 # BUILDER      docker or buildah; without it the first that is there and works
 # STORAGE      folder of buildah's images (.images)
@@ -35,11 +36,14 @@ case "$builder" in
   buildah)
     storage=$(realpath -m "${STORAGE:-.images}")
     mkdir -p "$storage"
+    if [ -n "${CA_BUNDLE:-}" ]; then
+      arguments+=(--volume "$(realpath "$CA_BUNDLE"):/certificates.pem:ro" --build-arg PIP_CERT=/certificates.pem)
+    fi
     if [ -n "${WHEELS:-}" ]; then
       arguments+=(--volume "$(realpath "$WHEELS"):/wheels:ro" --build-arg PIP_FIND_LINKS=/wheels)
     fi
     buildah --root "$storage/root" --runroot "$storage/run" --storage-driver vfs bud \
-      --isolation chroot --network host --pull-never --layers "${arguments[@]}" . ;;
+      --format docker --isolation chroot --network host --pull-never --layers "${arguments[@]}" . ;;
   *) echo "error: BUILDER is docker or buildah, got '$builder'" >&2; exit 2 ;;
 esac
 echo "$tag"

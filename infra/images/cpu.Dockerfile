@@ -24,6 +24,8 @@ WORKDIR /opt/sfumato
 # Dependencies before code: a change of the code leaves this layer as it is.
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY infra/images/install.sh infra/images/install.sh
+# Certificates to trust while building, where a proxy has its own.
+ARG PIP_CERT
 RUN infra/images/install.sh dependencies
 COPY platform platform
 COPY pipelines pipelines

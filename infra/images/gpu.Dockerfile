@@ -23,6 +23,8 @@ RUN python3 -m venv /opt/venv
 WORKDIR /opt/sfumato
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY infra/images/install.sh infra/images/install.sh
+# Certificates to trust while building, where a proxy has its own.
+ARG PIP_CERT
 RUN SFUMATO_GPU=1 infra/images/install.sh dependencies
 COPY platform platform
 COPY pipelines pipelines

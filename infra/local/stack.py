@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -43,11 +44,15 @@ def up(folder: Path, nodes: int, cpus: int) -> None:
 
 
 def down(folder: Path) -> None:
-    """End what runs."""
+    """End what runs, and clear Ray's session away; data and the logs of each program stay."""
     processes = Processes(folder / "run")
     for name in _NAMES:
         if processes.stop(name):
             print(f"{name}: down", flush=True)
+    known = folder / "scratch"
+    if known.exists():
+        shutil.rmtree(known.read_text(), ignore_errors=True)
+        known.unlink()
 
 
 def status(folder: Path) -> bool:

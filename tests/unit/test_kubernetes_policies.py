@@ -220,11 +220,21 @@ def test_services_and_network_policies_select_pods_that_there_are(overlay: str) 
     labels += [{"ray.io/is-ray-node": "yes", "ray.io/node-type": kind} for kind in ("head", "worker")]
     labels += [{"ray.io/node-type": "redis-cleanup"}]
     for manifest in of_kind(found, "Service", "NetworkPolicy"):
-        spec = manifest["spec"]
-        wanted = (
-            spec["selector"] if manifest["kind"] == "Service" else spec["podSelector"].get("matchLabels", {})
-        )
-        assert any(wanted.items() <= pod.items() for pod in labels), label(manifest)
+        for wanted in _selectors(manifest["spec"]):
+            assert any(wanted.items() <= pod.items() for pod in labels), f"{label(manifest)}: {wanted}"
+
+
+def _selectors(spec: Manifest) -> list[dict[str, str]]:
+    """The labels by which a Service or NetworkPolicy looks for pods of this namespace."""
+    if "selector" in spec:
+        return [spec["selector"]]
+    peers = [
+        peer
+        for rule in [*spec.get("ingress", []), *spec.get("egress", [])]
+        for peer in [*rule.get("from", []), *rule.get("to", [])]
+        if "podSelector" in peer and "namespaceSelector" not in peer
+    ]
+    return [where["podSelector"].get("matchLabels", {}) for where in [spec, *peers]]
 
 
 @needs_kustomize
