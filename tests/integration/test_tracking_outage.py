@@ -34,12 +34,12 @@ class Training(threading.Thread):
     def __init__(self, tracker: Tracker) -> None:
         super().__init__()
         self._tracker = tracker
-        self._stop = threading.Event()
+        self._told = threading.Event()
         self.step = 0
         self.slowest = 0.0
 
     def run(self) -> None:
-        while not self._stop.wait(STEP_S):
+        while not self._told.wait(STEP_S):
             self.step += 1
             begin = time.perf_counter()
             self._tracker.metrics(
@@ -50,7 +50,7 @@ class Training(threading.Thread):
             self.slowest = max(self.slowest, time.perf_counter() - begin)
 
     def stop(self) -> None:
-        self._stop.set()
+        self._told.set()
         self.join()
 
 

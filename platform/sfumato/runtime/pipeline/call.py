@@ -43,6 +43,7 @@ class Call:
         self._relay = relay.create()
         self._room = _room()
         self._steps: dict[str, Step] = {}
+        self._demands: dict[str, Demand] = {}
         self._running: dict[Any, tuple[str, float]] = {}
         self.result = Result(parent=parent.run_id)
 
@@ -69,6 +70,8 @@ class Call:
                 continue
             try:
                 step = examine(self._pipeline, self._records, name, outputs)
+                if step.settings is not None:
+                    self._demands[name] = step.settings.demand(self._pipeline.place)
             except SfumatoError as error:
                 self._fail(name, str(error))
                 continue
@@ -81,9 +84,9 @@ class Call:
                 self._parts[name].line(f"runs: {step.why}")
 
     def _start(self) -> None:
-        running = {name: self._demand(name) for name, _ in self._running.values()}
+        running = {name: self._demands[name] for name, _ in self._running.values()}
         waiting = {
-            name: self._demand(name)
+            name: self._demands[name]
             for name, step in self._steps.items()
             if step.state == "run" and name not in running | self.result.outputs | self.result.failed
         }
@@ -112,7 +115,6 @@ class Call:
 
     def _wait(self) -> None:
         """Until a stage ends, or some time has passed; show what the stages said."""
-
         ended, _ = ray.wait(list(self._running), timeout=_POLL_S)
         self._tell()
         for reference in ended:
@@ -156,11 +158,6 @@ class Call:
                 self._records.began(said.stage, Path(said.arguments[0]))
             else:
                 getattr(self._parts[said.stage], said.method)(*said.arguments)
-
-    def _demand(self, name: str) -> Demand:
-        settings = self._steps[name].settings
-        assert settings is not None
-        return settings.demand(self._pipeline.place)
 
     @contextlib.contextmanager
     def _cancelled_if_interrupted(self) -> Iterator[None]:
