@@ -8,12 +8,13 @@ does not apply is suggested all the same and left out.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
-from ray.tune.search import Searcher, create_searcher
+from ray.tune.search import SEARCH_ALG_IMPORT, Searcher
 
 from sfumato.errors import ConfigError
 from sfumato.runtime.sweep.trial import configuration
@@ -140,6 +141,7 @@ def _library(settings: TuneSettings, mode: str) -> Any:
     """Ray Tune's adapter of the library, with the space as it wants it; ConfigError where it refuses."""
     kind = settings.search.kind
     check_installed(kind)
+    logging.getLogger(kind).setLevel(logging.WARNING)  # optuna tells of every trial
     options = dict(settings.search.options)
     if kind in _SEEDS:
         options.setdefault(_SEEDS[kind], settings.seed)
@@ -151,7 +153,8 @@ def _library(settings: TuneSettings, mode: str) -> Any:
             make = tune.uniform if parameter.uniform is not None else tune.loguniform
             domains[f"p{index}"] = make(*map(float, parameter.bounds))
     try:
-        found = create_searcher(kind, metric="objective", mode=mode, **options)
+        # Not by create_searcher, which passes over options that there are not.
+        found = SEARCH_ALG_IMPORT[kind]()(metric="objective", mode=mode, **options)
         found.set_search_properties("objective", mode, domains)
     except Exception as error:
         raise ConfigError(
