@@ -78,7 +78,7 @@ def fit(
             name=f"{folder.id}-{time.time_ns():x}",
             storage_path=str(folder.logs / "ray_train"),
             failure_config=FailureConfig(max_failures=parallel.max_failures),
-            callbacks=None if watch is None else [Introduce(board)],
+            callbacks=None if watch is None else [cast(Any, Introduce(board))],
         ),
         datasets={**streams.datasets},
         dataset_config=streams,

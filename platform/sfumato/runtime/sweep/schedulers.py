@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,7 +49,7 @@ def scheduler_for(
             mode=mode,
             grace_period=settings.grace,
             min_samples_required=settings.min_trials,
-            min_time_slice=math.inf,  # it never pauses a trial in favour of one that waits  # type: ignore[arg-type]
+            min_time_slice=sys.maxsize,  # it never pauses a trial in favour of one that waits
         )
     if isinstance(settings, PbtSettings):
         return PopulationBasedTraining(
@@ -61,7 +61,7 @@ def scheduler_for(
             custom_explore_fn=Explore(tune, settings, recipe, problems),
             log_config=False,
         )
-    return FIFOScheduler()
+    return FIFOScheduler()  # type: ignore[no-untyped-call]
 
 
 class Explore:

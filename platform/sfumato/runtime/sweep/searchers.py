@@ -46,7 +46,7 @@ def check_installed(kind: str) -> None:
         )
 
 
-class LearningSearch(Searcher):  # type: ignore[misc]  # ray has no types for it
+class LearningSearch(Searcher):
     """Hands out first what is already known to be wanted (the recipe itself, trials of a killed driver), then
     what the library suggests."""
 
@@ -82,7 +82,8 @@ class LearningSearch(Searcher):  # type: ignore[misc]  # ray has no types for it
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
         return True  # the library knows them
 
-    def suggest(self, trial_id: str) -> dict[str, str] | str | None:
+    def suggest(self, trial_id: str) -> Any:
+        """A configuration, None for not now, or FINISHED, as Tune's search algorithms say it."""
         if self._first:
             trial = self._first.pop(0)
             self._resumed[trial_id] = trial

@@ -37,7 +37,7 @@ def values_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(config["trial"])["values"])
 
 
-class TrialActor(tune.Trainable):  # type: ignore[misc]  # ray has no types for it
+class TrialActor(tune.Trainable):
     """Starts training at the first step, so that weights can be handed over before."""
 
     def setup(self, config: dict[str, Any]) -> None:
