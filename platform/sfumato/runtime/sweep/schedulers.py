@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from ray.tune.schedulers import (
@@ -49,7 +49,8 @@ def scheduler_for(
             mode=mode,
             grace_period=settings.grace,
             min_samples_required=settings.min_trials,
-            min_time_slice=sys.maxsize,  # it never pauses a trial in favour of one that waits
+            # It never pauses a trial in favour of one that waits: the first pause counts from -inf.
+            min_time_slice=cast(int, math.inf),
         )
     if isinstance(settings, PbtSettings):
         return PopulationBasedTraining(
