@@ -28,6 +28,7 @@ from sfumato.runtime.averages import AveragesKeeper, averages_of
 from sfumato.runtime.board import BoardHandler
 from sfumato.runtime.culprits import batch_keys, shown
 from sfumato.runtime.job import TrainJob
+from sfumato.runtime.pace import Pace
 from sfumato.runtime.preview import preview
 from sfumato.runtime.run_folder import snapshot_folder
 from sfumato.sampling.model_folder import save_model_folder
@@ -119,7 +120,7 @@ class _Worker:
         self._writer.close()
         if self._writer.failures and checkpoints.newest_images(store) < progress.images:
             raise CheckpointError(self._writer.failures[-1])
-        self._export(progress)
+        self._save_model(self._folder.model, progress)
         if self._tracker is None:
             return None
         self._tracker.close()
@@ -149,7 +150,8 @@ class _Worker:
         if settings.preview_samples:
             hooks.append(Hook(settings.preview_every, self._preview))
         if self._recipe.evaluate.every is not None:
-            hooks.append(Hook(self._recipe.evaluate.every, self._snapshot))
+            pace = Pace(self._job.board, self._recipe.evaluate.ahead, self._leads, self._agree)
+            hooks += [Hook(self._recipe.evaluate.every, action) for action in (self._snapshot, pace)]
         if self._recipe.evaluate.early_stop is not None:
             hooks.append(Hook(settings.log_every, self._stop_if_asked))
         return hooks
@@ -264,9 +266,6 @@ class _Worker:
             path.parent.mkdir(exist_ok=True)
             image.save(path)
             self._tracker.image("samples", image, step=progress.images)
-
-    def _export(self, progress: Progress) -> None:
-        self._save_model(self._folder.model, progress)
 
     def _save_model(self, folder: Path, progress: Progress) -> None:
         weights = self._strategy.weights(self._family.samplers)
