@@ -126,7 +126,11 @@ def _watching(board: Any, display: Display, told: Watch | None) -> Iterator[None
         while True:
             last = stop.wait(_POLL_S)
             try:
-                snapshot = ray.get(board.snapshot.remote(), timeout=5)
+                snapshot = ray.get(board.snapshot.remote(), timeout=60 if last else 5)
+            except ray.exceptions.GetTimeoutError:  # on a busy machine the board takes its time to start
+                if last:
+                    return
+                continue
             except ray.exceptions.RayError:  # the cluster may be going down; fit() reports that
                 return
             for note in snapshot.notes[shown:]:
