@@ -155,7 +155,8 @@ def _library(settings: TuneSettings, mode: str) -> Any:
             domains[f"p{index}"] = make(*map(float, parameter.bounds))
     try:
         # Not by create_searcher, which passes over options that there are not.
-        found = SEARCH_ALG_IMPORT[kind]()(metric="objective", mode=mode, **options)
+        adapter: Any = SEARCH_ALG_IMPORT[kind]  # imports it
+        found = adapter()(metric="objective", mode=mode, **options)
         found.set_search_properties("objective", mode, domains)
     except Exception as error:
         raise ConfigError(
