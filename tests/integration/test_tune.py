@@ -198,7 +198,7 @@ def test_the_worst_of_a_population_goes_on_from_the_weights_of_the_best(
 def test_a_sweep_whose_driver_was_killed_goes_on(digits_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(content(digits_data, **grid(2e-3))))
-    command = [sys.executable, "-m", "sfumato", "tune", str(path), "train.images=16_384"]
+    command = [sys.executable, "-m", "sfumato", "tune", str(path), "train.images=8_192"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     with (tmp_path / "log").open("wb") as log:
         first = subprocess.Popen(
