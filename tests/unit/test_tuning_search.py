@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 
 from sfumato.errors import ConfigError
-from sfumato.runtime.sweep import replay
+from sfumato.runtime.sweep import prepare, replay
 from sfumato.runtime.sweep.schedulers import Explore, scheduler_for
 from sfumato.runtime.sweep.searchers import LearningSearch
 from sfumato.runtime.sweep.trial import configuration, values_of
@@ -196,3 +196,22 @@ def test_a_sweep_ends_when_its_budget_is_spent_and_every_waiting_trial_learns_of
     assert plan.stop_file.exists() == bool(reason)
     assert not stopper("id", {"images": 1, "objective": 1.0})
     assert stopper("id", {"missing": ["train/d/loss"]}) and stopper.missing == ["train/d/loss"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "expected"),
+    [
+        ("eval/fd_classifier", "auto", "min"),
+        ("eval_500/precision", "auto", "max"),
+        ("eval/class_accuracy", "auto", "max"),
+        ("eval/fd_classifier", "max", "max"),
+        ("train/denoise/loss", "auto", "min"),
+    ],
+)
+def test_which_values_are_better_is_what_the_metric_says(metric: str, mode: str, expected: str) -> None:
+    assert prepare.mode_of(settings(metric=metric, mode=mode)) == expected
+
+
+def test_a_metric_that_nobody_knows_needs_a_mode() -> None:
+    with pytest.raises(ConfigError, match=r"tune\.mode: say min or max"):
+        prepare.mode_of(settings(metric="eval/of_my_own"))

@@ -17,7 +17,7 @@ from sfumato.evaluation.uncertainty import IntervalSettings
 
 _NO_NUMBER = {
     "actors", "batch_size", "cpus_per_actor", "gpus_per_actor", "start_timeout", "cache", "every",
-    "samples_during", "actors_during", "best", "early_stop",
+    "samples_during", "actors_during", "ahead", "best", "early_stop",
 }  # fmt: skip
 """Fields that say how and when to evaluate, not what."""
 
@@ -82,6 +82,12 @@ class EvaluateSettings(Config):
         1,
         ge=1,
         description="Actors of these evaluations, beside the training workers, each of cpus_per_actor.",
+    )
+    ahead: int | None = Field(
+        None,
+        ge=1,
+        description="Snapshots that may wait to be evaluated before training waits for them; null: any "
+        "number.",
     )
     best: BestSettings | None = Field(
         None, description="Which of these evaluations is the best one; its model is kept as <run>/best."

@@ -32,6 +32,7 @@ class Board:
     def __init__(self, run: str) -> None:
         self._snapshot = Snapshot()
         self._gauges = Gauges(run)
+        self._evaluated = 0
 
     def progress(self, images: int, total_images: int, metrics: dict[str, float]) -> None:
         self._snapshot.images = images
@@ -57,6 +58,13 @@ class Board:
 
     def stopping(self) -> str | None:
         return self._snapshot.stopping
+
+    def evaluated(self, images: int) -> None:
+        """The evaluation of the snapshot at so many images is over, whatever came of it."""
+        self._evaluated = max(self._evaluated, images)
+
+    def evaluated_images(self) -> int:
+        return self._evaluated
 
     def introduce(self, controller: Any) -> None:
         self._snapshot.controller = controller

@@ -95,6 +95,7 @@ class TrainingEvaluations:
         if self._recipe.evaluate.every is not None:
             self._tracker = self._handle.open("evaluation")
             self._decide()  # a run that had been told to stop is told again
+            self._board.evaluated.remote(max((record.images for record in self._records), default=0))
             self._thread = threading.Thread(target=self._watch, name="evaluations", daemon=True)
             self._thread.start()
         return self
@@ -138,6 +139,7 @@ class TrainingEvaluations:
             self._failed.add(snapshot)
             reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1:]
             self._display.note(f"the evaluation at {images:,} images failed: {''.join(reason)}")
+        self._board.evaluated.remote(images)
 
     def _finish(self, snapshot: Path, images: int) -> None:
         reached = (snapshot / CARD).stat().st_mtime

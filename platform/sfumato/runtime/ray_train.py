@@ -79,7 +79,7 @@ def fit(
             name=f"{folder.id}-{time.time_ns():x}",
             storage_path=str(folder.logs / "ray_train"),
             failure_config=FailureConfig(max_failures=parallel.max_failures),
-            callbacks=None if watch is None else [Introduce(board)],
+            callbacks=None if watch is None else [cast(Any, Introduce(board))],
         ),
         datasets={**streams.datasets},
         dataset_config=streams,
@@ -127,7 +127,11 @@ def _watching(board: Any, display: Display, told: Watch | None) -> Iterator[None
         while True:
             last = stop.wait(_POLL_S)
             try:
-                snapshot = ray.get(board.snapshot.remote(), timeout=5)
+                snapshot = ray.get(board.snapshot.remote(), timeout=60 if last else 5)
+            except ray.exceptions.GetTimeoutError:  # on a busy machine the board takes its time to start
+                if last:
+                    return
+                continue
             except ray.exceptions.RayError:  # the cluster may be going down; fit() reports that
                 return
             for note in snapshot.notes[shown:]:

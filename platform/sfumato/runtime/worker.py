@@ -26,6 +26,7 @@ from sfumato.runtime.averages import AveragesKeeper, averages_of
 from sfumato.runtime.board import BoardHandler
 from sfumato.runtime.culprits import batch_keys, shown
 from sfumato.runtime.job import TrainJob
+from sfumato.runtime.brake import Brake
 from sfumato.runtime.preview import preview
 from sfumato.runtime.run_folder import snapshot_folder
 from sfumato.runtime.skipped import SkippedSamples
@@ -150,7 +151,8 @@ class _Worker:
         if settings.preview_samples:
             hooks.append(Hook(settings.preview_every, self._preview))
         if self._recipe.evaluate.every is not None:
-            hooks.append(Hook(self._recipe.evaluate.every, self._snapshot))
+            brake = Brake(self._job.board, self._recipe.evaluate.ahead, self._leads, self._agree)
+            hooks += [Hook(self._recipe.evaluate.every, action) for action in (self._snapshot, brake)]
         if self._recipe.evaluate.early_stop is not None:
             hooks.append(Hook(settings.log_every, self._stop_if_asked))
         return hooks

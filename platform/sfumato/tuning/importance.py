@@ -53,7 +53,7 @@ def _column(
     trials: Sequence[Trial], name: str, parameter: Parameter, recipe: Mapping[str, Any]
 ) -> npt.NDArray[np.float64]:
     """The field as numbers [N]: ranges as they are (their logarithm where it is uniform), others by rank."""
-    values = [trial.values.get(name, recipe.get(name)) for trial in trials]
+    values: list[Any] = [trial.values.get(name, recipe.get(name)) for trial in trials]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if numeric:
         logarithmic = parameter.loguniform is not None and all(value > 0 for value in values)
@@ -73,4 +73,4 @@ def _permutation(
     rank_N = np.argsort(np.argsort(value_N)).astype(np.float64)
     forest = RandomForestRegressor(n_estimators=128, random_state=seed).fit(table_NF, rank_N)
     found = permutation_importance(forest, table_NF, rank_N, n_repeats=16, random_state=seed)
-    return np.clip(found.importances_mean, 0.0, None)
+    return np.clip(np.asarray(found.importances_mean, dtype=np.float64), 0.0, None)

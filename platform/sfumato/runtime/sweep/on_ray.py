@@ -89,8 +89,11 @@ def _tune(sweep: Sweep, display: Display) -> list[str] | None:
     from sfumato.runtime.sweep.schedulers import scheduler_for
     from sfumato.runtime.sweep.screen import Screen
     from sfumato.runtime.sweep.stop import SweepStopper
+    from sfumato.runtime.sweep.training import forget_former
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)
+    for trial in sweep.waiting():
+        forget_former(sweep.plan, trial.number)
     plan, settings, journal = sweep.plan, sweep.settings, sweep.journal
     known = prepare.lookup(sweep.recipe)
     scheduler = scheduler_for(settings, plan.mode, sweep.recipe.train.images, known, sweep.problems)

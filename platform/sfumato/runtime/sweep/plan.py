@@ -15,7 +15,7 @@ from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.tuning import fields
-from sfumato.tuning.config import PbtSettings, TuneSettings
+from sfumato.tuning.config import NoScheduler, PbtSettings, TuneSettings
 
 PLAN = "sweep.json"
 
@@ -90,6 +90,9 @@ def changes_for(recipe: Recipe, tune: TuneSettings, cores: int) -> dict[str, Any
         changes["parallel.threads_per_worker"] = max(1, cores // together)
     if tune.metric.startswith("eval") and recipe.evaluate.every is None:
         changes["evaluate.every"] = recipe.train.images
+    compares = not isinstance(tune.scheduler, NoScheduler)
+    if tune.metric.startswith("eval") and compares and recipe.evaluate.ahead is None:
+        changes["evaluate.ahead"] = 1  # a trial that is to be given up must not have ended before
     if isinstance(tune.scheduler, PbtSettings):
         changes["train.checkpoint.every"] = tune.scheduler.every
     return changes

@@ -17,7 +17,7 @@ from sfumato.tuning.journal import Journal
 _TIME_S = 20.0
 
 
-class Progress(Callback):  # type: ignore[misc]  # ray has no types for it
+class Progress(Callback):
     """Tune's trials by their numbers; a trial's name is its number, whatever weights it took over."""
 
     def __init__(self, plan: Plan, journal: Journal, screen: Screen, scheduler: str) -> None:

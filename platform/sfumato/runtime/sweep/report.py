@@ -131,7 +131,8 @@ def _mark_best(plan: Plan, recipe: Recipe, trials: list[Trial], best: Trial) -> 
         handle = tracker_handle(recipe, plan.folder(trial.number), Path(plan.root))
         if handle is not None:
             child = handle.open("sweep")
-            child.tags({"sfumato.best": str(trial is best).lower(), "sfumato.status": trial.status})
+            marks = {"best": str(trial is best).lower(), "status": trial.status, "reason": trial.reason}
+            child.tags({f"sfumato.{name}": value for name, value in marks.items()})
             child.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from ray.tune.schedulers import (
@@ -49,7 +49,8 @@ def scheduler_for(
             mode=mode,
             grace_period=settings.grace,
             min_samples_required=settings.min_trials,
-            min_time_slice=math.inf,  # it never pauses a trial in favour of one that waits  # type: ignore[arg-type]
+            # It never pauses a trial in favour of one that waits: the first pause counts from -inf.
+            min_time_slice=cast(int, math.inf),
         )
     if isinstance(settings, PbtSettings):
         return PopulationBasedTraining(
@@ -61,7 +62,7 @@ def scheduler_for(
             custom_explore_fn=Explore(tune, settings, recipe, problems),
             log_config=False,
         )
-    return FIFOScheduler()
+    return FIFOScheduler()  # type: ignore[no-untyped-call]
 
 
 class Explore:

@@ -8,12 +8,13 @@ does not apply is suggested all the same and left out.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
-from ray.tune.search import Searcher, create_searcher
+from ray.tune.search import SEARCH_ALG_IMPORT, Searcher
 
 from sfumato.errors import ConfigError
 from sfumato.runtime.sweep.trial import configuration
@@ -45,7 +46,7 @@ def check_installed(kind: str) -> None:
         )
 
 
-class LearningSearch(Searcher):  # type: ignore[misc]  # ray has no types for it
+class LearningSearch(Searcher):
     """Hands out first what is already known to be wanted (the recipe itself, trials of a killed driver), then
     what the library suggests."""
 
@@ -81,7 +82,8 @@ class LearningSearch(Searcher):  # type: ignore[misc]  # ray has no types for it
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
         return True  # the library knows them
 
-    def suggest(self, trial_id: str) -> dict[str, str] | str | None:
+    def suggest(self, trial_id: str) -> Any:
+        """A configuration, None for not now, or FINISHED, as Tune's search algorithms say it."""
         if self._first:
             trial = self._first.pop(0)
             self._resumed[trial_id] = trial
@@ -140,6 +142,7 @@ def _library(settings: TuneSettings, mode: str) -> Any:
     """Ray Tune's adapter of the library, with the space as it wants it; ConfigError where it refuses."""
     kind = settings.search.kind
     check_installed(kind)
+    logging.getLogger(kind).setLevel(logging.WARNING)  # optuna tells of every trial
     options = dict(settings.search.options)
     if kind in _SEEDS:
         options.setdefault(_SEEDS[kind], settings.seed)
@@ -151,7 +154,9 @@ def _library(settings: TuneSettings, mode: str) -> Any:
             make = tune.uniform if parameter.uniform is not None else tune.loguniform
             domains[f"p{index}"] = make(*map(float, parameter.bounds))
     try:
-        found = create_searcher(kind, metric="objective", mode=mode, **options)
+        # Not by create_searcher, which passes over options that there are not.
+        adapter: Any = SEARCH_ALG_IMPORT[kind]  # imports it
+        found = adapter()(metric="objective", mode=mode, **options)
         found.set_search_properties("objective", mode, domains)
     except Exception as error:
         raise ConfigError(

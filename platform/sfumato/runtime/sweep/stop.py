@@ -11,7 +11,7 @@ from sfumato.runtime.sweep.progress import Progress
 from sfumato.tuning.config import BudgetSettings
 
 
-class SweepStopper(Stopper):  # type: ignore[misc]  # ray has no types for it
+class SweepStopper(Stopper):
     """Asked by Tune after every result. `reason` says why all was stopped; `missing` lists the metrics that
     there are where the sweep's is none of them."""
 

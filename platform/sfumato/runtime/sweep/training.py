@@ -16,11 +16,13 @@ import ray
 from rich.console import Console
 
 from sfumato.errors import SfumatoError, WorkersLost
+from sfumato.recipe import Recipe
 from sfumato.runtime import stages
 from sfumato.runtime.board import Snapshot
 from sfumato.runtime.child import Child
 from sfumato.runtime.display import Display
 from sfumato.runtime.in_training import read_records
+from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.sweep.plan import Plan
 from sfumato.tuning.journal import Report
 
@@ -31,6 +33,9 @@ _START_S = 60.0
 PROGRESS = "progress.json"
 FAILURE = "failure.json"
 _REPORTED = "reported.json"
+_LIFE = "running"
+"""There while a process trains the trial."""
+_FORMER_S = 30.0
 
 Result = dict[str, Any]
 
@@ -53,6 +58,8 @@ class TrialRun:
         self._error: Exception | None = None
         self._given_up = ""
         (self.folder.path / FAILURE).unlink(missing_ok=True)
+        wait_for_former(self.folder)
+        self.folder.write_text(_LIFE, "")
         self._said = 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"trial-{number}", daemon=True)
@@ -111,6 +118,7 @@ class TrialRun:
             self._error = error
         finally:
             self._release()
+            (self.folder.path / _LIFE).unlink(missing_ok=True)
             self._ended.set()
 
     def _release(self) -> None:
@@ -129,7 +137,7 @@ class TrialRun:
             except Exception:
                 if not self._given_up:
                     raise
-                session.tracker.tags({"sfumato.stopped": self._given_up})
+                display.note(self._given_up)
 
     def _watch(self, snapshot: Snapshot) -> None:
         """Called from a thread of the run, again and again."""
@@ -186,6 +194,27 @@ class TrialRun:
 
     def _nothing(self) -> Result:
         return {"images": self.last_images, "objective": float("nan"), "done": True}
+
+
+def wait_for_former(folder: RunFolder) -> None:
+    """Until a process that trained this trial before has ended: what it still writes would be taken for ours.
+
+    One that was killed cannot say so; its workers have ended with it well within the time that is waited.
+    """
+    end = time.monotonic() + _FORMER_S
+    while (folder.path / _LIFE).exists() and time.monotonic() < end:
+        time.sleep(_POLL_S)
+
+
+def forget_former(plan: Plan, number: int) -> None:
+    """After a driver that was killed, nobody trains the trial."""
+    (plan.folder(number).path / _LIFE).unlink(missing_ok=True)
+
+
+def prepared(plan: Plan, number: int, values: Mapping[str, Any]) -> Recipe:
+    """A trial's recipe with all paths and digests resolved, as its own process has it."""
+    quiet = Display(Console(quiet=True))
+    return stages.prepared(plan.recipe(number, values), quiet, root=Path(plan.root))[0]
 
 
 def forget_reports(plan: Plan, number: int, images: int, value: float) -> None:

@@ -13,7 +13,7 @@ from ray import tune
 
 from sfumato.errors import CheckpointError
 from sfumato.runtime.sweep.plan import Plan
-from sfumato.runtime.sweep.training import TrialRun, forget_reports
+from sfumato.runtime.sweep.training import TrialRun, forget_reports, prepared, wait_for_former
 from sfumato.training import hand_over
 from sfumato.training.store import open_store
 
@@ -37,7 +37,7 @@ def values_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(config["trial"])["values"])
 
 
-class TrialActor(tune.Trainable):  # type: ignore[misc]  # ray has no types for it
+class TrialActor(tune.Trainable):
     """Starts training at the first step, so that weights can be handed over before."""
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -90,7 +90,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]  # ray has no types for 
             return
         if "problem" in about:
             raise CheckpointError(about["problem"])
-        recipe = self._plan.recipe(self._number, self._values)
+        wait_for_former(folder)
+        recipe = prepared(self._plan, self._number, self._values)
         hand_over.put_in(
             open_store(folder.checkpoint_uri(recipe)),
             Path(checkpoint),
