@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ray_nodes import free_port, listens, node, wait_for
 
 from sfumato.families.diffusion import Config
 
@@ -107,67 +110,27 @@ class Head:
     pid: int
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(what: str, found: Callable[[], Any], seconds: float = 120) -> Any:
-    end = time.monotonic() + seconds
-    while not (answer := found()):
-        assert time.monotonic() < end, f"no {what}"
-        time.sleep(0.2)
-    return answer
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """`ray start` is one process group; parts of it outlive a TERM for long."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(timeout=5)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            pass
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     # The paths of Ray's sockets have at most 107 characters.
-    import shutil
-    import tempfile
-
     folder = Path(tempfile.mkdtemp(prefix="sfumato-"))
     token = tmp_path_factory.mktemp("token") / "token"
     token.write_text(secrets.token_hex(32))
     port, dashboard = free_port(), free_port()
     environment = {
-        **os.environ,
         **PLANTED,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_enable_metrics_collection": "0",
-        "GLOO_SOCKET_IFNAME": "lo",
     }
-    command = [
-        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"),
-        *("--num-cpus=4", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-        *("--object-store-memory=150000000", f"--temp-dir={folder}", "--disable-usage-stats"),
-    ]
-    with (folder / "ray-start.txt").open("wb") as said:
-        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
+    arguments = ("--head", f"--port={port}", "--num-cpus=4", f"--temp-dir={folder}")
+    served = ("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}")
     try:
-        wait_for("dashboard", lambda: answers(dashboard))
-        yield Head(f"http://127.0.0.1:{dashboard}", folder, token, process.pid)
+        with node(environment, folder / "ray-start.txt", *arguments, *served) as process:
+            wait_for("dashboard", lambda: listens(dashboard))
+            yield Head(f"http://127.0.0.1:{dashboard}", folder, token, process.pid)
     finally:
-        end_group(process)
         shutil.rmtree(folder, ignore_errors=True)
 
 
