@@ -29,6 +29,13 @@ PLANTED = {
     "MLFLOW_TRACKING_PASSWORD": f"planted-{secrets.token_hex(12)}",
     "DEPOT_TOKEN": f"planted-{secrets.token_hex(12)}",
 }
+FAMILY = """
+from typing import Literal
+from sfumato.families.diffusion import Config
+
+class Mine(Config):
+    family: Literal["mine.family:Mine"] = "mine.family:Mine"
+"""
 # Commands as a user gives them, one after the other in one process, since importing takes longest.
 CONSOLE = """
 import contextlib, io, json, os, sys
@@ -150,15 +157,17 @@ def console(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
 
 @pytest.fixture(scope="module")
 def recipe(console: Console, digits_data: Path) -> str:
-    """A recipe in two files, which counts on the project's folder."""
+    """A recipe in two files with a family of its own, which counts on the project's folder."""
     base = {
         "seed": 3,
         "data": {"path": str(digits_data), "streams": 8, "shuffle_window": 100},
-        "model": Config.tiny().model_dump(mode="json"),
+        "model": {**Config.tiny().model_dump(mode="json"), "family": "mine.family:Mine"},
         "parallel": {"threads_per_worker": 1},
         "tracking": {"system_metrics": False, "tags": {"where": "${oc.env:DEPOT,nowhere}"}},
     }
     train = {"images": 512, "batch": 128, "log_every": 256, "preview_samples": 4, "preview_every": 256}
+    (console.folder / "mine").mkdir()
+    (console.folder / "mine" / "family.py").write_text(FAMILY)
     (console.folder / "bases").mkdir()
     (console.folder / "bases" / "base.yaml").write_text(yaml.safe_dump(base))
     tiny = {"base": "bases/base.yaml", "name": "tiny", "train": {**train, "checkpoint": {"every": 256}}}
@@ -167,7 +176,8 @@ def recipe(console: Console, digits_data: Path) -> str:
 
 
 def test_bad_calls_get_one_line(head: Head, console: Console, recipe: str, tmp_path: Path) -> None:
-    here = ("submit", "--root", str(tmp_path), "--", "train", recipe)
+    assert "submit with --trust" in console.refused("submit", "--root", str(tmp_path), "--", "train", recipe)
+    here = ("submit", "--trust", "--root", str(tmp_path), "--", "train", recipe)
     wrong = tmp_path / "wrong"
     wrong.write_text("0" * 64)
     assert "does not accept the token" in console.refused(*here, RAY_AUTH_TOKEN_PATH=str(wrong))
@@ -186,11 +196,13 @@ def test_bad_calls_get_one_line(head: Head, console: Console, recipe: str, tmp_p
 def test_a_recipe_runs_on_the_cluster_and_no_secret_is_written(
     head: Head, console: Console, recipe: str, tmp_path: Path
 ) -> None:
-    missing = console("submit", "--root", str(tmp_path), "--secret", "NOT_THERE", "--", "train", recipe)
+    missing = console(
+        "submit", "--trust", "--root", str(tmp_path), "--secret", "NOT_THERE", "--", "train", recipe
+    )
     assert missing.status == 2, missing.err
     assert "environment variable NOT_THERE is not set on this cluster" in missing.err
 
-    options = ("--root", str(tmp_path), "--name", "first", "--env", "DEPOT=attic")
+    options = ("--trust", "--root", str(tmp_path), "--name", "first", "--env", "DEPOT=attic")
     renamed = ("--secret", "AWS_SECRET_ACCESS_KEY", "--secret", "HF_TOKEN=DEPOT_TOKEN")
     answer = console("submit", *options, *renamed, "--json", "--", "train", recipe, "train.images=640")
     assert answer.status == 0, answer.err
@@ -222,7 +234,17 @@ def holding(folder: Path, words: Any) -> Iterator[Path]:
 
 
 def test_detach_attach_and_stop(head: Head, console: Console, recipe: str, tmp_path: Path) -> None:
-    words = ("submit", "--root", str(tmp_path), "--detach", "--", "train", recipe, "train.images=50_000_000")
+    words = (
+        "submit",
+        "--trust",
+        "--root",
+        str(tmp_path),
+        "--detach",
+        "--",
+        "train",
+        recipe,
+        "train.images=50_000_000",
+    )
     answer = console(*words)
     assert answer.status == 0, answer.err
     name = answer.out.split()[3]

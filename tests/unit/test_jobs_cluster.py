@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 import json
 import ssl
@@ -106,11 +106,11 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tests")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     made = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(
             x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
         )
@@ -139,7 +139,7 @@ def test_a_certificate_is_checked(
     assert Cluster(address, ca_file=known).ray_version == package.versions()["ray"]
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(known))
     assert Cluster(address).ray_version, "what other programs trust is trusted"
-    with pytest.raises(ConfigError, match="--ca-file .*: no such file"):
+    with pytest.raises(ConfigError, match=r"--ca-file .*: no such file"):
         Cluster(address, ca_file=tmp_path / "none")
 
 

@@ -214,6 +214,7 @@ def test_secrets_by_reference_are_taken(project: Path, monkeypatch: pytest.Monke
         (["run"], "needs a recipe file"),
         (["run", "train.images=3"], "needs a recipe file"),
         (["run", "tiny.yaml", "--frehs"], "--frehs: no option of a submitted `run`; known: --fresh"),
+        (["run", "tiny.yaml", "stages=[]"], "is a pipeline, and recipes are what is submitted"),
         (["run", "tinny.yaml"], "did you mean 'tiny.yaml'"),
         (["run", "tiny.yaml", "train.imges=3"], "did you mean 'images'"),
         (["run", "tiny.yaml", "storage=runs"], "storage=runs: relative to a folder"),
