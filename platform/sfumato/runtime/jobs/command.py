@@ -63,8 +63,8 @@ def parse(words: Sequence[str], *, trust: bool) -> Command:
     content = recipes.read(file, overrides)
     if "stages" in content:
         raise ConfigError(
-            f"{file} is a pipeline, and recipes are what is submitted: submit those of its stages one after the "
-            "other, or run the pipeline on the cluster's head"
+            f"{file} is a pipeline, and recipes are what is submitted: submit its stages one by one, "
+            "or run the pipeline on the cluster's head"
         )
     module = _family_module(content)
     if module is not None and not trust:
