@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,18 +145,24 @@ class Cluster:
             return call()
         except ray.exceptions.AuthenticationError as error:
             raise ConfigError(self._token_line(str(error))) from error
-        except requests.exceptions.SSLError as error:
-            raise ConfigError(
-                f"the certificate of {self.address} is not trusted ({_last(str(error))}): name its authority "
-                "with --ca-file"
-            ) from error
         except (ConnectionError, requests.exceptions.RequestException) as error:
+            # Ray's client raises its own error over that of requests.
+            for cause in (error, error.__context__):
+                if isinstance(cause, requests.exceptions.SSLError):
+                    raise ConfigError(self._certificate_line(str(cause))) from error
             raise ConfigError(
                 f"no Ray cluster answers at {self.address} ({_last(str(error))}): is its head running, and "
                 "is this the address of its dashboard, http://HEAD:8265?"
             ) from error
         except RuntimeError as error:
             raise SfumatoError(f"{self.address} refuses: {_last(str(error))}") from error
+
+    def _certificate_line(self, said: str) -> str:
+        reason = re.search(r"\] ([^(]+) \(_ssl", said)
+        return (
+            f"the certificate of {self.address} is not trusted ({reason[1] if reason else 'TLS failed'}): name its "
+            "authority with --ca-file"
+        )
 
     def _token_line(self, said: str) -> str:
         given = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
