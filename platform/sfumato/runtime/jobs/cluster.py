@@ -159,10 +159,8 @@ class Cluster:
 
     def _certificate_line(self, said: str) -> str:
         reason = re.search(r"\] ([^(]+) \(_ssl", said)
-        return (
-            f"the certificate of {self.address} is not trusted ({reason[1] if reason else 'TLS failed'}): name its "
-            "authority with --ca-file"
-        )
+        why = reason[1] if reason else "TLS failed"
+        return f"the certificate of {self.address} is not trusted ({why}): name its authority with --ca-file"
 
     def _token_line(self, said: str) -> str:
         given = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
