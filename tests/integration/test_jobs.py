@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -233,6 +234,13 @@ def holding(folder: Path, words: Any) -> Iterator[Path]:
                 yield path
 
 
+def command_lines(pid: int) -> Iterator[str]:
+    """What everybody on the machine can read of a process and all that it started."""
+    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it may end meanwhile
+            yield " ".join(process.cmdline())
+
+
 def test_detach_attach_and_stop(head: Head, console: Console, recipe: str, tmp_path: Path) -> None:
     words = (
         "submit",
@@ -261,8 +269,7 @@ def test_detach_attach_and_stop(head: Head, console: Console, recipe: str, tmp_p
         f"detached; job {name} goes on: sfumato jobs attach {name} --address {head.address}"
     )
     wait_for("checkpoint", lambda: list(tmp_path.glob("runs/*/checkpoints/*/manifest.json")))
-    ours = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-    shown = "\0".join(" ".join(process.cmdline()) for process in ours if process.is_running())
+    shown = "\0".join(command_lines(head.pid))
     assert "sfumato jobs start" in shown, "the job's processes are among them"
     assert not any(secret in shown for secret in PLANTED.values())
 

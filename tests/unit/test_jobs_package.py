@@ -247,7 +247,7 @@ def test_another_version_on_the_cluster_is_refused_with_both_named(
     assert started.words == ["train", recipe_there, "train.images=1024", "--fresh"] and not started.notes
     assert Path.cwd() == project / "shared", "relative places are the root's"
 
-    monkeypatch.setattr(package.sfumato, "__version__", "9.9")
+    monkeypatch.setattr("sfumato.__version__", "9.9")
     with pytest.raises(ConfigError, match=rf"Sfumato here is 9\.9 .*submitted with {placed.version} "):
         prepare(job, environment={"DEPOT_TOKEN": "x"})
     monkeypatch.undo()
