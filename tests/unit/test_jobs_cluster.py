@@ -198,7 +198,7 @@ def test_output_puts_pieces_together_and_progress_in_one_place() -> None:
         with Output(console) as show:
             for piece in ("train: sta", "rted\ntrain: 1,024 of 8,000  loss 1.0\n[red]x", "[/]\nlast"):
                 show(piece)
-        plain = re.sub(r"\x1b\[[0-9?;]*[a-zA-Z]|\r", "", text.getvalue())
+        plain = re.sub(r"\x1b\[[0-9?;]*[a-zA-Z]|\r", "\n", text.getvalue())
         lines = [line.rstrip() for line in plain.splitlines()]
         assert "train: started" in lines and "[red]x[/]" in lines and "last" in lines, lines
         assert ("train: 1,024 of 8,000  loss 1.0" in lines) is shown
