@@ -66,6 +66,10 @@ class Cluster:
         for module in (dashboard_sdk, sdk):  # these tell of every request
             logging.getLogger(module.__name__).setLevel(logging.ERROR)
 
+        # Ray takes an address from these over the one that it is given.
+        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+            os.environ.pop(name, None)
+
         def connect() -> Any:
             try:
                 return JobSubmissionClient(self.address, verify=verify)
