@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from sfumato.errors import ConfigError, SfumatoError
 
 Resources = Mapping[str, float]
 _Result = TypeVar("_Result")
+_PATIENCE_S = 60.0
 _LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 # Of all jobs on the cluster, those that this program submitted.
 MARK = "sfumato.command"
@@ -107,7 +109,15 @@ class Cluster:
                 )
             )
 
-        self._asked(send)
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                self._asked(send)
+                return
+            except SfumatoError as error:  # a head that has just started has nobody yet to run a job
+                if "No available agent" not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(1.0)
 
     def jobs(self) -> list[Job]:
         """All submitted jobs that the cluster remembers, the oldest first."""
