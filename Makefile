@@ -15,7 +15,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench-data bench-eval bench-train stack-up stack-down image-test format clean
+.PHONY: help demo test test-slow check audit bench-data bench-eval bench-train stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -35,6 +35,11 @@ check: $(VENV)/.dev ## Lint, check formatting, types and import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+audit: $(VENV)/.runtime ## Look for known vulnerabilities in the locked dependencies
+	@$(INSTALL) 'pip-audit>=2.9' || { \
+	  echo "audit: nothing was audited: the package index cannot be reached" >&2; exit 2; }
+	@$(BIN)/python .ci/audit.py
 
 bench-eval: $(VENV)/.dev ## Metrics against prdc, torch-fidelity and scipy: time, memory, agreement
 	@$(BIN)/python tests/benchmarks/bench_eval.py $(ARGS)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ import psutil
 import pytest
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parent))
+from ray_nodes import free_port, listens, node, wait_for
+
 from sfumato.families.diffusion import Config
 
 PLANTED = {
@@ -26,6 +30,13 @@ PLANTED = {
     "MLFLOW_TRACKING_PASSWORD": f"planted-{secrets.token_hex(12)}",
     "DEPOT_TOKEN": f"planted-{secrets.token_hex(12)}",
 }
+FAMILY = """
+from typing import Literal
+from sfumato.families.diffusion import Config
+
+class Mine(Config):
+    family: Literal["mine.family:Mine"] = "mine.family:Mine"
+"""
 # Commands as a user gives them, one after the other in one process, since importing takes longest.
 CONSOLE = """
 import contextlib, io, json, os, sys
@@ -107,67 +118,27 @@ class Head:
     pid: int
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(what: str, found: Callable[[], Any], seconds: float = 120) -> Any:
-    end = time.monotonic() + seconds
-    while not (answer := found()):
-        assert time.monotonic() < end, f"no {what}"
-        time.sleep(0.2)
-    return answer
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """`ray start` is one process group; parts of it outlive a TERM for long."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(timeout=5)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            pass
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     # The paths of Ray's sockets have at most 107 characters.
-    import shutil
-    import tempfile
-
     folder = Path(tempfile.mkdtemp(prefix="sfumato-"))
     token = tmp_path_factory.mktemp("token") / "token"
     token.write_text(secrets.token_hex(32))
     port, dashboard = free_port(), free_port()
     environment = {
-        **os.environ,
         **PLANTED,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_enable_metrics_collection": "0",
-        "GLOO_SOCKET_IFNAME": "lo",
     }
-    command = [
-        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"),
-        *("--num-cpus=4", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-        *("--object-store-memory=150000000", f"--temp-dir={folder}", "--disable-usage-stats"),
-    ]
-    with (folder / "ray-start.txt").open("wb") as said:
-        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
+    arguments = ("--head", f"--port={port}", "--num-cpus=4", f"--temp-dir={folder}")
+    served = ("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}")
     try:
-        wait_for("dashboard", lambda: answers(dashboard))
-        yield Head(f"http://127.0.0.1:{dashboard}", folder, token, process.pid)
+        with node(environment, folder / "ray-start.txt", *arguments, *served) as process:
+            wait_for("dashboard", lambda: listens(dashboard))
+            yield Head(f"http://127.0.0.1:{dashboard}", folder, token, process.pid)
     finally:
-        end_group(process)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -187,15 +158,17 @@ def console(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
 
 @pytest.fixture(scope="module")
 def recipe(console: Console, digits_data: Path) -> str:
-    """A recipe in two files, which counts on the project's folder."""
+    """A recipe in two files with a family of its own, which counts on the project's folder."""
     base = {
         "seed": 3,
         "data": {"path": str(digits_data), "streams": 8, "shuffle_window": 100},
-        "model": Config.tiny().model_dump(mode="json"),
+        "model": {**Config.tiny().model_dump(mode="json"), "family": "mine.family:Mine"},
         "parallel": {"threads_per_worker": 1},
         "tracking": {"system_metrics": False, "tags": {"where": "${oc.env:DEPOT,nowhere}"}},
     }
     train = {"images": 512, "batch": 128, "log_every": 256, "preview_samples": 4, "preview_every": 256}
+    (console.folder / "mine").mkdir()
+    (console.folder / "mine" / "family.py").write_text(FAMILY)
     (console.folder / "bases").mkdir()
     (console.folder / "bases" / "base.yaml").write_text(yaml.safe_dump(base))
     tiny = {"base": "bases/base.yaml", "name": "tiny", "train": {**train, "checkpoint": {"every": 256}}}
@@ -204,7 +177,8 @@ def recipe(console: Console, digits_data: Path) -> str:
 
 
 def test_bad_calls_get_one_line(head: Head, console: Console, recipe: str, tmp_path: Path) -> None:
-    here = ("submit", "--root", str(tmp_path), "--", "train", recipe)
+    assert "submit with --trust" in console.refused("submit", "--root", str(tmp_path), "--", "train", recipe)
+    here = ("submit", "--trust", "--root", str(tmp_path), "--", "train", recipe)
     wrong = tmp_path / "wrong"
     wrong.write_text("0" * 64)
     assert "does not accept the token" in console.refused(*here, RAY_AUTH_TOKEN_PATH=str(wrong))
@@ -223,11 +197,13 @@ def test_bad_calls_get_one_line(head: Head, console: Console, recipe: str, tmp_p
 def test_a_recipe_runs_on_the_cluster_and_no_secret_is_written(
     head: Head, console: Console, recipe: str, tmp_path: Path
 ) -> None:
-    missing = console("submit", "--root", str(tmp_path), "--secret", "NOT_THERE", "--", "train", recipe)
+    missing = console(
+        "submit", "--trust", "--root", str(tmp_path), "--secret", "NOT_THERE", "--", "train", recipe
+    )
     assert missing.status == 2, missing.err
     assert "environment variable NOT_THERE is not set on this cluster" in missing.err
 
-    options = ("--root", str(tmp_path), "--name", "first", "--env", "DEPOT=attic")
+    options = ("--trust", "--root", str(tmp_path), "--name", "first", "--env", "DEPOT=attic")
     renamed = ("--secret", "AWS_SECRET_ACCESS_KEY", "--secret", "HF_TOKEN=DEPOT_TOKEN")
     answer = console("submit", *options, *renamed, "--json", "--", "train", recipe, "train.images=640")
     assert answer.status == 0, answer.err
@@ -258,8 +234,25 @@ def holding(folder: Path, words: Any) -> Iterator[Path]:
                 yield path
 
 
+def command_lines(pid: int) -> Iterator[str]:
+    """What everybody on the machine can read of a process and all that it started."""
+    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it may end meanwhile
+            yield " ".join(process.cmdline())
+
+
 def test_detach_attach_and_stop(head: Head, console: Console, recipe: str, tmp_path: Path) -> None:
-    words = ("submit", "--root", str(tmp_path), "--detach", "--", "train", recipe, "train.images=50_000_000")
+    words = (
+        "submit",
+        "--trust",
+        "--root",
+        str(tmp_path),
+        "--detach",
+        "--",
+        "train",
+        recipe,
+        "train.images=50_000_000",
+    )
     answer = console(*words)
     assert answer.status == 0, answer.err
     name = answer.out.split()[3]
@@ -276,8 +269,7 @@ def test_detach_attach_and_stop(head: Head, console: Console, recipe: str, tmp_p
         f"detached; job {name} goes on: sfumato jobs attach {name} --address {head.address}"
     )
     wait_for("checkpoint", lambda: list(tmp_path.glob("runs/*/checkpoints/*/manifest.json")))
-    ours = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-    shown = "\0".join(" ".join(process.cmdline()) for process in ours if process.is_running())
+    shown = "\0".join(command_lines(head.pid))
     assert "sfumato jobs start" in shown, "the job's processes are among them"
     assert not any(secret in shown for secret in PLANTED.values())
 

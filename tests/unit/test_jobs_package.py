@@ -214,6 +214,7 @@ def test_secrets_by_reference_are_taken(project: Path, monkeypatch: pytest.Monke
         (["run"], "needs a recipe file"),
         (["run", "train.images=3"], "needs a recipe file"),
         (["run", "tiny.yaml", "--frehs"], "--frehs: no option of a submitted `run`; known: --fresh"),
+        (["run", "tiny.yaml", "stages=[]"], "is a pipeline, and recipes are what is submitted"),
         (["run", "tinny.yaml"], "did you mean 'tiny.yaml'"),
         (["run", "tiny.yaml", "train.imges=3"], "did you mean 'images'"),
         (["run", "tiny.yaml", "storage=runs"], "storage=runs: relative to a folder"),
@@ -246,7 +247,7 @@ def test_another_version_on_the_cluster_is_refused_with_both_named(
     assert started.words == ["train", recipe_there, "train.images=1024", "--fresh"] and not started.notes
     assert Path.cwd() == project / "shared", "relative places are the root's"
 
-    monkeypatch.setattr(package.sfumato, "__version__", "9.9")
+    monkeypatch.setattr("sfumato.__version__", "9.9")
     with pytest.raises(ConfigError, match=rf"Sfumato here is 9\.9 .*submitted with {placed.version} "):
         prepare(job, environment={"DEPOT_TOKEN": "x"})
     monkeypatch.undo()

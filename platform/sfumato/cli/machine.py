@@ -15,14 +15,22 @@ from sfumato.cli.arguments import AsJson
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
     recipe: Annotated[Path | None, typer.Option(help="Recipe whose tracking.uri to open.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; one that others reach needs --accounts.")
+    ] = "127.0.0.1",
+    accounts: Annotated[
+        Path | None, typer.Option(metavar="FILE.ini", help="Ask for a password: MLflow's basic_auth.ini.")
+    ] = None,
 ) -> None:
-    """Open the MLflow UI of this folder's runs, on this machine only."""
+    """Open the MLflow UI of this folder's runs, on this machine only unless people have accounts."""
     from sfumato import recipe as recipes
     from sfumato.tracking.config import TrackingSettings
+    from sfumato.tracking.exposure import Accounts
     from sfumato.tracking.ui import serve
 
     settings = recipes.load(recipe).tracking if recipe else TrackingSettings()
-    serve(settings, root=Path.cwd(), port=port)
+    known = Accounts.load(accounts) if accounts else None
+    serve(settings, root=Path.cwd(), port=port, host=host, accounts=known)
 
 
 def doctor(as_json: AsJson = False) -> None:

@@ -1,4 +1,4 @@
-"""Opens MLflow's user interface on an embedded store, for this machine alone."""
+"""Opens MLflow's user interface on an embedded store, for this machine alone or for those with an account."""
 
 from __future__ import annotations
 
@@ -18,24 +18,34 @@ from typing import IO
 
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.tracking.config import TrackingSettings
+from sfumato.tracking.exposure import Accounts, check_host
 from sfumato.tracking.store import Store
 
 HOST = "127.0.0.1"
 READY_SECONDS = 120.0
 
 
-def serve(settings: TrackingSettings, *, root: Path, port: int = 5000) -> None:
+def serve(
+    settings: TrackingSettings,
+    *,
+    root: Path,
+    port: int = 5000,
+    host: str = HOST,
+    accounts: Accounts | None = None,
+) -> None:
     """Serve the UI until ctrl-C, and print where it is. A tracking server has its own: print that.
 
-    Raises ConfigError where there are no runs yet or the port is taken.
+    Raises ConfigError where there are no runs yet, the port is taken, or others could reach the server at
+    `host` without an account.
     """
+    check_host(host, accounts, port=port)
     store = Store.of(settings, root)
     if store.uri.startswith("http"):
         print(f"The tracking server has its own UI: {store.shown}")
         return
     # However we are asked to end, the server must not stay behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt), started(store, port) as ui:
+    with contextlib.suppress(KeyboardInterrupt), started(store, port, host, accounts) as ui:
         print(f"MLflow UI: {ui.url}  (ctrl-C ends it)", flush=True)
         ui.server.wait()
         raise SfumatoError(_ended(ui.server, ui.words))
@@ -52,53 +62,65 @@ class Running:
 
 
 @contextlib.contextmanager
-def started(store: Store, port: int) -> Iterator[Running]:
+def started(store: Store, port: int, host: str = HOST, accounts: Accounts | None = None) -> Iterator[Running]:
     """The UI while its server runs; the server and its workers end with the block."""
     if store.database is not None and not store.database.exists():
         raise ConfigError(
             f"there is no MLflow store at {store.database} yet: start a run first, "
             "or call this from the folder in which it was started"
         )
-    check_port(port)
+    check_host(host, accounts, port=port)
+    check_port(port, host)
     # A group of its own: ctrl-C comes to us alone, and we end the server with its workers.
     with tempfile.TemporaryFile() as words:
         server = subprocess.Popen(
-            command(store, port), env=server_environment(), stdout=words, stderr=words, start_new_session=True
+            command(store, port, host, accounts),
+            env=server_environment(accounts),
+            stdout=words,
+            stderr=words,
+            start_new_session=True,
         )
         try:
-            running = Running(f"http://{HOST}:{port}", server, words)
+            running = Running(f"http://{_reached_at(host)}:{port}", server, words)
             _wait(running)
             yield running
         finally:
             _end(server)
 
 
-def command(store: Store, port: int) -> list[str]:
-    """The server's command line: loopback, one worker, no more than it needs."""
+def command(store: Store, port: int, host: str = HOST, accounts: Accounts | None = None) -> list[str]:
+    """The server's command line: one worker, no more than it needs. It holds no secret."""
     files = ["--default-artifact-root", store.artifacts] if store.artifacts else []
     return [
         *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, *files),
-        *("--host", HOST, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"),
+        *("--host", host, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"),
+        *(accounts.arguments() if accounts else []),
     ]
 
 
-def server_environment() -> dict[str, str]:
+def server_environment(accounts: Accounts | None = None) -> dict[str, str]:
     """Our environment without the executor of MLflow's jobs, a 240 MB process that is of no use here."""
     return {
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONWARNINGS": "ignore",
+        **(accounts.environment() if accounts else {}),
     }
 
 
-def check_port(port: int) -> None:
+def _reached_at(host: str) -> str:
+    """The address under which this machine reaches a server that listens at `host`."""
+    return HOST if host in ("0.0.0.0", "::") else host  # noqa: S104 - looked at, not listened on
+
+
+def check_port(port: int, host: str = HOST) -> None:
     """Raises ConfigError where somebody listens on the port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As the server does it: a port in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
             raise ConfigError(
                 f"port {port} cannot be used ({error.strerror}): choose another one, --port {port + 1}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from sfumato.errors import ConfigError, SfumatoError
 
 Resources = Mapping[str, float]
 _Result = TypeVar("_Result")
+_PATIENCE_S = 60.0
 _LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 # Of all jobs on the cluster, those that this program submitted.
 MARK = "sfumato.command"
@@ -65,6 +68,10 @@ class Cluster:
         for module in (dashboard_sdk, sdk):  # these tell of every request
             logging.getLogger(module.__name__).setLevel(logging.ERROR)
 
+        # Ray takes an address from these over the one that it is given.
+        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+            os.environ.pop(name, None)
+
         def connect() -> Any:
             try:
                 return JobSubmissionClient(self.address, verify=verify)
@@ -102,7 +109,15 @@ class Cluster:
                 )
             )
 
-        self._asked(send)
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                self._asked(send)
+                return
+            except SfumatoError as error:  # a head that has just started has nobody yet to run a job
+                if "No available agent" not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(1.0)
 
     def jobs(self) -> list[Job]:
         """All submitted jobs that the cluster remembers, the oldest first."""
@@ -144,18 +159,22 @@ class Cluster:
             return call()
         except ray.exceptions.AuthenticationError as error:
             raise ConfigError(self._token_line(str(error))) from error
-        except requests.exceptions.SSLError as error:
-            raise ConfigError(
-                f"the certificate of {self.address} is not trusted ({_last(str(error))}): name its authority "
-                "with --ca-file"
-            ) from error
         except (ConnectionError, requests.exceptions.RequestException) as error:
+            # Ray's client raises its own error over that of requests.
+            for cause in (error, error.__context__):
+                if isinstance(cause, requests.exceptions.SSLError):
+                    raise ConfigError(self._certificate_line(str(cause))) from error
             raise ConfigError(
                 f"no Ray cluster answers at {self.address} ({_last(str(error))}): is its head running, and "
                 "is this the address of its dashboard, http://HEAD:8265?"
             ) from error
         except RuntimeError as error:
             raise SfumatoError(f"{self.address} refuses: {_last(str(error))}") from error
+
+    def _certificate_line(self, said: str) -> str:
+        reason = re.search(r"\] ([^(]+) \(_ssl", said)
+        why = reason[1] if reason else "TLS failed"
+        return f"the certificate of {self.address} is not trusted ({why}): name its authority with --ca-file"
 
     def _token_line(self, said: str) -> str:
         given = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]

@@ -61,6 +61,11 @@ def parse(words: Sequence[str], *, trust: bool) -> Command:
     file, overrides = Path(plain[0]), tuple(plain[1:])
     check_no_secrets(dict(_pairs(overrides)), "override")
     content = recipes.read(file, overrides)
+    if "stages" in content:
+        raise ConfigError(
+            f"{file} is a pipeline, and recipes are what is submitted: submit its stages one by one, "
+            "or run the pipeline on the cluster's head"
+        )
     module = _family_module(content)
     if module is not None and not trust:
         raise ConfigError(

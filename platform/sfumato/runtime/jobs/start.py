@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import sfumato
 from sfumato.errors import ConfigError
 from sfumato.runtime.jobs import package
 from sfumato.runtime.jobs.package import Order
@@ -54,7 +55,7 @@ def prepare(job: Path, *, environment: Mapping[str, str]) -> Started:
 def _other_versions(order: Order) -> list[str]:
     """What would make this another program than the one that was submitted."""
     problems = []
-    here = (package.sfumato.__version__, package.code_digest())
+    here = (sfumato.__version__, package.code_digest())
     if here != (order.version, order.code):
         problems.append(
             f"Sfumato here is {here[0]} (source {here[1]}), the job was submitted with {order.version} "

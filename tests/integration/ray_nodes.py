@@ -1,0 +1,64 @@
+"""Ray nodes as `ray start` makes them, for tests that need more than the private cluster of a command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+RAY = str(Path(sys.executable).with_name("ray"))
+# The entrypoint's `python` is the first one on the path of the node.
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+@contextlib.contextmanager
+def node(environment: dict[str, str], said: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A node while the block runs; what it prints goes to the file `said`."""
+    with said.open("ab") as out:
+        process = subprocess.Popen(
+            [RAY, "start", "--block", "--object-store-memory=150000000", "--disable-usage-stats", *arguments],
+            env={**os.environ, **environment, "PATH": PATH, "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        end_group(process)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """`ray start` is one process group; parts of it outlive a TERM for long."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, sign)
+            process.wait(timeout=5)
+    with contextlib.suppress(ProcessLookupError):  # the leader may be gone before the rest of its group
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(what: str, found: Callable[[], Any], seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while not (answer := found()):
+        assert time.monotonic() < end, f"no {what}"
+        time.sleep(0.2)
+    return answer
