@@ -24,9 +24,9 @@ from sfumato.errors import CheckpointError, Interrupted, SfumatoError, TrainingE
 from sfumato.parallel import Placement, Strategy
 from sfumato.runtime.averages import AveragesKeeper, averages_of
 from sfumato.runtime.board import BoardHandler
+from sfumato.runtime.brake import Brake
 from sfumato.runtime.culprits import batch_keys, shown
 from sfumato.runtime.job import TrainJob
-from sfumato.runtime.brake import Brake
 from sfumato.runtime.preview import preview
 from sfumato.runtime.run_folder import snapshot_folder
 from sfumato.runtime.skipped import SkippedSamples
