@@ -165,11 +165,7 @@ def litdata(place: Place) -> Batches:
             num_workers=1,
         )
 
-    class Images(ld.StreamingDataset):
-        def __getitem__(self, at: Any) -> np.ndarray:
-            return pillow(super().__getitem__(at))
-
-    data = Images(str(folder), shuffle=False, drop_last=True)
+    data = ld.StreamingDataset(str(folder), shuffle=False, drop_last=True, transform=pillow)
     loader = ld.StreamingDataLoader(data, batch_size=BATCH, num_workers=place.processes, collate_fn=np.stack)
     while True:
         yield from loader

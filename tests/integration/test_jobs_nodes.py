@@ -88,6 +88,7 @@ def test_the_node_with_the_trainer_is_lost_and_the_job_finishes(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
     said, found = folder / "said.txt", checkpoints(s3_server.endpoint, s3_server.environment)  # type: ignore[attr-defined]
     head = ("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1")
+    head += (f"--dashboard-agent-listen-port={free_port()}",)
     trainer = (f"--address=127.0.0.2:{port}", "--num-cpus=1", '--resources={"trainer": 1}')
     first = (*head, "--node-ip-address=127.0.0.2", "--num-cpus=3", f"--temp-dir={folder}")
     with node(environment, said, *first):
