@@ -213,9 +213,8 @@ def test_the_gate_compares_with_the_champion_by_intervals(
     alike = gate(project, measured(first, tmp_path, 1e-9))
     assert alike["alias"] == "challenger" and "is not beyond" in alike["reason"]
     assert gate(project, measured(first, tmp_path, 1e6), better=[])["alias"] == "challenger"
-    assert gate(project, measured(first, tmp_path, 0, first["model"]["digest"]))["alias"] == "champion", (
-        "it is"
-    )
+    itself = gate(project, measured(first, tmp_path, 0), model=first["model"]["model"])
+    assert itself["alias"] == "champion", "it is"
     assert gate(project, measured(first, tmp_path, -1), name="unknown")["alias"] == "champion", "the first"
 
 

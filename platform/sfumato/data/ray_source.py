@@ -208,7 +208,7 @@ class _Span:
 
     def stop(self) -> None:
         self._stopped.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=30)
 
     def _run(self) -> None:
         try:
