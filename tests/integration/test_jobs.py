@@ -133,7 +133,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "RAY_enable_metrics_collection": "0",
     }
     arguments = ("--head", f"--port={port}", "--num-cpus=4", f"--temp-dir={folder}")
-    # The agent, which starts jobs, has a fixed port unless told otherwise: one cluster a machine would have it.
+    # The agent, which starts jobs, has a fixed port unless told otherwise: a second cluster would have none.
     agent = f"--dashboard-agent-listen-port={free_port()}"
     served = ("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", agent)
     try:

@@ -31,6 +31,6 @@ def test_samples_skipped_by_any_rank_and_attempt_are_listed_once(tmp_path: Path)
     assert again.text.startswith("3 samples could not be used")
     assert tracker.finish() == 0
     client = tracker.handle.store.client()
-    (listed,) = client.list_artifacts(tracker.run_id)
+    (listed,) = (found for found in client.list_artifacts(tracker.run_id) if found.path == "skipped.json")
     downloaded = client.download_artifacts(tracker.run_id, listed.path, str(tmp_path))
     assert (listed.path, json.loads(Path(downloaded).read_text())) == ("skipped.json", expected)

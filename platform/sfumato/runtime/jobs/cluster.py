@@ -94,8 +94,16 @@ class Cluster:
 
     def nodes(self) -> list[Resources]:
         """The resources of every node that is alive, used or not."""
-        found = self._get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
-        return [dict(node.get("resources_total") or {}) for node in found if node["state"] == "ALIVE"]
+        # A head that has just started has none yet.
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            found = self._get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
+            alive: list[Resources] = [
+                dict(node.get("resources_total") or {}) for node in found if node["state"] == "ALIVE"
+            ]
+            if alive or time.monotonic() > end:
+                return alive
+            time.sleep(1.0)
 
     def submit(
         self, name: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]
