@@ -112,6 +112,8 @@ def listeners(port: int) -> set[str]:
 def test_the_ui_serves_loopback_alone_and_ends_on_ctrl_c(project: tuple[Path, list[Tracker]]) -> None:
     port = free_port()
     code = (
+        # Where the suite runs in the background, its children are told to ignore ctrl-C.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys\nfrom pathlib import Path\nfrom sfumato.tracking.config import TrackingSettings\n"
         "from sfumato.tracking.ui import serve\n"
         "serve(TrackingSettings(), root=Path(sys.argv[1]), port=int(sys.argv[2]))\n"
