@@ -281,7 +281,7 @@ def test_what_a_latent_decodes_to_is_what_is_sampled(
     config: FamilyConfig, family: Family, nets: Nets
 ) -> None:
     if not isinstance(family, HasLatent) or not config.samples(DATA):
-        pytest.skip("no latent vector")
+        pytest.skip("a latent vector is optional (core.family.HasLatent), and this member has none")
     labels = torch.arange(ROWS) % DATA.num_classes if config.conditional(DATA) else None
     request = SampleRequest(num=ROWS, labels_N=labels, options=config.sampling)
     chosen = {name: nets[name].eval() for name in family.samplers}
