@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -207,13 +208,24 @@ def test_sources_are_taken_from_there(place: str, tmp_path: Path) -> None:
         assert content(tmp_path / f"far{number}") == content(tmp_path / f"near{number}")
     with pytest.raises(DataError, match="no such file or folder"):
         pack(source_named(f"{place}/nothing"), tmp_path / "x")
-    # Fetched again, only what has changed is read.
+
+
+def test_fetched_again_only_what_has_changed_is_read(place: str, tmp_path: Path) -> None:
+    copy(pictures(tmp_path / "pets"), f"{place}/pets")
+    time.sleep(2.5)  # what is younger is not trusted, see below
     once = fetched(f"{place}/pets", tmp_path / "copy")
     times = {path: path.stat().st_ctime_ns for path in once.rglob("*.png")}
     upload(f"{place}/pets", "cat/0.png", tmp_path / "pets" / "dog" / "1.png")
     fetched(f"{place}/pets", tmp_path / "copy")
     changed = [path for path in once.rglob("*.png") if path.stat().st_ctime_ns != times[path]]
     assert [path.relative_to(once) for path in changed] == [Path("cat/0.png")]
+
+
+def test_a_change_within_the_second_is_seen(place: str, tmp_path: Path) -> None:
+    """The times that S3 tells are whole seconds: size and time alone are the same for both."""
+    for text in (b"first", b"other", b"third"):
+        write_bytes(place, "a.txt", text)
+        assert (fetched(place, tmp_path) / "a.txt").read_bytes() == text
 
 
 def test_an_index_is_made_where_the_tars_are(place: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from sfumato.data.sources import SourceSettings
 
 _AT_ONCE = 16
+_CLOCK_TICK_NS = 2 * 10**9
+"""What was written in the same tick as it was fetched may have changed since and show the same time: object
+storage tells whole seconds, and its clock is not ours."""
 _WITH_NEIGHBOURS = ("idx", "listing")
 """Kinds of which a single file means others beside it."""
 
@@ -105,8 +109,11 @@ def _fetch(uri: str, name: str, info: fs.FileInfo, target: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder, own = above(uri) if not name else (uri, name)
+        started_ns = time.time_ns()
         download(folder, own, draft)
-        os.utime(draft, ns=(time_ns, time_ns))
+        settled = time_ns + _CLOCK_TICK_NS < started_ns
+        kept_ns = time_ns if settled else time_ns - 1  # a time that is never told, so it is fetched again
+        os.utime(draft, ns=(kept_ns, kept_ns))
         os.replace(draft, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
