@@ -45,6 +45,18 @@ def test_plain_files_have_pillows_pixels(mode: str, options: dict[str, Any]) -> 
     fast = plain_pixels(data, HEIGHT, WIDTH, channels)
     assert fast is not None
     np.testing.assert_array_equal(fast, by_pillow(data, channels))
+    place = np.zeros((2, HEIGHT, WIDTH, channels), np.uint8)
+    placed = plain_pixels(data, HEIGHT, WIDTH, channels, into=place[1])
+    assert placed is not None
+    np.testing.assert_array_equal(placed, fast)
+    assert not place[0].any()
+
+
+def test_a_jpeg_is_decoded_in_place() -> None:
+    data, place = saved(SMOOTH, format="JPEG"), np.zeros((2, HEIGHT, WIDTH, 3), np.uint8)
+    into = place[1]
+    assert plain_pixels(data, HEIGHT, WIDTH, 3, into=into) is into
+    np.testing.assert_array_equal(into, by_pillow(data, 3))
 
 
 def test_all_that_is_not_plain_is_left_to_pillow() -> None:

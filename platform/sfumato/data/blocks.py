@@ -28,7 +28,7 @@ from sfumato.errors import DataError
 
 _MAX_GAP = 1 << 16
 _MAX_READ = 64 << 20
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 4 << 20  # at least: from there on NumPy asks for huge pages, and few are faulted in
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class BlockReader:
         """
         samples = [sample for part in block.ranges for sample in self._samples(part)]
         order_N = block.permutation()
-        step = max(1, _CHUNK_BYTES // self.row_bytes)
+        step = -(-_CHUNK_BYTES // self.row_bytes)
         for first in range(block.skip, len(samples), step):
             yield self._chunk(samples, order_N, range(first, min(first + step, len(samples))), block.epoch)
 
@@ -92,37 +92,41 @@ class BlockReader:
 
         Raises DataError for a shard or index that cannot be read.
         """
-        good: list[tuple[_Sample, U8]] = []
+        good: list[_Sample] = []
         faults: list[Fault] = []
+        image_NHWC = self._room(part.count)
         with bombs_refused():
             for sample in self._samples(part):
+                place_HWC = image_NHWC[len(good)]
                 try:
-                    good.append((sample, self._decoded(sample)))
+                    _put(place_HWC, self._decoded(sample, place_HWC))
                 except ImageFault as fault:
                     faults.append(Fault(sample.shard, sample.key, str(fault)))
-        return self._columns([sample for sample, _ in good], [pixels for _, pixels in good]), faults
+                else:
+                    good.append(sample)
+        return self._columns(good, image_NHWC[: len(good)]), faults
 
     def _chunk(
         self, samples: Sequence[_Sample], order_N: NDArray[np.int64], rows: range, epoch: int
     ) -> Chunk:
         """Rows of the samples in an order."""
         chosen: list[_Sample] = []
-        images: list[U8] = []
         faults: list[Fault] = []
+        image_NHWC = self._room(len(rows))
         with bombs_refused():
-            for row in rows:
-                sample, pixels_HWC = self._good(samples, order_N, row, faults)
+            for row, place_HWC in zip(rows, image_NHWC, strict=True):
+                sample, pixels_HWC = self._good(samples, order_N, row, place_HWC, faults)
                 if self.augmentation is not None:
                     pixels_HWC = self.augmentation.apply(pixels_HWC, epoch, sample.key)
+                _put(place_HWC, pixels_HWC)
                 chosen.append(sample)
-                images.append(pixels_HWC)
-        return Chunk(self._columns(chosen, images), tuple(faults))
+        return Chunk(self._columns(chosen, image_NHWC), tuple(faults))
 
-    def _columns(self, samples: Sequence[_Sample], images: Sequence[U8]) -> Columns:
-        image = np.empty((len(images), self.image.height, self.image.width, self.image.channels), np.uint8)
-        for row, pixels_HWC in enumerate(images):
-            image[row] = pixels_HWC
-        columns: Columns = {"image": image}
+    def _room(self, rows: int) -> U8:
+        return np.empty((rows, self.image.height, self.image.width, self.image.channels), np.uint8)
+
+    def _columns(self, samples: Sequence[_Sample], image_NHWC: U8) -> Columns:
+        columns: Columns = {"image": image_NHWC}
         if self.classes:
             columns["label"] = np.array([sample.label for sample in samples], np.int64)
         if self.text:
@@ -132,14 +136,19 @@ class BlockReader:
         return columns
 
     def _good(
-        self, samples: Sequence[_Sample], order_N: NDArray[np.int64], row: int, faults: list[Fault]
+        self,
+        samples: Sequence[_Sample],
+        order_N: NDArray[np.int64],
+        row: int,
+        into_HWC: U8,
+        faults: list[Fault],
     ) -> tuple[_Sample, U8]:
-        """The sample at a place, or else the next good one and the fault of the first."""
+        """The sample of a row, or else the next good one and the fault of the first."""
         told: Fault | None = None
         for step in range(len(samples)):
             sample = samples[order_N[(row + step) % len(samples)]]
             try:
-                pixels_HWC = self._decoded(sample)
+                pixels_HWC = self._decoded(sample, into_HWC)
             except ImageFault as fault:
                 told = told or Fault(sample.shard, sample.key, str(fault))
                 continue
@@ -150,14 +159,14 @@ class BlockReader:
             f"{self.folder}: none of the {len(samples)} samples of a block can be used; the first: {told}"
         )
 
-    def _decoded(self, sample: _Sample) -> U8:
+    def _decoded(self, sample: _Sample, into_HWC: U8) -> U8:
         if self.classes and not 0 <= sample.label < self.classes:
             if sample.label < 0:
                 raise ImageFault("it has no label")
             raise ImageFault(f"label {sample.label} is out of range 0..{self.classes - 1}")
         if len(sample.data) < sample.size:
             raise ImageFault("the shard ends before it")
-        return decoded(sample.data, self.image)
+        return decoded(sample.data, self.image, into_HWC)
 
     def _samples(self, part: Range) -> Iterator[_Sample]:
         """The bytes of samples of a shard, in as few reads as their gaps allow."""
@@ -222,6 +231,12 @@ class _Sample:
     caption: str | None
     size: int
     data: bytes
+
+
+def _put(place_HWC: U8, pixels_HWC: U8) -> None:
+    """Copied there, where the decoder has not put them there already."""
+    if pixels_HWC is not place_HWC:
+        place_HWC[...] = pixels_HWC
 
 
 def _runs(offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[int, int]]:

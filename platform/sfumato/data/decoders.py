@@ -28,22 +28,28 @@ _GREY, _RGB = 0, 2  # colour types of PNG
 _COLOURS = {1: ("Gray", "GRAY"), 3: ("YCbCr", "RGB")}
 
 
-def plain_pixels(data: bytes, height: int, width: int, channels: int) -> NDArray[np.uint8] | None:
-    """The pixels of a plain PNG or JPEG of exactly this shape, uint8 [H, W, C]; None: ask Pillow."""
+U8 = NDArray[np.uint8]
+
+
+def plain_pixels(data: bytes, height: int, width: int, channels: int, into: U8 | None = None) -> U8 | None:
+    """The pixels of a plain PNG or JPEG of exactly this shape, uint8 [H, W, C]; None: ask Pillow.
+
+    What is returned is `into`, contiguous and of that shape, where the decoder could put them there.
+    """
     try:
         if data.startswith(_PNG) and pyspng is not None:
             return _png(data, height, width, channels)
         if data.startswith(_JPEG) and simplejpeg is not None:
-            return _jpeg(data, height, width, channels)
+            return _jpeg(data, height, width, channels, into)
     except (ValueError, RuntimeError):  # damaged: Pillow decides and says how
         pass
     return None
 
 
-def _png(data: bytes, height: int, width: int, channels: int) -> NDArray[np.uint8] | None:
+def _png(data: bytes, height: int, width: int, channels: int) -> U8 | None:
     if data[16:29] != _header(height, width, channels) or b"tRNS" in data[29 : data.find(b"IDAT")]:
         return None
-    pixels: NDArray[np.uint8] = pyspng.load(data)
+    pixels: U8 = pyspng.load(data)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
@@ -54,10 +60,10 @@ def _header(height: int, width: int, channels: int) -> bytes:
     return sizes + bytes((8, _GREY if channels == 1 else _RGB, 0, 0, 0))
 
 
-def _jpeg(data: bytes, height: int, width: int, channels: int) -> NDArray[np.uint8] | None:
+def _jpeg(data: bytes, height: int, width: int, channels: int, into: U8 | None) -> U8 | None:
     stored, wanted = _COLOURS[channels]
     found_height, found_width, colours, _ = simplejpeg.decode_jpeg_header(data)
     if (found_height, found_width, colours) != (height, width, stored):
         return None
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, wanted, fastdct=False, fastupsample=False)
-    return pixels
+    pixels: U8 = simplejpeg.decode_jpeg(data, wanted, fastdct=False, fastupsample=False, buffer=into)
+    return pixels if into is None else into

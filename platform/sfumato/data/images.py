@@ -117,14 +117,15 @@ def png(pixels_HWC: U8) -> bytes:
     return out.getvalue()
 
 
-def decoded(data: bytes, info: ImageInfo) -> U8:
+def decoded(data: bytes, info: ImageInfo, into: U8 | None = None) -> U8:
     """The image of one packed sample (PNG, JPEG, WebP or npy), uint8 [H, W, C]. Raises ImageFault.
 
-    The size is compared with the manifest's before anything is decoded.
+    The size is compared with the manifest's before anything is decoded. What is returned is `into`,
+    contiguous and of that shape, where the decoder could put the image there.
     """
     if data.startswith(_NPY):
         return _npy(data, info)
-    pixels = plain_pixels(data, info.height, info.width, info.channels)
+    pixels = plain_pixels(data, info.height, info.width, info.channels, into)
     if pixels is not None:
         return pixels
     image = opened(io.BytesIO(data), MAX_PIXELS, PACKED)

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -36,6 +35,7 @@ from sfumato.data.local import RankPlan
 from sfumato.data.manifest import Manifest
 from sfumato.data.order import Block
 from sfumato.data.pools import pools_of
+from sfumato.data.slabs import Slabs
 
 DATASET = "train"
 _SPAN_TASKS = 64
@@ -166,8 +166,10 @@ def _spans(
     not: what a slow trainer does not need for an hour would be decoded on the CPUs that it trains on.
     """
 
+    slabs = Slabs()
+
     def start(rows: int) -> _Span:
-        return _Span(readers, _tasks(readers, blocks, rows), read_tasks)
+        return _Span(readers, _tasks(readers, blocks, rows), read_tasks, slabs)
 
     span, following = start(_FIRST_SPAN_ROWS), None
     try:
@@ -190,7 +192,8 @@ def _spans(
 class _Span:
     """A Dataset of some tasks, executing in a thread that stays a few chunks ahead of the consumer."""
 
-    def __init__(self, readers: PoolReaders, tasks: Sequence[Task], read_tasks: int) -> None:
+    def __init__(self, readers: PoolReaders, tasks: Sequence[Task], read_tasks: int, slabs: Slabs) -> None:
+        self._slabs = slabs
         self.rows = self.left = sum(block.rows for task in tasks for block in task)
         self._dataset = _dataset(readers, tasks, read_tasks)
         self._ahead: queue.Queue[Chunk | Exception | None] = queue.Queue(maxsize=_AHEAD)
@@ -215,12 +218,16 @@ class _Span:
             tables = _tables(self._dataset)
             for table in tables:
                 for chunk in from_table(table):
-                    if not self._put(_own(chunk)):
+                    if not self._put(self._own(chunk)):
                         tables.close()  # ends the executor
                         return
             self._put(None)
         except Exception as error:  # noqa: BLE001 - raised again where the rows are consumed
             self._put(error)
+
+    def _own(self, chunk: Chunk) -> Chunk:
+        """Copied, so that the object store gets its memory back before the rows are used."""
+        return replace(chunk, columns={name: self._slabs.copy(c) for name, c in chunk.columns.items()})
 
     def _put(self, item: Chunk | Exception | None) -> bool:
         """Whether the item was handed on; not so once the consumer stopped."""
@@ -231,11 +238,6 @@ class _Span:
             except queue.Full:
                 continue
         return False
-
-
-def _own(chunk: Chunk) -> Chunk:
-    """Copied, so that the object store gets its memory back before the rows are used."""
-    return replace(chunk, columns={name: np.array(column) for name, column in chunk.columns.items()})
 
 
 def _tables(dataset: ray.data.Dataset) -> Generator[pa.Table, None, None]:
