@@ -74,9 +74,12 @@ class Board:
 
 
 def create(run: str) -> Any:
-    """Handle of a new board of `run`, on the driver's node and without a CPU. Any: Ray adds `.remote`."""
+    """Handle of a new board of `run`, without a CPU. Any: Ray adds `.remote`.
+
+    On the driver's node, with which alone it may be lost: on a trainer's it would end the run with that node.
+    """
     here = ray.get_runtime_context().get_node_id()
-    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
     return ray.remote(Board).options(num_cpus=0, scheduling_strategy=strategy).remote(run)
 
 
