@@ -160,6 +160,32 @@ def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Pat
     assert process.returncode == 0 and "done before" in said
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_full_disk_under_checkpoints_changes_no_bit(digits_data: Path, tmp_path: Path) -> None:
+    """No file of the workers may grow beyond some kilobytes: writes fail as on a full disk."""
+    calm = reference(tmp_path, digits_data)
+    with sfumato(tmp_path, "train", str(write_recipe(tmp_path, digits_data))) as process:
+        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process)
+        full = workers(process)
+        before = [worker.rlimit(psutil.RLIMIT_FSIZE) for worker in full]
+        for worker in full:
+            worker.rlimit(psutil.RLIMIT_FSIZE, (4_000, before[0][1]))
+        assert process.stderr is not None
+        noted = next(line for line in process.stderr if "was not written" in line)
+        good = newest(tmp_path)
+        assert 4_000 <= good < 20_000, "the checkpoints before stay"
+        for worker, limits in zip(full, before, strict=True):
+            worker.rlimit(psutil.RLIMIT_FSIZE, limits)
+        wait_for("a checkpoint with room again", lambda: newest(tmp_path) > good, process)
+        _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, said
+    assert "the checkpoints before it stay, training goes on" in noted, noted
+    assert "training goes on from the checkpoint" not in said, "no worker was lost"
+    assert "Traceback" not in said
+    assert_model_is(tmp_path, calm)
+
+
 def test_a_bad_sample_ends_the_run_at_once_with_one_line(digits_data: Path, tmp_path: Path) -> None:
     """An error that no retry would mend is not retried, and reaches the user as it is."""
     import shutil

@@ -118,6 +118,10 @@ class Run:
         (self.folder / "pace.new").write_text(str(seconds))
         (self.folder / "pace.new").replace(self.folder / "pace")
 
+    def attempt(self) -> str:
+        """What the newest group of workers calls itself; nothing before the first."""
+        return next((path.read_text() for path in self.folder.glob("runs/tiny-*/attempt")), "")
+
     def wait(self, what: str, images: int, workers: int) -> None:
         """Until there is a checkpoint of so many workers, at so many images or later."""
 
@@ -207,23 +211,25 @@ def test_a_node_joins_and_is_lost(
 def test_a_node_is_taken_away_with_notice(
     cluster: Cluster, digits_data: Path, calm: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    """No checkpoint is due for long; the notice alone brings them about."""
+    """No checkpoint is due for long: growth and the notice alone bring them about."""
     notice_s = 20.0
-    with (
-        cluster.second() as second,
-        run(tmp_path, digits_data, cluster.environment, every=1_000_000) as running,
-    ):
-        wait_for("progress", lambda: list(tmp_path.glob("runs/tiny-*/attempt")), 120)
-        time.sleep(10)
-        assert not running.checkpoints()
-        end = time.monotonic() + notice_s
-        cluster.drain("127.0.0.3", notice_s)
-        running.wait("checkpoint on notice", 1, workers=2)
-        assert time.monotonic() < end - notice_s / 3, "the checkpoint was late"
-        time.sleep(max(0.0, end - time.monotonic()))
-        end_group(second)
-        saved = [written["images"] for written in running.checkpoints()]
-        assert len(saved) == 2, "one at the notice, one shortly before the end"
-        said = assert_ends_as(calm, running)
+    with run(tmp_path, digits_data, cluster.environment, every=1_000_000) as running:
+        wait_for("one worker", running.attempt, 120)
+        alone = running.attempt()
+        with cluster.second() as second:
+            running.wait("checkpoint before there are two workers", 1, workers=1)
+            wait_for("two workers", lambda: running.attempt() != alone, 120)
+            time.sleep(8)
+            (grown,) = running.checkpoints()
+            end = time.monotonic() + notice_s
+            cluster.drain("127.0.0.3", notice_s)
+            running.wait("checkpoint on notice", 1, workers=2)
+            assert time.monotonic() < end - notice_s / 3, "the checkpoint was late"
+            time.sleep(max(0.0, end - time.monotonic()))
+            end_group(second)
+            saved = [written["images"] for written in running.checkpoints()]
+            assert len(saved) == 3, "before the growth, at the notice, and shortly before the end"
+            said = assert_ends_as(calm, running)
     assert "1 node(s) with workers are about to be taken away: checkpoint at" in said
-    assert f"training goes on from the checkpoint at {saved[-1]:,} images" in said
+    for images in (grown["images"], saved[-1]):
+        assert f"training goes on from the checkpoint at {images:,} images" in said, said

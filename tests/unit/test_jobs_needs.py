@@ -43,7 +43,9 @@ def test_what_is_missing_is_said_with_the_fields_to_change() -> None:
 
 
 def test_an_elastic_training_needs_no_more_than_its_fewest_workers() -> None:
-    elastic = needs.needs_of(command("train", parallel={"workers": 4, "min_workers": 2, "cpus_per_worker": 3}))
+    elastic = needs.needs_of(
+        command("train", parallel={"workers": 4, "min_workers": 2, "cpus_per_worker": 3})
+    )
     fewest = needs.needs_of(command("train", parallel={"workers": 2, "cpus_per_worker": 3}))
     assert elastic.cpus == fewest.cpus
     assert needs.lacking(elastic, [{"CPU": 10.0}]) == []

@@ -104,7 +104,7 @@ def test_impossible_combinations_name_a_field_and_a_legal_value(overrides: list[
 
 
 def test_an_elastic_run_has_a_least_number_of_workers_and_a_most() -> None:
-    with pytest.raises(ConfigError, match="parallel.min_workers: is more than parallel.workers=2, got 3"):
+    with pytest.raises(ConfigError, match=r"parallel\.min_workers: is more than parallel\.workers=2, got 3"):
         recipes.load(DIGITS, ["parallel.workers=2", "parallel.min_workers=3"])
     elastic = recipes.load(DIGITS, ["parallel.workers=4", "parallel.min_workers=2"]).parallel
     fixed = recipes.load(DIGITS, ["parallel.workers=4"]).parallel

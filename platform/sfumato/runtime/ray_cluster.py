@@ -173,8 +173,8 @@ def check_custom_resources(parallel: ParallelSettings) -> None:
         if have.get(name, 0) < needed:
             raise CapabilityError(
                 f"the Ray cluster has {have.get(name, 0):g} of resource {name!r} and {needed:g} are needed "
-                "(parallel.workers x parallel.resources_per_worker): start nodes that have it (ray start "
-                "--resources), or leave it out"
+                "(parallel.workers, or min_workers, x parallel.resources_per_worker): start nodes that have "
+                "it (ray start --resources), or leave it out"
             )
 
 
@@ -184,8 +184,9 @@ def _check_resources(cpus: int, gpus: float) -> None:
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     if have.get("CPU", 0) < cpus:
         raise CapabilityError(
-            f"the Ray cluster has {have.get('CPU', 0):g} CPUs and {cpus} are needed (parallel.workers x "
-            "(parallel.cpus_per_worker + data.read_tasks), or evaluate.actors): lower one or add nodes"
+            f"the Ray cluster has {have.get('CPU', 0):g} CPUs and {cpus} are needed (parallel.workers, "
+            "or min_workers, x (parallel.cpus_per_worker + data.read_tasks), or evaluate.actors): lower one "
+            "or add nodes"
         )
     if have.get("GPU", 0) < gpus:
         raise CapabilityError(

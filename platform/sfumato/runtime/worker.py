@@ -147,23 +147,17 @@ class _Worker:
 
     def _first_rows(self) -> MicroBatch:
         """The first micro-batch of a single worker, the same on every rank: what initialisation looks at."""
-        recipe = self._recipe
+        recipe, train = self._recipe, self._recipe.train
         shares = local.read(
-            recipe.data,
-            self._manifest,
-            seed=recipe.seed,
-            batch=recipe.train.batch,
-            micro_batch=recipe.train.micro_batch,
+            recipe.data, self._manifest, seed=recipe.seed, batch=train.batch, micro_batch=train.micro_batch
         )
         return next(shares)[0]
 
     def _all_hooks(self) -> list[Hook]:
         """What a step may cost is limited, what the hooks between two steps cost is not."""
         hooks = [*self._hooks(), *self._keeper.hooks()]
-        return [
-            *(Hook(hook.every, self._pulse.aside(hook.action)) for hook in hooks),
-            Hook(1, self._pulse.stepped),
-        ]
+        aside = [Hook(hook.every, self._pulse.aside(hook.action)) for hook in hooks]
+        return [*aside, Hook(1, self._pulse.stepped), *self._on_notice()]
 
     def _hooks(self) -> list[Hook]:
         settings = self._recipe.train
@@ -175,10 +169,13 @@ class _Worker:
             hooks += [Hook(self._recipe.evaluate.every, action) for action in (self._snapshot, brake)]
         if self._recipe.evaluate.early_stop is not None:
             hooks.append(Hook(settings.log_every, self._stop_if_asked))
-        if self._job.notices:
-            save, board = self._checkpoint_now, self._job.board
-            hooks.append(Hook(1, SaveOnNotice(board, leads=self._leads, agree=self._agree, save=save)))
         return hooks
+
+    def _on_notice(self) -> list[Hook]:
+        if not self._job.notices:
+            return []
+        save, board = self._checkpoint_now, self._job.board
+        return [Hook(1, SaveOnNotice(board, leads=self._leads, agree=self._agree, save=save))]
 
     def _train_through(self, store: Store) -> Progress:
         """To the end; once back to the last checkpoint where too many gradients are not finite.
@@ -262,9 +259,11 @@ class _Worker:
 
     def _checkpoint_now(self, progress: Progress) -> None:
         """Wait until it counts. Where the step has one anyway, that one does."""
+        self._pulse.rest()
         if self._checkpointed != progress.images:
             self._checkpoint(progress)
         self._writer.wait()
+        self._pulse.stepped(progress)
 
     def _checkpoint(self, progress: Progress) -> None:
         self._checkpointed = progress.images
@@ -277,15 +276,9 @@ class _Worker:
 
     def _save_model(self, folder: Path, progress: Progress) -> None:
         weights = self._strategy.weights(self._family.samplers)
+        recipe, spec = self._recipe, self._manifest.spec
         if self._leads:
-            save_model_folder(
-                folder,
-                self._recipe.model,
-                self._manifest.spec,
-                weights,
-                name=self._recipe.name,
-                images=progress.images,
-            )
+            save_model_folder(folder, recipe.model, spec, weights, name=recipe.name, images=progress.images)
 
     def _list_skipped(self) -> None:
         """At every checkpoint, so that a run that goes on from it knows what was skipped before."""
