@@ -103,8 +103,8 @@ def _watch(board: Any, timeout_s: float, stop: threading.Event) -> None:
                 suspected = attempt if verdict else ""
                 continue
             suspected = ""
-            board.forget.remote()
-            if _alive(ranks, verdict):
+            if _confirmed(ranks, verdict):
+                board.forget.remote()
                 board.note.remote(verdict.text)
                 for rank in verdict.ranks:
                     ray.kill(ranks[rank].who.actor)
@@ -114,16 +114,16 @@ def _watch(board: Any, timeout_s: float, stop: threading.Event) -> None:
             return
 
 
-def _alive(ranks: Mapping[int, Seen], verdict: Verdict) -> bool:
-    """Whether those to blame are processes: one that died is silent too, and Ray Train sees to it."""
+def _confirmed(ranks: Mapping[int, Seen], verdict: Verdict) -> bool:
+    """Whether those without a pulse are there and answer nobody; Ray Train sees to those that died."""
     if not verdict.frozen:
         return True
-    pings = [ranks[rank].who.actor.__ray_ready__.remote() for rank in verdict.ranks]
-    for ping in pings:
+    for ping in [ranks[rank].who.actor.__ray_ready__.remote() for rank in verdict.ranks]:
         try:
             ray.get(ping, timeout=_ANSWER_S)
         except ray.exceptions.GetTimeoutError:
             continue
         except ray.exceptions.RayActorError:
-            return False
+            pass
+        return False
     return True
