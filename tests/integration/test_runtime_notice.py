@@ -66,8 +66,11 @@ def test_ranks_look_once_a_second_whatever_a_step_takes(monkeypatch: pytest.Monk
     rank = _Steps(board, monkeypatch)
     rank.take(10, seconds=3.0)
     assert rank.looks == 10  # a step that takes longer than a second is followed by a look
-    rank.take(20_000, seconds=0.001)
+    rank.take(400, seconds=0.05)
     assert 10 + 18 <= rank.looks <= 10 + 22
+    before = rank.looks
+    rank.take(1_000, seconds=0.001)
+    assert 9 <= rank.looks - before <= 20  # never after more than a hundred steps
     assert rank.saved == []
 
     # A request on the board is granted once.

@@ -138,7 +138,9 @@ class Run:
 
 
 @contextmanager
-def run(folder: Path, data: Path, environment: dict[str, str], every: int) -> Iterator[Run]:
+def run(
+    folder: Path, data: Path, environment: dict[str, str], every: int, **parallel: object
+) -> Iterator[Run]:
     model = Config.tiny().model_dump(mode="json")
     model["optimizer"]["eps"] = 1e-5  # as the reference's rank sets it
     content = {
@@ -154,6 +156,7 @@ def run(folder: Path, data: Path, environment: dict[str, str], every: int) -> It
             "resize_interval": 3,
             "threads_per_worker": 1,
             "resources_per_worker": {"trainer": 1},
+            **parallel,
         },
         "tracking": {"system_metrics": False},
     }
@@ -233,3 +236,13 @@ def test_a_node_is_taken_away_with_notice(
     assert "1 node(s) with workers are about to be taken away: checkpoint at" in said
     for images in (grown["images"], saved[-1]):
         assert f"training goes on from the checkpoint at {images:,} images" in said, said
+
+
+def test_workers_that_take_every_cpu_go_on_reading(
+    cluster: Cluster, digits_data: Path, calm: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Three workers on three CPUs, where one worker and its reading would have been enough."""
+    wanted = {"workers": 3, "resources_per_worker": {}}
+    with run(tmp_path, digits_data, cluster.environment, every=4_000, **wanted) as running:
+        assert_ends_as(calm, running)
+        assert {written["world_size"] for written in running.checkpoints()} == {3}

@@ -18,6 +18,8 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from sfumato.core.progress import Progress
 
 _LOOK_S = 1.0
+_MOST_STEPS = 100
+"""Between two looks: steps may become much slower in between."""
 _MARGIN_S = 5.0
 _UNKNOWN_S = 120.0
 """How long Ray Train lets workers go on where it was told of no deadline."""
@@ -67,9 +69,7 @@ class SaveOnNotice:
 
     def __call__(self, progress: Progress) -> None:
         self._left -= 1
-        if self._left or progress.images >= progress.total_images:
-            if not self._left:
-                self._left = 1
+        if self._left > 0 or progress.images >= progress.total_images:
             return
         info = ray.train.get_preemption_info()  # which all ranks have to call equally often
         why, asked, self._left = self._agree(self._look(info) if self._leads else None)
@@ -91,7 +91,11 @@ class SaveOnNotice:
         self._looked = now
         due = self._departures.due(info, now, self._took_s)
         why = f"{len(info.preempted_node_ids)} node(s) with workers are about to be taken away" if due else ""
-        return why, ray.get(self._board.save_asked.remote()), max(1, int(a_second * _LOOK_S))
+        return (
+            why,
+            ray.get(self._board.save_asked.remote()),
+            min(max(1, int(a_second * _LOOK_S)), _MOST_STEPS),
+        )
 
 
 class SaveBeforeResize(ControllerCallback):
