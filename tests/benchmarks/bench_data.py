@@ -19,6 +19,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,7 +120,17 @@ def on_ray(processes: int) -> Iterator[None]:
         try:
             yield
         finally:
+            _wait_for_ray_datas_threads()
             ray.shutdown()
+
+
+def _wait_for_ray_datas_threads(seconds: float = 20) -> None:
+    """They end soon after their iterators; one that found Ray gone would end the process."""
+    end = time.monotonic() + seconds
+    while any("iter_threaded" in t.name or "Prefetcher" in t.name for t in threading.enumerate()):
+        if time.monotonic() > end:
+            return
+        time.sleep(0.1)
 
 
 def measure(name: str, place: Place, epoch: int, seconds: float) -> dict[str, float]:

@@ -28,7 +28,7 @@ from launch import launch
 from sfumato.families.diffusion import Config
 
 TRAIN = {
-    "images": 24_000,
+    "images": 16_000,
     "batch": 128,
     "micro_batch": 64,
     "log_every": 1_000,
@@ -97,10 +97,11 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def reference(folder: Path, data: Path) -> dict[str, torch.Tensor]:
+def reference(folder: Path, data: Path, **changes: object) -> dict[str, torch.Tensor]:
     """The weights of an undisturbed run of two plain processes."""
+    train = {**TRAIN, **changes}
     return launch(
-        folder / "calm", world_size=2, strategy="ddp", family="diffusion", data=str(data), train=TRAIN
+        folder / "calm", world_size=2, strategy="ddp", family="diffusion", data=str(data), train=train
     )
 
 
@@ -137,7 +138,7 @@ def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Pat
         process.kill()
         process.wait()
     killed_at = newest(tmp_path)
-    assert killed_at < 16_000, "the run was over before its driver died"
+    assert killed_at < 12_000, "the run was over before its driver died"
 
     # The same command goes on; ctrl-C stops it in an orderly way.
     with sfumato(tmp_path, "train", recipe) as process:
@@ -164,8 +165,9 @@ def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Pat
 @pytest.mark.timeout(1200)
 def test_a_full_disk_under_checkpoints_changes_no_bit(digits_data: Path, tmp_path: Path) -> None:
     """No file of the workers may grow beyond some kilobytes: writes fail as on a full disk."""
-    calm = reference(tmp_path, digits_data)
-    with sfumato(tmp_path, "train", str(write_recipe(tmp_path, digits_data))) as process:
+    calm = reference(tmp_path, digits_data, images=40_000)
+    recipe = str(write_recipe(tmp_path, digits_data))
+    with sfumato(tmp_path, "train", recipe, "train.images=40_000") as process:
         wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process)
         full = workers(process)
         before = [worker.rlimit(psutil.RLIMIT_FSIZE) for worker in full]
@@ -174,7 +176,7 @@ def test_a_full_disk_under_checkpoints_changes_no_bit(digits_data: Path, tmp_pat
         assert process.stderr is not None
         noted = next(line for line in process.stderr if "was not written" in line)
         good = newest(tmp_path)
-        assert 4_000 <= good < 20_000, "the checkpoints before stay"
+        assert 4_000 <= good < 36_000, "the checkpoints before stay"
         for worker, limits in zip(full, before, strict=True):
             worker.rlimit(psutil.RLIMIT_FSIZE, limits)
         wait_for("a checkpoint with room again", lambda: newest(tmp_path) > good, process)
@@ -186,6 +188,7 @@ def test_a_full_disk_under_checkpoints_changes_no_bit(digits_data: Path, tmp_pat
     assert_model_is(tmp_path, calm)
 
 
+@pytest.mark.slow
 def test_a_bad_sample_ends_the_run_at_once_with_one_line(digits_data: Path, tmp_path: Path) -> None:
     """An error that no retry would mend is not retried, and reaches the user as it is."""
     import shutil
