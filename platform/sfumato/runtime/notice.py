@@ -23,30 +23,39 @@ _MOST_STEPS = 100
 _MARGIN_S = 5.0
 _UNKNOWN_S = 120.0
 """How long Ray Train lets workers go on where it was told of no deadline."""
+_GRACE_S = 30.0
+"""After the deadline: if nothing has happened by then, training goes on."""
 _PATIENCE_S = 120.0
 
 
 class Departures:
-    """When to save because nodes go away: at the notice, and once more shortly before the deadline."""
+    """When to save because nodes go away: at the notice, and once more shortly before the deadline.
+
+    After that the ranks wait for Ray Train to start them again, which it does at the deadline: steps would be
+    lost, and one that fails because a node is gone would count as a failure of training.
+    """
 
     def __init__(self) -> None:
         self._nodes: frozenset[str] = frozenset()
         self._noticed = 0.0
         self._last = False
 
-    def due(self, info: Any, now: float, took_s: float) -> bool:
-        """Whether to save at time `now` (UNIX seconds); `took_s` is what the last such checkpoint cost."""
+    def due(self, info: Any, now: float, took_s: float) -> float | None:
+        """None, or to save at time `now` (UNIX seconds) and the time until when to wait after that.
+
+        `took_s` is what the last such checkpoint cost.
+        """
         if info is None:
-            return False
+            return None
         nodes = frozenset(info.preempted_node_ids)
         if nodes != self._nodes:
             self._nodes, self._noticed, self._last = nodes, now, False
-            return True
+            return now
         deadline = info.deadline_ms / 1000 if info.deadline_ms else self._noticed + _UNKNOWN_S
         if self._last or deadline - now > _MARGIN_S + 3 * took_s:
-            return False
+            return None
         self._last = True
-        return True
+        return deadline + _GRACE_S
 
 
 class SaveOnNotice:
@@ -72,30 +81,35 @@ class SaveOnNotice:
         if self._left > 0 or progress.images >= progress.total_images:
             return
         info = ray.train.get_preemption_info()  # which all ranks have to call equally often
-        why, asked, self._left = self._agree(self._look(info) if self._leads else None)
+        leaving, asked, self._left = self._agree(self._look(info) if self._leads else None)
         self._steps = self._left
-        if not why and not asked:
+        if leaving is None and not asked:
             return
         started = self._clock()
         self._save(progress)
         self._took_s = self._clock() - started
         if self._leads:
-            if why:
-                self._board.note.remote(f"{why}: checkpoint at {progress.images:,} images")
+            if leaving is not None:
+                self._board.note.remote(
+                    f"{len(info.preempted_node_ids)} node(s) with workers are about to be taken away: "
+                    f"checkpoint at {progress.images:,} images"
+                )
             self._board.saved.remote(asked)
+        self._wait(leaving or 0.0)
 
-    def _look(self, info: Any) -> tuple[str, int, int]:
-        """Why to save now, the request on the board, and after how many steps to look again."""
+    def _wait(self, until: float) -> None:
+        """Outside of any collective, so that no rank fails because another one's node is gone."""
+        while self._clock() < until:
+            time.sleep(0.2)
+
+    def _look(self, info: Any) -> tuple[float | None, int, int]:
+        """What `Departures` says, the request on the board, and after how many steps to look again."""
         now = self._clock()
         a_second = self._steps / max(now - self._looked, 1e-6)
         self._looked = now
-        due = self._departures.due(info, now, self._took_s)
-        why = f"{len(info.preempted_node_ids)} node(s) with workers are about to be taken away" if due else ""
-        return (
-            why,
-            ray.get(self._board.save_asked.remote()),
-            min(max(1, int(a_second * _LOOK_S)), _MOST_STEPS),
-        )
+        leaving = self._departures.due(info, now, self._took_s)
+        steps = min(max(1, int(a_second * _LOOK_S)), _MOST_STEPS)
+        return leaving, ray.get(self._board.save_asked.remote()), steps
 
 
 class SaveBeforeResize(ControllerCallback):

@@ -175,7 +175,8 @@ class _Worker:
         if not self._job.notices:
             return []
         save, board = self._checkpoint_now, self._job.board
-        return [Hook(1, SaveOnNotice(board, leads=self._leads, agree=self._agree, save=save))]
+        notice = SaveOnNotice(board, leads=self._leads, agree=self._agree, save=save)
+        return [Hook(1, notice), Hook(1, self._pulse.stepped)]
 
     def _train_through(self, store: Store) -> Progress:
         """To the end; once back to the last checkpoint where too many gradients are not finite.
@@ -263,7 +264,6 @@ class _Worker:
         if self._checkpointed != progress.images:
             self._checkpoint(progress)
         self._writer.wait()
-        self._pulse.stepped(progress)
 
     def _checkpoint(self, progress: Progress) -> None:
         self._checkpointed = progress.images
