@@ -45,7 +45,7 @@ def programs(settings: Settings, scratch: Path, cpus: int) -> Iterator[Program]:
     yield _mlflow(settings, postgresql=database is not None)
     yield _ray_head(settings, scratch, 0 if settings.nodes > 1 else cpus)
     if settings.nodes > 1:
-        yield _ray_worker(settings, cpus)
+        yield _ray_worker(settings, scratch, cpus)
 
 
 def _object_store(settings: Settings) -> Program:
@@ -186,13 +186,14 @@ def _ray_head(settings: Settings, scratch: Path, cpus: int) -> Program:
     )
 
 
-def _ray_worker(settings: Settings, cpus: int) -> Program:
+def _ray_worker(settings: Settings, scratch: Path, cpus: int) -> Program:
     ports = settings.ports
     command = [
         *(_beside_python("ray", "ray"), "start", "--block", f"--address={settings.ray_address}"),
         *(f"--node-ip-address={WORKER}", f"--num-cpus={cpus}", f"--object-store-memory={_OBJECT_STORE}"),
         *(f"--metrics-export-port={ports['worker_metrics']}", "--disable-usage-stats"),
-        f"--dashboard-agent-listen-port={ports['worker_agent']}",
+        # A folder of its own: two nodes in one unpack a job's code over each other.
+        *(f"--dashboard-agent-listen-port={ports['worker_agent']}", f"--temp-dir={scratch}/w"),
     ]
     return Program(
         "ray-worker",

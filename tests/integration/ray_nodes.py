@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,12 @@ PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 @contextlib.contextmanager
 def node(environment: dict[str, str], said: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A node while the block runs; what it prints goes to the file `said`."""
+    """A node while the block runs; what it prints goes to the file `said`.
+
+    A folder of its own, as on a machine of its own: two nodes would unpack a job's code over each other.
+    """
+    if not any(argument.startswith("--temp-dir=") for argument in arguments):
+        arguments += (f"--temp-dir={tempfile.mkdtemp(prefix='sf-')}",)
     with said.open("ab") as out:
         process = subprocess.Popen(
             [RAY, "start", "--block", "--object-store-memory=150000000", "--disable-usage-stats", *arguments],
