@@ -15,7 +15,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check audit bench-data bench-eval bench-train stack-up stack-down image-test format clean
+.PHONY: help demo test test-slow chaos check audit bench-data bench-eval bench-train stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -27,8 +27,11 @@ demo: $(VENV)/.runtime ## Train, evaluate and track a generator of handwritten d
 test: $(VENV)/.dev ## Run the test suite (ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: $(VENV)/.dev ## Run the tests that take minutes: lost drivers, ctrl-C
+test-slow: $(VENV)/.dev ## Run the tests that take minutes: lost drivers and nodes, hangs, ctrl-C
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+chaos: $(VENV)/.dev ## Ten minutes of random failures, then the comparison with a calm run (ARGS="--minutes 3 --seed 1")
+	@$(BIN)/python tests/chaos/chaos.py $(ARGS)
 
 check: $(VENV)/.dev ## Lint, check formatting, types and import rules
 	@$(BIN)/ruff check .

@@ -118,7 +118,11 @@ class Recipe(Config):
         found += capabilities.problems(self.train, self.parallel)
         if self.model.couples_rows():
             found += plan.coupling_problems(
-                self.train.batch, self.data.streams, self.parallel.workers, self.train.micro_batch
+                self.train.batch,
+                self.data.streams,
+                self.parallel.workers,
+                self.train.micro_batch,
+                least=self.parallel.least_workers,
             )
         if spec is not None:
             family_problems = self.model.problems(spec)

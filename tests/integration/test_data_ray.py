@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from sfumato.core.batch import MicroBatch
@@ -141,3 +142,20 @@ def test_ray_train_hands_each_worker_its_streams(digits: Path, tmp_path: Path) -
     alone = LocalReader(RankPlan(settings, manifest, 3, 0, 1)).batches(images=5 * BATCH, batch=BATCH)
     expected = sum(float(m.batch["image"].double().sum()) for micros in islice(alone, 10) for m in micros)
     assert result.return_value == pytest.approx(expected, rel=1e-12)
+
+
+def test_workers_that_hold_every_cpu_read_by_themselves(digits: Path) -> None:
+    """Read tasks would find no CPU, and be waited for without end."""
+    settings, manifest = DataSettings(path=str(digits), streams=8), Manifest.load(digits)
+    cpus = ray.cluster_resources()["CPU"]
+
+    def readers(world_size: int, cpus_per_worker: float) -> list[RankReader | LocalReader]:
+        streams = RankStreams(settings, manifest, 3, cpus_per_worker=cpus_per_worker)
+        return [rank[DATASET] for rank in streams.configure({DATASET: None}, world_size)]
+
+    assert all(isinstance(reader, RankReader) for reader in readers(2, (cpus - 1) / 2))
+    alone = readers(2, cpus / 2)
+    assert all(isinstance(reader, LocalReader) for reader in alone)
+    for rank, reader in enumerate(alone):
+        expected = LocalReader(RankPlan(settings, manifest, 3, rank, 2)).batches(images=0, batch=BATCH)
+        assert_equal(next(reader.batches(images=0, batch=BATCH)), next(expected))

@@ -41,13 +41,13 @@ class Mine(Config):
 CONSOLE = """
 import contextlib, io, json, os, sys
 from sfumato import cli
-from sfumato.runtime import ray_cluster
+from sfumato.runtime import private_cluster
 import ray
 
 for line in sys.stdin:
     asked = json.loads(line)
     os.environ.update(asked["env"])
-    ray_cluster._read_variables_again()
+    private_cluster.read_variables_again()
     sys.argv = ["sfumato", *asked["words"]]
     out, status = io.StringIO(), 0
     with open(asked["err"], "w", buffering=1) as err:

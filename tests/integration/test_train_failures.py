@@ -97,10 +97,11 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def reference(folder: Path, data: Path) -> dict[str, torch.Tensor]:
+def reference(folder: Path, data: Path, **changes: object) -> dict[str, torch.Tensor]:
     """The weights of an undisturbed run of two plain processes."""
+    train = {**TRAIN, **changes}
     return launch(
-        folder / "calm", world_size=2, strategy="ddp", family="diffusion", data=str(data), train=TRAIN
+        folder / "calm", world_size=2, strategy="ddp", family="diffusion", data=str(data), train=train
     )
 
 
@@ -158,6 +159,33 @@ def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Pat
     with sfumato(tmp_path, "train", recipe) as process:
         _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0 and "done before" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_full_disk_under_checkpoints_changes_no_bit(digits_data: Path, tmp_path: Path) -> None:
+    """No file of the workers may grow beyond some kilobytes: writes fail as on a full disk."""
+    calm = reference(tmp_path, digits_data, images=40_000)
+    recipe = str(write_recipe(tmp_path, digits_data))
+    with sfumato(tmp_path, "train", recipe, "train.images=40_000") as process:
+        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process)
+        full = workers(process)
+        before = [worker.rlimit(psutil.RLIMIT_FSIZE) for worker in full]
+        for worker in full:
+            worker.rlimit(psutil.RLIMIT_FSIZE, (4_000, before[0][1]))
+        assert process.stderr is not None
+        noted = next(line for line in process.stderr if "was not written" in line)
+        good = newest(tmp_path)
+        assert 4_000 <= good < 36_000, "the checkpoints before stay"
+        for worker, limits in zip(full, before, strict=True):
+            worker.rlimit(psutil.RLIMIT_FSIZE, limits)
+        wait_for("a checkpoint with room again", lambda: newest(tmp_path) > good, process)
+        _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, said
+    assert "the checkpoints before it stay, training goes on" in noted, noted
+    assert "training goes on from the checkpoint" not in said, "no worker was lost"
+    assert "Traceback" not in said
+    assert_model_is(tmp_path, calm)
 
 
 @pytest.mark.slow

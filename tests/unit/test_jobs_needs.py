@@ -42,6 +42,17 @@ def test_what_is_missing_is_said_with_the_fields_to_change() -> None:
     assert needs.lacking(wanted, []) != [] and needs.text_of([]) == "no node"
 
 
+def test_an_elastic_training_needs_no_more_than_its_fewest_workers() -> None:
+    elastic = needs.needs_of(
+        command("train", parallel={"workers": 4, "min_workers": 2, "cpus_per_worker": 3})
+    )
+    fewest = needs.needs_of(command("train", parallel={"workers": 2, "cpus_per_worker": 3}))
+    assert elastic.cpus == fewest.cpus
+    assert needs.lacking(elastic, [{"CPU": 10.0}]) == []
+    (line,) = needs.lacking(elastic, [{"CPU": 5.0}, *[{"CPU": 2.0}] * 3])
+    assert line.startswith("2 training workers") and "lower parallel.min_workers" in line
+
+
 def test_custom_resources_and_shares_of_a_gpu() -> None:
     share = {"workers": 10, "gpus_per_worker": 0.1, "cpus_per_worker": 0.1}
     wanted = needs.needs_of(command("train", parallel={**share, "resources_per_worker": {"trainer": 0.5}}))

@@ -115,6 +115,17 @@ def test_coupled_rows_are_refused_where_workers_would_change_them(
         assert found[0].endswith("parallel.workers=1")
 
 
+def test_coupled_rows_bound_every_number_of_workers_of_an_elastic_run() -> None:
+    batch, streams = 128, 8
+    for micro_batch in (None, 4, 8, 16, 32, 64, 128):
+        for least, most in ((1, 2), (1, 3), (2, 4), (4, 8), (8, 8)):
+            single = [coupling_problems(batch, streams, n, micro_batch) for n in range(least, most + 1)]
+            assert bool(coupling_problems(batch, streams, most, micro_batch, least=least)) == any(single)
+    # 32 would do for 2 and 4 workers, but not for 3.
+    (line,) = coupling_problems(batch, streams, 4, 32, least=2)
+    assert "gives 3 workers other" in line and "train.micro_batch=16" in line
+
+
 def test_the_nearest_micro_batch_is_offered() -> None:
     assert "train.micro_batch=64" in coupling_problems(128, 8, 2, None)[0]
     assert "train.micro_batch=16" in coupling_problems(128, 8, 3, None)[0]

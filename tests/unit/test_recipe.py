@@ -103,6 +103,15 @@ def test_impossible_combinations_name_a_field_and_a_legal_value(overrides: list[
     assert any(expected in line for line in caught.value.problems), caught.value.problems
 
 
+def test_an_elastic_run_has_a_least_number_of_workers_and_a_most() -> None:
+    with pytest.raises(ConfigError, match=r"parallel\.min_workers: is more than parallel\.workers=2, got 3"):
+        recipes.load(DIGITS, ["parallel.workers=2", "parallel.min_workers=3"])
+    elastic = recipes.load(DIGITS, ["parallel.workers=4", "parallel.min_workers=2"]).parallel
+    fixed = recipes.load(DIGITS, ["parallel.workers=4"]).parallel
+    assert (elastic.elastic, elastic.least_workers) == (True, 2)
+    assert (fixed.elastic, fixed.least_workers) == (False, 4)
+
+
 def test_a_model_without_family_and_an_unknown_family() -> None:
     assert any("did you mean" in line or "diffusion" in line for line in problems("model.family=difusion"))
     with pytest.raises(ConfigError, match=r"model\.family: required"):

@@ -86,21 +86,24 @@ def problems(
     return found
 
 
-def coupling_problems(batch: int, streams: int, workers: int, micro_batch: int | None) -> list[str]:
+def coupling_problems(
+    batch: int, streams: int, workers: int, micro_batch: int | None, *, least: int | None = None
+) -> list[str]:
     """What would make the rows of a micro-batch depend on the number of workers, one line.
 
     A model whose rows influence one another (batch normalisation) computes the same on any number of
-    workers only where the cut is the same.
+    workers only where the cut is the same. An elastic run may meet every number from `least` to `workers`.
     """
-    if workers == 1 or (micro_batch is not None and _cut_alike(batch, streams, workers, micro_batch)):
+    counts = [count for count in range(least or workers, workers + 1) if count > 1]
+
+    def unlike(size: int | None) -> list[int]:
+        return [n for n in counts if size is None or not _cut_alike(batch, streams, n, size)]
+
+    if not (found := unlike(micro_batch)):
         return []
-    legal = [
-        size
-        for size in _micro_batches(batch, streams)
-        if size <= batch // workers and _cut_alike(batch, streams, workers, size)
-    ]
+    legal = [s for s in _micro_batches(batch, streams) if s <= batch // workers and not unlike(s)]
     return [
-        f"train.micro_batch={'null' if micro_batch is None else micro_batch} gives {workers} workers other "
+        f"train.micro_batch={'null' if micro_batch is None else micro_batch} gives {found[0]} workers other "
         "micro-batches than one, and this model normalises over the rows of a micro-batch: use "
         + (f"train.micro_batch={legal[-1]}, or " if legal else "")
         + "parallel.workers=1"

@@ -31,7 +31,7 @@ from sfumato.data.batches import Collate, MicroBatches, to_batch
 from sfumato.data.blocks import PoolReaders
 from sfumato.data.chunks import Chunk, from_table, to_table
 from sfumato.data.config import DataSettings
-from sfumato.data.local import RankPlan
+from sfumato.data.local import LocalReader, RankPlan
 from sfumato.data.manifest import Manifest
 from sfumato.data.order import Block
 from sfumato.data.pools import pools_of
@@ -51,11 +51,19 @@ Task = tuple[Block, ...]
 
 
 class RankStreams(DataConfig):
-    """Gives each training worker the reader of its streams."""
+    """Gives each training worker the reader of its streams.
 
-    def __init__(self, settings: DataSettings, manifest: Manifest, seed: int) -> None:
+    `cpus_per_worker` is what a worker holds. Where all workers together leave no CPU of the cluster for read
+    tasks, which the growth of an elastic run can bring about, each reads in its own process: tasks that find
+    no CPU would be waited for without end.
+    """
+
+    def __init__(
+        self, settings: DataSettings, manifest: Manifest, seed: int, *, cpus_per_worker: float = 0.0
+    ) -> None:
         super().__init__()
         self._settings, self._manifest, self._seed = settings, manifest, seed
+        self._cpus_per_worker = cpus_per_worker
         # Here, in the driver: what does not fit together is told before a worker starts.
         self._pools = pools_of(settings, manifest)
 
@@ -66,9 +74,11 @@ class RankStreams(DataConfig):
 
     def configure(  # type: ignore[override]  # Ray hands on whatever it gets, and needs no DataIterator
         self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
-    ) -> list[dict[str, RankReader]]:
+    ) -> list[dict[str, RankReader | LocalReader]]:
+        cpus = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+        kind = RankReader if cpus - world_size * self._cpus_per_worker >= 1 else LocalReader
         readers = [
-            RankReader(RankPlan(self._settings, self._manifest, self._seed, rank, world_size, self._pools))
+            kind(RankPlan(self._settings, self._manifest, self._seed, rank, world_size, self._pools))
             for rank in range(world_size)
         ]
         return [dict.fromkeys(datasets, reader) for reader in readers]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from sfumato.core.config import Config
 
@@ -34,6 +34,18 @@ class ParallelSettings(Config):
         "are DeepSpeed's, sharding optimizer state, gradients too, parameters too.",
     )
     workers: int = Field(1, ge=1, description="Training workers (ranks).")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="Makes the run elastic: it goes on with as few workers as these where nodes were lost, "
+        "and grows to `workers` when there is room again, each time from the last checkpoint. null: always "
+        "`workers`.",
+    )
+    resize_interval: float = Field(
+        60.0,
+        ge=1,
+        description="Seconds between two looks for room for more workers, of a run with min_workers.",
+    )
     offload: bool = Field(
         False,
         description="Keep the optimizer's state in host memory (fsdp: sharded parameters and gradients "
@@ -58,6 +70,30 @@ class ParallelSettings(Config):
     max_failures: int = Field(
         3, ge=0, description="How often a run goes on from its last checkpoint after workers were lost."
     )
+    hang_timeout: float | None = Field(
+        600.0,
+        ge=1,
+        description="Seconds after which a step that does not end, or a worker that does not answer, counts "
+        "as lost; the ranks and the lines where they are stuck are named. Start-up, the first step, "
+        "checkpoints and previews may take longer. null waits for ever.",
+    )
+
+    @property
+    def least_workers(self) -> int:
+        """As few workers as these are enough to train."""
+        return self.min_workers or self.workers
+
+    @property
+    def elastic(self) -> bool:
+        return self.least_workers < self.workers
+
+    @field_validator("min_workers")
+    @classmethod
+    def _not_more(cls, value: int | None, info: ValidationInfo) -> int | None:
+        most = info.data.get("workers")
+        if value is not None and most is not None and value > most:
+            raise ValueError(f"is more than parallel.workers={most}")
+        return value
 
     @field_validator("resources_per_worker")
     @classmethod

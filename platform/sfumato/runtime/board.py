@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from sfumato.runtime.gauges import Gauges
+from sfumato.runtime.pulse import Beat, Pulses, Seen, Who
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Board:
         self._snapshot = Snapshot()
         self._gauges = Gauges(run)
         self._evaluated = 0
+        self._pulses = Pulses()
+        self._asked = self._saved = 0
 
     def progress(self, images: int, total_images: int, metrics: dict[str, float]) -> None:
         self._snapshot.images = images
@@ -68,6 +71,34 @@ class Board:
 
     def introduce(self, controller: Any) -> None:
         self._snapshot.controller = controller
+
+    def ask_save(self) -> int:
+        """Ask the workers for a checkpoint at their next look; the number of the request."""
+        self._asked += 1
+        return self._asked
+
+    def save_asked(self) -> int:
+        """The number of the newest request that waits for its checkpoint; 0 where none does."""
+        return self._asked if self._asked > self._saved else 0
+
+    def saved(self, request: int) -> None:
+        self._saved = max(self._saved, request)
+
+    def hello(self, attempt: str, rank: int, who: Who) -> None:
+        self._pulses.hello(attempt, rank, who)
+
+    def beat(self, attempt: str, rank: int, beat: Beat) -> None:
+        self._pulses.beat(attempt, rank, beat)
+
+    def goodbye(self, attempt: str, rank: int) -> None:
+        self._pulses.goodbye(attempt, rank)
+
+    def forget(self) -> None:
+        """Of the ranks' pulses, until the next group of workers begins."""
+        self._pulses.forget()
+
+    def pulses(self) -> tuple[str, dict[int, Seen]]:
+        return self._pulses.seen()
 
     def snapshot(self) -> Snapshot:
         return self._snapshot

@@ -6,7 +6,18 @@ from sfumato.data.index import load_shard
 from sfumato.data.manifest import Manifest
 from sfumato.data.order import Order
 from sfumato.data.pools import pools_of
+from sfumato.errors import TrainingError
 from sfumato.recipe import Recipe
+from sfumato.training.skips import NotFinite
+
+
+def explained(error: NotFinite, recipe: Recipe, manifest: Manifest) -> TrainingError:
+    """What the user is told when going back to a checkpoint did not help: the images, and what to do."""
+    keys = batch_keys(recipe, manifest, error.bad.images)
+    return TrainingError(
+        f"{error}; {f'that batch is {shown(keys)}; ' if keys else ''}lower the learning rate, clip "
+        "gradients (train.clip_grad_norm), use train.precision=fp32, or look at these images"
+    )
 
 
 def batch_keys(recipe: Recipe, manifest: Manifest, images: int) -> list[str]:

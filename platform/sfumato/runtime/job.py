@@ -22,6 +22,8 @@ class TrainJob:
     board: Any
     """Handle of a `board.Board` actor."""
     tracker: TrackerHandle
+    notices: bool = False
+    """Whether checkpoints are written on notice (`runtime.notice`)."""
 
     def load_recipe(self) -> Recipe:
         return recipes.parse(self.recipe)

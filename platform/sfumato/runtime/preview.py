@@ -12,10 +12,44 @@ from torch import Tensor
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.core.family import Family, SampleRequest
+from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng
 from sfumato.parallel.strategy import Strategy
+from sfumato.recipe import Recipe
+from sfumato.runtime.run_folder import RunFolder
 from sfumato.sampling.grid import image_grid
 from sfumato.sampling.pixels import to_uint8
+from sfumato.tracking.run import Tracker
+
+
+class Previews:
+    """Draws a grid, and keeps it in the run's folder and in MLflow. Every rank calls it at the same step."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        family: Family,
+        strategy: Strategy,
+        data: DataSpec,
+        folder: RunFolder,
+        tracker: Tracker | None,
+    ) -> None:
+        self._recipe, self._family, self._strategy, self._data = recipe, family, strategy, data
+        self._folder, self._tracker = folder, tracker
+
+    def __call__(self, progress: Progress) -> None:
+        model = self._recipe.model
+        if not model.samples(self._data):
+            return
+        num = self._recipe.train.preview_samples
+        image = preview(
+            self._family, self._strategy, self._data, model.sampling, num=num, seed=self._recipe.seed
+        )
+        if image is not None and self._tracker is not None:
+            path = self._folder.path / "previews" / f"images-{progress.images:012d}.png"
+            path.parent.mkdir(exist_ok=True)
+            image.save(path)
+            self._tracker.image("samples", image, step=progress.images)
 
 
 def preview(

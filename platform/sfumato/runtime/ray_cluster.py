@@ -11,33 +11,25 @@ import contextlib
 import logging
 import math
 import os
-import secrets
-import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-import psutil
 
 from sfumato.errors import CapabilityError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel.config import ParallelSettings
 from sfumato.recipe import Recipe
+from sfumato.runtime import private_cluster
 
-log = logging.getLogger(__name__)
-
-_OBJECT_STORE_BYTES = 1 << 29
 _PATIENCE_S = 5.0
-_ATTEMPTS = 3
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -45,17 +37,13 @@ _QUIET = {
     # Ray lowers the priority of its workers; here the training worker is the one that matters.
     "RAY_worker_niceness": "0",
 }
-_LOOPBACK = {
-    # A cluster of one machine: Ray then keeps every socket on 127.0.0.1.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "GLOO_SOCKET_IFNAME": "lo",
-}
 
 
-def cpus_to_train(recipe: Recipe) -> int:
-    """Logical CPUs that training takes: its workers' and those of their read tasks."""
+def cpus_to_train(recipe: Recipe, workers: int | None = None) -> int:
+    """Logical CPUs of training on so many workers, and of their read tasks; None: of the wanted number."""
     parallel = recipe.parallel
-    own = math.ceil(parallel.workers * parallel.cpus_per_worker) + parallel.workers * recipe.data.read_tasks
+    count = workers or parallel.workers
+    own = math.ceil(count * parallel.cpus_per_worker) + count * recipe.data.read_tasks
     return own + cpus_during(recipe.evaluate)
 
 
@@ -76,6 +64,17 @@ def cpus_of(settings: EvaluateSettings) -> int:
     """Logical CPUs of an evaluation's actors; of one, where it takes as many as there is room for."""
     actors = 1 if settings.actors == "auto" else settings.actors
     return math.ceil(actors * settings.cpus_per_actor)
+
+
+def may_lose_nodes() -> bool:
+    """Whether Ray Train looks for nodes that are drained: on clusters that exist, not on a private one."""
+    return os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
+
+
+def patience(parallel: ParallelSettings) -> None:
+    """An elastic run does not wait long for workers whose node is gone: it starts with fewer."""
+    if parallel.elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 
 
 def threads_per_worker(parallel: ParallelSettings, cores: int) -> int:
@@ -102,8 +101,10 @@ def warnings(parallel: ParallelSettings) -> list[str]:
 
 
 @contextlib.contextmanager
-def cluster(cpus: int, logs: Path, *, gpus: float = 0, dashboard: bool = False) -> Iterator[None]:
-    """Connected to a cluster with at least so many logical CPUs. Logs of a private one end in `logs`.
+def cluster(
+    cpus: int, logs: Path, *, least: int | None = None, gpus: float = 0, dashboard: bool = False
+) -> Iterator[None]:
+    """Connected to a cluster with so many logical CPUs, or `least`. Logs of a private one end in `logs`.
 
     A private one has a `dashboard` (on loopback, behind the token) for those who ask Ray about the state of
     actors, as Ray Train does to give back what a process that was killed held.
@@ -116,9 +117,9 @@ def cluster(cpus: int, logs: Path, *, gpus: float = 0, dashboard: bool = False) 
     elif os.environ.get("RAY_ADDRESS"):
         opened = _existing()
     else:
-        opened = _private(max(cpus, cores()), logs, dashboard=dashboard)
+        opened = private_cluster.private(max(cpus, cores()), logs, dashboard=dashboard)
     with opened:
-        _check_resources(cpus, gpus)
+        _check_resources(least or cpus, gpus)
         yield
 
 
@@ -162,123 +163,18 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-@contextlib.contextmanager
-def _private(cpus: int, logs: Path, *, dashboard: bool) -> Iterator[None]:
-    # Ray's sockets have paths of at most 107 characters, so it cannot live in the run's folder.
-    home = Path(tempfile.mkdtemp(prefix="sfumato-"))
-    token = home / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    variables = {**_LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    imported_before = "ray" in sys.modules
-    import ray
-
-    if imported_before:
-        _read_variables_again()
-    try:
-        with _messages_to(logs):
-            try:
-                _start(cpus, home, logs, dashboard=dashboard)
-                yield
-            finally:
-                ray.shutdown()
-    finally:
-        _keep_logs(home, logs)
-        shutil.rmtree(home, ignore_errors=True)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        _read_variables_again()  # so that this process may open or join another cluster
-
-
-def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool) -> None:
-    """Ray gives its processes 30 s, which an overloaded machine may take: it is started anew then."""
-    import ray
-
-    for attempt in range(1, _ATTEMPTS + 1):
-        folder = home / str(attempt)
-        try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=dashboard,
-                dashboard_port=_free_port() if dashboard else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
-            )
-            return
-        except Exception as error:  # Ray raises plain ones here, mostly when its processes are late
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            ray.shutdown()
-            _end_processes_of(folder)
-            if attempt == _ATTEMPTS:
-                raise CapabilityError(
-                    f"Ray did not start on this machine: {reason} Is it overloaded, or out of memory or "
-                    f"disk? Ray's logs are in {logs / 'ray'}"
-                ) from error
-            log.warning("Ray did not start (%s); trying again", reason)
-
-
-def _end_processes_of(folder: Path) -> None:
-    """End what a start that failed left behind, so that it does not register late."""
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if str(folder) in " ".join(process.cmdline()):
-                process.kill()
-                process.wait(5)
-
-
-def _free_port() -> int:
-    """A port of loopback for the dashboard, so that two sweeps on one machine do not meet."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def _messages_to(logs: Path) -> Iterator[None]:
-    """What Ray's daemons report goes to a file: Ray prints it on standard output, where results belong."""
-    logs.mkdir(parents=True, exist_ok=True)
-    with (logs / "ray-messages.txt").open("a") as messages, contextlib.redirect_stdout(messages):
-        yield
-
-
-def _read_variables_again() -> None:
-    """Ray reads its variables at import; after that, this makes it see what they are now."""
-    from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-    wanted = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
-    ray_constants.ENABLE_RAY_CLUSTER = wanted == "1" if wanted else not ray_constants.IS_WINDOWS_OR_OSX
-
-
-def _keep_logs(home: Path, logs: Path) -> None:
-    for source in sorted(home.glob("*/session_latest/logs")):
-        with contextlib.suppress(OSError, shutil.Error):
-            shutil.copytree(source.resolve(), logs / "ray", dirs_exist_ok=True)
-
-
 def check_custom_resources(parallel: ParallelSettings) -> None:
     """Raises CapabilityError where the connected cluster lacks parallel.resources_per_worker."""
     import ray
 
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     for name, amount in parallel.resources_per_worker.items():
-        needed = amount * parallel.workers
+        needed = amount * parallel.least_workers
         if have.get(name, 0) < needed:
             raise CapabilityError(
                 f"the Ray cluster has {have.get(name, 0):g} of resource {name!r} and {needed:g} are needed "
-                "(parallel.workers x parallel.resources_per_worker): start nodes that have it (ray start "
-                "--resources), or leave it out"
+                "(parallel.workers, or min_workers, x parallel.resources_per_worker): start nodes that have "
+                "it (ray start --resources), or leave it out"
             )
 
 
@@ -288,8 +184,9 @@ def _check_resources(cpus: int, gpus: float) -> None:
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     if have.get("CPU", 0) < cpus:
         raise CapabilityError(
-            f"the Ray cluster has {have.get('CPU', 0):g} CPUs and {cpus} are needed (parallel.workers x "
-            "(parallel.cpus_per_worker + data.read_tasks), or evaluate.actors): lower one or add nodes"
+            f"the Ray cluster has {have.get('CPU', 0):g} CPUs and {cpus} are needed (parallel.workers, "
+            "or min_workers, x (parallel.cpus_per_worker + data.read_tasks), or evaluate.actors): lower one "
+            "or add nodes"
         )
     if have.get("GPU", 0) < gpus:
         raise CapabilityError(

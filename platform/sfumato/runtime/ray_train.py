@@ -22,11 +22,12 @@ from sfumato.data.ray_source import RankStreams
 from sfumato.errors import TrainingError, WorkersLost
 from sfumato.recipe import Recipe
 from sfumato.runtime import board as boards
-from sfumato.runtime import ray_cluster
+from sfumato.runtime import hang, ray_cluster
 from sfumato.runtime.display import Display
 from sfumato.runtime.in_training import TrainingEvaluations
 from sfumato.runtime.introduce import Introduce
 from sfumato.runtime.job import TrainJob
+from sfumato.runtime.notice import SaveBeforeResize
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.worker import train_worker
 from sfumato.tracking.run import TrackerHandle
@@ -51,6 +52,7 @@ def fit(
     more often than `parallel.max_failures`. Whoever has `watch` can end the run by the snapshot's controller.
     """
     parallel = recipe.parallel
+    ray_cluster.patience(parallel)
     ray_cluster.check_custom_resources(parallel)
     manifest = Manifest.load(recipe.data.path)
     board = boards.create(folder.id)
@@ -60,17 +62,23 @@ def fit(
         threads=ray_cluster.threads_per_worker(parallel, ray_cluster.cores()),
         board=board,
         tracker=tracker,
+        notices=parallel.elastic or ray_cluster.may_lose_nodes(),
     )
+    callbacks = [
+        *([Introduce(board)] if watch else []),
+        *([SaveBeforeResize(board)] if parallel.elastic else []),
+    ]
     resources = {"CPU": parallel.cpus_per_worker, **parallel.resources_per_worker}
     if parallel.gpus_per_worker:
         resources["GPU"] = parallel.gpus_per_worker
-    streams = RankStreams(recipe.data, manifest, recipe.seed)
+    streams = RankStreams(recipe.data, manifest, recipe.seed, cpus_per_worker=parallel.cpus_per_worker)
     trainer = TorchTrainer(
         cast(Any, train_worker),  # typed as if it could not return anything
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if parallel.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=parallel.workers,
+        scaling_config=cast(Any, ScalingConfig)(  # typed as that of Ray Train's first version
+            num_workers=(parallel.least_workers, parallel.workers) if parallel.elastic else parallel.workers,
+            elastic_resize_monitor_interval_s=parallel.resize_interval,
             use_gpu=parallel.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
@@ -79,13 +87,14 @@ def fit(
             name=f"{folder.id}-{time.time_ns():x}",
             storage_path=str(folder.logs / "ray_train"),
             failure_config=FailureConfig(max_failures=parallel.max_failures),
-            callbacks=None if watch is None else [cast(Any, Introduce(board))],
+            callbacks=cast(Any, callbacks),
         ),
         datasets={**streams.datasets},
         dataset_config=streams,
     )
     with TrainingEvaluations(recipe, folder, tracker, display, board):
-        with _watching(board, display, watch), _ctrl_c_as_usual():
+        stuck = hang.watching(board, parallel.hang_timeout)
+        with _watching(board, display, watch), stuck, _ctrl_c_as_usual():
             try:
                 result = trainer.fit()
             except ray.train.TrainingFailedError as error:

@@ -257,11 +257,13 @@ def run(session: Session) -> dict[str, Any]:
 def cluster_to_train(session: Session) -> Iterator[None]:
     """A cluster that holds the recipe's workers and their read tasks, and later its evaluation."""
     recipe = session.recipe
-    cpus = max(ray_cluster.cpus_to_train(recipe), ray_cluster.cpus_to_evaluate(recipe))
-    gpus = recipe.parallel.workers * recipe.parallel.gpus_per_worker
+    workers = recipe.parallel.least_workers
+    to_train = (ray_cluster.cpus_to_train(recipe, count) for count in (recipe.parallel.workers, workers))
+    cpus, least = (max(count, ray_cluster.cpus_to_evaluate(recipe)) for count in to_train)
+    gpus = workers * recipe.parallel.gpus_per_worker
     if recipe.evaluate.every is not None:
         gpus += recipe.evaluate.actors_during * recipe.evaluate.gpus_per_actor
-    with ray_cluster.cluster(cpus, session.folder.logs, gpus=gpus):
+    with ray_cluster.cluster(cpus, session.folder.logs, least=least, gpus=gpus):
         yield
 
 

@@ -20,14 +20,16 @@ from sfumato.core.batch import MicroBatch
 from sfumato.core.progress import Progress
 from sfumato.data import local
 from sfumato.data.manifest import Manifest
-from sfumato.errors import CheckpointError, Interrupted, SfumatoError, TrainingError
+from sfumato.errors import CheckpointError, Interrupted, SfumatoError
 from sfumato.parallel import Placement, Strategy
+from sfumato.runtime import culprits
 from sfumato.runtime.averages import AveragesKeeper, averages_of
 from sfumato.runtime.board import BoardHandler
 from sfumato.runtime.brake import Brake
-from sfumato.runtime.culprits import batch_keys, shown
 from sfumato.runtime.job import TrainJob
-from sfumato.runtime.preview import preview
+from sfumato.runtime.notice import SaveOnNotice
+from sfumato.runtime.preview import Previews
+from sfumato.runtime.pulse import Pulse
 from sfumato.runtime.run_folder import snapshot_folder
 from sfumato.runtime.skipped import SkippedSamples
 from sfumato.sampling.model_folder import save_model_folder
@@ -84,8 +86,18 @@ class _Worker:
         self._tracker = job.tracker.open() if self._leads else None
         self._handler = BoardHandler(job.board) if self._leads else None
         self._skipped = SkippedSamples(self._folder, self._tracker)
+        self._previews = Previews(
+            self._recipe, self._family, self._strategy, self._manifest.spec, self._folder, self._tracker
+        )
+        rank, attempt = self._strategy.placement.rank, self._agree(self._token)
+        self._checkpointed = 0
+        self._pulse = Pulse(job.board, attempt, rank, parallel.hang_timeout)
 
     def run(self) -> dict[str, Any] | None:
+        with self._pulse.beating():
+            return self._run()
+
+    def _run(self) -> dict[str, Any] | None:
         recipe = self._recipe
         averages = averages_of(recipe, self._family)
         install(self._family, self._strategy, recipe.seed, first=self._first_rows, averages=averages)
@@ -106,14 +118,14 @@ class _Worker:
             recipe.train,
             seed=recipe.seed,
             streams=recipe.data.streams,
-            hooks=[*self._hooks(), *self._keeper.hooks()],
+            hooks=self._all_hooks(),
             report=self._report,
             averages=averages,
         )
         resumed = self._resume(store)
         self._read()  # the first blocks arrive while the preview is drawn
         if resumed == 0 and recipe.train.preview_samples:
-            self._preview(self._trainer.progress)  # the first picture of the slider: the untrained network
+            self._previews(self._trainer.progress)  # the first picture of the slider: the untrained network
         started = time.perf_counter()
         progress = self._train_through(store)
         seconds = time.perf_counter() - started
@@ -135,27 +147,36 @@ class _Worker:
 
     def _first_rows(self) -> MicroBatch:
         """The first micro-batch of a single worker, the same on every rank: what initialisation looks at."""
-        recipe = self._recipe
+        recipe, train = self._recipe, self._recipe.train
         shares = local.read(
-            recipe.data,
-            self._manifest,
-            seed=recipe.seed,
-            batch=recipe.train.batch,
-            micro_batch=recipe.train.micro_batch,
+            recipe.data, self._manifest, seed=recipe.seed, batch=train.batch, micro_batch=train.micro_batch
         )
         return next(shares)[0]
+
+    def _all_hooks(self) -> list[Hook]:
+        """What a step may cost is limited, what the hooks between two steps cost is not."""
+        hooks = [*self._hooks(), *self._keeper.hooks()]
+        aside = [Hook(hook.every, self._pulse.aside(hook.action)) for hook in hooks]
+        return [*aside, Hook(1, self._pulse.stepped), *self._on_notice()]
 
     def _hooks(self) -> list[Hook]:
         settings = self._recipe.train
         hooks = [Hook(settings.checkpoint.every, self._checkpoint)]
         if settings.preview_samples:
-            hooks.append(Hook(settings.preview_every, self._preview))
+            hooks.append(Hook(settings.preview_every, self._previews))
         if self._recipe.evaluate.every is not None:
             brake = Brake(self._job.board, self._recipe.evaluate.ahead, self._leads, self._agree)
             hooks += [Hook(self._recipe.evaluate.every, action) for action in (self._snapshot, brake)]
         if self._recipe.evaluate.early_stop is not None:
             hooks.append(Hook(settings.log_every, self._stop_if_asked))
         return hooks
+
+    def _on_notice(self) -> list[Hook]:
+        if not self._job.notices:
+            return []
+        save, board = self._checkpoint_now, self._job.board
+        notice = SaveOnNotice(board, leads=self._leads, agree=self._agree, save=save)
+        return [Hook(1, notice), Hook(1, self._pulse.stepped)]
 
     def _train_through(self, store: Store) -> Progress:
         """To the end; once back to the last checkpoint where too many gradients are not finite.
@@ -168,10 +189,11 @@ class _Worker:
                 with contextlib.closing(self._reading):
                     progress = self._train(self._reading)
             except NotFinite as error:
+                self._pulse.rest()
                 self._writer.wait()
                 again = failed is not None and error.bad.images <= failed
                 if again or not self._resume(store):
-                    raise self._explained(error) from error
+                    raise culprits.explained(error, self._recipe, self._manifest) from error
                 failed = error.bad.images
                 self._note(f"{error}: back to the last checkpoint")
                 self._read()
@@ -186,13 +208,6 @@ class _Worker:
             images=self._trainer.progress.images, batch=train.batch, micro_batch=train.micro_batch
         )
 
-    def _explained(self, error: NotFinite) -> TrainingError:
-        keys = batch_keys(self._recipe, self._manifest, error.bad.images)
-        return TrainingError(
-            f"{error}; {f'that batch is {shown(keys)}; ' if keys else ''}lower the learning rate, clip "
-            "gradients (train.clip_grad_norm), use train.precision=fp32, or look at these images"
-        )
-
     def _train(self, shares: Shares) -> Progress:
         """To the end, or to where an evaluation says that it gets no better."""
         try:
@@ -200,7 +215,7 @@ class _Worker:
                 self._stop_if_asked(self._trainer.progress)  # a run that had stopped, started again
             return self._trainer.run(shares)
         except _EarlyStop:
-            return self._trainer.progress
+            return self._trainer.progress  # raised in a hook: the pulse rests
 
     def _stop_if_asked(self, progress: Progress) -> None:
         """All ranks at the same step, since rank 0 alone looks at the board."""
@@ -226,12 +241,7 @@ class _Worker:
         if name is None:
             return 0
         saved = checkpoints.read_manifest(store, name)
-        if saved.manifest.recipe_digest != self._recipe.digest():
-            differ = checkpoints.differences(saved.manifest.recipe, self._recipe.identity())
-            raise CheckpointError(
-                f"{store.describe(name)} was written by another recipe ({'; '.join(differ)}); "
-                "name another train.checkpoint.uri or run.name, or train anew with --fresh"
-            )
+        checkpoints.check_recipe(store, saved, self._recipe.digest(), self._recipe.identity())
         self._strategy.load(checkpoints.load(store, saved, self._scratch))
         self._trainer.resume(saved.manifest.images, saved.manifest.step)
         self._note(f"training goes on from the checkpoint at {saved.images:,} images")
@@ -248,7 +258,15 @@ class _Worker:
         self._tracker.metrics(metrics, step=progress.images)
         self._job.board.progress.remote(progress.images, progress.total_images, metrics)
 
+    def _checkpoint_now(self, progress: Progress) -> None:
+        """Wait until it counts. Where the step has one anyway, that one does."""
+        self._pulse.rest()
+        if self._checkpointed != progress.images:
+            self._checkpoint(progress)
+        self._writer.wait()
+
     def _checkpoint(self, progress: Progress) -> None:
+        self._checkpointed = progress.images
         self._trainer.log()
         before = len(self._writer.failures)
         self._list_skipped()
@@ -256,34 +274,11 @@ class _Worker:
         for failure in self._writer.failures[before:]:
             self._note(f"{failure}; the checkpoints before it stay, training goes on")
 
-    def _preview(self, progress: Progress) -> None:
-        if not self._recipe.model.samples(self._manifest.spec):
-            return
-        image = preview(
-            self._family,
-            self._strategy,
-            self._manifest.spec,
-            self._recipe.model.sampling,
-            num=self._recipe.train.preview_samples,
-            seed=self._recipe.seed,
-        )
-        if image is not None and self._tracker is not None:
-            path = self._folder.path / "previews" / f"images-{progress.images:012d}.png"
-            path.parent.mkdir(exist_ok=True)
-            image.save(path)
-            self._tracker.image("samples", image, step=progress.images)
-
     def _save_model(self, folder: Path, progress: Progress) -> None:
         weights = self._strategy.weights(self._family.samplers)
+        recipe, spec = self._recipe, self._manifest.spec
         if self._leads:
-            save_model_folder(
-                folder,
-                self._recipe.model,
-                self._manifest.spec,
-                weights,
-                name=self._recipe.name,
-                images=progress.images,
-            )
+            save_model_folder(folder, recipe.model, spec, weights, name=recipe.name, images=progress.images)
 
     def _list_skipped(self) -> None:
         """At every checkpoint, so that a run that goes on from it knows what was skipped before."""

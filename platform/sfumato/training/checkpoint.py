@@ -110,6 +110,16 @@ def newest_whole(store: Store, scratch: Path) -> Checkpoint | None:
     return None
 
 
+def check_recipe(store: Store, checkpoint: Checkpoint, digest: str, recipe: Mapping[str, Any]) -> None:
+    """Raises CheckpointError, with the fields that differ, where another recipe wrote the checkpoint."""
+    if checkpoint.manifest.recipe_digest != digest:
+        differ = differences(checkpoint.manifest.recipe, recipe)
+        raise CheckpointError(
+            f"{store.describe(checkpoint.name)} was written by another recipe ({'; '.join(differ)}); "
+            "name another train.checkpoint.uri or run.name, or train anew with --fresh"
+        )
+
+
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """The fields in which two recipes differ, dotted, with both values, the first one's first."""
     before, after = dict(_flat(theirs)), dict(_flat(ours))

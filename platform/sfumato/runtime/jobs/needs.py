@@ -36,7 +36,7 @@ class Needs:
 
 
 def needs_of(command: Command) -> Needs:
-    """What the command's stages need at most."""
+    """What the command's stages need at most; an elastic training, that of its fewest workers."""
     recipe = command.recipe
     training = command.name in ("run", "train")
     measuring = command.name in ("run", "evaluate") and recipe.evaluate.actors != 0
@@ -50,7 +50,7 @@ def needs_of(command: Command) -> Needs:
         actors = 1 if recipe.evaluate.actors == "auto" else recipe.evaluate.actors
         places.append(_actors(recipe, actors, "evaluate.actors"))
     cpus = max(
-        ray_cluster.cpus_to_train(recipe) if training else 0,
+        ray_cluster.cpus_to_train(recipe, recipe.parallel.least_workers) if training else 0,
         ray_cluster.cpus_to_evaluate(recipe) if measuring else 0,
     )
     return Needs(cpus, tuple(places))
@@ -61,7 +61,8 @@ def training_workers(recipe: Recipe) -> Place:
     each = {"CPU": parallel.cpus_per_worker, **parallel.resources_per_worker}
     if parallel.gpus_per_worker:
         each["GPU"] = parallel.gpus_per_worker
-    return Place("training workers", parallel.workers, each, "parallel.workers, parallel.*_per_worker")
+    field = "parallel.min_workers" if parallel.elastic else "parallel.workers"
+    return Place("training workers", parallel.least_workers, each, f"{field}, parallel.*_per_worker")
 
 
 def lacking(needs: Needs, nodes: Sequence[Resources]) -> list[str]:

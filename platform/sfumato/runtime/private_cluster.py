@@ -1,0 +1,136 @@
+"""A Ray cluster of one machine for the time of a command: quiet, on loopback, with a token of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from sfumato.errors import CapabilityError
+
+log = logging.getLogger(__name__)
+
+_OBJECT_STORE_BYTES = 1 << 29
+_ATTEMPTS = 3
+_LOOPBACK = {
+    # A cluster of one machine: Ray then keeps every socket on 127.0.0.1.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "GLOO_SOCKET_IFNAME": "lo",
+    # Nobody drains its node, and to look for that takes a process.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
+@contextlib.contextmanager
+def private(cpus: int, logs: Path, *, dashboard: bool) -> Iterator[None]:
+    """Connected to a cluster of this machine alone, with so many logical CPUs. Its logs end in `logs`."""
+    # Ray's sockets have paths of at most 107 characters, so it cannot live in the run's folder.
+    home = Path(tempfile.mkdtemp(prefix="sfumato-"))
+    token = home / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    variables = {**_LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    imported_before = "ray" in sys.modules
+    import ray
+
+    if imported_before:
+        read_variables_again()
+    try:
+        with _messages_to(logs):
+            try:
+                _start(cpus, home, logs, dashboard=dashboard)
+                yield
+            finally:
+                ray.shutdown()
+    finally:
+        _keep_logs(home, logs)
+        shutil.rmtree(home, ignore_errors=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        read_variables_again()  # so that this process may open or join another cluster
+
+
+def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool) -> None:
+    """Ray gives its processes 30 s, which an overloaded machine may take: it is started anew then."""
+    import ray
+
+    for attempt in range(1, _ATTEMPTS + 1):
+        folder = home / str(attempt)
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=dashboard,
+                dashboard_port=_free_port() if dashboard else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=str(folder),
+            )
+            return
+        except Exception as error:  # Ray raises plain ones here, mostly when its processes are late
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            ray.shutdown()
+            _end_processes_of(folder)
+            if attempt == _ATTEMPTS:
+                raise CapabilityError(
+                    f"Ray did not start on this machine: {reason} Is it overloaded, or out of memory or "
+                    f"disk? Ray's logs are in {logs / 'ray'}"
+                ) from error
+            log.warning("Ray did not start (%s); trying again", reason)
+
+
+def _end_processes_of(folder: Path) -> None:
+    """End what a start that failed left behind, so that it does not register late."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if str(folder) in " ".join(process.cmdline()):
+                process.kill()
+                process.wait(5)
+
+
+def _free_port() -> int:
+    """A port of loopback for the dashboard, so that two sweeps on one machine do not meet."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _messages_to(logs: Path) -> Iterator[None]:
+    """What Ray's daemons report goes to a file: Ray prints it on standard output, where results belong."""
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / "ray-messages.txt").open("a") as messages, contextlib.redirect_stdout(messages):
+        yield
+
+
+def read_variables_again() -> None:
+    """Ray reads its variables at import; after that, this makes it see what they are now."""
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    wanted = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+    ray_constants.ENABLE_RAY_CLUSTER = wanted == "1" if wanted else not ray_constants.IS_WINDOWS_OR_OSX
+
+
+def _keep_logs(home: Path, logs: Path) -> None:
+    for source in sorted(home.glob("*/session_latest/logs")):
+        with contextlib.suppress(OSError, shutil.Error):
+            shutil.copytree(source.resolve(), logs / "ray", dirs_exist_ok=True)
