@@ -52,7 +52,7 @@ def test_ray_and_local_readers_agree(
     window: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_source, "_SPAN_TASKS", 3)  # so that many spans follow each other
+    monkeypatch.setattr(ray_source, "_SPAN_ROUNDS", 3)  # so that many spans follow each other
     monkeypatch.setattr(ray_source, "_FIRST_SPAN_ROWS", 1024)
     monkeypatch.setattr(ray_source, "_MIN_TASK_ROWS", 64)  # so that no task needs all shards
     settings = DataSettings(path=str(digits), streams=8, shuffle_window=window)

@@ -114,7 +114,8 @@ def test_chunks_cross_processes_as_tables(numbered: Path) -> None:
 
     def sent() -> Iterator[Chunk]:
         for block in islice(plan.blocks(48, 24), 40):
-            yield from from_table(pa.concat_tables([to_table(chunk) for chunk in readers.chunks(block)]))
+            table = pa.concat_tables([to_table(chunk, 0) for chunk in readers.chunks(block)])
+            yield from (chunk for _, chunk in from_table(table))
 
     whole = LocalReader(plan).batches(images=48, batch=24)
     cut = list(plan.assemble(sent(), images=48, batch=24))
@@ -309,7 +310,7 @@ def test_captions_come_with_their_images(tmp_path: Path) -> None:
         chunk
         for block in plan.blocks(0, 8)
         for part in readers.chunks(block)
-        for chunk in from_table(to_table(part))
+        for _, chunk in from_table(to_table(part, 0))
     )
     for (micro,) in islice(plan.assemble(sent, images=0, batch=8, micro_batch=None), 12):
         texts = micro.batch["text"].to("cpu", non_blocking=True)

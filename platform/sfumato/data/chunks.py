@@ -24,6 +24,7 @@ by name what an encoder made of each sample beforehand, [n, ...]."""
 
 _SCHEMA = pa.schema(
     [
+        ("place", pa.int64()),
         ("shape", pa.list_(pa.int64())),
         ("image", pa.large_binary()),
         ("label", pa.large_binary()),
@@ -51,8 +52,8 @@ class Chunk:
         return len(self.columns["image"])
 
 
-def to_table(chunk: Chunk) -> pa.Table:
-    """A table of one row."""
+def to_table(chunk: Chunk, place: int) -> pa.Table:
+    """A table of one row; `place` says which block of a reading the chunk is of."""
     image, label, text = (chunk.columns.get(name) for name in ("image", "label", "text"))
     arrays = {name: array for name, array in chunk.columns.items() if name not in _NAMED}
     rest = {
@@ -62,24 +63,25 @@ def to_table(chunk: Chunk) -> pa.Table:
         "text": None if text is None else text.tolist(),
     }
     columns = [
-        pa.array([() if image is None else image.shape], _SCHEMA.types[0]),
+        pa.array([place], pa.int64()),
+        pa.array([() if image is None else image.shape], _SCHEMA.types[1]),
         _binary(image),
         _binary(label),
         pa.array([json.dumps(rest)], pa.string()),
-        pa.array([[np.ascontiguousarray(array).tobytes() for array in arrays.values()]], _SCHEMA.types[4]),
+        pa.array([[np.ascontiguousarray(array).tobytes() for array in arrays.values()]], _SCHEMA.types[5]),
     ]
     return pa.table(columns, schema=_SCHEMA)
 
 
-def from_table(table: pa.Table) -> Iterator[Chunk]:
-    """The chunks of a table's rows. Their arrays are read-only and lie in the table's memory."""
+def from_table(table: pa.Table) -> Iterator[tuple[int, Chunk]]:
+    """The places and chunks of a table's rows. Their arrays are read-only and lie in the table's memory."""
     for part in table.to_batches():
         for row in range(part.num_rows):
-            yield _chunk(part, row)
+            yield part.column(0)[row].as_py(), _chunk(part, row)
 
 
 def _chunk(part: pa.RecordBatch, row: int) -> Chunk:
-    shape, image, label, rest, arrays = (part.column(number)[row] for number in range(5))
+    shape, image, label, rest, arrays = (part.column(number)[row] for number in range(1, 6))
     told = json.loads(rest.as_py())
     columns: Columns = {}
     if image.is_valid:

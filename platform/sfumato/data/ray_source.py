@@ -1,11 +1,13 @@
-"""Reading by Ray Data: the blocks of a rank as ordered read tasks, anywhere in the cluster.
+"""Reading by Ray Data: the blocks of a rank in read tasks, anywhere in the cluster.
 
 `RankStreams` goes to Ray Train as its `dataset_config`; inside the train function
 `ray.train.get_dataset_shard("train")` then returns the rank's `RankReader`, and `batches` starts it at the
 place where the checkpoint stands, which only the rank knows.
 
 The blocks of a run have no end, so they are executed as Datasets of a bounded number of tasks (spans), each
-started before its predecessor has ended.
+started before its predecessor has ended. Tasks that run side by side take turns at the blocks, and what they
+hand on says which block it is of: so it comes nearly in order, is put into order here, and little of it waits.
+Were each task given blocks that follow one another, all of the second one's would wait for the first.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ import logging
 import queue
 import threading
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any, cast
 
 import pyarrow as pa
@@ -38,16 +43,18 @@ from sfumato.data.pools import pools_of
 from sfumato.data.slabs import Slabs
 
 DATASET = "train"
-_SPAN_TASKS = 64
+_SPAN_ROUNDS = 16
 _FIRST_SPAN_ROWS = 1 << 13
 _SPAN_SECONDS = 20.0
-_MIN_TASK_ROWS, _MAX_TASK_ROWS = 1 << 10, 1 << 16
-_TASK_BYTES = 64 << 20  # Ray Data looks for finished tasks ten times a second: they should take longer
+_MIN_TASK_ROWS, _MAX_TASK_ROWS = 1 << 10, 1 << 18
+_TASK_BYTES = 256 << 20  # Ray Data looks for finished tasks ten times a second: they should take much longer
+_HANDED_ON = 16 << 20  # bytes that a task gathers before it hands them on
+_STORED = 8  # times that, for each task that runs
 _AHEAD = 2
 _LEAD = 0.25
-_MIN_STORE = 64 << 20
 
-Task = tuple[Block, ...]
+Task = tuple[tuple[int, Block], ...]
+"""Blocks and their places in the span."""
 
 
 class RankStreams(DataConfig):
@@ -109,7 +116,7 @@ class RankReader:
 
 
 class BlockSource(Datasource):
-    """A Ray Data source whose read tasks are given blocks, in order."""
+    """A Ray Data source whose read tasks are given blocks."""
 
     def __init__(self, readers: PoolReaders, tasks: Sequence[Task]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -128,36 +135,54 @@ class BlockSource(Datasource):
         metadata = BlockMetadata(
             num_rows=len(task), size_bytes=_bytes(self._readers, task), exec_stats=None, input_files=None
         )
-        return ReadTask(partial(_read, self._readers.only(task), task), metadata)
+        readers = self._readers.only([block for _, block in task])
+        return ReadTask(partial(_read, readers, task), metadata)
 
 
 def _read(readers: PoolReaders, task: Task) -> Iterator[RayBlock]:
     """What runs in a Ray task. Errors travel as values: Ray would bury an exception under its own words."""
-    for block in task:
+    for place, block in task:
         for chunk in readers.chunks_or_error(block):
-            yield to_table(chunk)
+            yield to_table(chunk, place)
 
 
 def _bytes(readers: PoolReaders, task: Task) -> int:
-    return sum(readers.bytes_of(block) for block in task)
+    return sum(readers.bytes_of(block) for _, block in task)
 
 
-def _tasks(readers: PoolReaders, blocks: Iterator[Block], rows: int) -> list[Task]:
-    """The next blocks, at least `rows` rows of them, gathered to tasks that are worth their start."""
+def _tasks(readers: PoolReaders, blocks: Iterator[Block], rows: int, at_once: int) -> list[Task]:
+    """The next blocks, at least `rows` rows of them, dealt to rounds of `at_once` tasks worth their start."""
     tasks: list[Task] = []
-    task: list[Block] = []
-    gathered = size = 0
-    wanted = min(max(rows // _SPAN_TASKS, _MIN_TASK_ROWS), _MAX_TASK_ROWS)
-    for block in blocks:
-        task.append(block)
-        gathered, size = gathered + block.rows, size + readers.bytes_of(block)
-        if gathered >= wanted or size >= _TASK_BYTES:
-            tasks.append(tuple(task))
-            rows -= gathered
-            task, gathered, size = [], 0, 0
-            if rows <= 0 or len(tasks) == _SPAN_TASKS:
-                break
+    wanted = at_once * min(max(rows // (_SPAN_ROUNDS * at_once), _MIN_TASK_ROWS), _MAX_TASK_ROWS)
+    places = enumerate(blocks)
+    for _ in range(_SPAN_ROUNDS):
+        dealt: list[tuple[int, Block]] = []
+        gathered = size = 0
+        while gathered < wanted and size < at_once * _TASK_BYTES and (item := next(places, None)):
+            dealt.append(item)
+            gathered, size = gathered + item[1].rows, size + readers.bytes_of(item[1])
+        tasks += [tuple(hand) for turn in range(at_once) if (hand := dealt[turn::at_once])]
+        rows -= gathered
+        if rows <= 0:
+            break
     return tasks
+
+
+def _in_order(arriving: Iterator[tuple[int, Chunk]], tasks: Sequence[Task]) -> Iterator[Chunk]:
+    """The chunks in the order of their blocks. What is early is kept; it is no more than tasks differ in speed."""
+    early: defaultdict[int, deque[Chunk]] = defaultdict(deque)
+    for place, block in sorted((item for task in tasks for item in task), key=itemgetter(0)):
+        missing = block.rows
+        while missing:
+            while not early[place]:
+                at, chunk = next(arriving)
+                early[at].append(chunk)
+            chunk = early[place].popleft()
+            yield chunk
+            if chunk.error:
+                return
+            missing -= chunk.rows
+        del early[place]
 
 
 def _chunks(readers: PoolReaders, blocks: Iterator[Block], read_tasks: int) -> Generator[Chunk, None, None]:
@@ -179,7 +204,7 @@ def _spans(
     slabs = Slabs()
 
     def start(rows: int) -> _Span:
-        return _Span(readers, _tasks(readers, blocks, rows), read_tasks, slabs)
+        return _Span(readers, _tasks(readers, blocks, rows, read_tasks), read_tasks, slabs)
 
     span, following = start(_FIRST_SPAN_ROWS), None
     try:
@@ -203,8 +228,8 @@ class _Span:
     """A Dataset of some tasks, executing in a thread that stays a few chunks ahead of the consumer."""
 
     def __init__(self, readers: PoolReaders, tasks: Sequence[Task], read_tasks: int, slabs: Slabs) -> None:
-        self._slabs = slabs
-        self.rows = self.left = sum(block.rows for task in tasks for block in task)
+        self._slabs, self._tasks = slabs, tasks
+        self.rows = self.left = sum(block.rows for task in tasks for _, block in task)
         self._dataset = _dataset(readers, tasks, read_tasks)
         self._ahead: queue.Queue[Chunk | Exception | None] = queue.Queue(maxsize=_AHEAD)
         self._stopped = threading.Event()
@@ -225,11 +250,10 @@ class _Span:
 
     def _run(self) -> None:
         try:
-            tables = _tables(self._dataset)
-            for table in tables:
-                for chunk in from_table(table):
+            with closing(_tables(self._dataset)) as tables:  # which ends the executor
+                arriving = (item for table in tables for item in from_table(table))
+                for chunk in _in_order(arriving, self._tasks):
                     if not self._put(self._own(chunk)):
-                        tables.close()  # ends the executor
                         return
             self._put(None)
         except Exception as error:  # noqa: BLE001 - raised again where the rows are consumed
@@ -256,19 +280,17 @@ def _tables(dataset: ray.data.Dataset) -> Generator[pa.Table, None, None]:
 
 
 def _dataset(readers: PoolReaders, tasks: Sequence[Task], read_tasks: int) -> ray.data.Dataset:
-    """Quiet, ordered, and bounded in CPUs and object store."""
+    """Quiet, and bounded in CPUs and object store."""
     _hush()
     dataset: ray.data.Dataset = ray.data.read_datasource(
         BlockSource(readers, tasks), override_num_blocks=len(tasks), num_cpus=1, concurrency=read_tasks
     )
-    largest = max(_bytes(readers, task) for task in tasks)
     context = dataset.context
-    context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
     context.execution_options.resource_limits = ExecutionResources(
-        cpu=read_tasks, object_store_memory=max(_MIN_STORE, 4 * read_tasks * largest)
+        cpu=read_tasks, object_store_memory=_STORED * read_tasks * _HANDED_ON
     )
-    context.target_max_block_size = _TASK_BYTES  # what a task holds back before it hands on
+    context.target_max_block_size = _HANDED_ON
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return dataset

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from sfumato.evaluation.statistics import Float64Array, Int64Array
 
-BLOCK = 2048
-"""Rows and columns of a block of distances: 16 MiB in float32."""
+BLOCK = 1024
+"""Rows and columns of a block of distances: 4 MiB in float32."""
 PAIRS = 256
 """Pairs whose difference is taken at once: their rows stay in the cache."""
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -44,9 +45,13 @@ class Cloud:
             centre_D = x_ND.mean(axis=0, dtype=np.float64)
         centre_D = centre_D.astype(x_ND.dtype)
         norm_N = np.empty(len(x_ND))
-        for start, stop in blocks(len(x_ND)):
-            centred = x_ND[start:stop].astype(np.float64) - centre_D
-            norm_N[start:stop] = np.einsum("nd,nd->n", centred, centred)
+
+        def measure(span: tuple[int, int]) -> None:
+            centred = x_ND[slice(*span)].astype(np.float64)
+            centred -= centre_D
+            norm_N[slice(*span)] = np.einsum("nd,nd->n", centred, centred)
+
+        _side_by_side(measure, list(blocks(len(x_ND), PAIRS)))
         return cls(x_ND, centre_D, norm_N)
 
     def __len__(self) -> int:
@@ -85,15 +90,35 @@ def rounded_squared(
     """Squared distances [rows, columns] of two clouds with one centre, each within its bound."""
     norm_a = torch.from_numpy(a.norm_N[slice(*rows)]).to(dtype)
     norm_b = torch.from_numpy(b.norm_N[slice(*columns)]).to(dtype)
-    a_BD, b_BD = a.centred(*rows, dtype), b.centred(*columns, dtype)
+    a_BD = a.centred(*rows, dtype)
+    if a is b and rows == columns:
+        x_BD = a_BD.numpy()  # NumPy sees that the product is symmetric, and computes half of it
+        return torch.from_numpy(x_BD @ x_BD.T).mul_(-2).add_(norm_b[None, :]).add_(norm_a[:, None])
+    b_BD = b.centred(*columns, dtype)
     return torch.addmm(norm_b[None, :], a_BD, b_BD.T, alpha=-2).add_(norm_a[:, None])
 
 
 def exact_squared(a_ND: Vectors, b_MD: Vectors, row_P: Int64Array, column_P: Int64Array) -> Float64Array:
     """Squared distances [P] of given pairs in float64, from their differences: the same bits in any block."""
     squared_P = np.empty(len(row_P))
-    for start, stop in blocks(len(row_P), PAIRS):
-        difference = a_ND[row_P[start:stop]].astype(np.float64)
-        difference -= b_MD[column_P[start:stop]]
-        squared_P[start:stop] = np.einsum("pd,pd->p", difference, difference)
+
+    def measure(span: tuple[int, int]) -> None:
+        pairs = slice(*span)
+        difference = a_ND[row_P[pairs]].astype(np.float64)
+        difference -= b_MD[column_P[pairs]]
+        squared_P[pairs] = np.einsum("pd,pd->p", difference, difference)
+
+    _side_by_side(measure, list(blocks(len(row_P), PAIRS)))
     return squared_P
+
+
+def _side_by_side(work: Callable[[tuple[int, int]], None], spans: Sequence[tuple[int, int]]) -> None:
+    """On as many threads as torch may use here; NumPy lets go of the interpreter meanwhile."""
+    threads = min(torch.get_num_threads(), len(spans))
+    if threads < 2:
+        for span in spans:
+            work(span)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, spans):
+            pass

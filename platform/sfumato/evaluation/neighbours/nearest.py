@@ -102,10 +102,10 @@ def _settle(search: _Search, k: int, spread: Spread, block: int) -> tuple[Neighb
     neighbours = Neighbours(
         np.empty((len(search.query), search.keep)), np.empty((len(search.query), search.keep), np.int64)
     )
-    shared = (search.query.x_ND, search.support.x_ND, best.index_NK)
+    slack_N = search.query.slack_N(search.dtype) + search.support.slack_N(search.dtype).max()
+    shared = (search.query.x_ND, search.support.x_ND, best.possible(k, slack_N))
     for (start, stop), (squared, index) in zip(rows, spread(_exact, shared, rows), strict=True):
         neighbours.squared_Nk[start:stop], neighbours.index_Nk[start:stop] = squared, index
-    slack_N = search.query.slack_N(search.dtype) + search.support.slack_N(search.dtype).max()
     # Nothing outside the candidates is nearer than the farthest of them, less the rounding.
     beyond_N = best.squared_NK.max(axis=1) - slack_N
     kth_N = neighbours.squared_Nk[:, k - 1]
@@ -130,6 +130,11 @@ class _Best:
         order = np.argsort(both, axis=1, kind="stable")[:, : self.squared_NK.shape[1]]
         self.squared_NK[rows] = np.take_along_axis(both, order, axis=1)
         self.index_NK[rows] = np.take_along_axis(who, order, axis=1)
+
+    def possible(self, k: int, slack_N: Float64Array) -> Int64Array:
+        """The candidates [N, keep] that may be among the k nearest; -1 for those that lie too far."""
+        kth_N1 = self.squared_NK[:, [min(k, self.squared_NK.shape[1]) - 1]]
+        return np.where(self.squared_NK <= kth_N1 + 2 * slack_N[:, None], self.index_NK, -1)
 
 
 def _candidates(search: _Search, item: tuple[Span, Span]) -> list[Found]:
@@ -156,8 +161,8 @@ def _exact(shared: tuple[Vectors, Vectors, Int64Array], span: Span) -> tuple[Flo
     """Candidates of some rows [B, keep] with their exact squared distances, nearest first."""
     query_ND, support_MD, index_NK = shared
     index = index_NK[slice(*span)]
-    row_P = np.repeat(np.arange(*span), index.shape[1])
-    squared = exact_squared(query_ND, support_MD, row_P, index.ravel()).reshape(index.shape)
-    squared[index < 0] = np.inf
+    row_P, place_P = (index >= 0).nonzero()
+    squared = np.full(index.shape, np.inf)
+    squared[row_P, place_P] = exact_squared(query_ND, support_MD, row_P + span[0], index[row_P, place_P])
     order = np.lexsort((index, squared), axis=1)
     return np.take_along_axis(squared, order, axis=1), np.take_along_axis(index, order, axis=1)

@@ -28,9 +28,11 @@ def to_levels(image_BCHW: Tensor) -> Tensor:
 
 
 def from_unit(x_BCHW: Tensor) -> Tensor:
-    """A continuous value of [0, 1) to the image in [-1, 1] of the level it lies in; outside, the nearest."""
-    finite_BCHW = torch.nan_to_num(x_BCHW, nan=0.5, posinf=1.0, neginf=0.0)
-    return (finite_BCHW * LEVELS).floor().clamp(0, LEVELS - 1) / 127.5 - 1
+    """A continuous value of [0, 1) to the image in [-1, 1] of the level it lies in; outside, the nearest.
+
+    NaN stays NaN: a flow whose inverse broke down must not pass for one that draws grey.
+    """
+    return (x_BCHW * LEVELS).floor().clamp(0, LEVELS - 1) / 127.5 - 1
 
 
 class Uniform(nn.Module):
