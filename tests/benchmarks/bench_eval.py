@@ -35,7 +35,7 @@ def features(rows: int, dim: int, seed: int) -> np.ndarray:
     mix = np.random.default_rng(99).normal(size=(dim, 64)).astype(np.float32) / 8
     scale = np.random.default_rng(98).uniform(0.2, 1, dim).astype(np.float32)
     x = rng.standard_normal((rows, 64), np.float32) @ mix.T
-    for part in np.array_split(x, max(1, rows // 500)):  # views: temporaries would hide a contender's own peak
+    for part in np.array_split(x, max(1, rows // 500)):  # views: large temporaries would hide the peaks
         part += 0.5 * rng.standard_normal(part.shape, np.float32) + np.float32(0.05 * seed)
         np.maximum(part, 0, out=part)
         part *= scale
@@ -101,7 +101,7 @@ def case_fidelity(real: np.ndarray, fake: np.ndarray, arguments: argparse.Namesp
 
 
 def case_ray(real: np.ndarray, fake: np.ndarray, arguments: argparse.Namespace) -> tuple[float, Any]:
-    """`arguments.workers` Ray tasks at a time, one thread each; the best of some runs, all workers started."""
+    """`arguments.workers` Ray tasks at a time, one thread each; the best of runs with all workers started."""
     import ray
 
     from sfumato.evaluation.spread import OnRay

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,10 +83,10 @@ class BlockReader:
         Raises DataError for a shard or index that cannot be read, and where no sample of the block is good.
         """
         samples = [sample for part in block.ranges for sample in self._samples(part)]
-        order_N = block.permutation()
+        in_order = [samples[place] for place in block.permutation().tolist()]
         step = -(-_CHUNK_BYTES // self.row_bytes)
         for first in range(block.skip, len(samples), step):
-            yield self._chunk(samples, order_N, range(first, min(first + step, len(samples))), block.epoch)
+            yield self._chunk(in_order, range(first, min(first + step, len(samples))), block.epoch)
 
     def as_they_are(self, part: Range) -> tuple[Columns, list[Fault]]:
         """The good samples of a range in the shard's order, and the faults of the others.
@@ -106,16 +107,19 @@ class BlockReader:
                     good.append(sample)
         return self._columns(good, image_NHWC[: len(good)]), faults
 
-    def _chunk(
-        self, samples: Sequence[_Sample], order_N: NDArray[np.int64], rows: range, epoch: int
-    ) -> Chunk:
-        """Rows of the samples in an order."""
+    def _chunk(self, samples: Sequence[_Sample], rows: range, epoch: int) -> Chunk:
+        """Rows of the block's samples, which are in its order."""
         chosen: list[_Sample] = []
         faults: list[Fault] = []
         image_NHWC = self._room(len(rows))
         with bombs_refused():
             for row, place_HWC in zip(rows, image_NHWC, strict=True):
-                sample, pixels_HWC = self._good(samples, order_N, row, place_HWC, faults)
+                sample = samples[row]
+                try:
+                    pixels_HWC = self._decoded(sample, place_HWC)
+                except ImageFault as fault:
+                    faults.append(Fault(sample.shard, sample.key, str(fault)))
+                    sample, pixels_HWC = self._next_good(samples, row, place_HWC, faults[-1])
                 if self.augmentation is not None:
                     pixels_HWC = self.augmentation.apply(pixels_HWC, epoch, sample.key)
                 _put(place_HWC, pixels_HWC)
@@ -135,28 +139,17 @@ class BlockReader:
             columns |= read_arrays(self.folder, [(s.shard, s.key) for s in samples], self.arrays)
         return columns
 
-    def _good(
-        self,
-        samples: Sequence[_Sample],
-        order_N: NDArray[np.int64],
-        row: int,
-        into_HWC: U8,
-        faults: list[Fault],
+    def _next_good(
+        self, samples: Sequence[_Sample], row: int, into_HWC: U8, fault: Fault
     ) -> tuple[_Sample, U8]:
-        """The sample of a row, or else the next good one and the fault of the first."""
-        told: Fault | None = None
-        for step in range(len(samples)):
-            sample = samples[order_N[(row + step) % len(samples)]]
+        """The next sample, going round, that can be used in place of the faulty one."""
+        for sample in (*samples[row + 1 :], *samples[:row]):
             try:
-                pixels_HWC = self._decoded(sample, into_HWC)
-            except ImageFault as fault:
-                told = told or Fault(sample.shard, sample.key, str(fault))
+                return sample, self._decoded(sample, into_HWC)
+            except ImageFault:
                 continue
-            if told is not None:
-                faults.append(told)
-            return sample, pixels_HWC
         raise DataError(
-            f"{self.folder}: none of the {len(samples)} samples of a block can be used; the first: {told}"
+            f"{self.folder}: none of the {len(samples)} samples of a block can be used; the first: {fault}"
         )
 
     def _decoded(self, sample: _Sample, into_HWC: U8) -> U8:
@@ -223,8 +216,7 @@ class PoolReaders:
             yield Chunk({}, error=str(error))
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
+class _Sample(NamedTuple):  # made in half the time of a frozen dataclass
     shard: str
     key: str
     label: int

@@ -6,7 +6,7 @@ place where the checkpoint stands, which only the rank knows.
 
 The blocks of a run have no end, so they are executed as Datasets of a bounded number of tasks (spans), each
 started before its predecessor has ended. Tasks that run side by side take turns at the blocks, and what they
-hand on says which block it is of: so it comes nearly in order, is put into order here, and little of it waits.
+hand on says which block it is of: it comes nearly in order, is put into order here, and little of it waits.
 Were each task given blocks that follow one another, all of the second one's would wait for the first.
 """
 
@@ -43,7 +43,7 @@ from sfumato.data.pools import pools_of
 from sfumato.data.slabs import Slabs
 
 DATASET = "train"
-_SPAN_ROUNDS = 16
+_SPAN_ROUNDS = 4
 _FIRST_SPAN_ROWS = 1 << 13
 _SPAN_SECONDS = 20.0
 _MIN_TASK_ROWS, _MAX_TASK_ROWS = 1 << 10, 1 << 18
@@ -169,7 +169,7 @@ def _tasks(readers: PoolReaders, blocks: Iterator[Block], rows: int, at_once: in
 
 
 def _in_order(arriving: Iterator[tuple[int, Chunk]], tasks: Sequence[Task]) -> Iterator[Chunk]:
-    """The chunks in the order of their blocks. What is early is kept; it is no more than tasks differ in speed."""
+    """The chunks in the order of their blocks. Kept is what is early: as much as tasks differ in speed."""
     early: defaultdict[int, deque[Chunk]] = defaultdict(deque)
     for place, block in sorted((item for task in tasks for item in task), key=itemgetter(0)):
         missing = block.rows
