@@ -79,7 +79,7 @@ def test_what_a_slow_consumer_does_not_need_soon_is_not_read(digits: Path) -> No
             yield block
 
     chunks = ray_source._chunks(plan.readers(), counted(), 1)
-    taken, start = 0, time.monotonic()
+    taken, start = next(chunks).rows, time.monotonic()
     while taken < 2 * ray_source._FIRST_SPAN_ROWS:
         taken += next(chunks).rows
         time.sleep(0.02)

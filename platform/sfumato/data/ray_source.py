@@ -46,6 +46,7 @@ DATASET = "train"
 _SPAN_ROUNDS = 4
 _FIRST_SPAN_ROWS = 1 << 13
 _SPAN_SECONDS = 20.0
+_GROWTH = 16  # a span is at most so many times the last: its first rows are taken at once, to fill up windows
 _MIN_TASK_ROWS, _MAX_TASK_ROWS = 1 << 10, 1 << 18
 _TASK_BYTES = 256 << 20  # Ray Data looks for finished tasks ten times a second: they should take much longer
 _HANDED_ON = 16 << 20  # bytes that a task gathers before it hands them on
@@ -209,15 +210,16 @@ def _spans(
     span, following = start(_FIRST_SPAN_ROWS), None
     try:
         yield None
-        began = time.monotonic()
         while True:
+            began = 0.0
             for chunk in span:
+                began = began or time.monotonic()  # the start of its tasks says nothing of the consumer
                 if following is None and span.left <= _LEAD * span.rows:
                     a_second = (span.rows - span.left) / max(time.monotonic() - began, 1e-3)
-                    following = start(max(int(_SPAN_SECONDS * a_second), _FIRST_SPAN_ROWS))
+                    rows = min(int(_SPAN_SECONDS * a_second), _GROWTH * span.rows)
+                    following = start(max(rows, _FIRST_SPAN_ROWS))
                 yield chunk
             span, following = following or start(span.rows), None
-            began = time.monotonic()
     finally:
         for running in (span, following):
             if running is not None:
