@@ -8,8 +8,8 @@ import time
 import pytest
 
 from sfumato.core.progress import Progress
-from sfumato.runtime import board as boards
-from sfumato.runtime.brake import Brake
+from sfumato.runtime.group import board as boards
+from sfumato.runtime.group.brake import Brake
 
 EVERY, TOTAL = 100, 400
 

@@ -12,9 +12,9 @@ import pytest
 import ray
 
 from sfumato.core.progress import Progress
-from sfumato.runtime import board as boards
-from sfumato.runtime import hang
-from sfumato.runtime.pulse import Pulse
+from sfumato.runtime.group import board as boards
+from sfumato.runtime.group import hang
+from sfumato.runtime.group.pulse import Pulse
 
 TIMEOUT_S = 2.0
 

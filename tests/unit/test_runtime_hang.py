@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import nn
 
 from sfumato.core.progress import Progress
-from sfumato.runtime.brake import Brake
-from sfumato.runtime.hang import judge
-from sfumato.runtime.pulse import Beat, Place, Pulses, Seen, Who, place_of
+from sfumato.runtime.group.brake import Brake
+from sfumato.runtime.group.hang import judge
+from sfumato.runtime.group.pulse import Beat, Place, Pulses, Seen, Who, place_of
 
 TIMEOUT_S = 10.0
 COMPUTES = Place("sfumato/families/gan/losses.py:7 penalty", waits=False)

@@ -23,7 +23,7 @@ class TrainJob:
     """Handle of a `board.Board` actor."""
     tracker: TrackerHandle
     notices: bool = False
-    """Whether checkpoints are written on notice (`runtime.notice`)."""
+    """Whether checkpoints are written on notice (`runtime.group.notice`)."""
 
     def load_recipe(self) -> Recipe:
         return recipes.parse(self.recipe)

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,13 +22,15 @@ from sfumato.data.manifest import Manifest
 from sfumato.data.ray_source import RankStreams
 from sfumato.errors import TrainingError, WorkersLost
 from sfumato.recipe import Recipe
-from sfumato.runtime import board as boards
-from sfumato.runtime import hang, ray_cluster
+from sfumato.runtime import ray_cluster
 from sfumato.runtime.display import Display
+from sfumato.runtime.group import board as boards
+from sfumato.runtime.group import hang
+from sfumato.runtime.group.beside import beside
+from sfumato.runtime.group.notice import SaveBeforeResize
 from sfumato.runtime.in_training import TrainingEvaluations
 from sfumato.runtime.introduce import Introduce
 from sfumato.runtime.job import TrainJob
-from sfumato.runtime.notice import SaveBeforeResize
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.worker import train_worker
 from sfumato.tracking.run import TrackerHandle
@@ -124,17 +127,15 @@ def _ctrl_c_as_usual() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-@contextlib.contextmanager
-def _watching(board: Any, display: Display, told: Watch | None) -> Iterator[None]:
+def _watching(board: Any, display: Display, told: Watch | None) -> AbstractContextManager[None]:
     """Bring the board's progress and notes to the display while the block runs."""
-    stop = threading.Event()
     # Ray Train tells the story of its controller on standard output; ours is the display.
     logging.getLogger("ray").setLevel(logging.ERROR)
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         shown = 0
         while True:
-            last = stop.wait(_POLL_S)
+            last = over.wait(_POLL_S)
             try:
                 snapshot = ray.get(board.snapshot.remote(), timeout=60 if last else 5)
             except ray.exceptions.GetTimeoutError:  # on a busy machine the board takes its time to start
@@ -153,13 +154,7 @@ def _watching(board: Any, display: Display, told: Watch | None) -> Iterator[None
             if last:
                 return
 
-    thread = threading.Thread(target=watch, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=10)
+    return beside(watch, "progress")
 
 
 def _brief(metrics: dict[str, float]) -> dict[str, float]:

@@ -24,12 +24,12 @@ from sfumato.errors import CheckpointError, Interrupted, SfumatoError
 from sfumato.parallel import Placement, Strategy
 from sfumato.runtime import culprits
 from sfumato.runtime.averages import AveragesKeeper, averages_of
-from sfumato.runtime.board import BoardHandler
-from sfumato.runtime.brake import Brake
+from sfumato.runtime.group.board import BoardHandler
+from sfumato.runtime.group.brake import Brake
+from sfumato.runtime.group.notice import SaveOnNotice
+from sfumato.runtime.group.pulse import Pulse
 from sfumato.runtime.job import TrainJob
-from sfumato.runtime.notice import SaveOnNotice
 from sfumato.runtime.preview import Previews
-from sfumato.runtime.pulse import Pulse
 from sfumato.runtime.run_folder import snapshot_folder
 from sfumato.runtime.skipped import SkippedSamples
 from sfumato.sampling.model_folder import save_model_folder

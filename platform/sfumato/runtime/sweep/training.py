@@ -18,9 +18,9 @@ from rich.console import Console
 from sfumato.errors import SfumatoError, WorkersLost
 from sfumato.recipe import Recipe
 from sfumato.runtime import stages
-from sfumato.runtime.board import Snapshot
 from sfumato.runtime.child import Child
 from sfumato.runtime.display import Display
+from sfumato.runtime.group.board import Snapshot
 from sfumato.runtime.in_training import read_records
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.sweep.plan import Plan

@@ -7,15 +7,17 @@ was lost and starts the group again from the newest checkpoint, `parallel.max_fa
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 
-from sfumato.runtime.pulse import Seen, interval
+from sfumato.runtime.group.beside import beside
+from sfumato.runtime.group.pulse import Seen, interval
 
 _MOST_NAMED = 8
 _ANSWER_S = 2.0
@@ -76,20 +78,9 @@ def _named(ranks: Mapping[int, Seen], one: str = "does", many: str = "do") -> st
     return f"{noun} {', '.join(texts)}{more} {verb}"
 
 
-@contextlib.contextmanager
-def watching(board: Any, timeout_s: float | None) -> Iterator[None]:
+def watching(board: Any, timeout_s: float | None) -> AbstractContextManager[None]:
     """While the block runs, workers that are stuck are named on the board and ended. None: never."""
-    if timeout_s is None:
-        yield
-        return
-    stop = threading.Event()
-    thread = threading.Thread(target=_watch, args=(board, timeout_s, stop), name="hang", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=10)
+    return nullcontext() if timeout_s is None else beside(partial(_watch, board, timeout_s), "hang")
 
 
 def _watch(board: Any, timeout_s: float, stop: threading.Event) -> None:

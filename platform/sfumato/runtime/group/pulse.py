@@ -1,7 +1,7 @@
 """The pulse of training workers: a thread of each tells the board where its rank stands, until it is over.
 
 A rank that is stuck in a step goes on to have a pulse, and the pulse says in which line it is. A rank whose
-process is frozen has none. `runtime.hang` judges by that.
+process is frozen has none. `runtime.group.hang` judges by that.
 """
 
 from __future__ import annotations

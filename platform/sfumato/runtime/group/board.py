@@ -8,8 +8,8 @@ from typing import Any
 
 import ray
 
-from sfumato.runtime.gauges import Gauges
-from sfumato.runtime.pulse import Beat, Pulses, Seen, Who
+from sfumato.runtime.group.gauges import Gauges
+from sfumato.runtime.group.pulse import Beat, Pulses, Seen, Who
 
 
 @dataclass
