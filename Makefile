@@ -15,7 +15,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos check audit bench-data bench-eval bench-train stack-up stack-down image-test format clean
+.PHONY: help demo test test-slow chaos check audit bench-data bench-eval bench-memory bench-train stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ audit: $(VENV)/.runtime ## Look for known vulnerabilities in the locked dependen
 
 bench-eval: $(VENV)/.dev ## Metrics against prdc, torch-fidelity and scipy: time, memory, agreement
 	@$(BIN)/python tests/benchmarks/bench_eval.py $(ARGS)
+
+bench-memory: $(VENV)/.dev ## Bytes that a rank holds of a network under ddp, fsdp and zero3
+	@$(BIN)/python tests/benchmarks/bench_memory.py $(ARGS)
 
 bench-train: $(VENV)/.dev ## Time of a training step against a bare PyTorch loop
 	@$(BIN)/python tests/benchmarks/bench_train.py $(ARGS)

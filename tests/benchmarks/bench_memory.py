@@ -1,6 +1,6 @@
 """What a rank holds of a 50-million-parameter network: parameters, optimizer state and average, in bytes.
 
-    python tests/benchmarks/bench_memory.py [--ranks 2 4] [--strategies ddp fsdp zero3]
+    make bench-memory ARGS="--ranks 2 4 --strategies ddp fsdp zero3"
 
 Counts tensors after one step, not the process's memory, so it says the same on CPU and GPU. Gradients and
 activations, which come and go, are left out. The last line is JSON.
