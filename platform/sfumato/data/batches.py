@@ -93,10 +93,10 @@ class MicroBatches(Iterator[list[MicroBatch]]):
     def _share(self, stream: int) -> Columns:
         """The rows of a stream that belong to the global batch, each from the pool whose turn it is."""
         pools = self._pools_of_rows(self._batch, stream)
+        if (pools == pools[0]).all():
+            return self._take((stream, int(pools[0])), len(pools))
         wanted, counts = np.unique(pools, return_counts=True)
         parts = [self._take((stream, int(pool)), int(n)) for pool, n in zip(wanted, counts, strict=True)]
-        if len(parts) == 1:
-            return parts[0]
         place = np.empty(len(pools), np.int64)
         place[np.argsort(pools, kind="stable")] = np.arange(len(pools))
         return {name: column[place] for name, column in _joined(parts).items()}

@@ -28,6 +28,8 @@ class Deal:
 
     def __init__(self, seed: int, pools: Sequence[Pool], streams: int, window: int, rows: int) -> None:
         self._rows = rows
+        self._of_one = np.zeros(rows, np.int64) if len(pools) == 1 else None
+        """What is taken of a single pool, for which no turns need to be computed."""
         self._orders = _orders(seed, pools, streams, window)
         numbers = range(len(pools))
         self._sizes = [tuple(part) for _, part in groupby(numbers, key=lambda number: pools[number].size)]
@@ -47,6 +49,8 @@ class Deal:
 
     def pools_of_rows(self, batch: int, stream: int) -> Row:
         """The pool of each row that a stream gives to a global batch, int64 [rows]."""
+        if self._of_one is not None:
+            return self._of_one
         size = int(self._turns_of_sizes.between(batch, batch + 1)[0])
         first = int(self._turns_of_sizes.before(batch)[size]) * self._rows
         turns = self._turns_of_pools[size, stream].between(first, first + self._rows)

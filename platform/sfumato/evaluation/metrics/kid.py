@@ -2,7 +2,7 @@
 
 The figure is the mean over random subsets, as everybody reports it, with the standard deviation over the
 subsets. The subsets are those that torch-fidelity draws from the same seed. The details hold the estimate on
-all samples too, which has the smallest variance.
+all samples too, which has the smallest variance, unless there are too many.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sfumato.evaluation.kernels import cubic, subset_sums, sum_between, unbiased_mmd2
+from sfumato.evaluation.kernels import cubic, less, subset_sums, sum_between, unbiased_mmd2
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Float32Array, Float64Array
 
@@ -21,25 +21,32 @@ def kernel_distance(a_ND: Float32Array, b_MD: Float32Array) -> float:
 
 
 def subset_distances(
-    a_ND: Float32Array, b_MD: Float32Array, *, subsets: int, size: int, seed: int
-) -> tuple[Float64Array, float]:
+    a_ND: Float32Array, b_MD: Float32Array, *, subsets: int, size: int, seed: int, all_samples: bool = True
+) -> tuple[Float64Array, float | None]:
     """Unbiased squared MMDs [subsets] of random subsets of `size` rows each, and that of all samples.
 
-    One pass over the pairs of all samples gives both. Raises ValueError for sets of fewer rows than `size`.
+    One pass over the pairs of all samples gives both; without `all_samples` there is one over those of every
+    subset. Raises ValueError for sets of fewer rows than `size`.
     """
     n, m = len(a_ND), len(b_MD)
     if min(n, m) < size:
         raise ValueError(f"subsets of {size} need {size} samples of either set, got {n}, {m}")
     a, b, kernel = torch.from_numpy(a_ND), torch.from_numpy(b_MD), cubic(a_ND.shape[1])
-    pick_a, pick_b = torch.zeros(n, subsets), torch.zeros(m, subsets)
     # NumPy's old generator: the draws, and so the figures, are then torch-fidelity's.
     rng = np.random.RandomState(seed)
-    for subset in range(subsets):
-        pick_a[torch.from_numpy(rng.choice(n, size, replace=False)), subset] = 1
-        pick_b[torch.from_numpy(rng.choice(m, size, replace=False)), subset] = 1
+    draws = [
+        tuple(torch.from_numpy(rng.choice(rows, size, replace=False)) for rows in (n, m))
+        for _ in range(subsets)
+    ]
     # A constant in the kernel cancels in the distance; without it float32 keeps more of its digits.
     some_a, some_b = a[:256], b[:256]
     offset = sum_between(some_a, some_b, kernel) / (len(some_a) * len(some_b))
+    if not all_samples:
+        shifted = less(kernel, offset)
+        return np.array([unbiased_mmd2(a[rows_a], b[rows_b], shifted) for rows_a, rows_b in draws]), None
+    pick_a, pick_b = torch.zeros(n, subsets), torch.zeros(m, subsets)
+    for subset, (rows_a, rows_b) in enumerate(draws):
+        pick_a[rows_a, subset] = pick_b[rows_b, subset] = 1
     (aa_S, aa), (bb_S, bb), (ab_S, ab) = (
         subset_sums(a, a, pick_a, pick_a, kernel, offset, same=True),
         subset_sums(b, b, pick_b, pick_b, kernel, offset, same=True),
@@ -68,6 +75,7 @@ class KernelDistance(BaseMetric):
             subsets=settings.kid_subsets,
             size=settings.kid_subset_size,
             seed=settings.seed,
+            all_samples=max(len(generated), len(reference)) <= settings.kid_all_samples,
         )
         details = {
             "subset_std": float(distance_S.std()),

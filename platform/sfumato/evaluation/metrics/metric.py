@@ -78,6 +78,12 @@ class MetricSettings(Config):
 
     kid_subsets: int = Field(100, ge=1, description="kid: random subsets that the distance is averaged over.")
     kid_subset_size: int = Field(1000, ge=2, description="kid: images in a subset, of either set.")
+    kid_all_samples: int = Field(
+        20_000,
+        ge=0,
+        description="kid: where neither set has more images, the estimate on all of them is computed too, "
+        "whose cost grows with their square.",
+    )
     inception_score_splits: int = Field(
         10, ge=1, description="inception_score: parts that the score is computed on."
     )
