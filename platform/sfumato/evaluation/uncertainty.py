@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field
-from scipy import stats
 
 from sfumato.core.config import Config
 from sfumato.core.seeds import derive
@@ -80,6 +79,8 @@ def interval(
 
 def interval_of_mean(terms_M: Float64Array, settings: IntervalSettings, *, seed: int) -> Interval | None:
     """The interval of the mean of independent terms [M]; None for fewer than two."""
+    from scipy import stats  # here, as in the other functions: whoever reads a recipe imports this module
+
     if len(terms_M) < 2:
         return None
     stderr = float(terms_M.std(ddof=1) / math.sqrt(len(terms_M)))
@@ -105,6 +106,8 @@ def jackknife(
 
     Every group holds as many samples of each class as the others, give or take one.
     """
+    from scipy import stats
+
     group_N = _groups(generated, groups)
     estimates = np.array([compute(generated.take(group_N != g)) for g in range(groups)])
     stderr = math.sqrt((groups - 1) / groups * float(np.square(estimates - estimates.mean()).sum()))
@@ -128,6 +131,8 @@ def _groups(generated: FeatureSet, groups: int) -> Int64Array:
 
 
 def _normal(value: float, stderr: float, confidence: float) -> Interval:
+    from scipy import stats
+
     reach = float(stats.norm.ppf((1 + confidence) / 2)) * stderr
     return Interval(value - reach, value + reach, stderr, confidence, "the metric's own standard error")
 

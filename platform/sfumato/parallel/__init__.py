@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator, Mapping
+
 from sfumato.errors import CapabilityError
 from sfumato.parallel.config import ParallelSettings
-from sfumato.parallel.ddp import Ddp
-from sfumato.parallel.deepspeed import Zero1, Zero2, Zero3
-from sfumato.parallel.fsdp import Fsdp
-from sfumato.parallel.single import Single
 from sfumato.parallel.strategy import Options, Placement, Strategy
 
-STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (Single, Ddp, Fsdp, Zero1, Zero2, Zero3)
+_CLASSES = {
+    "single": "single.Single",
+    "ddp": "ddp.Ddp",
+    "fsdp": "fsdp.Fsdp",
+    "zero1": "deepspeed.Zero1",
+    "zero2": "deepspeed.Zero2",
+    "zero3": "deepspeed.Zero3",
 }
+
+
+class _Strategies(Mapping[str, type[Strategy]]):
+    """Imported when asked for: torch's sharding alone takes a quarter of a worker's imports."""
+
+    def __getitem__(self, name: str) -> type[Strategy]:
+        module, found = _CLASSES[name].split(".")
+        kind: type[Strategy] = getattr(importlib.import_module(f"{__name__}.{module}"), found)
+        return kind
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_CLASSES)
+
+    def __len__(self) -> int:
+        return len(_CLASSES)
+
+
+STRATEGIES: Mapping[str, type[Strategy]] = _Strategies()
 
 __all__ = ["STRATEGIES", "Options", "ParallelSettings", "Placement", "Strategy", "make"]
 

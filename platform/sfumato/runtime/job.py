@@ -34,3 +34,14 @@ class TrainJob:
     def checkpoint_uri(self, recipe: Recipe) -> str:
         """Where this run's checkpoints lie."""
         return self.folder().checkpoint_uri(recipe)
+
+
+def run_job(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What Ray Train runs on each worker, with the job as `config["job"]`.
+
+    What training needs is imported there alone: the controller of Ray Train unpickles this function too, and
+    would take as long as a worker to start.
+    """
+    from sfumato.runtime.worker import train_worker
+
+    return train_worker(config)

@@ -30,9 +30,8 @@ from sfumato.runtime.group.beside import beside
 from sfumato.runtime.group.notice import SaveBeforeResize
 from sfumato.runtime.in_training import TrainingEvaluations
 from sfumato.runtime.introduce import Introduce
-from sfumato.runtime.job import TrainJob
+from sfumato.runtime.job import TrainJob, run_job
 from sfumato.runtime.run_folder import RunFolder
-from sfumato.runtime.worker import train_worker
 from sfumato.tracking.run import TrackerHandle
 
 _POLL_S = 0.5
@@ -76,7 +75,7 @@ def fit(
         resources["GPU"] = parallel.gpus_per_worker
     streams = RankStreams(recipe.data, manifest, recipe.seed, cpus_per_worker=parallel.cpus_per_worker)
     trainer = TorchTrainer(
-        cast(Any, train_worker),  # typed as if it could not return anything
+        cast(Any, run_job),  # typed as if it could not return anything
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if parallel.gpus_per_worker else "gloo"),
         scaling_config=cast(Any, ScalingConfig)(  # typed as that of Ray Train's first version

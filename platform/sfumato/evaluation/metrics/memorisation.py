@@ -13,7 +13,6 @@ distances, standardised (Meehan et al. 2020, eq. 1: data-copying when far below 
 from __future__ import annotations
 
 import numpy as np
-import scipy.stats
 
 from sfumato.errors import DataError
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
@@ -57,8 +56,10 @@ def memorisation(
 
 def mann_whitney_z(a_N: Float64Array, b_M: Float64Array) -> float:
     """Standardised U statistic of `a` above `b`, ties at half: below 0 where `a` tends to be smaller."""
+    from scipy import stats
+
     n, m = len(a_N), len(b_M)
-    rank = scipy.stats.rankdata(np.concatenate([a_N, b_M]))
+    rank = stats.rankdata(np.concatenate([a_N, b_M]))
     above = float(rank[:n].sum()) - n * (n + 1) / 2
     return (above - n * m / 2) / float(np.sqrt(n * m * (n + m + 1) / 12))
 
