@@ -379,7 +379,7 @@ def _expressions() -> list[str]:
 def test_dashboards_and_alerts_ask_for_metrics_that_there_are() -> None:
     import ray
 
-    from sfumato.runtime import gauges
+    from sfumato.runtime.group import gauges
 
     sources = (Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards").glob("*.py")
     known = set(re.findall(r"\b(?:ray|autoscaler)_\w+", "\n".join(path.read_text() for path in sources)))

@@ -113,7 +113,7 @@ def test_a_place_names_the_line_and_the_one_of_ours_that_led_to_it() -> None:
     thread.join(30)
     inner, ours = place.text.split(", called in ")
     assert inner.startswith("threading.py:") and inner.endswith(" wait")
-    assert ours.startswith("sfumato/runtime/brake.py:") and ours.endswith(" __call__")
+    assert ours.startswith("sfumato/runtime/group/brake.py:") and ours.endswith(" __call__")
     assert not place.waits and place_of(None).text == "no thread"
 
 
