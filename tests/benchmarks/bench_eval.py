@@ -279,7 +279,7 @@ def main() -> None:
         run_case(arguments)
         return
     ours = min((measure(arguments, "ours") for _ in range(2)), key=lambda found: found["seconds"])
-    small_block = measure(arguments, "ours", block=1024)
+    small_block = measure(arguments, "ours", block=512)
     half = measure(arguments, "ours", rows=arguments.rows // 2)
     fidelity = measure(arguments, "fidelity")
     prdc = measure(arguments, "prdc")
@@ -303,9 +303,9 @@ def main() -> None:
             "fidelity_peak_mib": fidelity["peak_mib"],
             "peak_ours_over_prdc": ours["peak_mib"] / prdc["peak_mib"],
             "above_features_mib": {
-                "block_2048": ours["peak_mib"] - ours["start_mib"],
-                "block_1024": small_block["peak_mib"] - small_block["start_mib"],
-                "block_2048_half_the_rows": half["peak_mib"] - half["start_mib"],
+                "block_1024": ours["peak_mib"] - ours["start_mib"],
+                "block_512": small_block["peak_mib"] - small_block["start_mib"],
+                "block_1024_half_the_rows": half["peak_mib"] - half["start_mib"],
                 "prdc": prdc["peak_mib"] - prdc["start_mib"],
             },
             "ours": ours["values"],
