@@ -49,7 +49,7 @@ _SPAN_SECONDS = 20.0
 _GROWTH = 16  # a span is at most so many times the last: its first rows are taken at once, to fill up windows
 _MIN_TASK_ROWS, _MAX_TASK_ROWS = 1 << 10, 1 << 18
 _TASK_BYTES = 256 << 20  # Ray Data looks for finished tasks ten times a second: they should take much longer
-_HANDED_ON = 16 << 20  # bytes that a task gathers before it hands them on
+_HANDED_ON = 16 << 20  # bytes that a task gathers before it hands them on, or one image that is larger
 _STORED = 8  # times that, for each task that runs
 _AHEAD = 2
 _LEAD = 0.25
@@ -287,12 +287,13 @@ def _dataset(readers: PoolReaders, tasks: Sequence[Task], read_tasks: int) -> ra
     dataset: ray.data.Dataset = ray.data.read_datasource(
         BlockSource(readers, tasks), override_num_blocks=len(tasks), num_cpus=1, concurrency=read_tasks
     )
+    handed_on = max(_HANDED_ON, *(reader.row_bytes for reader in readers.readers.values()))
     context = dataset.context
     context.execution_options.verbose_progress = False
     context.execution_options.resource_limits = ExecutionResources(
-        cpu=read_tasks, object_store_memory=_STORED * read_tasks * _HANDED_ON
+        cpu=read_tasks, object_store_memory=_STORED * read_tasks * handed_on
     )
-    context.target_max_block_size = _HANDED_ON
+    context.target_max_block_size = handed_on
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return dataset
