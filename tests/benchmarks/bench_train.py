@@ -1,139 +1,181 @@
-"""Overhead of the training loop: the same model, batch and precision in a bare PyTorch loop and in ours.
+"""What training costs beside loops written by hand, beside torchrun and beside diffusers' example.
 
-`make bench-train` runs both in turn, several times, in one process on one worker: ours with all that
-`sfumato train` has in a step (Ray Data, streams of noise, meters, logging to MLflow, checkpoints), the bare
-loop with the images in memory and nothing but the update and the average. Prints a table and, last, one JSON
-line.
+    make bench-train ARGS="--parts families ddp"
+
+`families`: one recipe a family against the same phases in a bare loop, and DDPM's written out in full.
+`ddp`: two ranks under torchrun against two Ray Train workers. `example`: diffusers' unconditional example
+(ARGS="--parts example --example PATH/train_unconditional.py"). `checkpoint` and `recovery`: what saving costs
+and how long a killed run stands still. Both sides of a pair run in turn, `--rounds` times. The last line is
+JSON with everything and the machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional
+import train_example
+import train_faults
+import train_loops
+import yaml
 
-RECIPE = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
+SKIP = 2_560
+"""Images of warm-up that do not count."""
 
 
-def bare(recipe: Any, data: Path, images: int, skip: int, threads: int) -> float:
-    """Images a second of a loop as one writes it by hand: AdamW, clipping, EMA, label dropout."""
-    from diffusers import DDPMScheduler
+class Bench:
+    """Packed digits, and pairs of measurements on them."""
 
-    from sfumato.data import local
+    def __init__(self, root: Path, rounds: int, seconds: float, threads: int) -> None:
+        self.root, self.rounds, self.seconds, self.threads = root, rounds, seconds, threads
+        self.data = root / "digits"
+
+    def recipe(self, source: Path, changes: dict[str, Any], *, images: int, workers: int = 1) -> Any:
+        from sfumato import recipe as recipes
+
+        path = self.root / f"{source.stem}-{images}-{workers}.yaml"
+        content = {
+            "base": str(source),
+            "storage": str(self.root / "runs"),
+            **changes,
+            "train": {
+                "images": images,
+                "micro_batch": None,
+                "log_every": 1_280,
+                "preview_samples": 0,
+                "checkpoint": {"every": 5_120},
+            },
+            "parallel": {"workers": workers, "threads_per_worker": self.threads},
+        }
+        path.write_text(yaml.safe_dump(content))
+        return path, recipes.load(path, [])
+
+    def pair(
+        self,
+        name: str,
+        theirs: Callable[[Any, Path], float],
+        source: Path,
+        changes: dict[str, Any],
+        workers: int = 1,
+    ) -> dict[str, Any]:
+        """Both sides in turn; ours over as many images as the other side does in the time."""
+        pairs = []
+        for _ in range(self.rounds):
+            path, recipe = self.recipe(source, changes, images=1_000_000, workers=workers)
+            rate = theirs(recipe, path)
+            images = SKIP + max(5_120, round(rate * self.seconds / 1_280) * 1_280)
+            _, recipe = self.recipe(source, changes, images=images, workers=workers)
+            pairs.append((rate, train_loops.ours(recipe, self.root, SKIP)))
+            print(f"{name:>24} {pairs[-1][0]:>12.1f} {pairs[-1][1]:>12.1f}", flush=True)
+        return {
+            "what": name,
+            "theirs": statistics.median(theirs for theirs, _ in pairs),
+            "ours": statistics.median(ours for _, ours in pairs),
+            "time_ratio": round(statistics.median(theirs / ours for theirs, ours in pairs), 4),
+            "time_ratios": [round(theirs / ours, 4) for theirs, ours in pairs],
+        }
+
+
+def families(bench: Bench) -> list[dict[str, Any]]:
+    changes = {"data": {"path": str(bench.data)}}
+
+    def plain(recipe: Any, path: Path) -> float:
+        return train_loops.Plain(recipe, bench.data).run(SKIP, bench.seconds)
+
+    def written_out(recipe: Any, path: Path) -> float:
+        return train_loops.written_out(recipe, bench.data, SKIP, bench.seconds)
+
+    rows = [
+        bench.pair(f"{family}: {name}", plain, train_loops.PIPELINES / f"{name}.yaml", changes)
+        for family, name in train_loops.FAMILIES.items()
+    ]
+    source = train_loops.PIPELINES / "ddpm.yaml"
+    return [*rows, bench.pair("ddpm written out", written_out, source, changes)]
+
+
+def ddp(bench: Bench) -> list[dict[str, Any]]:
+    def torchrun(recipe: Any, path: Path) -> float:
+        return train_loops.under_torchrun(path, bench.data, SKIP, bench.seconds, ranks=2)
+
+    changes = {"data": {"path": str(bench.data)}}
+    source = train_loops.PIPELINES / "ddpm.yaml"
+    return [bench.pair("ddpm, torchrun x 2", torchrun, source, changes, workers=2)]
+
+
+def example(bench: Bench, script: Path | None, python: str) -> list[dict[str, Any]]:
+    if reason := train_example.missing(script, python):
+        return [{"what": "diffusers' example", "skipped": reason}]
     from sfumato.data.manifest import Manifest
-    from sfumato.families.diffusion.networks.unet import build_unet
+    from sfumato.data.pack import pack
+    from sfumato.data.sources.folder import FolderSource
 
-    torch.set_num_threads(threads)
-    columns = list(local.read_all(data))
-    pixels = np.concatenate([part["image"] for part in columns])
-    image = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    label = torch.from_numpy(np.concatenate([part["label"] for part in columns]))
-    spec, model = Manifest.load(data).spec, recipe.model
-    network = build_unet(model.network, spec, conditional=True)
-    average = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0, fused=True
-    )
-    noise = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-    batch, seen, start = recipe.train.batch, 0, 0.0
-    while seen < images:
-        if start == 0.0 and seen >= skip:
-            start = time.perf_counter()
-        row = torch.randint(len(image), (batch,))
-        x, y = image[row], label[row]
-        y = torch.where(torch.rand(batch) < 0.1, spec.num_classes, y)
-        t, eps = torch.randint(1000, (batch,)), torch.randn_like(x)
-        prediction = network(noise.add_noise(x, eps, t), t, class_labels=y).sample
-        loss = functional.mse_loss(prediction, noise.get_velocity(x, eps, t))
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 0.01)
-        seen += batch
-    return (seen - skip) / (time.perf_counter() - start)
+    images, data = bench.root / "png", bench.root / "colour"
+    train_example.write_images(images)
+    pack(FolderSource(path=str(images)), data)
+    source = bench.root / "example.yaml"
+    source.write_text(yaml.safe_dump(train_example.RECIPE))
+    spec, unet = Manifest.load(data).spec, bench.root / "unet"
 
+    def theirs(recipe: Any, path: Path) -> float:
+        recipe.model.network.build(spec, conditional=False).save_config(unet)
+        with tempfile.TemporaryDirectory(dir=bench.root) as scratch:
+            command = [python, str(script)]
+            return train_example.example(
+                command, images, spec.height, unet, Path(scratch), threads=bench.threads
+            )
 
-def ours(recipe: Any, root: Path, skip: int) -> float:
-    """Images a second of `sfumato train`, from the curve that it logged."""
-    from sfumato.runtime import stages
-    from sfumato.runtime.display import Display
-    from sfumato.tracking.store import Store
-
-    with Display() as display, stages.session(recipe, display, root=root, fresh=True) as session:
-        with stages.cluster_to_train(session):
-            stages.train(session)
-        client = Store.of(recipe.tracking, root).client()
-        points = client.get_metric_history(session.tracker.run_id, "train/images_per_second")
-    interval = recipe.train.log_every
-    rates = [point.value for point in points if point.step > skip + interval]
-    return statistics.harmonic_mean(rates)
+    return [bench.pair("diffusers' example", theirs, source, {"data": {"path": str(data)}})]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = ("families", "ddp", "example", "checkpoint", "recovery")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=10_240)
-    parser.add_argument("--skip", type=int, default=2_560, help="images of warm-up that do not count")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    from sfumato import recipe as recipes
+    parser.add_argument("--seconds", type=float, default=15, help="how long a loop is measured")
+    parser.add_argument("--threads", type=int, default=1, help="of each training process")
+    parser.add_argument("--example", type=Path, help="diffusers' train_unconditional.py")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that runs the example")
+    options = parser.parse_args()
     from sfumato.data.pack import pack
 
-    pairs = []
+    torch.set_num_threads(options.threads)
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sfumato-bench-") as folder:
-        root = Path(folder)
-        recipe = recipes.load(
-            RECIPE,
-            [
-                f"storage={root / 'runs'}",
-                f"data.path={root / 'digits'}",
-                f"train.images={arguments.images}",
-                "train.micro_batch=null",
-                "train.log_every=1280",
-                "train.preview_samples=0",
-                "train.checkpoint.every=5120",
-                "parallel.workers=1",
-                f"parallel.threads_per_worker={arguments.threads}",
-            ],
-        )
-        pack("digits", root / "digits")
-        for _ in range(arguments.rounds):
-            by_hand = bare(recipe, root / "digits", arguments.images, arguments.skip, arguments.threads)
-            by_us = ours(recipe, root, arguments.skip)
-            pairs.append((by_hand, by_us))
-    print(f"\n{'round':>5} {'bare images/s':>14} {'ours images/s':>14} {'time ratio':>11}")
-    for number, (by_hand, by_us) in enumerate(pairs):
-        print(f"{number:>5} {by_hand:>14.1f} {by_us:>14.1f} {by_hand / by_us:>11.3f}")
-    ratios = [by_hand / by_us for by_hand, by_us in pairs]
-    print(
-        json.dumps(
-            {
-                "benchmark": "train_loop_overhead",
-                "recipe": recipe.name,
-                "bare_images_per_second": statistics.median(by_hand for by_hand, _ in pairs),
-                "ours_images_per_second": statistics.median(by_us for _, by_us in pairs),
-                "ratios": [round(ratio, 4) for ratio in ratios],
-                "ratio": round(statistics.median(ratios), 4),
-                "batch": recipe.train.batch,
-                "threads": arguments.threads,
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-            }
-        )
-    )
+        bench = Bench(Path(folder), options.rounds, options.seconds, options.threads)
+        pack("digits", bench.data)
+        print(f"{'images/s':>24} {'theirs':>12} {'ours':>12}")
+        if "families" in options.parts:
+            rows += families(bench)
+        if "ddp" in options.parts:
+            rows += ddp(bench)
+        if "example" in options.parts:
+            rows += example(bench, options.example, options.python)
+    found: dict[str, Any] = {"benchmark": "train", "pairs": rows, "threads": options.threads}
+    if "checkpoint" in options.parts:
+        found["checkpoint"] = train_faults.rounded(train_faults.checkpoint(options.threads))
+    if "recovery" in options.parts:
+        found["recovery"] = train_faults.rounded(train_faults.recovery())
+    print()
+    for row in rows:
+        if "skipped" in row:
+            print(f"{row['what']:>24} skipped: {row['skipped']}")
+        else:
+            print(f"{row['what']:>24} ours / theirs in time {row['time_ratio']:.3f}")
+    for name in ("checkpoint", "recovery"):
+        if name in found:
+            print(f"{name:>24} " + ", ".join(f"{key} {value:,.2f}" for key, value in found[name].items()))
+    found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

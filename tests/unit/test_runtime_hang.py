@@ -24,7 +24,7 @@ WAITS = Place("torch/distributed/distributed_c10d.py:9 all_reduce, called in sfu
 def seen(
     *, silent: float = 0.5, still: float = 0.0, place: Place = COMPUTES, counts: bool = True, rank: int = 0
 ) -> Seen:
-    return Seen(Who(1000 + rank, "10.0.0.7", None), Beat(5, 640, counts, place), silent, still)
+    return Seen(Who(1000 + rank, "10.0.0.7", b""), Beat(5, 640, counts, place), silent, still)
 
 
 def test_ranks_that_get_on_are_left_alone() -> None:
@@ -70,7 +70,7 @@ def test_a_thousand_ranks_are_told_in_one_line() -> None:
 def test_time_counts_from_the_last_step_and_not_in_start_up_or_hooks() -> None:
     now = [0.0]
     pulses = Pulses(clock=lambda: now[0])
-    who = Who(1, "here", None)
+    who = Who(1, "here", b"")
 
     def after(seconds: float, steps: int, *, counts: bool, attempt: str = "a") -> tuple[float, float]:
         now[0] += seconds

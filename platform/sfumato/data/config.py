@@ -85,6 +85,7 @@ class DataSettings(Config):
     )
     read_tasks: int = Field(
         2,
-        ge=1,
-        description="How many read tasks of Ray Data, of one logical CPU each, a worker keeps running.",
+        ge=0,
+        description="How many read tasks of Ray Data, of one logical CPU each, a worker keeps running. "
+        "0: the worker reads in its own process, which starts sooner and suits small images.",
     )

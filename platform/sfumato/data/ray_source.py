@@ -77,8 +77,11 @@ class RankStreams(DataConfig):
 
     @property
     def datasets(self) -> dict[str, Callable[[], ray.data.Dataset]]:
-        """What the trainer's `datasets` has to be: Ray Train asks for the name, the content is not read."""
-        return {DATASET: _never_read}
+        """What the trainer's `datasets` has to be: Ray Train asks for the name, the content is not read.
+
+        None where workers read on their own: Ray Train starts an actor for those that there are.
+        """
+        return {DATASET: _never_read} if self._settings.read_tasks else {}
 
     def configure(  # type: ignore[override]  # Ray hands on whatever it gets, and needs no DataIterator
         self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any

@@ -11,6 +11,8 @@ from typing import Any
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
+from sfumato.runtime.group.handles import packed
+
 
 class Introduce(ControllerCallback):
     """Runs in the controller's process."""
@@ -20,4 +22,4 @@ class Introduce(ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         controller = ray.get_runtime_context().current_actor
-        ray.get(self._board.introduce.remote(controller))
+        ray.get(self._board.introduce.remote(packed(controller)))

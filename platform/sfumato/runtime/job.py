@@ -1,15 +1,20 @@
-"""What a training worker is told: plain data that travels to any node."""
+"""What a training worker is told: plain data that travels to any node.
+
+The controller of Ray Train unpickles this too, so nothing that takes long to import is imported before a
+worker needs it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sfumato import recipe as recipes
-from sfumato.recipe import Recipe
 from sfumato.runtime.run_folder import RunFolder
-from sfumato.tracking.run import TrackerHandle
+
+if TYPE_CHECKING:
+    from sfumato.recipe import Recipe
+    from sfumato.tracking.run import TrackerHandle
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class TrainJob:
     """Whether checkpoints are written on notice (`runtime.group.notice`)."""
 
     def load_recipe(self) -> Recipe:
+        from sfumato import recipe as recipes
+
         return recipes.parse(self.recipe)
 
     def folder(self) -> RunFolder:
@@ -37,11 +44,7 @@ class TrainJob:
 
 
 def run_job(config: dict[str, Any]) -> dict[str, Any] | None:
-    """What Ray Train runs on each worker, with the job as `config["job"]`.
-
-    What training needs is imported there alone: the controller of Ray Train unpickles this function too, and
-    would take as long as a worker to start.
-    """
+    """What Ray Train runs on each worker, with the job as `config["job"]`."""
     from sfumato.runtime.worker import train_worker
 
     return train_worker(config)

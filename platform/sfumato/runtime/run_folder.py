@@ -15,10 +15,12 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfumato.errors import ConfigError
-from sfumato.recipe import Recipe
+
+if TYPE_CHECKING:
+    from sfumato.recipe import Recipe  # imports PyTorch
 
 
 class RunFolder:

@@ -20,6 +20,7 @@ from sfumato.core.batch import MicroBatch
 from sfumato.core.progress import Progress
 from sfumato.data import local
 from sfumato.data.manifest import Manifest
+from sfumato.data.ray_source import DATASET
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError
 from sfumato.parallel import Placement, Strategy
 from sfumato.runtime import culprits
@@ -203,9 +204,22 @@ class _Worker:
                 return progress
 
     def _read(self) -> None:
-        train = self._recipe.train
-        self._reading = ray.train.get_dataset_shard("train").batches(
-            images=self._trainer.progress.images, batch=train.batch, micro_batch=train.micro_batch
+        recipe, images = self._recipe, self._trainer.progress.images
+        batch, micro_batch = recipe.train.batch, recipe.train.micro_batch
+        if recipe.data.read_tasks:
+            reader = ray.train.get_dataset_shard(DATASET)
+            self._reading = reader.batches(images=images, batch=batch, micro_batch=micro_batch)
+            return
+        place = self._strategy.placement
+        self._reading = local.read(
+            recipe.data,
+            self._manifest,
+            seed=recipe.seed,
+            batch=batch,
+            micro_batch=micro_batch,
+            rank=place.rank,
+            world_size=place.world_size,
+            images=images,
         )
 
     def _train(self, shares: Shares) -> Progress:

@@ -23,8 +23,8 @@ class Snapshot:
     failed: tuple[str, str] | None = None
     stopping: str | None = None
     """Why training is to end early, once somebody has asked for it."""
-    controller: Any = None
-    """Handle of Ray Train's controller, where it was made known (`runtime.introduce`)."""
+    controller: bytes | None = None
+    """Pickled handle of Ray Train's controller, where it was made known (`runtime.introduce`)."""
 
 
 class Board:
@@ -69,7 +69,7 @@ class Board:
     def evaluated_images(self) -> int:
         return self._evaluated
 
-    def introduce(self, controller: Any) -> None:
+    def introduce(self, controller: bytes) -> None:
         self._snapshot.controller = controller
 
     def ask_save(self) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from sfumato.runtime.group.beside import beside
+from sfumato.runtime.group.handles import unpacked
 from sfumato.runtime.group.pulse import Seen, interval
 
 _MOST_NAMED = 8
@@ -98,7 +99,7 @@ def _watch(board: Any, timeout_s: float, stop: threading.Event) -> None:
                 board.forget.remote()
                 board.note.remote(verdict.text)
                 for rank in verdict.ranks:
-                    ray.kill(ranks[rank].who.actor)
+                    ray.kill(unpacked(ranks[rank].who.actor))
         except ray.exceptions.GetTimeoutError:  # the machine has no time for the board
             continue
         except ray.exceptions.RayError:  # the cluster may be going down; `fit` reports that
@@ -109,7 +110,7 @@ def _confirmed(ranks: Mapping[int, Seen], verdict: Verdict) -> bool:
     """Whether those without a pulse are there and answer nobody; Ray Train sees to those that died."""
     if not verdict.frozen:
         return True
-    for ping in [ranks[rank].who.actor.__ray_ready__.remote() for rank in verdict.ranks]:
+    for ping in [unpacked(ranks[rank].who.actor).__ray_ready__.remote() for rank in verdict.ranks]:
         try:
             ray.get(ping, timeout=_ANSWER_S)
         except ray.exceptions.GetTimeoutError:

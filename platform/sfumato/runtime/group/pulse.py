@@ -21,6 +21,7 @@ from typing import Any
 import ray
 
 from sfumato.core.progress import Progress
+from sfumato.runtime.group.handles import packed
 
 _MOST_S, _LEAST_S = 5.0, 0.2
 _PACKAGE = "sfumato"
@@ -56,7 +57,8 @@ class Who:
 
     pid: int
     node: str
-    actor: Any
+    actor: bytes
+    """Its packed handle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ class Pulse:
             yield
             return
         node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        who = Who(os.getpid(), node, ray.get_runtime_context().current_actor)
+        who = Who(os.getpid(), node, packed(ray.get_runtime_context().current_actor))
         ray.get(self._board.hello.remote(self._attempt, self._rank, who))
         threading.Thread(
             target=self._run, args=(interval(self._timeout_s),), name="pulse", daemon=True

@@ -21,6 +21,7 @@ from sfumato.runtime import stages
 from sfumato.runtime.child import Child
 from sfumato.runtime.display import Display
 from sfumato.runtime.group.board import Snapshot
+from sfumato.runtime.group.handles import unpacked
 from sfumato.runtime.in_training import read_records
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.sweep.plan import Plan
@@ -141,7 +142,8 @@ class TrialRun:
 
     def _watch(self, snapshot: Snapshot) -> None:
         """Called from a thread of the run, again and again."""
-        self._controller = snapshot.controller
+        if self._controller is None and snapshot.controller is not None:
+            self._controller = unpacked(snapshot.controller)
         if not snapshot.metrics:
             return
         self._metrics |= set(snapshot.metrics)

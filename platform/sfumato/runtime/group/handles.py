@@ -1,0 +1,18 @@
+"""Handles of Ray Train's actors as bytes, to pass them on through a process that does not use them.
+
+Unpickling such a handle imports Ray Train, which takes a process longer than all else that the board does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from ray import cloudpickle
+
+
+def packed(handle: Any) -> bytes:
+    return cast(bytes, cloudpickle.dumps(handle))  # type: ignore[no-untyped-call]
+
+
+def unpacked(handle: bytes) -> Any:
+    return cloudpickle.loads(handle)

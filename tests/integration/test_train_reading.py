@@ -1,0 +1,24 @@
+"""A run whose workers read in their own processes ends with the weights of one without Ray."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
+from test_train_failures import TIMEOUT_S, assert_model_is, reference, sfumato, write_recipe
+
+
+def test_no_read_tasks(digits_data: Path, tmp_path: Path) -> None:
+    train = {"images": 3_000, "checkpoint": {"every": 1_500}}
+    path = write_recipe(tmp_path, digits_data)
+    content = yaml.safe_load(path.read_text())
+    content["train"].update(train)
+    content["data"]["read_tasks"] = 0
+    path.write_text(yaml.safe_dump(content))
+    with sfumato(tmp_path, "train", str(path)) as process:
+        _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, said
+    assert_model_is(tmp_path, reference(tmp_path, digits_data, **train))
