@@ -50,9 +50,8 @@ class Bench:
             "train": {
                 "images": images,
                 "micro_batch": None,
-                "log_every": 1_280,
                 "preview_samples": 0,
-                "checkpoint": {"every": 5_120},
+                "checkpoint": {"every": images},  # their cost is a part of its own
             },
             "parallel": {"workers": workers, "threads_per_worker": self.threads},
         }
@@ -72,7 +71,8 @@ class Bench:
         for _ in range(self.rounds):
             path, recipe = self.recipe(source, changes, images=1_000_000, workers=workers)
             rate = theirs(recipe, path)
-            images = SKIP + max(5_120, round(rate * self.seconds / 1_280) * 1_280)
+            every = recipe.train.log_every
+            images = SKIP + max(4 * every, round(rate * self.seconds / every) * every) + every
             _, recipe = self.recipe(source, changes, images=images, workers=workers)
             pairs.append((rate, train_loops.ours(recipe, self.root, SKIP)))
             print(f"{name:>24} {pairs[-1][0]:>12.1f} {pairs[-1][1]:>12.1f}", flush=True)

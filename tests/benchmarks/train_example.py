@@ -25,7 +25,7 @@ RECIPE: dict[str, Any] = {
     "data": {"streams": 8, "shuffle_window": 256, "read_tasks": 1},
     "model": {
         "family": "diffusion",
-        "conditional": False,
+        "condition": "none",
         "network": {"channels": [32, 64], "layers_per_block": 1, "time_conditioning": "scale_shift"},
         "objective": {"prediction": "epsilon", "schedule": "linear", "timesteps": 1000},
         "optimizer": {"name": "adamw", "lr": {"peak": 1.0e-4}},

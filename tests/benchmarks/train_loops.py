@@ -231,10 +231,13 @@ def main() -> None:
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    rate = Plain(recipes.load(options.recipe, []), options.data).run(options.skip, options.seconds)
+    loop = Plain(recipes.load(options.recipe, []), options.data)
+    rate = loop.run(options.skip, options.seconds)
     if dist.get_rank() == 0:
         print(json.dumps({"images_per_second": rate}), flush=True)
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # now and then a thread of gloo's aborts the process while the interpreter ends
 
 
 if __name__ == "__main__":
