@@ -24,6 +24,7 @@ from sfumato.data.ray_source import DATASET
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError
 from sfumato.parallel import Placement, Strategy
 from sfumato.runtime import culprits
+from sfumato.runtime.allocator import keep_freed_memory
 from sfumato.runtime.averages import AveragesKeeper, averages_of
 from sfumato.runtime.group.board import BoardHandler
 from sfumato.runtime.group.brake import Brake
@@ -52,6 +53,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     if ray.get(job.board.failed.remote()) is not None:
         return None
     torch.set_num_threads(job.threads)
+    keep_freed_memory()
     scratch = Path(tempfile.mkdtemp(prefix="sfumato-worker-"))
     try:
         return _Worker(job, scratch).run()
