@@ -42,8 +42,9 @@ case "$builder" in
     if [ -n "${WHEELS:-}" ]; then
       arguments+=(--volume "$(realpath "$WHEELS"):/wheels:ro" --build-arg PIP_FIND_LINKS=/wheels)
     fi
+    # No --layers: vfs keeps every layer as a whole copy, 3 GB for each instruction.
     buildah --root "$storage/root" --runroot "$storage/run" --storage-driver vfs bud \
-      --format docker --isolation chroot --network host --pull-never --layers "${arguments[@]}" . ;;
+      --format docker --isolation chroot --network host --pull-never "${arguments[@]}" . ;;
   *) echo "error: BUILDER is docker or buildah, got '$builder'" >&2; exit 2 ;;
 esac
 echo "$tag"
