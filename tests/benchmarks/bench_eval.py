@@ -283,7 +283,7 @@ def main() -> None:
     half = measure(arguments, "ours", rows=arguments.rows // 2)
     fidelity = measure(arguments, "fidelity")
     prdc = measure(arguments, "prdc")
-    ray = [measure(arguments, "ray", workers=workers, rows=arguments.rows // 2) for workers in (1, 2)]
+    ray = [measure(arguments, "ray", workers=workers) for workers in (1, 2)]
     frechet = measure(arguments, "frechet")
     kids = {rows: measure(arguments, "kid", rows=rows) for rows in (arguments.rows, arguments.rows // 2)}
     extraction = measure(arguments, "extraction", rows=10)
