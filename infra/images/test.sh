@@ -37,5 +37,5 @@ test "$(inside sfumato --version)" = "sfumato $expected"
 test "$(inside id -u)" = 1000
 inside sfumato recipe check /opt/sfumato/pipelines/digits/ddpm.yaml
 inside sfumato-health
-if inside sh -c 'command -v g++'; then echo "error: the compiler is still there" >&2; exit 1; fi
+if inside sh -c 'command -v g++' >/dev/null 2>&1; then echo "error: the compiler is still there" >&2; exit 1; fi
 echo "$tag: whole"
