@@ -168,6 +168,9 @@ def test_a_restarted_worker_waits_until_the_old_one_is_gone(tracker: Tracker) ->
     """A process that outlives its driver for some seconds must not log beside its successor."""
     old = tracker.handle.open()
     old.metrics({"train/loss": 1.0}, step=1)
+    deadline = time.monotonic() + 20
+    while not history(tracker, "train/loss") and time.monotonic() < deadline:
+        time.sleep(0.1)  # its sender has the lock once something has come through
     new = tracker.handle.open()
     new.metrics({"train/loss": 1.0}, step=1)
     new.metrics({"train/loss": 1.0}, step=2)
