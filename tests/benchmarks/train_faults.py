@@ -94,7 +94,7 @@ class Victim:
     """`sfumato train` on the digits with two workers, in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._said = folder, folder / "said.txt"
         content = {
             "base": str(PIPELINES / "ddpm.yaml"),
             "train": {"images": 10_000_000, "log_every": 128, "preview_samples": 0},
@@ -105,22 +105,25 @@ class Victim:
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sfumato", "train", "recipe.yaml"],
-            cwd=self._folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(self._folder)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with self._said.open("a") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sfumato", "train", "recipe.yaml"],
+                cwd=self._folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(self._folder)},
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
 
     def points(self) -> list[tuple[float, int]]:
         """When each step was logged (seconds since the epoch), and its images."""
-        from mlflow import MlflowClient
+        from sfumato.tracking.config import TrackingSettings
+        from sfumato.tracking.store import Store
 
-        if not (self._folder / "mlflow.db").exists():
+        store = Store.of(TrackingSettings(), self._folder)
+        if store.database is None or not store.database.exists():
             return []
-        client = MlflowClient(f"sqlite:///{self._folder / 'mlflow.db'}")
+        client = store.client()
         found = []
         with contextlib.suppress(Exception):  # not there yet
             for experiment in client.search_experiments():
@@ -134,7 +137,7 @@ class Victim:
         end = time.time() + patience
         while time.time() < end:
             if self.process.poll() is not None:
-                raise SystemExit(f"the run ended with {self.process.returncode}")
+                raise SystemExit(f"the run ended: {self._said.read_text()[-2000:]}")
             for when, images in self.points():
                 if when > moment:
                     return when, images

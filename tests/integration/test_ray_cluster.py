@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +35,12 @@ print(json.dumps({"listening": sorted(listening), "mode": mode, "nice": ran, "cp
 
 
 def test_a_private_cluster_listens_on_loopback_alone_with_a_token(tmp_path: Path) -> None:
+    """Under a TMPDIR, as on macOS, in which the paths of Ray's sockets would be too long."""
+    long = tmp_path / "a-folder-of-a-batch-system"
+    long.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", PRIVATE, str(tmp_path / "logs")],
+        env={**os.environ, "TMPDIR": str(long)},
         capture_output=True,
         text=True,
         timeout=600,

@@ -81,6 +81,36 @@ def test_a_run_records_what_it_is(root: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("tracking/driver/[0-9]*")), "what has arrived is removed"
 
 
+STARTER = """
+import sys
+from pathlib import Path
+from sfumato.tracking.config import TrackingSettings
+from sfumato.tracking.store import Store
+
+store = Store.of(TrackingSettings(), Path(sys.argv[1]))
+Path(sys.argv[1], "ready" + sys.argv[2]).touch()
+while len(list(Path(sys.argv[1]).glob("ready*"))) < 3:
+    pass
+print(store.experiment(store.create(), "digits"))
+"""
+
+
+def test_the_first_runs_of_a_folder_may_start_at_the_same_moment(tmp_path: Path) -> None:
+    """MLflow, left to itself, has each of them make the tables, and all but one fail."""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", STARTER, str(tmp_path), str(number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    answers = [run.communicate() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], answers
+    assert len({said for said, _ in answers}) == 1, "one experiment"
+
+
 def test_metrics_arrive_at_their_steps(tracker: Tracker) -> None:
     for step in range(0, 5000, 2):
         tracker.metrics({"train/denoise/loss": 1 / (1 + step), "train/bad key#": 1.0}, step=step)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.runtime import ray_cluster
+from sfumato.runtime.private_cluster import temporary_root
 
 _PACKAGES = ("ray", "torch", "diffusers", "mlflow", "webdataset", "pyarrow", "pydantic", "safetensors")
 _EXTRAS = {"deepspeed": "deepspeed", "efficientnet_lite_pytorch": "features"}
@@ -101,7 +102,7 @@ def _machine() -> list[Finding]:
 
 def _disk(root: Path) -> list[Finding]:
     findings = []
-    for name, path in (("disk here", root), ("disk for Ray", Path(tempfile.gettempdir()))):
+    for name, path in (("disk here", root), ("disk for Ray", temporary_root())):
         free = shutil.disk_usage(path).free / 2**30
         ok = free >= _LEAST_FREE_GB and os.access(path, os.W_OK)
         findings.append(

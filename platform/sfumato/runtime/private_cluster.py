@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 1 << 29
 _ATTEMPTS = 3
+# A socket's path has 107 bytes at most: Ray takes 64 of them for `/session_<time>_<pid>/sockets/plasma_store`
+# and `private` 19 for `/sfumato-<random>/1`.
+_LONGEST_ROOT = 107 - 64 - 19
 _LOOPBACK = {
     # A cluster of one machine: Ray then keeps every socket on 127.0.0.1.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -33,8 +36,7 @@ _LOOPBACK = {
 @contextlib.contextmanager
 def private(cpus: int, logs: Path, *, dashboard: bool) -> Iterator[None]:
     """Connected to a cluster of this machine alone, with so many logical CPUs. Its logs end in `logs`."""
-    # Ray's sockets have paths of at most 107 characters, so it cannot live in the run's folder.
-    home = Path(tempfile.mkdtemp(prefix="sfumato-"))
+    home = Path(tempfile.mkdtemp(prefix="sfumato-", dir=temporary_root()))
     token = home / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -62,6 +64,15 @@ def private(cpus: int, logs: Path, *, dashboard: bool) -> Iterator[None]:
             else:
                 os.environ[name] = value
         read_variables_again()  # so that this process may open or join another cluster
+
+
+def temporary_root() -> Path:
+    """Where a private cluster keeps its files: TMPDIR, or /tmp where that is too long for Ray's sockets.
+
+    A run's own folder mostly is, and so is macOS's TMPDIR or that of many batch systems.
+    """
+    wanted = Path(tempfile.gettempdir())
+    return wanted if len(os.fsencode(wanted)) <= _LONGEST_ROOT else Path("/tmp")  # noqa: S108
 
 
 def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool) -> None:

@@ -5,11 +5,13 @@ Addresses are absolute from here on, because the workers of a run have other cur
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -67,7 +69,22 @@ class Store:
 
         for noisy in ("alembic", "mlflow"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
-        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        with self._alone():
+            return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds the folder of an embedded store: the first client makes its tables, and MLflow lets two
+        processes make the same ones at once, which ends both and leaves half a database."""
+        if self.database is None:
+            yield
+            return
+        folder = os.open(self.database.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def create(self) -> MlflowClient:
         """A client of a store that exists from now on, or one line about why it cannot."""
