@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,32 @@ def test_a_private_cluster_listens_on_loopback_alone_with_a_token(tmp_path: Path
     assert found["cpus"] >= 3, "as many logical CPUs as were asked for, whatever the machine has"
     assert (tmp_path / "logs" / "ray").is_dir(), "Ray's logs are kept"
     assert done.stderr == ""
+
+
+WAITS = """
+import sys, time
+from pathlib import Path
+from sfumato.runtime import ray_cluster
+
+with ray_cluster.cluster(1, Path(sys.argv[1])):
+    print("there", file=sys.stderr, flush=True)
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+"""
+
+
+def test_sigterm_is_an_interrupt_and_not_a_trace_of_rays(tmp_path: Path) -> None:
+    """Also in the background of a shell, where ctrl-C is ignored."""
+    command = [sys.executable, "-c", WAITS, str(tmp_path / "logs")]
+    ignored = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
+    process = subprocess.Popen(ignored, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "there\n"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert (said, process.returncode) == ("interrupted\n", 0)
 
 
 LATE = """

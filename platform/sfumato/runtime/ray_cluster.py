@@ -20,7 +20,7 @@ from sfumato.errors import CapabilityError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel.config import ParallelSettings
 from sfumato.recipe import Recipe
-from sfumato.runtime import private_cluster
+from sfumato.runtime import private_cluster, terminate
 
 _PATIENCE_S = 5.0
 
@@ -113,12 +113,14 @@ def cluster(
     """
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     if _connected():
-        opened: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    elif os.environ.get("RAY_ADDRESS"):
-        opened = _existing()
+        _check_resources(least or cpus, gpus)
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        opened: contextlib.AbstractContextManager[None] = _existing()
     else:
         opened = private_cluster.private(max(cpus, cores()), logs, dashboard=dashboard)
-    with opened:
+    with opened, terminate.like_ctrl_c():
         _check_resources(least or cpus, gpus)
         yield
 
