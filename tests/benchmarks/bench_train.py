@@ -72,7 +72,8 @@ class Bench:
             path, recipe = self.recipe(source, changes, images=1_000_000, workers=workers)
             rate = theirs(recipe, path)
             every = recipe.train.log_every
-            images = SKIP + max(4 * every, round(rate * self.seconds / every) * every) + every
+            counted = max(4 * every, round(rate * self.seconds / every) * every)
+            images = SKIP + round(rate * train_loops.SETTLE_S) + counted + every
             _, recipe = self.recipe(source, changes, images=images, workers=workers)
             pairs.append((rate, train_loops.ours(recipe, self.root, SKIP)))
             print(f"{name:>24} {pairs[-1][0]:>12.1f} {pairs[-1][1]:>12.1f}", flush=True)

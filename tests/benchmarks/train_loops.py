@@ -204,6 +204,10 @@ def under_torchrun(recipe: Path, data: Path, skip: int, seconds: float, ranks: i
     return float(json.loads(lines[-1])["images_per_second"])
 
 
+SETTLE_S = 5.0
+"""With its first figures a worker imports MLflow's client, once and for about two seconds."""
+
+
 def ours(recipe: Any, root: Path, skip: int) -> float:
     """Images a second of `sfumato train` by the clock, from the curve that it logged, pauses included."""
     from sfumato.runtime import stages
@@ -215,8 +219,10 @@ def ours(recipe: Any, root: Path, skip: int) -> float:
             stages.train(session)
         client = Store.of(recipe.tracking, root).client()
         points = client.get_metric_history(session.tracker.run_id, "train/images_per_second")
-    points = sorted((point for point in points if point.step >= skip), key=lambda point: point.step)
-    first, last = points[0], points[-1]
+    points = sorted(points, key=lambda point: point.step)
+    settled = points[0].timestamp + SETTLE_S * 1000
+    first = next(point for point in points if point.step >= skip and point.timestamp >= settled)
+    last = points[-1]
     return (last.step - first.step) / (last.timestamp - first.timestamp) * 1000
 
 

@@ -33,8 +33,9 @@ class Ddp(Single):
         self, trains: str, *, last: bool, second_order: bool = False
     ) -> AbstractContextManager[None]:
         module = self._trained[trains]
-        assert isinstance(module, DistributedDataParallel)
-        return nullcontext() if last else module.no_sync()
+        if last or not isinstance(module, DistributedDataParallel):
+            return nullcontext()
+        return module.no_sync()
 
     def backward(self, trains: str, loss: Tensor) -> None:
         # DDP divides the summed gradient by the world size; a loss is already divided by the global batch.
@@ -49,6 +50,8 @@ class Ddp(Single):
         return values
 
     def _wrap(self, name: str, module: nn.Module) -> nn.Module:
+        if self.placement.world_size == 1:
+            return module  # nobody to average with: the wrapper's buckets and hooks would only cost time
         on_gpu = self.placement.device.type == "cuda"
         return DistributedDataParallel(
             module,
