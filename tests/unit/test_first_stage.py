@@ -13,11 +13,12 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.family import Frozen
 from sfumato.core.first_stage import FirstStageConfig, Tokenizer, codes_of, latent_of
 from sfumato.core.rng import seeded
+from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
 from sfumato.parallel.single import Single
 from sfumato.recipe import Recipe
-from sfumato.runtime.first_stage import resolved
+from sfumato.runtime.first_stage import check_data, resolved
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training.loop import install
@@ -25,13 +26,28 @@ from sfumato.training.loop import install
 DATA = DataSpec(channels=1, height=8, width=8, classes=("a", "b"))
 
 
-def save_stage(folder: Path, member: str = "vq", *, seed: int = 0, data: DataSpec = DATA) -> str:
+def save_stage(
+    folder: Path,
+    member: str = "vq",
+    *,
+    seed: int = 0,
+    data: DataSpec = DATA,
+    trained_on: str | None = None,
+) -> str:
     """A model folder of a small autoencoder, and its digest."""
     config = families.config_class("vae").variants()[member]
     family = config.build(data)
     with seeded(seed, "stage"):
         network = family.nets["network"].build()
-    return save_model_folder(folder, config, data, {"ema": network.state_dict()}, name="stage", images=1)
+    return save_model_folder(
+        folder,
+        config,
+        data,
+        {"ema": network.state_dict()},
+        name="stage",
+        images=1,
+        trained_on=trained_on,
+    )
 
 
 def recipe_on(stage: dict[str, object], kind: str = "transformer") -> Recipe:
@@ -127,6 +143,23 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(CheckpointError, match="is damaged"):
         install(found.model.build(DATA), Single(Placement()), seed=0)
+
+
+def test_one_that_was_trained_on_other_data_is_refused_until_that_is_meant(tmp_path: Path) -> None:
+    image = ImageInfo(channels=1, height=8, width=8)
+    ours, other = (
+        Manifest(name="set", shards=(shard,), image=image, classes=DATA.classes)
+        for shard in (ShardInfo(name="a.tar", samples=2, bytes=10, sha256=digit * 64) for digit in ("0", "1"))
+    )
+    save_stage(tmp_path / "stage", trained_on=other.digest)
+    found = resolved(recipe_on({"run": "stage"}), tmp_path)
+    with pytest.raises(ConfigError, match=r"was trained on other data .*first_stage.other_data=true") as told:
+        check_data(found, ours)
+    assert len(told.value.problems) == 1
+    check_data(found, other)
+    check_data(resolved(recipe_on({"run": "stage", "other_data": True}), tmp_path), ours)
+    save_stage(tmp_path / "unknown")
+    check_data(resolved(recipe_on({"run": "unknown"}), tmp_path), ours)
 
 
 @pytest.mark.parametrize(

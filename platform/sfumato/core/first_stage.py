@@ -111,7 +111,8 @@ class StoredModelCard(Config):
 
     family: str = Field(pattern=BUILT_IN, description="Its family; a built-in one, since loading runs code.")
     config: dict[str, Any] = Field(description="The family's configuration.")
-    data: DataSpec = Field(description="The images that it was trained on.")
+    data: DataSpec = Field(description="The kind of images that it was trained on.")
+    trained_on: str | None = Field(None, description="Digest of the data set that it was trained on.")
 
 
 class FirstStageConfig(Config):
@@ -127,6 +128,10 @@ class FirstStageConfig(Config):
     )
     model: StoredModelCard | None = Field(
         None, description="What the first stage is; filled in when a run starts."
+    )
+
+    other_data: bool = Field(
+        False, description="Take one that was trained on another data set than the recipe's."
     )
 
     def open(self, find: Callable[[str], type[FamilyConfig]]) -> OpenStage:
@@ -194,6 +199,7 @@ class OpenStage:
 def recorded(card: Mapping[str, Any]) -> StoredModelCard:
     """The part of a model folder's card that a recipe records. Raises ConfigError for a foreign family."""
     try:
-        return StoredModelCard.model_validate({key: card[key] for key in ("family", "config", "data")})
+        known = {key: card[key] for key in ("family", "config", "data")}
+        return StoredModelCard.model_validate({**known, "trained_on": card.get("trained_on")})
     except ValidationError as error:
         raise ConfigError(f"not usable as first stage: {error.errors()[0]['msg']}") from None

@@ -48,16 +48,19 @@ def look_up(stage: FirstStageConfig, root: Path) -> FirstStageConfig:
             f"{FIELD}.run: {stage.run!r} is another model than before: its digest is {digest[:12]}, "
             f"{FIELD}.digest says {str(stage.digest)[:12]}; put the old model back, or leave the digest out"
         )
-    return FirstStageConfig(run=str(folder), digest=digest, model=model)
+    return stage.model_copy(update={"run": str(folder), "digest": digest, "model": model})
 
 
 def check_data(recipe: Recipe, manifest: Manifest) -> None:
-    """Data that was encoded beforehand has to come from the recipe's own first stage, unchanged since.
+    """A first stage has to know these images; what was encoded beforehand has to come from it, unchanged.
 
     Raises ConfigError in one line.
     """
     stage, encoder = getattr(recipe.model, "first_stage", None), manifest.encoder
-    if encoder is None or not isinstance(stage, FirstStageConfig):
+    if not isinstance(stage, FirstStageConfig):
+        return
+    if encoder is None:
+        _check_trained_on(stage, manifest)
         return
     if not {array.name for array in encoder.arrays} & {LATENT_MEAN, CODES}:
         return  # its captions were encoded, not its images
@@ -70,6 +73,16 @@ def check_data(recipe: Recipe, manifest: Manifest) -> None:
         raise ConfigError(
             "data.transforms: arrays that were encoded beforehand do not follow them; leave them out, or "
             "train from the images"
+        )
+
+
+def _check_trained_on(stage: FirstStageConfig, manifest: Manifest) -> None:
+    trained_on = stage.model.trained_on if stage.model is not None else None
+    if trained_on not in (None, manifest.digest) and not stage.other_data:
+        raise ConfigError(
+            f"{FIELD}.run: {stage.run!r} was trained on other data (digest {str(trained_on)[:12]}) than "
+            f"data.path ({manifest.name}, digest {manifest.digest[:12]}); train a first stage on this data, "
+            f"or say that you mean it by {FIELD}.other_data=true"
         )
 
 

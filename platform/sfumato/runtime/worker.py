@@ -292,9 +292,17 @@ class _Worker:
 
     def _save_model(self, folder: Path, progress: Progress) -> None:
         weights = self._strategy.weights(self._family.samplers)
-        recipe, spec = self._recipe, self._manifest.spec
+        recipe, manifest = self._recipe, self._manifest
         if self._leads:
-            save_model_folder(folder, recipe.model, spec, weights, name=recipe.name, images=progress.images)
+            save_model_folder(
+                folder,
+                recipe.model,
+                manifest.spec,
+                weights,
+                name=recipe.name,
+                images=progress.images,
+                trained_on=manifest.digest,
+            )
 
     def _list_skipped(self) -> None:
         """At every checkpoint, so that a run that goes on from it knows what was skipped before."""

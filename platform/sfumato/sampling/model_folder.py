@@ -55,11 +55,12 @@ def save_model_folder(
     name: str,
     images: int,
     notes: Mapping[str, str] | None = None,
+    trained_on: str | None = None,
 ) -> str:
     """Write a model folder, in place of an older model that lies there, and return its digest.
 
     `nets` has the state dict of every network in the family's `samplers`; `notes` is free text about the
-    model, such as its license.
+    model, such as its license, `trained_on` the digest of its data set.
 
     Raises:
         ConfigError: the folder holds something that is not a model.
@@ -81,6 +82,7 @@ def save_model_folder(
             "config": config.model_dump(mode="json"),
             "data": asdict(data),
             "images": images,
+            "trained_on": trained_on,
             "notes": dict(notes or {}),
             "weights_sha256": sums,
             "sfumato": __version__,
