@@ -109,6 +109,7 @@ def _tracked(
             "data": {"path", "source", "read_tasks"},
         },
     )
+    params = {name: value for name, value in params.items() if value != {}}  # a path was all that it said
     known = folder.read_json("run.json") or {}
     tracker = Tracker.start(
         recipe.tracking,
