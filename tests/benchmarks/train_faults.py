@@ -167,7 +167,8 @@ class Victim:
 def recovery() -> dict[str, float]:
     """Seconds from a kill to the next step, and of a first start for comparison."""
     found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="sfumato-bench-", ignore_cleanup_errors=True) as folder:
+    # Short, so that Ray's sockets fit below it, and what the killed driver leaves is removed with it.
+    with tempfile.TemporaryDirectory(prefix="sf-", ignore_cleanup_errors=True) as folder:
         began = time.time()
         run = Victim(Path(folder))
         try:

@@ -56,8 +56,8 @@ def rebuild(run: str, out: Path, *, sigma_rel: float, images: int | None, root: 
         raise ConfigError(
             f"--images: got {at:,}, the run's snapshots are from {min(found):,} to {max(found):,}"
         )
-    spec = Manifest.load(recipe.data.path).spec
-    family = recipe.model.build(spec)
+    manifest = Manifest.load(recipe.data.path)
+    family = recipe.model.build(manifest.spec)
     weights: dict[str, Mapping[str, Tensor]] = {}
     worst = 0.0
     with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
@@ -72,5 +72,14 @@ def rebuild(run: str, out: Path, *, sigma_rel: float, images: int | None, root: 
             else:
                 weights[name] = read_model_folder(folder.model, trust=True).weights[name]
     notes = {"ema": f"sigma_rel {sigma_rel:g}, put together from {len(found)} snapshots (error {worst:.1e})"}
-    save_model_folder(out, recipe.model, spec, weights, name=recipe.name, images=at, notes=notes)
+    save_model_folder(
+        out,
+        recipe.model,
+        manifest.spec,
+        weights,
+        name=recipe.name,
+        images=at,
+        notes=notes,
+        trained_on=manifest.digest,
+    )
     return Rebuilt(out, at, len(found), worst)

@@ -81,17 +81,18 @@ def _from_checkpoint(path: Path, scratch: Path) -> Path:
     recipe = recipes.load(recipe_file)
     store = LocalStore(path.resolve().parent)
     saved = checkpoints.read_manifest(store, path.name)
-    spec = Manifest.load(recipe.data.path).spec
-    family, strategy = recipe.model.build(spec), Single(Placement())
+    manifest = Manifest.load(recipe.data.path)
+    family, strategy = recipe.model.build(manifest.spec), Single(Placement())
     install(family, strategy, recipe.seed, averages=averages_of(recipe, family))
     strategy.load(checkpoints.load(store, saved, scratch))
     model = scratch / "model"
     save_model_folder(
         model,
         recipe.model,
-        spec,
+        manifest.spec,
         strategy.weights(family.samplers),
         name=recipe.name,
         images=saved.images,
+        trained_on=manifest.digest,
     )
     return model
