@@ -18,6 +18,14 @@ RAY = str(Path(sys.executable).with_name("ray"))
 # The entrypoint's `python` is the first one on the path of the node.
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
+QUICK = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
+}
+"""A node that is gone is noticed after two seconds instead of a minute."""
+
 
 @contextlib.contextmanager
 def node(environment: dict[str, str], said: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:

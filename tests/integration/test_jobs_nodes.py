@@ -11,22 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ray_nodes import free_port, node, wait_for
-
-from sfumato.families.diffusion import Config
+from ray_nodes import QUICK, free_port, node, wait_for
+from tiny_recipe import write_tiny_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-# A node that is gone is noticed after two seconds instead of a minute.
-QUICK = {
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "500",
-    "RAY_health_check_failure_threshold": "4",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-}
 
 
 def sfumato(folder: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
@@ -64,28 +54,19 @@ def test_the_node_with_the_trainer_is_lost_and_the_job_finishes(
     environment = {
         **os.environ,
         **QUICK,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
         **s3_server.environment,  # type: ignore[attr-defined]
         "AWS_ENDPOINT_URL": s3_server.endpoint,  # type: ignore[attr-defined]
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
     }
-    content = {
-        "name": "tiny",
-        "seed": 3,
-        "data": {"path": str(digits_data), "streams": 8, "shuffle_window": 100},
-        "model": Config.tiny().model_dump(mode="json"),
-        "train": {
-            "images": 60_000,
-            "batch": 128,
-            "log_every": 1_000,
-            "preview_samples": 0,
-            "checkpoint": {"every": 4_000, "uri": "s3://data/checkpoints"},
-        },
-        "parallel": {"threads_per_worker": 1, "resources_per_worker": {"trainer": 1}},
-        "tracking": {"system_metrics": False},
-    }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    write_tiny_recipe(
+        tmp_path,
+        digits_data,
+        train={"images": 60_000, "checkpoint": {"every": 4_000, "uri": "s3://data/checkpoints"}},
+        parallel={"resources_per_worker": {"trainer": 1}},
+    )
     said, found = folder / "said.txt", checkpoints(s3_server.endpoint, s3_server.environment)  # type: ignore[attr-defined]
     head = ("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1")
     head += (f"--dashboard-agent-listen-port={free_port()}",)

@@ -8,110 +8,24 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
-import yaml
 from mlflow import MlflowClient
-from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
-from launch import launch
-
-from sfumato.families.diffusion import Config
-
-TRAIN = {
-    "images": 16_000,
-    "batch": 128,
-    "micro_batch": 64,
-    "log_every": 1_000,
-    "preview_samples": 0,
-    "checkpoint": {"every": 2_000},
-}
-TIMEOUT_S = 600
-
-
-def write_recipe(folder: Path, data: Path) -> Path:
-    model = Config.tiny().model_dump(mode="json")
-    model["optimizer"]["eps"] = 1e-5  # as the reference's ranks set it
-    content = {
-        "name": "tiny",
-        "seed": 3,
-        "storage": "runs",
-        "data": {"path": str(data), "streams": 8, "shuffle_window": 100},
-        "model": model,
-        "train": TRAIN,
-        "parallel": {"workers": 2, "threads_per_worker": 1},
-        "tracking": {"system_metrics": False},
-    }
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-@contextmanager
-def sfumato(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A command as a user starts it, in a process group of its own; whatever is left of it is ended."""
-    command = [sys.executable, "-m", "sfumato", *arguments]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    children: list[psutil.Process] = []
-    process.left = children  # type: ignore[attr-defined]
-    try:
-        yield process
-    finally:
-        process.kill()
-        for child in children:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
-
-
-def wait_for(what: str, found: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + TIMEOUT_S
-    while not found():
-        assert process.poll() is None, f"ended before {what}: {process.stderr.read()}"
-        assert time.monotonic() < end, f"no {what}"
-        time.sleep(0.1)
-
-
-def newest(folder: Path) -> int:
-    """Images at the newest checkpoint that counts."""
-    manifests = folder.glob("runs/tiny-*/checkpoints/images-*/manifest.json")
-    return max((int(path.parent.name.split("-")[1]) for path in manifests), default=0)
-
-
-def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if "RayTrainWorker" in " ".join(child.cmdline()):
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
-
-
-def reference(folder: Path, data: Path, **changes: object) -> dict[str, torch.Tensor]:
-    """The weights of an undisturbed run of two plain processes."""
-    train = {**TRAIN, **changes}
-    return launch(
-        folder / "calm", world_size=2, strategy="ddp", family="diffusion", data=str(data), train=train
-    )
-
-
-def assert_model_is(folder: Path, calm: dict[str, torch.Tensor]) -> None:
-    """The run's exported weights are the reference's, bit for bit."""
-    (model,) = folder.glob("runs/tiny-*/model")
-    found = load_file(model / "ema.safetensors")
-    assert len(found) == sum(name.startswith("ema/") for name in calm)
-    for name, tensor in found.items():
-        assert torch.equal(tensor, calm[f"ema/{name}"]), name
+sys.path.insert(0, str(Path(__file__).parent))
+from train_runs import (
+    TIMEOUT_S,
+    assert_model_is,
+    newest,
+    reference,
+    sfumato,
+    wait_for,
+    workers,
+    write_recipe,
+)
 
 
 def test_a_lost_worker_changes_no_bit(digits_data: Path, tmp_path: Path) -> None:

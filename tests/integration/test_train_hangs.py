@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_train_failures import (
+from train_runs import (
     TIMEOUT_S,
     assert_model_is,
     newest,
@@ -83,13 +82,10 @@ def test_a_step_without_end_is_told_by_its_line(
     digits_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calm = reference(tmp_path, digits_data)
-    recipe = write_recipe(tmp_path, digits_data)
+    recipe = write_recipe(tmp_path, digits_data, model={"family": "endless:Config"})
     (tmp_path / "endless.py").write_text(ENDLESS)
     (tmp_path / "once").touch()
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2] / 'platform'}")
-    content = yaml.safe_load(recipe.read_text())
-    content["model"]["family"] = "endless:Config"
-    recipe.write_text(yaml.safe_dump(content))
     with sfumato(tmp_path, "train", str(recipe), "parallel.hang_timeout=10") as process:
         _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said

@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from ray._raylet import GcsClient  # what `ray drain-node` uses
 from ray.core.generated import autoscaler_pb2
 from safetensors.torch import load_file
@@ -28,17 +27,12 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 from launch import launch
-from ray_nodes import end_group, free_port, node, wait_for
-
-from sfumato.families.diffusion import Config
+from ray_nodes import QUICK, end_group, free_port, node, wait_for
+from tiny_recipe import LIKE_REFERENCE, write_tiny_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-# A node that is gone is noticed after two seconds instead of a minute.
-QUICK = {
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "500",
-    "RAY_health_check_failure_threshold": "4",
+# Of a group that does not fit any more, training starts again with what there is after so long.
+TRAIN_QUICK = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
 }
@@ -100,6 +94,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     environment = {
         **os.environ,
         **QUICK,
+        **TRAIN_QUICK,
         "RAY_ADDRESS": f"127.0.0.2:{port}",
         "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2] / 'platform'}",
     }
@@ -141,26 +136,15 @@ class Run:
 def run(
     folder: Path, data: Path, environment: dict[str, str], every: int, **parallel: object
 ) -> Iterator[Run]:
-    model = Config.tiny().model_dump(mode="json")
-    model["optimizer"]["eps"] = 1e-5  # as the reference's rank sets it
-    content = {
-        "name": "tiny",
-        "seed": 3,
-        "storage": "runs",
-        "data": {"path": str(data), "streams": 8, "shuffle_window": 100, "read_tasks": 1},
-        "model": {**model, "family": "paced:Config"},
-        "train": {**TRAIN, "checkpoint": {"every": every, "keep": 50}},
-        "parallel": {
-            "workers": 2,
-            "min_workers": 1,
-            "resize_interval": 3,
-            "threads_per_worker": 1,
-            "resources_per_worker": {"trainer": 1},
-            **parallel,
-        },
-        "tracking": {"system_metrics": False},
-    }
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
+    workers = {"workers": 2, "min_workers": 1, "resize_interval": 3, "resources_per_worker": {"trainer": 1}}
+    write_tiny_recipe(
+        folder,
+        data,
+        data={"read_tasks": 1},
+        model={**LIKE_REFERENCE, "family": "paced:Config"},
+        train={**TRAIN, "checkpoint": {"every": every, "keep": 50}},
+        parallel={**workers, **parallel},
+    )
     (folder / "pace").write_text("0.2")
     command = [sys.executable, "-m", "sfumato", "train", "tiny.yaml"]
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)

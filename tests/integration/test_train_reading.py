@@ -5,19 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
-from test_train_failures import TIMEOUT_S, assert_model_is, reference, sfumato, write_recipe
+sys.path.insert(0, str(Path(__file__).parent))
+from train_runs import TIMEOUT_S, assert_model_is, reference, sfumato, write_recipe
 
 
 def test_no_read_tasks(digits_data: Path, tmp_path: Path) -> None:
     train = {"images": 3_000, "checkpoint": {"every": 1_500}}
-    path = write_recipe(tmp_path, digits_data)
-    content = yaml.safe_load(path.read_text())
-    content["train"].update(train)
-    content["data"]["read_tasks"] = 0
-    path.write_text(yaml.safe_dump(content))
+    path = write_recipe(tmp_path, digits_data, train=train, data={"read_tasks": 0})
     with sfumato(tmp_path, "train", str(path)) as process:
         _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said

@@ -11,18 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pytest
 import torch
-import yaml
 from pyarrow import fs
 from safetensors.torch import load_file
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 from launch import launch
-
-from sfumato.families.diffusion import Config
+from tiny_recipe import LIKE_REFERENCE, laid_over, write_tiny_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 OUTAGE_S = 20.0
@@ -76,22 +75,11 @@ def wait_for(what: str, found: Callable[[], bool], process: subprocess.Popen[str
 
 
 def recipe(folder: Path, data: str, checkpoints: str | None) -> Path:
-    model = Config.tiny().model_dump(mode="json")
-    model["optimizer"]["eps"] = 1e-5  # as the reference's rank sets it
-    train: dict[str, Any] = {**TRAIN, "checkpoint": {**TRAIN["checkpoint"], "uri": checkpoints}}
-    content = {
-        "name": "tiny",
-        "seed": 3,
-        "storage": "runs",
-        "data": {"path": data, "streams": STREAMS, "shuffle_window": 100, "read_tasks": 1},
-        "model": model,
-        "train": train,
-        "parallel": {"workers": 1, "strategy": "single", "threads_per_worker": 1},
-        "tracking": {"system_metrics": False},
-    }
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    train = laid_over(TRAIN, {"checkpoint": {"uri": checkpoints}})
+    reading = {"streams": STREAMS, "read_tasks": 1}
+    return write_tiny_recipe(
+        folder, data, data=reading, model=LIKE_REFERENCE, train=train, parallel={"strategy": "single"}
+    )
 
 
 @pytest.mark.parametrize("there", ["data", "checkpoints"])

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_recipe import tiny_recipe
+
 from sfumato import recipe as recipes
 from sfumato.errors import ConfigError
-from sfumato.families.diffusion import Config
 from sfumato.runtime.display import Display
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.sweep import sweep
@@ -38,25 +40,20 @@ FREE_S = 20
 
 def content(data: Path, **tune: Any) -> dict[str, Any]:
     """A recipe as plain data: the smallest network on the digits, and a sweep over its learning rate."""
-    model = Config.tiny().model_dump(mode="json")
-    model["optimizer"]["lr"] = {"peak": 4e-3}
-    return {
-        "name": "tiny",
-        "storage": "runs",
-        "data": {"path": str(data), "streams": 8, "shuffle_window": 100, "read_tasks": 1},
-        "model": model,
-        "train": {
-            "images": IMAGES,
-            "batch": 128,
-            "log_every": 1_024,
-            "preview_samples": 0,
-            "max_skipped_steps": 0,
-            "checkpoint": {"every": 2_048},
-        },
-        "parallel": {"workers": 1, "threads_per_worker": 1},
-        "tracking": {"system_metrics": False},
-        "tune": {"metric": "train/denoise/loss", **tune},
+    train = {
+        "images": IMAGES,
+        "log_every": 1_024,
+        "max_skipped_steps": 0,
+        "checkpoint": {"every": 2_048},
     }
+    return tiny_recipe(
+        data,
+        seed=0,
+        data={"read_tasks": 1},
+        model={"optimizer": {"lr": {"peak": 4e-3, "warmup_images": 0, "decay": "constant"}}},
+        train=train,
+        tune={"metric": "train/denoise/loss", **tune},
+    )
 
 
 def grid(*rates: float) -> dict[str, Any]:
