@@ -19,15 +19,7 @@ WORKER = "127.0.0.3"
 _OBJECT_STORE = 256 << 20
 _RAY_ATTEMPTS = 3  # it gives a node 30 s to start, which a busy machine may take
 _DATABASES = ("mlflow", "mlflow_auth")
-# Users are kept apart from runs; the cache spares a hash of 0.3 s on each request.
-_ACCOUNTS = """\
-[mlflow]
-default_permission = READ
-database_uri = {uri}
-admin_username = {user}
-authorization_function = mlflow.server.auth:authenticate_request_basic_auth
-auth_cache_ttl_seconds = 300
-"""
+_ACCOUNTS = Path(__file__).parents[1] / "mlflow" / "basic_auth.ini"
 
 
 def programs(settings: Settings, scratch: Path, cpus: int) -> Iterator[Program]:
@@ -130,7 +122,7 @@ def _mlflow(settings: Settings, *, postgresql: bool) -> Program:
     )
     config = folder / "basic_auth.ini"
     config.touch(mode=0o600)
-    config.write_text(_ACCOUNTS.format(uri=accounts.replace("%", "%%"), user=USER))
+    config.write_text(_ACCOUNTS.read_text().format(uri=accounts.replace("%", "%%"), user=USER))
     environment = {
         **settings.s3,
         "MLFLOW_BACKEND_STORE_URI": runs,

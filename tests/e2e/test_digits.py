@@ -17,7 +17,10 @@ from PIL import Image
 
 import sfumato
 from sfumato import cli
+from sfumato.data.manifest import Manifest
 from sfumato.families.diffusion import Config
+from sfumato.runtime.resolve import model_of
+from sfumato.sampling.model_files import read_card
 
 RECIPE = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
 
@@ -166,6 +169,14 @@ def test_a_checkpoint_can_be_sampled(run: dict, call, project: Path) -> None:
     for name in ("000000.png", "000002.png"):
         ours, theirs = project / "from-checkpoint" / name, project / "from-run" / name
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_models_of_runs_and_checkpoints_name_their_data(run: dict, project: Path) -> None:
+    folder = Path(run["folder"])
+    wanted = Manifest.load(project / "data" / "digits").digest
+    for target in (folder, *(folder / "checkpoints").iterdir()):
+        with model_of(str(target), root=project) as found:
+            assert read_card(found.model)[0]["trained_on"] == wanted, target
 
 
 def test_a_checkpoint_in_mid_training_is_measured_at_its_images(run: dict, call, project: Path) -> None:

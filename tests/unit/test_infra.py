@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import shutil
@@ -104,6 +105,16 @@ def test_compose_is_hardened_and_pinned(compose: dict[str, Any]) -> None:
             assert tag == sfumato.__version__
         # One alone is root, without network, to give folders away, and ends.
         assert service.get("user", "1000:1000") != "0:0" or service["network_mode"] == "none", name
+
+
+def test_compose_has_the_accounts_that_the_others_have(compose: dict[str, Any]) -> None:
+    template, copied = configparser.ConfigParser(), configparser.ConfigParser(interpolation=None)
+    template.read(INFRA / "mlflow" / "basic_auth.ini")
+    copied.read_string(compose["configs"]["users"]["content"])
+    filled_in = {"database_uri", "admin_username"}
+    assert template["mlflow"].keys() == copied["mlflow"].keys() > filled_in
+    for key in template["mlflow"].keys() - filled_in:
+        assert template["mlflow"][key] == copied["mlflow"][key], key
 
 
 def test_compose_names_lead_somewhere(compose: dict[str, Any]) -> None:

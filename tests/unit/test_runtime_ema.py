@@ -18,6 +18,7 @@ from sfumato.parallel.single import Single
 from sfumato.runtime.averages import AveragesKeeper, averages_of
 from sfumato.runtime.ema import rebuild
 from sfumato.runtime.run_folder import RunFolder
+from sfumato.sampling.model_files import read_card
 from sfumato.sampling.model_folder import read_model_folder
 from sfumato.training.loop import Trainer, install
 
@@ -60,6 +61,8 @@ def test_puts_together_the_average_that_was_kept(digits_data: Path, tmp_path: Pa
     assert (found.images, found.snapshots) == (IMAGES, 8)
     assert found.error < 0.05
     rebuilt = read_model_folder(tmp_path / "model")
+    card, _ = read_card(tmp_path / "model")
+    assert card["trained_on"] == Manifest.load(digits_data).digest
     other = rebuild(str(folder.path), tmp_path / "other", sigma_rel=0.2, images=None, root=tmp_path)
     wider = read_model_folder(other.folder).weights["ema"]
     assert rebuilt.weights["ema"].keys() == kept.keys()

@@ -91,7 +91,7 @@ def examine(
     elif found is not None:
         why = "what it made is gone, or was changed"
     elif latest is None:
-        why = "was never run to its end"
+        why = "not done yet"
     elif inputs is None:
         why = "its data is not there"
     else:
@@ -143,7 +143,7 @@ def _waiting(pipeline: Pipeline, records: Records, name: str, missing: list[str]
     if ordered:
         return Step(name, kind, "wait", f"{after}: asked for by --from")
     if records.latest(name) is None:
-        return Step(name, kind, "wait", f"{after}: was never run to its end")
+        return Step(name, kind, "wait", f"{after}: not done yet")
     return Step(name, kind, "wait", f"{after}: runs if they make something else than before")
 
 
