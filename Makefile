@@ -45,16 +45,16 @@ audit: $(VENV)/.runtime ## Look for known vulnerabilities in the locked dependen
 	@$(BIN)/python .ci/audit.py
 
 bench-eval: $(VENV)/.dev ## Metrics against prdc, torch-fidelity and scipy: time, memory, agreement
-	@$(BIN)/python tests/benchmarks/bench_eval.py $(ARGS)
+	@$(BIN)/python tests/benchmarks/evaluation/bench_eval.py $(ARGS)
 
 bench-memory: $(VENV)/.dev ## Bytes that a rank holds of a network under ddp, fsdp and zero3
-	@$(BIN)/python tests/benchmarks/bench_memory.py $(ARGS)
+	@$(BIN)/python tests/benchmarks/memory/bench_memory.py $(ARGS)
 
 bench-train: $(VENV)/.dev ## Time of a training step against a bare PyTorch loop
-	@$(BIN)/python tests/benchmarks/bench_train.py $(ARGS)
+	@$(BIN)/python tests/benchmarks/train/bench_train.py $(ARGS)
 
 bench-data: $(VENV)/.dev ## Images a second into training, against other ways to read the same shards
-	@$(BIN)/python tests/benchmarks/bench_data.py $(ARGS)
+	@$(BIN)/python tests/benchmarks/data/bench_data.py $(ARGS)
 
 stack-up: $(VENV)/.dev ## MLflow, PostgreSQL, S3 and Ray on this machine (NODES=2: a head and a worker)
 	@$(BIN)/python infra/local/stack.py up --nodes $(NODES)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-PIPELINES = Path(__file__).parents[2] / "pipelines" / "digits"
+PIPELINES = Path(__file__).parents[3] / "pipelines" / "digits"
 FAMILIES = {"diffusion": "ddpm", "gan": "dcgan", "vae": "vae", "flow": "glow", "autoregressive": "pixelcnn"}
 """One recipe of each family."""
 

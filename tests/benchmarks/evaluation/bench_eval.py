@@ -26,7 +26,7 @@ import numpy as np
 
 K = 5
 REPEATS = 3
-sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "peers"))
 
 
 def features(rows: int, dim: int, seed: int) -> np.ndarray:
