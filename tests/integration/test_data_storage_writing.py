@@ -29,8 +29,8 @@ from sfumato.data.storage import above, below
 from sfumato.data.tasks import T, Task
 from sfumato.data.writing import entries, names_in, upload, write_bytes
 from sfumato.errors import DataError
-from sfumato.runtime import stages
 from sfumato.runtime.display import Display
+from sfumato.runtime.session import packed
 
 
 class Server(Protocol):
@@ -261,9 +261,9 @@ def test_a_recipe_packs_into_object_storage(place: str, tmp_path: Path) -> None:
         "train": {"images": 64, "batch": 32},
     }
     with Display() as display:
-        packed = stages._packed(recipe.parse(content), display)
-    assert packed == Manifest.load(f"{place}/digits/train")
-    assert Manifest.load(f"{place}/digits/val").samples + packed.samples == 1797
+        manifest = packed(recipe.parse(content), display)
+    assert manifest == Manifest.load(f"{place}/digits/train")
+    assert Manifest.load(f"{place}/digits/val").samples + manifest.samples == 1797
 
 
 def test_places_keep_their_query(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from sfumato.families.diffusion import Config
 from sfumato.runtime import stages
 from sfumato.runtime.display import Display
 from sfumato.runtime.in_training import read_records
+from sfumato.runtime.session import open_session
 from sfumato.sampling.generator import Generator
 
 EVERY = 8_192
@@ -49,7 +50,7 @@ def test_a_run_that_gets_no_better_stops_early_and_keeps_its_best_model(
             "tracking": {"system_metrics": False},
         }
     )
-    with stages.session(recipe, Display(), root=tmp_path) as session:
+    with open_session(recipe, Display(), root=tmp_path) as session:
         summary = stages.train(session)
         again = stages.train(session)
         settings, folder = session.recipe.evaluate, session.folder

@@ -14,7 +14,7 @@ from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
     from sfumato.runtime.display import Display
-    from sfumato.runtime.stages import Session
+    from sfumato.runtime.session import Session
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
 Overrides = Annotated[
@@ -41,12 +41,12 @@ def open_session(
 ) -> Iterator[Session]:
     """The session of a recipe, or of the run in the folder `at`."""
     from sfumato import recipe as recipes
-    from sfumato.runtime import stages
+    from sfumato.runtime import session as sessions
 
     loaded = recipes.load(recipe, overrides or [])
     with (
         open_display() as display,
-        stages.session(loaded, display, root=Path.cwd(), fresh=fresh, at=at) as session,
+        sessions.open_session(loaded, display, root=Path.cwd(), fresh=fresh, at=at) as session,
     ):
         yield session
 

@@ -1,7 +1,7 @@
-"""The stages of a run: pack, train, evaluate, register. A finished stage is skipped on the next call.
+"""The stages of a run: train, evaluate, register. A finished stage is skipped on the next call.
 
 Each stage is keyed by what goes into it, so that a stage whose inputs have changed runs again and one
-whose have not does not.
+whose have not does not. Packing, which comes first, is part of opening the session.
 """
 
 from __future__ import annotations
@@ -10,144 +10,22 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sfumato.data import pack as packing
 from sfumato.data import pools
-from sfumato.data.layout import TRAIN
-from sfumato.data.manifest import Manifest, verify
-from sfumato.data.storage import above, below
-from sfumato.errors import CheckpointError, ConfigError, DataError
-from sfumato.recipe import Recipe
-from sfumato.runtime import first_stage, ray_cluster, sizes
-from sfumato.runtime.child import Child
-from sfumato.runtime.display import Display
+from sfumato.errors import CheckpointError
+from sfumato.runtime import ray_cluster
 from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.session import Session
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.output import write_samples
 from sfumato.tracking.champion import COMPARABLE
 from sfumato.tracking.model import register_model
-from sfumato.tracking.run import Tracker
-from sfumato.tracking.start import DatasetInfo
 
 GRID_SAMPLES = 100
-
-
-@dataclass(frozen=True)
-class Session:
-    """One call of the command line on one recipe: its run, and how it is shown and tracked."""
-
-    recipe: Recipe
-    manifest: Manifest
-    folder: RunFolder
-    tracker: Tracker
-    display: Display
-    root: Path
-    """The project's folder: where the embedded MLflow store is."""
-
-
-@contextlib.contextmanager
-def session(
-    recipe: Recipe,
-    display: Display,
-    *,
-    root: Path,
-    fresh: bool = False,
-    at: Path | None = None,
-    child: Child | None = None,
-) -> Iterator[Session]:
-    """Data packed and verified, recipe checked against it, the run's folder made and its MLflow run open.
-
-    `at` is the folder of a run to go on with; without it the recipe and its data say which one it is. A
-    `child` has a place of its own.
-    Raises ConfigError with everything that makes the run impossible, before any expensive work.
-    """
-    recipe, manifest = prepared(recipe, display, root=root)
-    content = pools.content_digest(recipe.data, manifest)
-    given = child.folder if child else RunFolder(at) if at else None
-    folder = given or RunFolder.of(recipe, content, fresh=fresh)
-    folder.create(recipe, content)
-    for warning in ray_cluster.warnings(recipe.parallel):
-        display.note(warning)
-    with _tracked(recipe, manifest, folder, root, child) as tracker:
-        yield Session(recipe, manifest, folder, tracker, display, root)
-
-
-def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, Manifest]:
-    """The recipe with all paths absolute, checked against its data, which is packed and verified.
-
-    Raises ConfigError with everything that makes the run impossible.
-    """
-    recipe.check()
-    recipe = first_stage.resolved(absolute(recipe, root), root)
-    manifest = _packed(recipe, display)
-    recipe.check(manifest.spec, manifest.samples)
-    first_stage.check_data(recipe, manifest)
-    sizes.check(recipe, manifest, pools.check(recipe.data, manifest))
-    return recipe, manifest
-
-
-@contextlib.contextmanager
-def _tracked(
-    recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path, child: Child | None
-) -> Iterator[Tracker]:
-    """The run in MLflow: made by the first call, opened again by later ones."""
-    # What sets the recipe apart from the defaults: MLflow prints all parameters above every picture of its
-    # image grid. The artifact recipe.yaml has every field.
-    params = recipe.model_dump(
-        mode="json",
-        exclude_defaults=True,
-        exclude={
-            "name": True,
-            "storage": True,
-            "tracking": True,
-            "tune": True,
-            "data": {"path", "source", "read_tasks"},
-        },
-    )
-    params = {name: value for name, value in params.items() if value != {}}  # a path was all that it said
-    known = folder.read_json("run.json") or {}
-    tracker = Tracker.start(
-        recipe.tracking,
-        root=root,
-        folder=folder.path,
-        run_name=recipe.name,
-        run_id=known.get("mlflow_run_id"),
-        experiment_id=known.get("mlflow_experiment_id"),
-        started=known.get("mlflow_started"),
-        params=params,
-        tags={
-            "sfumato.folder": str(folder.path),
-            "sfumato.family": recipe.model.family,
-            "sfumato.data": manifest.name,
-            "sfumato.strategy": recipe.parallel.strategy,
-            **(child.tags if child else {}),
-        },
-        dataset=DatasetInfo(
-            name=manifest.name,
-            digest=manifest.digest,
-            source=recipe.data.path,
-            spec={
-                "samples": manifest.samples,
-                "image": manifest.image.model_dump(),
-                "classes": len(manifest.classes),
-            },
-        ),
-        recipe_yaml=recipe.to_yaml(),
-        parent=child.parent if child else None,
-    )
-    folder.update_json(
-        "run.json",
-        mlflow_run_id=tracker.run_id,
-        mlflow_experiment_id=tracker.experiment_id,
-        mlflow_started=tracker.handle.started,
-    )
-    with tracker:
-        yield tracker
 
 
 def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[str, Any]:
@@ -273,52 +151,6 @@ def cluster_to_evaluate(session: Session) -> Iterator[None]:
     """A cluster that holds the recipe's evaluation."""
     with ray_cluster.cluster(ray_cluster.cpus_to_evaluate(session.recipe), session.folder.logs):
         yield
-
-
-def absolute(recipe: Recipe, root: Path) -> Recipe:
-    """Paths as workers on other nodes and in other folders must see them."""
-
-    def absolute(path: str) -> str:
-        return path if "://" in path else str((root / path).resolve())
-
-    mix = tuple(other.model_copy(update={"path": absolute(other.path)}) for other in recipe.data.mix)
-    data = recipe.data.model_copy(update={"path": absolute(recipe.data.path), "mix": mix})
-    evaluate, held_out = recipe.evaluate, recipe.evaluate.held_out
-    if held_out is not None:
-        evaluate = evaluate.model_copy(update={"held_out": absolute(held_out)})
-    changes = {"data": data, "storage": absolute(recipe.storage), "evaluate": evaluate}
-    return recipe.model_copy(update=changes)
-
-
-def _packed(recipe: Recipe, display: Display) -> Manifest:
-    """The data's manifest, verified; packed first where the recipe says from what."""
-    data = recipe.data
-    if Manifest.exists(data.path):
-        return verify(data.path, data.verify)
-    if data.source is None:
-        raise DataError(
-            f"data.path={data.path!r} has no manifest.json; pack images there with "
-            f"`sfumato pack SOURCE {data.path}` or say in data.source what to pack"
-        )
-    parent, name = above(data.path)
-    if data.source.val and name != TRAIN:
-        raise ConfigError(
-            f"data.source.val={data.source.val} splits into folders train and val: let data.path be that of "
-            f"train, for example {below(data.path, TRAIN)}"
-        )
-    display.stage("pack")
-    report = packing.pack(
-        data.source,
-        parent if data.source.val else data.path,
-        on_error=data.on_error,
-        max_errors=data.max_errors,
-        max_pixels=data.max_pixels,
-        progress=display.update,
-    )
-    for fault in report.skipped:
-        display.note(f"skipped {fault}")
-    display.done(f"{report.manifest.samples:,} images in {data.path}")
-    return report.manifest
 
 
 def _key(*parts: str) -> str:

@@ -11,8 +11,9 @@ from sfumato import recipe as recipes
 from sfumato.data.manifest import Manifest
 from sfumato.errors import ConfigError, TrainingError
 from sfumato.recipe import Recipe
-from sfumato.runtime import ray_cluster, stages
+from sfumato.runtime import ray_cluster
 from sfumato.runtime.display import Display
+from sfumato.runtime.session import prepared
 from sfumato.runtime.sweep import on_ray, prepare, report
 from sfumato.runtime.sweep.on_ray import Sweep
 from sfumato.runtime.sweep.plan import PLAN, Plan, changes_for, sweep_folder
@@ -27,7 +28,7 @@ JOURNAL = "journal.jsonl"
 def planned(content: Mapping[str, Any], *, display: Display, root: Path) -> dict[str, Any]:
     """The trials that a sweep would start with, every one checked; nothing is started."""
     recipe, tune = _read(content)
-    recipe, manifest = stages.prepared(recipe, display, root=root)
+    recipe, manifest = prepared(recipe, display, root=root)
     plan = _plan(content, recipe, tune, Path(), root)
     known = prepare.lookup(recipe)
     trials = prepare.trial_values(tune, known)
@@ -45,7 +46,7 @@ def run(
     """
     recipe, tune = _read(content)
     folder = _folder(recipe, content, root, resume=resume, fresh=fresh)
-    recipe, manifest = stages.prepared(recipe, display, root=root)
+    recipe, manifest = prepared(recipe, display, root=root)
     plan = _plan(content, recipe, tune, folder, root)
     values = prepare.trial_values(tune, prepare.lookup(recipe))
     prepare.check_trials(plan, tune, recipe, manifest.spec, manifest.samples, values)

@@ -24,6 +24,7 @@ from sfumato.runtime.group.board import Snapshot
 from sfumato.runtime.group.handles import unpacked
 from sfumato.runtime.in_training import read_records
 from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.session import open_session, prepared
 from sfumato.runtime.sweep.plan import Plan
 from sfumato.tuning.journal import Report
 
@@ -132,7 +133,7 @@ class TrialRun:
             self.folder.update_json("run.json", recipe_digest=self._recipe.digest())
         tags = {"sfumato.kind": "trial", "sfumato.trial": str(self._number)}
         child = Child(self.folder, self._plan.parent, tags)
-        with stages.session(self._recipe, display, root=Path(self._plan.root), child=child) as session:
+        with open_session(self._recipe, display, root=Path(self._plan.root), child=child) as session:
             try:
                 stages.train(session, watch=self._watch)
             except Exception:
@@ -213,10 +214,10 @@ def forget_former(plan: Plan, number: int) -> None:
     (plan.folder(number).path / _LIFE).unlink(missing_ok=True)
 
 
-def prepared(plan: Plan, number: int, values: Mapping[str, Any]) -> Recipe:
+def recipe_of(plan: Plan, number: int, values: Mapping[str, Any]) -> Recipe:
     """A trial's recipe with all paths and digests resolved, as its own process has it."""
     quiet = Display(Console(quiet=True))
-    return stages.prepared(plan.recipe(number, values), quiet, root=Path(plan.root))[0]
+    return prepared(plan.recipe(number, values), quiet, root=Path(plan.root))[0]
 
 
 def forget_reports(plan: Plan, number: int, images: int, value: float) -> None:

@@ -13,7 +13,7 @@ from ray import tune
 
 from sfumato.errors import CheckpointError
 from sfumato.runtime.sweep.plan import Plan
-from sfumato.runtime.sweep.training import TrialRun, forget_reports, prepared, wait_for_former
+from sfumato.runtime.sweep.training import TrialRun, forget_reports, recipe_of, wait_for_former
 from sfumato.training import hand_over
 from sfumato.training.store import open_store
 
@@ -91,7 +91,7 @@ class TrialActor(tune.Trainable):
         if "problem" in about:
             raise CheckpointError(about["problem"])
         wait_for_former(folder)
-        recipe = prepared(self._plan, self._number, self._values)
+        recipe = recipe_of(self._plan, self._number, self._values)
         hand_over.put_in(
             open_store(folder.checkpoint_uri(recipe)),
             Path(checkpoint),

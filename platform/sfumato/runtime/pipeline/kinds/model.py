@@ -10,11 +10,11 @@ from typing import Any
 
 from sfumato.errors import CheckpointError
 from sfumato.recipe import Recipe
-from sfumato.runtime import stages
 from sfumato.runtime.pipeline.kinds.stage import Work
 from sfumato.runtime.pipeline.place import Place
 from sfumato.runtime.resolve import run_folder_of
 from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.session import Session, open_session
 from sfumato.sampling.model_files import CARD, read_card
 
 
@@ -42,9 +42,9 @@ class TrainedRun:
         return cls(folder, place.recipe(folder.path / "recipe.yaml", changes), digest)
 
     @contextmanager
-    def session(self, work: Work) -> Iterator[stages.Session]:
+    def session(self, work: Work) -> Iterator[Session]:
         """The run, opened again to add to it."""
         root = work.place.root
-        with stages.session(self.recipe, work.display, root=root, at=self.folder.path) as session:
+        with open_session(self.recipe, work.display, root=root, at=self.folder.path) as session:
             work.began(session.folder.path)
             yield session

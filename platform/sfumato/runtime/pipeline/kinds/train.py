@@ -15,6 +15,7 @@ from sfumato.runtime.pipeline.kinds.model import model_digest
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import Place
 from sfumato.runtime.pipeline.schedule import Demand
+from sfumato.runtime.session import absolute, open_session
 
 
 class TrainStage(StageSettings):
@@ -61,7 +62,7 @@ class TrainStage(StageSettings):
 
     def perform(self, work: Work) -> Outputs:
         recipe = self._recipe(work.place)
-        with stages.session(
+        with open_session(
             recipe, work.display, root=work.place.root, fresh=work.again and work.at is None, at=work.at
         ) as session:
             work.began(session.folder.path)
@@ -82,4 +83,4 @@ class TrainStage(StageSettings):
         return place.recipe(place.folder / Path(self.recipe), self.set)
 
     def _resolved(self, place: Place) -> Recipe:
-        return first_stage.resolved(stages.absolute(self._recipe(place), place.root), place.root)
+        return first_stage.resolved(absolute(self._recipe(place), place.root), place.root)
