@@ -89,6 +89,22 @@ def test_what_a_slow_consumer_does_not_need_soon_is_not_read(digits: Path) -> No
     chunks.close()
 
 
+def test_reading_that_waits_for_its_consumer_takes_no_core(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one task's rows at a time, so that none runs while the consumer is busy."""
+    monkeypatch.setattr(ray_source, "_HANDED_ON", 1 << 14)
+    monkeypatch.setattr(ray_source, "_STORED", 2)
+    settings = DataSettings(path=str(digits), streams=8, shuffle_window=64)
+    reading = RankReader(RankPlan(settings, Manifest.load(digits), 7, 0, 1)).batches(images=0, batch=BATCH)
+    next(reading)
+    time.sleep(2)  # until the task that was started has ended
+    before = time.process_time()
+    time.sleep(4)
+    assert time.process_time() - before < 1, "of all threads, in four seconds"
+    reading.close()
+
+
 def test_a_fault_in_a_read_task_reaches_the_consumer_as_one_line(digits: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(digits)
     for path in digits.iterdir():

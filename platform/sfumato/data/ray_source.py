@@ -40,6 +40,7 @@ from sfumato.data.local import LocalReader, RankPlan
 from sfumato.data.manifest import Manifest
 from sfumato.data.order import Block
 from sfumato.data.pools import pools_of
+from sfumato.data.ray_pace import Pace
 from sfumato.data.slabs import Slabs
 
 DATASET = "train"
@@ -297,6 +298,7 @@ def _dataset(readers: PoolReaders, tasks: Sequence[Task], read_tasks: int) -> ra
         cpu=read_tasks, object_store_memory=_STORED * read_tasks * handed_on
     )
     context.target_max_block_size = handed_on
+    context.custom_execution_callback_classes = [Pace]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return dataset
