@@ -18,7 +18,7 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class Bench:
         }
 
 
-def families(bench: Bench) -> list[dict[str, Any]]:
+def families(bench: Bench, chosen: Sequence[str]) -> list[dict[str, Any]]:
     changes = {"data": {"path": str(bench.data)}}
 
     def plain(recipe: Any, path: Path) -> float:
@@ -98,7 +98,10 @@ def families(bench: Bench) -> list[dict[str, Any]]:
     rows = [
         bench.pair(f"{family}: {name}", plain, train_loops.PIPELINES / f"{name}.yaml", changes)
         for family, name in train_loops.FAMILIES.items()
+        if family in chosen
     ]
+    if "diffusion" not in chosen:
+        return rows
     source = train_loops.PIPELINES / "ddpm.yaml"
     return [*rows, bench.pair("ddpm written out", written_out, source, changes)]
 
@@ -141,6 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = ("families", "ddp", "example", "checkpoint", "recovery")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument(
+        "--families", nargs="+", choices=list(train_loops.FAMILIES), default=list(train_loops.FAMILIES)
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15, help="how long a loop is measured")
     parser.add_argument("--threads", type=int, default=1, help="of each training process")
@@ -156,7 +162,7 @@ def main() -> None:
         pack("digits", bench.data)
         print(f"{'images/s':>24} {'theirs':>12} {'ours':>12}")
         if "families" in options.parts:
-            rows += families(bench)
+            rows += families(bench, options.families)
         if "ddp" in options.parts:
             rows += ddp(bench)
         if "example" in options.parts:
