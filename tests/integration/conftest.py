@@ -151,3 +151,13 @@ def _free_ports(count: int) -> list[int]:
         if port < 55_000 and port not in found:
             found.append(port)
     return found
+
+
+@pytest.fixture(scope="session")
+def three_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits, packed into three shards."""
+    from sfumato.data.pack import pack
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    pack("digits", folder, shard_size=600)
+    return folder

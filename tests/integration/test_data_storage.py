@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pytest
-import torch
 from pyarrow import fs
 
-from sfumato.core.batch import MicroBatch
-from sfumato.data import index, local
+sys.path.insert(0, str(Path(__file__).parent))
+from batch_streams import BATCH, assert_same, reading
+
+from sfumato.data import index
 from sfumato.data.blocks import BlockReader
-from sfumato.data.config import DataSettings
 from sfumato.data.location import open_file, read_bytes, size_of
 from sfumato.data.manifest import Manifest, verify
 from sfumato.data.order import Range
-from sfumato.data.pack import pack
 from sfumato.data.storage import PATIENCE, retried
 from sfumato.errors import DataError
 from sfumato.training.store import open_store
-
-BATCH = 64
 
 
 class Server(Protocol):
@@ -93,21 +91,14 @@ def credentials(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    pack("digits", folder, shard_size=600)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bucket(s3_server: Server, digits: Path) -> str:
+def bucket(s3_server: Server, three_shards: Path) -> str:
     """The digits in the bucket; its URI without endpoint."""
     store = fs.S3FileSystem(
         access_key=s3_server.environment["AWS_ACCESS_KEY_ID"],
         secret_key=s3_server.environment["AWS_SECRET_ACCESS_KEY"],
         endpoint_override=s3_server.endpoint,
     )
-    fs.copy_files(str(digits), f"{s3_server.bucket}/digits", destination_filesystem=store)
+    fs.copy_files(str(three_shards), f"{s3_server.bucket}/digits", destination_filesystem=store)
     return f"s3://{s3_server.bucket}/digits"
 
 
@@ -122,28 +113,17 @@ def through(gate: Gate, uri: str) -> str:
     return f"{uri}?endpoint_override={gate.endpoint.removeprefix('http://')}&scheme=http"
 
 
-def reading(folder: str | Path, manifest: Manifest, **options: Any) -> Iterator[list[MicroBatch]]:
-    settings = DataSettings(path=str(folder), streams=4, shuffle_window=64)
-    return local.read(settings, manifest, seed=5, batch=BATCH, **options)
-
-
-def assert_same(one: Iterator[list[MicroBatch]], other: Iterator[list[MicroBatch]], steps: int) -> None:
-    pairs = list(islice(zip(one, other, strict=False), steps))
-    assert len(pairs) == steps
-    for (mine,), (theirs,) in pairs:
-        assert mine.batch.keys() == theirs.batch.keys()
-        assert all(torch.equal(mine.batch[name], theirs.batch[name]) for name in mine.batch)
-
-
-def test_the_stream_from_s3_is_the_stream_from_disk(bucket: str, digits: Path) -> None:
+def test_the_stream_from_s3_is_the_stream_from_disk(bucket: str, three_shards: Path) -> None:
     manifest = verify(bucket, "checksum")
-    assert manifest == Manifest.load(digits) == Manifest.load(f"file://{digits}")
-    assert_same(reading(bucket, manifest, images=BATCH * 7), reading(digits, manifest, images=BATCH * 7), 40)
-    assert_same(reading(f"file://{digits}", manifest), reading(digits, manifest), 3)
+    assert manifest == Manifest.load(three_shards) == Manifest.load(f"file://{three_shards}")
+    assert_same(
+        reading(bucket, manifest, images=BATCH * 7), reading(three_shards, manifest, images=BATCH * 7), 40
+    )
+    assert_same(reading(f"file://{three_shards}", manifest), reading(three_shards, manifest), 3)
 
 
-def test_part_of_a_shard_is_read_by_its_bytes_alone(bucket: str, digits: Path, gate: Gate) -> None:
-    uri, manifest = through(gate, bucket), Manifest.load(digits)
+def test_part_of_a_shard_is_read_by_its_bytes_alone(bucket: str, three_shards: Path, gate: Gate) -> None:
+    uri, manifest = through(gate, bucket), Manifest.load(three_shards)
     shard = manifest.shards[1]
     told = index.load_shard(uri, shard)  # once a process and shard
     before = gate.received
@@ -154,9 +134,9 @@ def test_part_of_a_shard_is_read_by_its_bytes_alone(bucket: str, digits: Path, g
     assert span <= spent < span + 4096 < shard.bytes / 10  # headers of two answers
 
 
-def test_an_outage_costs_time_and_nothing_else(bucket: str, digits: Path, gate: Gate) -> None:
-    manifest = Manifest.load(digits)
-    stream, expected = reading(through(gate, bucket), manifest), reading(digits, manifest)
+def test_an_outage_costs_time_and_nothing_else(bucket: str, three_shards: Path, gate: Gate) -> None:
+    manifest = Manifest.load(three_shards)
+    stream, expected = reading(through(gate, bucket), manifest), reading(three_shards, manifest)
     assert_same(stream, expected, 5)
     gate.shut()
     threading.Timer(3.0, setattr, (gate, "open", True)).start()
@@ -184,10 +164,10 @@ def test_a_checkpoint_outlasts_an_outage(s3_server: Server, gate: Gate, tmp_path
 
 @pytest.mark.slow
 def test_a_server_stopped_for_20_seconds_and_started_again(
-    bucket: str, digits: Path, s3_server: Server
+    bucket: str, three_shards: Path, s3_server: Server
 ) -> None:
-    manifest = Manifest.load(digits)
-    stream, expected = reading(bucket, manifest), reading(digits, manifest)
+    manifest = Manifest.load(three_shards)
+    stream, expected = reading(bucket, manifest), reading(three_shards, manifest)
     assert_same(stream, expected, 5)
     s3_server.stop()
     restart = threading.Timer(20.0, s3_server.start)

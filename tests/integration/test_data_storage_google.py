@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-import torch
 
-from sfumato.core.batch import MicroBatch
-from sfumato.data import index, local
+sys.path.insert(0, str(Path(__file__).parent))
+from batch_streams import BATCH, assert_same, reading
+
+from sfumato.data import index
 from sfumato.data.blocks import BlockReader
-from sfumato.data.config import DataSettings
 from sfumato.data.faults import FaultLog
 from sfumato.data.foreign import IndexOptions, make_index
 from sfumato.data.location import read_bytes, size_of
@@ -29,8 +30,6 @@ from sfumato.data.writing import entries, names_in, remove
 from sfumato.errors import DataError
 from sfumato.training.store import open_store
 
-BATCH = 64
-
 
 class Server(Protocol):
     def start(self) -> None: ...
@@ -39,38 +38,17 @@ class Server(Protocol):
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    pack("digits", folder, shard_size=600)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bucket(google_server: Server, digits: Path) -> str:
+def bucket(google_server: Server, three_shards: Path) -> str:
     """The digits, packed straight into the bucket."""
     uri = google_server.uri("digits")
     pack("digits", uri, shard_size=600)
     return uri
 
 
-def reading(folder: str | Path, images: int = 0) -> Iterator[list[MicroBatch]]:
-    settings = DataSettings(path=str(folder), streams=4, shuffle_window=64)
-    return local.read(settings, Manifest.load(folder), seed=5, batch=BATCH, images=images)
-
-
-def assert_same(one: Iterator[list[MicroBatch]], other: Iterator[list[MicroBatch]], steps: int) -> None:
-    pairs: Sequence[tuple[list[MicroBatch], list[MicroBatch]]] = list(
-        islice(zip(one, other, strict=False), steps)
-    )
-    assert len(pairs) == steps
-    for (mine,), (theirs,) in pairs:
-        assert all(torch.equal(mine.batch[name], theirs.batch[name]) for name in mine.batch)
-
-
-def test_a_set_packed_there_is_the_set_packed_here(bucket: str, digits: Path) -> None:
-    assert verify(bucket, "checksum") == Manifest.load(digits)
-    assert names_in(bucket) == {path.name for path in digits.iterdir()}
-    assert_same(reading(bucket, BATCH * 7), reading(digits, BATCH * 7), 30)
+def test_a_set_packed_there_is_the_set_packed_here(bucket: str, three_shards: Path) -> None:
+    assert verify(bucket, "checksum") == Manifest.load(three_shards)
+    assert names_in(bucket) == {path.name for path in three_shards.iterdir()}
+    assert_same(reading(bucket, images=BATCH * 7), reading(three_shards, images=BATCH * 7), 30)
     assert check(bucket)[1] == []
     columns, _ = BlockReader.of_shard(bucket, Manifest.load(bucket), 1).as_they_are(Range(1, 100, 20))
     assert len(columns["image"]) == 20
@@ -90,7 +68,7 @@ def test_an_interrupted_pack_goes_on(google_server: Server) -> None:
     assert check(uri)[1] == []
 
 
-def test_an_index_is_made_there(bucket: str, digits: Path) -> None:
+def test_an_index_is_made_there(bucket: str, three_shards: Path) -> None:
     before = Manifest.load(bucket)
     for shard in before.shards:
         remove(bucket, index.file_name(shard.name))
@@ -99,7 +77,7 @@ def test_an_index_is_made_there(bucket: str, digits: Path) -> None:
     assert Manifest.load(bucket).digest == before.digest
     for shard in before.shards:
         name = index.file_name(shard.name)
-        assert read_bytes(bucket, name) == (digits / name).read_bytes()
+        assert read_bytes(bucket, name) == (three_shards / name).read_bytes()
 
 
 def test_what_is_missing_is_one_line(google_server: Server, bucket: str) -> None:
@@ -128,9 +106,9 @@ def test_checkpoints_lie_there(google_server: Server, tmp_path: Path) -> None:
 
 
 def test_an_outage_costs_time_and_has_an_end(
-    google_server: Server, bucket: str, digits: Path, monkeypatch: pytest.MonkeyPatch
+    google_server: Server, bucket: str, three_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream, expected = reading(bucket), reading(digits)
+    stream, expected = reading(bucket), reading(three_shards)
     assert_same(stream, expected, 3)
     google_server.stop()
     restart = threading.Timer(2.0, google_server.start)
