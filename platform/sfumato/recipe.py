@@ -156,7 +156,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
                 f"override {override!r} is not of the form key=value, for example train.images=1000"
             )
         try:
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            config = _merge(config, OmegaConf.from_dotlist([override]))
         except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
             raise ConfigError(f"override {override!r} cannot be applied: {_first_line(error)}") from error
     try:
@@ -259,7 +259,22 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> Any:
     base = config.pop("base", None)
     if base is None:
         return config
-    return OmegaConf.merge(_with_bases(path.parent / str(base), (*seen, resolved)), config)
+    return _merge(_with_bases(path.parent / str(base), (*seen, resolved)), config)
+
+
+def _merge(below: DictConfig, above: DictConfig) -> Any:
+    """`above` over `below`, key by key, but for parts that become another kind: these start anew."""
+    plain = [OmegaConf.to_container(config, resolve=False) for config in (below, above)]
+    return OmegaConf.merge(OmegaConf.create(_of_same_kinds(*plain)), above)
+
+
+def _of_same_kinds(below: Any, above: Any) -> Any:
+    """`below` without the parts that `above` makes another `kind`, where their keys mean nothing."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return below
+    if "kind" in below and "kind" in above and below["kind"] != above["kind"]:
+        return {}
+    return {key: _of_same_kinds(value, above.get(key)) for key, value in below.items()}
 
 
 def _near_files(path: Path) -> str:

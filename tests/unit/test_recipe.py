@@ -56,6 +56,18 @@ def test_base_and_interpolation(tmp_path: Path) -> None:
     assert child.train.batch == parent.train.batch and child.model == parent.model
 
 
+def test_a_part_of_another_kind_keeps_nothing_of_the_first(tmp_path: Path) -> None:
+    base = DIGITS.with_name("realnvp.yaml")
+    network = recipes.load(base, ["model.network.kind=glow", "model.network.steps=3"]).model.network
+    assert (network.kind, network.steps, network.channels) == ("glow", 3, type(network)().channels)
+
+    (tmp_path / "child.yaml").write_text(f"base: {base}\nmodel: {{network: {{kind: glow, steps: 5}}}}\n")
+    assert recipes.load(tmp_path / "child.yaml").model.network.steps == 5
+
+    same = recipes.load(base, ["model.network.kind=realnvp"])
+    assert same.digest() == recipes.load(base).digest()
+
+
 def test_bases_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
