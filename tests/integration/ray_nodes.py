@@ -9,10 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 RAY = str(Path(sys.executable).with_name("ray"))
 # The entrypoint's `python` is the first one on the path of the node.
@@ -68,11 +66,3 @@ def free_port() -> int:
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_for(what: str, found: Callable[[], Any], seconds: float = 120) -> Any:
-    end = time.monotonic() + seconds
-    while not (answer := found()):
-        assert time.monotonic() < end, f"no {what}"
-        time.sleep(0.2)
-    return answer

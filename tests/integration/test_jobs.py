@@ -21,7 +21,8 @@ import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ray_nodes import free_port, listens, node, wait_for
+from ray_nodes import free_port, listens, node
+from waiting import wait_for
 
 from sfumato.families.diffusion import Config
 

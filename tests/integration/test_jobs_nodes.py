@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ray_nodes import QUICK, free_port, node, wait_for
+from ray_nodes import QUICK, free_port, node
 from tiny_recipe import write_tiny_recipe
+from waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -93,7 +94,7 @@ def test_the_node_with_the_trainer_is_lost_and_the_job_finishes(
                 lambda: (answer := sfumato(tmp_path, environment, *submit)).returncode == 0 and answer,
             )
             name = json.loads(sent.stdout)["job"]
-            wait_for("checkpoint in the bucket", found, 300)
+            wait_for("checkpoint in the bucket", found, seconds=300)
         # Its node is gone, and another one comes in its place.
         with node(environment, said, *trainer, "--node-ip-address=127.0.0.4"):
             ended = sfumato(tmp_path, environment, "jobs", "attach", name)

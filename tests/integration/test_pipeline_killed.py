@@ -6,8 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +13,9 @@ import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
+
+sys.path.insert(0, str(Path(__file__).parent))
+from waiting import wait_for
 
 from sfumato.families.diffusion import Config
 
@@ -47,19 +48,12 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(found: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + TIMEOUT_S
-    while not found():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_the_next_call_goes_on(sign: signal.Signals, tmp_path: Path) -> None:
     write(tmp_path)
     first = start(tmp_path)
-    wait_for(lambda: list(tmp_path.glob("runs/tiny-*/checkpoints/images-*/manifest.json")), first)
+    pattern = "runs/tiny-*/checkpoints/images-*/manifest.json"
+    wait_for("a checkpoint", lambda: list(tmp_path.glob(pattern)), process=first)
     left = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(sign)
     out, err = first.communicate(timeout=120)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+
+sys.path.insert(0, str(Path(__file__).parent))
+from waiting import wait_for
 
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.run import Tracker
@@ -79,13 +83,13 @@ def outage(tmp_path: Path, *, away: float) -> None:
         tracker = Tracker.start(url, root=tmp_path, folder=tmp_path / "run", run_name="outage")
         training = Training(tracker)
         training.start()
-        wait_for(lambda: len(points(tmp_path, tracker, "train/loss")) > 50)
+        wait_for("points", lambda: len(points(tmp_path, tracker, "train/loss")) > 50)
         kill(ui)
         killed_at = training.step
     time.sleep(away)
     assert training.step > killed_at + away / STEP_S / 4, "training went on"
     with started(database, port) as ui:
-        wait_for(lambda: max(points(tmp_path, tracker, "train/loss")) > killed_at + 10, seconds=60)
+        wait_for("points", lambda: max(points(tmp_path, tracker, "train/loss")) > killed_at + 10, seconds=60)
         hang = stopped(ui)
         hang(signal.SIGSTOP)  # a server that takes requests and never answers
         begin = training.step
@@ -115,10 +119,3 @@ def points(root: Path, tracker: Tracker, key: str) -> list[int]:
 def images(client: MlflowClient, run_id: str) -> list[int]:
     listed = [item.path for item in client.list_artifacts(run_id, "images")]
     return [int(path.split("+")[2]) for path in listed if path.endswith(".png")]
-
-
-def wait_for(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)

@@ -22,16 +22,16 @@ from train_runs import (
     newest,
     reference,
     sfumato,
-    wait_for,
     workers,
     write_recipe,
 )
+from waiting import wait_for
 
 
 def test_a_lost_worker_changes_no_bit(digits_data: Path, tmp_path: Path) -> None:
     calm = reference(tmp_path, digits_data)
     with sfumato(tmp_path, "train", str(write_recipe(tmp_path, digits_data))) as process:
-        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process)
+        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process=process)
         workers(process)[0].send_signal(signal.SIGKILL)
         _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said
@@ -47,7 +47,7 @@ def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Pat
 
     # The driver dies, and with it all that it started.
     with sfumato(tmp_path, "train", recipe) as process:
-        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process)
+        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process=process)
         process.left.extend(psutil.Process(process.pid).children(recursive=True))  # type: ignore[attr-defined]
         process.kill()
         process.wait()
@@ -58,7 +58,11 @@ def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Pat
     for sign in (signal.SIGINT, signal.SIGTERM):
         before = newest(tmp_path)
         with sfumato(tmp_path, "train", recipe) as process:
-            wait_for("a further checkpoint", lambda before=before: newest(tmp_path) > before, process)
+            wait_for(
+                "a further checkpoint",
+                lambda before=before: newest(tmp_path) > before,
+                process=process,
+            )
             process.send_signal(sign)
             _, said = process.communicate(timeout=120)
         assert process.returncode == 130, said
@@ -85,7 +89,7 @@ def test_a_full_disk_under_checkpoints_changes_no_bit(digits_data: Path, tmp_pat
     calm = reference(tmp_path, digits_data, images=40_000)
     recipe = str(write_recipe(tmp_path, digits_data))
     with sfumato(tmp_path, "train", recipe, "train.images=40_000") as process:
-        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process)
+        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process=process)
         full = workers(process)
         before = [worker.rlimit(psutil.RLIMIT_FSIZE) for worker in full]
         for worker in full:
@@ -96,7 +100,11 @@ def test_a_full_disk_under_checkpoints_changes_no_bit(digits_data: Path, tmp_pat
         assert 4_000 <= good < 36_000, "the checkpoints before stay"
         for worker, limits in zip(full, before, strict=True):
             worker.rlimit(psutil.RLIMIT_FSIZE, limits)
-        wait_for("a checkpoint with room again", lambda: newest(tmp_path) > good, process)
+        wait_for(
+            "a checkpoint with room again",
+            lambda: newest(tmp_path) > good,
+            process=process,
+        )
         _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said
     assert "the checkpoints before it stay, training goes on" in noted, noted

@@ -19,10 +19,10 @@ from train_runs import (
     newest,
     reference,
     sfumato,
-    wait_for,
     workers,
     write_recipe,
 )
+from waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -66,7 +66,7 @@ def test_a_frozen_worker_is_named_and_changes_no_bit(digits_data: Path, tmp_path
     calm = reference(tmp_path, digits_data)
     recipe = str(write_recipe(tmp_path, digits_data))
     with sfumato(tmp_path, "train", recipe, "parallel.hang_timeout=10") as process:
-        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process)
+        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process=process)
         frozen = workers(process)[1]
         frozen.send_signal(signal.SIGSTOP)
         _, said = process.communicate(timeout=TIMEOUT_S)

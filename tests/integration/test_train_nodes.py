@@ -27,8 +27,9 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 from launch import launch
-from ray_nodes import QUICK, end_group, free_port, node, wait_for
+from ray_nodes import QUICK, end_group, free_port, node
 from tiny_recipe import LIKE_REFERENCE, write_tiny_recipe
+from waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # Of a group that does not fit any more, training starts again with what there is after so long.
@@ -124,7 +125,7 @@ class Run:
             assert self.process.poll() is None, self.process.stderr and self.process.stderr.read()
             return any(m["world_size"] == workers and m["images"] >= images for m in self.checkpoints())
 
-        wait_for(what, found, 240)
+        wait_for(what, found, seconds=240)
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """Their manifests, oldest first."""
@@ -201,11 +202,11 @@ def test_a_node_is_taken_away_with_notice(
     """No checkpoint is due for long, and no failure is endured: growth and the notice are none."""
     notice_s = 20.0
     with run(tmp_path, digits_data, cluster.environment, every=1_000_000, max_failures=0) as running:
-        wait_for("one worker", running.attempt, 120)
+        wait_for("one worker", running.attempt)
         alone = running.attempt()
         with cluster.second() as second:
             running.wait("checkpoint before there are two workers", 1, workers=1)
-            wait_for("two workers", lambda: running.attempt() != alone, 120)
+            wait_for("two workers", lambda: running.attempt() != alone)
             time.sleep(8)
             (grown,) = running.checkpoints()
             cluster.drain("127.0.0.3", notice_s)

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 from launch import launch
 from tiny_recipe import LIKE_REFERENCE, laid_over, write_tiny_recipe
+from waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 OUTAGE_S = 20.0
@@ -66,14 +66,6 @@ def storage(s3_server: Server, digits_data: Path) -> fs.FileSystem:
     return store
 
 
-def wait_for(what: str, found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 600
-    while not found():
-        assert process.poll() is None, f"ended before {what}: {process.stderr.read()}"
-        assert time.monotonic() < end, f"no {what}"
-        time.sleep(0.2)
-
-
 def recipe(folder: Path, data: str, checkpoints: str | None) -> Path:
     train = laid_over(TRAIN, {"checkpoint": {"uri": checkpoints}})
     reading = {"streams": STREAMS, "read_tasks": 1}
@@ -106,7 +98,7 @@ def test_a_server_stopped_for_20_seconds_changes_no_bit(
     command = [sys.executable, "-m", "sfumato", "train", str(path)]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        wait_for("a checkpoint", a_checkpoint, process)
+        wait_for("a checkpoint", a_checkpoint, process=process)
         s3_server.stop()
         try:
             time.sleep(OUTAGE_S)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,14 +48,6 @@ def sfumato(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         for child in children:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
-
-
-def wait_for(what: str, found: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + TIMEOUT_S
-    while not found():
-        assert process.poll() is None, f"ended before {what}: {process.stderr.read()}"
-        assert time.monotonic() < end, f"no {what}"
-        time.sleep(0.1)
 
 
 def newest(folder: Path) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +46,9 @@ def _import() -> Any:
     here = torch.cuda.current_device() if torch.cuda.is_available() else 0
     os.environ.setdefault("LOCAL_RANK", str(here))
     # A build that was killed leaves a lock in the shared folder, on which every later start waits for ever.
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", tempfile.mkdtemp(prefix="sfumato-extensions-"))
+    # This one comes to be only where DeepSpeed does compile something.
+    own = Path(tempfile.gettempdir()) / f"sfumato-extensions-{secrets.token_hex(8)}"
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(own))
     import deepspeed
     import deepspeed.ops
 

@@ -10,12 +10,13 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 
 from sfumato.errors import CapabilityError
+from sfumato.runtime.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -36,34 +37,40 @@ _LOOPBACK = {
 @contextlib.contextmanager
 def private(cpus: int, logs: Path, *, dashboard: bool) -> Iterator[None]:
     """Connected to a cluster of this machine alone, with so many logical CPUs. Its logs end in `logs`."""
-    home = Path(tempfile.mkdtemp(prefix="sfumato-", dir=temporary_root()))
-    token = home / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    variables = {**_LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    imported_before = "ray" in sys.modules
-    import ray
+    with scratch_folder("sfumato-", temporary_root()) as home:
+        token = home / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        with _variables({**_LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}):
+            import ray
 
-    if imported_before:
+            try:
+                with _messages_to(logs):
+                    try:
+                        _start(cpus, home, logs, dashboard=dashboard)
+                        yield
+                    finally:
+                        ray.shutdown()
+            finally:
+                _keep_logs(home, logs)
+
+
+@contextlib.contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """The environment with these, as Ray sees it; restored, so that this process may open or join another."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    if "ray" in sys.modules:
         read_variables_again()
     try:
-        with _messages_to(logs):
-            try:
-                _start(cpus, home, logs, dashboard=dashboard)
-                yield
-            finally:
-                ray.shutdown()
+        yield
     finally:
-        _keep_logs(home, logs)
-        shutil.rmtree(home, ignore_errors=True)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        read_variables_again()  # so that this process may open or join another cluster
+        read_variables_again()
 
 
 def temporary_root() -> Path:

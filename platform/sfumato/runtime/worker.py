@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from sfumato.runtime.group.pulse import Pulse
 from sfumato.runtime.job import TrainJob
 from sfumato.runtime.preview import Previews
 from sfumato.runtime.run_folder import snapshot_folder
+from sfumato.runtime.scratch import scratch_folder
 from sfumato.runtime.skipped import SkippedSamples
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training import checkpoint as checkpoints
@@ -54,14 +53,12 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
         return None
     torch.set_num_threads(job.threads)
     keep_freed_memory()
-    scratch = Path(tempfile.mkdtemp(prefix="sfumato-worker-"))
-    try:
-        return _Worker(job, scratch).run()
-    except SfumatoError as error:
-        ray.get(job.board.fail.remote(type(error).__name__, str(error)))
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with scratch_folder("sfumato-worker-") as scratch:
+        try:
+            return _Worker(job, scratch).run()
+        except SfumatoError as error:
+            ray.get(job.board.fail.remote(type(error).__name__, str(error)))
+            raise
 
 
 class _EarlyStop(Exception):
