@@ -15,10 +15,10 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos check audit bench-data bench-eval bench-memory bench-train stack-up stack-down image-test format clean
+.PHONY: help demo test test-slow chaos check audit bench-data bench-eval bench-memory bench-sampling bench-train stack-up stack-down image-test format clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.runtime ## Train, evaluate and track a generator of handwritten digits
 	@$(BIN)/sfumato run pipelines/digits/ddpm.yaml
@@ -49,6 +49,9 @@ bench-eval: $(VENV)/.dev ## Metrics against prdc, torch-fidelity and scipy: time
 
 bench-memory: $(VENV)/.dev ## Bytes that a rank holds of a network under ddp, fsdp and zero3
 	@$(BIN)/python tests/benchmarks/memory/bench_memory.py $(ARGS)
+
+bench-sampling: $(VENV)/.dev ## Time to sample an image by each digits recipe, and against diffusers
+	@$(BIN)/python tests/benchmarks/sampling/bench_sampling.py $(ARGS)
 
 bench-train: $(VENV)/.dev ## Time of a training step against a bare PyTorch loop
 	@$(BIN)/python tests/benchmarks/train/bench_train.py $(ARGS)
