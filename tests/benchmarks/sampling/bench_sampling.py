@@ -64,7 +64,8 @@ def by_hand(generator: Generator) -> Callable[[int], None]:
     from diffusers import DPMSolverMultistepScheduler
 
     unet, rows = generator.nets["ema"], generator.block
-    steps, guidance = generator.config.sampling.steps, generator.config.sampling.guidance
+    sampling: Any = generator.config.sampling
+    steps, guidance = sampling.steps, sampling.guidance
 
     @torch.no_grad()
     def draw(images: int) -> None:
