@@ -83,7 +83,7 @@ def outage(tmp_path: Path, *, away: float) -> None:
         tracker = Tracker.start(url, root=tmp_path, folder=tmp_path / "run", run_name="outage")
         training = Training(tracker)
         training.start()
-        wait_for("points", lambda: len(points(tmp_path, tracker, "train/loss")) > 50)
+        wait_for("points", lambda: len(points(tmp_path, tracker, "train/loss")) > 50, seconds=30)
         kill(ui)
         killed_at = training.step
     time.sleep(away)

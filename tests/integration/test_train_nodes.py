@@ -202,11 +202,11 @@ def test_a_node_is_taken_away_with_notice(
     """No checkpoint is due for long, and no failure is endured: growth and the notice are none."""
     notice_s = 20.0
     with run(tmp_path, digits_data, cluster.environment, every=1_000_000, max_failures=0) as running:
-        wait_for("one worker", running.attempt)
+        wait_for("one worker", running.attempt, seconds=120)
         alone = running.attempt()
         with cluster.second() as second:
             running.wait("checkpoint before there are two workers", 1, workers=1)
-            wait_for("two workers", lambda: running.attempt() != alone)
+            wait_for("two workers", lambda: running.attempt() != alone, seconds=120)
             time.sleep(8)
             (grown,) = running.checkpoints()
             cluster.drain("127.0.0.3", notice_s)
