@@ -62,8 +62,8 @@ from pathlib import Path
 from sfumato.runtime import ray_cluster
 
 with ray_cluster.cluster(1, Path(sys.argv[1])):
-    print("there", file=sys.stderr, flush=True)
     try:
+        print("there", file=sys.stderr, flush=True)
         time.sleep(600)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
