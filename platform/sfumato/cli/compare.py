@@ -61,4 +61,4 @@ def _print(data: object, table: object, as_json: bool) -> None:
     if as_json:
         print(json.dumps(data))
     else:
-        Console().print(table)
+        Console(markup=False).print(table)

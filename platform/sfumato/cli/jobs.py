@@ -176,7 +176,7 @@ def list_jobs(
     table = Table("job", "status", "time", "command")
     for job in found:
         table.add_row(*line_of(job, time.time()).values())
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from sfumato.cli.arguments import AsJson
 
@@ -44,7 +45,7 @@ def doctor(as_json: AsJson = False) -> None:
         marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[dim]-[/]"}
         for finding in findings:
             Console(highlight=False).print(
-                f"{marks[finding.ok]} {finding.name:<14} {finding.detail}", soft_wrap=True
+                f"{marks[finding.ok]} {finding.name:<14} {escape(finding.detail)}", soft_wrap=True
             )
     if any(finding.ok is False for finding in findings):
         raise typer.Exit(1)

@@ -141,7 +141,7 @@ def evaluate(
     if found.kind in ("recipe", "run") and request.plain:
         assert found.recipe is not None
         if found.kind == "run":
-            Console(stderr=True).print(found.about, highlight=False)
+            Console(stderr=True).print(found.about, highlight=False, markup=False, soft_wrap=True)
         everything = [*(overrides or []), *request.overrides()]
         with (
             open_session(

@@ -86,5 +86,5 @@ def _show(result: dict[str, Any], console: Console) -> None:
             console.print(
                 f"failed    trial {trial['trial']}: {trial['reason']}", highlight=False, markup=False
             )
-    console.print(f"recipe    {best['recipe']}", highlight=False, soft_wrap=True)
+    console.print(f"recipe    {best['recipe']}", highlight=False, markup=False, soft_wrap=True)
     console.print("compare   sfumato ui", highlight=False)

@@ -81,9 +81,9 @@ class Display:
         self._stage, self._started, self._said_at, self._done = name, time.monotonic(), time.monotonic(), 0
         self._pace = Pace()
         if self._live is not None:
-            self._task = self._live.add_task(name, total=None, detail="")
+            self._task = self._live.add_task(escape(name), total=None, detail="")
         else:
-            self.console.print(f"{name}: started")
+            self.console.print(f"{name}: started", markup=False)
 
     def update(self, done: int, total: int | None, metrics: Mapping[str, float] | None = None) -> None:
         """Where the stage stands; `metrics` are a few figures to show beside the bar."""
@@ -91,38 +91,45 @@ class Display:
         detail = "  ".join(f"{name} {_figure(value)}" for name, value in (metrics or {}).items())
         self._pace.mark(done, time.monotonic())
         if self._live is not None and self._task is not None:
-            self._live.update(self._task, completed=done, total=total, detail=detail)
+            self._live.update(self._task, completed=done, total=total, detail=escape(detail))
         elif done != self._done and time.monotonic() - self._said_at >= _PLAIN_INTERVAL_S:
             self._said_at = time.monotonic()
             of = f" of {total:,}" if total else ""
             left = self._time_left(total)
-            self.console.print(f"{self._stage}: {done:,}{of}  {detail}{left}", soft_wrap=True)
+            said = f"{self._stage}: {done:,}{of}  {detail}{left}"
+            self.console.print(said, soft_wrap=True, markup=False)
         self._done = done
 
     def done(self, text: str) -> None:
         """The stage is over; `text` says what came of it."""
         took = time.monotonic() - self._started
         self.drop()
-        self.console.print(f"[green]✓[/] [bold]{self._stage}[/]: {text} ({took:.0f} s)", soft_wrap=True)
+        self._mark("[green]✓[/]", self._stage, f"{text} ({took:.0f} s)")
 
     def skipped(self, name: str, text: str) -> None:
-        self.console.print(f"[green]✓[/] [bold]{self._prefix}{name}[/]: {text}", soft_wrap=True)
+        self._mark("[green]✓[/]", self._prefix + name, text)
 
     def failed(self, name: str, text: str) -> None:
-        self.console.print(f"[red]✗[/] [bold]{self._prefix}{name}[/]: {escape(text)}", soft_wrap=True)
+        self._mark("[red]✗[/]", self._prefix + name, text)
 
     def note(self, text: str) -> None:
         """A warning or a piece of advice, on a line of its own."""
-        self.console.print(f"[yellow]note:[/] {self._prefix}{text}", soft_wrap=True)
+        self.console.print(f"[yellow]note:[/] {escape(self._prefix + text)}", soft_wrap=True)
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
-        table = Table(title=title, title_justify="left", show_header=False)
+        # Not the table's own title, which would wrap at the table's width: a run's name is for copying.
+        self.console.print(f"[italic]{escape(title)}[/]", soft_wrap=True)
+        table = Table(show_header=False)
         for name, value in rows.items():
-            table.add_row(name, value)
+            table.add_row(escape(name), escape(value))
         self.console.print(table)
 
     def line(self, text: str) -> None:
-        self.console.print(self._prefix + text, soft_wrap=True)
+        self.console.print(self._prefix + text, soft_wrap=True, markup=False)
+
+    def _mark(self, mark: str, name: str, text: str) -> None:
+        # What is said may have brackets, as in `sfumato[deepspeed]`, which are no markup.
+        self.console.print(f"{mark} [bold]{escape(name)}[/]: {escape(text)}", soft_wrap=True)
 
     def _time_left(self, total: int | None) -> str:
         seconds = self._pace.seconds_left(total, time.monotonic()) if total else None

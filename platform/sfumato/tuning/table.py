@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from sfumato.tuning.journal import Trial, best_of
@@ -39,7 +40,7 @@ def table(
             f"[{_COLOURS[trial.status]}]{trial.status}[/]",
             f"{images:,}",
             "" if last is None else f"{last.value:.4g}",
-            *(shown(trial.values.get(field)) for field in fields),
+            *(escape(shown(trial.values.get(field))) for field in fields),
             style="bold" if best is trial else "",
         )
     return found

@@ -23,7 +23,7 @@ def show_plan(pipeline: Pipeline, steps: list[Step], *, as_json: bool) -> None:
     table = _table(f"plan of {pipeline.settings.name}; nothing was started")
     for step in steps:
         table.add_row(step.name, step.kind, step.state, step.why)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def show(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
@@ -35,7 +35,7 @@ def show(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
         for name in pipeline.order:
             kind = str(pipeline.settings.stages[name]["kind"])
             table.add_row(name, kind, _state(result, name), _about(result.outputs.get(name, {})))
-        Console().print(table)
+        Console(markup=False).print(table)
     if result.failed:
         lines = [f"stage {name} failed: {reason.splitlines()[0]}" for name, reason in result.failed.items()]
         raise SfumatoError("\n".join([*lines, "the same command goes on from here, once that is mended"]))
