@@ -52,3 +52,8 @@ class Interrupted(SfumatoError):
     """The user pressed ctrl-C; the message says how to go on."""
 
     exit_status = 130
+
+
+def with_extra(extra: str) -> str:
+    """How to install one of the package's extras: from its repository, for it is on no package index."""
+    return f"pip install -c constraints.txt -e '.[{extra}]' in Sfumato's repository"

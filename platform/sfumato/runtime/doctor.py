@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfumato.errors import with_extra
 from sfumato.runtime import ray_cluster
 from sfumato.runtime.private_cluster import temporary_root
 
@@ -73,7 +74,7 @@ def _extras() -> list[Finding]:
     return [
         Finding(module, True, "installed")
         if importlib.util.find_spec(module)
-        else Finding(module, None, f"not installed; pip install 'sfumato[{extra}]' if you want it")
+        else Finding(module, None, f"not installed; if you want it: {with_extra(extra)}")
         for module, extra in _EXTRAS.items()
     ]
 

@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, with_extra
 
 SHORTEST_PASSWORD = 12
 # Those of MLflow's documentation, which are tried first.
@@ -57,7 +57,7 @@ class Accounts:
                 "those of MLflow's documentation"
             )
         if importlib.util.find_spec("flask_wtf") is None:
-            raise ConfigError("--accounts needs MLflow's accounts: pip install 'sfumato[cluster]'")
+            raise ConfigError(f"--accounts needs MLflow's accounts: {with_extra('cluster')}")
         return cls(file.resolve())
 
     def arguments(self) -> list[str]:

@@ -61,7 +61,7 @@ class SearchSettings(Config):
     kind: Literal["random", "grid", "optuna", "hyperopt", "bayesopt", "hebo", "ax"] = Field(
         "random",
         description="random draws; grid takes every combination; the others learn from the trials before, "
-        "through Ray Tune, and each needs its own package (optuna: pip install 'sfumato[tune]').",
+        "through Ray Tune, and each needs its own package (optuna: the extra `tune`).",
     )
     options: dict[str, Any] = Field({}, description="Keyword arguments of Ray Tune's class for that search.")
 

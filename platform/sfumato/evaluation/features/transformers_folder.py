@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sfumato.errors import CapabilityError
+from sfumato.errors import CapabilityError, with_extra
 
 
 def folder_given(features: str, variable: str, given: Path | None, example: str) -> Path:
@@ -34,7 +34,7 @@ def transformers_problems(features: str) -> list[str]:
     """A line where the package transformers is missing."""
     if importlib.util.find_spec("transformers") is not None:
         return []
-    return [f"features {features} needs transformers, not installed: pip install 'sfumato[features]'"]
+    return [f"features {features} needs transformers, not installed: {with_extra('features')}"]
 
 
 def load_folder(model: Any, folder: Path, features: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import SEARCH_ALG_IMPORT, Searcher
 
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, with_extra
 from sfumato.runtime.sweep.trial import configuration
 from sfumato.tuning import space as spaces
 from sfumato.tuning.config import TuneSettings
@@ -38,9 +38,7 @@ def check_installed(kind: str) -> None:
     """Raises ConfigError where the package behind a search is not there."""
     package = _PACKAGES.get(kind)
     if package is not None and importlib.util.find_spec(package) is None:
-        how = (
-            "pip install 'sfumato[tune]'" if kind == "optuna" else f"install the package that has {package!r}"
-        )
+        how = with_extra("tune") if kind == "optuna" else f"install the package that has {package!r}"
         raise ConfigError(
             f"tune.search.kind: {kind!r} needs Python's module {package!r}: {how}, or use random"
         )
