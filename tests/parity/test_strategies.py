@@ -11,8 +11,6 @@ from launch import launch
 from matrix import TRAIN, Matrix, cases, strategies
 from torch import Tensor
 
-from sfumato.parallel import STRATEGIES
-
 
 @pytest.fixture(scope="module")
 def matrix(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
@@ -46,7 +44,7 @@ def test_any_number_of_ranks_equals_one_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [each for each in strategies() if STRATEGIES[each].even_passes])
+@pytest.mark.parametrize("strategy", strategies())
 def test_ranks_that_hold_unequal_shares(strategy: str, digits_data: Path, tmp_path: Path) -> None:
     """Eight streams on three ranks: one of them has fewer micro-batches, and still joins every pass."""
     job = {"family": "diffusion", "data": str(digits_data), "train": TRAIN}

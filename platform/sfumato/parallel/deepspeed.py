@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sfumato.errors import with_extra
 from sfumato.parallel import transfer
 from sfumato.parallel.ddp import Ddp
 from sfumato.parallel.features import Feature
@@ -40,7 +41,7 @@ class Zero(Ddp):
     def unavailable(cls) -> str | None:
         if importlib.util.find_spec("deepspeed") is None:
             return (
-                f"parallel.strategy={cls.name} needs DeepSpeed: pip install 'sfumato[deepspeed]', or use "
+                f"parallel.strategy={cls.name} needs DeepSpeed: {with_extra('deepspeed')}, or use "
                 "parallel.strategy=fsdp"
             )
         return None
@@ -162,6 +163,7 @@ class Zero2(Zero):
     about = "parameters and averages; 1/N of gradients and optimizer state"
     stage = 2
     features = Zero.features
+    even_passes = True  # gradients meet in every backward pass, not in an update's last one alone
 
 
 class Zero3(Zero, Sharded):
