@@ -107,7 +107,7 @@ def test_a_full_disk_under_checkpoints_changes_no_bit(digits_data: Path, tmp_pat
         )
         _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said
-    assert "the checkpoints before it stay, training goes on" in noted, noted
+    assert "what was written before it stays, training goes on" in noted, noted
     assert "training goes on from the checkpoint" not in said, "no worker was lost"
     assert "Traceback" not in said
     assert_model_is(tmp_path, calm)

@@ -147,6 +147,73 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert stored(store) == [300, 100]
 
 
+def test_a_damaged_checkpoint_takes_no_place_of_a_whole_one(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    saver = writer(store, tmp_path)
+    for images in (50, 100):
+        saver.save(state(images), images=images, step=1)
+    saver.close()
+    (file,) = (tmp_path / "store").glob("images-000000000100-*/*.distcp")
+    file.write_bytes(b"damaged")
+    found = checkpoints.newest_whole(store, tmp_path / "read")
+    assert found is not None and found.images == 50
+    again = writer(store, tmp_path, keep=1)
+    again.goes_on_from(found.images)
+    again.save(state(60), images=60, step=1)
+    again.wait()
+    assert again.reached == 60
+    whole = checkpoints.newest_whole(store, tmp_path / "read")
+    assert whole is not None and whole.images == 60, "what was written since is not given up for it"
+    again.save(state(110), images=110, step=1)
+    again.close()
+    assert stored(store) == [110], "passed, it goes like any other"
+
+
+class _NothingGoes(LocalStore):
+    """A bucket that one may write to and not delete from."""
+
+    def remove(self, folder: str) -> None:
+        raise PermissionError(13, "Access Denied", folder)
+
+
+class _NoFolder(_NothingGoes):
+    def staging(self, folder: str, scratch: Path) -> Path:
+        if "000000000200" in folder:
+            raise OSError(28, "No space left on device", folder)
+        return super().staging(folder, scratch)
+
+
+@pytest.mark.parametrize("kind", [_NothingGoes, _NoFolder])
+def test_training_outlives_what_cannot_be_made_or_removed(
+    kind: type[LocalStore], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = kind(tmp_path / "store")
+    saver = writer(store, tmp_path, keep=1)
+    for images in (100, 200, 300):
+        saver.save(state(images), images=images, step=1)
+    saver.close()
+    made = [300, 200, 100] if kind is _NothingGoes else [300, 100]
+    assert stored(store) == made and len(saver.failures) == 3 - len(made)
+    assert "cannot remove" in caplog.text
+
+
+def test_what_counts_is_never_written_over(tmp_path: Path) -> None:
+    """Training that went back comes by the same number of images again."""
+    store = LocalStore(tmp_path / "store")
+    saver = writer(store, tmp_path)
+    saver.save(state(1), images=100, step=1)
+    saver.wait()
+    (first,) = checkpoints.complete(store)
+    with disk_that_ends(8_000):
+        saver.save(state(2), images=100, step=1)
+        assert saver.wait() is None
+    saver.save(state(3), images=100, step=1)
+    saver.close()
+    assert len(checkpoints.complete(store)) == 2
+    read = checkpoints.load(store, first, tmp_path / "read")
+    assert torch.equal(read["nets/a/weight"], state(1)["nets/a/weight"])
+
+
 class _Attack:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (os.system, ("touch executed",))

@@ -48,6 +48,11 @@ class AveragesKeeper:
     def hooks(self) -> list[Hook]:
         return [] if self._every is None else [Hook(self._every, self._save)]
 
+    @property
+    def failures(self) -> list[str]:
+        """Why averages could not be written, oldest first."""
+        return [] if self._writer is None else self._writer.failures
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
@@ -20,6 +21,8 @@ from sfumato.runtime.run_folder import RunFolder
 from sfumato.sampling.grid import image_grid
 from sfumato.sampling.pixels import to_uint8
 from sfumato.tracking.run import Tracker
+
+log = logging.getLogger(__name__)
 
 
 class Previews:
@@ -47,8 +50,11 @@ class Previews:
         )
         if image is not None and self._tracker is not None:
             path = self._folder.path / "previews" / f"images-{progress.images:012d}.png"
-            path.parent.mkdir(exist_ok=True)
-            image.save(path)
+            try:
+                path.parent.mkdir(exist_ok=True)
+                image.save(path)
+            except OSError as error:  # a full disk; the picture is worth less than the training
+                log.warning("the preview at %s images was not kept: %s", f"{progress.images:,}", error)
             self._tracker.image("samples", image, step=progress.images)
 
 

@@ -91,6 +91,7 @@ class _Worker:
         )
         rank, attempt = self._strategy.placement.rank, self._agree(self._token)
         self._checkpointed = 0
+        self._said: set[str] = set()
         self._pulse = Pulse(job.board, attempt, rank, parallel.hang_timeout)
 
     def run(self) -> dict[str, Any] | None:
@@ -131,7 +132,8 @@ class _Worker:
         seconds = time.perf_counter() - started
         self._keeper.close()
         self._writer.close()
-        if self._writer.failures and checkpoints.newest_images(store) < progress.images:
+        self._say_failures()
+        if self._writer.failures and self._writer.reached < progress.images:
             raise CheckpointError(self._writer.failures[-1])
         self._save_model(self._folder.model, progress)
         if self._tracker is None:
@@ -236,7 +238,8 @@ class _Worker:
         if reason is None or progress.images == 0 or progress.images >= progress.total_images:
             return
         self._note(f"training stops early at {progress.images:,} images: {reason}")
-        self._checkpoint(progress)
+        if self._checkpointed != progress.images:
+            self._checkpoint(progress)
         raise _EarlyStop
 
     def _snapshot(self, progress: Progress) -> None:
@@ -252,11 +255,13 @@ class _Worker:
             name = found.name if found else None
         name = self._agree(name)
         if name is None:
+            self._writer.goes_on_from(0)
             return 0
         saved = checkpoints.read_manifest(store, name)
         checkpoints.check_recipe(store, saved, self._recipe.digest(), self._recipe.identity())
         self._strategy.load(checkpoints.load(store, saved, self._scratch))
         self._trainer.resume(saved.manifest.images, saved.manifest.step)
+        self._writer.goes_on_from(saved.images)
         self._note(f"training goes on from the checkpoint at {saved.images:,} images")
         return saved.images
 
@@ -281,11 +286,17 @@ class _Worker:
     def _checkpoint(self, progress: Progress) -> None:
         self._checkpointed = progress.images
         self._trainer.log()
-        before = len(self._writer.failures)
         self._list_skipped()
         self._writer.save(self._strategy.state(), images=progress.images, step=progress.step)
-        for failure in self._writer.failures[before:]:
-            self._note(f"{failure}; the checkpoints before it stay, training goes on")
+        self._say_failures()
+
+    def _say_failures(self) -> None:
+        """Each once: what could not be written, of checkpoints and of averages."""
+        failures = [*self._writer.failures, *(f"averages: {failure}" for failure in self._keeper.failures)]
+        for failure in failures:
+            if failure not in self._said:
+                self._said.add(failure)
+                self._note(f"{failure}; what was written before it stays, training goes on")
 
     def _save_model(self, folder: Path, progress: Progress) -> None:
         weights = self._strategy.weights(self._family.samplers)

@@ -9,9 +9,11 @@ same on a local disk and on object storage.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -116,7 +118,7 @@ def check_recipe(store: Store, checkpoint: Checkpoint, digest: str, recipe: Mapp
         differ = differences(checkpoint.manifest.recipe, recipe)
         raise CheckpointError(
             f"{store.describe(checkpoint.name)} was written by another recipe ({'; '.join(differ)}); "
-            "name another train.checkpoint.uri or run.name, or train anew with --fresh"
+            "choose another train.checkpoint.uri or name, or train anew with --fresh"
         )
 
 
@@ -139,11 +141,6 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 _ABSENT = object()
-
-
-def newest_images(store: Store) -> int:
-    """Images at the newest checkpoint that counts; 0 where there is none."""
-    return max((checkpoint.images for checkpoint in complete(store)), default=0)
 
 
 class Writer:
@@ -174,8 +171,22 @@ class Writer:
         self._attempt = str(self._agree(secrets.token_hex(3)))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[str] | None = None
+        self._damaged: set[str] = set()
+        self._turns: Counter[str] = Counter()
         self.failures: list[str] = []
         """Why checkpoints could not be written, oldest first."""
+        self.reached = 0
+        """Images at the newest checkpoint that is known to be whole: loaded, or written since."""
+
+    def goes_on_from(self, images: int) -> None:
+        """Training was resumed at so many images (0: from the start).
+
+        What counts beyond them was found damaged: it stays until training has passed it, but it does not
+        take the place of a whole checkpoint among those that are kept.
+        """
+        self.reached = images
+        if self._rank == 0:
+            self._damaged = {found.name for found in complete(self._store) if found.images > images}
 
     def save(self, state: Mapping[str, Tensor], *, images: int, step: int) -> None:
         """Copy the state and start writing it; waits only for the checkpoint before.
@@ -193,10 +204,12 @@ class Writer:
         if pending is None:
             return None
         try:
-            return pending.result()
+            name = pending.result()
         except CheckpointError as error:
             self.failures.append(str(error))
             return None
+        self.reached = int(name.split("-")[1])
+        return name
 
     def close(self) -> None:
         self.wait()
@@ -204,13 +217,21 @@ class Writer:
 
     def _write(self, state: dict[str, Tensor], images: int, step: int) -> str:
         name = f"images-{images:012d}-{self._attempt}"
-        folder = self._store.staging(name, self._scratch)
+        self._turns[name] += 1
+        if (turn := self._turns[name]) > 1:  # after going back: what counts already is never written over
+            name += f"-{turn}"
         problem, entries = None, {}
         try:
-            dcp.write(state, folder, self._group, distributed=self._distributed)
-            entries = self._store.publish(name, folder, rank=self._rank)
-        except (OSError, RuntimeError, CheckpointError) as error:
-            problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error}"
+            folder = self._store.staging(name, self._scratch)
+        except OSError as error:
+            problem = _said(error)
+        # All ranks alike: a rank without a folder would leave the others waiting for it in the writing.
+        if not any(self._gather(problem)):
+            try:
+                dcp.write(state, folder, self._group, distributed=self._distributed)
+                entries = self._store.publish(name, folder, rank=self._rank)
+            except (OSError, RuntimeError, CheckpointError) as error:
+                problem = _said(error)
         results = self._gather((problem, entries))
         problems = [p for p, _ in results if p]
         if not problems and self._rank == 0:
@@ -218,10 +239,12 @@ class Writer:
         problems = self._agree(problems)
         if problems:
             if self._rank == 0:
-                self._store.remove(name)
+                with _tolerated(f"remove what there is of {name}"):
+                    self._store.remove(name)
             raise CheckpointError(f"checkpoint at {images:,} images was not written: {problems[0]}")
         if self._rank == 0 and self._keep is not None:
-            self._prune(self._keep)
+            with _tolerated("remove older checkpoints"):
+                self._prune(self._keep)
         return name
 
     def _finish(self, name: str, images: int, step: int, files: dict[str, tuple[int, str]]) -> list[str]:
@@ -240,12 +263,12 @@ class Writer:
             text = json.dumps(manifest.model_dump(), indent=1)
             self._store.write(f"{name}/{MANIFEST}", text.encode())
         except OSError as error:
-            return [f"{type(error).__name__}: {error}"]
+            return [_said(error)]
         return []
 
     def _prune(self, keep: int) -> None:
-        """Remove what `retention.kept` does not keep, and debris of dead writers that is older."""
-        found = complete(self._store)
+        """Remove what `retention.kept_names` does not name, and debris of dead writers that is older."""
+        found = [saved for saved in complete(self._store) if saved.name not in self._damaged]
         kept = kept_names(found, keep, self._keep_every, best(self._store))
         oldest = min(checkpoint.name for checkpoint in found[:keep])
         for name in self._store.folders():
@@ -253,6 +276,7 @@ class Writer:
                 self._store.remove(name)
 
     def _gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
         if not self._distributed:
             return [value]
         values: list[Any] = [None] * dist.get_world_size()
@@ -262,3 +286,16 @@ class Writer:
     def _agree(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         return self._gather(value)[0]
+
+
+@contextlib.contextmanager
+def _tolerated(what: str) -> Iterator[None]:
+    """The checkpoint counts, or does not, without this: training goes on."""
+    try:
+        yield
+    except (OSError, CheckpointError) as error:
+        log.warning("checkpoints: cannot %s: %s", what, error)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error}"

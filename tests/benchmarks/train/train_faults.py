@@ -31,7 +31,7 @@ def checkpoint(threads: int) -> dict[str, float]:
     """Seconds of a checkpoint of 50 million parameters with AdamW's moments and an average."""
     from sfumato.core.optimizer import OptimizerConfig
     from sfumato.parallel import ParallelSettings, Placement, make
-    from sfumato.training.checkpoint import Writer, newest_images
+    from sfumato.training.checkpoint import Writer, complete
     from sfumato.training.store import open_store
 
     torch.set_num_threads(threads)
@@ -67,7 +67,7 @@ def checkpoint(threads: int) -> dict[str, float]:
             writer.save(strategy.state(), images=images, step=images)
             stalls.append(time.perf_counter() - start)
             during = []
-            while newest_images(store) < images and not writer.failures:
+            while not any(saved.images == images for saved in complete(store)) and not writer.failures:
                 during.append(step())
             slowed.append(sum(during) - calm * len(during))
             writer.wait()
