@@ -11,10 +11,12 @@ What has been evaluated is in `evaluation/during.json`: a run that was killed go
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +25,7 @@ from typing import Any, Self
 import ray
 
 from sfumato.data.faults import OnError
+from sfumato.errors import CheckpointError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.during import Point, best_of, should_stop
 from sfumato.evaluation.report import EvaluationReport
@@ -126,8 +129,13 @@ class TrainingEvaluations:
                 self._ended.wait(_POLL_S)
 
     def _waiting(self) -> list[Path]:
-        """Whole snapshots that were not evaluated yet, earliest first."""
-        known = {snapshot_folder(self._folder, record.images) for record in self._records} | self._failed
+        """Whole snapshots that were not evaluated yet, earliest first. Others, written anew by training that
+        went back, are removed."""
+        evaluated = {snapshot_folder(self._folder, record.images) for record in self._records}
+        for path in evaluated:
+            if (path / CARD).is_file():
+                shutil.rmtree(path, ignore_errors=True)
+        known = evaluated | self._failed
         found = sorted((self._folder.path / "snapshots").glob("images-*"))
         return [path for path in found if (path / CARD).is_file() and path not in known]
 
@@ -147,8 +155,13 @@ class TrainingEvaluations:
         report = self._result(_start(self._recipe, self._settings, self._folder, snapshot, keep_blocks=last))
         if report is None:
             return
-        self._record(images, reached, report)
-        self._keep_best(snapshot, images)
+        found = [*self._records, _record(images, reached, report)]
+        # The best first: what is on record is not evaluated again, so a copy that a kill cut short would
+        # never be made.
+        self._keep_best(snapshot, images, found)
+        self._records = sorted(found, key=lambda record: record.images)
+        self._folder.write_json(DURING, [asdict(found) for found in self._records])
+        self._say(images, report)
         shutil.rmtree(snapshot, ignore_errors=True)
         self._decide()
 
@@ -163,18 +176,7 @@ class TrainingEvaluations:
                 ray.cancel(task, force=True)
                 return None
 
-    def _record(self, images: int, reached: float, report: EvaluationReport) -> None:
-        record = Record(
-            images,
-            reached,
-            report.samples,
-            dict(report.metrics),
-            dict(report.higher_is_better),
-            {name: dict(found) for name, found in report.intervals.items()},
-            time.time(),
-        )
-        self._records = sorted([*self._records, record], key=lambda found: found.images)
-        self._folder.write_json(DURING, [asdict(found) for found in self._records])
+    def _say(self, images: int, report: EvaluationReport) -> None:
         comparable = self._settings.samples == self._recipe.evaluate.samples
         prefix = "eval" if comparable else f"eval_{self._settings.samples}"
         assert self._tracker is not None
@@ -183,11 +185,11 @@ class TrainingEvaluations:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
         self._display.line(f"evaluate: at {images:,} images  {shown}")
 
-    def _keep_best(self, snapshot: Path, images: int) -> None:
+    def _keep_best(self, snapshot: Path, images: int, records: Sequence[Record]) -> None:
         choice = self._recipe.evaluate.best or self._recipe.evaluate.early_stop
         if choice is None:
             return
-        best = best_of([record.point for record in self._records], choice)
+        best = best_of([record.point for record in records], choice)
         if best is None or best.images != images:
             return
         _replace(snapshot, self._folder.path / BEST)
@@ -202,13 +204,26 @@ class TrainingEvaluations:
         store = open_store(self._folder.checkpoint_uri(self._recipe))
         name = next((saved.name for saved in complete(store) if saved.images == images), None)
         if name is not None:
-            mark_best(store, name, metric=metric, value=value)
+            with contextlib.suppress(CheckpointError):  # removed meanwhile, since training has gone on
+                mark_best(store, name, metric=metric, value=value)
 
     def _decide(self) -> None:
         choice = self._recipe.evaluate.early_stop
         if choice is not None and should_stop([record.point for record in self._records], choice):
             reason = f"{choice.metric} was not better in {choice.patience} evaluations"
             self._board.stop.remote(reason)
+
+
+def _record(images: int, reached: float, report: EvaluationReport) -> Record:
+    return Record(
+        images,
+        reached,
+        report.samples,
+        dict(report.metrics),
+        dict(report.higher_is_better),
+        {name: dict(found) for name, found in report.intervals.items()},
+        time.time(),
+    )
 
 
 def _start(
