@@ -124,6 +124,11 @@ class Recipe(Config):
                 self.train.micro_batch,
                 least=self.parallel.least_workers,
             )
+        if "://" in self.storage:
+            found.append(
+                f"storage={self.storage!r}: a run's folder is on a disk that driver and workers share; only "
+                "checkpoints (train.checkpoint.uri) and data (data.path) can be in object storage"
+            )
         if spec is not None:
             family_problems = self.model.problems(spec)
             found += family_problems
@@ -252,8 +257,10 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> Any:
         raise ConfigError(f"recipe {str(path)!r} does not exist{_near_files(path)}")
     try:
         config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:  # OmegaConf's own, too, for a file that holds a number or a word
+        raise ConfigError(f"{path} cannot be read as a recipe: {error}") from error
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} holds no recipe: expected keys such as name, data, model, train")
     base = config.pop("base", None)

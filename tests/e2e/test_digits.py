@@ -249,3 +249,27 @@ def test_torch_is_left_as_it_was(run: dict) -> None:
     before = torch.random.get_rng_state()
     sfumato.load(Path(run["folder"]) / "model").sample(1)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_measuring_by_other_settings_leaves_the_run_as_it_is(run: dict, call) -> None:
+    folder = Path(run["folder"])
+    before = (folder / "recipe.yaml").read_bytes()
+    status, out, err = call("evaluate", "tiny", "--samples", "64", "--actors", "0", "--json")
+    assert status == 0, err
+    assert json.loads(out)["evaluate"]["samples"] == 64
+    assert (folder / "recipe.yaml").read_bytes() == before
+    status, out, _ = call("evaluate", "tiny", "--actors", "0", "--json")
+    assert status == 0 and json.loads(out)["evaluate"]["samples"] == 130
+
+
+def test_a_trained_model_takes_other_defaults_of_sampling_from_its_recipe(run: dict, call) -> None:
+    changed = "model.sampling.steps=7"
+    status, _, err = call("evaluate", "tiny", changed)
+    assert status == 2 and "evaluate.sampling" in err
+    status, out, err = call("run", "tiny.yaml", changed, "evaluate.actors=0", "--json")
+    assert status == 0, err
+    assert "model.sampling has changed" in err and "✓ train" in err and "done before" in err
+    found = json.loads(out)
+    assert found["folder"] == run["folder"] and found["register"]["version"] == 2
+    assert found["evaluate"]["metrics"] != run["evaluate"]["metrics"]
+    assert sfumato.load(Path(run["folder"]) / "model").options().steps == 7

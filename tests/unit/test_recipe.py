@@ -144,6 +144,17 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         recipes.load(tmp_path / "code.yaml")
     with pytest.raises(ConfigError, match="not of the form key=value"):
         recipes.load(DIGITS, ["train.images"])
+    (tmp_path / "latin.yaml").write_bytes("name: Größe\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="no valid YAML"):
+        recipes.load(tmp_path / "latin.yaml")
+    (tmp_path / "number.yaml").write_text("42\n")
+    with pytest.raises(ConfigError, match="cannot be read as a recipe"):
+        recipes.load(tmp_path / "number.yaml")
+
+
+def test_runs_are_on_a_disk() -> None:
+    (line,) = recipes.load(DIGITS, ["storage=s3://bucket/runs"]).problems()
+    assert "train.checkpoint.uri" in line
 
 
 def test_the_digest_covers_what_changes_numbers_and_nothing_else() -> None:

@@ -29,6 +29,36 @@ def test_same_recipe_and_data_same_folder(tmp_path: Path) -> None:
         first.create(recipe(tmp_path, "seed=1"), "data")
 
 
+def test_the_newest_of_several_runs_of_a_recipe_is_the_one_that_goes_on(tmp_path: Path) -> None:
+    same = recipe(tmp_path)
+    first = RunFolder.of(same, "data", fresh=True)
+    assert first.path == RunFolder.of(same, "data").path, "nothing there yet"
+    first.create(same, "data")
+    (tmp_path / f"{first.id}-notes").mkdir()  # somebody's own
+    second = RunFolder.of(same, "data", fresh=True)
+    assert second.id == f"{first.id}-2"
+    second.create(same, "data")
+    assert RunFolder.of(same, "data").path == second.path, "interrupted, the run can be gone on with"
+    assert RunFolder.of(same, "data", fresh=True).id == f"{first.id}-3"
+
+
+def test_a_fresh_run_does_not_find_checkpoints_of_one_whose_folder_is_gone(tmp_path: Path) -> None:
+    same = recipe(tmp_path)
+    first = RunFolder.of(same, "data")
+    fresh = RunFolder.of(same, "data", fresh=True, taken=lambda folder: folder.id == first.id)
+    assert fresh.id == f"{first.id}-2"
+
+
+def test_measuring_a_run_leaves_its_recipe(tmp_path: Path) -> None:
+    trained, measured = recipe(tmp_path), recipe(tmp_path, "evaluate.samples=64")
+    folder = RunFolder.of(trained, "data")
+    folder.create(trained, "data")
+    folder.create(measured, "data", keep_recipe=True)
+    assert recipes.load(folder.path / "recipe.yaml") == trained
+    folder.create(measured, "data")
+    assert recipes.load(folder.path / "recipe.yaml") == measured
+
+
 def test_a_stage_is_done_for_its_inputs_alone(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.stage_result("train", "a") is None

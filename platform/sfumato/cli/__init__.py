@@ -80,7 +80,8 @@ def main() -> NoReturn:
         )
         sys.exit(1)
     if status == Interrupted.exit_status:
-        _complain("interrupted; nothing half-written is kept, and the same command goes on from here")
+        again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
+        _complain(f"interrupted; nothing half-written is kept, and {again} goes on from here")
     sys.exit(status or 0)
 
 

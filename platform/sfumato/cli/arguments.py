@@ -32,12 +32,19 @@ RunName = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start a new run, even if this recipe has one.")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start a new run, though this recipe has one. Without it: the newest.")
+]
 
 
 @contextlib.contextmanager
 def open_session(
-    recipe: Path, overrides: list[str] | None, fresh: bool, at: Path | None = None
+    recipe: Path,
+    overrides: list[str] | None,
+    *,
+    fresh: bool = False,
+    at: Path | None = None,
+    keep_recipe: bool = False,
 ) -> Iterator[Session]:
     """The session of a recipe, or of the run in the folder `at`."""
     from sfumato import recipe as recipes
@@ -46,7 +53,9 @@ def open_session(
     loaded = recipes.load(recipe, overrides or [])
     with (
         open_display() as display,
-        sessions.open_session(loaded, display, root=Path.cwd(), fresh=fresh, at=at) as session,
+        sessions.open_session(
+            loaded, display, root=Path.cwd(), fresh=fresh, at=at, keep_recipe=keep_recipe
+        ) as session,
     ):
         yield session
 

@@ -27,6 +27,9 @@ def sample(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images in memory at once; changes no byte.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1; auto: a GPU where there is one.")
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace samples that lie in OUT.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -45,6 +48,7 @@ def sample(
             options=options,
             batch_size=batch_size,
             overwrite=overwrite,
+            device=device,
             root=Path.cwd(),
             display=display,
         )

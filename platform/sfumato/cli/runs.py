@@ -39,7 +39,7 @@ def run(
         return
     if dry_run or first is not None:
         raise ConfigError(f"{recipe} is a recipe; --dry-run and --from are for pipelines")
-    with open_session(recipe, overrides, fresh) as session:
+    with open_session(recipe, overrides, fresh=fresh) as session:
         results = stages.run(session)
     report.show(session, results, as_json=as_json)
 
@@ -66,7 +66,7 @@ def train(
     """Train a recipe's model; goes on from its newest checkpoint."""
     from sfumato.runtime import report, stages
 
-    with open_session(recipe, overrides, fresh) as session, stages.cluster_to_train(session):
+    with open_session(recipe, overrides, fresh=fresh) as session, stages.cluster_to_train(session):
         results = {"train": stages.train(session)}
     report.show(session, results, as_json=as_json)
 
@@ -145,7 +145,7 @@ def evaluate(
         everything = [*(overrides or []), *request.overrides()]
         with (
             open_session(
-                found.recipe, everything, fresh=False, at=found.run.path if found.run else None
+                found.recipe, everything, at=found.run.path if found.run else None, keep_recipe=True
             ) as session,
             stages.cluster_to_evaluate(session),
         ):

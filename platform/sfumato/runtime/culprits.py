@@ -23,8 +23,7 @@ def explained(error: NotFinite, recipe: Recipe, manifest: Manifest) -> TrainingE
 def batch_keys(recipe: Recipe, manifest: Manifest, images: int) -> list[str]:
     """Keys of the batch that starts at so many images, stream by stream; none where the data are mixed.
 
-    Samples that were skipped as unusable shift the rows of their stream, so with `data.on_error=skip` the
-    keys are those of a run that skipped none.
+    With `data.on_error=skip` a sample that was unusable is named, although another of its block took its row.
     """
     pools = pools_of(recipe.data, manifest)
     if len(pools) != 1:

@@ -192,6 +192,6 @@ def _check_resources(cpus: int, gpus: float) -> None:
         )
     if have.get("GPU", 0) < gpus:
         raise CapabilityError(
-            f"the Ray cluster has {have.get('GPU', 0):g} GPUs and {gpus:g} are needed (parallel.workers x "
-            "parallel.gpus_per_worker): lower one of them or add nodes"
+            f"the Ray cluster has {have.get('GPU', 0):g} GPUs and {gpus:g} are needed (parallel.workers, or "
+            "min_workers, x parallel.gpus_per_worker, and evaluate.gpus_per_actor): lower one or add nodes"
         )

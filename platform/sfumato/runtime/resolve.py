@@ -22,6 +22,7 @@ from sfumato.training import checkpoint as checkpoints
 from sfumato.training.loop import install
 from sfumato.training.store import LocalStore
 
+RUNS = Path("runs")  # a recipe's `storage`, where it says nothing else
 FOLDER_TAG = "sfumato.folder"
 
 
@@ -38,7 +39,7 @@ class Found:
 
 
 @contextlib.contextmanager
-def model_of(run: str, *, root: Path, tracking_uri: str | None = None) -> Iterator[Found]:
+def model_of(run: str, *, root: Path) -> Iterator[Found]:
     """The model folder that RUN names; one made from a checkpoint lasts as long as the block.
 
     Raises ConfigError when nothing goes by that name, CheckpointError when there is no model yet.
@@ -48,37 +49,67 @@ def model_of(run: str, *, root: Path, tracking_uri: str | None = None) -> Iterat
         yield Found(path, f"model {path}", trusted=False)
     elif (path / checkpoints.MANIFEST).is_file() and path.name.startswith("images-"):
         with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
-            made = _from_checkpoint(path, Path(scratch))
+            made = _from_checkpoint(path, folder_of_checkpoint(path, root), Path(scratch))
             yield Found(made, f"checkpoint {path}", trusted=True, lasting=False)
     else:
-        folder, about = run_folder_of(run, root=root, tracking_uri=tracking_uri)
+        folder, about = run_folder_of(run, root=root)
         if not folder.model.is_dir():
             raise CheckpointError(
-                f"run {folder.id} has no trained model yet: finish it with its recipe, or name one of the "
-                f"checkpoints in {folder.checkpoints}"
+                f"run {folder.id} has no trained model yet: finish it with its recipe, or name the folder of "
+                "one of its checkpoints"
             )
         yield Found(folder.model, about, trusted=True)
 
 
-def run_folder_of(run: str, *, root: Path, tracking_uri: str | None = None) -> tuple[RunFolder, str]:
-    """The folder of a run by path, name or MLflow id, and a line that says which one it is."""
+def run_folder_of(run: str, *, root: Path) -> tuple[RunFolder, str]:
+    """The folder of a run by path, name or MLflow id, and a line that says which one it is.
+
+    Names are looked up in the project's own MLflow store and, for runs that a server tracks, among the
+    folders in `runs/`. Raises ConfigError where neither knows it.
+    """
     path = Path(run)
     if (path / "run.json").is_file():
         return RunFolder(path), f"run {path.name}"
-    found = find_run(run, TrackingSettings(uri=tracking_uri), root=root)
+    try:
+        found = find_run(run, TrackingSettings(), root=root)
+    except ConfigError:
+        if (folder := _folder_here(run, root / RUNS)) is None:
+            raise
+        return folder, f"run {folder.id}"
     where = found.tags.get(FOLDER_TAG)
     if where is None or not Path(where).is_dir():
         raise ConfigError(f"run {run!r} was recorded in {where or 'no folder'}, which is not on this machine")
     return RunFolder(Path(where)), found.said
 
 
-def _from_checkpoint(path: Path, scratch: Path) -> Path:
+def _folder_here(run: str, runs: Path) -> RunFolder | None:
+    """The newest of the folders in `runs` that has this name or MLflow id, or is called so."""
+    found = []
+    for file in runs.glob("*/run.json"):
+        folder = RunFolder(file.parent)
+        about = folder.read_json("run.json")
+        if run in (folder.id, about.get("name"), about.get("mlflow_run_id")):
+            found.append((about.get("mlflow_started", 0.0), folder.id, folder))
+    return max(found, key=lambda entry: entry[:2])[2] if found else None
+
+
+def folder_of_checkpoint(path: Path, root: Path) -> RunFolder:
+    """The run that a checkpoint belongs to: the one around it, or, where `train.checkpoint.uri` keeps
+    checkpoints elsewhere, that of the same name in `runs/`. Raises CheckpointError where neither is there.
+    """
+    around = path.resolve().parent
+    places = (around.parent, root / RUNS / around.name)
+    for place in places:
+        if (place / "recipe.yaml").is_file():
+            return RunFolder(place)
+    raise CheckpointError(
+        f"{path}: no recipe.yaml in {' or '.join(map(str, places))}, so the network cannot be built"
+    )
+
+
+def _from_checkpoint(path: Path, folder: RunFolder, scratch: Path) -> Path:
     """Export the model that a checkpoint holds."""
-    folder = RunFolder(path.resolve().parent.parent)
-    recipe_file = folder.path / "recipe.yaml"
-    if not recipe_file.is_file():
-        raise CheckpointError(f"{path}: no recipe.yaml in {folder.path}, so the network cannot be built")
-    recipe = recipes.load(recipe_file)
+    recipe = recipes.load(folder.path / "recipe.yaml")
     store = LocalStore(path.resolve().parent)
     saved = checkpoints.read_manifest(store, path.name)
     manifest = Manifest.load(recipe.data.path)

@@ -10,10 +10,12 @@ on where it stopped, and a changed one becomes another run by itself.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,19 +32,39 @@ class RunFolder:
         self.path = path.resolve()
 
     @classmethod
-    def of(cls, recipe: Recipe, data_digest: str, *, fresh: bool = False) -> RunFolder:
-        """The folder of this recipe on this data; with `fresh`, one that no earlier run has used."""
-        identity = hashlib.sha256(f"{recipe.digest()}:{data_digest}".encode()).hexdigest()[:8]
-        root = Path(recipe.storage)
-        path = root / f"{recipe.name}-{identity}"
-        attempt = 2
-        while fresh and path.exists():
-            path = root / f"{recipe.name}-{identity}-{attempt}"
-            attempt += 1
-        return cls(path)
+    def of(
+        cls,
+        recipe: Recipe,
+        data_digest: str,
+        *,
+        fresh: bool = False,
+        taken: Callable[[RunFolder], bool] = lambda folder: False,
+    ) -> RunFolder:
+        """The folder of this recipe on this data: the newest, where `--fresh` has made several.
 
-    def create(self, recipe: Recipe, data_digest: str) -> None:
-        """Make the folder, or check that it is this recipe's. Raises ConfigError when it is another's."""
+        With `fresh`, one that no earlier run has used; `taken` says of a folder that is not on this disk
+        whether a run has left something elsewhere, such as checkpoints in object storage.
+        """
+        identity = hashlib.sha256(f"{recipe.digest()}:{data_digest}".encode()).hexdigest()[:8]
+        first = Path(recipe.storage) / f"{recipe.name}-{identity}"
+        numbers = [
+            int(path.name.removeprefix(f"{first.name}-"))
+            for path in first.parent.glob(f"{glob.escape(first.name)}-*")
+            if path.name.removeprefix(f"{first.name}-").isdecimal()
+        ]
+        number = max(numbers, default=1 if first.exists() else 0) + fresh
+        while True:
+            folder = cls(first if number <= 1 else first.with_name(f"{first.name}-{number}"))
+            if not (fresh and taken(folder)):
+                return folder
+            number += 1
+
+    def create(self, recipe: Recipe, data_digest: str, *, keep_recipe: bool = False) -> None:
+        """Make the folder, or check that it is this recipe's. Raises ConfigError when it is another's.
+
+        `keep_recipe` leaves a recipe.yaml as it is: measuring a run, by other settings perhaps, changes
+        nothing of what it was trained by.
+        """
         known = self.read_json("run.json")
         if known is not None and known["recipe_digest"] != recipe.digest():
             raise ConfigError(f"{self.path} belongs to another recipe; use --fresh for a new run")
@@ -50,7 +72,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"storage={recipe.storage!r}: no folder can be made there: {error}") from error
-        self.write_text("recipe.yaml", recipe.to_yaml())
+        if not (keep_recipe and (self.path / "recipe.yaml").is_file()):
+            self.write_text("recipe.yaml", recipe.to_yaml())
         if known is None:
             self.write_json(
                 "run.json",

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
@@ -26,13 +28,18 @@ def draw(
     options: Mapping[str, Any],
     batch_size: int | None,
     overwrite: bool,
+    device: str,
     root: Path,
     display: Display,
 ) -> Path:
-    """Write `num` samples of a run into `out`; the folder. The same request gives the same bytes."""
+    """Write `num` samples of a run into `out`; the folder.
+
+    The same request on the same device gives the same bytes. `device` is a name of PyTorch's, or "auto".
+    """
+    place = device_of(device)
     with model_of(run, root=root) as found:
         display.line(found.about)
-        generator = Generator.load(found.model, trust=found.trusted)
+        generator = Generator.load(found.model, place, trust=found.trusted)
         labels = None if label is None else [class_index(label, generator.data)] * num
         display.stage("sample")
         folder = write_samples(
@@ -69,6 +76,20 @@ def export(run: str, dest: Path, *, kind: str, root: Path, display: Display) -> 
                 f"family {generator.config.family!r} has no diffusers export; use --format safetensors"
             )
         family.export_diffusers(generator.nets, str(dest), generator.config.sampling)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one. Raises ConfigError for one not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"--device {name}: not on this machine ({str(error).splitlines()[0]}); leave it out, or use cpu"
+        ) from error
+    return device
 
 
 def class_index(label: str, data: DataSpec) -> int:

@@ -20,6 +20,7 @@ from sfumato.runtime.display import Display
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.tracking.run import Tracker
 from sfumato.tracking.start import DatasetInfo
+from sfumato.training.store import open_store
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,21 @@ def open_session(
     fresh: bool = False,
     at: Path | None = None,
     child: Child | None = None,
+    keep_recipe: bool = False,
 ) -> Iterator[Session]:
     """Data packed and verified, recipe checked against it, the run's folder made and its MLflow run open.
 
     `at` is the folder of a run to go on with; without it the recipe and its data say which one it is. A
-    `child` has a place of its own.
+    `child` has a place of its own. `keep_recipe`: see `RunFolder.create`.
     Raises ConfigError with everything that makes the run impossible, before any expensive work.
     """
     recipe, manifest = prepared(recipe, display, root=root)
     content = pools.content_digest(recipe.data, manifest)
     given = child.folder if child else RunFolder(at) if at else None
-    folder = given or RunFolder.of(recipe, content, fresh=fresh)
-    folder.create(recipe, content)
+    folder = given or RunFolder.of(
+        recipe, content, fresh=fresh, taken=lambda folder: _has_checkpoints(recipe, folder)
+    )
+    folder.create(recipe, content, keep_recipe=keep_recipe)
     for warning in ray_cluster.warnings(recipe.parallel):
         display.note(warning)
     with _tracked(recipe, manifest, folder, root, child) as tracker:
@@ -122,7 +126,7 @@ def _tracked(
                 "classes": len(manifest.classes),
             },
         ),
-        recipe_yaml=recipe.to_yaml(),
+        recipe_yaml=(folder.path / "recipe.yaml").read_text(),
         parent=child.parent if child else None,
     )
     folder.update_json(
@@ -135,6 +139,15 @@ def _tracked(
         yield tracker
 
 
+def _has_checkpoints(recipe: Recipe, folder: RunFolder) -> bool:
+    """Whether a run of that folder's name has left checkpoints, also where the folder itself is gone."""
+    uri = folder.checkpoint_uri(recipe)
+    try:
+        return bool(open_store(uri).folders())
+    except OSError as error:
+        raise ConfigError(f"train.checkpoint.uri: {uri} cannot be read: {error}") from error
+
+
 def absolute(recipe: Recipe, root: Path) -> Recipe:
     """Paths as workers on other nodes and in other folders must see them."""
 
@@ -143,10 +156,14 @@ def absolute(recipe: Recipe, root: Path) -> Recipe:
 
     mix = tuple(other.model_copy(update={"path": absolute(other.path)}) for other in recipe.data.mix)
     data = recipe.data.model_copy(update={"path": absolute(recipe.data.path), "mix": mix})
-    evaluate, held_out = recipe.evaluate, recipe.evaluate.held_out
-    if held_out is not None:
-        evaluate = evaluate.model_copy(update={"held_out": absolute(held_out)})
+    places = {"held_out": recipe.evaluate.held_out, "cache": recipe.evaluate.cache}
+    evaluate = recipe.evaluate.model_copy(
+        update={field: absolute(place) for field, place in places.items() if place is not None}
+    )
     changes = {"data": data, "storage": absolute(recipe.storage), "evaluate": evaluate}
+    if (uri := recipe.train.checkpoint.uri) is not None:
+        checkpoint = recipe.train.checkpoint.model_copy(update={"uri": absolute(uri)})
+        changes["train"] = recipe.train.model_copy(update={"checkpoint": checkpoint})
     return recipe.model_copy(update=changes)
 
 

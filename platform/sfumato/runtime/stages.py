@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from sfumato.data import pools
-from sfumato.errors import CheckpointError
+from sfumato.errors import CheckpointError, ConfigError
 from sfumato.runtime import ray_cluster
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.session import Session
 from sfumato.sampling.generator import Generator
+from sfumato.sampling.model_folder import read_model_folder, save_model_folder
 from sfumato.sampling.output import write_samples
 from sfumato.tracking.champion import COMPARABLE
 from sfumato.tracking.model import register_model
@@ -35,10 +36,9 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
     recipe, folder, display = session.recipe, session.folder, session.display
     key = _key(recipe.digest(), pools.content_digest(recipe.data, session.manifest))
     done = folder.stage_result("train", key)
-    ended = done is not None and (
-        done["images"] >= recipe.train.images or recipe.evaluate.early_stop is not None
-    )
+    ended = done is not None and (done["images"] >= recipe.train.images or _stopped_early(session))
     if done is not None and ended and folder.model.is_dir():
+        _take_sampling(session)
         display.skipped("train", f"{done['images']:,} images, done before (--fresh trains anew)")
         return done
     display.stage("train")
@@ -52,6 +52,34 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
     return summary
 
 
+def _stopped_early(session: Session) -> bool:
+    """Whether the evaluations in training still end it, by the patience that the recipe has now."""
+    from sfumato.evaluation.during import should_stop
+    from sfumato.runtime.in_training import read_records
+
+    settings = session.recipe.evaluate.early_stop
+    return settings is not None and should_stop([r.point for r in read_records(session.folder)], settings)
+
+
+def _take_sampling(session: Session) -> None:
+    """How images are drawn by default is no part of training: a finished run takes it from its recipe."""
+    stored = read_model_folder(session.folder.model, trust=True)
+    sampling = session.recipe.model.sampling
+    if stored.config.sampling == sampling:
+        return
+    save_model_folder(
+        session.folder.model,
+        stored.config.model_copy(update={"sampling": sampling}),
+        stored.data,
+        stored.weights,
+        name=stored.name,
+        images=stored.images,
+        notes=stored.notes,
+        trained_on=session.manifest.digest,
+    )
+    session.display.note("model.sampling has changed since the training: the model has it from now on")
+
+
 def evaluate(session: Session) -> dict[str, Any]:
     """Generate, measure, draw the sample grid. Metrics by name and how long it took."""
     from sfumato.evaluation.stage import evaluate as run_stage
@@ -61,9 +89,14 @@ def evaluate(session: Session) -> dict[str, Any]:
     if not folder.model.is_dir():
         raise CheckpointError(
             f"run {folder.id} has no trained model yet: train it with `sfumato train`, or name one of the "
-            f"checkpoints in {folder.checkpoints}"
+            f"checkpoints in {folder.checkpoint_uri(recipe)}"
         )
     generator = Generator.load(folder.model, trust=True)  # its family is the recipe's
+    if generator.config.sampling != recipe.model.sampling:
+        raise ConfigError(
+            "model.sampling is not what the trained model has: try other values for one evaluation by "
+            "evaluate.sampling.KEY=VALUE, or make them the model's by `sfumato run` with the recipe"
+        )
     settings = recipe.evaluate
     draws = generator.config.samples(generator.data)
     grid = folder.path / "samples" / "grid.png"

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sfumato.data.manifest import FILE as MANIFEST
-from sfumato.errors import CheckpointError
-from sfumato.runtime.resolve import run_folder_of
+from sfumato.runtime.resolve import folder_of_checkpoint, run_folder_of
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.sampling.model_folder import CARD
 
@@ -42,15 +41,8 @@ def target_of(word: str, *, root: Path) -> Target:
     if (path / CARD).is_file():
         return Target("model", word, f"model {word}")
     if path.name.startswith("images-") and (path / MANIFEST).is_file():
-        return _checkpoint(path)
+        return Target("checkpoint", str(path), f"checkpoint {path}", folder_of_checkpoint(path, root))
     if "://" in word or word == "digits" or (path.exists() and not (path / "run.json").is_file()):
         return Target("images", word, f"images {word}")
     folder, about = run_folder_of(word, root=root)
     return Target("run", word, about, folder)
-
-
-def _checkpoint(path: Path) -> Target:
-    folder = RunFolder(path.resolve().parent.parent)
-    if not (folder.path / RECIPE).is_file():
-        raise CheckpointError(f"{path}: no {RECIPE} in {folder.path}, so the network cannot be built")
-    return Target("checkpoint", str(path), f"checkpoint {path}", folder)

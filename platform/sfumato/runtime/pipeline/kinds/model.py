@@ -45,6 +45,8 @@ class TrainedRun:
     def session(self, work: Work) -> Iterator[Session]:
         """The run, opened again to add to it."""
         root = work.place.root
-        with open_session(self.recipe, work.display, root=root, at=self.folder.path) as session:
+        with open_session(
+            self.recipe, work.display, root=root, at=self.folder.path, keep_recipe=True
+        ) as session:
             work.began(session.folder.path)
             yield session
