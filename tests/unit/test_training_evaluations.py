@@ -1,0 +1,97 @@
+"""What is left of an evaluation in training that a kill cut short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sfumato import recipe as recipes
+from sfumato.evaluation.report import EvaluationReport
+from sfumato.runtime import in_training
+from sfumato.runtime.display import Display
+from sfumato.runtime.run_folder import RunFolder, snapshot_folder
+from sfumato.sampling.model_folder import CARD
+
+DIGITS = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
+
+
+def report(value: float) -> EvaluationReport:
+    return EvaluationReport(
+        metrics={"fd_classifier": value},
+        details={},
+        features={},
+        higher_is_better={"fd_classifier": False},
+        samples=64,
+        reference_samples=64,
+        reference_digest="r",
+        seed=0,
+        seconds=1.0,
+        seconds_per_image=1.0,
+        preview=None,
+    )
+
+
+class Silent:
+    """Stands for the board's handle and the run's tracker: neither decides anything here."""
+
+    def __getattr__(self, name: str) -> Any:
+        return Silent()
+
+    def __call__(self, *arguments: Any, **options: Any) -> None:
+        return None
+
+
+@pytest.fixture
+def evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The evaluations of a run as the driver has them at a start, with figures that are known beforehand."""
+    values = {100: 3.0, 200: 2.0}
+    settings = ["evaluate.every=100", "evaluate.best.metric=fd_classifier", f"storage={tmp_path}"]
+    recipe = recipes.load(DIGITS, settings)
+    folder = RunFolder(tmp_path / "run")
+    monkeypatch.setattr(
+        in_training, "_start", lambda recipe, settings, folder, snapshot, keep_blocks: snapshot
+    )
+
+    def started() -> SimpleNamespace:
+        display = Display(Console(quiet=True))
+        found = in_training.TrainingEvaluations(recipe, folder, Silent(), display, Silent())  # type: ignore[arg-type]
+        found._tracker = Silent()  # type: ignore[assignment]
+        found._result = lambda snapshot: report(values[int(snapshot.name.split("-")[1])])  # type: ignore[method-assign]
+        return SimpleNamespace(all=found, folder=folder)
+
+    for images in values:
+        snapshot = snapshot_folder(folder, images)
+        snapshot.mkdir(parents=True)
+        (snapshot / CARD).write_text(str(images))
+    return started
+
+
+def test_the_best_is_copied_again_where_a_kill_cut_the_copy_short(
+    evaluations: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluations()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(in_training, "_replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+        first.all._evaluate(first.all._waiting()[0])
+    again = evaluations()
+    while waiting := again.all._waiting():
+        again.all._evaluate(waiting[0])
+    best = again.folder.path / in_training.BEST / CARD
+    assert best.read_text() == "200"
+    assert [record.images for record in in_training.read_records(again.folder)] == [100, 200]
+    assert list((again.folder.path / "snapshots").iterdir()) == []
+
+
+def test_a_snapshot_that_is_on_record_is_not_evaluated_again_and_goes(evaluations: Any) -> None:
+    run = evaluations()
+    for snapshot in run.all._waiting():
+        run.all._evaluate(snapshot)
+    rewritten = snapshot_folder(run.folder, 100)  # by training that went back to an earlier checkpoint
+    rewritten.mkdir(parents=True)
+    (rewritten / CARD).write_text("100")
+    assert evaluations().all._waiting() == []
+    assert not rewritten.exists()
