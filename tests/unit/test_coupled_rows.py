@@ -17,3 +17,12 @@ def test_batch_normalisation_on_several_workers_wants_a_micro_batch() -> None:
     assert recipes.load(path, alone).problems() == []
     grouped = ["train.micro_batch=null", "model.network.generator_norm=group"]
     assert recipes.load(path, grouped).problems() == []
+
+
+def test_so_does_dropout_which_draws_for_a_micro_batch_at_once() -> None:
+    path = PIPELINES / "digits" / "ddpm.yaml"
+    dropout = ["model.network.dropout=0.1", "train.micro_batch=null"]
+    (line,) = recipes.load(path, dropout).problems()
+    assert "dropout" in line and "train.micro_batch=64" in line
+    assert recipes.load(path, [*dropout, "parallel.workers=1"]).problems() == []
+    assert recipes.load(path, dropout[:1]).problems() == []

@@ -91,7 +91,7 @@ def coupling_problems(
 ) -> list[str]:
     """What would make the rows of a micro-batch depend on the number of workers, one line.
 
-    A model whose rows influence one another (batch normalisation) computes the same on any number of
+    A model whose rows influence one another (batch normalisation, dropout) computes the same on any number of
     workers only where the cut is the same. An elastic run may meet every number from `least` to `workers`.
     """
     counts = [count for count in range(least or workers, workers + 1) if count > 1]
@@ -104,7 +104,7 @@ def coupling_problems(
     legal = [s for s in _micro_batches(batch, streams) if s <= batch // workers and not unlike(s)]
     return [
         f"train.micro_batch={'null' if micro_batch is None else micro_batch} gives {found[0]} workers other "
-        "micro-batches than one, and this model normalises over the rows of a micro-batch: use "
+        "micro-batches than one, and this model normalises (or draws dropout) over a micro-batch: use "
         + (f"train.micro_batch={legal[-1]}, or " if legal else "")
         + "parallel.workers=1"
     ]
