@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from members import DATA, MEMBERS, PROGRESS, ROWS, Nets, batch, build, view
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from sfumato import families
-from sfumato.core.batch import Batch, DataSpec, Piece
+from sfumato.core.batch import Piece
 from sfumato.core.family import (
+    EIGHT_BIT,
     EmaOf,
     Family,
     FamilyConfig,
@@ -24,22 +26,14 @@ from sfumato.core.family import (
     Reconstructs,
     SampleRequest,
     Trainable,
+    likelihood_of,
 )
 from sfumato.core.progress import Progress
-from sfumato.core.rng import SampleRng, StreamRng, seeded
+from sfumato.core.rng import SampleRng, StreamRng
 from sfumato.errors import CapabilityError
 from sfumato.layers.batch_norm import BatchNorm
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
-
-DATA = DataSpec(channels=1, height=8, width=8, classes=("zero", "one", "two"))
-ROWS = 4
-PROGRESS = Progress(step=0, images=64, total_images=1_000, batch=ROWS)
-
-Nets = dict[str, nn.Module]
-
-
-MEMBERS = [(name, member) for name in families.names() for member in families.config_class(name).variants()]
 
 
 @pytest.fixture(params=MEMBERS, ids="/".join)
@@ -58,33 +52,8 @@ def nets(family: Family) -> Nets:
     return build(family)
 
 
-def build(family: Family) -> Nets:
-    found: Nets = {}
-    for name, spec in family.nets.items():
-        if not isinstance(spec, EmaOf):
-            with seeded(0, "init", name):
-                found[name] = spec.build()
-    for name, spec in family.nets.items():
-        if isinstance(spec, EmaOf):
-            found[name] = copy.deepcopy(found[spec.source])
-    return found
-
-
-def batch(rows: int = ROWS) -> Batch:
-    generator = torch.Generator().manual_seed(3)
-    image = torch.rand(rows, *DATA.shape, generator=generator) * 2 - 1
-    return {"image": image, "label": torch.arange(rows) % DATA.num_classes}
-
-
 def noise(*pieces: Piece, phase: str, images: int = 64) -> StreamRng:
     return StreamRng(pieces, rows_per_stream=ROWS, seed=5, images=images, phase=phase)
-
-
-def view(nets: Nets, trains: str | None) -> Nets:
-    """The networks as a strategy hands them to a loss: all but one frozen."""
-    for name, net in nets.items():
-        net.requires_grad_(name == trains)
-    return nets
 
 
 def loss_of(family: Family, nets: Nets, phase: Phase, rows: Mapping[str, Tensor], rng: StreamRng) -> Tensor:
@@ -305,6 +274,27 @@ def test_bits_per_dim_are_of_each_row(family: Family, nets: Nets) -> None:
     one = {key: value[1:2] for key, value in rows.items()}
     alone = family.bits_per_dim(used(family, nets), one, SampleRng(1, range(1, 2)))
     torch.testing.assert_close(alone, bits[1:2], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_likelihood_says_what_it_is_of(family: Family, nets: Nets) -> None:
+    """One of 8-bit values changes with any value; one of something coarser does not, and says of what."""
+    if not isinstance(family, HasLikelihood):
+        pytest.skip("a likelihood is optional (core.family.HasLikelihood), and this member has none")
+    byte = 2 * torch.arange(ROWS * 64).view(ROWS, *DATA.shape).remainder(128)
+    moved = byte.clone()
+    moved[:, :, 3, 3] += 1
+    for net in nets.values():  # so that a fresh network's zero weights hide nothing
+        for weight in net.parameters():
+            weight.add_(0.05)
+    one, two = (
+        family.bits_per_dim(
+            used(family, nets), {**batch(), "image": value / 127.5 - 1}, SampleRng(1, range(ROWS))
+        )
+        for value in (byte, moved)
+    )
+    assert torch.equal(one, two) == (likelihood_of(family) != EIGHT_BIT)
+    assert "\n" not in likelihood_of(family)
 
 
 def test_the_configuration_is_json_and_described(config: FamilyConfig) -> None:

@@ -6,10 +6,12 @@ import itertools
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import SampleRequest
 from sfumato.core.rng import SampleRng, seeded
+from sfumato.errors import ConfigError
 from sfumato.families.autoregressive.codes import draw_codes
 from sfumato.families.autoregressive.config import (
     AutoregressiveConfig,
@@ -17,6 +19,7 @@ from sfumato.families.autoregressive.config import (
     LogisticConfig,
     PixelCnnConfig,
     SamplingConfig,
+    TransformerConfig,
 )
 from sfumato.families.autoregressive.draws import draw
 from sfumato.families.autoregressive.gated import PixelCnnNetwork
@@ -137,7 +140,7 @@ def test_draws_follow_the_likelihood() -> None:
 
 @pytest.mark.parametrize("levels", [2, 16, 17, 256])
 def test_levels_are_equal_parts_of_the_bytes(levels: int) -> None:
-    config = CategoricalConfig(levels=levels, binarization="threshold")
+    config = CategoricalConfig(levels=levels, binarization="threshold" if levels == 2 else "dynamic")
     image = (torch.arange(256) / 127.5 - 1).view(1, 1, 16, 16)
     found = to_levels(config, image, SampleRng(0, range(1))).flatten()
     assert found.tolist() == [value * levels // 256 for value in range(256)]
@@ -204,3 +207,37 @@ def test_settings_that_have_no_effect_or_do_not_fit_are_refused() -> None:
     assert "top_k" in top.problems(grey)[0]
     guided = AutoregressiveConfig(sampling=SamplingConfig(guidance=2))
     assert "set it to 1" in guided.problems(grey)[0]
+
+
+def test_a_binarisation_of_many_levels_is_refused() -> None:
+    with pytest.raises(ValidationError, match="threshold has no effect on levels=16; leave it out"):
+        CategoricalConfig(levels=16, binarization="threshold")
+    for fine in (CategoricalConfig(levels=16), CategoricalConfig(levels=2, binarization="threshold")):
+        assert CategoricalConfig.model_validate(fine.model_dump()) == fine
+
+
+@torch.no_grad()
+def test_a_transformer_that_dropped_no_labels_asks_for_them() -> None:
+    """The token of no class is then as it was built: images drawn from it would be noise."""
+    data = DataSpec(1, 8, 8, ("a", "b", "c"))
+    tiny = AutoregressiveConfig.variants()["transformer"]
+    assert isinstance(tiny.network, TransformerConfig)
+    options = SamplingConfig()
+    for dropout, condition in ((0.0, "class"), (0.1, "class"), (0.0, "none")):
+        network = tiny.network.model_copy(update={"label_dropout": dropout})
+        family = tiny.model_copy(
+            update={"network": network, "condition": condition, "sampling": options}
+        ).build(data)
+        with seeded(0):
+            nets = {
+                "ema": family.nets["network"].build(),  # type: ignore[union-attr]
+                "first_stage": family.nets["first_stage"].build(),  # type: ignore[union-attr]
+            }
+        plain = SampleRequest(num=2, labels_N=None, options=options)
+        if dropout or condition == "none":
+            assert family.sample(nets, plain, SampleRng(0, range(2))).isfinite().all()
+            continue
+        with pytest.raises(ConfigError, match="labels: required"):
+            family.sample(nets, plain, SampleRng(0, range(2)))
+        asked = SampleRequest(num=2, labels_N=torch.tensor([0, 2]), options=options)
+        assert family.sample(nets, asked, SampleRng(0, range(2))).isfinite().all()

@@ -40,7 +40,7 @@ class GaussianNetwork(torch.nn.Module):
 
     def __init__(self, config: EDMConfig) -> None:
         super().__init__()
-        self.data = config.sigma_data
+        self.data = 0.5 if config.sigma_data is None else config.sigma_data
         self.calls = 0
 
     def forward(

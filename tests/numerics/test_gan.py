@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy import stats
 from torch import Tensor, nn
 
@@ -23,9 +25,10 @@ from sfumato.families.gan.config import (
     SamplingConfig,
 )
 from sfumato.families.gan.losses import GAMES
-from sfumato.families.gan.networks import DiscriminatorNet, build_discriminator
+from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet, build_discriminator
 from sfumato.families.gan.penalties import gradient_norm, mixed, r1_exact, r1_finite_difference
-from sfumato.families.gan.sampling import latents
+from sfumato.families.gan.sampling import Statistics, latents
+from sfumato.layers.batch_norm import BatchNorm
 
 DATA = DataSpec(1, 8, 8, classes=("a", "b", "c"))
 
@@ -139,6 +142,23 @@ def test_lazy_penalty_counts_for_the_steps_that_it_stands_for() -> None:
     torch.testing.assert_close(out.loss_B, 4 * 3.0 / 2 * expected)
 
 
+def test_a_finite_difference_is_that_of_float32_under_autocast() -> None:
+    """In bfloat16 a score is rounded by 2^-9, and the difference of two of them is lost."""
+    network = DcganConfig(channels=(8,), discriminator_norm="none")
+    with seeded(0):
+        critic = build_discriminator(network, DATA, classes=3, bias=True)
+    real, label = images(16), torch.arange(16) % 3
+    plain, score = r1_finite_difference(critic, real, label, rng(16), step=0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        under, score_under = r1_finite_difference(critic, real, label, rng(16), step=0.01)
+        half, _ = r1_finite_difference(critic, real.bfloat16(), label, rng(16), step=0.01)
+        assert torch.is_autocast_enabled("cpu")
+    torch.testing.assert_close(under, plain, rtol=1e-5, atol=0)
+    torch.testing.assert_close(score_under, score, rtol=1e-5, atol=1e-7)
+    again, _ = r1_finite_difference(critic, real.bfloat16().float(), label, rng(16), step=0.01)
+    torch.testing.assert_close(half, again, rtol=1e-5, atol=0)
+
+
 def test_a_finite_difference_needs_no_second_order() -> None:
     finite = ObjectiveConfig(r1=R1Config(estimator="finite_difference"))
     assert not any(phase.second_order for phase in GanConfig(objective=finite).build(DATA).phases)
@@ -228,3 +248,67 @@ def test_what_cannot_work_is_said(network: DcganConfig, objective: ObjectiveConf
     found = GanConfig(network=network, objective=objective).problems(DATA)
     assert found
     assert says in found[0]
+
+
+def discriminator(network: dict[str, object]) -> torch.nn.Module:
+    config = GanConfig.model_validate({"network": {"channels": [64, 64], **network}})
+    data = DataSpec(channels=1, height=16, width=16, classes=tuple("0123456789"))
+    with seeded(0):
+        net: torch.nn.Module = config.build(data).nets["discriminator"].build()
+    return net
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_weights_of_a_dcgans_score_are_small_at_the_start(norm: str) -> None:
+    """All weights are from N(0, 0.02^2) (Radford et al. 2016, sec. 3)."""
+    score = discriminator({"kind": "dcgan", "discriminator_norm": norm}).output
+    assert score.linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert score.embedding.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not score.linear.bias.any()
+
+
+def test_a_residual_discriminators_classes_are_orthogonal_at_the_start() -> None:
+    classes = discriminator({"kind": "resnet", "discriminator_norm": "none"}).output.embedding.weight
+    torch.testing.assert_close(classes @ classes.T, torch.eye(10), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["dcgan", "resnet"])
+def test_a_spectral_scores_classes_start_as_torch_makes_them(kind: str) -> None:
+    """The norm divides their scale out."""
+    classes = discriminator({"kind": kind, "discriminator_norm": "spectral"}).output.embedding.weight
+    assert classes.std().item() == pytest.approx(1, rel=0.1)
+
+
+def test_settings_without_effect_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"step: 0\.1 has no effect on estimator=exact; leave it out"):
+        R1Config(step=0.1)
+    for fine in (R1Config(), R1Config(estimator="finite_difference", step=0.1)):
+        assert R1Config.model_validate(fine.model_dump()) == fine, "a stored one has every field set"
+    group = GanConfig(network=DcganConfig(channels=(8,), generator_norm="group"))
+    assert group.problems(DATA) == []
+    (problem,) = group.model_copy(update={"sampling": SamplingConfig(statistics=64)}).problems(DATA)
+    assert problem.startswith("model.sampling.statistics: 64 has no effect on model.network.generator_norm")
+
+
+@pytest.mark.parametrize("classes", [3, 64, 65, 100, 200, 1_000])
+def test_standing_statistics_are_of_all_classes_evenly(classes: int) -> None:
+    """Of more classes than images, those that enter lie evenly between the first and the last."""
+    options, seen = SamplingConfig(statistics=64), []
+
+    class Labels(GeneratorNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.weight = BatchNorm(1), nn.Parameter(torch.ones(1))
+
+        def forward(self, z_BD: Tensor, label_B: Tensor) -> Tensor:
+            seen.extend(label_B.tolist())
+            return self.norm(z_BD[:, :1, None, None])
+
+    Statistics(4, classes).update(Labels(), options)
+    assert len(seen) == 64
+    if classes <= 64:
+        assert seen == [index % classes for index in range(64)]
+        return
+    gaps = {after - before for before, after in pairwise(seen)}
+    assert len(set(seen)) == 64 and seen[0] == 0 and classes - seen[-1] <= max(gaps) + 1
+    assert max(gaps) - min(gaps) <= 1

@@ -24,7 +24,7 @@ from sfumato.evaluation.metrics.lpips import Lpips, load
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions, MetricSettings
 from sfumato.evaluation.metrics.path_length import Ruler, interpolated, trimmed
 from sfumato.evaluation.source import LatentGenerator
-from sfumato.families.gan.config import DcganConfig, GanConfig, SamplingConfig
+from sfumato.families.gan.config import DcganConfig, GanConfig
 from sfumato.sampling.generator import Generator
 
 # The package has a function of the module's name in its place.
@@ -49,7 +49,6 @@ def gan(latent: int = 6, spec: DataSpec = SPEC) -> Generator:
     config = GanConfig(
         latent=latent,
         network=DcganConfig(channels=(16, 8), generator_norm="group", discriminator_norm="none"),
-        sampling=SamplingConfig(statistics=64),
     )
     with seeded(1, "gan"):
         network = config.build(spec).nets["generator"].build()  # type: ignore[union-attr]

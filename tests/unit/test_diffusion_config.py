@@ -165,6 +165,10 @@ def lines(**model: object) -> list[str]:
             "model.objective: kind: got 'edn'; did you mean 'edm'",
         ),
         ({"objective": {"kind": "edm"}, "sampling": {"churn_min": 1}}, "no effect with churn=0"),
+        (
+            {"objective": {"kind": "edm"}, "sampling": {"churn": 1, "churn_min": 2, "churn_max": 1}},
+            r"churn_min: 2 is above churn_max=1, so no noise level is churned; set it lower$",
+        ),
         ({"objective": {"kind": "edm"}, "sampling": {"sigma_max": 1e-3}}, "sigma_min: 0.002 is not below"),
         ({"objective": {"kind": "rectified_flow", "times": "uniform", "logit_std": 2}}, "no effect"),
         ({"objective": {"kind": "consistency", "distance": "l2", "huber": 1}}, "no effect with distance=l2"),

@@ -12,6 +12,7 @@ from sfumato import families
 from sfumato.core.batch import Batch, DataSpec, MicroBatch, Piece
 from sfumato.core.family import SampleRequest
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.core.schedules import LearningRate
 from sfumato.errors import ConfigError
@@ -25,6 +26,7 @@ from sfumato.training.loop import Trainer, install
 
 DATA = DataSpec(1, 8, 8, ("a", "b"))
 ROWS = 64
+PROGRESS = Progress(step=0, images=64, total_images=1_000, batch=4)
 
 
 def config(**changes: object) -> DiffusionConfig:
@@ -181,3 +183,25 @@ def test_every_member_learns_in_the_real_loop(name: str) -> None:
     first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
     # Latents of an autoencoder that was never trained are mostly noise of their own: less is there to learn.
     assert last < (0.95 if name == "latent" else 0.75) * first, losses
+
+
+@pytest.mark.parametrize(
+    "objective", [{"kind": "edm"}, {"kind": "consistency", "curriculum": {"first": 4, "last": 8}}]
+)
+def test_sigma_data_is_that_of_the_space_unless_it_is_given(objective: dict[str, object]) -> None:
+    """0.5 is for images: latents are scaled to a standard deviation of one."""
+    batch = {"image": images(4), "label": torch.arange(4) % 2}
+
+    def loss(base: DiffusionConfig, sigma_data: float | None) -> Tensor:
+        content = base.model_dump(mode="json") | {"objective": {**objective, "sigma_data": sigma_data}}
+        chosen = DiffusionConfig.model_validate({**content, "sampling": {}})
+        family, nets = chosen.build(DATA), installed(chosen)
+        with torch.no_grad():
+            prepared = family.prepare(nets, batch, rng(4))
+            return family.phases[0].loss({**nets, "teacher": nets["ema"]}, prepared, PROGRESS, rng(4)).loss_B
+
+    pixels = DiffusionConfig.tiny()
+    assert torch.equal(loss(config(), None), loss(config(), 1.0))
+    assert torch.equal(loss(pixels, None), loss(pixels, 0.5))
+    for base in (config(), pixels):
+        assert not torch.equal(loss(base, 0.5), loss(base, 1.0))

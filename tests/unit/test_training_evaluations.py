@@ -45,6 +45,10 @@ class Silent:
         return None
 
 
+def killed(*paths: Path) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.fixture
 def evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The evaluations of a run as the driver has them at a start, with figures that are known beforehand."""
@@ -74,9 +78,11 @@ def test_the_best_is_copied_again_where_a_kill_cut_the_copy_short(
     evaluations: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = evaluations()
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(in_training, "_replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
-        first.all._evaluate(first.all._waiting()[0])
+    (snapshot, _) = first.all._waiting()
+    with monkeypatch.context() as patched:
+        patched.setattr(in_training, "_replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            first.all._evaluate(snapshot)
     again = evaluations()
     while waiting := again.all._waiting():
         again.all._evaluate(waiting[0])

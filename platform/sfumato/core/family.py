@@ -125,9 +125,20 @@ class Family(Protocol):
 
 @runtime_checkable
 class HasLikelihood(Protocol):
+    """A family whose likelihood is of another variable than the 8-bit image, such as its binarisation, names
+    that by an attribute `likelihood_of: str`: such figures compare with their like alone."""
+
     def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
-        """Negative log-likelihood (or its bound) of 8-bit data in bits per dimension, [B]."""
+        """Negative log-likelihood (or its bound) in bits per dimension, [B]."""
         ...
+
+
+EIGHT_BIT = "8-bit values; dequantised by the family, where it has a density"
+
+
+def likelihood_of(family: HasLikelihood) -> str:
+    """The variable that the family's bits per dimension are of."""
+    return str(getattr(family, "likelihood_of", EIGHT_BIT))
 
 
 @runtime_checkable
@@ -215,7 +226,8 @@ class FamilyConfig(Config, ABC):
         return True
 
     def couples_rows(self) -> bool:
-        """Whether a row's loss depends on the other rows of its micro-batch, as batch normalisation makes it.
+        """Whether a row's loss depends on the other rows of its micro-batch: by batch normalisation, or by
+        dropout, which draws for all of them at once.
 
         Such a model needs micro-batches that are the same for any number of workers.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -12,13 +12,15 @@ from torch import nn
 from sfumato.core.config import Config
 from sfumato.core.schedules import LearningRate
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Config):
     """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD."""
 
     name: Literal["adam", "adamw", "sgd"] = Field("adamw", description="Update rule.")
     lr: LearningRate = Field(LearningRate(), description="Learning rate against images seen.")
-    betas: tuple[float, float] = Field(
+    betas: tuple[_Decay, _Decay] = Field(
         (0.9, 0.99), description="Decay of the two moments (SGD: the first is the momentum)."
     )
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")

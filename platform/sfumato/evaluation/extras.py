@@ -63,6 +63,7 @@ class Extras:
                 features,
                 images=lambda: (images for images, _ in reference.blocks()),
                 bits_N=bits_N,
+                bits_of=plan.bits_of,
                 text_ND=self.text.get(name),
                 held_out=self.held_out.get(name),
             )

@@ -17,7 +17,7 @@ from sfumato.evaluation.metrics.path_length import Ruler
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.reference_features import class_counts
 from sfumato.evaluation.selection import Selection
-from sfumato.evaluation.source import SampleSource
+from sfumato.evaluation.source import GivesLikelihood, SampleSource
 from sfumato.evaluation.statistics import Float64Array, Int64Array
 from sfumato.evaluation.store import digest
 
@@ -35,6 +35,8 @@ class Plan:
     samples: int
     real_images: int
     pairs: int
+    bits_of: str
+    """The variable that the model's likelihood is of; empty where it has none."""
     label_N: Int64Array | None
     """The classes asked for [samples]; None where the model takes none, or the images bring their own."""
 
@@ -109,6 +111,7 @@ def plan_blocks(
         None if ruler is None else ruler.identity,
         selection.needs_captions,
     )
+    bits_of = source.likelihood_of if isinstance(source, GivesLikelihood) else ""
     kept = None if label_N is None else label_N[:samples]
     store = BlockStore(out / f"blocks-{identity}")
-    return Plan(tasks, likelihood, paths, store, source.block, samples, real_images, pairs, kept)
+    return Plan(tasks, likelihood, paths, store, source.block, samples, real_images, pairs, bits_of, kept)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.family import HasLatent, HasLikelihood, Reconstructs
+from sfumato.core.family import HasLatent, HasLikelihood, Reconstructs, likelihood_of
 from sfumato.core.rng import SampleRng
 from sfumato.errors import CapabilityError, SfumatoError
 from sfumato.evaluation.captions import Captioned, captions_in_turn
@@ -66,6 +66,11 @@ class SampleSource(Protocol):
 class GivesLikelihood(Protocol):
     """A source whose model gives the likelihood of real images."""
 
+    @property
+    def likelihood_of(self) -> str:
+        """The variable that it is the likelihood of."""
+        ...
+
     def bits(self, index: int, real: ImageBlock, *, seed: int) -> Float64Array:
         """Bits per dimension [n] of the real images of block `index`."""
         ...
@@ -99,8 +104,11 @@ def load_model(
     """
     here = device if torch.cuda.is_available() else "cpu"
     generator = Generator.load(folder, here, trust=trust)
+    draws = generator.config.samples(generator.data)
+    if draws and sampling:
+        generator = _with_options(generator, sampling, here)
     likelihood = isinstance(generator.family, HasLikelihood)
-    if generator.config.samples(generator.data):
+    if draws:
         kinds = {
             (False, False): GeneratorSource,
             (True, False): LikelihoodGenerator,
@@ -195,6 +203,12 @@ class _Likelihood:
 
     _generator: Generator
 
+    @property
+    def likelihood_of(self) -> str:
+        family = self._generator.family
+        assert isinstance(family, HasLikelihood)
+        return likelihood_of(family)
+
     @torch.no_grad()
     def bits(self, index: int, real: ImageBlock, *, seed: int) -> Float64Array:
         """[n] float64; what a bound draws depends on the seed and on the image's position alone."""
@@ -247,6 +261,20 @@ class ImageSource:
         assert isinstance(self._images, Captioned)
         first = index * self.block
         return self._images.captions(first, min(first + self.block, self._images.size))
+
+
+def _with_options(generator: Generator, sampling: Mapping[str, Any], device: str) -> Generator:
+    """The model as if it had been stored with these options, which may decide what its family can do."""
+    config = generator.config.model_copy(update={"sampling": generator.options(sampling)})
+    return Generator(
+        config,
+        generator.data,
+        generator.nets,
+        name=generator.name,
+        images=generator.images,
+        digest=generator.digest,
+        device=device,
+    )
 
 
 def _full_batch(generator: Generator, real: ImageBlock, index: int, seed: int) -> tuple[Batch, SampleRng]:

@@ -1,9 +1,10 @@
 """Bits per dimension that a model gives real images, for families with a likelihood or a bound on it.
 
-The negative log-likelihood of an image of 8-bit values in base 2, over its number of values. What is measured
-is the discrete distribution over 0..255: a family with a density dequantises the values itself (uniformly or
-as it learned to), and its figure is then an upper bound. Autoregressive models give the exact figure, VAEs
-and diffusion models their variational bound. Each family's README says which.
+The negative log-likelihood of an image in base 2, over its number of values. What is measured is a discrete
+distribution, of 8-bit values unless the family says otherwise (`core.family.HasLikelihood`: a binarisation,
+fewer levels). A family with a density dequantises the values itself (uniformly or as it learned to), and its
+figure is then an upper bound. Autoregressive models give the exact figure, VAEs and diffusion models their
+variational bound. Each family's README says which.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, Me
 
 
 class BitsPerDim(BaseMetric):
-    """Mean over the real images; lower is better, 8 is what knowing nothing costs."""
+    """Mean over the real images; lower is better, 8 is what knowing nothing of 8-bit values costs."""
 
     name = "bits_per_dim"
     needs_likelihood = True
@@ -25,7 +26,7 @@ class BitsPerDim(BaseMetric):
             raise DataError(f"{self.name} needs a model with a likelihood: leave it out of evaluate.metrics")
         details = {
             "images": len(bits_N),
-            "of": "8-bit values; dequantised by the family, where it has a density",
+            "of": reference.bits_of,
             "std": float(bits_N.std()),
         }
         return MetricResult(self.name, float(bits_N.mean()), details, bits_N)

@@ -30,8 +30,8 @@ class FeatureSet:
     where the images have classes (for generated images: the class that was asked for). Some metrics read
     more: `images` themselves, `text_ND` float32 (features of the captions in the same space; of a reference,
     of its first images), `bits_N` float64 (bits per dimension that the model under evaluation gives these
-    images), `path_M` float64 (lengths of the model's steps in its latents), `held_out` (of a reference: real
-    images that the model was not trained on).
+    images) and of what variable, `bits_of`, `path_M` float64 (lengths of the model's steps in its latents),
+    `held_out` (of a reference: real images that the model was not trained on).
     """
 
     embedding_ND: Float32Array
@@ -40,6 +40,7 @@ class FeatureSet:
     images: ImageBlocks | None = None
     text_ND: Float32Array | None = None
     bits_N: Float64Array | None = None
+    bits_of: str = ""
     path_M: Float64Array | None = None
     held_out: FeatureSet | None = None
     _derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)

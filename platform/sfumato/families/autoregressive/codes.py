@@ -14,6 +14,7 @@ from sfumato.core.family import EmaOf, Frozen, LossOut, Nets, NetSpec, Phase, Sa
 from sfumato.core.first_stage import CODES, OpenStage, Tokenizer, codes_of
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.errors import ConfigError
 from sfumato.families.autoregressive.config import AutoregressiveConfig, SamplingConfig, TransformerConfig
 from sfumato.families.autoregressive.draws import draw
 from sfumato.families.autoregressive.transformer import Cache, CodeNetwork
@@ -55,10 +56,18 @@ class CodeTransformer:
         return {**batch, CODES: codes_of(stage, batch)}
 
     def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
-        """Images [N, C, H, W] in [-1, 1]; without labels a conditional model draws from no class."""
+        """Images [N, C, H, W] in [-1, 1]; without labels a conditional model draws from no class.
+
+        Raises ConfigError where it was trained without dropping labels: that class token is as it was built.
+        """
         network, stage = nets["ema"], nets["first_stage"]
         assert isinstance(network, CodeNetwork)
         assert isinstance(stage, Tokenizer)
+        if self._classes and request.labels_N is None and not self._label_dropout:
+            raise ConfigError(
+                "labels: required; this transformer was trained without dropping labels, so it knows no "
+                "null class"
+            )
         label_N = torch.full((rng.rows,), self._classes)
         guided = self._classes > 0 and request.labels_N is not None
         if guided and request.labels_N is not None:

@@ -31,6 +31,15 @@ class CategoricalConfig(Config):
         "each time (Salakhutdinov & Murray 2008), or being above the middle.",
     )
 
+    @model_validator(mode="after")
+    def _binarization_has_effect(self) -> Self:
+        if self.levels != 2 and self.binarization != "dynamic":
+            raise ValueError(
+                f"binarization: {self.binarization} has no effect on levels={self.levels}; leave it out, or "
+                "set levels=2"
+            )
+        return self
+
 
 class LogisticConfig(Config):
     """A mixture of discretised logistics over 256 levels (Salimans et al. 2017)."""

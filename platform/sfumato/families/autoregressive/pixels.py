@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
+from sfumato.core.family import (
+    EIGHT_BIT,
+    EmaOf,
+    LossOut,
+    Nets,
+    NetSpec,
+    Phase,
+    SampleRequest,
+    Trainable,
+)
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.autoregressive.config import (
@@ -40,6 +49,7 @@ class PixelCnn:
             "network": Trainable(build=lambda: self._build(network), optimizer=config.optimizer),
             "ema": EmaOf(source="network", decay=config.ema.decay),
         }
+        self.likelihood_of = describe(network.output)
         self.phases: Sequence[Phase] = (Phase(name="likelihood", trains="network", loss=self._loss),)
 
     def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
@@ -108,9 +118,20 @@ class PixelCnn:
         )
 
 
+def describe(config: CategoricalConfig | LogisticConfig) -> str:
+    """What the likelihood is of, in words."""
+    if isinstance(config, LogisticConfig) or config.levels == 256:
+        return EIGHT_BIT
+    if config.levels == 2 and config.binarization == "dynamic":
+        return "the image made black and white by chance in proportion to its values"
+    return f"the image in {config.levels} levels"
+
+
 def to_levels(config: CategoricalConfig, image_BCHW: Tensor, rng: Rng) -> Tensor:
     """The level of each pixel, int64 in [0, levels): equal parts of 0..255, or a binarisation."""
     if config.levels == 2 and config.binarization == "dynamic":
-        return (rng.uniform(*image_BCHW.shape[1:]) < (image_BCHW + 1) / 2).long()
+        # The noise of an evaluation is drawn on the CPU, wherever the images are.
+        uniform_BCHW = rng.uniform(*image_BCHW.shape[1:]).to(image_BCHW.device)
+        return (uniform_BCHW < (image_BCHW + 1) / 2).long()
     byte = ((image_BCHW + 1) * 127.5).round().long()
     return byte * config.levels // 256

@@ -154,6 +154,10 @@ class DiffusionConfig(FamilyConfig):
 
         return {name: cls.model_validate(parts) for name, parts in variants().items()}
 
+    def couples_rows(self) -> bool:
+        """Whether the network has dropout, whose mask is one draw for a whole micro-batch."""
+        return bool(getattr(self.network, "dropout", 0.0))
+
     def problems(self, data: DataSpec) -> list[str]:
         """What makes this configuration impossible for this data, one line each with the nearest mend."""
         return [

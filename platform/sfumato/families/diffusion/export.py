@@ -5,6 +5,9 @@ An unconditional model becomes a stock pipeline, `DDIMPipeline` for the ddim sam
 
     DiffusionPipeline.from_pretrained(folder)(batch_size=4, num_inference_steps=50)
 
+A stock pipeline has diffusers' own timesteps, which are one too many for some numbers of steps (see
+`pipeline.set_timesteps`): such numbers are to be avoided there.
+
 diffusers has no pipeline for a class-conditional `UNet2DModel`, so such a folder carries its own code,
 `pipeline.py`, which diffusers runs when it is told to:
 

@@ -20,8 +20,10 @@ from sfumato.families.diffusion.export import write_pipeline
 from sfumato.families.diffusion.labels import Guided, LabelDropout
 from sfumato.families.diffusion.latent import NAME, LatentSpace
 from sfumato.families.diffusion.networks.unet import UNetConfig
+from sfumato.families.diffusion.objectives.consistency_config import ConsistencyConfig
 from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig, DDPMSampling
 from sfumato.families.diffusion.objectives.ddpm_samplers import build_scheduler
+from sfumato.families.diffusion.objectives.edm import EDMConfig
 from sfumato.families.diffusion.objectives.objective import Objective
 
 
@@ -34,7 +36,7 @@ class DiffusionFamily:
         self._config = config
         self._data = data
         self._conditional = config.conditional(data)
-        self._objective: Objective = config.objective.build()
+        self._objective = _objective(config)
         self._labels = LabelDropout(
             data.num_classes if self._conditional else None, config.label_dropout(data)
         )
@@ -107,6 +109,13 @@ class DiffusionFamily:
 
     def _clip(self, options: Any) -> bool:
         return True if options.clip is None else bool(options.clip)
+
+
+def _objective(config: DiffusionConfig) -> Objective:
+    objective = config.objective
+    if isinstance(objective, (EDMConfig, ConsistencyConfig)):
+        return objective.build(latents=config.first_stage is not None)
+    return objective.build()
 
 
 class BoundedDiffusionFamily(DiffusionFamily):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 
@@ -41,6 +41,23 @@ def guided_output(
     return uncond + guidance * (cond - uncond)  # type: ignore[no-any-return]
 
 
+def set_timesteps(scheduler: Any, steps: int) -> None:
+    """Give a scheduler exactly `steps` timesteps, falling and none below zero; 1 <= steps <= T.
+
+    diffusers counts "trailing" timesteps in floating-point numbers, T, T - T/steps, ..., and for some numbers
+    of steps (61, 103, 121 of 1000) takes one too many, -1. DPM-Solver++, which on a cosine schedule starts
+    somewhat below T, but keeps the distance T/steps, comes to -1 or to fewer steps than it was asked for.
+    Where diffusers is right, its timesteps stay.
+    """
+    scheduler.set_timesteps(steps)
+    found = scheduler.timesteps
+    if not isinstance(scheduler, DPMSolverMultistepScheduler):
+        scheduler.timesteps = found[found >= 0]
+    elif len(found) != steps or found[-1] < 0:
+        first = max(int(found[0]) + 1, steps)  # at least one for each step, even where it starts below
+        scheduler.set_timesteps(timesteps=[round(first * (steps - i) / steps) - 1 for i in range(steps)])
+
+
 @torch.no_grad()
 def denoise(
     unet: torch.nn.Module,
@@ -59,7 +76,7 @@ def denoise(
 
     `generators` has one generator a row, from which the scheduler draws the noise of its steps.
     """
-    scheduler.set_timesteps(steps)
+    set_timesteps(scheduler, steps)
     extra = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
     for t in progress(scheduler.timesteps):
         output = guided_output(unet, x, t, labels, guidance=guidance, null_class=null_class)

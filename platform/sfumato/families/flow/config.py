@@ -87,10 +87,11 @@ class FlowConfig(FamilyConfig):
     )
     logit_alpha: float | None = Field(
         None,
-        gt=0,
+        ge=1e-7,
         lt=0.5,
         description="alpha of y = logit(alpha + (1 - 2 alpha) x), which frees the flow from the edges of "
-        "[0, 1] (Dinh et al. 2017, sec. 4.1: 0.05); null only centres x, as Glow does.",
+        "[0, 1] (Dinh et al. 2017, sec. 4.1: 0.05); at least 1e-7, about the least that float32 "
+        "adds to 1; null only centres x, as Glow does.",
     )
     optimizer: OptimizerConfig = Field(
         OptimizerConfig(name="adam", lr=LearningRate(peak=1e-3, warmup_images=10_000), betas=(0.9, 0.999)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
@@ -71,18 +72,30 @@ class Score(nn.Module):
 
 
 def init_normal(network: nn.Module, std: float) -> None:
-    """Weights of convolutions and linear maps from N(0, std^2), biases zero."""
+    """Weights of convolutions, linear maps and scores' classes from N(0, std^2), biases zero."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.normal_(module.weight, 0.0, std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for embedding in _plain_embeddings(network):
+        nn.init.normal_(embedding.weight, 0.0, std)
 
 
 def init_orthogonal(network: nn.Module) -> None:
-    """Orthogonal weights (as BigGAN; Brock et al. 2019, app. C), biases zero."""
+    """Orthogonal weights, scores' classes included (as BigGAN; Brock et al. 2019, app. C), biases zero."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.orthogonal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for embedding in _plain_embeddings(network):
+        nn.init.orthogonal_(embedding.weight)
+
+
+def _plain_embeddings(network: nn.Module) -> Iterator[nn.Embedding]:
+    """Scores' embeddings whose scale counts: torch's N(0, 1) would drown the linear map. A spectral one's
+    is divided out."""
+    for module in network.modules():
+        if isinstance(module, Score) and type(module.embedding) is nn.Embedding:
+            yield module.embedding

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
@@ -88,6 +88,16 @@ class R1Config(Config):
     step: float = Field(
         0.01, gt=0, le=1, description="Half the distance of the two points of a finite difference."
     )
+
+    @model_validator(mode="after")
+    def _step_has_effect(self) -> Self:
+        # By value, here and elsewhere: a stored configuration has every field set.
+        if self.estimator == "exact" and self.step != type(self).model_fields["step"].default:
+            raise ValueError(
+                f"step: {self.step:g} has no effect on estimator=exact; leave it out, or set "
+                "estimator=finite_difference"
+            )
+        return self
 
 
 class ObjectiveConfig(Config):
@@ -181,7 +191,7 @@ class GanConfig(FamilyConfig):
             latent=4,
             network=network,
             objective=ObjectiveConfig.model_validate(objective),
-            sampling=SamplingConfig(statistics=64),
+            sampling=SamplingConfig(statistics=64) if network.generator_norm == "batch" else SamplingConfig(),
         )
 
     @classmethod
@@ -204,10 +214,17 @@ class GanConfig(FamilyConfig):
 
     def problems(self, data: DataSpec) -> list[str]:
         """What makes this configuration impossible for this data, one line each with the nearest mend."""
-        found = [*_size_problems(self.network, data), *self._penalty_problems()]
+        found = [*_size_problems(self.network, data), *self._penalty_problems(), *self._sampling_problems()]
         if self.condition == "class" and not data.num_classes:
             found.append("model.condition: 'class', but the data has no classes; set model.condition=none")
         return found
+
+    def _sampling_problems(self) -> list[str]:
+        norm, given = self.network.generator_norm, self.sampling.statistics
+        if norm == "batch" or given == SamplingConfig.model_fields["statistics"].default:
+            return []
+        where = f"model.network.generator_norm={norm}"
+        return [f"model.sampling.statistics: {given} has no effect on {where}; leave it out"]
 
     def _penalty_problems(self) -> list[str]:
         objective, norm = self.objective, self.network.discriminator_norm

@@ -72,6 +72,8 @@ class DcganDiscriminator(DiscriminatorNet):
         pixels = (data.height >> len(channels)) * (data.width >> len(channels))
         init_normal(self, STD)
         self.output = Score(norm, channels[-1] * pixels, classes, bias=bias)
+        if norm != "spectral":  # which divides the scale of these weights out
+            init_normal(self.output, STD)
 
     def score(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
         for layer in self.layers:

@@ -5,7 +5,8 @@
     R1                 |grad D(x)|^2 on real images      Mescheder et al. 2018, eq. 9
 
 The finite difference ((D(x + h v) - D(x - h v)) / 2h)^2 with v ~ N(0, I) needs no second derivative. Its
-expectation over v is R1 up to O(h^2), since E (g.v)^2 = |g|^2; its variance is 2 |g|^4.
+expectation over v is R1 up to O(h^2), since E (g.v)^2 = |g|^2; its variance is 2 |g|^4. It is computed in
+float32 even under autocast: bfloat16 rounds a score by more than h changes it.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ def r1_finite_difference(
     discriminator: nn.Module, real_BCHW: Tensor, label_B: Tensor, rng: Rng, *, step: float
 ) -> tuple[Tensor, Tensor]:
     """An estimate of R1 [B] along one random direction a row, and a score [B] near that of the image."""
-    shift_BCHW = step * rng.normal(*real_BCHW.shape[1:])
-    above_B, below_B = discriminator([real_BCHW + shift_BCHW, real_BCHW - shift_BCHW], [label_B, label_B])
+    x_BCHW = real_BCHW.float()
+    shift_BCHW = step * rng.normal(*x_BCHW.shape[1:])
+    with torch.autocast(x_BCHW.device.type, enabled=False):
+        above_B, below_B = discriminator([x_BCHW + shift_BCHW, x_BCHW - shift_BCHW], [label_B, label_B])
     return ((above_B - below_B) / (2 * step)).square(), (above_B + below_B) / 2
 
 

@@ -32,6 +32,11 @@ def latents(rng: SampleRng, size: int, truncation: float | None) -> Tensor:
     return z.clamp(-truncation, truncation).float()
 
 
+def class_of(index: int, classes: int, images: int) -> int:
+    """Of image `index` of the statistics: each in turn, or of more than `images` evenly spread ones."""
+    return index * classes // images if classes > images else index % max(1, classes)
+
+
 class Statistics:
     """Keeps the standing statistics of generators up to date with their weights.
 
@@ -63,7 +68,7 @@ class Statistics:
         def run() -> object:
             device = next(generator.parameters()).device
             rng = SampleRng(_STATISTICS_SEED, indices)
-            label_B = torch.tensor([index % max(1, self._classes) for index in indices])
+            label_B = torch.tensor([class_of(index, self._classes, options.statistics) for index in indices])
             return generator(latents(rng, self._size, options.truncation).to(device), label_B.to(device))
 
         return run

@@ -15,7 +15,7 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.vae.coders import decoder, encoder
 from sfumato.families.vae.config import GaussianLatent, SamplingConfig, VaeConfig
-from sfumato.families.vae.likelihood import Likelihood, bits_per_dim, target
+from sfumato.families.vae.likelihood import Likelihood, bits_per_dim, describe, target
 from sfumato.families.vae.posterior import Posterior
 
 
@@ -79,6 +79,7 @@ class GaussianVae:
             ),
             "ema": EmaOf(source="network", decay=config.ema.decay),
         }
+        self.likelihood_of = describe(latent.likelihood)
         self.phases: Sequence[Phase] = (Phase(name="elbo", trains="network", loss=self._loss),)
 
     def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
@@ -132,7 +133,7 @@ class GaussianVae:
         x_BCHW, label_B = target(self._latent.likelihood, batch["image"], rng), batch.get("label")
         posterior = network.encode(x_BCHW, label_B)
         draws = self._latent.importance_samples
-        noise_BKD = rng.normal(draws, self._latent.dim)
+        noise_BKD = rng.normal(draws, self._latent.dim).to(x_BCHW.device)
         if draws == 1:
             log_prob_B = network.log_prob(x_BCHW, posterior.sample(noise_BKD[:, 0]), label_B)
             return bits_per_dim(posterior.kl().sum(dim=1) - log_prob_B, self._dims)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfumato.core.family import EIGHT_BIT
 from sfumato.core.rng import Rng
 from sfumato.families.vae.config import BernoulliConfig, LogisticConfig
 from sfumato.layers import discretized_logistic
@@ -65,8 +66,17 @@ def target(config: LIKELIHOODS, image_BCHW: Tensor, rng: Rng) -> Tensor:
     if config.binarization == "threshold":
         white = image_BCHW > 0
     else:
-        white = rng.uniform(*image_BCHW.shape[1:]) < (image_BCHW + 1) / 2
+        # The noise of an evaluation is drawn on the CPU, wherever the images are.
+        white = rng.uniform(*image_BCHW.shape[1:]).to(image_BCHW.device) < (image_BCHW + 1) / 2
     return white.to(image_BCHW.dtype) * 2 - 1
+
+
+def describe(config: LIKELIHOODS) -> str:
+    """What `target` gives, in words."""
+    if isinstance(config, LogisticConfig):
+        return EIGHT_BIT
+    how = "at the middle" if config.binarization == "threshold" else "by chance in proportion to its values"
+    return f"the image made black and white {how}"
 
 
 def bits_per_dim(nats_B: Tensor, dims: int) -> Tensor:

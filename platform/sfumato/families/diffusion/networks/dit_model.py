@@ -45,9 +45,12 @@ class DiT(nn.Module):
     def forward(
         self, x_BCHW: Tensor, t: Tensor, label_B: Tensor | None = None, return_dict: bool = False
     ) -> tuple[Tensor]:
-        """`t` is a scalar or [B], of any float range; the output has the shape of `x_BCHW`."""
+        """`t` is a scalar or [B], of any float range and on any device (diffusers' schedulers keep their
+        timesteps on the CPU); the output has the shape of `x_BCHW`."""
         tokens_BTD = self.embed_patch(x_BCHW).flatten(2).transpose(1, 2) + self.position_TD
-        condition_BD = self.embed_time(sinusoids(t.float().expand(len(x_BCHW)), FREQUENCIES))
+        condition_BD = self.embed_time(
+            sinusoids(t.to(x_BCHW.device).float().expand(len(x_BCHW)), FREQUENCIES)
+        )
         if self.embed_label is not None:
             assert label_B is not None, "a class-conditional network needs labels"
             condition_BD = condition_BD + self.embed_label(label_B)

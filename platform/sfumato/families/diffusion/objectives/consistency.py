@@ -31,7 +31,7 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.objectives.noise_levels import karras_sigmas
-from sfumato.families.diffusion.objectives.objective import Objective
+from sfumato.families.diffusion.objectives.objective import Objective, data_std
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +51,9 @@ class Consistency(Objective):
 
     phase = "consistency"
 
-    def __init__(self, config: ConsistencyConfig) -> None:
+    def __init__(self, config: ConsistencyConfig, *, latents: bool = False) -> None:
         self._config = config
+        self._sigma_data = data_std(config.sigma_data, latents=latents)
         self._levels: tuple[int, Tensor, Tensor] | None = None
 
     def teachers(self) -> Mapping[str, EmaOf]:
@@ -84,8 +85,9 @@ class Consistency(Objective):
             wanted_BCHW = answer("teacher", low_B)
         distance_B = self.distance(answer("network", high_B), wanted_BCHW)
         loss_B = distance_B / (high_B - low_B) if self._config.weight == "inverse_gap" else distance_B
-        found = {"distance": distance_B.detach(), "noise_levels": torch.tensor(float(len(sigmas_N)))}
-        return LossOut(loss_B, found)
+        # On the loss's device: the meters stack what belongs to one update.
+        levels = torch.full((), float(len(sigmas_N)), device=loss_B.device)
+        return LossOut(loss_B, {"distance": distance_B.detach(), "noise_levels": levels})
 
     def sample(
         self, network: Guided, noise_NCHW: Tensor, options: ConsistencySampling, rng: SampleRng, *, clip: bool
@@ -108,7 +110,7 @@ class Consistency(Objective):
         self, output: Callable[[Tensor, Tensor], Tensor], x_BCHW: Tensor, sigma_B: Tensor
     ) -> Tensor:
         """f(x, sigma), [B, C, H, W], where `output` is the raw network F."""
-        data, least = self._config.sigma_data, self._config.sigma_min
+        data, least = self._sigma_data, self._config.sigma_min
         sigma = sigma_B.view(-1, 1, 1, 1)
         skip = data**2 / ((sigma - least).square() + data**2)
         root = (sigma.square() + data**2).sqrt()

@@ -9,14 +9,19 @@ from pydantic import Field, model_validator
 from sfumato.core.config import Config
 from sfumato.families.diffusion.objectives.consistency import HUBER_PER_ROOT_DIMENSION, Consistency
 from sfumato.families.diffusion.objectives.curriculum import Curriculum
-from sfumato.families.diffusion.objectives.objective import SamplingBase
+from sfumato.families.diffusion.objectives.objective import LATENT_STD, PIXEL_STD, SamplingBase
 
 
 class ConsistencyConfig(Config):
     """Consistency training from scratch."""
 
     kind: Literal["consistency"] = Field("consistency", description="Selects this objective.")
-    sigma_data: float = Field(0.5, gt=0, description="Standard deviation of the data in [-1, 1].")
+    sigma_data: float | None = Field(
+        None,
+        gt=0,
+        description="Standard deviation of the data in [-1, 1], or of the scaled latents; null means "
+        f"{PIXEL_STD} for a model of pixels and {LATENT_STD} for one of latents.",
+    )
     sigma_min: float = Field(0.002, gt=0, description="Noise level at which the model returns its input.")
     sigma_max: float = Field(80.0, gt=0, description="Noise level from which one step leads to an image.")
     rho: float = Field(7.0, ge=1, description="Spacing of the noise levels (Karras et al. 2022, eq. 5).")
@@ -55,9 +60,9 @@ class ConsistencyConfig(Config):
             raise ValueError("huber: has no effect with distance=l2; leave it out")
         return self
 
-    def build(self) -> Consistency:
-        """The objective."""
-        return Consistency(self)
+    def build(self, *, latents: bool = False) -> Consistency:
+        """The objective of a model of pixels, or of latents."""
+        return Consistency(self, latents=latents)
 
 
 class ConsistencySampling(SamplingBase):

@@ -34,7 +34,8 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 def bound_bits(denoise: Denoise, x0_BCHW: Tensor, schedule: NoiseSchedule, steps: int, rng: Rng) -> Tensor:
     """An unbiased estimate of the bound in bits per dimension, [B], from `steps` + 1 network evaluations.
 
-    `x0_BCHW` holds pixel values k/127.5 - 1. `steps` beyond T - 1 count as T - 1, the whole sum.
+    `x0_BCHW` holds pixel values k/127.5 - 1. `steps` beyond T - 1 count as T - 1, the whole sum. The noise of
+    an evaluation is drawn on the CPU, wherever the images are.
     """
     steps = min(steps, schedule.timesteps - 1)
     nats_B = _prior(x0_BCHW, schedule) + _decoder(denoise, x0_BCHW, schedule, rng)
@@ -55,13 +56,14 @@ def _middle(
     """This stratum's share of the sum over t = 2 .. T, [B]."""
     index, strata = stratum
     terms = schedule.timesteps - 1
-    position_B = (index + rng.uniform()) / strata * terms
+    position_B = (index + rng.uniform().to(x0_BCHW.device)) / strata * terms
     t_B = 1 + position_B.long().clamp(max=terms - 1)  # counted from 0, so the paper's t - 1
     abar, beta = schedule.alpha_bar.to(x0_BCHW.device), schedule.betas.to(x0_BCHW.device)[t_B]
     ratio_B = (1 - abar[t_B - 1]) / (1 - abar[t_B])
     spread_B = 0.5 * (ratio_B - 1 - ratio_B.log()) * x0_BCHW[0].numel()
     weight_B = abar[t_B - 1] * beta / (2 * (1 - abar[t_B]).square())
-    xt_BCHW = schedule.add_noise(x0_BCHW, rng.normal(*x0_BCHW.shape[1:]), t_B)
+    eps_BCHW = rng.normal(*x0_BCHW.shape[1:]).to(x0_BCHW.device)
+    xt_BCHW = schedule.add_noise(x0_BCHW, eps_BCHW, t_B)
     squared_B = (x0_BCHW - denoise(xt_BCHW, t_B)).square().flatten(1).sum(dim=1)
     return ((spread_B + weight_B * squared_B) * terms / strata).float()
 
@@ -70,7 +72,8 @@ def _decoder(denoise: Denoise, x0_BCHW: Tensor, schedule: NoiseSchedule, rng: Rn
     """-log p(x_0|x_1), [B]; the bins at the ends are open."""
     std = math.sqrt(schedule.betas[0].item())
     t_B = torch.zeros(len(x0_BCHW), dtype=torch.int64, device=x0_BCHW.device)
-    x1_BCHW = schedule.add_noise(x0_BCHW, rng.normal(*x0_BCHW.shape[1:]), t_B)
+    eps_BCHW = rng.normal(*x0_BCHW.shape[1:]).to(x0_BCHW.device)
+    x1_BCHW = schedule.add_noise(x0_BCHW, eps_BCHW, t_B)
     mean_BCHW = denoise(x1_BCHW, t_B)
     above = torch.special.ndtr((x0_BCHW + HALF_BIN - mean_BCHW).double() / std)
     below = torch.special.ndtr((x0_BCHW - HALF_BIN - mean_BCHW).double() / std)

@@ -28,7 +28,13 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.objectives.edm_sampling import EDMSampling, churn
-from sfumato.families.diffusion.objectives.objective import GuidableObjective, Objective
+from sfumato.families.diffusion.objectives.objective import (
+    LATENT_STD,
+    PIXEL_STD,
+    GuidableObjective,
+    Objective,
+    data_std,
+)
 from sfumato.families.diffusion.objectives.quartiles import quartiles_of_normal
 from sfumato.families.diffusion.solver import integrate
 
@@ -40,13 +46,18 @@ class EDMConfig(GuidableObjective):
     """Continuous noise levels; the network is preconditioned at each."""
 
     kind: Literal["edm"] = Field("edm", description="Selects this objective.")
-    sigma_data: float = Field(0.5, gt=0, description="Standard deviation of the data in [-1, 1].")
+    sigma_data: float | None = Field(
+        None,
+        gt=0,
+        description="Standard deviation of the data in [-1, 1], or of the scaled latents; null means "
+        f"{PIXEL_STD} for a model of pixels and {LATENT_STD} for one of latents.",
+    )
     p_mean: float = Field(-1.2, description="Mean of ln sigma in training.")
     p_std: float = Field(1.2, gt=0, description="Standard deviation of ln sigma in training.")
 
-    def build(self) -> EDM:
-        """The objective."""
-        return EDM(self)
+    def build(self, *, latents: bool = False) -> EDM:
+        """The objective of a model of pixels, or of latents."""
+        return EDM(self, latents=latents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +86,9 @@ class EDM(Objective):
 
     phase = "denoise"
 
-    def __init__(self, config: EDMConfig) -> None:
+    def __init__(self, config: EDMConfig, *, latents: bool = False) -> None:
         self._config = config
+        self._sigma_data = data_std(config.sigma_data, latents=latents)
 
     def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
         """Weighted squared error of the denoised image, mean over pixels; about 1 before training."""
@@ -85,7 +97,7 @@ class EDM(Objective):
         sigma_B111 = (self._config.p_mean + self._config.p_std * z_B).exp().view(-1, 1, 1, 1)
         x_BCHW = y_BCHW + sigma_B111 * rng.normal(*y_BCHW.shape[1:])
         label_B = labels.draw(batch, rng)
-        c = Preconditioning.at(sigma_B111, self._config.sigma_data)
+        c = Preconditioning.at(sigma_B111, self._sigma_data)
         output_BCHW = predict(nets["network"], c.in_ * x_BCHW, c.noise.flatten(), label_B)
         target_BCHW = (y_BCHW - c.skip * x_BCHW) / c.out
         loss_B = (output_BCHW - target_BCHW).square().mean(dim=(1, 2, 3))
@@ -110,6 +122,6 @@ class EDM(Objective):
 
     def denoise(self, network: Guided, x_NCHW: Tensor, sigma: float, *, clip: bool) -> Tensor:
         """D(x; sigma), [N, C, H, W]."""
-        c = Preconditioning.at(torch.tensor(sigma, device=x_NCHW.device), self._config.sigma_data)
+        c = Preconditioning.at(torch.tensor(sigma, device=x_NCHW.device), self._sigma_data)
         denoised_NCHW = c.skip * x_NCHW + c.out * network(c.in_ * x_NCHW, c.noise)
         return denoised_NCHW.clamp(-1, 1) if clip else denoised_NCHW

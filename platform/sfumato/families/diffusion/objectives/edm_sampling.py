@@ -46,6 +46,11 @@ class EDMSampling(GuidedSampling):
             raise ValueError(
                 "churn_min, churn_max and churn_noise have no effect with churn=0; leave them out"
             )
+        if self.churn_max is not None and self.churn_min > self.churn_max:
+            raise ValueError(
+                f"churn_min: {self.churn_min:g} is above churn_max={self.churn_max:g}, so no noise level is "
+                "churned; set it lower"
+            )
         return self
 
     def sigmas(self) -> list[float]:

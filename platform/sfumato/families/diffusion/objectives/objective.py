@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Guided, LabelDropout
 
 DEFAULT_LABEL_DROPOUT = 0.1
+PIXEL_STD, LATENT_STD = 0.5, 1.0
+"""Standard deviations of natural images in [-1, 1] (Karras et al. 2022), and of scaled latents."""
 
 
 class Objective(ABC):
@@ -45,6 +47,13 @@ class Objective(ABC):
     def teachers(self) -> Mapping[str, EmaOf]:
         """Averages of the network that the loss needs."""
         return {}
+
+
+def data_std(given: float | None, *, latents: bool) -> float:
+    """sigma_data: as given, or that of the space which the model works on."""
+    if given is not None:
+        return given
+    return LATENT_STD if latents else PIXEL_STD
 
 
 class GuidableObjective(Config):

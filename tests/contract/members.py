@@ -1,0 +1,47 @@
+"""Every member of every family at its smallest, and what a strategy would hand it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from sfumato import families
+from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.family import EmaOf, Family
+from sfumato.core.progress import Progress
+from sfumato.core.rng import seeded
+
+DATA = DataSpec(channels=1, height=8, width=8, classes=("zero", "one", "two"))
+ROWS = 4
+PROGRESS = Progress(step=0, images=64, total_images=1_000, batch=ROWS)
+
+Nets = dict[str, nn.Module]
+
+MEMBERS = [(name, member) for name in families.names() for member in families.config_class(name).variants()]
+
+
+def build(family: Family) -> Nets:
+    found: Nets = {}
+    for name, spec in family.nets.items():
+        if not isinstance(spec, EmaOf):
+            with seeded(0, "init", name):
+                found[name] = spec.build()
+    for name, spec in family.nets.items():
+        if isinstance(spec, EmaOf):
+            found[name] = copy.deepcopy(found[spec.source])
+    return found
+
+
+def batch(rows: int = ROWS) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    image = torch.rand(rows, *DATA.shape, generator=generator) * 2 - 1
+    return {"image": image, "label": torch.arange(rows) % DATA.num_classes}
+
+
+def view(nets: Nets, trains: str | None) -> Nets:
+    """The networks as a strategy hands them to a loss: all but one frozen."""
+    for name, net in nets.items():
+        net.requires_grad_(name == trains)
+    return nets

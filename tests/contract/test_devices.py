@@ -1,0 +1,208 @@
+"""No family mixes devices, in all that it does: on a second device that stands in for a GPU.
+
+The device is torch's `meta`, whose tensors have shapes and no values, so this runs without a GPU. An
+operation between it and the CPU raises, as between CUDA and the CPU. What families bring to the host
+(`.cpu()`, `.item()`, `.tolist()`) are zeros here.
+
+What it cannot reach: the numbers, kernels that a GPU lacks, autocast, and code behind a condition on a value
+that is not zero. Noise of training is drawn on the CPU and moved, since the device has no generators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import pytest
+import torch
+from members import DATA, MEMBERS, PROGRESS, ROWS, Nets, batch, build, view
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sfumato import families
+from sfumato.core.batch import Batch, Piece
+from sfumato.core.family import (
+    Family,
+    FamilyConfig,
+    HasLatent,
+    HasLikelihood,
+    InitialisesFromData,
+    Reconstructs,
+    SampleRequest,
+)
+from sfumato.core.rng import SampleRng, StreamRng
+from sfumato.errors import ConfigError
+from sfumato.training.meters import Means
+
+DEVICE = torch.device("meta")
+aten = torch.ops.aten
+MOVES = {aten._to_copy.default, aten.copy_.default}
+INDEXES = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+"""Of a tensor on the device, indices may lie on the CPU."""
+JOINS = {aten.cat.default, aten.stack.default}
+"""A number of the CPU mixes with anything but in these."""
+
+
+class TwoDevices(TorchDispatchMode):
+    """The rules of CUDA between the CPU and `DEVICE`; what comes from there to the host is zero."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is aten._local_scalar_dense.default and args[0].device == DEVICE:
+            return torch.zeros((), dtype=args[0].dtype).item()
+        to_host = func is aten._to_copy.default and kwargs.get("device", DEVICE) != DEVICE
+        if to_host and args[0].device == DEVICE:
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype", args[0].dtype))
+        if func not in MOVES:
+            self._check(func, _mixable(func, args, kwargs))
+        return func(*args, **kwargs)
+
+    def _check(self, func: Any, tensors: list[Tensor]) -> None:
+        if len({tensor.device for tensor in tensors}) > 1:
+            shapes = ", ".join(f"{list(tensor.shape)} on {tensor.device}" for tensor in tensors)
+            raise RuntimeError(f"{func} of tensors on two devices: {shapes}")
+
+
+def _mixable(func: Any, args: tuple[Any, ...], kwargs: Any) -> list[Tensor]:
+    """The tensors that have to lie on one device."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if func in JOINS:
+        return tensors
+    if func in INDEXES and args[0].device == DEVICE:
+        return [tensor for tensor in tensors if tensor.dim() and tensor.device == DEVICE]
+    return [tensor for tensor in tensors if tensor.dim()]
+
+
+class MovedRng(StreamRng):
+    """Noise of training on `DEVICE`."""
+
+    def normal(self, *tail: int) -> Tensor:
+        return super().normal(*tail).to(DEVICE)
+
+    def uniform(self, *tail: int) -> Tensor:
+        return super().uniform(*tail).to(DEVICE)
+
+    def integers(self, high: int, *tail: int) -> Tensor:
+        return super().integers(high, *tail).to(DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def _no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not know the device, and families only ever turn it off."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+
+
+DIT_BY_SCHEDULER = {
+    f"dit-{sampler}": {
+        "network": {"kind": "dit", "patch": 2, "width": 16, "depth": 1, "heads": 2},
+        "objective": {"kind": "ddpm", "timesteps": 20},
+        "sampling": {"sampler": sampler, "steps": 3},
+    }
+    for sampler in ("ddpm", "ddim", "dpmsolver++")
+}
+"""No member is a transformer that a scheduler of diffusers draws from: its timesteps are on the CPU."""
+
+
+@pytest.fixture(params=[*MEMBERS, *(("diffusion", member) for member in DIT_BY_SCHEDULER)], ids="/".join)
+def config(request: pytest.FixtureRequest) -> FamilyConfig:
+    name, member = request.param
+    kind = families.config_class(name)
+    if member in DIT_BY_SCHEDULER:
+        return kind.model_validate(DIT_BY_SCHEDULER[member])
+    return kind.variants()[member]
+
+
+@pytest.fixture
+def family(config: FamilyConfig) -> Family:
+    return config.build(DATA)
+
+
+@pytest.fixture
+def nets(family: Family) -> Nets:
+    return {name: net.to(DEVICE) for name, net in build(family).items()}
+
+
+def rows() -> Batch:
+    return {name: value.to(DEVICE) for name, value in batch().items()}
+
+
+def used(family: Family, nets: Nets) -> Nets:
+    return {name: view(nets, None)[name].eval() for name in family.samplers}
+
+
+def test_an_operation_on_two_devices_is_seen() -> None:
+    here, there = torch.ones(2), torch.ones(2, device=DEVICE)
+    with TwoDevices():
+        for mixed in (
+            lambda: here + there,
+            lambda: torch.where(here > 0, there, there),
+            lambda: torch.cat([here, there]),
+            lambda: torch.stack([here[0], there[0]]),
+            lambda: here[there.long()],
+            lambda: torch.nn.functional.linear(here, there),
+            lambda: torch.nn.functional.embedding(here.long(), there[None]),
+        ):
+            with pytest.raises(RuntimeError, match="two devices"):
+                mixed()
+        assert (here[0] + there).device == DEVICE
+        assert there[here.long()].device == DEVICE
+        assert there.cpu().tolist() == [0.0, 0.0]
+
+
+def test_training_keeps_to_the_device(family: Family, nets: Nets) -> None:
+    for phase in family.phases:
+        rng = MovedRng([Piece(0, 0, ROWS)], rows_per_stream=ROWS, seed=5, images=64, phase=phase.name)
+        with TwoDevices():
+            if isinstance(family, InitialisesFromData):
+                with torch.no_grad():
+                    family.initialise(view(nets, None), rows(), rng)
+            with torch.no_grad():
+                prepared = family.prepare(view(nets, None), rows(), rng)
+            out = phase.loss(view(nets, phase.trains), prepared, PROGRESS, rng)
+            out.loss_B.mean().backward()
+            means = Means()
+            for name, value in {"loss": out.loss_B, **out.metrics}.items():
+                means.add(name, value, ROWS)
+            means.commit(torch.ones((), dtype=torch.bool, device=DEVICE))
+        assert out.loss_B.device == DEVICE
+        assert {value.device for value in out.metrics.values()} <= {DEVICE}
+        assert all(weight.grad is not None for weight in nets[phase.trains].parameters())
+
+
+@torch.no_grad()
+def test_likelihood_keeps_to_the_device(family: Family, nets: Nets) -> None:
+    if not isinstance(family, HasLikelihood):
+        pytest.skip("a likelihood is optional (core.family.HasLikelihood), and this member has none")
+    with TwoDevices():
+        bits = family.bits_per_dim(used(family, nets), rows(), SampleRng(1, range(ROWS)))
+    assert bits.device == DEVICE
+
+
+@torch.no_grad()
+def test_sampling_keeps_to_the_device(config: FamilyConfig, family: Family, nets: Nets) -> None:
+    if not config.samples(DATA):
+        pytest.skip("this member draws nothing: it is asked for reconstructions below")
+    labels = torch.arange(ROWS) % DATA.num_classes if config.conditional(DATA) else None
+    for labels_N in (labels, None):
+        request = SampleRequest(num=ROWS, labels_N=labels_N, options=config.sampling)
+        with TwoDevices(), suppress(ConfigError if labels_N is None else ()):  # some ask for labels
+            images = family.sample(used(family, nets), request, SampleRng(7, range(ROWS)))
+            assert images.device == DEVICE and images.shape == (ROWS, *DATA.shape)
+    if isinstance(family, HasLatent):
+        request = SampleRequest(num=ROWS, labels_N=labels, options=config.sampling)
+        with TwoDevices():
+            z_ND = family.latents(used(family, nets), config.sampling, SampleRng(7, range(ROWS)))
+            assert family.decode_latents(used(family, nets), z_ND, request).device == DEVICE
+
+
+@torch.no_grad()
+def test_reconstruction_keeps_to_the_device(family: Family, nets: Nets) -> None:
+    if not isinstance(family, Reconstructs):
+        pytest.skip("reconstruction is optional (core.family.Reconstructs), and this member has none")
+    with TwoDevices():
+        images = family.reconstruct(used(family, nets), rows(), SampleRng(1, range(ROWS)))
+    assert images.device == DEVICE
