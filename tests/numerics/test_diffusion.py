@@ -131,6 +131,28 @@ def test_ddim_is_the_closed_form_ode() -> None:
     torch.testing.assert_close(x, 0.3 + 0.4 * z, rtol=0, atol=5e-3)
 
 
+def test_ddim_takes_the_noise_of_the_clipped_image() -> None:
+    """Song et al. 2021, eq. 12 with sigma 0; the noise is what is left of x beside the clipped x0, as guided
+    predictions, which often lie outside [-1, 1], need it."""
+    objective = DDPMConfig(schedule="cosine", prediction="v")
+    scheduler = build_scheduler(objective, DDPMSampling(sampler="ddim", steps=4), clip=True)
+    z = 3 * torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+
+    class Extreme(torch.nn.Module):
+        def forward(self, x: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor]:
+            return (-2 * x,)
+
+    x, (abar, T) = z.double(), (scheduler.alphas_cumprod.double(), objective.timesteps)
+    for t in (999, 749, 499, 249):
+        keep, noise = abar[t].sqrt(), (1 - abar[t]).sqrt()
+        x0 = (keep * x - noise * (-2 * x)).clamp(-1, 1)
+        eps = (x - keep * x0) / noise
+        before = abar[t - T // 4] if t >= T // 4 else torch.ones(())
+        x = before.sqrt() * x0 + (1 - before).sqrt() * eps
+    found = denoise(Extreme(), scheduler, z, steps=4, generators=None)
+    torch.testing.assert_close(found.double(), x, rtol=1e-4, atol=1e-5)
+
+
 def test_clipping_bounds_every_sampler() -> None:
     objective = DDPMConfig(timesteps=100)
     for sampler in ("ddpm", "ddim", "dpmsolver++"):

@@ -58,7 +58,9 @@ def test_unconditional_is_a_stock_pipeline(sampling: DDPMSampling, channels: int
     export(model, tmp_path)
     pipeline = quiet(DiffusionPipeline.from_pretrained(tmp_path))
     assert type(pipeline) is (DDIMPipeline if sampling.sampler == "ddim" else DDPMPipeline)
-    extra = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
+    clips = model.config.sampling.clip is not False
+    ddim = {"eta": sampling.eta, "use_clipped_model_output": clips}
+    extra = ddim if sampling.sampler == "ddim" else {}
     theirs = pipeline(
         batch_size=model.block,
         generator=SampleRng(4, range(model.block)).generators,

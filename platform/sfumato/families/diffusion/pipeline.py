@@ -77,7 +77,11 @@ def denoise(
     `generators` has one generator a row, from which the scheduler draws the noise of its steps.
     """
     set_timesteps(scheduler, steps)
-    extra = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
+    extra: dict[str, Any] = {}
+    if isinstance(scheduler, DDIMScheduler):
+        # A step's noise is that of the clipped image, as in guided-diffusion's code (Dhariwal & Nichol 2021).
+        # diffusers' default keeps the network's, and much guidance then leaves noise in the image.
+        extra = {"eta": eta, "use_clipped_model_output": bool(scheduler.config.clip_sample)}
     for t in progress(scheduler.timesteps):
         output = guided_output(unet, x, t, labels, guidance=guidance, null_class=null_class)
         x = scheduler.step(output, t, x, generator=generators, **extra).prev_sample
