@@ -12,7 +12,7 @@ PIPELINES = Path(__file__).parents[2] / "pipelines"
 def test_batch_normalisation_on_several_workers_wants_a_micro_batch() -> None:
     path = PIPELINES / "digits" / "dcgan.yaml"
     (line,) = recipes.load(path, ["train.micro_batch=null"]).problems()
-    assert "train.micro_batch=64" in line
+    assert "train.micro_batch=32" in line
     alone = ["train.micro_batch=null", "parallel.workers=1"]
     assert recipes.load(path, alone).problems() == []
     grouped = ["train.micro_batch=null", "model.network.generator_norm=group"]
