@@ -34,7 +34,8 @@ def test_the_newest_of_several_runs_of_a_recipe_is_the_one_that_goes_on(tmp_path
     first = RunFolder.of(same, "data", fresh=True)
     assert first.path == RunFolder.of(same, "data").path, "nothing there yet"
     first.create(same, "data")
-    (tmp_path / f"{first.id}-notes").mkdir()  # somebody's own
+    for own in ("notes", "20261123"):  # somebody's
+        (tmp_path / f"{first.id}-{own}").mkdir()
     second = RunFolder.of(same, "data", fresh=True)
     assert second.id == f"{first.id}-2"
     second.create(same, "data")

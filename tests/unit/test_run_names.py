@@ -25,6 +25,9 @@ def test_a_run_that_a_server_tracks_is_found_by_its_name_its_id_and_its_folders_
         folder.update_json("run.json", mlflow_run_id=f"{seed:032x}", mlflow_started=started)
         found.append(folder)
     newest, older = found
+    broken = tmp_path / "runs" / "broken" / "run.json"
+    broken.parent.mkdir()
+    broken.write_text("")
     for word, wanted in (
         ("digits-ddpm", newest),
         (f"{2:032x}", older),

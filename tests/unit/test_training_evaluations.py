@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from sfumato import recipe as recipes
+from sfumato.evaluation.during import EarlyStopSettings
 from sfumato.evaluation.report import EvaluationReport
-from sfumato.runtime import in_training
+from sfumato.runtime import in_training, stages
 from sfumato.runtime.display import Display
 from sfumato.runtime.run_folder import RunFolder, snapshot_folder
 from sfumato.sampling.model_folder import CARD
@@ -101,3 +103,36 @@ def test_a_snapshot_that_is_on_record_is_not_evaluated_again_and_goes(evaluation
     (rewritten / CARD).write_text("100")
     assert evaluations().all._waiting() == []
     assert not rewritten.exists()
+
+
+def test_figures_count_where_the_best_cannot_be_kept(
+    evaluations: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = evaluations()
+
+    def full(*paths: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(in_training, "_replace", full)
+    for snapshot in run.all._waiting():
+        run.all._evaluate(snapshot)
+    assert [record.images for record in in_training.read_records(run.folder)] == [100, 200]
+
+
+def test_a_run_has_ended_by_the_patience_that_ended_it_and_goes_on_with_more(tmp_path: Path) -> None:
+    """Evaluations that came in after the end may have found a better model than the patience knew."""
+    folder = RunFolder(tmp_path)
+    values = {100: 1.0, 200: 2.0, 300: 3.0, 400: 0.5}
+    records = [in_training._record(images, 0.0, report(value)) for images, value in values.items()]
+    folder.write_json(in_training.DURING, [asdict(record) for record in records])
+
+    def ended(patience: int, stopped_by: object) -> bool:
+        early = EarlyStopSettings(metric="fd_classifier", patience=patience)
+        session = SimpleNamespace(
+            folder=folder, recipe=SimpleNamespace(evaluate=SimpleNamespace(early_stop=early))
+        )
+        return stages._stopped_early(session, {"images": 400, "stopped_by": stopped_by})  # type: ignore[arg-type]
+
+    by_two = EarlyStopSettings(metric="fd_classifier", patience=2).model_dump(mode="json")
+    assert ended(2, by_two)
+    assert not ended(3, by_two)

@@ -158,7 +158,10 @@ class TrainingEvaluations:
         found = [*self._records, _record(images, reached, report)]
         # The best first: what is on record is not evaluated again, so a copy that a kill cut short would
         # never be made.
-        self._keep_best(snapshot, images, found)
+        try:
+            self._keep_best(snapshot, images, found)
+        except OSError as error:  # a full disk: the figures count all the same
+            self._display.note(f"the model at {images:,} images, the best so far, was not kept: {error}")
         self._records = sorted(found, key=lambda record: record.images)
         self._folder.write_json(DURING, [asdict(found) for found in self._records])
         self._say(images, report)
@@ -202,9 +205,9 @@ class TrainingEvaluations:
     def _keep_checkpoint(self, images: int, metric: str, value: float) -> None:
         """The checkpoint of the same images, if there still is one, stays: training can go on from it."""
         store = open_store(self._folder.checkpoint_uri(self._recipe))
-        name = next((saved.name for saved in complete(store) if saved.images == images), None)
-        if name is not None:
-            with contextlib.suppress(CheckpointError):  # removed meanwhile, since training has gone on
+        with contextlib.suppress(CheckpointError, FileNotFoundError):  # removed meanwhile: training goes on
+            name = next((saved.name for saved in complete(store) if saved.images == images), None)
+            if name is not None:
                 mark_best(store, name, metric=metric, value=value)
 
     def _decide(self) -> None:

@@ -87,8 +87,11 @@ def _folder_here(run: str, runs: Path) -> RunFolder | None:
     found = []
     for file in runs.glob("*/run.json"):
         folder = RunFolder(file.parent)
-        about = folder.read_json("run.json")
-        if run in (folder.id, about.get("name"), about.get("mlflow_run_id")):
+        try:
+            about = folder.read_json("run.json")
+        except (OSError, ValueError):  # unreadable, or cut short: another run's matter
+            continue
+        if isinstance(about, dict) and run in (folder.id, about.get("name"), about.get("mlflow_run_id")):
             found.append((about.get("mlflow_started", 0.0), folder.id, folder))
     return max(found, key=lambda entry: entry[:2])[2] if found else None
 

@@ -47,10 +47,10 @@ class RunFolder:
         """
         identity = hashlib.sha256(f"{recipe.digest()}:{data_digest}".encode()).hexdigest()[:8]
         first = Path(recipe.storage) / f"{recipe.name}-{identity}"
-        numbers = [
+        numbers = [  # of up to three digits: a copy that somebody has dated is no run
             int(path.name.removeprefix(f"{first.name}-"))
             for path in first.parent.glob(f"{glob.escape(first.name)}-*")
-            if path.name.removeprefix(f"{first.name}-").isdecimal()
+            if path.name.removeprefix(f"{first.name}-").isdecimal() and len(path.name) <= len(first.name) + 4
         ]
         number = max(numbers, default=1 if first.exists() else 0) + fresh
         while True:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
     recipe, folder, display = session.recipe, session.folder, session.display
     key = _key(recipe.digest(), pools.content_digest(recipe.data, session.manifest))
     done = folder.stage_result("train", key)
-    ended = done is not None and (done["images"] >= recipe.train.images or _stopped_early(session))
+    ended = done is not None and (done["images"] >= recipe.train.images or _stopped_early(session, done))
     if done is not None and ended and folder.model.is_dir():
         _take_sampling(session)
         display.skipped("train", f"{done['images']:,} images, done before (--fresh trains anew)")
@@ -47,26 +47,35 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
         summary = ray_train.fit(recipe, folder, session.tracker.handle, display, watch=watch)
     finally:
         session.tracker.send_left()
+    if recipe.evaluate.early_stop is not None and summary["images"] < recipe.train.images:
+        summary = {**summary, "stopped_by": recipe.evaluate.early_stop.model_dump(mode="json")}
     folder.finish_stage("train", key, summary)
     display.done(f"{summary['images']:,} images, {summary['images_per_second']:,.0f} images/s")
     return summary
 
 
-def _stopped_early(session: Session) -> bool:
-    """Whether the evaluations in training still end it, by the patience that the recipe has now."""
+def _stopped_early(session: Session, done: Mapping[str, Any]) -> bool:
+    """Whether training has ended by the patience that the recipe has now.
+
+    By the same as then it has, whatever evaluations that came in after the end have found.
+    """
     from sfumato.evaluation.during import should_stop
     from sfumato.runtime.in_training import read_records
 
     settings = session.recipe.evaluate.early_stop
-    return settings is not None and should_stop([r.point for r in read_records(session.folder)], settings)
+    if settings is None:
+        return False
+    if done.get("stopped_by") == settings.model_dump(mode="json"):
+        return True
+    return should_stop([record.point for record in read_records(session.folder)], settings)
 
 
 def _take_sampling(session: Session) -> None:
     """How images are drawn by default is no part of training: a finished run takes it from its recipe."""
     stored = read_model_folder(session.folder.model, trust=True)
     sampling = session.recipe.model.sampling
-    if stored.config.sampling == sampling:
-        return
+    if stored.config.sampling == sampling or not stored.config.samples(stored.data):
+        return  # what draws nothing, a first stage, keeps the digest by which others know it
     save_model_folder(
         session.folder.model,
         stored.config.model_copy(update={"sampling": sampling}),
@@ -92,13 +101,13 @@ def evaluate(session: Session) -> dict[str, Any]:
             f"checkpoints in {folder.checkpoint_uri(recipe)}"
         )
     generator = Generator.load(folder.model, trust=True)  # its family is the recipe's
-    if generator.config.sampling != recipe.model.sampling:
+    draws = generator.config.samples(generator.data)
+    if draws and generator.config.sampling != recipe.model.sampling:
         raise ConfigError(
             "model.sampling is not what the trained model has: try other values for one evaluation by "
             "evaluate.sampling.KEY=VALUE, or make them the model's by `sfumato run` with the recipe"
         )
     settings = recipe.evaluate
-    draws = generator.config.samples(generator.data)
     grid = folder.path / "samples" / "grid.png"
     key = _key(generator.digest, session.manifest.digest, settings.identity())
     done = folder.stage_result("evaluate", key)
