@@ -6,8 +6,8 @@
 
 The finite difference ((D(x + h v) - D(x - h v)) / 2h)^2 with v ~ N(0, I) needs no second derivative. Its
 expectation over v is R1 up to O(h^2), since E (g.v)^2 = |g|^2; its variance is 2 |g|^4. It is computed in
-float32 even under autocast, since bfloat16 rounds a score by more than h changes it; FSDP with bf16 parameters casts
-what goes in all the same.
+float32 even under autocast, since bfloat16 rounds a score by more than h changes it; FSDP with bf16
+parameters casts what goes in all the same.
 """
 
 from __future__ import annotations
