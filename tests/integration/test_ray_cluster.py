@@ -21,12 +21,18 @@ from pathlib import Path
 import psutil
 from sfumato.runtime import ray_cluster
 
+def sockets(process):
+    try:
+        return process.net_connections("inet")
+    except psutil.NoSuchProcess:  # Ray's workers come and go
+        return []
+
 with ray_cluster.cluster(3, Path(sys.argv[1])):
     import ray
     ran = ray.get(ray.remote(num_cpus=3)(lambda: os.nice(0)).remote())
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     listening = {
-        c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN
+        c.laddr.ip for p in processes for c in sockets(p) if c.status == psutil.CONN_LISTEN
     }
     mode = os.environ["RAY_AUTH_MODE"]
     cpus = ray.cluster_resources()["CPU"]
@@ -45,8 +51,9 @@ def test_a_private_cluster_listens_on_loopback_alone_with_a_token(tmp_path: Path
         capture_output=True,
         text=True,
         timeout=600,
-        check=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert {ip.removeprefix("::ffff:") for ip in found["listening"]} == {"127.0.0.1"}
     assert found["mode"] == "token"
