@@ -23,8 +23,8 @@ from sfumato import families
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.core.family import FamilyConfig
-from sfumato.data import plan
 from sfumato.data.config import DataSettings
+from sfumato.data.order.epochs import micro_batches
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel import ParallelSettings
@@ -108,7 +108,7 @@ class Recipe(Config):
         `spec` and `samples` come from the data's manifest; without them the checks that need them are
         left out.
         """
-        found = plan.problems(
+        found = micro_batches.problems(
             self.train.batch,
             self.data.streams,
             self.parallel.workers,
@@ -117,7 +117,7 @@ class Recipe(Config):
         )
         found += capabilities.problems(self.train, self.parallel)
         if self.model.couples_rows():
-            found += plan.coupling_problems(
+            found += micro_batches.coupling_problems(
                 self.train.batch,
                 self.data.streams,
                 self.parallel.workers,

@@ -22,7 +22,7 @@ from sfumato.data import index
 from sfumato.data.blocks import BlockReader
 from sfumato.data.location import open_file, read_bytes, size_of
 from sfumato.data.manifest import Manifest, verify
-from sfumato.data.order import Range
+from sfumato.data.order.epochs import Range
 from sfumato.data.storage import PATIENCE, retried
 from sfumato.errors import DataError
 from sfumato.training.store import open_store

@@ -21,7 +21,7 @@ from sfumato.data.faults import FaultLog
 from sfumato.data.foreign import IndexOptions, make_index
 from sfumato.data.location import read_bytes, size_of
 from sfumato.data.manifest import Manifest, verify
-from sfumato.data.order import Range
+from sfumato.data.order.epochs import Range
 from sfumato.data.pack import pack
 from sfumato.data.storage import PATIENCE
 from sfumato.data.tasks import T, Task, in_process

@@ -24,7 +24,7 @@ from sfumato.data.config import DataSettings
 from sfumato.data.images import decoded
 from sfumato.data.local import LocalReader, RankPlan
 from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo, file_digest
-from sfumato.data.order import Order
+from sfumato.data.order.epochs import Order
 from sfumato.data.pack import pack
 from sfumato.data.sources.npz import NpzSource
 from sfumato.errors import DataError

@@ -9,11 +9,11 @@ from itertools import islice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.data.deal import Deal
 from sfumato.data.manifest import ImageInfo, ShardInfo
-from sfumato.data.order import Block
-from sfumato.data.plan import rank_streams
-from sfumato.data.pools import Pool
+from sfumato.data.order.epochs import Block
+from sfumato.data.order.global_batches import Deal
+from sfumato.data.order.micro_batches import rank_streams
+from sfumato.data.order.pools import Pool
 
 Sample = tuple[int, int, int]
 SHARD = ShardInfo(name="s.tar", samples=1, bytes=1, sha256="0" * 64)

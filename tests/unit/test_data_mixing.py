@@ -17,11 +17,11 @@ from sfumato import recipe
 from sfumato.core.batch import MicroBatch
 from sfumato.data import local
 from sfumato.data.config import DataSettings, MixSettings
-from sfumato.data.deal import Deal
 from sfumato.data.manifest import Manifest
-from sfumato.data.mixing import Turns
+from sfumato.data.order.global_batches import Deal
+from sfumato.data.order.mixture import Turns
+from sfumato.data.order.pools import content_digest, pools_of
 from sfumato.data.pack import pack
-from sfumato.data.pools import content_digest, pools_of
 from sfumato.data.sources.npz import NpzSource
 from sfumato.errors import ConfigError, DataError
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.data.order import Block, Order, permutation
-from sfumato.data.plan import rank_streams
+from sfumato.data.order.epochs import Block, Order, permutation
+from sfumato.data.order.micro_batches import rank_streams
 from sfumato.errors import ConfigError
 
 ORDERS = st.builds(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sfumato.core.rng import seeded
-from sfumato.data.plan import coupling_problems, plan
+from sfumato.data.order.micro_batches import coupling_problems, plan
 from sfumato.layers.batch_norm import BatchNorm, measure
 from sfumato.layers.spectral import (
     SpectralConv2d,

@@ -26,7 +26,7 @@ def recipe_check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJso
     """Say everything that is wrong with a recipe, without starting anything."""
     from sfumato import recipe as recipes
     from sfumato.data.manifest import Manifest
-    from sfumato.data.pools import pools_of
+    from sfumato.data.order.pools import pools_of
     from sfumato.runtime import first_stage, sizes
 
     loaded = first_stage.resolved(recipes.load(recipe, overrides or []), Path.cwd())

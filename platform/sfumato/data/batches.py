@@ -14,8 +14,8 @@ from sfumato.core.batch import Batch, MicroBatch, Piece, Texts
 from sfumato.data.chunks import Chunk, Columns
 from sfumato.data.config import DataSettings
 from sfumato.data.faults import Fault, FaultLog
-from sfumato.data.order import Block
-from sfumato.data.plan import plan, problems, rank_streams
+from sfumato.data.order.epochs import Block
+from sfumato.data.order.micro_batches import plan, problems, rank_streams
 from sfumato.errors import DataError
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from sfumato.data.images import bombs_refused, decoded
 from sfumato.data.index import ShardIndex, load_shard
 from sfumato.data.location import open_file
 from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo
-from sfumato.data.order import Block, Range
-from sfumato.data.pools import Pool
+from sfumato.data.order.epochs import Block, Range
+from sfumato.data.order.pools import Pool
 from sfumato.data.transforms import U8, Augmentation
 from sfumato.errors import DataError
 

@@ -10,12 +10,12 @@ from sfumato.data.batches import Collate, MicroBatches, to_batch
 from sfumato.data.blocks import BlockReader, PoolReaders
 from sfumato.data.chunks import Chunk, Columns
 from sfumato.data.config import DataSettings
-from sfumato.data.deal import Deal
 from sfumato.data.faults import FaultLog, OnError
 from sfumato.data.manifest import Manifest
-from sfumato.data.order import Block, Range
-from sfumato.data.plan import plan, rank_streams
-from sfumato.data.pools import Pool, pools_of
+from sfumato.data.order.epochs import Block, Range
+from sfumato.data.order.global_batches import Deal
+from sfumato.data.order.micro_batches import plan, rank_streams
+from sfumato.data.order.pools import Pool, pools_of
 from sfumato.data.transforms import Augmentation
 
 

@@ -38,8 +38,8 @@ from sfumato.data.chunks import Chunk, from_table, to_table
 from sfumato.data.config import DataSettings
 from sfumato.data.local import LocalReader, RankPlan
 from sfumato.data.manifest import Manifest
-from sfumato.data.order import Block
-from sfumato.data.pools import pools_of
+from sfumato.data.order.epochs import Block
+from sfumato.data.order.pools import pools_of
 from sfumato.data.ray_pace import Pace
 from sfumato.data.slabs import Slabs
 

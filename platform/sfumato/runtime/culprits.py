@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sfumato.data.index import load_shard
 from sfumato.data.manifest import Manifest
-from sfumato.data.order import Order
-from sfumato.data.pools import pools_of
+from sfumato.data.order.epochs import Order
+from sfumato.data.order.pools import pools_of
 from sfumato.errors import TrainingError
 from sfumato.recipe import Recipe
 from sfumato.training.skips import NotFinite

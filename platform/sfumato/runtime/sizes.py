@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sfumato.data.manifest import Manifest
-from sfumato.data.pools import Pool
+from sfumato.data.order.pools import Pool
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sfumato.data import pools
+from sfumato.data.order.epochs import pools
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.runtime import ray_cluster
 from sfumato.runtime.run_folder import RunFolder

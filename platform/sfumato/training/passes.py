@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfumato.data.plan import plan
+from sfumato.data.order.micro_batches import plan
 from sfumato.parallel.strategy import Strategy
 from sfumato.training.config import TrainSettings
 

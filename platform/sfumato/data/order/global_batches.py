@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.core.seeds import derive
-from sfumato.data.mixing import Turns
-from sfumato.data.order import Block, Order
-from sfumato.data.pools import Pool
+from sfumato.data.order.epochs import Block, Order
+from sfumato.data.order.mixture import Turns
+from sfumato.data.order.pools import Pool
 
 Row = NDArray[np.int64]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.core.seeds import derive
-from sfumato.data.order import permutation
+from sfumato.data.order.epochs import permutation
 
 I64 = NDArray[np.int64]
 _CYCLE = 1000
