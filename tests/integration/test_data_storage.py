@@ -20,10 +20,10 @@ from batch_streams import BATCH, assert_same, reading
 
 from sfumato.data import index
 from sfumato.data.blocks import BlockReader
-from sfumato.data.location import open_file, read_bytes, size_of
 from sfumato.data.manifest import Manifest, verify
 from sfumato.data.order.epochs import Range
-from sfumato.data.storage import PATIENCE, retried
+from sfumato.data.storage.filesystems import PATIENCE, retried
+from sfumato.data.storage.read import open_file, read_bytes, size_of
 from sfumato.errors import DataError
 from sfumato.training.store import open_store
 

@@ -19,14 +19,14 @@ from sfumato.data import index
 from sfumato.data.blocks import BlockReader
 from sfumato.data.faults import FaultLog
 from sfumato.data.foreign import IndexOptions, make_index
-from sfumato.data.location import read_bytes, size_of
 from sfumato.data.manifest import Manifest, verify
 from sfumato.data.order.epochs import Range
 from sfumato.data.pack import pack
-from sfumato.data.storage import PATIENCE
+from sfumato.data.storage.filesystems import PATIENCE
+from sfumato.data.storage.read import read_bytes, size_of
+from sfumato.data.storage.write import entries, names_in, remove
 from sfumato.data.tasks import T, Task, in_process
 from sfumato.data.verification import check
-from sfumato.data.writing import entries, names_in, remove
 from sfumato.errors import DataError
 from sfumato.training.store import open_store
 

@@ -20,14 +20,14 @@ from sfumato import recipe
 from sfumato.cli import app
 from sfumato.data import index, remote_draft
 from sfumato.data.fetching import fetched
-from sfumato.data.location import local_copy, read_bytes
 from sfumato.data.manifest import Manifest
 from sfumato.data.pack import pack
 from sfumato.data.sources import kind_of, source_named
 from sfumato.data.sources.digits import DigitsSource
-from sfumato.data.storage import above, below
+from sfumato.data.storage.filesystems import above, below
+from sfumato.data.storage.read import local_copy, read_bytes
+from sfumato.data.storage.write import entries, names_in, upload, write_bytes
 from sfumato.data.tasks import T, Task
-from sfumato.data.writing import entries, names_in, upload, write_bytes
 from sfumato.errors import DataError
 from sfumato.runtime.display import Display
 from sfumato.runtime.session import packed

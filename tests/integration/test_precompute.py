@@ -21,7 +21,7 @@ from sfumato.data.index import load
 from sfumato.data.manifest import Manifest, verify
 from sfumato.data.pack import pack
 from sfumato.data.sources.digits import DigitsSource
-from sfumato.data.writing import entries
+from sfumato.data.storage.write import entries
 from sfumato.errors import ConfigError, DataError
 from sfumato.parallel import Placement
 from sfumato.parallel.single import Single

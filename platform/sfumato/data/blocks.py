@@ -20,10 +20,10 @@ from sfumato.data.encoder_info import ArrayInfo
 from sfumato.data.faults import Fault, ImageFault
 from sfumato.data.images import bombs_refused, decoded
 from sfumato.data.index import ShardIndex, load_shard
-from sfumato.data.location import open_file
 from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo
 from sfumato.data.order.epochs import Block, Range
 from sfumato.data.order.pools import Pool
+from sfumato.data.storage.read import open_file
 from sfumato.data.transforms import U8, Augmentation
 from sfumato.errors import DataError
 

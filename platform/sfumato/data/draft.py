@@ -24,7 +24,7 @@ from sfumato.data.faults import Fault
 from sfumato.data.layout import TRAIN, ShardPlan
 from sfumato.data.manifest import FILE, Manifest, ShardInfo, file_digest
 from sfumato.data.shards import ShardResult
-from sfumato.data.storage import filesystem
+from sfumato.data.storage.filesystems import filesystem
 from sfumato.errors import DataError
 
 _FAULTS = TypeAdapter(tuple[Fault, ...])

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sfumato.data.encoder_info import ArrayInfo
-from sfumato.data.location import open_file, read_bytes
+from sfumato.data.storage.read import open_file, read_bytes
 from sfumato.errors import DataError
 
 _MAX_GAP = 1 << 16

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from pyarrow import fs
 
-from sfumato.data.location import download
-from sfumato.data.storage import above, check_bucket, explained, filesystem, is_remote, retried
+from sfumato.data.storage.filesystems import above, check_bucket, explained, filesystem, is_remote, retried
+from sfumato.data.storage.read import download
+from sfumato.data.storage.write import entries
 from sfumato.data.tasks import OnProgress
-from sfumato.data.writing import entries
 from sfumato.errors import DataError
 
 if TYPE_CHECKING:

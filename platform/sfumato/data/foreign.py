@@ -17,14 +17,14 @@ from sfumato.data import index
 from sfumato.data.faults import Fault, FaultLog, ImageFault
 from sfumato.data.images import Channels, bombs_refused, packed_look
 from sfumato.data.layout import file_stem
-from sfumato.data.location import local_copy
 from sfumato.data.manifest import FILE, ImageInfo, Manifest, ShardInfo, file_digest
 from sfumato.data.samples import Fields, Row, SampleReader
 from sfumato.data.sources import files
 from sfumato.data.sources.webdataset import check_pattern, tars
-from sfumato.data.storage import above, below, check_bucket, filesystem, is_remote
+from sfumato.data.storage.filesystems import above, below, check_bucket, filesystem, is_remote
+from sfumato.data.storage.read import local_copy
+from sfumato.data.storage.write import names_in
 from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
-from sfumato.data.writing import names_in
 from sfumato.errors import DataError
 
 _TELL = 256

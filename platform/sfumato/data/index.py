@@ -17,10 +17,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sfumato.data.faults import Fault
-from sfumato.data.location import open_file, read_bytes, size_of
 from sfumato.data.manifest import Manifest, ShardInfo
 from sfumato.data.samples import Fields, Row, SampleReader
-from sfumato.data.writing import write_bytes
+from sfumato.data.storage.read import open_file, read_bytes, size_of
+from sfumato.data.storage.write import write_bytes
 from sfumato.errors import DataError
 
 NO_LABEL = -1

@@ -15,8 +15,8 @@ from PIL import Image
 from sfumato.data import index
 from sfumato.data.faults import ImageFault
 from sfumato.data.images import U8, bombs_refused, decoded
-from sfumato.data.location import File, local_copy, open_file
 from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo
+from sfumato.data.storage.read import File, local_copy, open_file
 from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
 
 _TELL = 64

@@ -13,8 +13,8 @@ from pydantic import Field, ValidationError
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.data.encoder_info import EncoderInfo
-from sfumato.data.location import PIECE, open_file, read_bytes, size_of
-from sfumato.data.writing import write_bytes
+from sfumato.data.storage.read import PIECE, open_file, read_bytes, size_of
+from sfumato.data.storage.write import write_bytes
 from sfumato.errors import DataError
 
 FILE = "manifest.json"

@@ -24,7 +24,7 @@ from sfumato.data.remote_draft import remote_draft_of
 from sfumato.data.shards import ShardResult, ShardTask
 from sfumato.data.sources import SourceSettings, source_named
 from sfumato.data.sources.source import Opening, Source
-from sfumato.data.storage import is_remote
+from sfumato.data.storage.filesystems import is_remote
 from sfumato.data.survey import Seen, assumed, needed, survey
 from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.errors import DataError

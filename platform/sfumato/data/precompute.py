@@ -24,11 +24,11 @@ from sfumato.data.encoder_info import EncoderInfo
 from sfumato.data.faults import ImageFault
 from sfumato.data.images import bombs_refused, decoded
 from sfumato.data.index import ShardIndex, load_shard
-from sfumato.data.location import local_copy, read_bytes, size_of
 from sfumato.data.manifest import Manifest, ShardInfo
-from sfumato.data.storage import check_bucket, filesystem, is_remote
+from sfumato.data.storage.filesystems import check_bucket, filesystem, is_remote
+from sfumato.data.storage.read import local_copy, read_bytes, size_of
+from sfumato.data.storage.write import names_in, publish, remove_tree, workplace, write_bytes
 from sfumato.data.tar import BLOCK, TarWriter
-from sfumato.data.writing import names_in, publish, remove_tree, workplace, write_bytes
 from sfumato.errors import DataError
 
 ROWS = 64

@@ -20,11 +20,11 @@ from pathlib import Path
 from sfumato.data import index
 from sfumato.data.draft import HOLDS_ONE, TAKEN, understood, written
 from sfumato.data.layout import TRAIN, VAL, ShardPlan
-from sfumato.data.location import read_bytes, size_of
 from sfumato.data.manifest import FILE, Manifest
 from sfumato.data.shards import ShardResult
-from sfumato.data.storage import below, check_bucket, filesystem
-from sfumato.data.writing import entries, names_in, remove, remove_tree, write_bytes
+from sfumato.data.storage.filesystems import below, check_bucket, filesystem
+from sfumato.data.storage.read import read_bytes, size_of
+from sfumato.data.storage.write import entries, names_in, remove, remove_tree, write_bytes
 from sfumato.errors import DataError
 
 PACKING = "_packing"

@@ -15,8 +15,8 @@ from sfumato.data.images import bombs_refused
 from sfumato.data.layout import ShardPlan
 from sfumato.data.manifest import ImageInfo, ShardInfo
 from sfumato.data.sources.source import NO_LABEL, Source
+from sfumato.data.storage.write import publish, workplace
 from sfumato.data.tar import TarWriter
-from sfumato.data.writing import publish, workplace
 from sfumato.errors import DataError
 
 _TELL = 32

@@ -10,9 +10,9 @@ from sfumato.data import index
 from sfumato.data.faults import Fault, ImageFault
 from sfumato.data.images import bombs_refused, decoded
 from sfumato.data.index import ShardIndex
-from sfumato.data.location import local_copy, size_of
 from sfumato.data.manifest import Manifest, ShardInfo, file_digest
 from sfumato.data.samples import grouped
+from sfumato.data.storage.read import local_copy, size_of
 from sfumato.data.tar import scan
 from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.errors import DataError

@@ -15,7 +15,7 @@ from pyarrow import fs
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from sfumato.data.storage import explained, filesystem, retried
+from sfumato.data.storage.filesystems import explained, filesystem, retried
 from sfumato.evaluation.store import Array, as_bytes, read_arrays, write_bytes
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from sfumato.data.images import MAX_PIXELS
 from sfumato.data.manifest import Manifest
 from sfumato.data.pack import PackReport
 from sfumato.data.sources import KINDS, SourceSettings, kind_of
-from sfumato.data.storage import below
+from sfumato.data.storage.filesystems import below
 from sfumato.errors import ConfigError
 from sfumato.recipe import explain
 from sfumato.runtime.display import Display

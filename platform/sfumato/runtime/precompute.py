@@ -40,7 +40,7 @@ from sfumato.data.precompute import (
     encode_shard,
     finish,
 )
-from sfumato.data.storage import is_remote
+from sfumato.data.storage.filesystems import is_remote
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.families import config_class
 from sfumato.runtime import first_stage, ray_cluster, text_encoder

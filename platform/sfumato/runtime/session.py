@@ -11,7 +11,7 @@ from sfumato.data import pack as packing
 from sfumato.data.layout import TRAIN
 from sfumato.data.manifest import Manifest, verify
 from sfumato.data.order.epochs import pools
-from sfumato.data.storage import above, below
+from sfumato.data.storage.filesystems import above, below
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipe import Recipe
 from sfumato.runtime import first_stage, ray_cluster, sizes

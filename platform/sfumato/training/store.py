@@ -10,7 +10,7 @@ from typing import Protocol
 
 import pyarrow.fs as pafs
 
-from sfumato.data.storage import hasty, names_below, patient
+from sfumato.data.storage.filesystems import hasty, names_below, patient
 from sfumato.errors import CheckpointError, ConfigError
 
 
@@ -106,7 +106,7 @@ class LocalStore:
 class ObjectStore:
     """A prefix in object storage (S3, GCS, ...): ranks write to local scratch and upload their files.
 
-    Every request outlasts an outage (`data.storage`).
+    Every request outlasts an outage (`data.storage.filesystems`).
     """
 
     def __init__(self, filesystem: pafs.FileSystem, root: str) -> None:

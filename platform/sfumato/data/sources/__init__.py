@@ -13,7 +13,7 @@ from sfumato.data.sources.listing import ListingSource
 from sfumato.data.sources.npz import NpzSource
 from sfumato.data.sources.parquet import ParquetSource
 from sfumato.data.sources.webdataset import WebDatasetSource
-from sfumato.data.storage import filesystem, is_remote
+from sfumato.data.storage.filesystems import filesystem, is_remote
 
 SourceSettings = (
     DigitsSource

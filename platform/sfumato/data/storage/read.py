@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from sfumato.data.storage import check_bucket, explained, filesystem, is_remote, retried
+from sfumato.data.storage.filesystems import check_bucket, explained, filesystem, is_remote, retried
 
 T = TypeVar("T")
 PIECE = 8 << 20

@@ -17,8 +17,8 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from sfumato.data.location import PIECE, size_of
-from sfumato.data.storage import explained, filesystem, is_remote, names_below, retried
+from sfumato.data.storage.filesystems import explained, filesystem, is_remote, names_below, retried
+from sfumato.data.storage.read import PIECE, size_of
 from sfumato.errors import DataError
 
 T = TypeVar("T")
