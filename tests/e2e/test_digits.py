@@ -17,7 +17,7 @@ from PIL import Image
 
 import sfumato
 from sfumato import cli
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.families.diffusion import Config
 from sfumato.runtime.resolve import model_of
 from sfumato.sampling.model_files import read_card

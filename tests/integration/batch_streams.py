@@ -11,7 +11,7 @@ import torch
 from sfumato.core.batch import MicroBatch
 from sfumato.data import local
 from sfumato.data.config import DataSettings
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 
 BATCH = 64
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.data.faults import FaultLog
 from sfumato.data.foreign import IndexOptions, make_index
-from sfumato.data.images import MAX_PIXELS
+from sfumato.data.format.faults import FaultLog
+from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.inspection import inspect
 from sfumato.data.pack import pack
 from sfumato.data.ray_tasks import RayRunner

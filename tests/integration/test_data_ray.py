@@ -14,8 +14,8 @@ import torch
 from sfumato.core.batch import MicroBatch
 from sfumato.data import ray_source
 from sfumato.data.config import DataSettings
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.local import LocalReader, RankPlan
-from sfumato.data.manifest import Manifest
 from sfumato.data.order.epochs import Block
 from sfumato.data.pack import pack
 from sfumato.data.ray_source import DATASET, RankReader, RankStreams

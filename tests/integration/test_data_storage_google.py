@@ -15,11 +15,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from batch_streams import BATCH, assert_same, reading
 
-from sfumato.data import index
 from sfumato.data.blocks import BlockReader
-from sfumato.data.faults import FaultLog
 from sfumato.data.foreign import IndexOptions, make_index
-from sfumato.data.manifest import Manifest, verify
+from sfumato.data.format import index
+from sfumato.data.format.faults import FaultLog
+from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.order.epochs import Range
 from sfumato.data.pack import pack
 from sfumato.data.storage.filesystems import PATIENCE

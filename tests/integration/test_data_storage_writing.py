@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from sfumato import recipe
 from sfumato.cli import app
-from sfumato.data import index, remote_draft
+from sfumato.data import remote_draft
 from sfumato.data.fetching import fetched
-from sfumato.data.manifest import Manifest
+from sfumato.data.format import index
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.pack import pack
 from sfumato.data.sources import kind_of, source_named
 from sfumato.data.sources.digits import DigitsSource
@@ -246,8 +247,8 @@ def test_an_index_is_made_where_the_tars_are(place: str, tmp_path: Path) -> None
 
 
 def _index(folder: str, **options: Any) -> None:
-    from sfumato.data.faults import FaultLog
     from sfumato.data.foreign import IndexOptions, make_index
+    from sfumato.data.format.faults import FaultLog
 
     make_index(folder, IndexOptions(), FaultLog("fail", 0), max_pixels=1_000, **options)
 

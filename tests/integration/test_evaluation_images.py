@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
 
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.pack import pack
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.evaluation.config import EvaluateSettings

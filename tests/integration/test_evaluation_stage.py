@@ -20,7 +20,7 @@ from PIL import Image
 import sfumato
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import seeded
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.pack import pack
 from sfumato.errors import CapabilityError, CheckpointError, ConfigError, DataError, SfumatoError
 from sfumato.evaluation.config import EvaluateSettings

@@ -17,8 +17,8 @@ from sfumato import families, recipe
 from sfumato.core.rng import seeded
 from sfumato.data import local
 from sfumato.data.config import DataSettings
-from sfumato.data.index import load
-from sfumato.data.manifest import Manifest, verify
+from sfumato.data.format.index import load
+from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.pack import pack
 from sfumato.data.sources.digits import DigitsSource
 from sfumato.data.storage.write import entries

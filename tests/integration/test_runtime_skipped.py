@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sfumato.data.faults import Fault
+from sfumato.data.format.faults import Fault
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.skipped import SkippedSamples
 from sfumato.tracking.config import TrackingSettings

@@ -118,7 +118,7 @@ def test_a_bad_sample_ends_the_run_at_once_with_one_line(digits_data: Path, tmp_
     """An error that no retry would mend is not retried, and reaches the user as it is."""
     import shutil
 
-    from sfumato.data.manifest import Manifest
+    from sfumato.data.format.manifest import Manifest
 
     data = tmp_path / "data"
     shutil.copytree(digits_data, data)

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from sfumato.core.progress import Progress
 from sfumato.data import local
 from sfumato.data.config import DataSettings
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.families import config_class
 from sfumato.parallel import ParallelSettings, Placement, make
 from sfumato.training import checkpoint as checkpoints

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfumato.core.batch import MicroBatch
-from sfumato.data import index, local
+from sfumato.data import local
 from sfumato.data.batches import MicroBatches
 from sfumato.data.chunks import Chunk, from_table, to_table
 from sfumato.data.config import DataSettings
-from sfumato.data.images import decoded
+from sfumato.data.format import index
+from sfumato.data.format.images import decoded
+from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo, file_digest
 from sfumato.data.local import LocalReader, RankPlan
-from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo, file_digest
 from sfumato.data.order.epochs import Order
 from sfumato.data.pack import pack
 from sfumato.data.sources.npz import NpzSource

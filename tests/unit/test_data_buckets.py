@@ -12,7 +12,7 @@ from PIL import Image
 
 from sfumato import families, recipe
 from sfumato.data import local
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.pools import pools_of
 from sfumato.data.pack import pack
 from sfumato.data.sources.folder import FolderSource

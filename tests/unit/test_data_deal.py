@@ -9,7 +9,7 @@ from itertools import islice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.data.manifest import ImageInfo, ShardInfo
+from sfumato.data.format.manifest import ImageInfo, ShardInfo
 from sfumato.data.order.epochs import Block
 from sfumato.data.order.global_batches import Deal
 from sfumato.data.order.micro_batches import rank_streams

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.data.decoders import plain_pixels
-from sfumato.data.images import decoded
-from sfumato.data.manifest import ImageInfo
+from sfumato.data.format.decoders import plain_pixels
+from sfumato.data.format.images import decoded
+from sfumato.data.format.manifest import ImageInfo
 
 HEIGHT, WIDTH = 47, 61
 SMOOTH = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)).resize(

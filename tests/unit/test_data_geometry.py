@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sfumato.data.dedupe import Print, near_duplicates, print_of
-from sfumato.data.faults import ImageFault
+from sfumato.data.format.faults import ImageFault
 from sfumato.data.geometry import Geometry, auto_buckets, covering, nearest_bucket
 
 RNG = np.random.default_rng(5)

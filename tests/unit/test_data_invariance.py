@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sfumato.core.batch import MicroBatch
-from sfumato.data import index, local
+from sfumato.data import local
 from sfumato.data.config import DataSettings, MixSettings
-from sfumato.data.manifest import Manifest
+from sfumato.data.format import index
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.pack import pack
 from sfumato.data.sources.folder import FolderSource
 from sfumato.data.sources.npz import NpzSource

@@ -17,7 +17,7 @@ from sfumato import recipe
 from sfumato.core.batch import MicroBatch
 from sfumato.data import local
 from sfumato.data.config import DataSettings, MixSettings
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.global_batches import Deal
 from sfumato.data.order.mixture import Turns
 from sfumato.data.order.pools import content_digest, pools_of

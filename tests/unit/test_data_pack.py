@@ -16,10 +16,10 @@ from PIL import Image
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
-from sfumato.data import index
 from sfumato.data.config import DataSettings
+from sfumato.data.format import index
+from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.local import read_all
-from sfumato.data.manifest import Manifest, verify
 from sfumato.data.pack import PackReport, pack
 from sfumato.data.sources import SourceSettings, source_named
 from sfumato.data.sources.digits import DigitsSource

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from sfumato.cli import app
 from sfumato.core.seeds import derive
-from sfumato.data import index
-from sfumato.data.images import decoded
+from sfumato.data.format import index
+from sfumato.data.format.images import decoded
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.inspection import inspect
 from sfumato.data.local import read_all
-from sfumato.data.manifest import Manifest
 from sfumato.data.pack import pack
 from sfumato.data.sources.digits import DigitsSource
 from sfumato.data.verification import check

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sfumato.data import index
-from sfumato.data.images import decoded
-from sfumato.data.manifest import Manifest
+from sfumato.data.format import index
+from sfumato.data.format.images import decoded
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.pack import pack
 from sfumato.data.sources import SourceSettings, kind_of, source_named
 from sfumato.data.sources.folder import FolderSource

@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from sfumato.data.tar import BLOCK, TarWriter, scan
+from sfumato.data.format.tar import BLOCK, TarWriter, scan
 from sfumato.errors import DataError
 
 NAMES = ["a.png", "folder/b.cls", "x" * 100, "y" * 101, "long/" * 60 + "z.png", "größe/ü.txt", "猫.png"]

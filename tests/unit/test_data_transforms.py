@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from sfumato.data import local
 from sfumato.data.config import DataSettings
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.transforms import U8, Augmentation, Colour, Crop, Flip
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)

@@ -13,7 +13,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.family import Frozen
 from sfumato.core.first_stage import FirstStageConfig, Tokenizer, codes_of, latent_of
 from sfumato.core.rng import seeded
-from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo
+from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
 from sfumato.parallel.single import Single

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.errors import DataError
 from sfumato.runtime.display import Display
 from sfumato.runtime.pipeline.kinds.pack import PackStage

@@ -139,7 +139,7 @@ def finish(
 
 
 def test_a_plan_says_what_is_done_and_why_the_rest_is_not(pipeline: Pipeline, digits_data: Path) -> None:
-    from sfumato.data.manifest import Manifest
+    from sfumato.data.format.manifest import Manifest
 
     records = Records(pipeline.state)
     assert [step.state for step in plan(pipeline, records)] == ["run", "wait", "wait"]

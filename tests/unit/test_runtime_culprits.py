@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sfumato import recipe as recipes
 from sfumato.data import local
-from sfumato.data.index import load
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.index import load
+from sfumato.data.format.manifest import Manifest
 from sfumato.families import config_class
 from sfumato.runtime.culprits import batch_keys, shown
 

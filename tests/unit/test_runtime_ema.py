@@ -10,7 +10,7 @@ import torch
 from sfumato import recipe as recipes
 from sfumato.core.schedules import EmaSchedule
 from sfumato.data import local
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.families import config_class
 from sfumato.parallel import Placement

@@ -12,7 +12,7 @@ from PIL import Image
 from sfumato.core.rng import seeded
 from sfumato.data import local
 from sfumato.data.config import DataSettings
-from sfumato.data.manifest import Manifest, verify
+from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.pack import pack
 from sfumato.data.precompute import encode_shard, finish
 from sfumato.errors import ConfigError

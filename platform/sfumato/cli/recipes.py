@@ -25,7 +25,7 @@ def recipe_show(recipe: RecipeFile, overrides: Overrides = None) -> None:
 def recipe_check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say everything that is wrong with a recipe, without starting anything."""
     from sfumato import recipe as recipes
-    from sfumato.data.manifest import Manifest
+    from sfumato.data.format.manifest import Manifest
     from sfumato.data.order.pools import pools_of
     from sfumato.runtime import first_stage, sizes
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sfumato.core.batch import Batch, MicroBatch, Piece, Texts
 from sfumato.data.chunks import Chunk, Columns
 from sfumato.data.config import DataSettings
-from sfumato.data.faults import Fault, FaultLog
+from sfumato.data.format.faults import Fault, FaultLog
 from sfumato.data.order.epochs import Block
 from sfumato.data.order.micro_batches import plan, problems, rank_streams
 from sfumato.errors import DataError

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.data.chunks import Chunk, Columns
-from sfumato.data.encoded import read_arrays
-from sfumato.data.encoder_info import ArrayInfo
-from sfumato.data.faults import Fault, ImageFault
-from sfumato.data.images import bombs_refused, decoded
-from sfumato.data.index import ShardIndex, load_shard
-from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo
+from sfumato.data.format.encoded import read_arrays
+from sfumato.data.format.encoder_info import ArrayInfo
+from sfumato.data.format.faults import Fault, ImageFault
+from sfumato.data.format.images import bombs_refused, decoded
+from sfumato.data.format.index import ShardIndex, load_shard
+from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo
 from sfumato.data.order.epochs import Block, Range
 from sfumato.data.order.pools import Pool
 from sfumato.data.storage.read import open_file

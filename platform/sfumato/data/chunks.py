@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sfumato.data.faults import Fault
+from sfumato.data.format.faults import Fault
 
 Columns = dict[str, NDArray[Any]]
 """`image` uint8 [n, H, W, C]; `label` int64 [n] where the set has classes; `text` str as objects [n];

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sfumato.core.config import Config
-from sfumato.data.faults import OnError
-from sfumato.data.images import MAX_PIXELS
-from sfumato.data.manifest import Verify
+from sfumato.data.format.faults import OnError
+from sfumato.data.format.images import MAX_PIXELS
+from sfumato.data.format.manifest import Verify
 from sfumato.data.sources import SourceSettings
 from sfumato.data.transforms import AnyTransform
 

@@ -19,10 +19,10 @@ from typing import Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
-from sfumato.data import index
-from sfumato.data.faults import Fault
+from sfumato.data.format import index
+from sfumato.data.format.faults import Fault
+from sfumato.data.format.manifest import FILE, Manifest, ShardInfo, file_digest
 from sfumato.data.layout import TRAIN, ShardPlan
-from sfumato.data.manifest import FILE, Manifest, ShardInfo, file_digest
 from sfumato.data.shards import ShardResult
 from sfumato.data.storage.filesystems import filesystem
 from sfumato.errors import DataError

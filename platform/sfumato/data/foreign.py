@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sfumato.data import index
-from sfumato.data.faults import Fault, FaultLog, ImageFault
-from sfumato.data.images import Channels, bombs_refused, packed_look
+from sfumato.data.format import index
+from sfumato.data.format.faults import Fault, FaultLog, ImageFault
+from sfumato.data.format.images import Channels, bombs_refused, packed_look
+from sfumato.data.format.manifest import FILE, ImageInfo, Manifest, ShardInfo, file_digest
+from sfumato.data.format.samples import Fields, Row, SampleReader
 from sfumato.data.layout import file_stem
-from sfumato.data.manifest import FILE, ImageInfo, Manifest, ShardInfo, file_digest
-from sfumato.data.samples import Fields, Row, SampleReader
 from sfumato.data.sources import files
 from sfumato.data.sources.webdataset import check_pattern, tars
 from sfumato.data.storage.filesystems import above, below, check_bucket, filesystem, is_remote

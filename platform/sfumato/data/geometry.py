@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sfumato.core.seeds import derive
-from sfumato.data.faults import ImageFault
-from sfumato.data.images import (
+from sfumato.data.format.faults import ImageFault
+from sfumato.data.format.images import (
     PACKED,
     U8,
     Channels,

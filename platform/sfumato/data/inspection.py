@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfumato.data import index
-from sfumato.data.faults import ImageFault
-from sfumato.data.images import U8, bombs_refused, decoded
-from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo
+from sfumato.data.format import index
+from sfumato.data.format.faults import ImageFault
+from sfumato.data.format.images import U8, bombs_refused, decoded
+from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo
 from sfumato.data.storage.read import File, local_copy, open_file
 from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
 

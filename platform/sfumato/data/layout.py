@@ -18,9 +18,9 @@ from PIL import features
 
 from sfumato.core.seeds import derive
 from sfumato.data.dedupe import Duplicate, near_duplicates
-from sfumato.data.faults import Fault, ImageFault
+from sfumato.data.format.faults import Fault, ImageFault
+from sfumato.data.format.images import Channels
 from sfumato.data.geometry import Geometry, Look, Size, auto_buckets, check_size, nearest_bucket
-from sfumato.data.images import Channels
 from sfumato.data.sources.source import Source, SourceConfig
 from sfumato.data.survey import Seen
 from sfumato.errors import DataError

@@ -10,8 +10,8 @@ from sfumato.data.batches import Collate, MicroBatches, to_batch
 from sfumato.data.blocks import BlockReader, PoolReaders
 from sfumato.data.chunks import Chunk, Columns
 from sfumato.data.config import DataSettings
-from sfumato.data.faults import FaultLog, OnError
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.faults import FaultLog, OnError
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.epochs import Block, Range
 from sfumato.data.order.global_batches import Deal
 from sfumato.data.order.micro_batches import plan, rank_streams

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from sfumato.data import fetching
 from sfumato.data.draft import Draft, draft_of, target_of
-from sfumato.data.faults import Fault, FaultLog, OnError
-from sfumato.data.images import MAX_PIXELS, bombs_refused
+from sfumato.data.format.faults import Fault, FaultLog, OnError
+from sfumato.data.format.images import MAX_PIXELS, bombs_refused
+from sfumato.data.format.manifest import ImageInfo, Manifest
 from sfumato.data.layout import TRAIN, Layout, ShardPlan, file_stem, layout
-from sfumato.data.manifest import ImageInfo, Manifest
 from sfumato.data.remote_draft import remote_draft_of
 from sfumato.data.shards import ShardResult, ShardTask
 from sfumato.data.sources import SourceSettings, source_named

@@ -19,16 +19,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.data import encoded, index
-from sfumato.data.encoder_info import EncoderInfo
-from sfumato.data.faults import ImageFault
-from sfumato.data.images import bombs_refused, decoded
-from sfumato.data.index import ShardIndex, load_shard
-from sfumato.data.manifest import Manifest, ShardInfo
+from sfumato.data.format import encoded, index
+from sfumato.data.format.encoder_info import EncoderInfo
+from sfumato.data.format.faults import ImageFault
+from sfumato.data.format.images import bombs_refused, decoded
+from sfumato.data.format.index import ShardIndex, load_shard
+from sfumato.data.format.manifest import Manifest, ShardInfo
+from sfumato.data.format.tar import BLOCK, TarWriter
 from sfumato.data.storage.filesystems import check_bucket, filesystem, is_remote
 from sfumato.data.storage.read import local_copy, read_bytes, size_of
 from sfumato.data.storage.write import names_in, publish, remove_tree, workplace, write_bytes
-from sfumato.data.tar import BLOCK, TarWriter
 from sfumato.errors import DataError
 
 ROWS = 64

@@ -36,8 +36,8 @@ from sfumato.data.batches import Collate, MicroBatches, to_batch
 from sfumato.data.blocks import PoolReaders
 from sfumato.data.chunks import Chunk, from_table, to_table
 from sfumato.data.config import DataSettings
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.local import LocalReader, RankPlan
-from sfumato.data.manifest import Manifest
 from sfumato.data.order.epochs import Block
 from sfumato.data.order.pools import pools_of
 from sfumato.data.ray_pace import Pace

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfumato.data import fetching
-from sfumato.data.faults import Fault, ImageFault
-from sfumato.data.images import MAX_PIXELS, U8, bombs_refused
+from sfumato.data.format.faults import Fault, ImageFault
+from sfumato.data.format.images import MAX_PIXELS, U8, bombs_refused
+from sfumato.data.format.manifest import ImageInfo
 from sfumato.data.layout import channels_of, geometry_of, sizes_of
-from sfumato.data.manifest import ImageInfo
 from sfumato.data.sources import SourceSettings
 from sfumato.data.sources.source import NO_LABEL, Opening
 from sfumato.data.survey import assumed, needed, survey

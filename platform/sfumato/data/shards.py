@@ -8,15 +8,15 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.data import index
-from sfumato.data.faults import Fault, ImageFault
+from sfumato.data.format import index
+from sfumato.data.format.faults import Fault, ImageFault
+from sfumato.data.format.images import bombs_refused
+from sfumato.data.format.manifest import ImageInfo, ShardInfo
+from sfumato.data.format.tar import TarWriter
 from sfumato.data.geometry import Size
-from sfumato.data.images import bombs_refused
 from sfumato.data.layout import ShardPlan
-from sfumato.data.manifest import ImageInfo, ShardInfo
 from sfumato.data.sources.source import NO_LABEL, Source
 from sfumato.data.storage.write import publish, workplace
-from sfumato.data.tar import TarWriter
 from sfumato.errors import DataError
 
 _TELL = 32

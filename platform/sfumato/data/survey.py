@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from sfumato.data.dedupe import Print, print_of
-from sfumato.data.faults import Fault, ImageFault
+from sfumato.data.format.faults import Fault, ImageFault
+from sfumato.data.format.images import Channels, bombs_refused, opened
 from sfumato.data.geometry import Encoded, Look, look, upright
-from sfumato.data.images import Channels, bombs_refused, opened
 from sfumato.data.sources.source import Source, SourceConfig
 from sfumato.data.tasks import Runner
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.data import index
-from sfumato.data.faults import Fault, ImageFault
-from sfumato.data.images import bombs_refused, decoded
-from sfumato.data.index import ShardIndex
-from sfumato.data.manifest import Manifest, ShardInfo, file_digest
-from sfumato.data.samples import grouped
+from sfumato.data.format import index
+from sfumato.data.format.faults import Fault, ImageFault
+from sfumato.data.format.images import bombs_refused, decoded
+from sfumato.data.format.index import ShardIndex
+from sfumato.data.format.manifest import Manifest, ShardInfo, file_digest
+from sfumato.data.format.samples import grouped
+from sfumato.data.format.tar import scan
 from sfumato.data.storage.read import local_copy, size_of
-from sfumato.data.tar import scan
 from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.errors import DataError
 

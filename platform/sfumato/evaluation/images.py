@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from sfumato.core.batch import DataSpec
-from sfumato.data.faults import ImageFault, OnError
+from sfumato.data.format.faults import ImageFault, OnError
+from sfumato.data.format.images import MAX_PIXELS, opened
+from sfumato.data.format.manifest import FILE as MANIFEST
+from sfumato.data.format.manifest import file_digest
 from sfumato.data.geometry import pixels_of, upright
-from sfumato.data.images import MAX_PIXELS, opened
-from sfumato.data.manifest import FILE as MANIFEST
-from sfumato.data.manifest import file_digest
 from sfumato.data.reading import InPlace
 from sfumato.data.sources import source_named
 from sfumato.errors import DataError

@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from sfumato.core.batch import DataSpec
-from sfumato.data.faults import OnError
+from sfumato.data.format.faults import OnError
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.local import read_all
-from sfumato.data.manifest import Manifest
 from sfumato.evaluation.captions import every_one
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.core.batch import DataSpec
-from sfumato.data.manifest import file_digest
+from sfumato.data.format.manifest import file_digest
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.features.extractor import Extractor

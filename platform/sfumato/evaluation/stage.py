@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sfumato.data.faults import OnError
+from sfumato.data.format.faults import OnError
 from sfumato.evaluation.checks import check_comparable, check_enough, held_out_images, selected
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.extras import Extras, generated_features

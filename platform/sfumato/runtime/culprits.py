@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sfumato.data.index import load_shard
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.index import load_shard
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.epochs import Order
 from sfumato.data.order.pools import pools_of
 from sfumato.errors import TrainingError

@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato import recipe as recipes
 from sfumato.core.family import EmaOf
 from sfumato.core.schedules import power_exponent
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.runtime.averages import averages_uri
 from sfumato.runtime.resolve import run_folder_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sfumato.core.first_stage import CODES, LATENT_MEAN, FirstStageConfig, recorded
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.recipe import Recipe
 from sfumato.runtime.resolve import model_of

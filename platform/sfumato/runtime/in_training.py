@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import ray
 
-from sfumato.data.faults import OnError
+from sfumato.data.format.faults import OnError
 from sfumato.errors import CheckpointError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.during import Point, best_of, should_stop

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from sfumato.data import pack as packs
-from sfumato.data.faults import OnError
-from sfumato.data.images import MAX_PIXELS
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.faults import OnError
+from sfumato.data.format.images import MAX_PIXELS
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.pack import PackReport
 from sfumato.data.sources import KINDS, SourceSettings, kind_of
 from sfumato.data.storage.filesystems import below

@@ -29,8 +29,8 @@ from sfumato.core.first_stage import (
     Tokenizer,
 )
 from sfumato.data.batches import to_batch
-from sfumato.data.encoder_info import ArrayInfo, EncoderInfo
-from sfumato.data.manifest import Manifest, ShardInfo, verify
+from sfumato.data.format.encoder_info import ArrayInfo, EncoderInfo
+from sfumato.data.format.manifest import Manifest, ShardInfo, verify
 from sfumato.data.precompute import (
     Draft,
     ShardEncoder,

@@ -18,7 +18,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from sfumato import errors
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.ray_source import RankStreams
 from sfumato.errors import TrainingError, WorkersLost
 from sfumato.recipe import Recipe

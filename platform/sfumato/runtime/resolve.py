@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato import recipe as recipes
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
 from sfumato.parallel.single import Single

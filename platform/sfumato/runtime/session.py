@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.data import pack as packing
+from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.layout import TRAIN
-from sfumato.data.manifest import Manifest, verify
 from sfumato.data.order.epochs import pools
 from sfumato.data.storage.filesystems import above, below
 from sfumato.errors import ConfigError, DataError

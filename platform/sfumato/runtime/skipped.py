@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sfumato.data.faults import Fault
+from sfumato.data.format.faults import Fault
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.tracking.run import Tracker
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sfumato.data.manifest import FILE as MANIFEST
+from sfumato.data.format.manifest import FILE as MANIFEST
 from sfumato.runtime.resolve import folder_of_checkpoint, run_folder_of
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.sampling.model_folder import CARD

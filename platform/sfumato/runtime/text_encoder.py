@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sfumato.data.encoder_info import ArrayInfo, EncoderInfo
-from sfumato.data.manifest import Manifest, file_digest
+from sfumato.data.format.encoder_info import ArrayInfo, EncoderInfo
+from sfumato.data.format.manifest import Manifest, file_digest
 from sfumato.errors import ConfigError
 from sfumato.evaluation.features.transformers_folder import load_folder, transformers_problems
 

@@ -17,7 +17,7 @@ from sfumato import parallel as strategies
 from sfumato.core.batch import MicroBatch
 from sfumato.core.progress import Progress
 from sfumato.data import local
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.ray_source import DATASET
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError
 from sfumato.parallel import Placement, Strategy

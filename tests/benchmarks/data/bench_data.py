@@ -43,7 +43,7 @@ def encoded_images(name: str) -> list[bytes]:
     """The encoded images of a set, once each."""
     import tarfile
 
-    from sfumato.data.images import png
+    from sfumato.data.format.images import png
 
     if name == "mnist":
         with np.load(SHARED / "mnist70k.npz", allow_pickle=False) as arrays:
@@ -63,9 +63,9 @@ def make_shards(folder: Path, images: list[bytes], extension: str, total: int, s
     """`total` samples, the images again and again, as a data set of Sfumato."""
     from PIL import Image
 
-    from sfumato.data import index
-    from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo
-    from sfumato.data.tar import TarWriter
+    from sfumato.data.format import index
+    from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo
+    from sfumato.data.format.tar import TarWriter
 
     folder.mkdir(parents=True)
     shards = []
@@ -86,8 +86,8 @@ def make_shards(folder: Path, images: list[bytes], extension: str, total: int, s
 
 def many_times(source: Path, folder: Path, times: int) -> None:
     """The same shards under further names: a data set `times` as large that takes no more disk."""
-    from sfumato.data.index import file_name
-    from sfumato.data.manifest import Manifest
+    from sfumato.data.format.index import file_name
+    from sfumato.data.format.manifest import Manifest
 
     folder.mkdir()
     manifest = Manifest.load(source)
@@ -205,8 +205,8 @@ def growth(place: Place, seconds: float) -> dict[str, float]:
     import ray
 
     from sfumato.data.config import DataSettings
+    from sfumato.data.format.manifest import Manifest
     from sfumato.data.local import RankPlan
-    from sfumato.data.manifest import Manifest
     from sfumato.data.ray_source import RankReader
 
     def reader(images: int) -> Any:

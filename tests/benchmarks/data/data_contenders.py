@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sfumato.data.index import load
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.index import load
+from sfumato.data.format.manifest import Manifest
 
 BATCH = 256
 STREAMS = 8
@@ -56,7 +56,7 @@ def samples(place: Place) -> Iterator[bytes]:
 
 def bare(place: Place) -> Batches:
     """What one process can do: read, decode by Sfumato's decoders, stack; nothing else."""
-    from sfumato.data.images import decoded
+    from sfumato.data.format.images import decoded
 
     info = Manifest.load(place.shards).image
     return _stacked(place, lambda data: decoded(data, info))

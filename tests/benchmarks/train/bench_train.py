@@ -118,7 +118,7 @@ def ddp(bench: Bench) -> list[dict[str, Any]]:
 def example(bench: Bench, script: Path | None, python: str) -> list[dict[str, Any]]:
     if reason := train_example.missing(script, python):
         return [{"what": "diffusers' example", "skipped": reason}]
-    from sfumato.data.manifest import Manifest
+    from sfumato.data.format.manifest import Manifest
     from sfumato.data.pack import pack
     from sfumato.data.sources.folder import FolderSource
 

@@ -72,7 +72,7 @@ class Speed:
 def in_memory(data: Path) -> tuple[Any, Tensor, Tensor]:
     """The data's spec, its images in [-1, 1] and its labels."""
     from sfumato.data import local
-    from sfumato.data.manifest import Manifest
+    from sfumato.data.format.manifest import Manifest
 
     columns = list(local.read_all(data))
     pixels = torch.from_numpy(np.concatenate([part["image"] for part in columns]))

@@ -16,8 +16,8 @@ from itertools import groupby
 import numpy as np
 
 from sfumato.data.config import DataSettings
-from sfumato.data.index import load_shard
-from sfumato.data.manifest import ImageInfo, Manifest, ShardInfo, verify
+from sfumato.data.format.index import load_shard
+from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo, verify
 from sfumato.errors import ConfigError, DataError
 
 

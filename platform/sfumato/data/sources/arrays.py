@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sfumato.data.faults import Fault
+from sfumato.data.format.faults import Fault
+from sfumato.data.format.images import U8
 from sfumato.data.geometry import Look
-from sfumato.data.images import U8
 from sfumato.data.sources.source import I64, Record
 
 

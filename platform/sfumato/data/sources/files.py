@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.data.faults import ImageFault
-from sfumato.data.samples import parse_meta
+from sfumato.data.format.faults import ImageFault
+from sfumato.data.format.samples import parse_meta
 from sfumato.data.sources.source import I64, MAX_CLASSES, NO_LABEL
 from sfumato.errors import DataError
 

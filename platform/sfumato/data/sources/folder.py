@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sfumato.data.faults import Fault, ImageFault
+from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.geometry import Look
 from sfumato.data.sources import files
 from sfumato.data.sources.source import I64, Opening, Record, Source, SourceConfig

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from sfumato.data.faults import ImageFault
+from sfumato.data.format.faults import ImageFault
 from sfumato.data.sources import files, table
 from sfumato.data.sources.columns import ColumnOptions, chosen
 from sfumato.data.sources.source import Opening, Source

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sfumato.data.images import U8
+from sfumato.data.format.images import U8
 from sfumato.data.sources import files
 from sfumato.data.sources.arrays import ArraySource
 from sfumato.data.sources.source import I64, Opening, Source, SourceConfig, Words

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
 from sfumato.core.config import Config
-from sfumato.data.faults import Fault
+from sfumato.data.format.faults import Fault
 from sfumato.data.geometry import Crop, Encoded, Format, Look, Resample
 from sfumato.data.tasks import OnProgress, Runner
 

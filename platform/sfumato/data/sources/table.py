@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sfumato.data.faults import Fault, ImageFault
+from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.geometry import Look
 from sfumato.data.sources import files
 from sfumato.data.sources.columns import Columns

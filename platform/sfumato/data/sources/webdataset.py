@@ -11,9 +11,9 @@ from typing import BinaryIO, Literal
 import numpy as np
 from pydantic import Field
 
-from sfumato.data.faults import Fault, ImageFault
+from sfumato.data.format.faults import Fault, ImageFault
+from sfumato.data.format.samples import Fields, Row, SampleReader
 from sfumato.data.geometry import Look
-from sfumato.data.samples import Fields, Row, SampleReader
 from sfumato.data.sources import files
 from sfumato.data.sources.source import I64, Opening, Record, Source, SourceConfig, Words
 from sfumato.data.tasks import Tally

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import recipe as recipes
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, TrainingError
 from sfumato.recipe import Recipe
 from sfumato.runtime import ray_cluster

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.report import FILE, read_report

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from sfumato.data import pack as packing
-from sfumato.data.faults import OnError
+from sfumato.data.format.faults import OnError
+from sfumato.data.format.manifest import Manifest
 from sfumato.data.layout import TRAIN, VAL
-from sfumato.data.manifest import Manifest
 from sfumato.data.sources import SourceSettings
 from sfumato.data.sources.files import state
 from sfumato.errors import ConfigError, DataError

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from sfumato.core.first_stage import FirstStageConfig
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, DataError
 from sfumato.runtime import first_stage
 from sfumato.runtime import precompute as encoding

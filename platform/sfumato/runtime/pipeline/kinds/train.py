@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from sfumato.data.manifest import Manifest
+from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.runtime import first_stage, ray_cluster, stages

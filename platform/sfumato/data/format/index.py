@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sfumato.data.faults import Fault
-from sfumato.data.manifest import Manifest, ShardInfo
-from sfumato.data.samples import Fields, Row, SampleReader
+from sfumato.data.format.faults import Fault
+from sfumato.data.format.manifest import Manifest, ShardInfo
+from sfumato.data.format.samples import Fields, Row, SampleReader
 from sfumato.data.storage.read import open_file, read_bytes, size_of
 from sfumato.data.storage.write import write_bytes
 from sfumato.errors import DataError

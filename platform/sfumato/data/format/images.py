@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfumato.data.decoders import plain_pixels
-from sfumato.data.faults import ImageFault
-from sfumato.data.manifest import ImageInfo
+from sfumato.data.format.decoders import plain_pixels
+from sfumato.data.format.faults import ImageFault
+from sfumato.data.format.manifest import ImageInfo
 
 U8 = NDArray[np.uint8]
 Channels = Literal[1, 3]

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from sfumato.core.config import Config
-from sfumato.data.faults import Fault, ImageFault
-from sfumato.data.tar import Member, RandomAccess, scan
+from sfumato.data.format.faults import Fault, ImageFault
+from sfumato.data.format.tar import Member, RandomAccess, scan
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "npy")
 PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib", "dill")

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
-from sfumato.data.encoder_info import EncoderInfo
+from sfumato.data.format.encoder_info import EncoderInfo
 from sfumato.data.storage.read import PIECE, open_file, read_bytes, size_of
 from sfumato.data.storage.write import write_bytes
 from sfumato.errors import DataError

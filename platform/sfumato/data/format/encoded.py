@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sfumato.data.encoder_info import ArrayInfo
+from sfumato.data.format.encoder_info import ArrayInfo
 from sfumato.data.storage.read import open_file, read_bytes
 from sfumato.errors import DataError
 
