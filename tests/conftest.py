@@ -46,8 +46,8 @@ def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with scikit-learn's 1,797 handwritten digits, packed as `sfumato pack` does it."""
-    from sfumato.data.pack import pack
-    from sfumato.data.sources.digits import DigitsSource
+    from sfumato.data.packing.pack import pack
+    from sfumato.data.packing.sources.digits import DigitsSource
 
     folder = tmp_path_factory.mktemp("data") / "digits"
     pack(DigitsSource(), folder)

@@ -156,7 +156,7 @@ def _free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="session")
 def three_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits, packed into three shards."""
-    from sfumato.data.pack import pack
+    from sfumato.data.packing.pack import pack
 
     folder = tmp_path_factory.mktemp("data") / "digits"
     pack("digits", folder, shard_size=600)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.data.foreign import IndexOptions, make_index
 from sfumato.data.format.faults import FaultLog
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.inspection import inspect
-from sfumato.data.pack import pack
-from sfumato.data.ray_tasks import RayRunner
-from sfumato.data.sources.folder import FolderSource
+from sfumato.data.packing.index_existing import IndexOptions, make_index
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.ray_tasks import RayRunner
+from sfumato.data.packing.sources.folder import FolderSource
 from sfumato.data.verification import check
 from sfumato.errors import DataError
 

@@ -17,7 +17,7 @@ from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.local import LocalReader, RankPlan
 from sfumato.data.order.epochs import Block
-from sfumato.data.pack import pack
+from sfumato.data.packing.pack import pack
 from sfumato.data.ray_source import DATASET, RankReader, RankStreams
 from sfumato.errors import DataError
 

@@ -18,17 +18,17 @@ from typer.testing import CliRunner
 
 from sfumato import recipe
 from sfumato.cli import app
-from sfumato.data import remote_draft
-from sfumato.data.fetching import fetched
 from sfumato.data.format import index
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.pack import pack
-from sfumato.data.sources import kind_of, source_named
-from sfumato.data.sources.digits import DigitsSource
+from sfumato.data.packing import remote_staging
+from sfumato.data.packing.download import fetched
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.sources import kind_of, source_named
+from sfumato.data.packing.sources.digits import DigitsSource
+from sfumato.data.packing.tasks import T, Task
 from sfumato.data.storage.filesystems import above, below
 from sfumato.data.storage.read import local_copy, read_bytes
 from sfumato.data.storage.write import entries, names_in, upload, write_bytes
-from sfumato.data.tasks import T, Task
 from sfumato.errors import DataError
 from sfumato.runtime.display import Display
 from sfumato.runtime.session import packed
@@ -163,7 +163,7 @@ class _Rival(_Stops):
         self._place = place
 
     def __call__(self, tasks: Sequence[Task[T]], advance: Callable[[int], None]) -> Iterator[T]:
-        write_bytes(self._place, remote_draft._CLAIM, b"rival")
+        write_bytes(self._place, remote_staging._CLAIM, b"rival")
         return super().__call__(tasks, advance)
 
 
@@ -247,8 +247,8 @@ def test_an_index_is_made_where_the_tars_are(place: str, tmp_path: Path) -> None
 
 
 def _index(folder: str, **options: Any) -> None:
-    from sfumato.data.foreign import IndexOptions, make_index
     from sfumato.data.format.faults import FaultLog
+    from sfumato.data.packing.index_existing import IndexOptions, make_index
 
     make_index(folder, IndexOptions(), FaultLog("fail", 0), max_pixels=1_000, **options)
 

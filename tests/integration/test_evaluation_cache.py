@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfumato.data.pack import pack
+from sfumato.data.packing.pack import pack
 from sfumato.errors import DataError
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.features.extractor import Extracted

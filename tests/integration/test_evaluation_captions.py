@@ -16,7 +16,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.core.family import FamilyConfig, Frozen, Nets, SampleRequest
 from sfumato.core.rng import SampleRng
-from sfumato.data.pack import pack
+from sfumato.data.packing.pack import pack
 from sfumato.errors import CapabilityError, ConfigError, DataError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.images import open_images

@@ -14,7 +14,7 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.pack import pack
+from sfumato.data.packing.pack import pack
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.images import Resized, open_images

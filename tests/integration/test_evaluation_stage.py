@@ -21,7 +21,7 @@ import sfumato
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import seeded
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.pack import pack
+from sfumato.data.packing.pack import pack
 from sfumato.errors import CapabilityError, CheckpointError, ConfigError, DataError, SfumatoError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.metrics.lpips import Lpips

@@ -19,8 +19,8 @@ from sfumato.data import local
 from sfumato.data.config import DataSettings
 from sfumato.data.format.index import load
 from sfumato.data.format.manifest import Manifest, verify
-from sfumato.data.pack import pack
-from sfumato.data.sources.digits import DigitsSource
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.sources.digits import DigitsSource
 from sfumato.data.storage.write import entries
 from sfumato.errors import ConfigError, DataError
 from sfumato.parallel import Placement

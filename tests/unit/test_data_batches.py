@@ -26,8 +26,8 @@ from sfumato.data.format.images import decoded
 from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo, file_digest
 from sfumato.data.local import LocalReader, RankPlan
 from sfumato.data.order.epochs import Order
-from sfumato.data.pack import pack
-from sfumato.data.sources.npz import NpzSource
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.sources.npz import NpzSource
 from sfumato.errors import DataError
 
 SAMPLES = 203

@@ -14,8 +14,8 @@ from sfumato import families, recipe
 from sfumato.data import local
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.pools import pools_of
-from sfumato.data.pack import pack
-from sfumato.data.sources.folder import FolderSource
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.sources.folder import FolderSource
 from sfumato.errors import ConfigError
 from sfumato.evaluation.reference import PackedReference
 from sfumato.parallel import Placement

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.data.dedupe import Print, near_duplicates, print_of
 from sfumato.data.format.faults import ImageFault
-from sfumato.data.geometry import Geometry, auto_buckets, covering, nearest_bucket
+from sfumato.data.packing.dedupe import Print, near_duplicates, print_of
+from sfumato.data.packing.resizing import Geometry, auto_buckets, covering, nearest_bucket
 
 RNG = np.random.default_rng(5)
 

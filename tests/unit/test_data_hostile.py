@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.data.foreign import IndexOptions, IndexReport, make_index
 from sfumato.data.format import index
 from sfumato.data.format.faults import FaultLog
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.format.tar import BLOCK, scan
 from sfumato.data.local import read_all
-from sfumato.data.pack import pack
-from sfumato.data.sources.webdataset import WebDatasetSource
+from sfumato.data.packing.index_existing import IndexOptions, IndexReport, make_index
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.sources.webdataset import WebDatasetSource
 from sfumato.errors import DataError
 
 Add = Callable[..., None]

@@ -19,9 +19,9 @@ from sfumato.data import local
 from sfumato.data.config import DataSettings, MixSettings
 from sfumato.data.format import index
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.pack import pack
-from sfumato.data.sources.folder import FolderSource
-from sfumato.data.sources.npz import NpzSource
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.sources.folder import FolderSource
+from sfumato.data.packing.sources.npz import NpzSource
 
 STREAMS, ROWS, STEPS = 5, 4, 40
 BATCH = STREAMS * ROWS

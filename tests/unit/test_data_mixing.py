@@ -21,8 +21,8 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.global_batches import Deal
 from sfumato.data.order.mixture import Turns
 from sfumato.data.order.pools import content_digest, pools_of
-from sfumato.data.pack import pack
-from sfumato.data.sources.npz import NpzSource
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.sources.npz import NpzSource
 from sfumato.errors import ConfigError, DataError
 
 BATCH, STREAMS, SEED = 24, 4, 11

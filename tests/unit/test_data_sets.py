@@ -19,8 +19,8 @@ from sfumato.data.format.images import decoded
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.inspection import inspect
 from sfumato.data.local import read_all
-from sfumato.data.pack import pack
-from sfumato.data.sources.digits import DigitsSource
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.sources.digits import DigitsSource
 from sfumato.data.verification import check
 
 SHARED = Path(os.environ.get("SFUMATO_SHARED_DATA", "../shared/data"))

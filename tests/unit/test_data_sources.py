@@ -20,14 +20,14 @@ from PIL import Image
 from sfumato.data.format import index
 from sfumato.data.format.images import decoded
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.pack import pack
-from sfumato.data.sources import SourceSettings, kind_of, source_named
-from sfumato.data.sources.folder import FolderSource
-from sfumato.data.sources.huggingface import HuggingFaceSource
-from sfumato.data.sources.idx import IdxSource
-from sfumato.data.sources.listing import ListingSource
-from sfumato.data.sources.parquet import ParquetSource
-from sfumato.data.sources.webdataset import WebDatasetSource
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.sources import SourceSettings, kind_of, source_named
+from sfumato.data.packing.sources.folder import FolderSource
+from sfumato.data.packing.sources.huggingface import HuggingFaceSource
+from sfumato.data.packing.sources.idx import IdxSource
+from sfumato.data.packing.sources.listing import ListingSource
+from sfumato.data.packing.sources.parquet import ParquetSource
+from sfumato.data.packing.sources.webdataset import WebDatasetSource
 from sfumato.errors import DataError
 
 RNG = np.random.default_rng(3)

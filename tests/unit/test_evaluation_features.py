@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sfumato.core.batch import DataSpec
-from sfumato.data.pack import pack
+from sfumato.data.packing.pack import pack
 from sfumato.errors import CapabilityError, DataError, with_extra
 from sfumato.evaluation.features import all_features
 from sfumato.evaluation.features.classifier import ClassifierKind, ClassifierOptions

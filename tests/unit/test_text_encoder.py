@@ -13,8 +13,8 @@ from sfumato.core.rng import seeded
 from sfumato.data import local
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest, verify
-from sfumato.data.pack import pack
-from sfumato.data.precompute import encode_shard, finish
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.precompute import encode_shard, finish
 from sfumato.errors import ConfigError
 from sfumato.runtime import precompute
 

@@ -10,7 +10,7 @@ from sfumato.core.config import Config
 from sfumato.data.format.faults import OnError
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.manifest import Verify
-from sfumato.data.sources import SourceSettings
+from sfumato.data.packing.sources import SourceSettings
 from sfumato.data.transforms import AnyTransform
 
 

@@ -16,8 +16,8 @@ from sfumato.data.format import index
 from sfumato.data.format.faults import ImageFault
 from sfumato.data.format.images import U8, bombs_refused, decoded
 from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo
+from sfumato.data.packing.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.data.storage.read import File, local_copy, open_file
-from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
 
 _TELL = 64
 _SIDE = 96

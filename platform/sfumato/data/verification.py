@@ -13,8 +13,8 @@ from sfumato.data.format.index import ShardIndex
 from sfumato.data.format.manifest import Manifest, ShardInfo, file_digest
 from sfumato.data.format.samples import grouped
 from sfumato.data.format.tar import scan
+from sfumato.data.packing.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.data.storage.read import local_copy, size_of
-from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.errors import DataError
 
 _TELL = 64

@@ -22,9 +22,9 @@ from sfumato.data.format.faults import ImageFault, OnError
 from sfumato.data.format.images import MAX_PIXELS, opened
 from sfumato.data.format.manifest import FILE as MANIFEST
 from sfumato.data.format.manifest import file_digest
-from sfumato.data.geometry import pixels_of, upright
-from sfumato.data.reading import InPlace
-from sfumato.data.sources import source_named
+from sfumato.data.packing.resizing import pixels_of, upright
+from sfumato.data.packing.sources import source_named
+from sfumato.data.packing.unpacked import InPlace
 from sfumato.errors import DataError
 from sfumato.evaluation.captions import Captioned, every_one
 from sfumato.evaluation.reference import ROWS, ImageBlock, PackedReference, Reference

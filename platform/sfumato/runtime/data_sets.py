@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sfumato.data.foreign import IndexOptions, make_index
 from sfumato.data.format.faults import FaultLog, OnError
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.samples import PICKLES, Fields
 from sfumato.data.inspection import contact_sheet, inspect
+from sfumato.data.packing.index_existing import IndexOptions, make_index
 from sfumato.data.verification import check
 from sfumato.errors import DataError
 from sfumato.runtime.display import Display

@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sfumato.data import pack as packs
 from sfumato.data.format.faults import OnError
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.pack import PackReport
-from sfumato.data.sources import KINDS, SourceSettings, kind_of
+from sfumato.data.packing import pack as packs
+from sfumato.data.packing.pack import PackReport
+from sfumato.data.packing.sources import KINDS, SourceSettings, kind_of
 from sfumato.data.storage.filesystems import below
 from sfumato.errors import ConfigError
 from sfumato.recipe import explain

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sfumato.data.tasks import T, Task, in_process
+from sfumato.data.packing.tasks import T, Task, in_process
 from sfumato.runtime import ray_cluster
 
 _FEW = 4
@@ -42,7 +42,7 @@ class Pool:
         if self._workers == 1 or len(tasks) < 2 or (self._workers is None and (alone or len(tasks) < _FEW)):
             return in_process(tasks, advance)
         workers = self._join()
-        from sfumato.data.ray_tasks import RayRunner
+        from sfumato.data.packing.ray_tasks import RayRunner
 
         return RayRunner(workers)(tasks, advance)
 

@@ -31,7 +31,7 @@ from sfumato.core.first_stage import (
 from sfumato.data.batches import to_batch
 from sfumato.data.format.encoder_info import ArrayInfo, EncoderInfo
 from sfumato.data.format.manifest import Manifest, ShardInfo, verify
-from sfumato.data.precompute import (
+from sfumato.data.packing.precompute import (
     Draft,
     ShardEncoder,
     check_destination,

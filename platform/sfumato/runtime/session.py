@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.data import pack as packing
 from sfumato.data.format.manifest import Manifest, verify
-from sfumato.data.layout import TRAIN
 from sfumato.data.order.epochs import pools
+from sfumato.data.packing import pack as packing
+from sfumato.data.packing.layout import TRAIN
 from sfumato.data.storage.filesystems import above, below
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipe import Recipe

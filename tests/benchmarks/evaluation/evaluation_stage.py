@@ -30,8 +30,8 @@ WORKERS = 2
 def prepare(root: Path) -> None:
     """Packed digits, a model folder, and a cache with the classifier and the reference's features."""
     from sfumato.core.rng import seeded
-    from sfumato.data.pack import pack
-    from sfumato.data.sources.digits import DigitsSource
+    from sfumato.data.packing.pack import pack
+    from sfumato.data.packing.sources.digits import DigitsSource
     from sfumato.families.diffusion.config import DiffusionConfig
     from sfumato.sampling.model_folder import save_model_folder
 

@@ -119,8 +119,8 @@ def example(bench: Bench, script: Path | None, python: str) -> list[dict[str, An
     if reason := train_example.missing(script, python):
         return [{"what": "diffusers' example", "skipped": reason}]
     from sfumato.data.format.manifest import Manifest
-    from sfumato.data.pack import pack
-    from sfumato.data.sources.folder import FolderSource
+    from sfumato.data.packing.pack import pack
+    from sfumato.data.packing.sources.folder import FolderSource
 
     images, data = bench.root / "png", bench.root / "colour"
     train_example.write_images(images)
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--example", type=Path, help="diffusers' train_unconditional.py")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that runs the example")
     options = parser.parse_args()
-    from sfumato.data.pack import pack
+    from sfumato.data.packing.pack import pack
 
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []

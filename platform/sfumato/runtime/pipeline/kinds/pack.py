@@ -8,12 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from sfumato.data import pack as packing
 from sfumato.data.format.faults import OnError
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.layout import TRAIN, VAL
-from sfumato.data.sources import SourceSettings
-from sfumato.data.sources.files import state
+from sfumato.data.packing import pack as packing
+from sfumato.data.packing.layout import TRAIN, VAL
+from sfumato.data.packing.sources import SourceSettings
+from sfumato.data.packing.sources.files import state
 from sfumato.errors import ConfigError, DataError
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import Place

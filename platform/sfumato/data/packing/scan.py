@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from sfumato.data.dedupe import Print, print_of
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import Channels, bombs_refused, opened
-from sfumato.data.geometry import Encoded, Look, look, upright
-from sfumato.data.sources.source import Source, SourceConfig
-from sfumato.data.tasks import Runner
+from sfumato.data.packing.dedupe import Print, print_of
+from sfumato.data.packing.resizing import Encoded, Look, look, upright
+from sfumato.data.packing.sources.source import Source, SourceConfig
+from sfumato.data.packing.tasks import Runner
 
 _ROWS = 512
 _TELL = 64

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sfumato.data.fetching import listed
-from sfumato.data.sources.digits import DigitsSource
-from sfumato.data.sources.folder import FolderSource
-from sfumato.data.sources.huggingface import SPLITS, STATE, HuggingFaceSource
-from sfumato.data.sources.idx import IMAGES, IdxSource, holds_idx
-from sfumato.data.sources.listing import ListingSource
-from sfumato.data.sources.npz import NpzSource
-from sfumato.data.sources.parquet import ParquetSource
-from sfumato.data.sources.webdataset import WebDatasetSource
+from sfumato.data.packing.download import listed
+from sfumato.data.packing.sources.digits import DigitsSource
+from sfumato.data.packing.sources.folder import FolderSource
+from sfumato.data.packing.sources.huggingface import SPLITS, STATE, HuggingFaceSource
+from sfumato.data.packing.sources.idx import IMAGES, IdxSource, holds_idx
+from sfumato.data.packing.sources.listing import ListingSource
+from sfumato.data.packing.sources.npz import NpzSource
+from sfumato.data.packing.sources.parquet import ParquetSource
+from sfumato.data.packing.sources.webdataset import WebDatasetSource
 from sfumato.data.storage.filesystems import filesystem, is_remote
 
 SourceSettings = (

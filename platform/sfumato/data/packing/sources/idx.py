@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from sfumato.data.format.images import U8
-from sfumato.data.sources import files
-from sfumato.data.sources.arrays import ArraySource
-from sfumato.data.sources.source import I64, Opening, Source, SourceConfig, Words
+from sfumato.data.packing.sources import files
+from sfumato.data.packing.sources.arrays import ArraySource
+from sfumato.data.packing.sources.source import I64, Opening, Source, SourceConfig, Words
 from sfumato.errors import DataError
 
 _UINT8 = 0x08

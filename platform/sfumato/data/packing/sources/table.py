@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from sfumato.data.format.faults import Fault, ImageFault
-from sfumato.data.geometry import Look
-from sfumato.data.sources import files
-from sfumato.data.sources.columns import Columns
-from sfumato.data.sources.source import I64, Record
+from sfumato.data.packing.resizing import Look
+from sfumato.data.packing.sources import files
+from sfumato.data.packing.sources.columns import Columns
+from sfumato.data.packing.sources.source import I64, Record
 from sfumato.errors import DataError
 
 

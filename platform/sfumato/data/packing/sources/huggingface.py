@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sfumato.data.format.faults import ImageFault
-from sfumato.data.sources import files, table
-from sfumato.data.sources.columns import ColumnOptions, chosen
-from sfumato.data.sources.source import Opening, Source
+from sfumato.data.packing.sources import files, table
+from sfumato.data.packing.sources.columns import ColumnOptions, chosen
+from sfumato.data.packing.sources.source import Opening, Source
 from sfumato.errors import DataError
 
 STATE, SPLITS = "state.json", "dataset_dict.json"

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from sfumato.data.sources.source import SourceConfig, Words
+from sfumato.data.packing.sources.source import SourceConfig, Words
 from sfumato.errors import DataError
 
 _IMAGE = ("image", "img", "jpg", "png", "webp", "picture", "pixel_values")

@@ -17,11 +17,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.data.draft import HOLDS_ONE, TAKEN, understood, written
 from sfumato.data.format import index
 from sfumato.data.format.manifest import FILE, Manifest
-from sfumato.data.layout import TRAIN, VAL, ShardPlan
-from sfumato.data.shards import ShardResult
+from sfumato.data.packing.layout import TRAIN, VAL, ShardPlan
+from sfumato.data.packing.shard_writer import ShardResult
+from sfumato.data.packing.staging import HOLDS_ONE, TAKEN, understood, written
 from sfumato.data.storage.filesystems import below, check_bucket, filesystem
 from sfumato.data.storage.read import read_bytes, size_of
 from sfumato.data.storage.write import entries, names_in, remove, remove_tree, write_bytes

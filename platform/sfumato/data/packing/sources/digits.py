@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from sfumato.data.sources.arrays import ArraySource
-from sfumato.data.sources.source import Opening, Source, SourceConfig
+from sfumato.data.packing.sources.arrays import ArraySource
+from sfumato.data.packing.sources.source import Opening, Source, SourceConfig
 
 _LEVELS = 16
 

@@ -17,12 +17,12 @@ import PIL
 from PIL import features
 
 from sfumato.core.seeds import derive
-from sfumato.data.dedupe import Duplicate, near_duplicates
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import Channels
-from sfumato.data.geometry import Geometry, Look, Size, auto_buckets, check_size, nearest_bucket
-from sfumato.data.sources.source import Source, SourceConfig
-from sfumato.data.survey import Seen
+from sfumato.data.packing.dedupe import Duplicate, near_duplicates
+from sfumato.data.packing.resizing import Geometry, Look, Size, auto_buckets, check_size, nearest_bucket
+from sfumato.data.packing.scan import Seen
+from sfumato.data.packing.sources.source import Source, SourceConfig
 from sfumato.errors import DataError
 
 _MOST_SAMPLES, _FEWEST_SAMPLES = 8192, 64

@@ -6,15 +6,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfumato.data import fetching
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import MAX_PIXELS, U8, bombs_refused
 from sfumato.data.format.manifest import ImageInfo
-from sfumato.data.layout import channels_of, geometry_of, sizes_of
-from sfumato.data.sources import SourceSettings
-from sfumato.data.sources.source import NO_LABEL, Opening
-from sfumato.data.survey import assumed, needed, survey
-from sfumato.data.tasks import in_process
+from sfumato.data.packing import download
+from sfumato.data.packing.layout import channels_of, geometry_of, sizes_of
+from sfumato.data.packing.scan import assumed, needed, survey
+from sfumato.data.packing.sources import SourceSettings
+from sfumato.data.packing.sources.source import NO_LABEL, Opening
+from sfumato.data.packing.tasks import in_process
 from sfumato.errors import DataError
 
 
@@ -27,7 +27,7 @@ class InPlace:
 
     def __init__(self, config: SourceSettings, max_pixels: int = MAX_PIXELS) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="sfumato-source-")
-        config = fetching.local(config, Path(self._scratch.name), None, lambda name: None)
+        config = download.local(config, Path(self._scratch.name), None, lambda name: None)
         opening = Opening(max_pixels, Path(self._scratch.name), in_process, lambda done, total: None)
         with bombs_refused():
             source = config.open(opening)

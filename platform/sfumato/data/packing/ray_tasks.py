@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from sfumato.data.tasks import T, Task
+from sfumato.data.packing.tasks import T, Task
 from sfumato.errors import DataError, SfumatoError
 
 

@@ -14,19 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sfumato.data import fetching
-from sfumato.data.draft import Draft, draft_of, target_of
 from sfumato.data.format.faults import Fault, FaultLog, OnError
 from sfumato.data.format.images import MAX_PIXELS, bombs_refused
 from sfumato.data.format.manifest import ImageInfo, Manifest
-from sfumato.data.layout import TRAIN, Layout, ShardPlan, file_stem, layout
-from sfumato.data.remote_draft import remote_draft_of
-from sfumato.data.shards import ShardResult, ShardTask
-from sfumato.data.sources import SourceSettings, source_named
-from sfumato.data.sources.source import Opening, Source
+from sfumato.data.packing import download
+from sfumato.data.packing.layout import TRAIN, Layout, ShardPlan, file_stem, layout
+from sfumato.data.packing.remote_staging import remote_draft_of
+from sfumato.data.packing.scan import Seen, assumed, needed, survey
+from sfumato.data.packing.shard_writer import ShardResult, ShardTask
+from sfumato.data.packing.sources import SourceSettings, source_named
+from sfumato.data.packing.sources.source import Opening, Source
+from sfumato.data.packing.staging import Draft, draft_of, target_of
+from sfumato.data.packing.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.data.storage.filesystems import is_remote
-from sfumato.data.survey import Seen, assumed, needed, survey
-from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.errors import DataError
 
 OnStage = Callable[[str], None]
@@ -177,7 +177,7 @@ def pack(
     config = source_named(source) if isinstance(source, str) else source
     log = FaultLog(on_error, max_errors)
     with _draft(str(dest), overwrite) as draft, bombs_refused():
-        config = fetching.local(config, draft.scratch, progress, stage)
+        config = download.local(config, draft.scratch, progress, stage)
         return _Pack(config, log, max_pixels, shard_size, run, progress, stage).report(draft)
 
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from pyarrow import fs
 
+from sfumato.data.packing.tasks import OnProgress
 from sfumato.data.storage.filesystems import above, check_bucket, explained, filesystem, is_remote, retried
 from sfumato.data.storage.read import download
 from sfumato.data.storage.write import entries
-from sfumato.data.tasks import OnProgress
 from sfumato.errors import DataError
 
 if TYPE_CHECKING:
-    from sfumato.data.sources import SourceSettings
+    from sfumato.data.packing.sources import SourceSettings
 
 _AT_ONCE = 16
 _CLOCK_TICK_NS = 2 * 10**9

@@ -11,7 +11,7 @@ import numpy as np
 
 from sfumato.data.format.faults import ImageFault
 from sfumato.data.format.samples import parse_meta
-from sfumato.data.sources.source import I64, MAX_CLASSES, NO_LABEL
+from sfumato.data.packing.sources.source import I64, MAX_CLASSES, NO_LABEL
 from sfumato.errors import DataError
 
 Label = int | str | None

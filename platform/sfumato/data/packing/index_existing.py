@@ -18,13 +18,13 @@ from sfumato.data.format.faults import Fault, FaultLog, ImageFault
 from sfumato.data.format.images import Channels, bombs_refused, packed_look
 from sfumato.data.format.manifest import FILE, ImageInfo, Manifest, ShardInfo, file_digest
 from sfumato.data.format.samples import Fields, Row, SampleReader
-from sfumato.data.layout import file_stem
-from sfumato.data.sources import files
-from sfumato.data.sources.webdataset import check_pattern, tars
+from sfumato.data.packing.layout import file_stem
+from sfumato.data.packing.sources import files
+from sfumato.data.packing.sources.webdataset import check_pattern, tars
+from sfumato.data.packing.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.data.storage.filesystems import above, below, check_bucket, filesystem, is_remote
 from sfumato.data.storage.read import local_copy
 from sfumato.data.storage.write import names_in
-from sfumato.data.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.errors import DataError
 
 _TELL = 256

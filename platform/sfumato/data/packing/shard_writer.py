@@ -13,9 +13,9 @@ from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import bombs_refused
 from sfumato.data.format.manifest import ImageInfo, ShardInfo
 from sfumato.data.format.tar import TarWriter
-from sfumato.data.geometry import Size
-from sfumato.data.layout import ShardPlan
-from sfumato.data.sources.source import NO_LABEL, Source
+from sfumato.data.packing.layout import ShardPlan
+from sfumato.data.packing.resizing import Size
+from sfumato.data.packing.sources.source import NO_LABEL, Source
 from sfumato.data.storage.write import publish, workplace
 from sfumato.errors import DataError
 

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.samples import Fields, Row, SampleReader
-from sfumato.data.geometry import Look
-from sfumato.data.sources import files
-from sfumato.data.sources.source import I64, Opening, Record, Source, SourceConfig, Words
-from sfumato.data.tasks import Tally
+from sfumato.data.packing.resizing import Look
+from sfumato.data.packing.sources import files
+from sfumato.data.packing.sources.source import I64, Opening, Record, Source, SourceConfig, Words
+from sfumato.data.packing.tasks import Tally
 from sfumato.errors import DataError
 
 _OPEN_FILES = 64

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from sfumato.data.sources import files, table
-from sfumato.data.sources.columns import ColumnOptions, chosen
-from sfumato.data.sources.source import Opening, Source
-from sfumato.data.tasks import Tally
+from sfumato.data.packing.sources import files, table
+from sfumato.data.packing.sources.columns import ColumnOptions, chosen
+from sfumato.data.packing.sources.source import Opening, Source
+from sfumato.data.packing.tasks import Tally
 from sfumato.errors import DataError
 
 _ROWS = 256

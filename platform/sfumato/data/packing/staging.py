@@ -22,8 +22,8 @@ from pydantic import TypeAdapter, ValidationError
 from sfumato.data.format import index
 from sfumato.data.format.faults import Fault
 from sfumato.data.format.manifest import FILE, Manifest, ShardInfo, file_digest
-from sfumato.data.layout import TRAIN, ShardPlan
-from sfumato.data.shards import ShardResult
+from sfumato.data.packing.layout import TRAIN, ShardPlan
+from sfumato.data.packing.shard_writer import ShardResult
 from sfumato.data.storage.filesystems import filesystem
 from sfumato.errors import DataError
 

@@ -14,8 +14,8 @@ from pydantic import BeforeValidator, Field
 
 from sfumato.core.config import Config
 from sfumato.data.format.faults import Fault
-from sfumato.data.geometry import Crop, Encoded, Format, Look, Resample
-from sfumato.data.tasks import OnProgress, Runner
+from sfumato.data.packing.resizing import Crop, Encoded, Format, Look, Resample
+from sfumato.data.packing.tasks import OnProgress, Runner
 
 MAX_CLASSES = 100_000
 NO_LABEL = -1

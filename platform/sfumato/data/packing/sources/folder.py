@@ -11,9 +11,9 @@ from typing import Literal
 from pydantic import Field
 
 from sfumato.data.format.faults import Fault, ImageFault
-from sfumato.data.geometry import Look
-from sfumato.data.sources import files
-from sfumato.data.sources.source import I64, Opening, Record, Source, SourceConfig
+from sfumato.data.packing.resizing import Look
+from sfumato.data.packing.sources import files
+from sfumato.data.packing.sources.source import I64, Opening, Record, Source, SourceConfig
 from sfumato.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
