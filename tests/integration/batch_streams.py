@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from sfumato.core.batch import MicroBatch
-from sfumato.data import local
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest
+from sfumato.data.reading import local_reader
 
 BATCH = 64
 
@@ -21,7 +21,7 @@ def reading(
 ) -> Iterator[list[MicroBatch]]:
     """The folder's batches from the one at `images` on; the manifest is the folder's if none is given."""
     settings = DataSettings(path=str(folder), streams=4, shuffle_window=64)
-    return local.read(settings, manifest or Manifest.load(folder), seed=5, batch=BATCH, images=images)
+    return local_reader.read(settings, manifest or Manifest.load(folder), seed=5, batch=BATCH, images=images)
 
 
 def assert_same(one: Iterator[list[MicroBatch]], other: Iterator[list[MicroBatch]], steps: int) -> None:

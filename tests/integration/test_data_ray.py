@@ -12,13 +12,13 @@ import ray
 import torch
 
 from sfumato.core.batch import MicroBatch
-from sfumato.data import ray_source
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.local import LocalReader, RankPlan
 from sfumato.data.order.epochs import Block
 from sfumato.data.packing.pack import pack
-from sfumato.data.ray_source import DATASET, RankReader, RankStreams
+from sfumato.data.reading import ray_reader
+from sfumato.data.reading.local_reader import LocalReader, RankPlan
+from sfumato.data.reading.ray_reader import DATASET, RankReader, RankStreams
 from sfumato.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -78,13 +78,13 @@ def test_what_a_slow_consumer_does_not_need_soon_is_not_read(digits: Path) -> No
             handed_out += block.rows
             yield block
 
-    chunks = ray_source._chunks(plan.readers(), counted(), 1)
+    chunks = ray_reader._chunks(plan.readers(), counted(), 1)
     taken, start = next(chunks).rows, time.monotonic()
-    while taken < 2 * ray_source._FIRST_SPAN_ROWS:
+    while taken < 2 * ray_reader._FIRST_SPAN_ROWS:
         taken += next(chunks).rows
         time.sleep(0.02)
         a_second = taken / (time.monotonic() - start)
-        soon = max(ray_source._FIRST_SPAN_ROWS, 2 * ray_source._SPAN_SECONDS * a_second)
+        soon = max(ray_reader._FIRST_SPAN_ROWS, 2 * ray_reader._SPAN_SECONDS * a_second)
         assert handed_out - taken <= soon
     chunks.close()
 

@@ -18,10 +18,10 @@ from pyarrow import fs
 sys.path.insert(0, str(Path(__file__).parent))
 from batch_streams import BATCH, assert_same, reading
 
-from sfumato.data.blocks import BlockReader
 from sfumato.data.format import index
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.order.epochs import Range
+from sfumato.data.reading.block_reader import BlockReader
 from sfumato.data.storage.filesystems import PATIENCE, retried
 from sfumato.data.storage.read import open_file, read_bytes, size_of
 from sfumato.errors import DataError

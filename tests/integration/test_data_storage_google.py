@@ -15,7 +15,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from batch_streams import BATCH, assert_same, reading
 
-from sfumato.data.blocks import BlockReader
 from sfumato.data.format import index
 from sfumato.data.format.faults import FaultLog
 from sfumato.data.format.manifest import Manifest, verify
@@ -23,6 +22,7 @@ from sfumato.data.order.epochs import Range
 from sfumato.data.packing.index_existing import IndexOptions, make_index
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.tasks import T, Task, in_process
+from sfumato.data.reading.block_reader import BlockReader
 from sfumato.data.storage.filesystems import PATIENCE
 from sfumato.data.storage.read import read_bytes, size_of
 from sfumato.data.storage.write import entries, names_in, remove

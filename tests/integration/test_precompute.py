@@ -15,12 +15,12 @@ from PIL import Image
 
 from sfumato import families, recipe
 from sfumato.core.rng import seeded
-from sfumato.data import local
 from sfumato.data.config import DataSettings
 from sfumato.data.format.index import load
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.digits import DigitsSource
+from sfumato.data.reading import local_reader
 from sfumato.data.storage.write import entries
 from sfumato.errors import ConfigError, DataError
 from sfumato.parallel import Placement
@@ -150,7 +150,7 @@ def losses(job: Recipe) -> list[float]:
         streams=job.data.streams,
         report=lambda _, metrics: found.append(metrics["train/likelihood/loss"]),
     )
-    shares = local.read(
+    shares = local_reader.read(
         DataSettings.model_validate(job.data.model_dump()),
         manifest,
         seed=0,
@@ -177,7 +177,9 @@ def test_latents_are_read_as_they_were_computed(digits: Path, tmp_path: Path) ->
     run(folder, digits, tmp_path / "latents", actors=1)
     manifest = Manifest.load(tmp_path / "latents")
     data = DataSettings(path=str(tmp_path / "latents"), streams=4, shuffle_window=100)
-    shares = local.read(data, manifest, seed=1, batch=32, micro_batch=None, rank=0, world_size=1, images=64)
+    shares = local_reader.read(
+        data, manifest, seed=1, batch=32, micro_batch=None, rank=0, world_size=1, images=64
+    )
     batch = next(shares)[0].batch
     with torch.no_grad():
         latent = Generator.load(folder).nets["ema"].encode(batch["image"])
@@ -262,7 +264,7 @@ def test_shards_are_encoded_from_and_into_object_storage(
     assert not [file.path for file in entries(dest) if "_precomputing" in file.path]
     assert verify(dest, "checksum").digest == Manifest.load(coded).digest
     data = DataSettings(path=dest, streams=4, shuffle_window=100)
-    there = next(local.read(data, Manifest.load(dest), seed=1, batch=32, images=64))[0].batch
+    there = next(local_reader.read(data, Manifest.load(dest), seed=1, batch=32, images=64))[0].batch
     data = data.model_copy(update={"path": str(coded)})
-    here = next(local.read(data, Manifest.load(coded), seed=1, batch=32, images=64))[0].batch
+    here = next(local_reader.read(data, Manifest.load(coded), seed=1, batch=32, images=64))[0].batch
     assert all(torch.equal(there[name], here[name]) for name in ("image", "codes"))

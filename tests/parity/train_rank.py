@@ -20,9 +20,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from sfumato.core.progress import Progress
-from sfumato.data import local
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest
+from sfumato.data.reading import local_reader
 from sfumato.families import config_class
 from sfumato.parallel import ParallelSettings, Placement, make
 from sfumato.training import checkpoint as checkpoints
@@ -49,7 +49,7 @@ def train(case: dict) -> None:
         compile=settings.compile,
         activation_checkpointing=settings.activation_checkpointing,
     )
-    install(family, strategy, seed=3, first=lambda: next(local.read(data, manifest, **reading))[0])
+    install(family, strategy, seed=3, first=lambda: next(local_reader.read(data, manifest, **reading))[0])
     losses: list[float] = []
     scratch = Path(case["out"]).parent / "scratch"
     store = LocalStore(Path(case["checkpoints"])) if "checkpoints" in case else None
@@ -80,7 +80,7 @@ def train(case: dict) -> None:
         trainer.resume(saved.manifest.images, saved.manifest.step)
     start = trainer.progress.images
     rank = {"rank": placement.rank, "world_size": placement.world_size, "images": start}
-    shares = local.read(data, manifest, **reading, **rank)
+    shares = local_reader.read(data, manifest, **reading, **rank)
     with contextlib.suppress(_Stop):
         trainer.run(_killed(shares, case.get("kill_at"), start, settings.batch))
     if store is not None:

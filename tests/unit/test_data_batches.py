@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfumato.core.batch import MicroBatch
-from sfumato.data import local
-from sfumato.data.batches import MicroBatches
-from sfumato.data.chunks import Chunk, from_table, to_table
 from sfumato.data.config import DataSettings
 from sfumato.data.format import index
 from sfumato.data.format.images import decoded
 from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo, file_digest
-from sfumato.data.local import LocalReader, RankPlan
 from sfumato.data.order.epochs import Order
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.npz import NpzSource
+from sfumato.data.reading import local_reader
+from sfumato.data.reading.batches import MicroBatches
+from sfumato.data.reading.chunks import Chunk, from_table, to_table
+from sfumato.data.reading.local_reader import LocalReader, RankPlan
 from sfumato.errors import DataError
 
 SAMPLES = 203
@@ -56,7 +56,7 @@ def numbers(batch: MicroBatch) -> list[int]:
 
 def taken(folder: Path, count: int, **options: Any) -> list[list[MicroBatch]]:
     settings = settings_for(folder)
-    reading = local.read(settings, Manifest.load(folder), seed=SEED, **{"batch": 24, **options})
+    reading = local_reader.read(settings, Manifest.load(folder), seed=SEED, **{"batch": 24, **options})
     return list(islice(reading, count))
 
 
@@ -140,7 +140,9 @@ def test_a_task_that_knows_its_own_shards_reads_the_same(numbered: Path) -> None
 def test_read_all_reads_every_sample_once_in_order(numbered: Path) -> None:
     def pixels(**options: Any) -> list[int]:
         return [
-            n for columns in local.read_all(numbered, 25, **options) for n in columns["image"][:, 0, 0, 0]
+            n
+            for columns in local_reader.read_all(numbered, 25, **options)
+            for n in columns["image"][:, 0, 0, 0]
         ]
 
     whole = pixels()
@@ -232,7 +234,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def damaged_reading(folder: Path, **options: Any) -> MicroBatches:
     settings = DataSettings(path=str(folder), streams=2, shuffle_window=10, **options)
-    return local.read(settings, Manifest.load(folder), seed=1, batch=4)
+    return local_reader.read(settings, Manifest.load(folder), seed=1, batch=4)
 
 
 def test_faults_stop_training_by_default_and_are_named(damaged: Path) -> None:
@@ -262,7 +264,7 @@ def test_skipping_keeps_the_order_of_the_rest_and_resume_exact(damaged: Path) ->
             _, _, place = order.sample_at(row // 2, step * 2 + row % 2)
             if keys[place].startswith("good"):
                 assert keys[place] == f"good{number:03d}"
-    resumed = local.read(settings, manifest, seed=1, batch=4, images=4 * 13)
+    resumed = local_reader.read(settings, manifest, seed=1, batch=4, images=4 * 13)
     assert [numbers(micro) for (micro,) in islice(resumed, 10)] == whole[13:23]
 
 
@@ -272,10 +274,10 @@ def test_too_many_faults_stop_training(damaged: Path) -> None:
 
 
 def test_read_all_leaves_faulty_samples_out(damaged: Path) -> None:
-    read = [n for c in local.read_all(damaged, 8, on_error="skip") for n in c["image"][:, 0, 0, 0]]
+    read = [n for c in local_reader.read_all(damaged, 8, on_error="skip") for n in c["image"][:, 0, 0, 0]]
     assert read == list(range(31))
     with pytest.raises(DataError, match="noise"):
-        list(local.read_all(damaged))
+        list(local_reader.read_all(damaged))
 
 
 def test_a_set_without_a_good_sample_cannot_be_skipped_over(tmp_path: Path) -> None:
@@ -290,10 +292,12 @@ def test_a_shard_cut_short_after_it_was_verified(numbered: Path, tmp_path: Path)
         data = path.read_bytes()
         (tmp_path / path.name).write_bytes(data[: len(data) // 2] if path.suffix == ".tar" else data)
     with pytest.raises(DataError, match="the shard ends before it"):
-        list(islice(local.read(settings_for(tmp_path), manifest, seed=0, batch=24), 20))
+        list(islice(local_reader.read(settings_for(tmp_path), manifest, seed=0, batch=24), 20))
     (tmp_path / manifest.shards[0].name).unlink()
     with pytest.raises(DataError, match=f"{manifest.shards[0].name}: missing"):
-        list(islice(local.read(settings_for(tmp_path, on_error="skip"), manifest, seed=0, batch=24), 20))
+        list(
+            islice(local_reader.read(settings_for(tmp_path, on_error="skip"), manifest, seed=0, batch=24), 20)
+        )
 
 
 def test_captions_come_with_their_images(tmp_path: Path) -> None:
@@ -320,4 +324,4 @@ def test_captions_come_with_their_images(tmp_path: Path) -> None:
 
 
 def reading_of(folder: Path) -> MicroBatches:
-    return local.read(settings_for(folder), Manifest.load(folder), seed=SEED, batch=8)
+    return local_reader.read(settings_for(folder), Manifest.load(folder), seed=SEED, batch=8)

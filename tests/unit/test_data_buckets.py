@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from sfumato import families, recipe
-from sfumato.data import local
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.pools import pools_of
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.folder import FolderSource
+from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError
 from sfumato.evaluation.reference import PackedReference
 from sfumato.parallel import Placement
@@ -87,7 +87,7 @@ def test_a_diffusion_model_trains_on_all_sizes(bucketed: Path) -> None:
     manifest = Manifest.load(bucketed)
     family, strategy = job.model.build(manifest.spec), Single(Placement())
     install(family, strategy, seed=0)
-    reading = local.read(job.data, manifest, seed=0, batch=8)
+    reading = local_reader.read(job.data, manifest, seed=0, batch=8)
     shapes = {micro.batch["image"].shape[2:] for (micro,) in islice(reading, 12)}
     assert shapes == {(8, 16), (16, 8)}
     losses: list[float] = []
@@ -99,7 +99,7 @@ def test_a_diffusion_model_trains_on_all_sizes(bucketed: Path) -> None:
         streams=4,
         report=lambda _, metrics: losses.append(metrics["train/denoise/loss"]),
     )
-    trainer.run(local.read(job.data, manifest, seed=0, batch=8))
+    trainer.run(local_reader.read(job.data, manifest, seed=0, batch=8))
     assert len(losses) == 12
     assert np.isfinite(losses).all()
 

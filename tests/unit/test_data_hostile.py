@@ -21,10 +21,10 @@ from sfumato.data.format.faults import FaultLog
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.format.tar import BLOCK, scan
-from sfumato.data.local import read_all
 from sfumato.data.packing.index_existing import IndexOptions, IndexReport, make_index
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.webdataset import WebDatasetSource
+from sfumato.data.reading.local_reader import read_all
 from sfumato.errors import DataError
 
 Add = Callable[..., None]

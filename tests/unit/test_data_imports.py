@@ -7,5 +7,5 @@ import sys
 
 
 def test_reading_needs_no_torch() -> None:
-    program = "import sys, sfumato.data.ray_source; sys.exit('torch' in sys.modules)"
+    program = "import sys, sfumato.data.reading.ray_reader; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sfumato.core.batch import MicroBatch
-from sfumato.data import local
 from sfumato.data.config import DataSettings, MixSettings
 from sfumato.data.format import index
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.folder import FolderSource
 from sfumato.data.packing.sources.npz import NpzSource
+from sfumato.data.reading import local_reader
 
 STREAMS, ROWS, STEPS = 5, 4, 40
 BATCH = STREAMS * ROWS
@@ -97,7 +97,7 @@ def rows_of(parts: list[MicroBatch]) -> dict[tuple[int, int], Row]:
 @cache
 def read(data: DataSettings) -> list[dict[tuple[int, int], Row]]:
     """The first global batches, as one worker reads them without interruption."""
-    reading = local.read(data, Manifest.load(data.path), seed=7, batch=BATCH)
+    reading = local_reader.read(data, Manifest.load(data.path), seed=7, batch=BATCH)
     return [rows_of(parts) for parts in islice(reading, STEPS)]
 
 
@@ -115,7 +115,7 @@ def test_workers_and_interruptions_change_no_global_batch(
     manifest = Manifest.load(data.path)
     together: list[dict[tuple[int, int], Row]] = [{}, {}, {}]
     for rank in range(world_size):
-        share = local.read(
+        share = local_reader.read(
             data,
             manifest,
             seed=7,

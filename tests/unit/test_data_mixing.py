@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from sfumato import recipe
 from sfumato.core.batch import MicroBatch
-from sfumato.data import local
 from sfumato.data.config import DataSettings, MixSettings
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.global_batches import Deal
@@ -23,6 +22,7 @@ from sfumato.data.order.mixture import Turns
 from sfumato.data.order.pools import content_digest, pools_of
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.npz import NpzSource
+from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError, DataError
 
 BATCH, STREAMS, SEED = 24, 4, 11
@@ -70,7 +70,7 @@ def numbered(folder: Path, first: int, labels: list[int], size: tuple[int, int] 
 def reading(folder: Path, images: int = 0, rank: int = 0, world_size: int = 1, **options: Any) -> Any:
     recipe = DataSettings(path=str(folder), streams=STREAMS, shuffle_window=16, **options)
     manifest = Manifest.load(folder)
-    return local.read(
+    return local_reader.read(
         recipe, manifest, seed=SEED, batch=BATCH, images=images, rank=rank, world_size=world_size
     )
 
@@ -172,7 +172,7 @@ def test_every_batch_of_a_bucketed_set_has_one_shape(bucketed: Path) -> None:
     for shape, share in {(2, 3): 1 / 2, (3, 2): 1 / 3, (4, 4): 1 / 6}.items():
         assert abs(shapes[shape] / 150 - share) < 0.12
     # Exactly so over 1,000 batches.
-    plan = local.RankPlan(
+    plan = local_reader.RankPlan(
         DataSettings(path=str(bucketed), streams=STREAMS), Manifest.load(bucketed), SEED, 0, 1
     )
     deal = Deal(SEED, plan.pools, STREAMS, 16, ROWS)

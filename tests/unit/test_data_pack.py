@@ -19,12 +19,12 @@ from sklearn.datasets import load_digits
 from sfumato.data.config import DataSettings
 from sfumato.data.format import index
 from sfumato.data.format.manifest import Manifest, verify
-from sfumato.data.local import read_all
 from sfumato.data.packing.pack import PackReport, pack
 from sfumato.data.packing.sources import SourceSettings, source_named
 from sfumato.data.packing.sources.digits import DigitsSource
 from sfumato.data.packing.sources.folder import FolderSource
 from sfumato.data.packing.sources.npz import NpzSource
+from sfumato.data.reading.local_reader import read_all
 from sfumato.errors import DataError
 
 RNG = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sfumato.data.batches import plan, problems
+from sfumato.data.reading.batches import plan, problems
 from sfumato.errors import ConfigError
 
 

@@ -18,9 +18,9 @@ from sfumato.data.format import index
 from sfumato.data.format.images import decoded
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.inspection import inspect
-from sfumato.data.local import read_all
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.digits import DigitsSource
+from sfumato.data.reading.local_reader import read_all
 from sfumato.data.verification import check
 
 SHARED = Path(os.environ.get("SFUMATO_SHARED_DATA", "../shared/data"))

@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from sfumato.data.slabs import Slabs
+from sfumato.data.reading.buffers import Slabs
 
 ROWS = (64, 32, 32, 3)
 

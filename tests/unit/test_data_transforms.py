@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from sfumato.data import local
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.transforms import U8, Augmentation, Colour, Crop, Flip
+from sfumato.data.reading import local_reader
+from sfumato.data.reading.transforms import U8, Augmentation, Colour, Crop, Flip
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
 KEYS = [f"key{number}" for number in range(2000)]
@@ -97,7 +97,7 @@ def test_a_sample_is_changed_alike_on_every_rank_and_after_a_resume(digits_data:
     manifest = Manifest.load(digits_data)
 
     def stream(rank: int, world_size: int, images: int) -> list[torch.Tensor]:
-        reading = local.read(
+        reading = local_reader.read(
             settings, manifest, seed=2, batch=64, images=images, rank=rank, world_size=world_size
         )
         return [micro.batch["image"] for (micro,) in islice(reading, 4)]
@@ -110,7 +110,7 @@ def test_a_sample_is_changed_alike_on_every_rank_and_after_a_resume(digits_data:
         assert torch.equal(rows[1::2].flatten(0, 1), pair[1][step])
     assert torch.equal(stream(0, 1, 64 * 28)[0], alone[2])
     plain = settings.model_copy(update={"transforms": ()})
-    (untouched,) = next(local.read(plain, manifest, seed=2, batch=64, images=64 * 26))
+    (untouched,) = next(local_reader.read(plain, manifest, seed=2, batch=64, images=64 * 26))
     assert not torch.equal(untouched.batch["image"], alone[0])
 
 

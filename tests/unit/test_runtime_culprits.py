@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sfumato import recipe as recipes
-from sfumato.data import local
 from sfumato.data.format.index import load
 from sfumato.data.format.manifest import Manifest
+from sfumato.data.reading import local_reader
 from sfumato.families import config_class
 from sfumato.runtime.culprits import batch_keys, shown
 
@@ -29,7 +29,7 @@ def test_keys_of_a_batch_in_the_second_epoch(digits_data: Path) -> None:
         for key, label in zip(index.keys, index.labels, strict=True)
     }
     for images in (0, 64, 1_920):
-        (micro,) = next(local.read(recipe.data, manifest, seed=recipe.seed, batch=64, images=images))
+        (micro,) = next(local_reader.read(recipe.data, manifest, seed=recipe.seed, batch=64, images=images))
         keys = batch_keys(recipe, manifest, images)
         assert len(set(keys)) == 64
         assert [label_of[key] for key in keys] == micro.batch["label"].tolist()

@@ -9,8 +9,8 @@ import torch
 
 from sfumato import recipe as recipes
 from sfumato.core.schedules import EmaSchedule
-from sfumato.data import local
 from sfumato.data.format.manifest import Manifest
+from sfumato.data.reading import local_reader
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.families import config_class
 from sfumato.parallel import Placement
@@ -50,7 +50,7 @@ def train(data: Path, storage: Path, every: int | None) -> tuple[RunFolder, dict
     trainer = Trainer(
         family, strategy, recipe.train, seed=0, streams=8, hooks=keeper.hooks(), averages=averages
     )
-    trainer.run(local.read(recipe.data, manifest, seed=0, batch=BATCH))
+    trainer.run(local_reader.read(recipe.data, manifest, seed=0, batch=BATCH))
     keeper.close()
     return folder, strategy.weights(["ema"])["ema"]
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from sfumato.core.rng import seeded
-from sfumato.data import local
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.precompute import encode_shard, finish
+from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError
 from sfumato.runtime import precompute
 
@@ -65,7 +65,7 @@ def test_captions_are_encoded_as_transformers_does(clip: Path, captioned: Path, 
     assert manifest.encoder is not None
     assert (manifest.captions, manifest.encoder.family) == (9, "clip")
     data = DataSettings(path=str(tmp_path / "text"), streams=1, shuffle_window=4, text=True)
-    batch = next(local.read(data, manifest, seed=1, batch=12))[0].batch
+    batch = next(local_reader.read(data, manifest, seed=1, batch=12))[0].batch
     model = transformers.CLIPTextModel.from_pretrained(clip).eval()
     tokenizer = transformers.CLIPTokenizer.from_pretrained(clip)
     assert {len(caption.split()) for caption in batch["text"]} == {0, 2, 3, 4}

@@ -11,7 +11,7 @@ from sfumato.data.format.faults import OnError
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.manifest import Verify
 from sfumato.data.packing.sources import SourceSettings
-from sfumato.data.transforms import AnyTransform
+from sfumato.data.reading.transforms import AnyTransform
 
 
 class MixSettings(Config):

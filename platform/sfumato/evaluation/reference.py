@@ -11,7 +11,7 @@ import numpy as np
 from sfumato.core.batch import DataSpec
 from sfumato.data.format.faults import OnError
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.local import read_all
+from sfumato.data.reading.local_reader import read_all
 from sfumato.evaluation.captions import every_one
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 

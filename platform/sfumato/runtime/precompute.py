@@ -28,7 +28,6 @@ from sfumato.core.first_stage import (
     StageSpec,
     Tokenizer,
 )
-from sfumato.data.batches import to_batch
 from sfumato.data.format.encoder_info import ArrayInfo, EncoderInfo
 from sfumato.data.format.manifest import Manifest, ShardInfo, verify
 from sfumato.data.packing.precompute import (
@@ -40,6 +39,7 @@ from sfumato.data.packing.precompute import (
     encode_shard,
     finish,
 )
+from sfumato.data.reading.batches import to_batch
 from sfumato.data.storage.filesystems import is_remote
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.families import config_class

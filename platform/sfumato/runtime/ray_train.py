@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from sfumato import errors
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.ray_source import RankStreams
+from sfumato.data.reading.ray_reader import RankStreams
 from sfumato.errors import TrainingError, WorkersLost
 from sfumato.recipe import Recipe
 from sfumato.runtime import ray_cluster

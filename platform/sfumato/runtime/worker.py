@@ -16,9 +16,9 @@ import torch.distributed as dist
 from sfumato import parallel as strategies
 from sfumato.core.batch import MicroBatch
 from sfumato.core.progress import Progress
-from sfumato.data import local
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.ray_source import DATASET
+from sfumato.data.reading import local_reader
+from sfumato.data.reading.ray_reader import DATASET
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError
 from sfumato.parallel import Placement, Strategy
 from sfumato.runtime import culprits
@@ -150,7 +150,7 @@ class _Worker:
     def _first_rows(self) -> MicroBatch:
         """The first micro-batch of a single worker, the same on every rank: what initialisation looks at."""
         recipe, train = self._recipe, self._recipe.train
-        shares = local.read(
+        shares = local_reader.read(
             recipe.data, self._manifest, seed=recipe.seed, batch=train.batch, micro_batch=train.micro_batch
         )
         return next(shares)[0]
@@ -212,7 +212,7 @@ class _Worker:
             self._reading = reader.batches(images=images, batch=batch, micro_batch=micro_batch)
             return
         place = self._strategy.placement
-        self._reading = local.read(
+        self._reading = local_reader.read(
             recipe.data,
             self._manifest,
             seed=recipe.seed,

@@ -206,8 +206,8 @@ def growth(place: Place, seconds: float) -> dict[str, float]:
 
     from sfumato.data.config import DataSettings
     from sfumato.data.format.manifest import Manifest
-    from sfumato.data.local import RankPlan
-    from sfumato.data.ray_source import RankReader
+    from sfumato.data.reading.local_reader import RankPlan
+    from sfumato.data.reading.ray_reader import RankReader
 
     def reader(images: int) -> Any:
         settings = DataSettings(path=str(place.shards), streams=STREAMS, read_tasks=place.processes)

@@ -80,8 +80,8 @@ def _stacked(place: Place, decode: Callable[[bytes], np.ndarray]) -> Batches:
 def sfumato(place: Place) -> Batches:
     """Ray Data reading blocks in the training order; uint8 as the others."""
     from sfumato.data.config import DataSettings
-    from sfumato.data.local import RankPlan
-    from sfumato.data.ray_source import RankReader
+    from sfumato.data.reading.local_reader import RankPlan
+    from sfumato.data.reading.ray_reader import RankReader
 
     settings = DataSettings(path=str(place.shards), streams=STREAMS, read_tasks=place.processes)
     plan = RankPlan(settings, Manifest.load(place.shards), 0, 0, 1)

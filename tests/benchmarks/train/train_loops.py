@@ -71,10 +71,10 @@ class Speed:
 
 def in_memory(data: Path) -> tuple[Any, Tensor, Tensor]:
     """The data's spec, its images in [-1, 1] and its labels."""
-    from sfumato.data import local
     from sfumato.data.format.manifest import Manifest
+    from sfumato.data.reading import local_reader
 
-    columns = list(local.read_all(data))
+    columns = list(local_reader.read_all(data))
     pixels = torch.from_numpy(np.concatenate([part["image"] for part in columns]))
     label = torch.from_numpy(np.concatenate([part["label"] for part in columns]))
     return Manifest.load(data).spec, pixels.permute(0, 3, 1, 2).float() / 127.5 - 1, label

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.data.chunks import Chunk, Columns
 from sfumato.data.format.encoded import read_arrays
 from sfumato.data.format.encoder_info import ArrayInfo
 from sfumato.data.format.faults import Fault, ImageFault
@@ -23,8 +22,9 @@ from sfumato.data.format.index import ShardIndex, load_shard
 from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo
 from sfumato.data.order.epochs import Block, Range
 from sfumato.data.order.pools import Pool
+from sfumato.data.reading.chunks import Chunk, Columns
+from sfumato.data.reading.transforms import U8, Augmentation
 from sfumato.data.storage.read import open_file
-from sfumato.data.transforms import U8, Augmentation
 from sfumato.errors import DataError
 
 _MAX_GAP = 1 << 16

@@ -32,16 +32,16 @@ from ray.data.block import Block as RayBlock
 from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
-from sfumato.data.batches import Collate, MicroBatches, to_batch
-from sfumato.data.blocks import PoolReaders
-from sfumato.data.chunks import Chunk, from_table, to_table
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.local import LocalReader, RankPlan
 from sfumato.data.order.epochs import Block
 from sfumato.data.order.pools import pools_of
-from sfumato.data.ray_pace import Pace
-from sfumato.data.slabs import Slabs
+from sfumato.data.reading.batches import Collate, MicroBatches, to_batch
+from sfumato.data.reading.block_reader import PoolReaders
+from sfumato.data.reading.buffers import Slabs
+from sfumato.data.reading.chunks import Chunk, from_table, to_table
+from sfumato.data.reading.local_reader import LocalReader, RankPlan
+from sfumato.data.reading.ray_throttle import Pace
 
 DATASET = "train"
 _SPAN_ROUNDS = 4

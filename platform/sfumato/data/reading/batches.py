@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.core.batch import Batch, MicroBatch, Piece, Texts
-from sfumato.data.chunks import Chunk, Columns
 from sfumato.data.config import DataSettings
 from sfumato.data.format.faults import Fault, FaultLog
 from sfumato.data.order.epochs import Block
 from sfumato.data.order.micro_batches import plan, problems, rank_streams
+from sfumato.data.reading.chunks import Chunk, Columns
 from sfumato.errors import DataError
 
 if TYPE_CHECKING:

@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sfumato.data.batches import Collate, MicroBatches, to_batch
-from sfumato.data.blocks import BlockReader, PoolReaders
-from sfumato.data.chunks import Chunk, Columns
 from sfumato.data.config import DataSettings
 from sfumato.data.format.faults import FaultLog, OnError
 from sfumato.data.format.manifest import Manifest
@@ -16,7 +13,10 @@ from sfumato.data.order.epochs import Block, Range
 from sfumato.data.order.global_batches import Deal
 from sfumato.data.order.micro_batches import plan, rank_streams
 from sfumato.data.order.pools import Pool, pools_of
-from sfumato.data.transforms import Augmentation
+from sfumato.data.reading.batches import Collate, MicroBatches, to_batch
+from sfumato.data.reading.block_reader import BlockReader, PoolReaders
+from sfumato.data.reading.chunks import Chunk, Columns
+from sfumato.data.reading.transforms import Augmentation
 
 
 @dataclass(frozen=True)

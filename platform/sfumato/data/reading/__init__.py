@@ -1,0 +1,1 @@
+"""From shards to the micro-batches of a rank: by Ray Data, or in this process."""
