@@ -12,8 +12,8 @@ from sfumato.evaluation.stage import evaluate
 from sfumato.families.diffusion import Config
 from sfumato.runtime import stages
 from sfumato.runtime.display import Display
-from sfumato.runtime.in_training import read_records
 from sfumato.runtime.session import open_session
+from sfumato.runtime.training.validation import read_records
 from sfumato.sampling.generator import Generator
 
 EVERY = 8_192

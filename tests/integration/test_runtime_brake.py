@@ -8,8 +8,8 @@ import time
 import pytest
 
 from sfumato.core.progress import Progress
-from sfumato.runtime.group import board as boards
-from sfumato.runtime.group.brake import Brake
+from sfumato.runtime.training import progress_actor as boards
+from sfumato.runtime.training.backpressure import Brake
 
 EVERY, TOTAL = 100, 400
 

@@ -12,9 +12,9 @@ import pytest
 import ray
 
 from sfumato.core.progress import Progress
-from sfumato.runtime.group import board as boards
-from sfumato.runtime.group import hang
-from sfumato.runtime.group.pulse import Pulse
+from sfumato.runtime.training import progress_actor as boards
+from sfumato.runtime.training import watchdog
+from sfumato.runtime.training.heartbeat import Pulse
 
 TIMEOUT_S = 2.0
 
@@ -59,7 +59,7 @@ def rank_class() -> Any:
 @pytest.mark.parametrize("kind", ["endless", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_a_rank_that_gets_on_is_left_alone_and_one_that_does_not_is_ended(kind: str) -> None:
     board = boards.create("hang")
-    with hang.watching(board, TIMEOUT_S):
+    with watchdog.watching(board, TIMEOUT_S):
         rank = rank_class().remote(board)
         pid = ray.get(rank.pid.remote())
         time.sleep(2.5 * TIMEOUT_S)

@@ -7,8 +7,8 @@ import ray
 from ray.train import PreemptionInfo
 
 from sfumato.core.progress import Progress
-from sfumato.runtime.group import board as boards
-from sfumato.runtime.group.notice import Departures, SaveOnNotice
+from sfumato.runtime.training import progress_actor as boards
+from sfumato.runtime.training.preemption import Departures, SaveOnNotice
 
 
 def info(*nodes: str, deadline: float | None = 1_060.0) -> PreemptionInfo:

@@ -379,11 +379,11 @@ def _expressions() -> list[str]:
 def test_dashboards_and_alerts_ask_for_metrics_that_there_are() -> None:
     import ray
 
-    from sfumato.runtime.group import gauges
+    from sfumato.runtime.training import prometheus
 
     sources = (Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards").glob("*.py")
     known = set(re.findall(r"\b(?:ray|autoscaler)_\w+", "\n".join(path.read_text() for path in sources)))
-    known |= {f"ray_{name}" for name in gauges.NAMES} | OTHER_METRICS
+    known |= {f"ray_{name}" for name in prometheus.NAMES} | OTHER_METRICS
     asked = {
         name
         for expression in _expressions()

@@ -9,7 +9,7 @@ from sfumato.data.format.index import load
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.reading import local_reader
 from sfumato.families import config_class
-from sfumato.runtime.culprits import batch_keys, shown
+from sfumato.runtime.training.bad_samples import batch_keys, shown
 
 
 def test_keys_of_a_batch_in_the_second_epoch(digits_data: Path) -> None:

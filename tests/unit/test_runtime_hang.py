@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import nn
 
 from sfumato.core.progress import Progress
-from sfumato.runtime.group.brake import Brake
-from sfumato.runtime.group.hang import judge
-from sfumato.runtime.group.pulse import Beat, Place, Pulses, Seen, Who, place_of
+from sfumato.runtime.training.backpressure import Brake
+from sfumato.runtime.training.heartbeat import Beat, Place, Pulses, Seen, Who, place_of
+from sfumato.runtime.training.watchdog import judge
 
 TIMEOUT_S = 10.0
 COMPUTES = Place("sfumato/families/gan/losses.py:7 penalty", waits=False)
@@ -113,7 +113,7 @@ def test_a_place_names_the_line_and_the_one_of_ours_that_led_to_it() -> None:
     thread.join(30)
     inner, ours = place.text.split(", called in ")
     assert inner.startswith("threading.py:") and inner.endswith(" wait")
-    assert ours.startswith("sfumato/runtime/group/brake.py:") and ours.endswith(" __call__")
+    assert ours.startswith("sfumato/runtime/training/backpressure.py:") and ours.endswith(" __call__")
     assert not place.waits and place_of(None).text == "no thread"
 
 

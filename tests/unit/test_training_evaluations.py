@@ -13,9 +13,10 @@ from rich.console import Console
 from sfumato import recipe as recipes
 from sfumato.evaluation.during import EarlyStopSettings
 from sfumato.evaluation.report import EvaluationReport
-from sfumato.runtime import in_training, stages
+from sfumato.runtime import stages
 from sfumato.runtime.display import Display
 from sfumato.runtime.run_folder import RunFolder, snapshot_folder
+from sfumato.runtime.training import validation
 from sfumato.sampling.model_folder import CARD
 
 DIGITS = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
@@ -64,7 +65,7 @@ def evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def started() -> SimpleNamespace:
         display = Display(Console(quiet=True))
-        found = in_training.TrainingEvaluations(recipe, folder, Silent(), display, Silent())  # type: ignore[arg-type]
+        found = validation.TrainingEvaluations(recipe, folder, Silent(), display, Silent())  # type: ignore[arg-type]
         found._tracker = Silent()  # type: ignore[assignment]
         found._result = lambda snapshot: report(values[int(snapshot.name.split("-")[1])])  # type: ignore[method-assign]
         return SimpleNamespace(all=found, folder=folder)
@@ -88,9 +89,9 @@ def test_the_best_is_copied_again_where_a_kill_cut_the_copy_short(
     again = evaluations()
     while waiting := again.all._waiting():
         again.all._evaluate(waiting[0])
-    best = again.folder.path / in_training.BEST / CARD
+    best = again.folder.path / validation.BEST / CARD
     assert best.read_text() == "200"
-    assert [record.images for record in in_training.read_records(again.folder)] == [100, 200]
+    assert [record.images for record in validation.read_records(again.folder)] == [100, 200]
     assert list((again.folder.path / "snapshots").iterdir()) == []
 
 
@@ -116,15 +117,15 @@ def test_figures_count_where_the_best_cannot_be_kept(
     monkeypatch.setattr(in_training, "_replace", full)
     for snapshot in run.all._waiting():
         run.all._evaluate(snapshot)
-    assert [record.images for record in in_training.read_records(run.folder)] == [100, 200]
+    assert [record.images for record in validation.read_records(run.folder)] == [100, 200]
 
 
 def test_a_run_has_ended_by_the_patience_that_ended_it_and_goes_on_with_more(tmp_path: Path) -> None:
     """Evaluations that came in after the end may have found a better model than the patience knew."""
     folder = RunFolder(tmp_path)
     values = {100: 1.0, 200: 2.0, 300: 3.0, 400: 0.5}
-    records = [in_training._record(images, 0.0, report(value)) for images, value in values.items()]
-    folder.write_json(in_training.DURING, [asdict(record) for record in records])
+    records = [validation._record(images, 0.0, report(value)) for images, value in values.items()]
+    folder.write_json(validation.DURING, [asdict(record) for record in records])
 
     def ended(patience: int, stopped_by: object) -> bool:
         early = EarlyStopSettings(metric="fd_classifier", patience=patience)

@@ -23,9 +23,9 @@ from sfumato.evaluation.store import write_bytes
 from sfumato.recipe import Recipe
 from sfumato.runtime.display import Display
 from sfumato.runtime.evaluation import CACHE
-from sfumato.runtime.in_training import read_records
 from sfumato.runtime.resolve import run_folder_of
 from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.training.validation import read_records
 from sfumato.tracking.history import Point, metric_history
 
 EVALUATION = "evaluation"

@@ -13,8 +13,8 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
 from sfumato.parallel.single import Single
-from sfumato.runtime.averages import averages_of
 from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.training.ema_snapshots import averages_of
 from sfumato.sampling.model_folder import CARD, save_model_folder
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.runs import find_run

@@ -31,7 +31,7 @@ GRID_SAMPLES = 100
 
 def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[str, Any]:
     """Train to the end, or tell what an earlier call did; its summary. `watch`: see `ray_train.fit`."""
-    from sfumato.runtime import ray_train
+    from sfumato.runtime.training import ray_train
 
     recipe, folder, display = session.recipe, session.folder, session.display
     key = _key(recipe.digest(), pools.content_digest(recipe.data, session.manifest))
@@ -60,7 +60,7 @@ def _stopped_early(session: Session, done: Mapping[str, Any]) -> bool:
     By the same as then it has, whatever evaluations that came in after the end have found.
     """
     from sfumato.evaluation.during import should_stop
-    from sfumato.runtime.in_training import read_records
+    from sfumato.runtime.training.validation import read_records
 
     settings = session.recipe.evaluate.early_stop
     if settings is None:

@@ -20,12 +20,12 @@ from sfumato.recipe import Recipe
 from sfumato.runtime import stages
 from sfumato.runtime.child import Child
 from sfumato.runtime.display import Display
-from sfumato.runtime.group.board import Snapshot
-from sfumato.runtime.group.handles import unpacked
-from sfumato.runtime.in_training import read_records
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.session import open_session, prepared
 from sfumato.runtime.sweep.plan import Plan
+from sfumato.runtime.training.controller_handle import unpacked
+from sfumato.runtime.training.progress_actor import Snapshot
+from sfumato.runtime.training.validation import read_records
 from sfumato.tuning.journal import Report
 
 _POLL_S = 0.25

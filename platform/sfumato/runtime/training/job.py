@@ -28,7 +28,7 @@ class TrainJob:
     """Handle of a `board.Board` actor."""
     tracker: TrackerHandle
     notices: bool = False
-    """Whether checkpoints are written on notice (`runtime.group.notice`)."""
+    """Whether checkpoints are written on notice (`runtime.training.preemption`)."""
 
     def load_recipe(self) -> Recipe:
         from sfumato import recipe as recipes
@@ -45,6 +45,6 @@ class TrainJob:
 
 def run_job(config: dict[str, Any]) -> dict[str, Any] | None:
     """What Ray Train runs on each worker, with the job as `config["job"]`."""
-    from sfumato.runtime.worker import train_worker
+    from sfumato.runtime.training.worker import train_worker
 
     return train_worker(config)

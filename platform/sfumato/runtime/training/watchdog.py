@@ -16,9 +16,9 @@ from typing import Any
 
 import ray
 
-from sfumato.runtime.group.beside import beside
-from sfumato.runtime.group.handles import unpacked
-from sfumato.runtime.group.pulse import Seen, interval
+from sfumato.runtime.training.beside import beside
+from sfumato.runtime.training.controller_handle import unpacked
+from sfumato.runtime.training.heartbeat import Seen, interval
 
 _MOST_NAMED = 8
 _ANSWER_S = 2.0

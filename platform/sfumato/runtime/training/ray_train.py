@@ -24,14 +24,14 @@ from sfumato.errors import TrainingError, WorkersLost
 from sfumato.recipe import Recipe
 from sfumato.runtime import ray_cluster
 from sfumato.runtime.display import Display
-from sfumato.runtime.group import board as boards
-from sfumato.runtime.group import hang
-from sfumato.runtime.group.beside import beside
-from sfumato.runtime.group.notice import SaveBeforeResize
-from sfumato.runtime.in_training import TrainingEvaluations
-from sfumato.runtime.introduce import Introduce
-from sfumato.runtime.job import TrainJob, run_job
 from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.training import progress_actor as boards
+from sfumato.runtime.training import watchdog
+from sfumato.runtime.training.beside import beside
+from sfumato.runtime.training.introduce import Introduce
+from sfumato.runtime.training.job import TrainJob, run_job
+from sfumato.runtime.training.preemption import SaveBeforeResize
+from sfumato.runtime.training.validation import TrainingEvaluations
 from sfumato.tracking.run import TrackerHandle
 
 _POLL_S = 0.5
@@ -95,7 +95,7 @@ def fit(
         dataset_config=streams,
     )
     with TrainingEvaluations(recipe, folder, tracker, display, board):
-        stuck = hang.watching(board, parallel.hang_timeout)
+        stuck = watchdog.watching(board, parallel.hang_timeout)
         with _watching(board, display, watch), stuck, _ctrl_c_as_usual():
             try:
                 result = trainer.fit()

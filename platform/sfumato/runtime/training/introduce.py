@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
-from sfumato.runtime.group.handles import packed
+from sfumato.runtime.training.controller_handle import packed
 
 
 class Introduce(ControllerCallback):

@@ -1,7 +1,7 @@
 """The pulse of training workers: a thread of each tells the board where its rank stands, until it is over.
 
 A rank that is stuck in a step goes on to have a pulse, and the pulse says in which line it is. A rank whose
-process is frozen has none. `runtime.group.hang` judges by that.
+process is frozen has none. `runtime.training.watchdog` judges by that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import ray
 
 from sfumato.core.progress import Progress
-from sfumato.runtime.group.handles import packed
+from sfumato.runtime.training.controller_handle import packed
 
 _MOST_S, _LEAST_S = 5.0, 0.2
 _PACKAGE = "sfumato"

@@ -115,7 +115,7 @@ class SaveOnNotice:
 class SaveBeforeResize(ControllerCallback):
     """Asks for a checkpoint before Ray Train ends the workers to start more; in the controller's process.
 
-    The callback is of a kind that is not of Ray's public interface, as in `runtime.introduce`.
+    The callback is of a kind that is not of Ray's public interface, as in `runtime.training.introduce`.
     """
 
     def __init__(self, board: Any) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import ray
 
-from sfumato.runtime.group.gauges import Gauges
-from sfumato.runtime.group.pulse import Beat, Pulses, Seen, Who
+from sfumato.runtime.training.heartbeat import Beat, Pulses, Seen, Who
+from sfumato.runtime.training.prometheus import Gauges
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Snapshot:
     stopping: str | None = None
     """Why training is to end early, once somebody has asked for it."""
     controller: bytes | None = None
-    """Pickled handle of Ray Train's controller, where it was made known (`runtime.introduce`)."""
+    """Pickled handle of Ray Train's controller, where it was made known (`runtime.training.introduce`)."""
 
 
 class Board:

@@ -21,18 +21,18 @@ from sfumato.data.reading import local_reader
 from sfumato.data.reading.ray_reader import DATASET
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError
 from sfumato.parallel import Placement, Strategy
-from sfumato.runtime import culprits
 from sfumato.runtime.allocator import keep_freed_memory
-from sfumato.runtime.averages import AveragesKeeper, averages_of
-from sfumato.runtime.group.board import BoardHandler
-from sfumato.runtime.group.brake import Brake
-from sfumato.runtime.group.notice import SaveOnNotice
-from sfumato.runtime.group.pulse import Pulse
-from sfumato.runtime.job import TrainJob
-from sfumato.runtime.preview import Previews
 from sfumato.runtime.run_folder import snapshot_folder
 from sfumato.runtime.scratch import scratch_folder
-from sfumato.runtime.skipped import SkippedSamples
+from sfumato.runtime.training import bad_samples
+from sfumato.runtime.training.backpressure import Brake
+from sfumato.runtime.training.ema_snapshots import AveragesKeeper, averages_of
+from sfumato.runtime.training.heartbeat import Pulse
+from sfumato.runtime.training.job import TrainJob
+from sfumato.runtime.training.preemption import SaveOnNotice
+from sfumato.runtime.training.previews import Previews
+from sfumato.runtime.training.progress_actor import BoardHandler
+from sfumato.runtime.training.skipped import SkippedSamples
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.loop import Hook, Shares, Trainer, install
@@ -195,7 +195,7 @@ class _Worker:
                 self._writer.wait()
                 again = failed is not None and error.bad.images <= failed
                 if again or not self._resume(store):
-                    raise culprits.explained(error, self._recipe, self._manifest) from error
+                    raise bad_samples.explained(error, self._recipe, self._manifest) from error
                 failed = error.bad.images
                 self._note(f"{error}: back to the last checkpoint")
                 self._read()
@@ -243,7 +243,7 @@ class _Worker:
         raise _EarlyStop
 
     def _snapshot(self, progress: Progress) -> None:
-        """The model as it is, for an evaluation elsewhere (`runtime.in_training`)."""
+        """The model as it is, for an evaluation elsewhere (`runtime.training.validation`)."""
         self._save_model(snapshot_folder(self._folder, progress.images), progress)
 
     def _resume(self, store: Store) -> int:
