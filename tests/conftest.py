@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The private cluster that commands open, with four logical CPUs: two workers leave Ray Data some."""
-    from sfumato.runtime import ray_cluster
+    from sfumato.runtime.cluster import ray_cluster
 
     with ray_cluster.cluster(4, tmp_path_factory.mktemp("ray")):
         yield

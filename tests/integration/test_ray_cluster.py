@@ -13,7 +13,7 @@ import pytest
 
 from sfumato.errors import CapabilityError
 from sfumato.parallel import ParallelSettings
-from sfumato.runtime import ray_cluster
+from sfumato.runtime.cluster import ray_cluster
 
 PRIVATE = """
 import json, os, sys

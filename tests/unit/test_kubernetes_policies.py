@@ -19,7 +19,7 @@ from manifests import FOLDER, ROOT, Manifest, containers, label, of_kind, overla
 
 import sfumato
 from sfumato import recipe as recipes
-from sfumato.runtime.ray_cluster import cpus_to_train
+from sfumato.runtime.cluster.ray_cluster import cpus_to_train
 
 needs_kustomize = pytest.mark.skipif(not manifests.HAVE_KUSTOMIZE, reason=manifests.NO_KUSTOMIZE)
 JOBS = ("gpu/job", "gpu/nightly", "local/job", "spot/job")

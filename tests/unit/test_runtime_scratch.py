@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sfumato.runtime.scratch import scratch_folder
+from sfumato.runtime.cluster.scratch import scratch_folder
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from sfumato.runtime.scratch import scratch_folder
+from sfumato.runtime.cluster.scratch import scratch_folder
 with scratch_folder("run-", Path(sys.argv[1])) as folder:
     print(folder, flush=True)
     time.sleep(600)

@@ -13,8 +13,8 @@ from sfumato.data.inspection import contact_sheet, inspect
 from sfumato.data.packing.index_existing import IndexOptions, make_index
 from sfumato.data.verification import check
 from sfumato.errors import DataError
+from sfumato.runtime.cluster.pool import Pool
 from sfumato.runtime.display import Display
-from sfumato.runtime.pool import Pool
 
 _LISTED = 50
 

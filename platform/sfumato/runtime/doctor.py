@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.errors import with_extra
-from sfumato.runtime import ray_cluster
-from sfumato.runtime.private_cluster import temporary_root
+from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.cluster.private_cluster import temporary_root
 
 _PACKAGES = ("ray", "torch", "diffusers", "mlflow", "webdataset", "pyarrow", "pydantic", "safetensors")
 _EXTRAS = {"deepspeed": "deepspeed", "efficientnet_lite_pytorch": "features"}

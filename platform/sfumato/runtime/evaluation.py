@@ -27,7 +27,7 @@ from sfumato.evaluation.reference_statistics import (
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate, evaluate_images
 from sfumato.recipe import Recipe
-from sfumato.runtime import ray_cluster
+from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.display import Display
 from sfumato.runtime.resolve import model_of
 from sfumato.runtime.run_folder import RunFolder

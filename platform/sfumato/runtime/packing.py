@@ -16,8 +16,8 @@ from sfumato.data.packing.sources import KINDS, SourceSettings, kind_of
 from sfumato.data.storage.filesystems import below
 from sfumato.errors import ConfigError
 from sfumato.recipe import explain
+from sfumato.runtime.cluster.pool import Pool
 from sfumato.runtime.display import Display
-from sfumato.runtime.pool import Pool
 
 _LISTED = 20
 

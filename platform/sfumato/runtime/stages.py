@@ -17,7 +17,7 @@ import torch
 
 from sfumato.data.order.epochs import pools
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.runtime import ray_cluster
+from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.session import Session
 from sfumato.sampling.generator import Generator

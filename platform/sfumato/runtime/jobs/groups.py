@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 from sfumato.recipe import Recipe
-from sfumato.runtime import ray_cluster
+from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.jobs.command import Command
 
 LARGEST_DATA_POD = 8

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sfumato.recipe import Recipe
-from sfumato.runtime import ray_cluster
+from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.jobs.cluster import Resources
 from sfumato.runtime.jobs.command import Command
 

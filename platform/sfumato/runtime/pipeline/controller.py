@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 
-from sfumato.runtime import ray_cluster
+from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.display import Display
 from sfumato.runtime.pipeline import schedule
 from sfumato.runtime.pipeline.parent import Parent

@@ -11,7 +11,7 @@ from sfumato import recipe as recipes
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, TrainingError
 from sfumato.recipe import Recipe
-from sfumato.runtime import ray_cluster
+from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.display import Display
 from sfumato.runtime.session import prepared
 from sfumato.runtime.sweep import on_ray, prepare, report

@@ -22,7 +22,7 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.data.reading.ray_reader import RankStreams
 from sfumato.errors import TrainingError, WorkersLost
 from sfumato.recipe import Recipe
-from sfumato.runtime import ray_cluster
+from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.display import Display
 from sfumato.runtime.run_folder import RunFolder
 from sfumato.runtime.training import progress_actor as boards

@@ -21,9 +21,9 @@ from sfumato.data.reading import local_reader
 from sfumato.data.reading.ray_reader import DATASET
 from sfumato.errors import CheckpointError, Interrupted, SfumatoError
 from sfumato.parallel import Placement, Strategy
-from sfumato.runtime.allocator import keep_freed_memory
+from sfumato.runtime.cluster.allocator import keep_freed_memory
+from sfumato.runtime.cluster.scratch import scratch_folder
 from sfumato.runtime.run_folder import snapshot_folder
-from sfumato.runtime.scratch import scratch_folder
 from sfumato.runtime.training import bad_samples
 from sfumato.runtime.training.backpressure import Brake
 from sfumato.runtime.training.ema_snapshots import AveragesKeeper, averages_of

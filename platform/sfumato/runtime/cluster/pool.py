@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from sfumato.data.packing.tasks import T, Task, in_process
-from sfumato.runtime import ray_cluster
+from sfumato.runtime.cluster import ray_cluster
 
 _FEW = 4
 """Fewer tasks than these are done sooner than a private cluster has started."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from sfumato.errors import CapabilityError
-from sfumato.runtime.scratch import scratch_folder
+from sfumato.runtime.cluster.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 

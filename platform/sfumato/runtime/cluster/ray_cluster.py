@@ -20,7 +20,7 @@ from sfumato.errors import CapabilityError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel.config import ParallelSettings
 from sfumato.recipe import Recipe
-from sfumato.runtime import private_cluster, terminate
+from sfumato.runtime.cluster import private_cluster, terminate
 
 _PATIENCE_S = 5.0
 
