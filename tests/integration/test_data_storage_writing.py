@@ -30,8 +30,8 @@ from sfumato.data.storage.filesystems import above, below
 from sfumato.data.storage.read import local_copy, read_bytes
 from sfumato.data.storage.write import entries, names_in, upload, write_bytes
 from sfumato.errors import DataError
-from sfumato.runtime.display import Display
-from sfumato.runtime.session import packed
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.session import packed
 
 
 class Server(Protocol):

@@ -11,8 +11,8 @@ from sfumato import recipe as recipes
 from sfumato.evaluation.stage import evaluate
 from sfumato.families.diffusion import Config
 from sfumato.runtime import stages
-from sfumato.runtime.display import Display
-from sfumato.runtime.session import open_session
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.session import open_session
 from sfumato.runtime.training.validation import read_records
 from sfumato.sampling.generator import Generator
 

@@ -23,9 +23,9 @@ from sfumato.evaluation.report import read_report
 from sfumato.evaluation.stage import evaluate, evaluate_images
 from sfumato.families.diffusion import Config as Diffusion
 from sfumato.families.vae import Config as Vae
-from sfumato.runtime.display import Display
 from sfumato.runtime.evaluation import Request, measure
-from sfumato.runtime.targets import target_of
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.targets import target_of
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.sampling.output import write_samples

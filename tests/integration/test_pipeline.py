@@ -18,10 +18,10 @@ from sfumato import cli
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.evaluation.report import read_report
 from sfumato.families.diffusion import Config
-from sfumato.runtime.display import Display
 from sfumato.runtime.pipeline.kinds.gate import GateClosed, GateStage
 from sfumato.runtime.pipeline.kinds.stage import Outputs, Work
 from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.runs.display import Display
 from sfumato.tracking.champion import champion_of, set_alias
 from sfumato.tracking.config import TrackingSettings
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from sfumato.data.format.faults import Fault
-from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.training.skipped import SkippedSamples
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.run import Tracker

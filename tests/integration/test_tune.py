@@ -22,8 +22,8 @@ from tiny_recipe import tiny_recipe
 
 from sfumato import recipe as recipes
 from sfumato.errors import ConfigError
-from sfumato.runtime.display import Display
-from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.sweep import sweep
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.runs import list_runs

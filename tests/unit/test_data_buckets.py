@@ -21,7 +21,7 @@ from sfumato.evaluation.reference import PackedReference
 from sfumato.parallel import Placement
 from sfumato.parallel.single import Single
 from sfumato.recipe import Recipe
-from sfumato.runtime import sizes
+from sfumato.runtime.runs import sizes
 from sfumato.training.loop import Trainer, install
 
 

@@ -100,7 +100,7 @@ def test_the_first_stage_is_the_stored_one(tmp_path: Path) -> None:
         name="stage",
         images=1,
     )
-    from sfumato.runtime.first_stage import look_up  # the command's own way from a folder to a recipe
+    from sfumato.runtime.runs.first_stage import look_up  # the command's own way from a folder to a recipe
 
     recorded = look_up(stage.model_copy(update={"run": str(tmp_path / "stage")}), tmp_path)
     batch = {"image": images(), "label": torch.zeros(ROWS).long()}

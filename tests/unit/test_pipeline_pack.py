@@ -12,10 +12,10 @@ from PIL import Image
 
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import DataError
-from sfumato.runtime.display import Display
 from sfumato.runtime.pipeline.kinds.pack import PackStage
 from sfumato.runtime.pipeline.kinds.stage import Outputs, Work
 from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.runs.display import Display
 
 
 class Project:

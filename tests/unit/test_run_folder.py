@@ -9,7 +9,7 @@ import pytest
 from sfumato import recipe as recipes
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
-from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.runs.run_folder import RunFolder
 
 DIGITS = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
 

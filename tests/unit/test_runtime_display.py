@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from sfumato.runtime.display import Display
+from sfumato.runtime.runs.display import Display
 
 INSTALL = "pip install 'sfumato[deepspeed]'"
 

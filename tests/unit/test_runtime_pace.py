@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from sfumato.runtime import display as shown
-from sfumato.runtime.display import Display
-from sfumato.runtime.pace import WINDOW_S, Pace
+from sfumato.runtime.runs import display as shown
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.pace import WINDOW_S, Pace
 
 
 def test_start_up_does_not_count() -> None:

@@ -14,8 +14,8 @@ from sfumato import recipe as recipes
 from sfumato.evaluation.during import EarlyStopSettings
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.runtime import stages
-from sfumato.runtime.display import Display
-from sfumato.runtime.run_folder import RunFolder, snapshot_folder
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.run_folder import RunFolder, snapshot_folder
 from sfumato.runtime.training import validation
 from sfumato.sampling.model_folder import CARD
 

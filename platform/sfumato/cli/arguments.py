@@ -13,8 +13,8 @@ import typer
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sfumato.runtime.display import Display
-    from sfumato.runtime.session import Session
+    from sfumato.runtime.runs.display import Display
+    from sfumato.runtime.runs.session import Session
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
 Overrides = Annotated[
@@ -48,7 +48,7 @@ def open_session(
 ) -> Iterator[Session]:
     """The session of a recipe, or of the run in the folder `at`."""
     from sfumato import recipe as recipes
-    from sfumato.runtime import session as sessions
+    from sfumato.runtime.runs import session as sessions
 
     loaded = recipes.load(recipe, overrides or [])
     with (
@@ -61,7 +61,7 @@ def open_session(
 
 
 def open_display() -> Display:
-    from sfumato.runtime.display import Display
+    from sfumato.runtime.runs.display import Display
 
     return Display()
 

@@ -27,7 +27,7 @@ def recipe_check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJso
     from sfumato import recipe as recipes
     from sfumato.data.format.manifest import Manifest
     from sfumato.data.order.pools import pools_of
-    from sfumato.runtime import first_stage, sizes
+    from sfumato.runtime.runs import first_stage, sizes
 
     loaded = first_stage.resolved(recipes.load(recipe, overrides or []), Path.cwd())
     packed = Manifest.exists(loaded.data.path)

@@ -124,7 +124,7 @@ def evaluate(
     """Measure a run, a checkpoint, or images against real ones; done before alike, it is only shown."""
     from sfumato.runtime import report, stages
     from sfumato.runtime.evaluation import Request, measure
-    from sfumato.runtime.targets import target_of
+    from sfumato.runtime.runs.targets import target_of
 
     given = {
         "samples": samples,

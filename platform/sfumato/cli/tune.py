@@ -27,7 +27,7 @@ def tune(
 ) -> None:
     """Search for better values of a recipe's fields, many trials on Ray Tune."""
     from sfumato import recipe as recipes
-    from sfumato.runtime.display import Display
+    from sfumato.runtime.runs.display import Display
     from sfumato.runtime.sweep import sweep
 
     if resume and fresh:

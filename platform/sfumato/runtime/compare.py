@@ -21,10 +21,10 @@ from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.report import FILE, read_report
 from sfumato.evaluation.store import write_bytes
 from sfumato.recipe import Recipe
-from sfumato.runtime.display import Display
 from sfumato.runtime.evaluation import CACHE
-from sfumato.runtime.resolve import run_folder_of
-from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.resolve import run_folder_of
+from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.training.validation import read_records
 from sfumato.tracking.history import Point, metric_history
 

@@ -14,7 +14,7 @@ from sfumato.data.packing.index_existing import IndexOptions, make_index
 from sfumato.data.verification import check
 from sfumato.errors import DataError
 from sfumato.runtime.cluster.pool import Pool
-from sfumato.runtime.display import Display
+from sfumato.runtime.runs.display import Display
 
 _LISTED = 50
 

@@ -14,7 +14,7 @@ from sfumato.core.family import EmaOf
 from sfumato.core.schedules import power_exponent
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.runtime.resolve import run_folder_of
+from sfumato.runtime.runs.resolve import run_folder_of
 from sfumato.runtime.training.ema_snapshots import averages_uri
 from sfumato.sampling.model_folder import read_model_folder, save_model_folder
 from sfumato.training import checkpoint as checkpoints

@@ -17,7 +17,7 @@ from sfumato.data.storage.filesystems import below
 from sfumato.errors import ConfigError
 from sfumato.recipe import explain
 from sfumato.runtime.cluster.pool import Pool
-from sfumato.runtime.display import Display
+from sfumato.runtime.runs.display import Display
 
 _LISTED = 20
 

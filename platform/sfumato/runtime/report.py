@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sfumato.runtime.session import Session
+from sfumato.runtime.runs.session import Session
 
 
 def show(session: Session, results: dict[str, Any], *, as_json: bool) -> None:

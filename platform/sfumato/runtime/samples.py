@@ -12,8 +12,8 @@ import torch
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
-from sfumato.runtime.display import Display
-from sfumato.runtime.resolve import model_of
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.resolve import model_of
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.output import write_samples
 

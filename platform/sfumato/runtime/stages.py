@@ -18,8 +18,8 @@ import torch
 from sfumato.data.order.epochs import pools
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.run_folder import RunFolder
-from sfumato.runtime.session import Session
+from sfumato.runtime.runs.run_folder import RunFolder
+from sfumato.runtime.runs.session import Session
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import read_model_folder, save_model_folder
 from sfumato.sampling.output import write_samples

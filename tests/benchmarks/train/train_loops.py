@@ -211,8 +211,8 @@ SETTLE_S = 5.0
 def ours(recipe: Any, root: Path, skip: int) -> float:
     """Images a second of `sfumato train` by the clock, from the curve that it logged, pauses included."""
     from sfumato.runtime import stages
-    from sfumato.runtime.display import Display
-    from sfumato.runtime.session import open_session
+    from sfumato.runtime.runs.display import Display
+    from sfumato.runtime.runs.session import open_session
     from sfumato.tracking.store import Store
 
     with Display() as display, open_session(recipe, display, root=root, fresh=True) as session:

@@ -16,7 +16,6 @@ import ray
 import torch
 
 from sfumato.errors import SfumatoError
-from sfumato.runtime.display import Display
 from sfumato.runtime.pipeline import graph, relay, schedule
 from sfumato.runtime.pipeline.kinds.stage import Outputs, digest
 from sfumato.runtime.pipeline.parent import Parent
@@ -26,6 +25,7 @@ from sfumato.runtime.pipeline.result import Result
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.pipeline.settings import Pipeline
 from sfumato.runtime.pipeline.stage_process import Failure, Order, start
+from sfumato.runtime.runs.display import Display
 
 _POLL_S = 0.3
 _PATIENCE_S = 20.0

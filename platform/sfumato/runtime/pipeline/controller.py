@@ -10,7 +10,6 @@ import math
 import os
 
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.display import Display
 from sfumato.runtime.pipeline import schedule
 from sfumato.runtime.pipeline.parent import Parent
 from sfumato.runtime.pipeline.plan import Step, again_from, plan
@@ -18,6 +17,7 @@ from sfumato.runtime.pipeline.records import Records
 from sfumato.runtime.pipeline.result import Result
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.pipeline.settings import Pipeline
+from sfumato.runtime.runs.display import Display
 
 
 def run(pipeline: Pipeline, display: Display, *, first: str | None = None) -> Result:

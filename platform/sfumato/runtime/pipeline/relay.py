@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import ray
 from rich.console import Console
 
-from sfumato.runtime.display import Display
+from sfumato.runtime.runs.display import Display
 
 _INTERVAL_S = 0.5
 

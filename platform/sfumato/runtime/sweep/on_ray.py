@@ -14,7 +14,7 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.display import Display
+from sfumato.runtime.runs.display import Display
 from sfumato.runtime.sweep import prepare
 from sfumato.runtime.sweep.plan import Plan
 from sfumato.tuning.config import PbtSettings, TuneSettings

@@ -13,7 +13,7 @@ from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
-from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.tuning import fields
 from sfumato.tuning.config import NoScheduler, PbtSettings, TuneSettings
 

@@ -12,8 +12,8 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, TrainingError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.display import Display
-from sfumato.runtime.session import prepared
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.session import prepared
 from sfumato.runtime.sweep import on_ray, prepare, report
 from sfumato.runtime.sweep.on_ray import Sweep
 from sfumato.runtime.sweep.plan import PLAN, Plan, changes_for, sweep_folder

@@ -18,10 +18,10 @@ from rich.console import Console
 from sfumato.errors import SfumatoError, WorkersLost
 from sfumato.recipe import Recipe
 from sfumato.runtime import stages
-from sfumato.runtime.child import Child
-from sfumato.runtime.display import Display
-from sfumato.runtime.run_folder import RunFolder
-from sfumato.runtime.session import open_session, prepared
+from sfumato.runtime.runs.child import Child
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.run_folder import RunFolder
+from sfumato.runtime.runs.session import open_session, prepared
 from sfumato.runtime.sweep.plan import Plan
 from sfumato.runtime.training.controller_handle import unpacked
 from sfumato.runtime.training.progress_actor import Snapshot

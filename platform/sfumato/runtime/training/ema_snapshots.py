@@ -8,7 +8,7 @@ from sfumato.core.family import EmaOf, Family
 from sfumato.core.progress import Progress
 from sfumato.parallel import Strategy
 from sfumato.recipe import Recipe
-from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training import post_hoc
 from sfumato.training.loop import Hook

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from sfumato.recipe import Recipe

@@ -17,7 +17,7 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng
 from sfumato.parallel.strategy import Strategy
 from sfumato.recipe import Recipe
-from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.sampling.grid import image_grid
 from sfumato.sampling.pixels import to_uint8
 from sfumato.tracking.run import Tracker

@@ -23,8 +23,8 @@ from sfumato.data.reading.ray_reader import RankStreams
 from sfumato.errors import TrainingError, WorkersLost
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.display import Display
-from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.training import progress_actor as boards
 from sfumato.runtime.training import watchdog
 from sfumato.runtime.training.beside import beside

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sfumato.data.format.faults import Fault
-from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.tracking.run import Tracker
 
 FILE = "skipped.json"

@@ -31,9 +31,9 @@ from sfumato.evaluation.during import Point, best_of, should_stop
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate
 from sfumato.recipe import Recipe
-from sfumato.runtime.display import Display
 from sfumato.runtime.evaluation import CACHE, figures_of
-from sfumato.runtime.run_folder import RunFolder, snapshot_folder
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.run_folder import RunFolder, snapshot_folder
 from sfumato.sampling.model_folder import CARD
 from sfumato.tracking.run import Tracker, TrackerHandle
 from sfumato.training.checkpoint import complete

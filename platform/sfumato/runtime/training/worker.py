@@ -23,7 +23,7 @@ from sfumato.errors import CheckpointError, Interrupted, SfumatoError
 from sfumato.parallel import Placement, Strategy
 from sfumato.runtime.cluster.allocator import keep_freed_memory
 from sfumato.runtime.cluster.scratch import scratch_folder
-from sfumato.runtime.run_folder import snapshot_folder
+from sfumato.runtime.runs.run_folder import snapshot_folder
 from sfumato.runtime.training import bad_samples
 from sfumato.runtime.training.backpressure import Brake
 from sfumato.runtime.training.ema_snapshots import AveragesKeeper, averages_of

@@ -11,11 +11,11 @@ from pydantic import Field
 from sfumato.core.first_stage import FirstStageConfig
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, DataError
-from sfumato.runtime import first_stage
 from sfumato.runtime import precompute as encoding
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import Place
 from sfumato.runtime.pipeline.schedule import Demand
+from sfumato.runtime.runs import first_stage
 
 
 class PrecomputeStage(StageSettings):

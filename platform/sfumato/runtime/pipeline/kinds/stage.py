@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from sfumato.core.config import Config
-from sfumato.runtime.display import Display
 from sfumato.runtime.pipeline.place import Place
 from sfumato.runtime.pipeline.schedule import Demand
+from sfumato.runtime.runs.display import Display
 
 Outputs = dict[str, Any]
 """What a stage made, as plain data. `digest` says what it is; texts may be referred to by later stages."""

@@ -10,13 +10,14 @@ from pydantic import Field
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
-from sfumato.runtime import first_stage, stages
+from sfumato.runtime import stages
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.pipeline.kinds.model import model_digest
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import Place
 from sfumato.runtime.pipeline.schedule import Demand
-from sfumato.runtime.session import absolute, open_session
+from sfumato.runtime.runs import first_stage
+from sfumato.runtime.runs.session import absolute, open_session
 
 
 class TrainStage(StageSettings):

@@ -14,11 +14,11 @@ from sfumato.data.packing.layout import TRAIN
 from sfumato.data.storage.filesystems import above, below
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipe import Recipe
-from sfumato.runtime import first_stage, sizes
-from sfumato.runtime.child import Child
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.display import Display
-from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.runs import first_stage, sizes
+from sfumato.runtime.runs.child import Child
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.tracking.run import Tracker
 from sfumato.tracking.start import DatasetInfo
 from sfumato.training.store import open_store

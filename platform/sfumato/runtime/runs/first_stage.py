@@ -13,7 +13,7 @@ from sfumato.core.first_stage import CODES, LATENT_MEAN, FirstStageConfig, recor
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.recipe import Recipe
-from sfumato.runtime.resolve import model_of
+from sfumato.runtime.runs.resolve import model_of
 from sfumato.sampling.model_files import CARD, read_card
 
 FIELD = "model.first_stage"

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from sfumato.runtime.pace import Pace
+from sfumato.runtime.runs.pace import Pace
 
 _PLAIN_INTERVAL_S = 10.0
 

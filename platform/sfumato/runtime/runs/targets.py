@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from sfumato.data.format.manifest import FILE as MANIFEST
-from sfumato.runtime.resolve import folder_of_checkpoint, run_folder_of
-from sfumato.runtime.run_folder import RunFolder
+from sfumato.runtime.runs.resolve import folder_of_checkpoint, run_folder_of
+from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.sampling.model_folder import CARD
 
 Kind = Literal["recipe", "run", "checkpoint", "model", "images"]
