@@ -10,7 +10,7 @@ import pytest
 from sfumato import recipe as recipes
 from sfumato.evaluation.stage import evaluate
 from sfumato.families.diffusion import Config
-from sfumato.runtime import stages
+from sfumato.runtime.commands import stages
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.session import open_session
 from sfumato.runtime.training.validation import read_records

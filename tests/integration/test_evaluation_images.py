@@ -23,7 +23,7 @@ from sfumato.evaluation.report import read_report
 from sfumato.evaluation.stage import evaluate, evaluate_images
 from sfumato.families.diffusion import Config as Diffusion
 from sfumato.families.vae import Config as Vae
-from sfumato.runtime.evaluation import Request, measure
+from sfumato.runtime.commands.evaluate import Request, measure
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.targets import target_of
 from sfumato.sampling.generator import Generator

@@ -26,7 +26,7 @@ from sfumato.errors import ConfigError, DataError
 from sfumato.parallel import Placement
 from sfumato.parallel.single import Single
 from sfumato.recipe import Recipe
-from sfumato.runtime import precompute
+from sfumato.runtime.commands import precompute
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.first_stage import check_data, resolved
 from sfumato.sampling.generator import Generator

@@ -8,10 +8,10 @@ import pytest
 
 from sfumato import recipe as recipes
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.runtime.commands.sample import device_of
 from sfumato.runtime.runs.resolve import folder_of_checkpoint, run_folder_of
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import absolute
-from sfumato.runtime.samples import device_of
 
 DIGITS = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
 

@@ -16,7 +16,7 @@ from sfumato.data.packing.pack import pack
 from sfumato.data.packing.precompute import encode_shard, finish
 from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError
-from sfumato.runtime import precompute
+from sfumato.runtime.commands import precompute
 
 transformers = pytest.importorskip("transformers")
 

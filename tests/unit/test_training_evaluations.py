@@ -13,7 +13,7 @@ from rich.console import Console
 from sfumato import recipe as recipes
 from sfumato.evaluation.during import EarlyStopSettings
 from sfumato.evaluation.report import EvaluationReport
-from sfumato.runtime import stages
+from sfumato.runtime.commands import stages
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder, snapshot_folder
 from sfumato.runtime.training import validation

@@ -35,7 +35,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare evaluated runs: a table with intervals and tests, a page, or what people prefer."""
-    from sfumato.runtime import compare as comparing
+    from sfumato.runtime.commands import compare as comparing
 
     if votes:
         if runs:

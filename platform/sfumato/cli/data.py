@@ -68,12 +68,12 @@ def pack(
     as_json: AsJson = False,
 ) -> None:
     """Pack images into WebDataset shards with a manifest and an index."""
-    from sfumato.runtime import packing
+    from sfumato.runtime.commands import pack
 
     short = {"size": size, "val": val, "dedupe": dedupe}
     given = pairs(options or []) | {key: value for key, value in short.items() if value is not None}
     with open_display() as display:
-        report = packing.pack(
+        report = pack.pack(
             source,
             dest,
             options=given,
@@ -113,7 +113,7 @@ def index(
     as_json: AsJson = False,
 ) -> None:
     """Make manifest and indexes for an existing WebDataset, whose tars are not touched."""
-    from sfumato.runtime import data_sets
+    from sfumato.runtime.commands import data_sets
 
     options: dict[str, Any] = {
         "classes": tuple(part.strip() for part in (classes or "").split(",") if part.strip()),
@@ -148,7 +148,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Say what a data set holds: counts, sizes, classes, mean and deviation of the channels."""
-    from sfumato.runtime import data_sets
+    from sfumato.runtime.commands import data_sets
 
     with open_display() as display:
         found = data_sets.describe(path, measure=measure, sheet=sheet, workers=workers, display=display)
@@ -163,7 +163,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check checksums, indexes, keys, labels and every image. The exit status is 1 if anything is bad."""
-    from sfumato.runtime import data_sets
+    from sfumato.runtime.commands import data_sets
 
     with open_display() as display:
         report = data_sets.verify(path, decode=decode, workers=workers, display=display)

@@ -24,7 +24,7 @@ def ema(
     as_json: AsJson = False,
 ) -> None:
     """Write the model with an average of another length, from the snapshots of train.snapshots."""
-    from sfumato.runtime.ema import rebuild
+    from sfumato.runtime.commands.ema import rebuild
 
     found = rebuild(run, out, sigma_rel=sigma_rel, images=images, root=Path.cwd())
     show(

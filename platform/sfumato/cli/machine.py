@@ -36,7 +36,7 @@ def ui(
 
 def doctor(as_json: AsJson = False) -> None:
     """Check this machine: packages, memory, disk, GPU, Ray."""
-    from sfumato.runtime import doctor as examination
+    from sfumato.runtime.commands import doctor as examination
 
     findings = examination.examine(Path.cwd())
     if as_json:

@@ -34,12 +34,12 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Draw images from a trained run: PNGs, a grid, and a JSON line an image with what made it."""
-    from sfumato.runtime import samples
+    from sfumato.runtime.commands import sample
 
     named = {"guidance": guidance, "sampler": sampler, "steps": steps}
     options = {key: value for key, value in named.items() if value is not None} | pairs(option or [])
     with open_display() as display:
-        folder = samples.draw(
+        folder = sample.draw(
             run,
             out,
             num=num,
@@ -69,8 +69,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a trained model for use elsewhere."""
-    from sfumato.runtime import samples
+    from sfumato.runtime.commands import sample
 
     with open_display() as display:
-        samples.export(run, dest, kind=kind, root=Path.cwd(), display=display)
+        sample.export(run, dest, kind=kind, root=Path.cwd(), display=display)
     show({"folder": str(dest), "format": kind}, as_json, str(dest))

@@ -43,7 +43,7 @@ def precompute(
     as_json: AsJson = False,
 ) -> None:
     """Encode a data set beforehand; goes on where it was interrupted."""
-    from sfumato.runtime import precompute as runtime
+    from sfumato.runtime.commands import precompute as runtime
 
     with open_display() as display:
         report = runtime.precompute(

@@ -31,7 +31,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Pack, train, evaluate and register, or run a pipeline; what is done is skipped, what is not goes on."""
-    from sfumato.runtime import report, stages
+    from sfumato.runtime.commands import report, stages
     from sfumato.runtime.pipeline.settings import is_pipeline
 
     if is_pipeline(recipe):
@@ -64,7 +64,7 @@ def train(
     recipe: RecipeFile, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
 ) -> None:
     """Train a recipe's model; goes on from its newest checkpoint."""
-    from sfumato.runtime import report, stages
+    from sfumato.runtime.commands import report, stages
 
     with open_session(recipe, overrides, fresh=fresh) as session, stages.cluster_to_train(session):
         results = {"train": stages.train(session)}
@@ -122,8 +122,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a run, a checkpoint, or images against real ones; done before alike, it is only shown."""
-    from sfumato.runtime import report, stages
-    from sfumato.runtime.evaluation import Request, measure
+    from sfumato.runtime.commands import report, stages
+    from sfumato.runtime.commands.evaluate import Request, measure
     from sfumato.runtime.runs.targets import target_of
 
     given = {

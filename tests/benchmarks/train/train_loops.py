@@ -210,7 +210,7 @@ SETTLE_S = 5.0
 
 def ours(recipe: Any, root: Path, skip: int) -> float:
     """Images a second of `sfumato train` by the clock, from the curve that it logged, pauses included."""
-    from sfumato.runtime import stages
+    from sfumato.runtime.commands import stages
     from sfumato.runtime.runs.display import Display
     from sfumato.runtime.runs.session import open_session
     from sfumato.tracking.store import Store

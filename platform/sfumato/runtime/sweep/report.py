@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sfumato.recipe import Recipe
-from sfumato.runtime.evaluation import tracker_handle
+from sfumato.runtime.commands.evaluate import tracker_handle
 from sfumato.runtime.sweep.plan import Plan
 from sfumato.runtime.sweep.prepare import lookup
 from sfumato.tracking.run import Status, Tracker

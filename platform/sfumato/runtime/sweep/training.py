@@ -17,7 +17,7 @@ from rich.console import Console
 
 from sfumato.errors import SfumatoError, WorkersLost
 from sfumato.recipe import Recipe
-from sfumato.runtime import stages
+from sfumato.runtime.commands import stages
 from sfumato.runtime.runs.child import Child
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder

@@ -31,7 +31,7 @@ from sfumato.evaluation.during import Point, best_of, should_stop
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate
 from sfumato.recipe import Recipe
-from sfumato.runtime.evaluation import CACHE, figures_of
+from sfumato.runtime.commands.evaluate import CACHE, figures_of
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder, snapshot_folder
 from sfumato.sampling.model_folder import CARD

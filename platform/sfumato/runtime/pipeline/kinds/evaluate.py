@@ -14,8 +14,8 @@ from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.report import FILE, read_report
 from sfumato.recipe import explain
-from sfumato.runtime import stages
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.commands import stages
 from sfumato.runtime.pipeline.kinds.model import TrainedRun
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import Place

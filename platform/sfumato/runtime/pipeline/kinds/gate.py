@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from sfumato.errors import CheckpointError, ConfigError, SfumatoError
 from sfumato.evaluation.report import EvaluationReport, read_report
-from sfumato.runtime.evaluation import comparable
+from sfumato.runtime.commands.evaluate import comparable
 from sfumato.runtime.pipeline.conditions import Condition
 from sfumato.runtime.pipeline.kinds.model import model_digest
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest

@@ -11,7 +11,7 @@ from pydantic import Field
 from sfumato.core.first_stage import FirstStageConfig
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, DataError
-from sfumato.runtime import precompute as encoding
+from sfumato.runtime.commands import precompute as encoding
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import Place
 from sfumato.runtime.pipeline.schedule import Demand

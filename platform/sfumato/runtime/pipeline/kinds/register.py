@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from sfumato.runtime import stages
+from sfumato.runtime.commands import stages
 from sfumato.runtime.pipeline.kinds.model import TrainedRun
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import Place

@@ -10,8 +10,8 @@ from pydantic import Field
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
-from sfumato.runtime import stages
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.commands import stages
 from sfumato.runtime.pipeline.kinds.model import model_digest
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import Place

@@ -21,7 +21,7 @@ from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.report import FILE, read_report
 from sfumato.evaluation.store import write_bytes
 from sfumato.recipe import Recipe
-from sfumato.runtime.evaluation import CACHE
+from sfumato.runtime.commands.evaluate import CACHE
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.resolve import run_folder_of
 from sfumato.runtime.runs.run_folder import RunFolder

@@ -92,7 +92,7 @@ def _take_sampling(session: Session) -> None:
 def evaluate(session: Session) -> dict[str, Any]:
     """Generate, measure, draw the sample grid. Metrics by name and how long it took."""
     from sfumato.evaluation.stage import evaluate as run_stage
-    from sfumato.runtime.evaluation import CACHE, comparable, figures_of, result_of
+    from sfumato.runtime.commands.evaluate import CACHE, comparable, figures_of, result_of
 
     recipe, folder, display = session.recipe, session.folder, session.display
     if not folder.model.is_dir():

@@ -43,11 +43,11 @@ from sfumato.data.reading.batches import to_batch
 from sfumato.data.storage.filesystems import is_remote
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.families import config_class
-from sfumato.runtime import text_encoder
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.commands import text_encoder
+from sfumato.runtime.commands.text_encoder import TextEncoder, TextModel
 from sfumato.runtime.runs import first_stage
 from sfumato.runtime.runs.display import Display
-from sfumato.runtime.text_encoder import TextEncoder, TextModel
 from sfumato.sampling.model_files import load_stored
 
 Kind = Literal["auto", "latents", "codes", "text"]
