@@ -20,7 +20,7 @@ from sfumato.evaluation.metrics.realism import realism
 from sfumato.evaluation.neighbours.balls import memberships
 from sfumato.evaluation.neighbours.cloud import Cloud, rounded_squared
 from sfumato.evaluation.neighbours.nearest import nearest_in, nearest_others
-from sfumato.evaluation.spread import OnRay
+from sfumato.evaluation.parallel_map import OnRay
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]

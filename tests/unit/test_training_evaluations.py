@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from sfumato import recipe as recipes
-from sfumato.evaluation.during import EarlyStopSettings
+from sfumato.evaluation.early_stopping import EarlyStopSettings
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.runtime.commands import stages
 from sfumato.runtime.runs.display import Display

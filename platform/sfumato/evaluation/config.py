@@ -9,7 +9,7 @@ from pydantic import Field
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.evaluation import selection
-from sfumato.evaluation.during import BestSettings, EarlyStopSettings
+from sfumato.evaluation.early_stopping import BestSettings, EarlyStopSettings
 from sfumato.evaluation.metrics.metric import MetricSettings
 from sfumato.evaluation.selection import AUTO, Selection
 from sfumato.evaluation.source import Kind

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfumato.evaluation.block_workers import RayPool, actors_for
 from sfumato.evaluation.blocks import Block, BlockMaker, Task
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.features.extractor import Extractor
@@ -14,7 +15,6 @@ from sfumato.evaluation.metrics.path_length import Ruler
 from sfumato.evaluation.plan import Plan
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.source import LoadSource, SampleSource
-from sfumato.evaluation.workers import RayPool, actors_for
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (images done, images in all)."""

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.data.format.faults import OnError
+from sfumato.evaluation.block_workers import actors_for
 from sfumato.evaluation.checks import check_comparable, check_enough, held_out_images, selected
+from sfumato.evaluation.compute import measure
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.extras import Extras, generated_features
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.making import Making, ProgressCallback, make_missing
-from sfumato.evaluation.measure import measure
+from sfumato.evaluation.metric_inputs import Extras, generated_features
 from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.evaluation.metrics.path_length import Ruler
+from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
 from sfumato.evaluation.pictures import write_neighbours, write_preview
 from sfumato.evaluation.plan import Plan, plan_blocks
 from sfumato.evaluation.reference import PackedReference, Reference
@@ -32,9 +34,7 @@ from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.report import TERMS, EvaluationReport
 from sfumato.evaluation.selection import Selection
 from sfumato.evaluation.source import ImageSource, LoadSource, SampleSource, load_model
-from sfumato.evaluation.spread import OnRay, Spread, in_process
 from sfumato.evaluation.store import write_arrays
-from sfumato.evaluation.workers import actors_for
 
 __all__ = ["ProgressCallback", "evaluate", "evaluate_images", "evaluate_source"]
 

@@ -66,7 +66,7 @@ def four(
     from sfumato.evaluation.neighbours.balls import memberships
     from sfumato.evaluation.neighbours.cloud import BLOCK
     from sfumato.evaluation.neighbours.nearest import nearest_others
-    from sfumato.evaluation.spread import in_process
+    from sfumato.evaluation.parallel_map import in_process
 
     how: dict[str, Any] = {"spread": spread or in_process, "block": block or BLOCK}
     radius = [nearest_others(x, K, **how).squared_Nk[:, -1] for x in (real, fake)]
@@ -104,7 +104,7 @@ def case_ray(real: np.ndarray, fake: np.ndarray, arguments: argparse.Namespace) 
     """`arguments.workers` Ray tasks at a time, one thread each; the best of runs with all workers started."""
     import ray
 
-    from sfumato.evaluation.spread import OnRay
+    from sfumato.evaluation.parallel_map import OnRay
 
     folder = tempfile.mkdtemp(prefix="sf-")
     ray.init(

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
-from sfumato.evaluation.spread import Spread, in_process
+from sfumato.evaluation.parallel_map import Spread, in_process
 from sfumato.evaluation.statistics import Float32Array, Float64Array, Int64Array, Moments, UInt8Array
 
 T = TypeVar("T")

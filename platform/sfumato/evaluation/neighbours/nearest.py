@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato.evaluation.neighbours.cloud import BLOCK, Cloud, Vectors, blocks, exact_squared, rounded_squared
-from sfumato.evaluation.spread import Spread, in_process
+from sfumato.evaluation.parallel_map import Spread, in_process
 from sfumato.evaluation.statistics import Float64Array, Int64Array
 
 SPARE = 5

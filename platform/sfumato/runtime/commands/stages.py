@@ -59,7 +59,7 @@ def _stopped_early(session: Session, done: Mapping[str, Any]) -> bool:
 
     By the same as then it has, whatever evaluations that came in after the end have found.
     """
-    from sfumato.evaluation.during import should_stop
+    from sfumato.evaluation.early_stopping import should_stop
     from sfumato.runtime.training.validation import read_records
 
     settings = session.recipe.evaluate.early_stop

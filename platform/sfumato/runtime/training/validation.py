@@ -27,7 +27,7 @@ import ray
 from sfumato.data.format.faults import OnError
 from sfumato.errors import CheckpointError
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.during import Point, best_of, should_stop
+from sfumato.evaluation.early_stopping import Point, best_of, should_stop
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate
 from sfumato.recipe import Recipe
