@@ -11,7 +11,7 @@ from matrix import strategies
 from torch import Tensor
 
 from sfumato.parallel import STRATEGIES
-from sfumato.parallel.features import Feature, table
+from sfumato.parallel.capabilities import Feature, table
 
 # Five steps: the rate warms up, and three would move no weight by what the effect of clipping is held to.
 TRAIN = {"images": 320, "batch": 64, "micro_batch": 16, "log_every": 64, "preview_samples": 0}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sfumato.errors import CapabilityError
-from sfumato.parallel.features import Feature
+from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.single import Single
 from sfumato.parallel.strategy import Options, Placement
 

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sfumato.errors import with_extra
-from sfumato.parallel import transfer
+from sfumato.parallel import state_dict
+from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.ddp import Ddp
-from sfumato.parallel.features import Feature
 from sfumato.parallel.sharded import Sharded
 from sfumato.parallel.single import Tensors
 from sfumato.parallel.strategy import Options, Placement
@@ -73,7 +73,7 @@ class Zero(Ddp):
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        transfer.check(self._layout(), state)
+        state_dict.check(self._layout(), state)
         self._load_nets(state)
         for name in self._training:
             self._load_moments(name, state)
@@ -90,7 +90,7 @@ class Zero(Ddp):
         flat_states = optimizer.optimizer.state
         flat_states.clear()
         keys = [key for key, _ in self._raw[name].named_parameters()]
-        kinds = next((found for key in keys if (found := dict(transfer.moments(state, name, key)))), {})
+        kinds = next((found for key in keys if (found := dict(state_dict.moments(state, name, key)))), {})
         if not kinds:
             return
         for flat in flats(optimizer, self.stage):
@@ -100,7 +100,7 @@ class Zero(Ddp):
                 for kind, value in kinds.items()
             }
         for key, piece in self._pieces(name).items():
-            for kind, value in transfer.moments(state, name, key):
+            for kind, value in state_dict.moments(state, name, key):
                 if value.dim():
                     piece.of(flat_states[piece.flat][kind]).copy_(piece.cut(value))
 

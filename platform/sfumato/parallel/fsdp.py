@@ -27,8 +27,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from sfumato.errors import CapabilityError
 from sfumato.parallel.blocks import blocks_of
+from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.ddp import Ddp
-from sfumato.parallel.features import Feature
 from sfumato.parallel.sharded import Sharded
 from sfumato.parallel.single import Tensors
 from sfumato.parallel.strategy import Options, Placement

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
-from sfumato.parallel import transfer
+from sfumato.parallel import state_dict
 from sfumato.parallel.blocks import blocks_of
-from sfumato.parallel.features import Feature
+from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.recompute import recompute
 from sfumato.parallel.strategy import Options, Placement, Strategy
 
@@ -132,13 +132,13 @@ class Single(Strategy):
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        transfer.check(self._layout(), state)
+        state_dict.check(self._layout(), state)
         for name, tensor in self._net_state().items():
             self._fill(tensor, state[name])
         for name, parameters in self._parameters.items():
             for key, parameter in parameters.items():
                 self._optimizers[name].state.pop(parameter, None)
-                if moments := dict(transfer.moments(state, name, key)):
+                if moments := dict(state_dict.moments(state, name, key)):
                     self._optimizers[name].state[parameter] = {
                         kind: self._own(name, key, value) for kind, value in moments.items()
                     }

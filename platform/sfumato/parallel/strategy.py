@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
-from sfumato.parallel.features import Feature
+from sfumato.parallel.capabilities import Feature
 
 
 @dataclass(frozen=True, slots=True)

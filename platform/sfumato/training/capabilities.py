@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sfumato.core.family import Phase
 from sfumato.parallel import STRATEGIES, ParallelSettings
-from sfumato.parallel.features import Feature, refusals
+from sfumato.parallel.capabilities import Feature, refusals
 from sfumato.training.config import TrainSettings
 
 
