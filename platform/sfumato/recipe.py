@@ -24,7 +24,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.core.family import FamilyConfig
 from sfumato.data.config import DataSettings
-from sfumato.data.order.epochs import micro_batches
+from sfumato.data.order import micro_batches
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel import ParallelSettings

@@ -52,9 +52,9 @@ def test_ray_and_local_readers_agree(
     window: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_source, "_SPAN_ROUNDS", 3)  # so that many spans follow each other
-    monkeypatch.setattr(ray_source, "_FIRST_SPAN_ROWS", 1024)
-    monkeypatch.setattr(ray_source, "_MIN_TASK_ROWS", 64)  # so that no task needs all shards
+    monkeypatch.setattr(ray_reader, "_SPAN_ROUNDS", 3)  # so that many spans follow each other
+    monkeypatch.setattr(ray_reader, "_FIRST_SPAN_ROWS", 1024)
+    monkeypatch.setattr(ray_reader, "_MIN_TASK_ROWS", 64)  # so that no task needs all shards
     settings = DataSettings(path=str(digits), streams=8, shuffle_window=window)
     plan = RankPlan(settings, Manifest.load(digits), 7, rank, world_size)
     by_ray = RankReader(plan).batches(images=images, batch=BATCH, micro_batch=micro_batch)
@@ -93,8 +93,8 @@ def test_reading_that_waits_for_its_consumer_takes_no_core(
     digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With room for one task's rows at a time, so that none runs while the consumer is busy."""
-    monkeypatch.setattr(ray_source, "_HANDED_ON", 1 << 14)
-    monkeypatch.setattr(ray_source, "_STORED", 2)
+    monkeypatch.setattr(ray_reader, "_HANDED_ON", 1 << 14)
+    monkeypatch.setattr(ray_reader, "_STORED", 2)
     settings = DataSettings(path=str(digits), streams=8, shuffle_window=64)
     reading = RankReader(RankPlan(settings, Manifest.load(digits), 7, 0, 1)).batches(images=0, batch=BATCH)
     next(reading)

@@ -60,7 +60,7 @@ def evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     recipe = recipes.load(DIGITS, settings)
     folder = RunFolder(tmp_path / "run")
     monkeypatch.setattr(
-        in_training, "_start", lambda recipe, settings, folder, snapshot, keep_blocks: snapshot
+        validation, "_start", lambda recipe, settings, folder, snapshot, keep_blocks: snapshot
     )
 
     def started() -> SimpleNamespace:
@@ -83,7 +83,7 @@ def test_the_best_is_copied_again_where_a_kill_cut_the_copy_short(
     first = evaluations()
     (snapshot, _) = first.all._waiting()
     with monkeypatch.context() as patched:
-        patched.setattr(in_training, "_replace", killed)
+        patched.setattr(validation, "_replace", killed)
         with pytest.raises(KeyboardInterrupt):
             first.all._evaluate(snapshot)
     again = evaluations()
@@ -114,7 +114,7 @@ def test_figures_count_where_the_best_cannot_be_kept(
     def full(*paths: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(in_training, "_replace", full)
+    monkeypatch.setattr(validation, "_replace", full)
     for snapshot in run.all._waiting():
         run.all._evaluate(snapshot)
     assert [record.images for record in validation.read_records(run.folder)] == [100, 200]

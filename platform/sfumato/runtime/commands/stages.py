@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sfumato.data.order.epochs import pools
+from sfumato.data.order import pools
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs.run_folder import RunFolder

@@ -19,7 +19,7 @@ from sfumato.runtime.jobs.cluster import Cluster, Job
 
 PATIENCE_S = 60.0
 _PAUSE_S = 1.0
-# What `runtime.runs.display` prints where there is no terminal: `train: 12,000 of 48,000  loss 0.3  80 s left`.
+# What `runtime.runs.display` prints without a terminal: `train: 12,000 of 48,000  loss 0.3  80 s left`.
 _PROGRESS = re.compile(r"^\w[\w -]*: [\d,]+( of [\d,]+)?  ")
 
 

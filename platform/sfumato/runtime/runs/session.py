@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.data.format.manifest import Manifest, verify
-from sfumato.data.order.epochs import pools
+from sfumato.data.order import pools
 from sfumato.data.packing import pack as packing
 from sfumato.data.packing.layout import TRAIN
 from sfumato.data.storage.filesystems import above, below
