@@ -35,6 +35,6 @@ def ema(
             "profile_error": found.error,
         },
         as_json,
-        f"{found.folder}: at {found.images:,} images, from {found.snapshots} snapshots; its profile differs by "
-        f"{found.error:.1%} from that of sigma_rel {sigma_rel:g}",
+        f"{found.folder}: at {found.images:,} images, from {found.snapshots} snapshots; its profile differs "
+        f"by {found.error:.1%} from that of sigma_rel {sigma_rel:g}",
     )

@@ -63,8 +63,8 @@ def submit(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Environment variable that must be set on the cluster; NAME=OTHER if it is called OTHER there. "
-            "Kubernetes: NAME=SECRET/KEY.",
+            help="Environment variable that must be set on the cluster; NAME=OTHER if it has another name "
+            "there. Kubernetes: NAME=SECRET/KEY.",
         ),
     ] = None,
     env: Annotated[
