@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from sfumato import families
 from sfumato.core.batch import DataSpec
-from sfumato.core.config import Config
+from sfumato.core.config import Config, fields_at
 from sfumato.core.family import FamilyConfig
 from sfumato.data.config import DataSettings
 from sfumato.data.order import micro_batches
@@ -212,7 +212,7 @@ def explain(error: ValidationError, root: type[BaseModel], prefix: tuple[str, ..
         where = ".".join(path)
         if item["type"] == "extra_forbidden":
             # Of several kinds that a field may hold, only the one that was chosen knows its keys.
-            known = item.get("ctx", {}).get("known") or _fields_at(root, [str(p) for p in item["loc"][:-1]])
+            known = item.get("ctx", {}).get("known") or fields_at(root, [str(p) for p in item["loc"][:-1]])
             near = difflib.get_close_matches(path[-1], known, 1, 0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
             lines.append(f"{where}: unknown key; {hint}")
@@ -291,23 +291,6 @@ def _near_files(path: Path) -> str:
     names = [str(p) for p in sorted(folder.rglob("*.yaml"))[:500]]
     near = difflib.get_close_matches(str(path), names, 1, 0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _fields_at(root: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Names of the fields at a dotted path of nested models; of the deepest model that can be found."""
-    model: type[BaseModel] = root
-    for part in path:
-        info = model.model_fields.get(part)
-        nested = (
-            [] if info is None else [a for a in (info.annotation, *get_args(info.annotation)) if _is_model(a)]
-        )
-        if nested:
-            model = nested[0]
-    return list(model.model_fields)
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,15 +7,71 @@ it by averaging, both on the shortcut too.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.batch import DataSpec
 from sfumato.families.gan.blocks import ClassNorm, Score, conv, init_orthogonal
-from sfumato.families.gan.config import ResnetConfig
-from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet
+from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet, NetworkConfig, side_problems
+
+_Width = Annotated[int, Field(gt=0)]
+
+
+class ResnetConfig(NetworkConfig):
+    """Residual blocks, as in SNGAN (Miyato et al. 2018, tables 4 and 5)."""
+
+    kind: Literal["resnet"] = Field("resnet", description="Selects the residual networks.")
+    channels: tuple[_Width, ...] = Field(
+        (128, 128),
+        min_length=1,
+        description="Channels of the generator's blocks, lowest resolution first; each doubles the side.",
+    )
+    discriminator_channels: tuple[_Width, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Channels of the discriminator's blocks from the image down; each halves the side. Null "
+        "mirrors the generator.",
+    )
+    flat_blocks: int = Field(1, ge=0, description="Further blocks of the discriminator at its last side.")
+    generator_norm: Literal["batch", "group"] = Field(
+        "batch",
+        description="Normalisation in the generator: over the rows of a micro-batch, or of each image "
+        "alone in up to 8 groups of channels.",
+    )
+    discriminator_norm: Literal["spectral", "none"] = Field(
+        "spectral", description="What keeps the discriminator in bounds."
+    )
+
+    @property
+    def norms(self) -> tuple[str, str]:
+        """As set."""
+        return self.generator_norm, self.discriminator_norm
+
+    @property
+    def down(self) -> tuple[int, ...]:
+        """Channels of the discriminator from the image down."""
+        return self.discriminator_channels or self.channels[::-1]
+
+    def build_generator(self, data: DataSpec, *, latent: int, classes: int) -> ResnetGenerator:
+        """See the class."""
+        return ResnetGenerator(self, data, latent=latent, classes=classes)
+
+    def build_discriminator(self, data: DataSpec, *, classes: int, bias: bool) -> ResnetDiscriminator:
+        """See the class."""
+        return ResnetDiscriminator(self, data, classes=classes, bias=bias)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """One doubling of the side."""
+        return cls(channels=(8,))
+
+    def problems(self, data: DataSpec) -> list[str]:
+        """Sides that its channels do not give."""
+        return side_problems(self.channels, self.down, data)
 
 
 class ResnetGenerator(GeneratorNet):
@@ -64,7 +120,7 @@ class ResnetDiscriminator(DiscriminatorNet):
     def __init__(self, config: ResnetConfig, data: DataSpec, *, classes: int, bias: bool) -> None:
         super().__init__()
         norm = config.discriminator_norm
-        channels = config.discriminator_channels or config.channels[::-1]
+        channels = config.down
         widths = (data.channels, *channels, *[channels[-1]] * config.flat_blocks)
         self.blocks = nn.ModuleList(
             _DownBlock(inputs, outputs, norm, first=at == 0, halve=at < len(channels))
@@ -96,3 +152,6 @@ class _DownBlock(nn.Module):
         if self.halve:
             h_BCHW, x_BCHW = F.avg_pool2d(h_BCHW, 2), F.avg_pool2d(x_BCHW, 2)
         return h_BCHW + (x_BCHW if self.shortcut is None else self.shortcut(x_BCHW))
+
+
+COMPONENT = ResnetConfig

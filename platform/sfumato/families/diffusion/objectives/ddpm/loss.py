@@ -16,8 +16,8 @@ from sfumato.core.batch import Batch
 from sfumato.core.family import LossOut
 from sfumato.core.rng import Rng
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.objectives.ddpm_schedule import NoiseSchedule
-from sfumato.families.diffusion.objectives.quartiles import quartiles
+from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
+from sfumato.families.diffusion.quartiles import quartiles
 
 if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import LabelDropout

@@ -16,7 +16,7 @@ and is trained with weight lambda = 1 / c_out^2 at ln sigma ~ N(P_mean, P_std^2)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -27,24 +27,27 @@ from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.objectives.edm_sampling import EDMSampling, churn
-from sfumato.families.diffusion.objectives.objective import (
+from sfumato.families.diffusion.objectives import (
     LATENT_STD,
     PIXEL_STD,
     GuidableObjective,
     Objective,
+    ObjectiveConfig,
+    SamplingBase,
     data_std,
 )
-from sfumato.families.diffusion.objectives.quartiles import quartiles_of_normal
-from sfumato.families.diffusion.solver import integrate
+from sfumato.families.diffusion.objectives.edm.sampling import EDMSampling, churn
+from sfumato.families.diffusion.quartiles import quartiles_of_normal
+from sfumato.families.diffusion.solvers import integrate
 
 if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Guided, LabelDropout
 
 
-class EDMConfig(GuidableObjective):
+class EDMConfig(ObjectiveConfig, GuidableObjective):
     """Continuous noise levels; the network is preconditioned at each."""
 
+    Sampling: ClassVar[type[SamplingBase]] = EDMSampling
     kind: Literal["edm"] = Field("edm", description="Selects this objective.")
     sigma_data: float | None = Field(
         None,
@@ -54,6 +57,16 @@ class EDMConfig(GuidableObjective):
     )
     p_mean: float = Field(-1.2, description="Mean of ln sigma in training.")
     p_std: float = Field(1.2, gt=0, description="Standard deviation of ln sigma in training.")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """The defaults: they cost nothing."""
+        return cls()
+
+    @classmethod
+    def tiny_sampling(cls) -> EDMSampling:
+        """3 steps that add noise again."""
+        return EDMSampling(steps=3, churn=1.0)
 
     def build(self, *, latents: bool = False) -> EDM:
         """The objective of a model of pixels, or of latents."""
@@ -112,13 +125,7 @@ class EDM(Objective):
             return (x_NCHW - self.denoise(network, x_NCHW, sigma, clip=clip)) / sigma
 
         sigmas = options.sigmas()
-        return integrate(
-            slope,
-            noise_NCHW * sigmas[0],
-            sigmas,
-            second_order=options.sampler == "heun",
-            before=churn(options, rng),
-        )
+        return integrate(options.sampler, slope, noise_NCHW * sigmas[0], sigmas, before=churn(options, rng))
 
     def denoise(self, network: Guided, x_NCHW: Tensor, sigma: float, *, clip: bool) -> Tensor:
         """D(x; sigma), [N, C, H, W]."""

@@ -16,16 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-MAX_BETA = 0.999
+from sfumato.families.diffusion.samplers import MAX_BETA, linear_range
+
 COSINE_OFFSET = 0.008
-
-
-def linear_range(timesteps: int) -> tuple[float, float]:
-    """First and last beta: 1e-4 and 0.02 at T = 1000 (Ho et al. 2020, sec. 4).
-
-    For another T they scale with 1000 / T, so that x_T stays noise (Nichol & Dhariwal 2021, code).
-    """
-    return 0.1 / timesteps, min(20.0 / timesteps, MAX_BETA)
 
 
 def linear_betas(timesteps: int) -> Tensor:

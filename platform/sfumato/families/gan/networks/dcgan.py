@@ -7,18 +7,72 @@ whose side is whatever is left.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.batch import DataSpec
 from sfumato.families.gan.blocks import LEAK, ClassNorm, Score, conv, init_normal
-from sfumato.families.gan.config import DcganConfig
-from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet
+from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet, NetworkConfig, side_problems
 
 STD = 0.02
 KERNEL = 4
+_Width = Annotated[int, Field(gt=0)]
+
+
+class DcganConfig(NetworkConfig):
+    """Plain stacks of strided convolutions (Radford, Metz, Chintala 2016)."""
+
+    kind: Literal["dcgan"] = Field("dcgan", description="Selects DCGAN.")
+    channels: tuple[_Width, ...] = Field(
+        (128, 64),
+        min_length=1,
+        description="Channels of the generator from its lowest resolution up; each entry doubles the side.",
+    )
+    discriminator_channels: tuple[_Width, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Channels of the discriminator from the image down; each entry halves the side. Null "
+        "mirrors the generator.",
+    )
+    generator_norm: Literal["batch", "group"] = Field(
+        "batch",
+        description="Normalisation in the generator: over the rows of a micro-batch, or of each image "
+        "alone in up to 8 groups of channels.",
+    )
+    discriminator_norm: Literal["spectral", "batch", "none"] = Field(
+        "spectral", description="What keeps the discriminator in bounds."
+    )
+
+    @property
+    def norms(self) -> tuple[str, str]:
+        """As set."""
+        return self.generator_norm, self.discriminator_norm
+
+    @property
+    def down(self) -> tuple[int, ...]:
+        """Channels of the discriminator from the image down."""
+        return self.discriminator_channels or self.channels[::-1]
+
+    def build_generator(self, data: DataSpec, *, latent: int, classes: int) -> DcganGenerator:
+        """See the class."""
+        return DcganGenerator(self, data, latent=latent, classes=classes)
+
+    def build_discriminator(self, data: DataSpec, *, classes: int, bias: bool) -> DcganDiscriminator:
+        """See the class."""
+        return DcganDiscriminator(self, data, classes=classes, bias=bias)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """One doubling of the side."""
+        return cls(channels=(8,))
+
+    def problems(self, data: DataSpec) -> list[str]:
+        """Sides that its channels do not give."""
+        return side_problems(self.channels, self.down, data)
 
 
 class DcganGenerator(GeneratorNet):
@@ -61,7 +115,7 @@ class DcganDiscriminator(DiscriminatorNet):
     def __init__(self, config: DcganConfig, data: DataSpec, *, classes: int, bias: bool) -> None:
         super().__init__()
         norm = config.discriminator_norm
-        channels = config.discriminator_channels or config.channels[::-1]
+        channels = config.down
         self.mixes_rows = norm == "batch"
         inputs = (data.channels, *channels)
         self.layers = nn.ModuleList(
@@ -93,3 +147,6 @@ class _Down(nn.Module):
         if self.norm is not None:
             x_BCHW = self.norm(x_BCHW, x_BCHW.new_zeros(len(x_BCHW), dtype=torch.int64))
         return F.leaky_relu(x_BCHW, LEAK)
+
+
+COMPONENT = DcganConfig

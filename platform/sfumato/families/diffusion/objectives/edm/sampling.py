@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from sfumato.core.rng import SampleRng
-from sfumato.families.diffusion.objectives.noise_levels import karras_sigmas
-from sfumato.families.diffusion.objectives.objective import GuidedSampling
+from sfumato.families.diffusion.noise_levels import karras_sigmas
+from sfumato.families.diffusion.objectives import GuidedSampling
+from sfumato.families.diffusion.solvers import SOLVERS, Solver
+from sfumato.families.diffusion.solvers.heun import Heun
 
 MOST_CHURN = math.sqrt(2) - 1
 """A step adds at most as much noise as there is (algorithm 2)."""
@@ -20,8 +22,8 @@ MOST_CHURN = math.sqrt(2) - 1
 class EDMSampling(GuidedSampling):
     """How images are drawn; `sfumato sample` may change any of it."""
 
-    sampler: Literal["heun", "euler"] = Field(
-        "heun", description="heun: second order, 2 steps - 1 network evaluations; euler: one a step."
+    sampler: Annotated[Solver, SOLVERS] = Field(
+        Heun(), description="heun: second order, 2 steps - 1 network evaluations; euler: one a step."
     )
     steps: int = Field(18, ge=2, description="Steps from noise to image.")
     sigma_min: float = Field(0.002, gt=0, description="Least noise level before zero.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -12,38 +12,28 @@ from sfumato.core.config import Config
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
-from sfumato.families.diffusion.objectives.ddpm_bound import bound_bits
-from sfumato.families.diffusion.objectives.ddpm_loss import denoising_loss
-from sfumato.families.diffusion.objectives.ddpm_schedule import NoiseSchedule
-from sfumato.families.diffusion.objectives.objective import GuidableObjective, GuidedSampling, Objective
+from sfumato.families.diffusion.objectives import (
+    BoundedObjective,
+    GuidableObjective,
+    GuidedSampling,
+    ObjectiveConfig,
+    SamplingBase,
+)
+from sfumato.families.diffusion.objectives.ddpm.bound import bound_bits
+from sfumato.families.diffusion.objectives.ddpm.loss import denoising_loss
+from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
+from sfumato.families.diffusion.samplers import SAMPLERS, NoiseLevels, Sampler
+from sfumato.families.diffusion.samplers.ddim import Ddim
 
 if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Guided, LabelDropout
 
 
-class DDPMConfig(GuidableObjective):
-    """Discrete noise levels; the network predicts the noise or v."""
-
-    kind: Literal["ddpm"] = Field("ddpm", description="Selects this objective.")
-    prediction: Literal["epsilon", "v"] = Field(
-        "v", description="Target: the noise (Ho et al. 2020) or v (Salimans & Ho 2022)."
-    )
-    schedule: Literal["linear", "cosine"] = Field(
-        "cosine",
-        description="Noise schedule: linear betas (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021).",
-    )
-    timesteps: int = Field(1000, ge=2, description="T, the number of noise levels.")
-
-    def build(self) -> DDPM:
-        """The objective."""
-        return DDPM(self)
-
-
 class DDPMSampling(GuidedSampling):
     """How images are drawn; `sfumato sample` may change any of it."""
 
-    sampler: Literal["ddpm", "ddim", "dpmsolver++"] = Field(
-        "ddim",
+    sampler: Annotated[Sampler, SAMPLERS] = Field(
+        Ddim(),
         description="ddpm: ancestral (Ho et al. 2020); ddim (Song et al. 2021); dpmsolver++: second-order "
         "multistep (Lu et al. 2022).",
     )
@@ -58,9 +48,16 @@ class DDPMSampling(GuidedSampling):
 
     @model_validator(mode="after")
     def _eta_has_effect(self) -> Self:
-        if self.eta and self.sampler != "ddim":
-            raise ValueError(f"eta: {self.eta:g} has no effect on {self.sampler}; set eta=0 or sampler=ddim")
+        if self.eta and not self.sampler.takes_eta:
+            raise ValueError(
+                f"eta: {self.eta:g} has no effect on {self.sampler.kind}; set eta=0 or sampler=ddim"
+            )
         return self
+
+    @property
+    def bound_steps(self) -> int | None:
+        """As set."""
+        return self.likelihood_steps
 
     def problems(self, objective: Config) -> list[str]:
         """More steps than there are noise levels."""
@@ -71,7 +68,41 @@ class DDPMSampling(GuidedSampling):
         return [f"model.sampling.steps: got {self.steps}, the most is {most} (objective.timesteps)"]
 
 
-class DDPM(Objective):
+class DDPMConfig(ObjectiveConfig, GuidableObjective):
+    """Discrete noise levels; the network predicts the noise or v."""
+
+    Sampling: ClassVar[type[SamplingBase]] = DDPMSampling
+    kind: Literal["ddpm"] = Field("ddpm", description="Selects this objective.")
+    prediction: Literal["epsilon", "v"] = Field(
+        "v", description="Target: the noise (Ho et al. 2020) or v (Salimans & Ho 2022)."
+    )
+    schedule: Literal["linear", "cosine"] = Field(
+        "cosine",
+        description="Noise schedule: linear betas (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021).",
+    )
+    timesteps: int = Field(1000, ge=2, description="T, the number of noise levels.")
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """What a sampler has to know."""
+        return NoiseLevels(self.timesteps, self.schedule, self.prediction)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """20 noise levels."""
+        return cls(timesteps=20)
+
+    @classmethod
+    def tiny_sampling(cls) -> DDPMSampling:
+        """3 steps, guided, with a bound on the likelihood."""
+        return DDPMSampling(steps=3, guidance=1.5, likelihood_steps=4)
+
+    def build(self, *, latents: bool = False) -> DDPM:
+        """The objective; it is the same for pixels and latents."""
+        return DDPM(self)
+
+
+class DDPM(BoundedObjective):
     """The loss of Ho et al. 2020, eq. 14, and the samplers that diffusers has for it."""
 
     phase = "denoise"
@@ -108,12 +139,11 @@ class DDPM(Objective):
         self, network: Guided, noise_NCHW: Tensor, options: DDPMSampling, rng: SampleRng, *, clip: bool
     ) -> Tensor:
         """A trajectory of the diffusers scheduler that the options name."""
-        from sfumato.families.diffusion.objectives.ddpm_samplers import build_scheduler
         from sfumato.families.diffusion.pipeline import denoise
 
         return denoise(
             network.network,
-            build_scheduler(self._config, options, clip=clip),
+            self.diffusers_scheduler(options, clip=clip),
             noise_NCHW,
             steps=options.steps,
             generators=rng.generators,
@@ -122,3 +152,7 @@ class DDPM(Objective):
             guidance=network.weight,
             null_class=network.null_class,
         )
+
+    def diffusers_scheduler(self, options: DDPMSampling, *, clip: bool) -> Any:
+        """A fresh one: it holds the state of one trajectory."""
+        return options.sampler.scheduler(self._config.levels, clip=clip)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.rng import Rng
-from sfumato.families.diffusion.objectives.ddpm_schedule import NoiseSchedule
+from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
 
 HALF_BIN = 1 / 255
 """Half the distance of two neighbouring pixel values in [-1, 1]."""
