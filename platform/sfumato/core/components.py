@@ -154,7 +154,8 @@ class Components(Generic[C]):
         if ":" in kind:
             return ValueError("; ".join(error.problems))
         if self.base.brief:
-            expected = ", ".join(repr(name) for name in self.names())
+            *names, last = (repr(name) for name in self.names())
+            expected = f"{', '.join(names)} or {last}" if names else last
             return PydanticCustomError("literal_error", "expected {expected}", {"expected": expected})
         return ValueError(
             f"kind: got {kind!r}; {nearest(kind, self.names())}There are {', '.join(self.names())}"

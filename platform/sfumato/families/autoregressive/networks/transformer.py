@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,9 +17,50 @@ from sfumato.core.first_stage import CODES, OpenStage, Tokenizer, codes_of
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.errors import ConfigError
-from sfumato.families.autoregressive.config import AutoregressiveConfig, SamplingConfig, TransformerConfig
+from sfumato.families.autoregressive.code_network import Cache, CodeNetwork
 from sfumato.families.autoregressive.draws import draw
-from sfumato.families.autoregressive.transformer import Cache, CodeNetwork
+from sfumato.families.autoregressive.networks import DEFAULT_LABEL_DROPOUT, NetworkConfig, Parts
+from sfumato.families.autoregressive.sampling import SamplingConfig
+
+
+class TransformerConfig(NetworkConfig):
+    """A decoder transformer over the codes of a frozen quantised autoencoder (Esser et al. 2021)."""
+
+    of_codes: ClassVar[bool] = True
+    kind: Literal["transformer"] = Field("transformer", description="Selects the model of codes.")
+    width: int = Field(128, ge=1, description="Channels of the residual stream.")
+    layers: int = Field(4, ge=1, description="Blocks of attention and MLP.")
+    heads: int = Field(4, ge=1, description="Attention heads, a divisor of the width.")
+    label_dropout: float = Field(
+        DEFAULT_LABEL_DROPOUT,
+        ge=0,
+        lt=1,
+        description="Share of labels that training drops, which guidance needs.",
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.width % self.heads:
+            near = max(1, round(self.width / self.heads)) * self.heads
+            raise ValueError(
+                f"width: {self.width} is no multiple of heads={self.heads}; the nearest is {near}"
+            )
+        return self
+
+    @property
+    def dropped(self) -> float:
+        """As set."""
+        return self.label_dropout
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two blocks of 8 channels."""
+        return cls(width=8, layers=2, heads=2)
+
+    def build(self, parts: Parts, data: DataSpec) -> CodeTransformer:
+        """A model of codes."""
+        assert parts.stage is not None, "problems() asks for it"
+        return CodeTransformer(self, parts, parts.stage)
 
 
 class CodeTransformer:
@@ -25,12 +68,10 @@ class CodeTransformer:
 
     samplers: Sequence[str] = ("ema", "first_stage")
 
-    def __init__(
-        self, config: AutoregressiveConfig, network: TransformerConfig, stage: OpenStage, data: DataSpec
-    ) -> None:
+    def __init__(self, network: TransformerConfig, parts: Parts, stage: OpenStage) -> None:
         self._grid = stage.spec.latent[1:]
         self._length = math.prod(self._grid)
-        self._classes = data.num_classes if config.conditional(data) else 0
+        self._classes = parts.classes
         self._label_dropout = network.label_dropout if self._classes else 0.0
         self.nets: Mapping[str, NetSpec] = {
             "network": Trainable(
@@ -42,9 +83,9 @@ class CodeTransformer:
                     layers=network.layers,
                     heads=network.heads,
                 ),
-                optimizer=config.optimizer,
+                optimizer=parts.optimizer,
             ),
-            "ema": EmaOf(source="network", decay=config.ema.decay),
+            "ema": EmaOf(source="network", decay=parts.ema.decay),
             "first_stage": Frozen(build=stage.spec.build, weights=stage.stored),
         }
         self.phases: Sequence[Phase] = (Phase(name="likelihood", trains="network", loss=self._loss),)
@@ -120,3 +161,6 @@ def draw_codes(
         chosen = draw(logits, uniform_NT[:, position], temperature=options.temperature, top_k=options.top_k)
         codes_NT = torch.cat([codes_NT, (torch.cat([chosen, chosen]) if both else chosen)[:, None]], dim=1)
     return codes_NT[: len(uniform_NT)]
+
+
+COMPONENT = TransformerConfig

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,25 +16,62 @@ from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequ
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.vae.coders import decoder, encoder
-from sfumato.families.vae.config import GaussianLatent, SamplingConfig, VaeConfig
-from sfumato.families.vae.likelihood import Likelihood, bits_per_dim, describe, target
+from sfumato.families.vae.latents import LatentConfig, Parts
+from sfumato.families.vae.likelihoods import LIKELIHOODS, LikelihoodConfig, bits_per_dim
+from sfumato.families.vae.likelihoods.logistic import LogisticConfig
 from sfumato.families.vae.posterior import Posterior
+from sfumato.families.vae.sampling import SamplingConfig
+
+
+class GaussianLatent(LatentConfig):
+    """A vector with a standard normal prior: a VAE that samples (Kingma & Welling 2014)."""
+
+    has_prior: ClassVar[bool] = True
+    kind: Literal["gaussian"] = Field("gaussian", description="Selects the VAE.")
+    dim: int = Field(32, ge=1, description="Numbers in the vector.")
+    beta: float = Field(1.0, ge=0, description="Weight of the KL term (Higgins et al. 2017); 1 is the ELBO.")
+    free_bits: float = Field(
+        0.0,
+        ge=0,
+        description="Nats of each latent number that cost nothing in training (Kingma et al. 2016).",
+    )
+    warmup_images: int = Field(
+        0, ge=0, description="Images over which the weight of the KL term rises from 0."
+    )
+    likelihood: Annotated[LikelihoodConfig, LIKELIHOODS] = Field(
+        LogisticConfig(), description="The distribution of pixels given the vector."
+    )
+    importance_samples: int = Field(
+        1,
+        ge=1,
+        description="Draws in `bits_per_dim`: 1 gives the ELBO, more the importance-weighted bound "
+        "(Burda et al. 2016). Training is not affected.",
+    )
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two numbers."""
+        return cls(dim=2)
+
+    def build(self, parts: Parts, data: DataSpec) -> GaussianVae:
+        """A VAE that draws."""
+        return GaussianVae(parts, self, data)
 
 
 class GaussianNetwork(nn.Module):
     """Encoder to q(z | x, y), decoder to the parameters of p(x | z, y); class y as a one-hot vector."""
 
-    def __init__(self, config: VaeConfig, latent: GaussianLatent, data: DataSpec, classes: int) -> None:
+    def __init__(self, parts: Parts, latent: GaussianLatent, data: DataSpec) -> None:
         super().__init__()
-        factor, width = config.network.factor, config.network.channels[-1]
+        factor, width, classes = parts.network.factor, parts.network.channels[-1], parts.classes
         self._classes = classes
         self._grid = (width, data.height // factor, data.width // factor)
         flat = math.prod(self._grid)
-        self.likelihood = Likelihood(latent.likelihood, data.channels)
-        self.encoder = encoder(config.network, data.channels, width)
+        self.likelihood = latent.likelihood.build(data.channels)
+        self.encoder = encoder(parts.network, data.channels, width)
         self.to_posterior = nn.Linear(flat + classes, 2 * latent.dim)
         self.from_latent = nn.Linear(latent.dim + classes, flat)
-        self.decoder = decoder(config.network, width, self.likelihood.outputs)
+        self.decoder = decoder(parts.network, width, self.likelihood.outputs)
 
     def forward(
         self, x_BCHW: Tensor, noise_BD: Tensor, label_B: Tensor | None
@@ -67,19 +106,19 @@ class GaussianVae:
 
     samplers: Sequence[str] = ("ema",)
 
-    def __init__(self, config: VaeConfig, latent: GaussianLatent, data: DataSpec) -> None:
+    def __init__(self, parts: Parts, latent: GaussianLatent, data: DataSpec) -> None:
         self._latent = latent
         self._data = data
         self._dims = math.prod(data.shape)
-        self._classes = data.num_classes if config.conditional(data) else 0
+        self._classes = parts.classes
         self.nets: Mapping[str, NetSpec] = {
             "network": Trainable(
-                build=lambda: GaussianNetwork(config, latent, data, self._classes),
-                optimizer=config.optimizer,
+                build=lambda: GaussianNetwork(parts, latent, data),
+                optimizer=parts.optimizer,
             ),
-            "ema": EmaOf(source="network", decay=config.ema.decay),
+            "ema": EmaOf(source="network", decay=parts.ema.decay),
         }
-        self.likelihood_of = describe(latent.likelihood)
+        self.likelihood_of = latent.likelihood.target_is
         self.phases: Sequence[Phase] = (Phase(name="elbo", trains="network", loss=self._loss),)
 
     def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
@@ -130,7 +169,7 @@ class GaussianVae:
         """
         network = nets["ema"]
         assert isinstance(network, GaussianNetwork)
-        x_BCHW, label_B = target(self._latent.likelihood, batch["image"], rng), batch.get("label")
+        x_BCHW, label_B = self._latent.likelihood.target(batch["image"], rng), batch.get("label")
         posterior = network.encode(x_BCHW, label_B)
         draws = self._latent.importance_samples
         noise_BKD = rng.normal(draws, self._latent.dim).to(x_BCHW.device)
@@ -146,7 +185,7 @@ class GaussianVae:
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """The negative ELBO in nats a dimension, KL weighted by beta and freed of its free bits."""
-        x_BCHW = target(self._latent.likelihood, batch["image"], rng)
+        x_BCHW = self._latent.likelihood.target(batch["image"], rng)
         noise_BD = rng.normal(self._latent.dim)
         label_B = batch.get("label") if self._classes else None
         log_prob_B, mean_BD, logvar_BD = nets["network"](x_BCHW, noise_BD, label_B)
@@ -161,3 +200,6 @@ class GaussianVae:
         """beta, reached linearly over `warmup_images` (Sønderby et al. 2016)."""
         warmup = self._latent.warmup_images
         return self._latent.beta * (min(1.0, (progress.images + progress.batch) / warmup) if warmup else 1.0)
+
+
+COMPONENT = GaussianLatent

@@ -1,49 +1,43 @@
-"""From 256 levels to a continuous value: y = k + u, with k the image in 0..255 and u in [0, 1).
-
-A density p(y) bounds the probability of the levels: log P(k) >= E_u [log p(k + u) - log q(u | k)]
-(Theis et al. 2016, eq. 5; Ho et al. 2019, eq. 11). With uniform noise log q is zero.
-"""
+"""Noise of a learned distribution given the image (Flow++; Ho et al. 2019, sec. 3.1)."""
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.families.flow.bijection import sum_pixels
-from sfumato.families.flow.config import UniformConfig, VariationalConfig
 from sfumato.families.flow.couplings import MaskedCoupling, checkerboard
+from sfumato.families.flow.dequantization import LEVELS, Dequantization, DequantizerNet
 from sfumato.families.flow.levels import Shape, normal_log_density
 
-LEVELS = 256
 PROBIT = 1.702
 """sigmoid(1.702 z) is the normal distribution function to 0.01, so the noise starts as nearly uniform."""
 
 
-def to_levels(image_BCHW: Tensor) -> Tensor:
-    """Images in [-1, 1] to whole numbers 0..255, float32."""
-    return ((image_BCHW.float() + 1) * 127.5).round().clamp(0, LEVELS - 1)
+class VariationalConfig(Dequantization):
+    """The noise has a learned distribution given the image (Flow++; Ho et al. 2019, sec. 3.1)."""
+
+    normal_noise: ClassVar[bool] = True
+    kind: Literal["variational"] = Field("variational", description="Selects variational dequantisation.")
+    steps: int = Field(4, ge=1, description="Checkerboard couplings of the noise's own flow.")
+    channels: int = Field(32, ge=1, description="Hidden channels of its networks.")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two couplings."""
+        return cls(steps=2, channels=8)
+
+    def build(self, shape: Shape) -> Variational:
+        """The noise's own flow."""
+        return Variational(self, shape)
 
 
-def from_unit(x_BCHW: Tensor) -> Tensor:
-    """A continuous value of [0, 1) to the image in [-1, 1] of the level it lies in; outside, the nearest.
-
-    NaN stays NaN: a flow whose inverse broke down must not pass for one that draws grey.
-    """
-    return (x_BCHW * LEVELS).floor().clamp(0, LEVELS - 1) / 127.5 - 1
-
-
-class Uniform(nn.Module):
-    """u uniform in [0, 1)."""
-
-    def forward(self, k_BCHW: Tensor, noise_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """u [B, C, H, W] and log q(u | k) [B], from uniform noise."""
-        return noise_BCHW, noise_BCHW.new_zeros(len(noise_BCHW))
-
-
-class Variational(nn.Module):
+class Variational(DequantizerNet):
     """u = sigmoid(1.702 f(eps; k)) with eps normal and f a flow of checkerboard couplings given the image."""
 
     def __init__(self, config: VariationalConfig, shape: Shape) -> None:
@@ -73,6 +67,4 @@ class Variational(nn.Module):
         return v_BCHW.sigmoid(), log_q_B - sum_pixels(slope_BCHW)
 
 
-def build_dequantizer(config: UniformConfig | VariationalConfig, shape: Shape) -> Uniform | Variational:
-    """The noise that a configuration means."""
-    return Variational(config, shape) if isinstance(config, VariationalConfig) else Uniform()
+COMPONENT = VariationalConfig

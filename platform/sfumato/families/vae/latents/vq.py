@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal, Self
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import LossOut, Nets
-from sfumato.core.first_stage import Latent
+from sfumato.core.first_stage import Latent, StageSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
 from sfumato.families.vae.autoencoder import AutoencoderFamily, distance
-from sfumato.families.vae.coders import decoder, encoder
-from sfumato.families.vae.config import VaeConfig, VqLatent
-from sfumato.families.vae.quantizer import Quantized, build_quantizer
+from sfumato.families.vae.coders import NetworkConfig, decoder, encoder
+from sfumato.families.vae.latents import LatentConfig, Parts
+from sfumato.families.vae.quantizers import QUANTIZERS, Quantized, QuantizerConfig
+from sfumato.families.vae.quantizers.codebook import LearnedCodebook
+
+
+class VqLatent(LatentConfig):
+    """A grid of codes: a quantised autoencoder, VQ-VAE (van den Oord et al. 2017)."""
+
+    kind: Literal["vq"] = Field("vq", description="Selects the quantised autoencoder.")
+    channels: int = Field(8, ge=1, description="Numbers at each place of the grid before quantisation.")
+    quantizer: Annotated[QuantizerConfig, QUANTIZERS] = Field(
+        LearnedCodebook(), description="How a place of the grid becomes one of finitely many codes."
+    )
+    reconstruction: Literal["l1", "l2"] = Field("l2", description="Distance of images.")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Four channels, 16 codes."""
+        return cls(channels=4, quantizer=LearnedCodebook.tiny())
+
+    def build(self, parts: Parts, data: DataSpec) -> VqAutoencoderFamily:
+        """A quantised autoencoder."""
+        return VqAutoencoderFamily(parts, self, data)
+
+    def stage(self, network: NetworkConfig, data: DataSpec) -> StageSpec:
+        """The averaged network, its grid and its codes."""
+        factor = network.factor
+        return StageSpec(
+            network="ema",
+            build=lambda: VqAutoencoder(network, self, data),
+            latent=(self.channels, data.height // factor, data.width // factor),
+            num_codes=self.quantizer.codes,
+        )
 
 
 class VqAutoencoder(nn.Module):
     """Implements `core.first_stage.Tokenizer`."""
 
-    def __init__(self, config: VaeConfig, latent: VqLatent, data: DataSpec) -> None:
+    def __init__(self, network: NetworkConfig, latent: VqLatent, data: DataSpec) -> None:
         super().__init__()
-        self.encoder = encoder(config.network, data.channels, latent.channels)
-        self.quantizer = build_quantizer(latent.quantizer, latent.channels)
-        self.decoder = decoder(config.network, latent.channels, data.channels)
+        self.encoder = encoder(network, data.channels, latent.channels)
+        self.quantizer = latent.quantizer.build(latent.channels)
+        self.decoder = decoder(network, latent.channels, data.channels)
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction [B, C, H, W], codes int64 [B, h, w], and the quantiser's loss [B]."""
@@ -58,8 +92,8 @@ class VqAutoencoder(nn.Module):
 class VqAutoencoderFamily(AutoencoderFamily):
     """Trains a `VqAutoencoder`."""
 
-    def __init__(self, config: VaeConfig, latent: VqLatent, data: DataSpec) -> None:
-        super().__init__(config, lambda: VqAutoencoder(config, latent, data), self._loss)
+    def __init__(self, parts: Parts, latent: VqLatent, data: DataSpec) -> None:
+        super().__init__(parts, lambda: VqAutoencoder(parts.network, latent, data), self._loss)
         self._latent = latent
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
@@ -79,3 +113,6 @@ def _different(codes_Bhw: Tensor) -> Tensor:
     """How many different codes each image uses, [B]."""
     ordered = codes_Bhw.flatten(1).sort(dim=1).values
     return (ordered.diff(dim=1) != 0).sum(dim=1).float() + 1
+
+
+COMPONENT = VqLatent
