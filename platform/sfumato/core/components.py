@@ -24,7 +24,7 @@ its import path, `kind: "my_package.my_module:MyNetwork"`. Modules are imported 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, field_validator
@@ -154,12 +154,30 @@ class Components(Generic[C]):
         if ":" in kind:
             return ValueError("; ".join(error.problems))
         if self.base.brief:
-            *names, last = (repr(name) for name in self.names())
-            expected = f"{', '.join(names)} or {last}" if names else last
-            return PydanticCustomError("literal_error", "expected {expected}", {"expected": expected})
+            return unknown_name(self.names())
         return ValueError(
             f"kind: got {kind!r}; {nearest(kind, self.names())}There are {', '.join(self.names())}"
         )
+
+
+class Names:
+    """Annotation of a text that names something in a folder, or by import path; imports none of it."""
+
+    def __init__(self, folder: Folder[Any]) -> None:
+        self._folder = folder
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [{"enum": self._folder.names()}, {"type": "string", "pattern": ".+:.+"}]}
+
+    def _check(self, name: str) -> str:
+        if ":" not in name and name not in self._folder.names():
+            raise unknown_name(self._folder.names())
+        return name
 
 
 class OneOf:
@@ -195,6 +213,13 @@ def read(kind: type[S], content: Mapping[str, Any]) -> S:
         raise ValidationError.from_exception_data(
             error.title, [_told(item, kind) for item in items]
         ) from None
+
+
+def unknown_name(known: Sequence[str]) -> PydanticCustomError:
+    """The error of a name that is none of `known`, as pydantic has it for a `Literal`."""
+    *names, last = (repr(name) for name in known)
+    expected = f"{', '.join(names)} or {last}" if names else last
+    return PydanticCustomError("literal_error", "expected {expected}", {"expected": expected})
 
 
 def _told(item: ErrorDetails, kind: type[Config]) -> InitErrorDetails:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
-from sfumato.parallel.ddp import Ddp
+from sfumato.parallel.strategies.ddp import Ddp
 from sfumato.parallel.strategy import Options, Placement
 
 

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sfumato.errors import CapabilityError
 from sfumato.parallel.capabilities import Feature
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 from sfumato.parallel.strategy import Options, Placement
 
 
@@ -60,3 +60,6 @@ class Ddp(Single):
             forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
+
+
+COMPONENT = Ddp

@@ -28,9 +28,10 @@ from torch.distributed.tensor import DTensor, Shard
 from sfumato.errors import CapabilityError
 from sfumato.parallel.blocks import blocks_of
 from sfumato.parallel.capabilities import Feature
-from sfumato.parallel.ddp import Ddp
+from sfumato.parallel.config import FsdpSettings, ParallelSettings
 from sfumato.parallel.sharded import Sharded
-from sfumato.parallel.single import Tensors
+from sfumato.parallel.strategies.ddp import Ddp
+from sfumato.parallel.strategies.single import Tensors
 from sfumato.parallel.strategy import Options, Placement
 
 
@@ -38,6 +39,7 @@ class Fsdp(Sharded):
     """1/N of everything that training changes on each of N ranks."""
 
     name = "fsdp"
+    Settings = FsdpSettings
     about = "1/N of parameters, gradients, optimizer state and averages"
     features = (Ddp.features - {Feature.COMPILE}) | {
         Feature.BF16_PARAMETERS,
@@ -49,12 +51,19 @@ class Fsdp(Sharded):
 
     def __init__(self, placement: Placement, options: Options | None = None) -> None:
         super().__init__(placement, options)
+        own = self.options.own
+        self._own_settings = own if isinstance(own, FsdpSettings) else FsdpSettings()
         self._mesh: DeviceMesh = init_device_mesh(placement.device.type, (placement.world_size,))
         self._units: dict[str, list[FSDPModule]] = {}
         """What is gathered and freed as one: the blocks of a network and the network itself, last."""
         self._pieces: dict[str, dict[str, nn.Parameter]] = {}
         """This rank's part of each parameter, in the same memory."""
         self._twice = False
+
+    @classmethod
+    def settings(cls, parallel: ParallelSettings) -> FsdpSettings:
+        """Those of `parallel.fsdp`, which is the section of this strategy alone."""
+        return FsdpSettings.model_validate({**parallel.fsdp.model_dump(), **parallel.options})
 
     def accumulate(
         self, trains: str, *, last: bool, second_order: bool = False
@@ -101,7 +110,7 @@ class Fsdp(Sharded):
         finally:
             self._twice = False
             for unit in self._units[trains][:-1]:
-                unit.set_reshard_after_forward(self.options.reshard_after_forward, recurse=False)
+                unit.set_reshard_after_forward(self._own_settings.reshard_after_forward, recurse=False)
 
     def _activate(self, trains: str | None) -> None:
         # What stayed gathered after a forward pass would keep its `requires_grad` from then: a network that
@@ -114,7 +123,9 @@ class Fsdp(Sharded):
         return module  # sharding brings it to the device block by block, so that it is never there whole
 
     def _wrap(self, name: str, module: nn.Module) -> nn.Module:
-        self._shard(name, blocks_of(module, self._training[name].blocks), self.options.reshard_after_forward)
+        self._shard(
+            name, blocks_of(module, self._training[name].blocks), self._own_settings.reshard_after_forward
+        )
         return module
 
     def _wrap_shadow(self, name: str) -> None:
@@ -129,7 +140,7 @@ class Fsdp(Sharded):
                 f"parameter {scalar} of network {name!r} has no dimension to shard; give it the shape [1], "
                 "or use parallel.strategy=ddp"
             )
-        precision = torch.bfloat16 if self.options.bf16_parameters else None
+        precision = torch.bfloat16 if self._own_settings.bf16_parameters else None
         policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
         offload = (
             CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
@@ -206,3 +217,6 @@ def _piece(whole: Tensor, placement: Placement) -> Tensor:
     """The rank's part of a tensor that is cut along its first dimension; empty for ranks beyond the last."""
     rows = -(-whole.shape[0] // placement.world_size)
     return whole[placement.rank * rows : (placement.rank + 1) * rows]
+
+
+COMPONENT = Fsdp

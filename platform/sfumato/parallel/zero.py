@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO, stages 1 to 3 (Rajbhandari et al. 2020): one engine a trained network.
+"""What DeepSpeed's ZeRO strategies have in common (Rajbhandari et al. 2020): one engine a trained network.
 
 DeepSpeed is told to leave alone what this package decides: precision (autocast around the loss), the
 learning rate of a step, when gradients meet, and the update rule, which is torch's own on flat pieces of the
@@ -12,23 +12,21 @@ every parameter, and an average is an engine without an optimizer, so that it ca
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.errors import with_extra
 from sfumato.parallel import state_dict
 from sfumato.parallel.capabilities import Feature
-from sfumato.parallel.ddp import Ddp
-from sfumato.parallel.sharded import Sharded
-from sfumato.parallel.single import Tensors
+from sfumato.parallel.strategies.ddp import Ddp
 from sfumato.parallel.strategy import Options, Placement
 from sfumato.parallel.zero_engine import make_engine
-from sfumato.parallel.zero_pieces import Piece, flats, pieces, stored_piece
+from sfumato.parallel.zero_pieces import Piece, flats, pieces
 
 
 class Zero(Ddp):
@@ -145,82 +143,3 @@ class Zero(Ddp):
             for kind, value in first.items()
             if isinstance(value, Tensor)
         ]
-
-
-class Zero1(Zero):
-    """Optimizer state sharded."""
-
-    name = "zero1"
-    about = "parameters, gradients and averages; 1/N of optimizer state"
-    stage = 1
-    features = Zero.features
-
-
-class Zero2(Zero):
-    """Optimizer state and gradients sharded."""
-
-    name = "zero2"
-    about = "parameters and averages; 1/N of gradients and optimizer state"
-    stage = 2
-    features = Zero.features
-    even_passes = True  # gradients meet in every backward pass, not in an update's last one alone
-
-
-class Zero3(Zero, Sharded):
-    """Optimizer state, gradients, parameters and averages sharded."""
-
-    name = "zero3"
-    about = "1/N of parameters, gradients, optimizer state and averages"
-    stage = 3
-    features = (Zero.features | {Feature.SHARDED_PARAMETERS}) - {Feature.SECOND_ORDER}
-
-    def _place(self, module: nn.Module) -> nn.Module:
-        return module  # the engine brings it to the device, cut
-
-    def follow(self, shadow: str, weight: float) -> None:
-        # DeepSpeed may point its parameters at other memory with every update.
-        self._followed[shadow] = (self._held(shadow), self._held(self._source[shadow]))
-        super().follow(shadow, weight)
-
-    def _wrap_shadow(self, name: str) -> None:
-        self._engines[name] = make_engine(self._raw[name], None, self.stage)
-
-    def _held(self, name: str) -> Tensors:
-        return [parameter.ds_tensor.data for parameter in self._raw[name].parameters()]  # type: ignore[attr-defined]
-
-    def _load_nets(self, state: Mapping[str, Tensor]) -> None:
-        for name, module in self._raw.items():
-            if name in self._frozen:
-                continue
-            updated = self._pieces(name) if name in self._training else {}
-            for key, parameter in module.named_parameters():
-                whole = state[f"nets/{name}/{key}"]
-                for piece in (stored_piece(parameter, self.placement.rank), updated.get(key)):
-                    if piece is not None:
-                        piece.of(piece.flat.data).copy_(piece.cut(whole))
-            for key, buffer in module.named_buffers():
-                if f"nets/{name}/{key}" in state:
-                    buffer.copy_(state[f"nets/{name}/{key}"])
-
-    def _net_state(self) -> dict[str, Tensor]:
-        """Whole tensors, put together one by one, each kept by one rank, which will write it."""
-        return {
-            f"nets/{name}/{key}": tensor
-            for name in self._plain
-            for turn, (key, tensor) in enumerate(self._tensors(name))
-            if turn % self.placement.world_size == self.placement.rank
-        }
-
-    @torch.no_grad()
-    def _tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        parameters = dict(self._raw[name].named_parameters(remove_duplicate=False))
-        for key, tensor in self._raw[name].state_dict().items():
-            if key not in parameters:
-                yield key, tensor
-                continue
-            parameter: Any = parameters[key]
-            whole = torch.zeros(parameter.ds_numel, device=self.placement.device)
-            if (piece := stored_piece(parameter, self.placement.rank)) is not None:
-                piece.cut(whole).copy_(piece.of(piece.flat))
-            dist.all_reduce(whole)
-            yield key, whole.view(parameter.ds_shape)

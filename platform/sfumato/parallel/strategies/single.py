@@ -238,3 +238,6 @@ def update(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
             momentum = moments.get("momentum_buffer")
             if momentum is not None:
                 momentum.copy_(torch.where(skipped.bool(), 0.0, momentum))
+
+
+COMPONENT = Single
