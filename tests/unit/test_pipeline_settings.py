@@ -151,7 +151,7 @@ def test_a_plan_says_what_is_done_and_why_the_rest_is_not(pipeline: Pipeline, di
 
     trained = {"run": "gone", "model": "gone", "digest": "0", "images": 1}
     finish(pipeline, records, "train", trained, {"images": packed})
-    assert plan(pipeline, records)[1].why == "what it made is gone, or was changed"
+    assert plan(pipeline, records)[1].why == "its output is missing or was changed"
 
     path = pipeline.place.folder / "pipeline.yaml"
     changed = load(path, ["train.train.images=100", "train.seed=3"], root=pipeline.place.root)
