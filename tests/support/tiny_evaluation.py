@@ -7,6 +7,7 @@ from typing import Any
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import FamilyConfig
+from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.sampling.model_folder import save_model_folder
@@ -30,5 +31,5 @@ def untrained(
         source = getattr(family.nets[part], "source", part)
         with seeded(0, "init", source):
             states[part] = family.nets[source].build().state_dict()  # type: ignore[union-attr]
-    save_model_folder(folder, config, spec, states, name=name, images=images)
+    save_model_folder(folder, config, spec, states, name=name, progress=Progress.at(images))
     return folder
