@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from repository import PIPELINES
 
 from sfumato import cli
 from sfumato.runtime.pipeline.kinds.stage import digest
@@ -16,7 +17,6 @@ from sfumato.runtime.pipeline.plan import again_from, examine, plan
 from sfumato.runtime.pipeline.records import Record, Records
 from sfumato.runtime.pipeline.settings import Pipeline, is_pipeline, load
 
-PIPELINES = Path(__file__).parents[2] / "pipelines"
 RECIPES = PIPELINES / "digits"
 
 
