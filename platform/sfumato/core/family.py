@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.config import Config
+from sfumato.core.config import Config, Neutral
 from sfumato.core.first_stage import StageSpec, StoredNet
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.progress import Progress
@@ -193,7 +193,7 @@ class FamilyConfig(Config, ABC):
     """
 
     family: str
-    sampling: Config
+    sampling: Neutral[Config]
 
     @abstractmethod
     def build(self, data: DataSpec) -> Family:

@@ -109,7 +109,7 @@ class _Worker:
             recipe_digest=recipe.digest(),
             strategy=recipe.parallel.strategy,
             scratch=self._scratch,
-            recipe=recipe.identity(),
+            recipe=recipe.counted(),
             keep_every=recipe.train.checkpoint.keep_every,
         )
         self._keeper = AveragesKeeper(recipe, self._strategy, self._folder, self._scratch)
@@ -258,7 +258,7 @@ class _Worker:
             self._writer.goes_on_from(0)
             return 0
         saved = checkpoints.read_manifest(store, name)
-        checkpoints.check_recipe(store, saved, self._recipe.digest(), self._recipe.identity())
+        checkpoints.check_recipe(store, saved, self._recipe.digest(), self._recipe)
         self._strategy.load(checkpoints.load(store, saved, self._scratch))
         self._trainer.resume(saved.manifest.images, saved.manifest.step)
         self._writer.goes_on_from(saved.images)
