@@ -154,7 +154,7 @@ class Zero(Ddp):
         return state
 
     def _kinds(self, name: str) -> list[tuple[str, Tensor | float]]:
-        """What the optimizer keeps of a flat tensor: the same on every rank. Numbers come with their value."""
+        """What the optimizer keeps of a flat tensor, the same on every rank; numbers with their value."""
         optimizer = self._engines[name].optimizer
         flat = flats(optimizer, self.stage)[0]
         found = list(

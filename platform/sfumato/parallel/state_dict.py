@@ -65,8 +65,9 @@ def kept(
             continue
         if not isinstance(value, Tensor | bool | int | float) or "/" in kind or _MARK in kind:
             raise CheckpointError(
-                f"optimizer {type(optimizer).__name__} of network {net!r} keeps {kind!r} for parameter {key}, "
-                f"which is no tensor and no number: a checkpoint cannot hold it; choose another optimizer"
+                f"optimizer {type(optimizer).__name__} of network {net!r} keeps {kind!r} for parameter "
+                f"{key}, which is no tensor and no number: a checkpoint cannot hold it; choose another "
+                "optimizer"
             )
         yield kind, value
 
@@ -78,8 +79,8 @@ def check_settings(optimizer: torch.optim.Optimizer, net: str, before: list[dict
         for name, value in now.items():
             if name not in then or then[name] != value:
                 raise CheckpointError(
-                    f"optimizer {type(optimizer).__name__} of network {net!r} changes its setting {name!r} while "
-                    "it trains: a checkpoint cannot hold that; choose another optimizer"
+                    f"optimizer {type(optimizer).__name__} of network {net!r} changes its setting {name!r} "
+                    "while it trains: a checkpoint cannot hold that; choose another optimizer"
                 )
 
 
@@ -120,8 +121,8 @@ def restored(kind: str, stored: Tensor) -> tuple[str, Tensor | float]:
 def misshapen(net: str, key: str, kind: str, shape: Any, strategy: str) -> CheckpointError:
     """Of a part of an optimizer's state that cannot be cut or put together as its parameter is."""
     return CheckpointError(
-        f"the optimizer of network {net!r} keeps {kind!r} of shape {list(shape)} for parameter {key}, which is "
-        f"not the parameter's: parallel.strategy={strategy} cannot carry it; use parallel.strategy=ddp"
+        f"the optimizer of network {net!r} keeps {kind!r} of shape {list(shape)} for parameter {key}, which "
+        f"is not the parameter's: parallel.strategy={strategy} cannot carry it; use parallel.strategy=ddp"
     )
 
 

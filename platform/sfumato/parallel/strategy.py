@@ -119,8 +119,8 @@ class Strategy(ABC):
     def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
         """Clip, update, and clear the gradient; returns its norm before clipping, a scalar on the device.
 
-        `scale` multiplies the gradient before its norm is taken, the same on every rank. A group of parameters
-        learns at `lr` times its factor.
+        `scale` multiplies the gradient before its norm is taken, the same on every rank. A group of
+        parameters learns at `lr` times its factor.
 
         A gradient that is not finite changes nothing: neither weights nor moments nor step count. The norm
         is the same on every rank.

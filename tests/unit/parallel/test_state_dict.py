@@ -72,7 +72,7 @@ OPTIMIZERS: dict[str, Make] = {
     "adagrad": torch.optim.Adagrad,
     "rprop": torch.optim.Rprop,
     "amsgrad": lambda parameters: torch.optim.AdamW(parameters, amsgrad=True, fused=True),
-    "adafactor": lambda parameters: torch.optim.Adafactor(parameters),
+    "adafactor": torch.optim.Adafactor,
 }
 
 
