@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
 
+from sfumato.core.progress import Progress
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing.pack import pack
 from sfumato.errors import ConfigError, DataError, SfumatoError
@@ -60,7 +61,7 @@ def tiny(folder: Path, config: Any, spec: Any) -> Path:
     for name in family.samplers:
         source = getattr(family.nets[name], "source", name)
         nets[name] = family.nets[source].build().state_dict()
-    save_model_folder(folder, config, spec, nets, name="tiny", images=0)
+    save_model_folder(folder, config, spec, nets, name="tiny", progress=Progress.at(0))
     return folder
 
 
@@ -146,7 +147,7 @@ def test_a_model_that_gives_no_numbers_is_refused_and_not_rounded_to_black(
         name: {key: value * float("nan") for key, value in net.state_dict().items()}
         for name, net in generator.nets.items()
     }
-    save_model_folder(model, generator.config, spec, broken, name="tiny", images=0)
+    save_model_folder(model, generator.config, spec, broken, name="tiny", progress=Progress.at(0))
     with pytest.raises(SfumatoError, match="block 0: the model gave NaN or infinite pixels"):
         evaluate(settings(samples=64), model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache)
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 import sfumato
 from sfumato.core.batch import DataSpec
+from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing.pack import pack
@@ -58,7 +59,7 @@ def tiny_model(folder: Path, spec: DataSpec) -> Path:
         part = family.nets[name]
         source = getattr(part, "source", name)
         nets[name] = family.nets[source].build().state_dict()  # type: ignore[union-attr]
-    save_model_folder(folder, config, spec, nets, name="tiny", images=0)
+    save_model_folder(folder, config, spec, nets, name="tiny", progress=Progress.at(0))
     return folder
 
 
@@ -329,7 +330,7 @@ def test_path_lengths_are_made_by_workers_without_a_file_of_weights_and_are_the_
     config = GanConfig.tiny()
     spec = Manifest.load(tmp_path / "few").spec
     network = config.build(spec).nets["generator"].build().state_dict()  # type: ignore[union-attr]
-    save_model_folder(tmp_path / "gan", config, spec, {"ema": network}, name="gan", images=0)
+    save_model_folder(tmp_path / "gan", config, spec, {"ema": network}, name="gan", progress=Progress.at(0))
     found = [
         evaluate(
             EvaluateSettings(

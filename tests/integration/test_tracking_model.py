@@ -12,6 +12,7 @@ import pytest
 
 from sfumato import families
 from sfumato.core.batch import DataSpec
+from sfumato.core.progress import Progress
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.generator import Generator, build_nets
 from sfumato.sampling.model_folder import save_model_folder
@@ -43,7 +44,7 @@ def model_folder(folder: Path, data: DataSpec) -> Path:
         assert hasattr(spec, "build")
         states[name] = spec.build().state_dict()
     assert build_nets(family, states).keys() == states.keys()
-    save_model_folder(folder, config, data, states, name="tiny/digits", images=1234)
+    save_model_folder(folder, config, data, states, name="tiny/digits", progress=Progress.at(1234))
     return folder
 
 

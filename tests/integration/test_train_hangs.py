@@ -45,13 +45,13 @@ def sleep_for_ever():
 
 
 class Sleepy(DiffusionFamily):
-    def prepare(self, nets, batch, rng):
+    def prepare(self, nets, batch, progress, rng):
         if ONCE.exists() and dist.get_rank() == 1:
             Sleepy.steps = getattr(Sleepy, "steps", 0) + 1
             if Sleepy.steps == 100:
                 ONCE.unlink()
                 sleep_for_ever()
-        return super().prepare(nets, batch, rng)
+        return super().prepare(nets, batch, progress, rng)
 
 
 class Config(DiffusionConfig):

@@ -49,9 +49,9 @@ PACE = Path(__file__).with_name("pace")
 
 
 class Paced(DiffusionFamily):
-    def prepare(self, nets, batch, rng):
+    def prepare(self, nets, batch, progress, rng):
         time.sleep(float(PACE.read_text()))
-        return super().prepare(nets, batch, rng)
+        return super().prepare(nets, batch, progress, rng)
 
 
 class Config(DiffusionConfig):

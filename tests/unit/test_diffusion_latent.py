@@ -55,7 +55,7 @@ def test_the_scale_is_measured_on_the_first_rows_and_travels_with_the_average() 
     scale = nets["ema"].latent_scale
     assert torch.equal(scale, nets["network"].latent_scale)
     assert "latent_scale" in nets["ema"].state_dict()
-    latents = chosen.build(DATA).prepare(nets, batch, rng())["image"]
+    latents = chosen.build(DATA).prepare(nets, batch, PROGRESS, rng())["image"]
     assert latents.shape == (ROWS, 2, 4, 4)
     raw = nets["first_stage"].encode(batch["image"]).sample(rng().normal(2, 4, 4))
     torch.testing.assert_close(latents, raw * scale)
@@ -75,7 +75,7 @@ def test_samples_are_decoded_latents() -> None:
     nets = installed(chosen)  # a fresh transformer answers zero
     request = SampleRequest(num=3, labels_N=torch.tensor([0, 1, 0]), options=chosen.sampling)
     with torch.no_grad():
-        found = chosen.build(DATA).sample(nets, request, SampleRng(5, range(3)))
+        found = chosen.build(DATA).sample(nets, request, PROGRESS, SampleRng(5, range(3)))
         expected = nets["first_stage"].decode(SampleRng(5, range(3)).normal(2, 4, 4) / 0.5)
     assert found.shape == (3, 1, 8, 8)
     torch.testing.assert_close(found, expected)
@@ -98,7 +98,7 @@ def test_the_first_stage_is_the_stored_one(tmp_path: Path) -> None:
         stage.model.data,
         {"ema": stored.state_dict()},
         name="stage",
-        images=1,
+        progress=Progress.at(1),
     )
     from sfumato.runtime.runs.first_stage import look_up  # the command's own way from a folder to a recipe
 
@@ -122,14 +122,14 @@ def test_without_labels_a_model_draws_from_its_null_class_if_it_has_one() -> Non
         options = chosen.sampling.model_copy(update={"guidance": 1.0})
         request = SampleRequest(num=2, labels_N=labels, options=options)
         with torch.no_grad():
-            drawn.append(chosen.build(DATA).sample(nets, request, SampleRng(5, range(2))))
+            drawn.append(chosen.build(DATA).sample(nets, request, PROGRESS, SampleRng(5, range(2))))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
     consistency = DiffusionConfig.variants()["consistency"]
     request = SampleRequest(num=2, labels_N=None, options=consistency.sampling)
     with pytest.raises(ConfigError, match="knows no null class"):
-        consistency.build(DATA).sample(installed(consistency), request, SampleRng(5, range(2)))
+        consistency.build(DATA).sample(installed(consistency), request, PROGRESS, SampleRng(5, range(2)))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_sigma_data_is_that_of_the_space_unless_it_is_given(objective: dict[str,
         chosen = DiffusionConfig.model_validate({**content, "sampling": {}})
         family, nets = chosen.build(DATA), installed(chosen)
         with torch.no_grad():
-            prepared = family.prepare(nets, batch, rng(4))
+            prepared = family.prepare(nets, batch, PROGRESS, rng(4))
             return family.phases[0].loss({**nets, "teacher": nets["ema"]}, prepared, PROGRESS, rng(4)).loss_B
 
     pixels = DiffusionConfig.tiny()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.errors import ConfigError
 from sfumato.evaluation.reference import PackedReference, Reference
@@ -26,7 +27,7 @@ def save(folder: Path, steps: int | None) -> Path:
     config = DiffusionConfig.model_validate(tiny)
     with seeded(0, "init", "network"):
         net = config.build(DATA).nets["network"].build()
-    save_model_folder(folder, config, DATA, {"ema": net.state_dict()}, name="tiny", images=10)
+    save_model_folder(folder, config, DATA, {"ema": net.state_dict()}, name="tiny", progress=Progress.at(10))
     return folder
 
 
@@ -90,7 +91,9 @@ def test_the_source_says_what_its_likelihood_is_of(
     )
     with seeded(0):
         net = config.build(DATA).nets["network"].build()  # type: ignore[union-attr]
-    save_model_folder(tmp_path / "vae", config, DATA, {"ema": net.state_dict()}, name="tiny", images=10)
+    save_model_folder(
+        tmp_path / "vae", config, DATA, {"ema": net.state_dict()}, name="tiny", progress=Progress.at(10)
+    )
     source = load(tmp_path / "vae", reference)
     assert isinstance(source, GivesLikelihood)
     assert says in source.likelihood_of

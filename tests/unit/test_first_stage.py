@@ -12,6 +12,7 @@ from sfumato import families, recipe
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import Frozen
 from sfumato.core.first_stage import FirstStageConfig, Tokenizer, codes_of, latent_of
+from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo
 from sfumato.errors import CheckpointError, ConfigError
@@ -45,7 +46,7 @@ def save_stage(
         data,
         {"ema": network.state_dict()},
         name="stage",
-        images=1,
+        progress=Progress.at(1),
         trained_on=trained_on,
     )
 
@@ -109,7 +110,12 @@ def test_a_model_on_it_is_complete_without_its_folder(tmp_path: Path) -> None:
     family, strategy = found.model.build(DATA), Single(Placement())
     install(family, strategy, seed=0)
     save_model_folder(
-        tmp_path / "model", found.model, DATA, strategy.weights(family.samplers), name="codes", images=1
+        tmp_path / "model",
+        found.model,
+        DATA,
+        strategy.weights(family.samplers),
+        name="codes",
+        progress=Progress.at(1),
     )
     images = Generator.load(tmp_path / "model").sample(2)
     (tmp_path / "stage").rename(tmp_path / "gone")

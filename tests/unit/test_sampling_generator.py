@@ -13,6 +13,7 @@ import torch
 
 import sfumato
 from sfumato.core.batch import DataSpec
+from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with seeded(0, "init", "network"):
         net = config.build(DATA).nets["network"].build()
     path = tmp_path_factory.mktemp("models") / "tiny"
-    save_model_folder(path, config, DATA, {"ema": net.state_dict()}, name="tiny", images=10)
+    save_model_folder(path, config, DATA, {"ema": net.state_dict()}, name="tiny", progress=Progress.at(10))
     return path
 
 

@@ -11,6 +11,7 @@ import torch
 
 import sfumato
 from sfumato.core.batch import DataSpec
+from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.errors import CheckpointError, ConfigError, SfumatoError
 from sfumato.families.diffusion.config import DiffusionConfig
@@ -35,7 +36,13 @@ def weights(seed: int = 0, config: DiffusionConfig = CONFIG) -> dict[str, dict[s
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     save_model_folder(
-        tmp_path / "m", CONFIG, DATA, weights(), name="digits", images=7, notes={"license": "CC0"}
+        tmp_path / "m",
+        CONFIG,
+        DATA,
+        weights(),
+        name="digits",
+        progress=Progress.at(7),
+        notes={"license": "CC0"},
     )
     return tmp_path / "m"
 
@@ -47,7 +54,7 @@ def edit(folder: Path, **changes: object) -> None:
 
 def test_it_holds_what_was_stored(folder: Path) -> None:
     stored = read_model_folder(folder)
-    assert (stored.name, stored.images, stored.notes) == ("digits", 7, {"license": "CC0"})
+    assert (stored.name, stored.progress, stored.notes) == ("digits", Progress.at(7), {"license": "CC0"})
     assert (stored.config, stored.data) == (CONFIG, DATA)
     for key, value in weights()["ema"].items():
         assert torch.equal(stored.weights["ema"][key], value)
@@ -55,9 +62,21 @@ def test_it_holds_what_was_stored(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["m"]
 
 
+def test_it_keeps_how_far_the_model_was_trained_and_older_cards_load(folder: Path) -> None:
+    progress = Progress(step=3, images=48, total_images=64, batch=16)
+    save_model_folder(folder, CONFIG, DATA, weights(), name="digits", progress=progress)
+    assert sfumato.load(folder).progress == progress
+    card = json.loads((folder / "config.json").read_text())
+    del card["progress"]
+    (folder / "config.json").write_text(json.dumps(card))
+    assert sfumato.load(folder).progress == Progress(step=48, images=48, total_images=48, batch=1)
+
+
 def test_the_digest_is_of_the_weights_too(tmp_path: Path) -> None:
     def digest(seed: int) -> str:
-        return save_model_folder(tmp_path / str(seed), CONFIG, DATA, weights(seed), name="n", images=1)
+        return save_model_folder(
+            tmp_path / str(seed), CONFIG, DATA, weights(seed), name="n", progress=Progress.at(1)
+        )
 
     first = digest(0)
     assert first == read_model_folder(tmp_path / "0").digest
@@ -66,13 +85,13 @@ def test_the_digest_is_of_the_weights_too(tmp_path: Path) -> None:
 
 
 def test_a_newer_model_replaces_an_older_one_and_nothing_else(folder: Path, tmp_path: Path) -> None:
-    save_model_folder(folder, CONFIG, DATA, weights(1), name="newer", images=9)
+    save_model_folder(folder, CONFIG, DATA, weights(1), name="newer", progress=Progress.at(9))
     assert read_model_folder(folder).name == "newer"
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter1.tex").write_text("text")
     with pytest.raises(ConfigError, match="is not a model folder"):
-        save_model_folder(other, CONFIG, DATA, weights(), name="n", images=1)
+        save_model_folder(other, CONFIG, DATA, weights(), name="n", progress=Progress.at(1))
     assert (other / "chapter1.tex").read_text() == "text"
 
 
@@ -84,7 +103,7 @@ def test_an_interrupted_write_leaves_the_older_model(folder: Path, monkeypatch: 
 
     monkeypatch.setattr(model_folder, "_replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        save_model_folder(folder, CONFIG, DATA, weights(1), name="newer", images=9)
+        save_model_folder(folder, CONFIG, DATA, weights(1), name="newer", progress=Progress.at(9))
     assert read_model_folder(folder).digest == before
     assert [path.name for path in folder.parent.iterdir()] == ["m"]
 
@@ -99,7 +118,7 @@ def wrong_network(folder: Path) -> None:
     bigger = CONFIG.model_copy(update={"condition": "none"})
     card = json.loads((folder / "config.json").read_text())
     shutil.rmtree(folder)
-    save_model_folder(folder, CONFIG, DATA, weights(0, bigger), name="n", images=1)
+    save_model_folder(folder, CONFIG, DATA, weights(0, bigger), name="n", progress=Progress.at(1))
     edit(folder, config=card["config"])
 
 
@@ -111,6 +130,7 @@ def wrong_network(folder: Path) -> None:
         (lambda f: (f / "config.json").write_text("[]"), "format None"),
         (lambda f: edit(f, format=2), "format 2; this version of Sfumato reads format 1"),
         (lambda f: edit(f, images="many"), "field 'images'"),
+        (lambda f: edit(f, progress={"step": 1}), "field 'progress'"),
         (lambda f: edit(f, data={"channels": 1}), "field 'data'"),
         (lambda f: edit(f, config={"family": "diffusion", "widht": 3}), "does not take: widht"),
         (lambda f: edit(f, family="difusion"), "did you mean 'diffusion'"),
@@ -136,7 +156,7 @@ def test_a_family_of_ones_own_needs_trust(tmp_path: Path, monkeypatch: pytest.Mo
     from sfumato.families import config_class
 
     config = config_class("own_family_for_test:Mine").tiny()
-    save_model_folder(tmp_path / "m", config, DATA, weights(), name="n", images=1)
+    save_model_folder(tmp_path / "m", config, DATA, weights(), name="n", progress=Progress.at(1))
     with pytest.raises(ConfigError, match="trust=True"):
         sfumato.load(tmp_path / "m")
     assert type(sfumato.load(tmp_path / "m", trust=True).config) is type(config)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import sfumato
 from sfumato.core.batch import DataSpec
+from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
@@ -26,7 +27,7 @@ def generator() -> Generator:
     config = DiffusionConfig.tiny()
     with seeded(0):
         net = config.build(DATA).nets["network"].build()
-    return Generator(config, DATA, {"ema": net}, name="tiny", images=12, digest="abc")
+    return Generator(config, DATA, {"ema": net}, name="tiny", progress=Progress.at(12), digest="abc")
 
 
 def test_images_grid_and_lines(generator: Generator, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class TwoNets:
             Phase(name="generator", trains="g", loss=self.generator, every=self._every),
         )
 
-    def prepare(self, nets, batch, rng):
+    def prepare(self, nets, batch, progress, rng):
         return batch
 
     def critic(self, nets, batch, progress, rng) -> LossOut:
@@ -67,7 +67,7 @@ class TwoNets:
         self.seen.append(("generator", progress.step, int(batch["image"][0, 0])))
         return LossOut(nets["d"](nets["g"](rng.normal(4))).square().mean(1), {"extra": torch.ones(())})
 
-    def sample(self, nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+    def sample(self, nets, request: SampleRequest, progress, rng: SampleRng) -> Tensor:
         return nets["average"](rng.normal(4))
 
 

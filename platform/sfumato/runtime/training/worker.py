@@ -308,7 +308,7 @@ class _Worker:
                 manifest.spec,
                 weights,
                 name=recipe.name,
-                images=progress.images,
+                progress=progress,
                 trained_on=manifest.digest,
             )
 
