@@ -58,7 +58,7 @@ class Ddp(Single):
         # every rank holds the parts of all.
         flat = values.contiguous().view(-1)
         sums = torch.empty_like(flat)
-        for part, total in zip(flat.split(_PART), sums.split(_PART), strict=True):
+        for part, total in zip(torch.split(flat, _PART), torch.split(sums, _PART), strict=True):
             parts = [torch.empty_like(part) for _ in range(self.placement.world_size)]
             dist.all_gather(parts, part)
             total.copy_(parts[0])
