@@ -61,7 +61,7 @@ def train(case: dict) -> None:
         hooks.append(
             Hook(
                 settings.checkpoint.every,
-                lambda p: writer.save(strategy.state(), images=p.images, step=p.step),
+                lambda p: writer.save({**strategy.state(), **trainer.state()}, images=p.images, step=p.step),
             )
         )
     if "stop_at" in case:
@@ -76,8 +76,9 @@ def train(case: dict) -> None:
         report=lambda p, m: losses.extend(v for k, v in sorted(m.items()) if k.endswith("/loss")),
     )
     if store is not None and (saved := checkpoints.newest_whole(store, scratch)):
-        strategy.load(checkpoints.load(store, saved, scratch))
-        trainer.resume(saved.manifest.images, saved.manifest.step)
+        stored = checkpoints.load(store, saved, scratch)
+        strategy.load(stored)
+        trainer.resume(saved.manifest.images, saved.manifest.step, stored)
     start = trainer.progress.images
     rank = {"rank": placement.rank, "world_size": placement.world_size, "images": start}
     shares = local_reader.read(data, manifest, **reading, **rank)
@@ -88,6 +89,7 @@ def train(case: dict) -> None:
     weights = strategy.weights(family.nets)
     if placement.rank == 0:
         flat = {f"{net}/{key}": value for net, state in weights.items() for key, value in state.items()}
+        flat |= trainer.state()
         flat["losses"] = torch.tensor(losses, dtype=torch.float64)
         save_file(flat, case["out"])
 

@@ -25,10 +25,18 @@ Nets = Mapping[str, nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class LossOut:
-    """What a phase returns: the unreduced loss [B], and metrics, each a scalar or [B]."""
+    """What a phase returns: the unreduced loss [B], and metrics, each a scalar or [B].
+
+    `sums` are sums over the rows of the micro-batch, of any shape, that the family's state is advanced by
+    (`core.state`). `weights_B`, not negative and without gradient, weigh the rows: what is minimised is
+    sum(weights_B * loss_B) / sum(weights_B), both sums over the whole global batch. A phase returns weights
+    always or never. Where all of them are zero, so is the gradient.
+    """
 
     loss_B: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    weights_B: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +84,10 @@ class Phase:
     """One kind of update: it trains exactly one network.
 
     A step runs each phase whose turn it is (`step % every == 0`) `repeats` times. The r-th repeat of
-    every phase sees the r-th global batch that the step reads. `second_order` says that the loss
-    differentiates through a gradient (R1, WGAN-GP), which not every strategy can.
+    every phase sees the r-th global batch that the step reads. The phase begins with the first step at or
+    after `start_images` and ends before the first one at or after `stop_images`; schedules count all images,
+    whether it runs or not. `second_order` says that the loss differentiates through a gradient (R1, WGAN-GP),
+    which not every strategy can.
     """
 
     name: str
@@ -85,6 +95,8 @@ class Phase:
     loss: LossFn
     repeats: int = 1
     every: int = 1
+    start_images: int = 0
+    stop_images: int | None = None
     second_order: bool = False
 
 
@@ -115,7 +127,11 @@ class Family(Protocol):
         ...
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """Encode, tokenise or augment a batch, without gradients, before every loss."""
+        """Encode, tokenise or augment a batch, without gradients and under autocast.
+
+        It is done once for every micro-batch, however many phases and repeats use it. The first phase that
+        does continues `rng` where `prepare` left it; each later one has noise of its own.
+        """
         ...
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +28,7 @@ from sfumato.core.config import Config
 from sfumato.core.family import EmaOf, Family, FamilyConfig, Nets, SampleRequest
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
+from sfumato.core.state import initial
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.model_folder import Weights, read_model_folder
 from sfumato.sampling.options import apply_options, check_labels
@@ -69,7 +71,9 @@ class Generator:
         self.config = config
         self.data = data
         self.name = name
-        self.progress = progress or Progress.at(0)
+        self.progress = progress or replace(Progress.at(0), state=initial(config.build(data)))
+        state = {key: value.to(device) for key, value in self.progress.state.items()}
+        self.progress = replace(self.progress, state=state)
         self.digest = digest
         self.block = block_rows(data)
         self.family: Family = config.build(data)

@@ -259,8 +259,9 @@ class _Worker:
             return 0
         saved = checkpoints.read_manifest(store, name)
         checkpoints.check_recipe(store, saved, self._recipe.digest(), self._recipe)
-        self._strategy.load(checkpoints.load(store, saved, self._scratch))
-        self._trainer.resume(saved.manifest.images, saved.manifest.step)
+        stored = checkpoints.load(store, saved, self._scratch)
+        self._strategy.load(stored)
+        self._trainer.resume(saved.manifest.images, saved.manifest.step, stored)
         self._writer.goes_on_from(saved.images)
         self._note(f"training goes on from the checkpoint at {saved.images:,} images")
         return saved.images
@@ -287,7 +288,8 @@ class _Worker:
         self._checkpointed = progress.images
         self._trainer.log()
         self._list_skipped()
-        self._writer.save(self._strategy.state(), images=progress.images, step=progress.step)
+        state = {**self._strategy.state(), **self._trainer.state()}
+        self._writer.save(state, images=progress.images, step=progress.step)
         self._say_failures()
 
     def _say_failures(self) -> None:
