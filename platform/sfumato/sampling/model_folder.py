@@ -176,13 +176,13 @@ def _read_state(path: Path, card: Mapping[str, Any], config: FamilyConfig, data:
 
 
 def _progress(path: Path, card: Mapping[str, Any]) -> Progress:
-    """How far the model was trained; cards of version 1.0 and older know the images alone."""
+    """How far the model was trained; older cards know the images alone."""
     found = card.get("progress", asdict(Progress.at(card["images"])))
     try:
-        numbers = {name: int(found[name]) for name in PROGRESS}
+        step, images, total_images, batch = (int(found[name]) for name in PROGRESS)
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path / CARD} is damaged: field 'progress': {error}") from None
-    return Progress(*(numbers[name] for name in PROGRESS))
+    return Progress(step, images, total_images, batch)
 
 
 def _replace(draft: Path, target: Path) -> None:
