@@ -4,7 +4,7 @@ Two views of a configuration, both plain data without the fields marked `Neutral
 
 - `counted`: every field. It is recorded with a checkpoint, so that a later version can tell whether its own
   recipe is still the one that wrote it, although it may know more fields (`agrees`).
-- `changed`: the fields that differ from their defaults. Its hash names a run, and a field that is added later,
+- `changed`: the fields that differ from their defaults. Its hash names a run; a field that is added later,
   with a default that keeps the old behaviour, changes no name.
 """
 
@@ -32,7 +32,7 @@ def counted(config: BaseModel) -> dict[str, Any]:
 def changed(config: BaseModel) -> dict[str, Any]:
     """The fields that can change a number and differ from their defaults, as JSON values.
 
-    Within one class this loses nothing: what is left out has its default. Where a field holds another class of
+    Within one class this loses nothing: what is left out has its default. If a field holds another class of
     configuration than its default, or has no default, the fields that tell classes apart (`kind`, `family`: a
     `Literal` of one value) are kept.
     """
