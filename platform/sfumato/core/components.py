@@ -155,9 +155,9 @@ class Components(Generic[C]):
             return ValueError("; ".join(error.problems))
         if self.base.brief:
             return unknown_name(self.names())
-        return ValueError(
-            f"kind: got {kind!r}; {nearest(kind, self.names())}There are {', '.join(self.names())}"
-        )
+        near = nearest(kind, self.names())
+        there = "There are" if near else "there are"
+        return ValueError(f"kind: got {kind!r}; {near}{there} {', '.join(self.names())}")
 
 
 class Names:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,3 +31,25 @@ def fields_at(root: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class NeutralMark:
+    """Marks a field that changes no number of what a run computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeutralBeside:
+    """Marks a field that says nothing more once `field`, which identifies what both describe, is set."""
+
+    field: str
+
+
+T = TypeVar("T")
+
+Neutral = Annotated[T, NeutralMark()]
+"""`log_every: Neutral[int] = Field(...)`: two runs that differ in it alone are the same run.
+
+All other fields make another run where they differ from their defaults (`core.identity`). A subclass that
+declares the field again need not repeat the mark.
+"""

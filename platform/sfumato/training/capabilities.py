@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from pydantic import ValidationError
 
-from sfumato.core.explaining import explain
-from sfumato.core.family import Phase
+from sfumato.core.family import NetSpec, Phase, Trainable
+from sfumato.core.rng import seeded
+from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 from sfumato.parallel import STRATEGIES, ParallelSettings, Strategy
 from sfumato.parallel.capabilities import Feature, refusals
@@ -41,6 +43,20 @@ def phase_problems(phases: Sequence[Phase], parallel: ParallelSettings) -> list[
             STRATEGIES.values(),
         )
     ]
+
+
+def optimizer_problems(nets: Mapping[str, NetSpec]) -> list[str]:
+    """What is wrong with the groups of parameters of a family's optimizers, one line each."""
+    found = []
+    for name, spec in nets.items():
+        if isinstance(spec, Trainable) and spec.optimizer.groups:
+            with torch.device("meta"), seeded("names of parameters"):  # their names, without memory
+                parameters = dict(spec.build().named_parameters())
+            try:
+                spec.optimizer.grouped(parameters)
+            except ConfigError as error:
+                found += [f"network {name!r}: {problem}" for problem in error.problems]
+    return found
 
 
 def _wanted(train: TrainSettings, parallel: ParallelSettings) -> dict[Feature, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sfumato.core.explaining import explain
+from sfumato.core.validation import explain
 from sfumato.data.format.faults import OnError
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.manifest import Manifest

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
-from sfumato.core.explaining import explain
+from sfumato.core.validation import explain
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
