@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.config import Config, NeutralBeside
+from sfumato.core.finding import built_in_only
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ class FirstStageConfig(Config):
         if self.model is None:
             raise ConfigError(f"model.first_stage.run: {self._named}, which has not been looked up")
         try:
-            config = find(self.model.family).model_validate(self.model.config)
+            with built_in_only():  # loading others would run their code
+                config = find(self.model.family).model_validate(self.model.config)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
