@@ -20,6 +20,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from repository import ROOT
 
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion import Config
@@ -29,7 +30,7 @@ from sfumato.runtime.jobs.kubectl import Kubectl
 from sfumato.runtime.jobs.pods import PodSettings
 from sfumato.runtime.jobs.submit import Options
 
-CRDS = Path(os.environ.get("SFUMATO_SHARED_CRDS", Path(__file__).parents[3] / "shared" / "crds"))
+CRDS = Path(os.environ.get("SFUMATO_SHARED_CRDS", ROOT.parent / "shared" / "crds"))
 IMAGE = "registry.example.com/sfumato-gpu:0.1.0"
 GPUS = (
     *("parallel.workers=3", "parallel.gpus_per_worker=1", "parallel.cpus_per_worker=4"),

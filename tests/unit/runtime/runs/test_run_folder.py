@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from repository import DIGITS
 
 from sfumato import recipe as recipes
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder
-
-DIGITS = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
 
 
 def recipe(tmp_path: Path, *overrides: str) -> Recipe:

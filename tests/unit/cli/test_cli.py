@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import repository
 from PIL import Image
 
 from sfumato import cli
 
-DIGITS = str(Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml")
+DIGITS = str(repository.DIGITS)
 
 
 class Terminal:

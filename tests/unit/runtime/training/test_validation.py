@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from repository import DIGITS
 from rich.console import Console
 
 from sfumato import recipe as recipes
@@ -18,8 +19,6 @@ from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder, snapshot_folder
 from sfumato.runtime.training import validation
 from sfumato.sampling.model_folder import CARD
-
-DIGITS = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
 
 
 def report(value: float) -> EvaluationReport:

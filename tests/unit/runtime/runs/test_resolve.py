@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from repository import DIGITS
 
 from sfumato import recipe as recipes
 from sfumato.errors import CheckpointError, ConfigError
@@ -12,8 +13,6 @@ from sfumato.runtime.commands.sample import device_of
 from sfumato.runtime.runs.resolve import folder_of_checkpoint, run_folder_of
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import absolute
-
-DIGITS = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
 
 
 def test_a_run_that_a_server_tracks_is_found_by_its_name_its_id_and_its_folders_name(tmp_path: Path) -> None:

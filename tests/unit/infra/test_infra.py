@@ -14,10 +14,10 @@ from typing import Any
 import hcl2
 import pytest
 import yaml
+from repository import ROOT
 
 import sfumato
 
-ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 IMAGES = sorted((INFRA / "images").glob("*.Dockerfile"))
 TERRAFORM = sorted((INFRA / "terraform").glob("*.tf"))

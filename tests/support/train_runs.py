@@ -11,10 +11,8 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 from launch import launch
+from safetensors.torch import load_file
 from tiny_recipe import LIKE_REFERENCE, laid_over, write_tiny_recipe
 
 TRAIN = {

@@ -10,7 +10,7 @@ import yaml
 from sfumato.families.diffusion import Config
 
 LIKE_REFERENCE = {"optimizer": {"eps": 1e-5}}
-"""What makes the model the one that the plain processes of tests/parity/train_rank.py train."""
+"""What makes the model the one that the plain processes of tests/support/train_rank.py train."""
 
 
 def tiny_recipe(data: str | Path, /, **parts: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from repository import PIPELINES
 
 from sfumato import recipe
 from sfumato.core.batch import DataSpec
@@ -21,7 +22,6 @@ from sfumato.families.diffusion.objectives.edm import EDMConfig
 from sfumato.families.diffusion.objectives.edm_sampling import EDMSampling
 from sfumato.families.diffusion.objectives.rectified_flow import RectifiedFlowSampling
 
-RECIPES = Path(__file__).parents[2] / "pipelines"
 DIGITS = DataSpec(1, 8, 8, tuple("0123456789"))
 PLAIN = DataSpec(3, 32, 32)
 
@@ -201,7 +201,7 @@ SIDES = {"digits": 8, "mnist": 28}
     [
         path
         for folder in SIDES
-        for path in sorted((RECIPES / folder).glob("*.yaml"))
+        for path in sorted((PIPELINES / folder).glob("*.yaml"))
         if "family: diffusion" in path.read_text() and "first_stage" not in path.read_text()
     ],
     ids=lambda path: f"{path.parent.name}-{path.stem}",
