@@ -1,4 +1,4 @@
-"""What makes a run another one: the fields that differ from their defaults, and none that is marked neutral."""
+"""What makes a run another one: fields that differ from their defaults, but none that is marked neutral."""
 
 from __future__ import annotations
 

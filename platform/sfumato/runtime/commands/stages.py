@@ -31,8 +31,6 @@ GRID_SAMPLES = 100
 
 def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[str, Any]:
     """Train to the end, or tell what an earlier call did; its summary. `watch`: see `ray_train.fit`."""
-    from sfumato.runtime.training import ray_train
-
     recipe, folder, display = session.recipe, session.folder, session.display
     key = stage_key(recipe.digest(), pools.content_digest(recipe.data, session.manifest))
     done = folder.stage_result("train", key)
@@ -41,6 +39,8 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
         _take_sampling(session)
         display.skipped("train", f"{done['images']:,} images, done before (--fresh trains anew)")
         return done
+    from sfumato.runtime.training import ray_train  # Ray takes seconds to import
+
     display.stage("train")
     session.tracker.sample_system()
     try:
@@ -91,9 +91,6 @@ def _take_sampling(session: Session) -> None:
 
 def evaluate(session: Session) -> dict[str, Any]:
     """Generate, measure, draw the sample grid. Metrics by name and how long it took."""
-    from sfumato.evaluation.stage import evaluate as run_stage
-    from sfumato.runtime.commands.evaluate import CACHE, result_of
-
     recipe, folder, display = session.recipe, session.folder, session.display
     if not folder.model.is_dir():
         raise CheckpointError(
@@ -114,6 +111,9 @@ def evaluate(session: Session) -> dict[str, Any]:
     if done is not None and (grid.is_file() or not draws):
         display.skipped("evaluate", f"{done['samples']:,} {done['kind']}, done before")
         return done
+    from sfumato.evaluation.stage import evaluate as run_stage  # takes seconds to import
+    from sfumato.runtime.commands.evaluate import CACHE, result_of
+
     display.stage("evaluate")
     if not draws:
         display.note(f"family {recipe.model.family} draws no images of its own: its reconstructions count")

@@ -34,8 +34,10 @@ def find(recipe: Recipe, data_digest: str) -> RunFolder | None:
     Where the folder is gone, checkpoints in object storage stand for it. Raises OSError if that is away.
     """
     files = Path(recipe.storage).glob(f"{glob.escape(recipe.name)}-*/run.json")
-    folders = [RunFolder(file.parent) for file in files]
-    found = [folder for folder in folders if _began(folder, recipe, data_digest)]
+    named = [
+        folder for folder in (RunFolder(f.parent) for f in files) if _known(folder)["name"] == recipe.name
+    ]
+    found = [folder for folder in named if _is_of(folder, recipe, data_digest)]
     return max(found, key=_number) if found else _stored(recipe, data_digest)
 
 
@@ -45,7 +47,8 @@ def take_over(folder: RunFolder, recipe: Recipe, manifest_digest: str) -> None:
     Nothing happens to another recipe's run, or to one of this version.
     """
     known = _known(folder)
-    if known is None or not _began(folder, recipe, known["data_digest"]):
+    begun = known["data_digest"] is not None and known.get("schema") != SCHEMA
+    if not begun or not _is_of(folder, recipe, known["data_digest"]):
         return
     _renew(
         folder,
@@ -66,11 +69,13 @@ def take_over(folder: RunFolder, recipe: Recipe, manifest_digest: str) -> None:
     folder.update_json("run.json", recipe_digest=recipe.digest(), schema=SCHEMA)
 
 
-def _began(folder: RunFolder, recipe: Recipe, data_digest: str) -> bool:
-    """Whether an earlier version began the run of this recipe there."""
+def _is_of(folder: RunFolder, recipe: Recipe, data_digest: str) -> bool:
+    """Whether the run is this recipe's, on this data: by its digest, or by its own recipe if that is older."""
     known = _known(folder)
-    if known is None or known["data_digest"] != data_digest or known.get("schema") == SCHEMA:
+    if known["data_digest"] != data_digest:
         return False
+    if known.get("schema") == SCHEMA:
+        return bool(known["recipe_digest"] == recipe.digest())
     try:
         own = recipes.load(folder.path / RECIPE)
     except SfumatoError:  # a recipe that this version cannot read is none that it can be given
@@ -78,14 +83,14 @@ def _began(folder: RunFolder, recipe: Recipe, data_digest: str) -> bool:
     return own.digest() == recipe.digest()
 
 
-def _known(folder: RunFolder) -> dict[str, Any] | None:
-    """run.json, if it is whole."""
+def _known(folder: RunFolder) -> dict[str, Any]:
+    """run.json; without a word in it where there is none, or only half of one."""
     try:
         known = folder.read_json("run.json")
     except (OSError, ValueError):
-        return None
-    whole = isinstance(known, dict) and {"recipe_digest", "data_digest"} <= known.keys()
-    return known if whole else None
+        known = None
+    empty = {"name": None, "recipe_digest": None, "data_digest": None}
+    return {**empty, **(known if isinstance(known, dict) else {})}
 
 
 def _number(folder: RunFolder) -> int:
