@@ -31,7 +31,7 @@ from sfumato.core.state import State, initial, mismatch
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.model_files import CARD, FORMAT, read_card, read_weights, write_weights
 
-__all__ = ["CARD", "StoredModel", "Weights", "read_model_folder", "save_model_folder"]
+__all__ = ["CARD", "StoredModel", "Weights", "read_model_card", "read_model_folder", "save_model_folder"]
 
 Weights = Mapping[str, Mapping[str, Tensor]]
 STATE = "state.safetensors"
@@ -114,19 +114,33 @@ def read_model_folder(folder: str | os.PathLike[str], *, trust: bool = False) ->
     """
     path = Path(folder)
     card, digest = read_card(path)
-    config, data = _read_config(path, card, trust=trust)
+    stored = _described(path, card, digest, trust=trust)
     weights = {}
     for net, expected in card["weights_sha256"].items():
         if not net.isidentifier():  # it becomes a file's name, which must stay in the folder
             raise CheckpointError(f"{path / CARD} is damaged: weights {net!r} is no file name")
         weights[net] = read_weights(path / f"{net}.safetensors", str(expected))
+    return replace(stored, weights=weights)
+
+
+def read_model_card(folder: str | os.PathLike[str], *, trust: bool = False) -> StoredModel:
+    """What a model folder says of its model, without the weights: `weights` is empty, and nothing is built.
+
+    `trust` and the errors are those of `read_model_folder`.
+    """
+    path = Path(folder)
+    return _described(path, *read_card(path), trust=trust)
+
+
+def _described(path: Path, card: Mapping[str, Any], digest: str, *, trust: bool) -> StoredModel:
+    config, data = _read_config(path, card, trust=trust)
     return StoredModel(
         name=str(card["name"]),
         config=config,
         data=data,
         progress=replace(_progress(path, card), state=_read_state(path, card, config, data)),
         notes=card["notes"],
-        weights=weights,
+        weights={},
         digest=digest,
     )
 

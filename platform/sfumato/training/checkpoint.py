@@ -51,8 +51,8 @@ class CheckpointManifest(BaseModel):
     world_size: int
     strategy: str
     recipe: dict[str, Any] = {}
-    """Every field that can change a number (`core.identity.counted`): it tells how another recipe differs and
-    lets a later version, whose digests differ, recognise its own."""
+    """Every field that can change a number (`core.identity.counted`): it tells how another recipe differs,
+    and lets a later version, whose digests are others, recognise its own."""
     files: dict[str, FileEntry]
 
 

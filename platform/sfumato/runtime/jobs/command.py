@@ -89,7 +89,7 @@ def relative_places(recipe: Recipe) -> list[str]:
     if source is not None:
         places["data.source.path"] = str(source)
     found = [f"{field}={place}" for field, place in places.items() if place and _is_relative(place)]
-    if recipe.tracking.uri is None:
+    if recipe.tracking.enabled and recipe.tracking.uri is None:
         found.append("tracking.uri=null (a store in the project's folder)")
     return found
 
