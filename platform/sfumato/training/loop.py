@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sfumato.core.batch import Batch, MicroBatch
+from sfumato.core.batch import MicroBatch, to_device
 from sfumato.core.family import EmaOf, Family, Frozen, InitialisesFromData, Nets, Phase, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, seeded
@@ -97,7 +97,7 @@ def _initialise(
     rng = StreamRng(
         micro.pieces, rows_per_stream=rows, seed=seed, images=0, phase="initialise", device=device
     )
-    batch = {name: tensor.to(device) for name, tensor in micro.batch.items()}
+    batch = to_device(micro.batch, device)
     family.initialise({name: module.to(device) for name, module in nets.items()}, batch, rng)
 
 
@@ -260,7 +260,7 @@ class Trainer:
     ) -> Tensor:
         """The micro-batch's part of the mean loss over the global batch: a scalar."""
         device = self._strategy.placement.device
-        batch: Batch = {name: tensor.to(device, non_blocking=True) for name, tensor in micro.batch.items()}
+        batch = to_device(micro.batch, device)
         rng = StreamRng(
             micro.pieces,
             rows_per_stream=self._rows_per_stream,
