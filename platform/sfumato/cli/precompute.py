@@ -53,7 +53,7 @@ def precompute(
             "Default: latents, codes or text, which replaces what was made under that name before."
         ),
     ] = None,
-    actors: Annotated[int, typer.Option(min=1, help="How many shards are encoded at once.")] = 1,
+    actors: Annotated[int, typer.Option(min=1, help="How many shards are encoded in parallel.")] = 1,
     cpus: Annotated[float, typer.Option(min=0.1, help="CPUs of each actor.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each actor; a fraction shares one.")] = 0.0,
     as_json: AsJson = False,

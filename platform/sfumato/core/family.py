@@ -114,12 +114,12 @@ class Family(Protocol):
         """The networks that `sample`, `reconstruct` and `bits_per_dim` use; an export keeps these alone."""
         ...
 
-    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+    def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """Encode, tokenise or augment a batch, without gradients, before every loss."""
         ...
 
-    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
-        """Images [N, C, H, W] float32 in [-1, 1]."""
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
+        """Images [N, C, H, W] float32 in [-1, 1], by networks that were trained up to `progress`."""
         ...
 
 
@@ -128,7 +128,7 @@ class HasLikelihood(Protocol):
     """A family whose likelihood is of another variable than the 8-bit image, such as its binarisation, names
     that by an attribute `likelihood_of: str`: such figures compare with their like alone."""
 
-    def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+    def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """Negative log-likelihood (or its bound) in bits per dimension, [B]."""
         ...
 
@@ -145,11 +145,11 @@ def likelihood_of(family: HasLikelihood) -> str:
 class HasLatent(Protocol):
     """A family whose images are a smooth function of one vector that is drawn from a normal distribution."""
 
-    def latents(self, nets: Nets, options: Any, rng: SampleRng) -> Tensor:
+    def latents(self, nets: Nets, options: Any, progress: Progress, rng: SampleRng) -> Tensor:
         """Draws of the vector [N, D] float32, as `sample` makes them with these options."""
         ...
 
-    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest) -> Tensor:
+    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
         """The images [N, C, H, W] in [-1, 1] of any such vectors: deterministic, and not rounded to levels.
 
         A conditional model needs the request's labels.
@@ -159,7 +159,7 @@ class HasLatent(Protocol):
 
 @runtime_checkable
 class Reconstructs(Protocol):
-    def reconstruct(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+    def reconstruct(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """What is left of the batch's images after the model's bottleneck: [B, C, H, W] in [-1, 1].
 
         Deterministic wherever the encoder has a mean: then it draws nothing from `rng`.

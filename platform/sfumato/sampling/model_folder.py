@@ -25,12 +25,14 @@ from torch import Tensor
 from sfumato import __version__, families
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import FamilyConfig
+from sfumato.core.progress import Progress
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.model_files import CARD, FORMAT, read_card, read_weights, write_weights
 
 __all__ = ["CARD", "StoredModel", "Weights", "read_model_folder", "save_model_folder"]
 
 Weights = Mapping[str, Mapping[str, Tensor]]
+PROGRESS = ("step", "images", "total_images", "batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class StoredModel:
     name: str
     config: FamilyConfig
     data: DataSpec
-    images: int
+    progress: Progress
     notes: Mapping[str, str]
     weights: Weights
     digest: str
@@ -53,14 +55,15 @@ def save_model_folder(
     nets: Weights,
     *,
     name: str,
-    images: int,
+    progress: Progress,
     notes: Mapping[str, str] | None = None,
     trained_on: str | None = None,
 ) -> str:
     """Write a model folder, in place of an older model that lies there, and return its digest.
 
-    `nets` has the state dict of every network in the family's `samplers`; `notes` is free text about the
-    model, such as its license, `trained_on` the digest of its data set.
+    `nets` has the state dict of every network in the family's `samplers`; `progress` is how far they were
+    trained (`Progress.at(images)` where no more is known); `notes` is free text about the model, such as its
+    license, `trained_on` the digest of its data set.
 
     Raises:
         ConfigError: the folder holds something that is not a model.
@@ -81,7 +84,8 @@ def save_model_folder(
             "family": families.reference(config),
             "config": config.model_dump(mode="json"),
             "data": data.as_card(),
-            "images": images,
+            "images": progress.images,
+            "progress": {name: getattr(progress, name) for name in PROGRESS},
             "trained_on": trained_on,
             "notes": dict(notes or {}),
             "weights_sha256": sums,
@@ -116,7 +120,7 @@ def read_model_folder(folder: str | os.PathLike[str], *, trust: bool = False) ->
         name=str(card["name"]),
         config=config,
         data=data,
-        images=int(card["images"]),
+        progress=_progress(path, card),
         notes=card["notes"],
         weights=weights,
         digest=digest,
@@ -144,6 +148,16 @@ def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[F
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path / CARD} is damaged: field 'data': {error}") from None
     return config, data
+
+
+def _progress(path: Path, card: Mapping[str, Any]) -> Progress:
+    """How far the model was trained; cards of version 1.0 and older know the images alone."""
+    found = card.get("progress", asdict(Progress.at(card["images"])))
+    try:
+        numbers = {name: int(found[name]) for name in PROGRESS}
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path / CARD} is damaged: field 'progress': {error}") from None
+    return Progress(**numbers)
 
 
 def _replace(draft: Path, target: Path) -> None:

@@ -101,6 +101,12 @@ def _initialise(
     family.initialise({name: module.to(device) for name, module in nets.items()}, batch, rng)
 
 
+def progress_at(family: Family, settings: TrainSettings, images: int = 0) -> Progress:
+    """Where training by these settings stands after so many images."""
+    batch = settings.batch * max(phase.repeats for phase in family.phases)
+    return Progress(images // batch, images, settings.images, batch)
+
+
 class Trainer:
     """Runs a family's phases and keeps count.
 
@@ -136,7 +142,7 @@ class Trainer:
         self._draws = max(phase.repeats for phase in self._phases)
         self._logged_images = 0
         self._passes = passes_of(strategy, settings, streams)
-        self.progress = Progress(0, 0, settings.images, settings.batch * self._draws)
+        self.progress = progress_at(family, settings)
 
     def resume(self, images: int, step: int) -> None:
         """Go on from a checkpoint, whose state the strategy has already loaded."""
@@ -273,7 +279,7 @@ class Trainer:
         first = micro.pieces[0]
         _seed_global(derive(self._seed, images, phase.name, first.stream, first.first), device)
         with torch.no_grad():
-            batch = self._family.prepare(nets, batch, rng)
+            batch = self._family.prepare(nets, batch, progress, rng)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
             out = phase.loss(nets, batch, progress, rng)
         if out.loss_B.shape != (micro.rows,):

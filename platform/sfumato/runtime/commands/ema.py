@@ -19,6 +19,7 @@ from sfumato.runtime.runs.resolve import run_folder_of
 from sfumato.runtime.training.ema_snapshots import averages_uri
 from sfumato.sampling.model_folder import read_model_folder, save_model_folder
 from sfumato.training import checkpoint as checkpoints
+from sfumato.training.loop import progress_at
 from sfumato.training.post_hoc import Profile, reconstruct
 from sfumato.training.store import open_store
 
@@ -80,7 +81,7 @@ def rebuild(run: str, out: Path, *, sigma_rel: float, images: int | None, root: 
         spec,
         weights,
         name=recipe.name,
-        images=at,
+        progress=progress_at(family, recipe.train, at),
         notes=notes,
         trained_on=manifest.digest,
     )

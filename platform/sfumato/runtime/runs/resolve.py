@@ -20,7 +20,7 @@ from sfumato.sampling.model_folder import CARD, save_model_folder
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.runs import find_run
 from sfumato.training import checkpoint as checkpoints
-from sfumato.training.loop import install
+from sfumato.training.loop import install, progress_at
 from sfumato.training.store import LocalStore
 
 RUNS = Path("runs")  # a recipe's `storage`, where it says nothing else
@@ -128,7 +128,7 @@ def _from_checkpoint(path: Path, folder: RunFolder, scratch: Path) -> Path:
         spec,
         strategy.weights(family.samplers),
         name=recipe.name,
-        images=saved.images,
+        progress=progress_at(family, recipe.train, saved.images),
         trained_on=manifest.digest,
     )
     return model

@@ -310,7 +310,7 @@ class _Worker:
                 self._spec,
                 weights,
                 name=recipe.name,
-                images=progress.images,
+                progress=progress,
                 trained_on=manifest.digest,
             )
 
