@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_serializer
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
@@ -113,6 +113,11 @@ class StoredModelCard(Config):
     config: dict[str, Any] = Field(description="The family's configuration.")
     data: DataSpec = Field(description="The kind of images that it was trained on.")
     trained_on: str | None = Field(None, description="Digest of the data set that it was trained on.")
+
+    @field_serializer("data")
+    def _without_empty_fields(self, data: DataSpec) -> dict[str, Any]:
+        """Recipes recorded before there were further columns keep their content."""
+        return data.as_card()
 
 
 _IDENTIFIED = NeutralBeside("digest")  # wherever the folder lies

@@ -86,7 +86,7 @@ def save_model_folder(
             "name": name,
             "family": families.reference(config),
             "config": config.model_dump(mode="json"),
-            "data": asdict(data),
+            "data": data.as_card(),
             "images": progress.images,
             "progress": {name: getattr(progress, name) for name in PROGRESS},
             "trained_on": trained_on,
@@ -162,8 +162,8 @@ def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[F
             f"{path / CARD} has a configuration that {family} does not take: {where}: {first['msg']}"
         ) from None
     try:
-        data = DataSpec(**{**card["data"], "classes": tuple(card["data"]["classes"])})
-    except (TypeError, KeyError) as error:
+        data = DataSpec.from_card(card["data"])
+    except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path / CARD} is damaged: field 'data': {error}") from None
     return config, data
 

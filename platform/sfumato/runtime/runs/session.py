@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.order import pools
 from sfumato.data.packing import pack as packing
@@ -78,7 +79,7 @@ def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, M
     recipe.check()
     recipe = first_stage.resolved(absolute(recipe, root), root)
     manifest = packed(recipe, display)
-    recipe.check(manifest.spec, manifest.samples)
+    recipe.check(spec_of(recipe.data, manifest), manifest.samples)
     first_stage.check_data(recipe, manifest)
     sizes.check(recipe, manifest, pools.check(recipe.data, manifest))
     return recipe, manifest

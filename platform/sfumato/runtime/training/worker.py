@@ -16,6 +16,7 @@ import torch.distributed as dist
 from sfumato import parallel as strategies
 from sfumato.core.batch import MicroBatch
 from sfumato.core.progress import Progress
+from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.reading import local_reader
 from sfumato.data.reading.ray_reader import DATASET
@@ -72,7 +73,8 @@ class _Worker:
         self._recipe = job.load_recipe()
         self._folder = job.folder()
         self._manifest = Manifest.load(self._recipe.data.path)
-        self._family = self._recipe.model.build(self._manifest.spec)
+        self._spec = spec_of(self._recipe.data, self._manifest)
+        self._family = self._recipe.model.build(self._spec)
         parallel = self._recipe.parallel
         placement = Placement.current(gpu=parallel.gpus_per_worker > 0)
         self._strategy: Strategy = strategies.make(
@@ -87,7 +89,7 @@ class _Worker:
         self._handler = BoardHandler(job.board) if self._leads else None
         self._skipped = SkippedSamples(self._folder, self._tracker)
         self._previews = Previews(
-            self._recipe, self._family, self._strategy, self._manifest.spec, self._folder, self._tracker
+            self._recipe, self._family, self._strategy, self._spec, self._folder, self._tracker
         )
         rank, attempt = self._strategy.placement.rank, self._agree(self._token)
         self._checkpointed = 0
@@ -307,7 +309,7 @@ class _Worker:
             save_model_folder(
                 folder,
                 recipe.model,
-                manifest.spec,
+                self._spec,
                 weights,
                 name=recipe.name,
                 progress=progress,
