@@ -134,7 +134,9 @@ class Recipe(Config):
             found += family_problems
             found += self.evaluate.problems(spec)
             if not family_problems:
-                found += capabilities.phase_problems(self.model.build(spec).phases, self.parallel)
+                family = self.model.build(spec)
+                found += capabilities.phase_problems(family.phases, self.parallel)
+                found += capabilities.adapter_problems(family.nets, self.parallel)
         return found
 
     def check(self, spec: DataSpec | None = None, samples: int | None = None) -> None:

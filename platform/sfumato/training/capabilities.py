@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from sfumato.core.family import Phase
+from sfumato.core.family import NetSpec, Phase, Trainable
 from sfumato.parallel import STRATEGIES, ParallelSettings
 from sfumato.parallel.capabilities import Feature, refusals
 from sfumato.training.config import TrainSettings
@@ -30,6 +30,20 @@ def phase_problems(phases: Sequence[Phase], parallel: ParallelSettings) -> list[
         for problem in refusals(
             STRATEGIES[parallel.strategy],
             {Feature.SECOND_ORDER: f"phase {phase.name!r} differentiates through a gradient"},
+            STRATEGIES.values(),
+        )
+    ]
+
+
+def adapter_problems(nets: Mapping[str, NetSpec], parallel: ParallelSettings) -> list[str]:
+    """What of a family's adapters the strategy cannot do, one line each."""
+    return [
+        problem
+        for name, spec in nets.items()
+        if isinstance(spec, Trainable) and spec.adapter
+        for problem in refusals(
+            STRATEGIES[parallel.strategy],
+            {Feature.ADAPTERS: f"network {name!r} is an adapter"},
             STRATEGIES.values(),
         )
     ]

@@ -117,7 +117,7 @@ def _from_checkpoint(path: Path, folder: RunFolder, scratch: Path) -> Path:
     saved = checkpoints.read_manifest(store, path.name)
     manifest = Manifest.load(recipe.data.path)
     family, strategy = recipe.model.build(manifest.spec), Single(Placement())
-    install(family, strategy, recipe.seed, averages=averages_of(recipe, family))
+    install(family, strategy, recipe.seed, averages=averages_of(recipe, family), initial=False)
     strategy.load(checkpoints.load(store, saved, scratch))
     model = scratch / "model"
     save_model_folder(
