@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.pretrained import Reference, StoredModelCard, StoredNet, card_config
+from sfumato.core.pretrained import IDENTIFIED, Reference, StoredModelCard, StoredNet, card_config
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class StageSpec:
 class FirstStageConfig(Reference):
     """Which trained run serves as first stage; `digest` and `model` are recorded when a run starts."""
 
-    run: str = Field(
+    run: Annotated[str, IDENTIFIED] = Field(
         "",
         description="A trained run (name, MLflow id or folder) or a model folder; recorded as the latter. "
         "Without it, `model` is used with its initial weights.",
@@ -107,11 +107,11 @@ class FirstStageConfig(Reference):
     digest: str | None = Field(
         None, description="sha256 of the model folder; filled in when a run starts, and then held to."
     )
-    model: StoredModelCard | None = Field(
+    model: Annotated[StoredModelCard | None, IDENTIFIED] = Field(
         None, description="What the first stage is; filled in when a run starts."
     )
 
-    other_data: bool = Field(
+    other_data: Annotated[bool, IDENTIFIED] = Field(
         False, description="Take one that was trained on another data set than the recipe's."
     )
 

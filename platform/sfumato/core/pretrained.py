@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from torch import nn
 
 from sfumato.core.batch import DataSpec
-from sfumato.core.config import Config
+from sfumato.core.config import Config, NeutralBeside
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 BUILT_IN = r"^[a-z][a-z0-9_]*$"
 Found = TypeVar("Found", bound="Reference")
+IDENTIFIED = NeutralBeside("digest")
+"""Marks what says nothing more of a run's numbers once the digest is known: where it lies, what is in it."""
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -116,7 +118,7 @@ class LibraryModel(Config):
 class Reference(Config):
     """A part of a recipe that refers to something trained. It is found by this type, wherever it stands."""
 
-    run: str = Field(
+    run: Annotated[str, IDENTIFIED] = Field(
         "", description="A trained run (name, MLflow id or folder) or a model folder; recorded as the latter."
     )
     digest: str | None = Field(
@@ -133,10 +135,6 @@ class Reference(Config):
         """Whether all that is needed to build the network has been looked up."""
         return self.digest is not None
 
-    def identity(self) -> Any:
-        """What identifies the content, wherever it lies: the digest, once it is recorded."""
-        return self.digest or self.model_dump(mode="json", exclude_defaults=True)
-
 
 class Pretrained(Reference):
     """Where the initial weights of a network come from: one of `run`, `folder` and `file`."""
@@ -144,18 +142,20 @@ class Pretrained(Reference):
     network: str | None = Field(
         None, description="Which network of the run's model; may be left out where it has one."
     )
-    folder: str = Field(
+    folder: Annotated[str, IDENTIFIED] = Field(
         "", description="A folder of diffusers or transformers: config.json and *.safetensors."
     )
-    subfolder: str = Field("", description="The part of `folder` that holds the network, such as unet.")
-    file: str = Field("", description="A safetensors file.")
+    subfolder: Annotated[str, IDENTIFIED] = Field(
+        "", description="The part of `folder` that holds the network, such as unet."
+    )
+    file: Annotated[str, IDENTIFIED] = Field("", description="A safetensors file.")
     prefix: str = Field(
         "", description="Take the tensors of `file` whose names start with this, and cut it off."
     )
-    model: StoredModelCard | None = Field(
+    model: Annotated[StoredModelCard | None, IDENTIFIED] = Field(
         None, description="What the run's model is; recorded when a run starts."
     )
-    library: LibraryModel | None = Field(
+    library: Annotated[LibraryModel | None, IDENTIFIED] = Field(
         None, description="What the folder's network is; recorded when a run starts."
     )
 
@@ -179,12 +179,6 @@ class Pretrained(Reference):
     @property
     def recorded(self) -> bool:
         return self.digest is not None and Path(self.source[1]).is_absolute()
-
-    def identity(self) -> Any:
-        if self.digest is None:
-            return Reference.identity(self)
-        kept = {"digest": self.digest, "network": self.network, "prefix": self.prefix}
-        return {key: value for key, value in kept.items() if value}
 
     def weights(
         self, *, into: str = "", fresh: tuple[str, ...] = (), unused: tuple[str, ...] = ()

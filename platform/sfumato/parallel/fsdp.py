@@ -26,6 +26,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, Shard
 
 from sfumato.errors import CapabilityError
+from sfumato.parallel import state_dict
 from sfumato.parallel.blocks import blocks_of
 from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.ddp import Ddp
@@ -89,13 +90,13 @@ class Fsdp(Sharded):
             root.set_requires_gradient_sync(True)
         super().backward(trains, loss)
 
-    def step(self, trains: str, *, lr: float, max_norm: float | None) -> Tensor:
+    def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
         sharded = dict(self._raw[trains].named_parameters())
         for key, piece in self._parameters[trains].items():
             grad = sharded[key].grad
             piece.grad = None if grad is None else _local(grad)
             sharded[key].grad = None
-        norm = super().step(trains, lr=lr, max_norm=max_norm)
+        norm = super().step(trains, lr=lr, max_norm=max_norm, scale=scale)
         self._free(trains)
         return norm
 
@@ -204,14 +205,19 @@ class Fsdp(Sharded):
         else:
             target.copy_(whole)
 
-    def _own(self, name: str, key: str, moment: Tensor) -> Tensor:
+    def _own(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
         piece = self._pieces[name][key]
+        whole = self._raw[name].get_parameter(key).shape
+        if moment.dim() and moment.shape != whole:
+            raise state_dict.misshapen(name, key, kind, moment.shape, self.name)
         part = _piece(moment, self.placement) if moment.dim() else moment
         return part.to(piece.device, copy=True)
 
-    def _spread(self, name: str, key: str, moment: Tensor) -> Tensor:
+    def _spread(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
         if not moment.dim():  # a step count
             return moment
+        if moment.shape != self._pieces[name][key].shape:
+            raise state_dict.misshapen(name, key, kind, moment.shape, self.name)
         parameter = self._raw[name].get_parameter(key)
         return DTensor.from_local(
             moment, self._mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()

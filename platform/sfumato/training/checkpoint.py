@@ -23,6 +23,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from sfumato.core.identity import agrees, counted, differences
 from sfumato.errors import CheckpointError
 from sfumato.training import dcp
 from sfumato.training.retention import best, kept_names
@@ -50,7 +51,8 @@ class CheckpointManifest(BaseModel):
     world_size: int
     strategy: str
     recipe: dict[str, Any] = {}
-    """What the digest was made of, so that a recipe that differs can be told how."""
+    """Every field that can change a number (`core.identity.counted`): it tells how another recipe differs and
+    lets a later version, whose digests differ, recognise its own."""
     files: dict[str, FileEntry]
 
 
@@ -112,35 +114,18 @@ def newest_whole(store: Store, scratch: Path) -> Checkpoint | None:
     return None
 
 
-def check_recipe(store: Store, checkpoint: Checkpoint, digest: str, recipe: Mapping[str, Any]) -> None:
-    """Raises CheckpointError, with the fields that differ, where another recipe wrote the checkpoint."""
-    if checkpoint.manifest.recipe_digest != digest:
-        differ = differences(checkpoint.manifest.recipe, recipe)
+def check_recipe(store: Store, checkpoint: Checkpoint, digest: str, recipe: BaseModel) -> None:
+    """Raises CheckpointError, with the fields that differ, where another recipe wrote the checkpoint.
+
+    An earlier version may have written it: then its digest is another one, and the recorded fields decide.
+    """
+    manifest = checkpoint.manifest
+    if manifest.recipe_digest != digest and not (manifest.recipe and agrees(manifest.recipe, recipe)):
+        differ = differences(manifest.recipe, counted(recipe))
         raise CheckpointError(
             f"{store.describe(checkpoint.name)} was written by another recipe ({'; '.join(differ)}); "
             "choose another train.checkpoint.uri or name, or train anew with --fresh"
         )
-
-
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """The fields in which two recipes differ, dotted, with both values, the first one's first."""
-    before, after = dict(_flat(theirs)), dict(_flat(ours))
-    return [
-        f"{key}: {before.get(key, 'absent')} there, {after.get(key, 'absent')} here"
-        for key in sorted({**before, **after})
-        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
-    ]
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-_ABSENT = object()
 
 
 class Writer:

@@ -109,7 +109,7 @@ class _Worker:
             recipe_digest=recipe.digest(),
             strategy=recipe.parallel.strategy,
             scratch=self._scratch,
-            recipe=recipe.identity(),
+            recipe=recipe.counted(),
             keep_every=recipe.train.checkpoint.keep_every,
         )
         self._keeper = AveragesKeeper(recipe, self._strategy, self._folder, self._scratch)
@@ -258,9 +258,10 @@ class _Worker:
             self._writer.goes_on_from(0)
             return 0
         saved = checkpoints.read_manifest(store, name)
-        checkpoints.check_recipe(store, saved, self._recipe.digest(), self._recipe.identity())
-        self._strategy.load(checkpoints.load(store, saved, self._scratch))
-        self._trainer.resume(saved.manifest.images, saved.manifest.step)
+        checkpoints.check_recipe(store, saved, self._recipe.digest(), self._recipe)
+        stored = checkpoints.load(store, saved, self._scratch)
+        self._strategy.load(stored)
+        self._trainer.resume(saved.manifest.images, saved.manifest.step, stored)
         self._writer.goes_on_from(saved.images)
         self._note(f"training goes on from the checkpoint at {saved.images:,} images")
         return saved.images
@@ -287,7 +288,8 @@ class _Worker:
         self._checkpointed = progress.images
         self._trainer.log()
         self._list_skipped()
-        self._writer.save(self._strategy.state(), images=progress.images, step=progress.step)
+        state = {**self._strategy.state(), **self._trainer.state()}
+        self._writer.save(state, images=progress.images, step=progress.step)
         self._say_failures()
 
     def _say_failures(self) -> None:
@@ -308,7 +310,7 @@ class _Worker:
                 manifest.spec,
                 weights,
                 name=recipe.name,
-                images=progress.images,
+                progress=progress,
                 trained_on=manifest.digest,
             )
 
