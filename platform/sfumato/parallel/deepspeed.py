@@ -12,7 +12,7 @@ every parameter, and an average is an engine without an optimizer, so that it ca
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -122,7 +122,9 @@ class Zero(Ddp):
         self._learning[name] = list(learning.values())
         self._shapes[name] = {key: p.shape for key, p in learning.items()}  # stage 3 empties the parameters
         optimizer = training.optimizer.build(learning)
-        self._engines[name] = make_engine(module, optimizer, self.stage, offload=self.options.offload)
+        # An adapter's base is none of the engine's business, which wants all parameters of one dtype.
+        managed = module if training.base is None else nn.ParameterList(self._learning[name])
+        self._engines[name] = make_engine(managed, optimizer, self.stage, offload=self.options.offload)
         self._settings[name] = state_dict.settings(self._engines[name].optimizer.optimizer)
         self._trained[name] = module
 
@@ -198,7 +200,7 @@ class Zero3(Zero, Sharded):
     name = "zero3"
     about = "1/N of parameters, gradients, optimizer state and averages"
     stage = 3
-    features = (Zero.features | {Feature.SHARDED_PARAMETERS}) - {Feature.SECOND_ORDER}
+    features = (Zero.features | {Feature.SHARDED_PARAMETERS}) - {Feature.SECOND_ORDER, Feature.ADAPTERS}
 
     def _place(self, module: nn.Module) -> nn.Module:
         return module  # the engine brings it to the device, cut
@@ -238,9 +240,13 @@ class Zero3(Zero, Sharded):
         }
 
     @torch.no_grad()
-    def _tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
+    def _tensors(
+        self, name: str, wanted: Callable[[str, str], bool] = lambda name, key: True
+    ) -> Iterator[tuple[str, Tensor]]:
         parameters = dict(self._raw[name].named_parameters(remove_duplicate=False))
         for key, tensor in self._raw[name].state_dict().items():
+            if not wanted(name, key):
+                continue
             if key not in parameters:
                 yield key, tensor
                 continue

@@ -16,7 +16,7 @@ from sfumato.data.storage.filesystems import above, below
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.runs import earlier, first_stage, sizes
+from sfumato.runtime.runs import earlier, first_stage, pretrained, sizes
 from sfumato.runtime.runs.child import Child
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RECORD, RunFolder
@@ -77,7 +77,7 @@ def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, M
     Raises ConfigError with everything that makes the run impossible.
     """
     recipe.check()
-    recipe = first_stage.resolved(absolute(recipe, root), root)
+    recipe = pretrained.resolved(absolute(recipe, root), root)
     manifest = packed(recipe, display)
     recipe.check(spec_of(recipe.data, manifest), manifest.samples)
     first_stage.check_data(recipe, manifest)
