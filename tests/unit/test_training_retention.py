@@ -9,6 +9,7 @@ import torch
 
 from sfumato.errors import CheckpointError
 from sfumato.training import checkpoint as checkpoints
+from sfumato.training.recipe_check import differences
 from sfumato.training.retention import best, mark_best
 from sfumato.training.store import LocalStore
 
@@ -42,7 +43,7 @@ def test_what_is_no_checkpoint_cannot_be_the_best(tmp_path: Path) -> None:
 def test_differences_of_recipes_are_listed() -> None:
     theirs = {"seed": 0, "train": {"batch": 128, "precision": "fp32"}, "gone": {"x": 1}}
     ours = {"seed": 0, "train": {"batch": 64, "precision": "fp32"}, "new": None}
-    assert checkpoints.differences(theirs, ours) == [
+    assert differences(theirs, ours) == [
         "gone.x: 1 there, absent here",
         "new: absent there, None here",
         "train.batch: 128 there, 64 here",

@@ -93,16 +93,17 @@ class Zero(Ddp):
         kinds = next((found for key in keys if (found := dict(state_dict.moments(state, name, key)))), {})
         if not kinds:
             return
+        # The step count is the same for all parameters of a network.
+        counts = {kind: state[entry] for kind, entry in kinds.items() if not state_dict.shape(state, entry)}
         for flat in flats(optimizer, self.stage):
             flat_states[flat] = {
-                # The step count is the same for all parameters of a network.
-                kind: torch.zeros_like(flat) if value.dim() else value.to(flat.device, copy=True)
-                for kind, value in kinds.items()
+                kind: counts[kind].to(flat.device, copy=True) if kind in counts else torch.zeros_like(flat)
+                for kind in kinds
             }
         for key, piece in self._pieces(name).items():
-            for kind, value in state_dict.moments(state, name, key):
-                if value.dim():
-                    piece.of(flat_states[piece.flat][kind]).copy_(piece.cut(value))
+            for kind, entry in state_dict.moments(state, name, key):
+                if kind not in counts:
+                    piece.of(flat_states[piece.flat][kind]).copy_(piece.read(state, entry))
 
     def _lay_out(self, name: str) -> None:
         module, training = self._raw[name], self._training[name]
@@ -194,10 +195,14 @@ class Zero3(Zero, Sharded):
                 continue
             updated = self._pieces(name) if name in self._training else {}
             for key, parameter in module.named_parameters():
-                whole = state[f"nets/{name}/{key}"]
+                parts: dict[tuple[int, int], Tensor] = {}  # most often both hold the same, read once
                 for piece in (stored_piece(parameter, self.placement.rank), updated.get(key)):
-                    if piece is not None:
-                        piece.of(piece.flat.data).copy_(piece.cut(whole))
+                    if piece is None:
+                        continue
+                    span = (piece.offset, piece.numel)
+                    if span not in parts:
+                        parts[span] = piece.read(state, f"nets/{name}/{key}")
+                    piece.of(piece.flat.data).copy_(parts[span])
             for key, buffer in module.named_buffers():
                 if f"nets/{name}/{key}" in state:
                     buffer.copy_(state[f"nets/{name}/{key}"])

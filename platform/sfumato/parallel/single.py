@@ -134,13 +134,13 @@ class Single(Strategy):
     def load(self, state: Mapping[str, Tensor]) -> None:
         state_dict.check(self._layout(), state)
         for name, tensor in self._net_state().items():
-            self._fill(tensor, state[name])
+            self._fill(tensor, state, name)
         for name, parameters in self._parameters.items():
             for key, parameter in parameters.items():
                 self._optimizers[name].state.pop(parameter, None)
                 if moments := dict(state_dict.moments(state, name, key)):
                     self._optimizers[name].state[parameter] = {
-                        kind: self._own(name, key, value) for kind, value in moments.items()
+                        kind: self._own(name, key, state, entry) for kind, entry in moments.items()
                     }
 
     def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
@@ -181,14 +181,14 @@ class Single(Strategy):
         """Norm of the whole gradient."""
         return nn.utils.get_total_norm(grads)
 
-    def _fill(self, target: Tensor, whole: Tensor) -> None:
+    def _fill(self, target: Tensor, state: Mapping[str, Tensor], entry: str) -> None:
         """Copy into a tensor of the state what this rank holds of it."""
-        target.copy_(whole)
+        target.copy_(state[entry])
 
-    def _own(self, name: str, key: str, moment: Tensor) -> Tensor:
+    def _own(self, name: str, key: str, state: Mapping[str, Tensor], entry: str) -> Tensor:
         """A copy of what this rank holds of a parameter's moment."""
         # The fused kernels want the step count beside the parameter.
-        return moment.to(self.placement.device, copy=True)
+        return state[entry].to(self.placement.device, copy=True)
 
     def _spread(self, name: str, key: str, moment: Tensor) -> Tensor:
         """A moment as `state` shows it."""
