@@ -6,18 +6,19 @@ import os
 
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import Nets
+from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.family import DiffusionFamily
 
 
 class Counted(DiffusionFamily):
-    def prepare(self, nets: Nets, batch: Batch, rng: StreamRng) -> Batch:
+    def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: StreamRng) -> Batch:
         # Opened each time, so that a worker which is killed leaves nothing unwritten.
         file = os.open(os.environ["SFUMATO_CHAOS_MARKS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(file, b".")
         os.close(file)
-        return super().prepare(nets, batch, rng)
+        return super().prepare(nets, batch, progress, rng)
 
 
 class Config(DiffusionConfig):

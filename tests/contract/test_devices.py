@@ -161,7 +161,7 @@ def test_training_keeps_to_the_device(family: Family, nets: Nets) -> None:
                 with torch.no_grad():
                     family.initialise(view(nets, None), rows(), rng)
             with torch.no_grad():
-                prepared = family.prepare(view(nets, None), rows(), rng)
+                prepared = family.prepare(view(nets, None), rows(), PROGRESS, rng)
             out = phase.loss(view(nets, phase.trains), prepared, PROGRESS, rng)
             out.loss_B.mean().backward()
             means = Means()
@@ -178,7 +178,7 @@ def test_likelihood_keeps_to_the_device(family: Family, nets: Nets) -> None:
     if not isinstance(family, HasLikelihood):
         pytest.skip("a likelihood is optional (core.family.HasLikelihood), and this member has none")
     with TwoDevices():
-        bits = family.bits_per_dim(used(family, nets), rows(), SampleRng(1, range(ROWS)))
+        bits = family.bits_per_dim(used(family, nets), rows(), PROGRESS, SampleRng(1, range(ROWS)))
     assert bits.device == DEVICE
 
 
@@ -190,13 +190,13 @@ def test_sampling_keeps_to_the_device(config: FamilyConfig, family: Family, nets
     for labels_N in (labels, None):
         request = SampleRequest(num=ROWS, labels_N=labels_N, options=config.sampling)
         with TwoDevices(), suppress(ConfigError if labels_N is None else ()):  # some ask for labels
-            images = family.sample(used(family, nets), request, SampleRng(7, range(ROWS)))
+            images = family.sample(used(family, nets), request, PROGRESS, SampleRng(7, range(ROWS)))
             assert images.device == DEVICE and images.shape == (ROWS, *DATA.shape)
     if isinstance(family, HasLatent):
         request = SampleRequest(num=ROWS, labels_N=labels, options=config.sampling)
         with TwoDevices():
-            z_ND = family.latents(used(family, nets), config.sampling, SampleRng(7, range(ROWS)))
-            assert family.decode_latents(used(family, nets), z_ND, request).device == DEVICE
+            z_ND = family.latents(used(family, nets), config.sampling, PROGRESS, SampleRng(7, range(ROWS)))
+            assert family.decode_latents(used(family, nets), z_ND, request, PROGRESS).device == DEVICE
 
 
 @torch.no_grad()
@@ -204,5 +204,5 @@ def test_reconstruction_keeps_to_the_device(family: Family, nets: Nets) -> None:
     if not isinstance(family, Reconstructs):
         pytest.skip("reconstruction is optional (core.family.Reconstructs), and this member has none")
     with TwoDevices():
-        images = family.reconstruct(used(family, nets), rows(), SampleRng(1, range(ROWS)))
+        images = family.reconstruct(used(family, nets), rows(), PROGRESS, SampleRng(1, range(ROWS)))
     assert images.device == DEVICE

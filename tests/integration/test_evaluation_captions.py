@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.core.family import FamilyConfig, Frozen, Nets, SampleRequest
+from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng
 from sfumato.data.packing.pack import pack
 from sfumato.errors import CapabilityError, ConfigError, DataError
@@ -157,10 +158,10 @@ class Painter:
         self._data = data
         self.nets: Mapping[str, Any] = {"brush": Frozen(build=nn.Identity)}
 
-    def prepare(self, nets: Nets, batch: Any, rng: Any) -> Any:
+    def prepare(self, nets: Nets, batch: Any, progress: Progress, rng: Any) -> Any:
         return batch
 
-    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         assert request.captions_N is not None
         letters = torch.tensor([len(text) for text in request.captions_N]).float()
         noise = rng.normal(*self._data.shape)

@@ -172,7 +172,7 @@ def test_bad_requests_get_one_line(call: Any) -> None:
     for arguments, line in (
         (("clean",), "a comparison needs two runs or more, got 1"),
         (("clean", "nowhere"), "no run 'nowhere'"),
-        (("clean", "--votes", "votes.json"), "leave the runs out"),
+        (("clean", "--votes", "votes.json"), "takes no runs"),
     ):
         status, _, err = call("compare", *arguments)
         assert status == 2 and line in err and err.count("error:") == 1

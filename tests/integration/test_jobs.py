@@ -19,8 +19,6 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
 from ray_nodes import free_port, listens, node
 from waiting import wait_for
 
@@ -221,7 +219,7 @@ def test_a_recipe_runs_on_the_cluster_and_no_secret_is_written(
     listed = {job["name"]: job for job in json.loads(console("jobs", "list", "--json").out)}
     assert listed["first"]["command"] == f"train {recipe} train.images=640"
     assert "is taken" in console.refused("submit", *options, "--", "train", recipe)
-    assert "is over already" in console.refused("jobs", "stop", "first")
+    assert "has already ended" in console.refused("jobs", "stop", "first")
 
     assert list(head.folder.rglob("_ray_pkg_*")), "the package is among what is searched"
     for folder in (head.folder, tmp_path, console.folder):
@@ -269,7 +267,7 @@ def test_detach_attach_and_stop(head: Head, console: Console, recipe: str, tmp_p
     answer = console.end()
     assert answer.status == 130, answer.err
     assert answer.err.splitlines()[-1] == (
-        f"detached; job {name} goes on: sfumato jobs attach {name} --address {head.address}"
+        f"detached; job {name} continues: sfumato jobs attach {name} --address {head.address}"
     )
     wait_for("checkpoint", lambda: list(tmp_path.glob("runs/*/checkpoints/*/manifest.json")), seconds=120)
     shown = "\0".join(command_lines(head.pid))

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from sfumato import families, recipe
+from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.data.config import DataSettings
 from sfumato.data.format.index import load
@@ -61,7 +62,9 @@ def save_stage(folder: Path, digits: Path, member: str = "vq", seed: int = 0) ->
     config, data = families.config_class("vae").variants()[member], Manifest.load(digits).spec
     with seeded(seed, "stage"):
         network = config.build(data).nets["network"].build()
-    save_model_folder(folder, config, data, {"ema": network.state_dict()}, name="stage", images=1)
+    save_model_folder(
+        folder, config, data, {"ema": network.state_dict()}, name="stage", progress=Progress.at(1)
+    )
     return folder
 
 

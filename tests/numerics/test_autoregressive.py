@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import SampleRequest
+from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.errors import ConfigError
 from sfumato.families.autoregressive.codes import draw_codes
@@ -107,7 +108,7 @@ def test_the_likelihood_of_all_small_images_sums_to_one() -> None:
         network = family.nets["network"].build()
     bytes_ = torch.tensor(list(itertools.product((0, 120, 255), repeat=6))).view(-1, 1, 2, 3)
     rng = SampleRng(0, range(len(bytes_)))
-    bits = family.bits_per_dim({"ema": network}, {"image": bytes_ / 127.5 - 1}, rng)
+    bits = family.bits_per_dim({"ema": network}, {"image": bytes_ / 127.5 - 1}, Progress.at(0), rng)
     assert torch.exp2(-6 * bits).sum().item() == pytest.approx(1, abs=1e-4)
 
 
@@ -127,11 +128,11 @@ def test_draws_follow_the_likelihood() -> None:
     for parameter in network.parameters():
         parameter.mul_(2)
     request = SampleRequest(num=4_000, labels_N=None, options=config.sampling)
-    drawn = family.sample({"ema": network}, request, SampleRng(3, range(4_000)))
+    drawn = family.sample({"ema": network}, request, Progress.at(0), SampleRng(3, range(4_000)))
     for image in itertools.product((-1.0, 1.0), repeat=2):
         x = torch.tensor(image).view(1, 1, 1, 2)
         expected = torch.exp2(
-            -2 * family.bits_per_dim({"ema": network}, {"image": x}, SampleRng(0, range(1)))
+            -2 * family.bits_per_dim({"ema": network}, {"image": x}, Progress.at(0), SampleRng(0, range(1)))
         )
         assert (drawn == x).flatten(1).all(dim=1).float().mean().item() == pytest.approx(
             expected.item(), abs=0.03
@@ -235,9 +236,9 @@ def test_a_transformer_that_dropped_no_labels_asks_for_them() -> None:
             }
         plain = SampleRequest(num=2, labels_N=None, options=options)
         if dropout or condition == "none":
-            assert family.sample(nets, plain, SampleRng(0, range(2))).isfinite().all()
+            assert family.sample(nets, plain, Progress.at(0), SampleRng(0, range(2))).isfinite().all()
             continue
         with pytest.raises(ConfigError, match="labels: required"):
-            family.sample(nets, plain, SampleRng(0, range(2)))
+            family.sample(nets, plain, Progress.at(0), SampleRng(0, range(2)))
         asked = SampleRequest(num=2, labels_N=torch.tensor([0, 2]), options=options)
-        assert family.sample(nets, asked, SampleRng(0, range(2))).isfinite().all()
+        assert family.sample(nets, asked, Progress.at(0), SampleRng(0, range(2))).isfinite().all()

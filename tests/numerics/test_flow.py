@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec, Piece
+from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.families.flow.bijection import ActNorm, InvertibleConv, fitting, squeeze, unsqueeze
 from sfumato.families.flow.config import (
@@ -207,9 +208,9 @@ def test_bits_per_dim_starts_near_that_of_noise(dequantization: UniformConfig | 
     image = torch.randint(256, (64, 1, 8, 8), generator=torch.Generator().manual_seed(8)) / 127.5 - 1
     rng = StreamRng((Piece(0, 0, 64),), rows_per_stream=64, seed=0, images=0, phase="a")
     with torch.no_grad():
-        before = family.bits_per_dim({"ema": net}, {"image": image}, rng).mean().item()
+        before = family.bits_per_dim({"ema": net}, {"image": image}, Progress.at(0), rng).mean().item()
         family.initialise({"network": net}, {"image": image}, rng)
-        bits = family.bits_per_dim({"ema": net}, {"image": image}, rng).mean().item()
+        bits = family.bits_per_dim({"ema": net}, {"image": image}, Progress.at(0), rng).mean().item()
     # The excess of a normal over a uniform density: 0.5 log2(2 pi e / 12) bits.
     assert bits == pytest.approx(8 + 0.5 * math.log2(2 * math.pi * math.e / 12), abs=0.1)
     assert bits < before
@@ -239,7 +240,10 @@ def test_temperature_zero_is_the_mode_of_the_prior() -> None:
     cold = config.sampling.model_copy(update={"temperature": 0.0})
     with torch.no_grad():
         same = family.sample(
-            {"ema": net}, SampleRequest(num=2, labels_N=None, options=cold), SampleRng(0, range(2))
+            {"ema": net},
+            SampleRequest(num=2, labels_N=None, options=cold),
+            Progress.at(0),
+            SampleRng(0, range(2)),
         )
     assert torch.equal(same[0], same[1])
 

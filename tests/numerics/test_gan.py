@@ -221,16 +221,18 @@ def test_samples_follow_the_weights(network: DcganConfig | ResnetConfig) -> None
         request = SampleRequest(num=3, labels_N=torch.tensor([0, 1, 2]), options=options)
         with torch.no_grad():
             return GanConfig.build(GanConfig(latent=4, network=network, sampling=options), DATA).sample(
-                {"ema": generator}, request, SampleRng(1, range(3))
+                {"ema": generator}, request, Progress.at(0), SampleRng(1, range(3))
             )
 
     first = draw(generator)
     request = SampleRequest(num=3, labels_N=torch.tensor([0, 1, 2]), options=options)
     with torch.no_grad():
-        assert torch.equal(family.sample({"ema": generator}, request, SampleRng(1, range(3))), first)
+        assert torch.equal(
+            family.sample({"ema": generator}, request, Progress.at(0), SampleRng(1, range(3))), first
+        )
         for parameter in generator.parameters():
             parameter.mul_(1.3)
-        changed = family.sample({"ema": generator}, request, SampleRng(1, range(3)))
+        changed = family.sample({"ema": generator}, request, Progress.at(0), SampleRng(1, range(3)))
     assert not torch.equal(changed, first)
     assert torch.equal(changed, draw(generator)), "statistics of old weights"
 

@@ -81,7 +81,7 @@ class Theirs(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         request = _request(self._model, len(z))
-        images = self._model.family.decode_latents(self._model.nets, z.float(), request)  # type: ignore[attr-defined]
+        images = self._model.family.decode_latents(self._model.nets, z.float(), request, self._model.progress)  # type: ignore[attr-defined]
         return (images.double() + 1) * 127.5
 
 

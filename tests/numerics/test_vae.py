@@ -109,7 +109,7 @@ def test_more_importance_samples_give_a_tighter_bound() -> None:
         network = network or built(family)
         rows = {"image": images(1).expand(64, -1, -1, -1)}
         rng = SampleRng(0, range(64))
-        bounds.append(family.bits_per_dim({"ema": network}, rows, rng).mean().item())
+        bounds.append(family.bits_per_dim({"ema": network}, rows, PROGRESS, rng).mean().item())
     assert bounds[0] > bounds[1] > bounds[2]
 
 
@@ -130,7 +130,7 @@ def test_the_importance_weighted_bound_reaches_the_likelihood() -> None:
         [network.log_prob(x[:1].expand(len(z), -1, -1, -1), z[:, None], None) + dist.Normal(0, 1).log_prob(z)]
     )
     exact = torch.logsumexp(log_joint, dim=1) + math.log(16 / 2_000)
-    found = family.bits_per_dim({"ema": network}, {"image": images(2)}, SampleRng(0, range(2)))[0]
+    found = family.bits_per_dim({"ema": network}, {"image": images(2)}, PROGRESS, SampleRng(0, range(2)))[0]
     assert found.item() * 64 * math.log(2) == pytest.approx(-exact.item(), abs=0.1)
 
 
@@ -195,5 +195,9 @@ def test_a_first_stage_learns_one_batch_by_heart(latent: KlLatent | VqLatent) ->
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        error = (family.reconstruct({"ema": network}, batch, stream("p", 8)) - batch["image"]).pow(2).mean()
+        error = (
+            (family.reconstruct({"ema": network}, batch, PROGRESS, stream("p", 8)) - batch["image"])
+            .pow(2)
+            .mean()
+        )
     assert error < 0.1 * x.var()

@@ -17,6 +17,7 @@ from sfumato.parallel import ParallelSettings, Placement, make
 from sfumato.parallel.strategy import Strategy
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.ranks import Ranks
+from sfumato.training.resume import newest_whole
 from sfumato.training.store import LocalStore
 
 WIDTH, LAYERS = 512, 6
@@ -75,7 +76,7 @@ def save(strategy: Strategy, root: str, images: int) -> None:
 def resume(strategy: Strategy, root: str) -> tuple[int, float]:
     """Images resumed at, and the part of the checkpoint's bytes that this rank has read to fill its state."""
     store = Counting(Path(root))
-    saved = checkpoints.newest_whole(store, Path(root), Ranks.current())
+    saved = newest_whole(store, Path(root), Ranks.current())
     assert saved is not None
     strategy.load(checkpoints.tensors(store, saved, Path(root)))
     return saved.images, store.read_bytes / sum(entry.bytes for entry in saved.manifest.files.values())

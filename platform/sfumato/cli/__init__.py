@@ -81,7 +81,7 @@ def main() -> NoReturn:
         sys.exit(1)
     if status == Interrupted.exit_status:
         again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
-        _complain(f"interrupted; nothing half-written is kept, and {again} goes on from here")
+        _complain(f"interrupted; nothing half-written is kept, and {again} resumes from here")
     sys.exit(status or 0)
 
 

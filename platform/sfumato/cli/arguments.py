@@ -33,7 +33,8 @@ RunName = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Start a new run, though this recipe has one. Without it: the newest.")
+    bool,
+    typer.Option("--fresh", help="Start a new run even if this recipe has one. Without it: the newest run."),
 ]
 
 

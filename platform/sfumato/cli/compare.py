@@ -24,13 +24,16 @@ def compare(
     study: Annotated[
         Path | None,
         typer.Option(
-            help="Write a blind study of the runs' samples into this folder, or (with --votes) its folder."
+            help="Write a blind study of the runs' samples to this folder; with --votes: the study's folder."
         ),
     ] = None,
     votes: Annotated[
-        list[Path] | None, typer.Option(help="Count the votes of a study; once for each voter's file.")
+        list[Path] | None,
+        typer.Option(help="Count a study's votes; repeat the option for each voter's file."),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="With --study: images of each run to ask about.")] = 32,
+    images: Annotated[
+        int, typer.Option(min=1, help="With --study: how many images of each run to ask about.")
+    ] = 32,
     seed: Annotated[int, typer.Option(min=0, help="With --study: order and sides.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -39,11 +42,13 @@ def compare(
 
     if votes:
         if runs:
-            raise ConfigError("--votes counts the votes of a study; leave the runs out")
+            raise ConfigError("--votes counts the votes of a study and takes no runs")
         data, table = comparing.count_votes(votes, study)
         _print(data, table, as_json)
         if not as_json and data["strengths"] is None:
-            Console(stderr=True).print("no strengths: somebody won or lost every vote", highlight=False)
+            Console(stderr=True).print(
+                "no Bradley-Terry strengths: one run won or lost every vote", highlight=False
+            )
         return
     with open_display() as display:
         words = runs or []

@@ -9,13 +9,15 @@ import typer
 
 from sfumato.cli.arguments import AsJson, open_display, pairs, show
 
-app = typer.Typer(name="data", help="Index, look at and check data sets.", no_args_is_help=True)
+app = typer.Typer(name="data", help="Index, inspect and verify data sets.", no_args_is_help=True)
 
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Tasks at once; 1 stays in this process. Default: all CPUs, if it is worth it."),
+    typer.Option(min=1, help="Parallel tasks; 1 stays in this process. Default: all CPUs for large sets."),
 ]
-OnFault = Annotated[Literal["fail", "skip"], typer.Option(help="What an image that cannot be used does.")]
+OnFault = Annotated[
+    Literal["fail", "skip"], typer.Option(help="What to do with an image that cannot be used.")
+]
 MaxErrors = Annotated[int, typer.Option(min=0, help="With skip: stop after more than this many.")]
 Place = Annotated[str, typer.Argument(metavar="PATH", help="Folder or URI with manifest.json.")]
 
@@ -50,20 +52,22 @@ def pack(
     ] = None,
     val: Annotated[
         float | None,
-        typer.Option(min=0, max=0.99, help="Share that goes to DEST/val, the rest to DEST/train."),
+        typer.Option(min=0, max=0.99, help="Fraction that goes to DEST/val; the rest goes to DEST/train."),
     ] = None,
     dedupe: Annotated[
         int | None,
-        typer.Option(min=0, max=16, help="Leave out near duplicates: hashes differ in at most so many bits."),
+        typer.Option(
+            min=0, max=16, help="Drop near duplicates: perceptual hashes differing in at most this many bits."
+        ),
     ] = None,
     on_error: OnFault = "fail",
     max_errors: MaxErrors = 100,
     shard_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples a shard. Default: up to 128 MiB of pixels.")
+        int | None, typer.Option(min=1, help="Samples per shard. Default: up to 128 MiB of pixels.")
     ] = None,
     workers: Workers = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a data set that lies in DEST.")
+        bool, typer.Option("--overwrite", help="Replace an existing data set in DEST.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -94,11 +98,11 @@ def index(
     ],
     dest: Annotated[
         str | None,
-        typer.Option(help="Put manifest, indexes and links to the tars here instead of beside them."),
+        typer.Option(help="Write manifest, indexes and links to the tars here, not beside the tars."),
     ] = None,
     shards: Annotated[str, typer.Option(help="Which tars, for example 'train-*.tar'.")] = "*.tar",
     image: Annotated[
-        str | None, typer.Option(help="Extension of the images, where samples have several.")
+        str | None, typer.Option(help="Extension of the images, if samples have several.")
     ] = None,
     label: Annotated[str, typer.Option(help="Where classes are: an extension, or json.NAME.")] = "cls",
     caption: Annotated[str, typer.Option(help="Where captions are: an extension, or json.NAME.")] = "txt",
@@ -112,7 +116,7 @@ def index(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace manifest and indexes.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make manifest and indexes for an existing WebDataset, whose tars are not touched."""
+    """Write manifest and indexes for an existing WebDataset without touching its tars."""
     from sfumato.runtime.commands import data_sets
 
     options: dict[str, Any] = {
@@ -142,12 +146,12 @@ def inspect(
     path: Place,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of 100 images (PNG).")] = None,
     measure: Annotated[
-        int, typer.Option(min=0, help="How many images the statistics are of, evenly spread; 0: all.")
+        int, typer.Option(min=0, help="Compute statistics on this many evenly spaced images; 0: all.")
     ] = 10_000,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a data set holds: counts, sizes, classes, mean and deviation of the channels."""
+    """Describe a data set: counts, sizes, classes, mean and standard deviation of the channels."""
     from sfumato.runtime.commands import data_sets
 
     with open_display() as display:
@@ -158,16 +162,16 @@ def inspect(
 @app.command()
 def verify(
     path: Place,
-    decode: Annotated[bool, typer.Option(help="Decode every image, too.")] = True,
+    decode: Annotated[bool, typer.Option(help="Also decode every image.")] = True,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check checksums, indexes, keys, labels and every image. The exit status is 1 if anything is bad."""
+    """Check checksums, indexes, keys, labels and every image. Exits with 1 if anything is wrong."""
     from sfumato.runtime.commands import data_sets
 
     with open_display() as display:
         report = data_sets.verify(path, decode=decode, workers=workers, display=display)
     bad = len(report["bad"])
-    show(report, as_json, f"{bad:,} things are bad" if bad else f"all {report['samples']:,} images are good")
+    show(report, as_json, f"{bad:,} problems found" if bad else f"all {report['samples']:,} images are good")
     if bad:
         raise typer.Exit(1)

@@ -19,11 +19,11 @@ def ema(
     ],
     images: Annotated[
         int | None,
-        typer.Option(min=1, help="The average as of so many images; the last snapshot's if left out."),
+        typer.Option(min=1, help="The average as of this many images; default: as of the last snapshot."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the model with an average of another length, from the snapshots of train.snapshots."""
+    """Write the model with an EMA of another length, rebuilt from the snapshots that training kept."""
     from sfumato.runtime.commands.ema import rebuild
 
     found = rebuild(run, out, sigma_rel=sigma_rel, images=images, root=Path.cwd())
@@ -35,6 +35,6 @@ def ema(
             "profile_error": found.error,
         },
         as_json,
-        f"{found.folder}: at {found.images:,} images, from {found.snapshots} snapshots; the profile is "
-        f"{found.error:.1%} from that of sigma_rel {sigma_rel:g}",
+        f"{found.folder}: at {found.images:,} images, from {found.snapshots} snapshots; its profile differs "
+        f"by {found.error:.1%} from that of sigma_rel {sigma_rel:g}",
     )

@@ -29,11 +29,9 @@ DETACHED = 130
 HERE = "http://127.0.0.1:8265"
 
 Address = Annotated[
-    str, typer.Option(help="The cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS", metavar="URL")
+    str, typer.Option(help="URL of the cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS", metavar="URL")
 ]
-CaFile = Annotated[
-    Path | None, typer.Option(help="Certificate authority (PEM) of an https address with its own.")
-]
+CaFile = Annotated[Path | None, typer.Option(help="Certificate authority (PEM file) for an https address.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="The job's name.", show_default=False)]
 OnKubernetes = Annotated[bool, typer.Option("--kubernetes", help="A RayJob of KubeRay, by kubectl.")]
 Namespace = Annotated[str, typer.Option(help="Kubernetes: the namespace.")]
@@ -57,7 +55,7 @@ def submit(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder on the cluster, shared by its nodes, that relative places start from. "
+            help="Folder on the cluster, shared by its nodes, that relative paths start from. "
             "Kubernetes: where the volume is mounted (default /runs).",
         ),
     ] = None,
@@ -65,15 +63,16 @@ def submit(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Environment variable that has to be set on the cluster, or NAME=OTHER where it has another "
-            "name there. Kubernetes: NAME=SECRET/KEY.",
+            help="Environment variable that must be set on the cluster; NAME=OTHER if it has another name "
+            "there. Kubernetes: NAME=SECRET/KEY.",
         ),
     ] = None,
     env: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Environment variable that is no secret.")
     ] = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Run the module of a family that is named by import path.")
+        bool,
+        typer.Option("--trust", help="Allow a family named by import path, whose code is then sent and run."),
     ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job.")] = False,
     ca_file: CaFile = None,
@@ -166,7 +165,7 @@ def list_jobs(
     context: Context = None,
     as_json: AsJson = False,
 ) -> None:
-    """All jobs that the cluster remembers."""
+    """List all jobs known to the cluster."""
     from sfumato.runtime.jobs.cluster import line_of
 
     found = (_kubectl(namespace, context) if kubernetes else _cluster(address, ca_file)).jobs()
@@ -181,7 +180,7 @@ def list_jobs(
 
 @app.command()
 def logs(job: JobName, address: Address = HERE, ca_file: CaFile = None) -> None:
-    """What a job on a Ray cluster has said so far (Kubernetes: kubectl logs job/JOB)."""
+    """Print the output of a job on a Ray cluster so far (Kubernetes: kubectl logs job/JOB)."""
     cluster = _cluster(address, ca_file)
     sys.stdout.write(cluster.logs(cluster.job(job).name))
 
@@ -196,7 +195,7 @@ def attach(
     context: Context = None,
     as_json: AsJson = False,
 ) -> None:
-    """Follow a job to its end. The exit status is the job's."""
+    """Follow a job until it ends. The exit status is the job's."""
     if kubernetes:
         kubectl = _kubectl(namespace, context)
         _follow_on_kubernetes(kubectl, kubectl.job(job).name, as_json)
@@ -214,14 +213,14 @@ def stop(
     namespace: Namespace = "sfumato",
     context: Context = None,
 ) -> None:
-    """End a job in an orderly way; submitting the same command again goes on from its last checkpoint."""
+    """Stop a job gracefully; submitting the same command again resumes from its last checkpoint."""
     if kubernetes:
         kubectl = _kubectl(namespace, context)
         kubectl.delete(kubectl.job(job).name)
     else:
         cluster = _cluster(address, ca_file)
         if cluster.job(job).over or not cluster.stop(job):
-            raise ConfigError(f"job {job!r} is over already (status {cluster.job(job).status})")
+            raise ConfigError(f"job {job!r} has already ended (status {cluster.job(job).status})")
     print(f"job {job} is stopping")
 
 
@@ -284,7 +283,7 @@ def _watch(follow: Callable[[Callable[[str], None]], Job], name: str, again: str
         with Output() as output:
             job = follow(output)
     except KeyboardInterrupt:
-        _say(f"detached; job {name} goes on: {again}")
+        _say(f"detached; job {name} continues: {again}")
         sys.exit(DETACHED)
     status, line = ended(job)
     _say(line)

@@ -15,15 +15,15 @@ from sfumato.cli.arguments import AsJson
 
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
-    recipe: Annotated[Path | None, typer.Option(help="Recipe whose tracking.uri to open.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Open the tracking.uri of this recipe.")] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; one that others reach needs --accounts.")
+        str, typer.Option(help="Address to listen on; any but loopback needs --accounts.")
     ] = "127.0.0.1",
     accounts: Annotated[
         Path | None, typer.Option(metavar="FILE.ini", help="Ask for a password: MLflow's basic_auth.ini.")
     ] = None,
 ) -> None:
-    """Open the MLflow UI of this folder's runs, on this machine only unless people have accounts."""
+    """Open the MLflow UI of this folder's runs; reachable from other machines only with --accounts."""
     from sfumato import recipe as recipes
     from sfumato.tracking.config import TrackingSettings
     from sfumato.tracking.exposure import Accounts

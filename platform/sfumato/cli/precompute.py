@@ -37,12 +37,12 @@ def precompute(
         int | None,
         typer.Option(min=1, help="With text: tokens of a caption. Default: what the model has."),
     ] = None,
-    actors: Annotated[int, typer.Option(min=1, help="How many shards are encoded at once.")] = 1,
+    actors: Annotated[int, typer.Option(min=1, help="How many shards are encoded in parallel.")] = 1,
     cpus: Annotated[float, typer.Option(min=0.1, help="CPUs of each actor.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each actor; a fraction shares one.")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Encode a data set beforehand; goes on where it was interrupted."""
+    """Encode a data set once, before training; resumes where it was interrupted."""
     from sfumato.runtime.commands import precompute as runtime
 
     with open_display() as display:

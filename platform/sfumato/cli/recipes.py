@@ -10,7 +10,7 @@ import typer
 
 from sfumato.cli.arguments import AsJson, Overrides, RecipeFile, show
 
-app = typer.Typer(name="recipe", help="Look at recipes without running them.", no_args_is_help=True)
+app = typer.Typer(name="recipe", help="Show and check recipes without running them.", no_args_is_help=True)
 
 
 @app.command("show")
@@ -23,7 +23,7 @@ def recipe_show(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 @app.command("check")
 def recipe_check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say everything that is wrong with a recipe, without starting anything."""
+    """Report everything that is wrong with a recipe, without starting anything."""
     from sfumato import recipe as recipes
     from sfumato.data.format.manifest import Manifest
     from sfumato.data.order.pools import pools_of

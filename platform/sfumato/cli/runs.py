@@ -20,17 +20,17 @@ def run(
     overrides: Overrides = None,
     fresh: Fresh = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Of a pipeline: show what is done, what would run, and why.")
+        bool, typer.Option("--dry-run", help="Pipelines: show what is finished, what would run, and why.")
     ] = False,
     first: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="STAGE", help="Of a pipeline: do this stage anew, and all that depends on it."
+            "--from", metavar="STAGE", help="Pipelines: rerun this stage and everything that depends on it."
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Pack, train, evaluate and register, or run a pipeline; what is done is skipped, what is not goes on."""
+    """Pack, train, evaluate and register, or run a pipeline; skips finished stages, resumes the rest."""
     from sfumato.runtime.commands import report, stages
     from sfumato.runtime.pipeline.settings import is_pipeline
 
@@ -50,7 +50,7 @@ def _run_pipeline(
     from sfumato.runtime.pipeline import controller, plan, report, settings
 
     if fresh:
-        raise ConfigError("--fresh is for recipes; `--from STAGE` does a pipeline's stages anew")
+        raise ConfigError("--fresh is for recipes; `--from STAGE` reruns the stages of a pipeline")
     pipeline = settings.load(path, overrides or [], root=Path.cwd())
     if dry_run:
         report.show_plan(pipeline, plan.preview(pipeline, first=first), as_json=as_json)
@@ -63,7 +63,7 @@ def _run_pipeline(
 def train(
     recipe: RecipeFile, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
 ) -> None:
-    """Train a recipe's model; goes on from its newest checkpoint."""
+    """Train a recipe's model; resumes from its newest checkpoint."""
     from sfumato.runtime.commands import report, stages
 
     with open_session(recipe, overrides, fresh=fresh) as session, stages.cluster_to_train(session):
@@ -89,7 +89,8 @@ def evaluate(
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=2, help="Images to draw; of images that are there, how many count.")
+        int | None,
+        typer.Option(min=2, help="How many images to draw, or how many of the given images to use."),
     ] = None,
     metrics: Annotated[str | None, typer.Option(metavar="A,B", help="Metrics, separated by commas.")] = None,
     features: Annotated[
@@ -97,31 +98,29 @@ def evaluate(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the samples.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images an actor makes at a time; changes no number.")
+        int | None, typer.Option(min=1, help="Images an actor draws at a time; does not change results.")
     ] = None,
     actors: Annotated[
-        int | None, typer.Option(min=0, help="Ray actors; 0 works in this process. Changes no number.")
+        int | None, typer.Option(min=0, help="Ray actors; 0 works in this process. Does not change results.")
     ] = None,
     resize: Annotated[
         Literal["bicubic", "lanczos", "nearest"] | None,
-        typer.Option(help="Resize images to the reference's size; without it another size is refused."),
+        typer.Option(help="Resize images to the reference's size; without it, other sizes are refused."),
     ] = None,
     held_out: Annotated[
         str | None,
-        typer.Option(
-            metavar="IMAGES", help="Real images that were not trained on, for the metric memorisation."
-        ),
+        typer.Option(metavar="IMAGES", help="Real images not used in training, for the metric memorisation."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report and finished blocks.")] = None,
     statistics: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.npz", help="Write mu and sigma of the images' features, and compare nothing."
+            metavar="FILE.npz", help="Only write mu and sigma of the images' features to this file."
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run, a checkpoint, or images against real ones; done before alike, it is only shown."""
+    """Measure a run, a checkpoint, or images against real ones; reuses a finished identical evaluation."""
     from sfumato.runtime.commands import report, stages
     from sfumato.runtime.commands.evaluate import Request, measure
     from sfumato.runtime.runs.targets import target_of

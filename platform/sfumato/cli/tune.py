@@ -17,7 +17,7 @@ def tune(
     recipe: RecipeFile,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with this recipe's sweep; its finished trials stay.")
+        bool, typer.Option("--resume", help="Resume this recipe's sweep; keeps its finished trials.")
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new sweep, even if there is one.")] = False,
     dry_run: Annotated[
@@ -31,7 +31,7 @@ def tune(
     from sfumato.runtime.sweep import sweep
 
     if resume and fresh:
-        raise ConfigError("--resume goes on with a sweep and --fresh starts another: give one of them")
+        raise ConfigError("--resume resumes a sweep and --fresh starts another: give only one of them")
     content = recipes.read(recipe, overrides or [])
     display = Display()  # its live bar is not opened: the sweep has a live table of its own
     if dry_run:
@@ -52,7 +52,7 @@ def _listed(found: dict[str, Any]) -> str:
     fields = list(dict.fromkeys(name for values in found["trials"] for name in values))
     lines = [f"{n:>4}  {table.line(Trial(n, values), fields)}" for n, values in enumerate(found["trials"])]
     if found["learns"]:
-        lines.append("      the search finds the values of the others as it learns")
+        lines.append("      the search chooses the values of the other trials as it learns")
     return "\n".join(lines)
 
 

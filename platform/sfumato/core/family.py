@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.config import Config
+from sfumato.core.config import Config, Neutral
 from sfumato.core.first_stage import StageSpec, StoredNet
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.progress import Progress
@@ -25,10 +25,18 @@ Nets = Mapping[str, nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class LossOut:
-    """What a phase returns: the unreduced loss [B], and metrics, each a scalar or [B]."""
+    """What a phase returns: the unreduced loss [B], and metrics, each a scalar or [B].
+
+    `sums` are sums over the rows of the micro-batch, of any shape, that the family's state is advanced by
+    (`core.state`). `weights_B`, not negative and without gradient, weigh the rows: what is minimised is
+    sum(weights_B * loss_B) / sum(weights_B), both sums over the whole global batch. A phase returns weights
+    always or never. Where all of them are zero, so is the gradient.
+    """
 
     loss_B: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    weights_B: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +84,10 @@ class Phase:
     """One kind of update: it trains exactly one network.
 
     A step runs each phase whose turn it is (`step % every == 0`) `repeats` times. The r-th repeat of
-    every phase sees the r-th global batch that the step reads. `second_order` says that the loss
-    differentiates through a gradient (R1, WGAN-GP), which not every strategy can.
+    every phase sees the r-th global batch that the step reads. The phase begins with the first step at or
+    after `start_images` and ends before the first one at or after `stop_images`; schedules count all images,
+    whether it runs or not. `second_order` says that the loss differentiates through a gradient (R1, WGAN-GP),
+    which not every strategy can.
     """
 
     name: str
@@ -85,6 +95,8 @@ class Phase:
     loss: LossFn
     repeats: int = 1
     every: int = 1
+    start_images: int = 0
+    stop_images: int | None = None
     second_order: bool = False
 
 
@@ -114,12 +126,16 @@ class Family(Protocol):
         """The networks that `sample`, `reconstruct` and `bits_per_dim` use; an export keeps these alone."""
         ...
 
-    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
-        """Encode, tokenise or augment a batch, without gradients, before every loss."""
+    def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
+        """Encode, tokenise or augment a batch, without gradients and under autocast.
+
+        It is done once for every micro-batch, however many phases and repeats use it. The first phase that
+        does continues `rng` where `prepare` left it; each later one has noise of its own.
+        """
         ...
 
-    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
-        """Images [N, C, H, W] float32 in [-1, 1]."""
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
+        """Images [N, C, H, W] float32 in [-1, 1], by networks that were trained up to `progress`."""
         ...
 
 
@@ -128,7 +144,7 @@ class HasLikelihood(Protocol):
     """A family whose likelihood is of another variable than the 8-bit image, such as its binarisation, names
     that by an attribute `likelihood_of: str`: such figures compare with their like alone."""
 
-    def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+    def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """Negative log-likelihood (or its bound) in bits per dimension, [B]."""
         ...
 
@@ -145,11 +161,11 @@ def likelihood_of(family: HasLikelihood) -> str:
 class HasLatent(Protocol):
     """A family whose images are a smooth function of one vector that is drawn from a normal distribution."""
 
-    def latents(self, nets: Nets, options: Any, rng: SampleRng) -> Tensor:
+    def latents(self, nets: Nets, options: Any, progress: Progress, rng: SampleRng) -> Tensor:
         """Draws of the vector [N, D] float32, as `sample` makes them with these options."""
         ...
 
-    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest) -> Tensor:
+    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
         """The images [N, C, H, W] in [-1, 1] of any such vectors: deterministic, and not rounded to levels.
 
         A conditional model needs the request's labels.
@@ -159,7 +175,7 @@ class HasLatent(Protocol):
 
 @runtime_checkable
 class Reconstructs(Protocol):
-    def reconstruct(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+    def reconstruct(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """What is left of the batch's images after the model's bottleneck: [B, C, H, W] in [-1, 1].
 
         Deterministic wherever the encoder has a mean: then it draws nothing from `rng`.
@@ -193,7 +209,7 @@ class FamilyConfig(Config, ABC):
     """
 
     family: str
-    sampling: Config
+    sampling: Neutral[Config]
 
     @abstractmethod
     def build(self, data: DataSpec) -> Family:

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.config import Config
+from sfumato.core.config import Config, NeutralBeside
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -115,10 +115,13 @@ class StoredModelCard(Config):
     trained_on: str | None = Field(None, description="Digest of the data set that it was trained on.")
 
 
+_IDENTIFIED = NeutralBeside("digest")  # wherever the folder lies
+
+
 class FirstStageConfig(Config):
     """Which trained run serves as first stage; `digest` and `model` are recorded when a run starts."""
 
-    run: str = Field(
+    run: Annotated[str, _IDENTIFIED] = Field(
         "",
         description="A trained run (name, MLflow id or folder) or a model folder; recorded as the latter. "
         "Without it, `model` is used with its initial weights.",
@@ -126,11 +129,11 @@ class FirstStageConfig(Config):
     digest: str | None = Field(
         None, description="sha256 of the model folder; filled in when a run starts, and then held to."
     )
-    model: StoredModelCard | None = Field(
+    model: Annotated[StoredModelCard | None, _IDENTIFIED] = Field(
         None, description="What the first stage is; filled in when a run starts."
     )
 
-    other_data: bool = Field(
+    other_data: Annotated[bool, _IDENTIFIED] = Field(
         False, description="Take one that was trained on another data set than the recipe's."
     )
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,9 +15,16 @@ class Progress:
     """Where training stands. `images` counts the real images read; it is the unit of all schedules.
 
     `batch` is how many images one step reads: the global batch times the most repeats of any phase.
+    `state` holds the family's small values that all ranks agree on; it takes no part in comparisons.
     """
 
     step: int
     images: int
     total_images: int
     batch: int
+    state: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def at(cls, images: int) -> Self:
+        """The end of a training of which no more is known than its images: one image a step."""
+        return cls(step=images, images=images, total_images=images, batch=1)

@@ -31,11 +31,11 @@ class Steps:
         Pair i depends on (seed, i, its label) alone; its latents are no sample's. The points of a path are
         computed in float64, since float32 would move them by a thousandth of the step.
         """
-        family, nets = self._generator.family, self._generator.nets
+        family, nets, progress = self._generator.family, self._generator.nets, self._generator.progress
         assert isinstance(family, HasLatent)
         rows = range(index * self.block, (index + 1) * self.block)
         a_BD, b_BD = (
-            family.latents(nets, self._options, SampleRng(derive(seed, "path", end), rows)).double()
+            family.latents(nets, self._options, progress, SampleRng(derive(seed, "path", end), rows)).double()
             for end in ("from", "to")
         )
         t_B = torch.zeros(self.block, dtype=torch.float64)
@@ -46,6 +46,6 @@ class Steps:
 
         def image(t_B: Tensor) -> Tensor:
             z_BD = interpolated(a_BD, b_BD, t_B, settings.path_interpolation)
-            return family.decode_latents(nets, z_BD.float(), request)
+            return family.decode_latents(nets, z_BD.float(), request, progress)
 
         return image(t_B), image(t_B + settings.path_epsilon)

@@ -187,7 +187,9 @@ class ReconstructionSource:
         real, label_B = self._reference.read(first, min(first + self.block, self._reference.size))
         batch, rng = _full_batch(self._generator, (real, label_B), index, seed)
         with _Passes(self._generator.nets.values()) as passes:
-            made_BCHW = family.reconstruct(self._generator.nets, batch, rng)[: len(real)]
+            made_BCHW = family.reconstruct(self._generator.nets, batch, self._generator.progress, rng)[
+                : len(real)
+            ]
         images = _as_bytes(made_BCHW, f"block {index}")
         return Drawn(images, label_B, real, passes.rows / self.block)
 
@@ -215,7 +217,9 @@ class _Likelihood:
         family = self._generator.family
         assert isinstance(family, HasLikelihood)
         batch, rng = _full_batch(self._generator, real, index, seed)
-        bits_B = family.bits_per_dim(self._generator.nets, batch, rng)[: len(real[0])]
+        bits_B = family.bits_per_dim(self._generator.nets, batch, self._generator.progress, rng)[
+            : len(real[0])
+        ]
         found: Float64Array = bits_B.double().cpu().numpy()
         return found
 
@@ -271,7 +275,7 @@ def _with_options(generator: Generator, sampling: Mapping[str, Any], device: str
         generator.data,
         generator.nets,
         name=generator.name,
-        images=generator.images,
+        progress=generator.progress,
         digest=generator.digest,
         device=device,
     )

@@ -71,13 +71,13 @@ class Fsdp(Sharded):
             root.set_requires_gradient_sync(True)
         super().backward(trains, loss)
 
-    def step(self, trains: str, *, lr: float, max_norm: float | None) -> Tensor:
+    def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
         sharded = dict(self._raw[trains].named_parameters())
         for key, piece in self._parameters[trains].items():
             grad = sharded[key].grad
             piece.grad = None if grad is None else _local(grad)
             sharded[key].grad = None
-        norm = super().step(trains, lr=lr, max_norm=max_norm)
+        norm = super().step(trains, lr=lr, max_norm=max_norm, scale=scale)
         self._free(trains)
         return norm
 
@@ -172,8 +172,11 @@ class Fsdp(Sharded):
         else:
             target.copy_(state[entry])
 
-    def _own(self, name: str, key: str, state: Mapping[str, Tensor], entry: str) -> Tensor:
-        part = self._cut(state, entry) if state_dict.shape(state, entry) else state[entry]
+    def _own(self, name: str, key: str, kind: str, state: Mapping[str, Tensor], entry: str) -> Tensor:
+        whole, found = self._raw[name].get_parameter(key).shape, state_dict.shape(state, entry)
+        if found and found != tuple(whole):
+            raise state_dict.misshapen(name, key, kind, found, self.name)
+        part = self._cut(state, entry) if found else state[entry]
         return part.to(self._pieces[name][key].device, copy=True)
 
     def _cut(self, state: Mapping[str, Tensor], entry: str) -> Tensor:
@@ -182,9 +185,11 @@ class Fsdp(Sharded):
         start = self.placement.rank * rows
         return state_dict.rows(state, entry, start, start + rows)
 
-    def _spread(self, name: str, key: str, moment: Tensor) -> Tensor:
+    def _spread(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
         if not moment.dim():  # a step count
             return moment
+        if moment.shape != self._pieces[name][key].shape:
+            raise state_dict.misshapen(name, key, kind, moment.shape, self.name)
         parameter = self._raw[name].get_parameter(key)
         return DTensor.from_local(
             moment, self._mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()

@@ -6,12 +6,13 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.core.family import Nets
-from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.optimizer import LR_FACTOR, OptimizerConfig
 from sfumato.parallel import state_dict
 from sfumato.parallel.blocks import blocks_of
 from sfumato.parallel.capabilities import Feature
@@ -55,6 +56,8 @@ class Single(Strategy):
         self._learning: dict[str, list[nn.Parameter]] = {}
         """The network's own parameters that its phases move."""
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._settings: dict[str, list[dict[str, Any]]] = {}
+        """What the optimizers' parameter groups were made with."""
         self._source: dict[str, str] = {}
         self._followed: dict[str, tuple[Tensors, Tensors]] = {}
         self._copied: dict[str, tuple[Tensors, Tensors]] = {}
@@ -109,13 +112,15 @@ class Single(Strategy):
     def backward(self, trains: str, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def step(self, trains: str, *, lr: float, max_norm: float | None) -> Tensor:
+    def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
         parameters, optimizer = self._parameters[trains].values(), self._optimizers[trains]
-        norm = self._norm([p.grad for p in parameters if p.grad is not None])
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if scale is not None and grads:
+            torch._foreach_mul_(grads, scale.to(grads[0]))
+        norm = self._norm(grads)
         if max_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(optimizer, lr)
         update(optimizer, norm)
         optimizer.zero_grad(set_to_none=True)
         return norm
@@ -136,12 +141,15 @@ class Single(Strategy):
         for name, tensor in self._net_state().items():
             self._fill(tensor, state, name)
         for name, parameters in self._parameters.items():
+            # Made anew: what the checkpoint has no state of is as it was before the first step.
+            self._optimizers[name] = self._training[name].optimizer.build(parameters)
+            stored = state_dict.moments(state, name)
             for key, parameter in parameters.items():
-                self._optimizers[name].state.pop(parameter, None)
-                if moments := dict(state_dict.moments(state, name, key)):
-                    self._optimizers[name].state[parameter] = {
-                        kind: self._own(name, key, state, entry) for kind, entry in moments.items()
-                    }
+                if key in stored:
+                    self._optimizers[name].state[parameter] = dict(
+                        state_dict.restored(kind, self._own(name, key, kind, state, entry))
+                        for kind, entry in stored[key].items()
+                    )
 
     def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
         return {
@@ -152,6 +160,9 @@ class Single(Strategy):
     def sum(self, values: Tensor) -> Tensor:
         return values
 
+    def sum_in_order(self, values: Tensor) -> Tensor:
+        return values
+
     def _place(self, module: nn.Module) -> nn.Module:
         return module.to(self.placement.device)
 
@@ -160,7 +171,8 @@ class Single(Strategy):
         self._trained[name] = self._wrap(name, self._raw[name])
         self._learning[name] = [p for p in self._raw[name].parameters() if p.requires_grad]
         self._parameters[name] = self._updated(name)
-        self._optimizers[name] = self._training[name].optimizer.build(self._parameters[name].values())
+        self._optimizers[name] = self._training[name].optimizer.build(self._parameters[name])
+        self._settings[name] = state_dict.settings(self._optimizers[name])
 
     def _wrap(self, name: str, module: nn.Module) -> nn.Module:
         """What a phase calls to train the module."""
@@ -185,12 +197,12 @@ class Single(Strategy):
         """Copy into a tensor of the state what this rank holds of it."""
         target.copy_(state[entry])
 
-    def _own(self, name: str, key: str, state: Mapping[str, Tensor], entry: str) -> Tensor:
+    def _own(self, name: str, key: str, kind: str, state: Mapping[str, Tensor], entry: str) -> Tensor:
         """A copy of what this rank holds of a parameter's moment."""
         # The fused kernels want the step count beside the parameter.
         return state[entry].to(self.placement.device, copy=True)
 
-    def _spread(self, name: str, key: str, moment: Tensor) -> Tensor:
+    def _spread(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
         """A moment as `state` shows it."""
         return moment
 
@@ -207,13 +219,16 @@ class Single(Strategy):
         }
 
     def _optimizer_state(self) -> dict[str, Tensor]:
-        return {
-            f"optim/{name}/{key}/{kind}": self._spread(name, key, value)
-            for name, parameters in self._parameters.items()
-            for key, parameter in parameters.items()
-            for kind, value in self._optimizers[name].state.get(parameter, {}).items()
-            if isinstance(value, Tensor)  # SGD without momentum keeps a None
-        }
+        state = {}
+        for name, parameters in self._parameters.items():
+            optimizer = self._optimizers[name]
+            state_dict.check_settings(optimizer, name, self._settings[name])
+            for key, parameter in parameters.items():
+                found = optimizer.state.get(parameter, {})
+                for kind, value in state_dict.kept(optimizer, name, key, found):
+                    entry, tensor = state_dict.entry(name, key, kind, value)
+                    state[entry] = self._spread(name, key, kind, tensor)
+        return state
 
     def _activate(self, trains: str | None) -> None:
         """Gradients and train mode on for one network and off for all others."""
@@ -224,11 +239,22 @@ class Single(Strategy):
         self._active = trains
 
 
-def update(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-    """One step of a fused optimizer, which leaves everything as it is where `norm` is not finite.
+def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of a step, times the factor of each group of parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(LR_FACTOR, 1.0)
 
-    The kernels decide on the device, by the flag that gradient scalers use, so the host does not wait.
+
+def update(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """One step of an optimizer, which leaves everything as it is where `norm` is not finite.
+
+    The fused kernels decide on the device, by the flag that gradient scalers use, so the host does not wait.
+    For an optimizer without that flag it looks at the norm.
     """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if torch.isfinite(norm):
+            optimizer.step()
+        return
     skipped = torch.isfinite(norm).logical_not().float()
     fresh = not optimizer.state
     optimizer.grad_scale, optimizer.found_inf = None, skipped  # type: ignore[attr-defined]

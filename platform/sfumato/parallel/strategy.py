@@ -116,8 +116,11 @@ class Strategy(ABC):
         """Add the gradient of `loss` (a scalar) to that of the network."""
 
     @abstractmethod
-    def step(self, trains: str, *, lr: float, max_norm: float | None) -> Tensor:
+    def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
         """Clip, update, and clear the gradient; returns its norm before clipping, a scalar on the device.
+
+        `scale` multiplies the gradient before its norm is taken, the same on every rank. A group of
+        parameters learns at `lr` times its factor.
 
         A gradient that is not finite changes nothing: neither weights nor moments nor step count. The norm
         is the same on every rank.
@@ -132,7 +135,8 @@ class Strategy(ABC):
         """Everything that training changes, as tensors by name; what this rank holds of it.
 
         `nets/<net>/<key>` and `optim/<net>/<key>/<moment>`, of the same names and shapes under every
-        strategy. A tensor that is spread over ranks is a DTensor, or is held by one of them alone.
+        strategy. A tensor that is spread over ranks is a DTensor, or is held by one of them alone. Raises
+        CheckpointError where an optimizer keeps something that the strategy cannot store.
         """
 
     @abstractmethod
@@ -151,3 +155,7 @@ class Strategy(ABC):
     @abstractmethod
     def sum(self, values: Tensor) -> Tensor:
         """Sum of a tensor over all ranks."""
+
+    @abstractmethod
+    def sum_in_order(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over all ranks, added up in their order: every rank gets the same bits."""

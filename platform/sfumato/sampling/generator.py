@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -25,7 +26,9 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.core.family import EmaOf, Family, FamilyConfig, Nets, SampleRequest
+from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
+from sfumato.core.state import initial
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.model_folder import Weights, read_model_folder
 from sfumato.sampling.options import apply_options, check_labels
@@ -49,7 +52,7 @@ class Generator:
         config: the family's configuration.
         data: what the images are; `data.classes` names the labels.
         name: of the recipe that trained it.
-        images: how many training images it has seen.
+        progress: how far it was trained.
         digest: sha256 that identifies the stored model; empty for one that was never stored.
         block: rows that the network runs on at once.
     """
@@ -61,14 +64,16 @@ class Generator:
         nets: Nets,
         *,
         name: str = "",
-        images: int = 0,
+        progress: Progress | None = None,
         digest: str = "",
         device: str | torch.device = "cpu",
     ) -> None:
         self.config = config
         self.data = data
         self.name = name
-        self.images = images
+        self.progress = progress or replace(Progress.at(0), state=initial(config.build(data)))
+        state = {key: value.to(device) for key, value in self.progress.state.items()}
+        self.progress = replace(self.progress, state=state)
         self.digest = digest
         self.block = block_rows(data)
         self.family: Family = config.build(data)
@@ -96,10 +101,15 @@ class Generator:
             stored.data,
             nets,
             name=stored.name,
-            images=stored.images,
+            progress=stored.progress,
             digest=stored.digest,
             device=device,
         )
+
+    @property
+    def images(self) -> int:
+        """How many training images it has seen."""
+        return self.progress.images
 
     def options(self, overrides: Mapping[str, Any] | None = None) -> Config:
         """The model's sampling defaults with changes. Raises ConfigError for what it does not know."""
@@ -133,7 +143,7 @@ class Generator:
             labels_N[: len(labels)] = torch.tensor(labels, dtype=torch.int64)
         request = SampleRequest(num=self.block, labels_N=labels_N, options=options, captions_N=captions)
         rng = SampleRng(seed, range(first_index, first_index + self.block))
-        return self.family.sample(self.nets, request, rng)
+        return self.family.sample(self.nets, request, self.progress, rng)
 
     def batches(
         self,

@@ -2,6 +2,7 @@
 
     config.json          family, its configuration, the data's description, origin, checksums
     <net>.safetensors    the weights of each network that the family samples with
+    state.safetensors    the family's state (`core.state`), where it has any
 
 Nothing in it is code or a pickle. A folder is written beside its place and renamed, so that it is whole
 or absent.
@@ -15,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,16 @@ from torch import Tensor
 from sfumato import __version__, families
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import FamilyConfig
+from sfumato.core.progress import Progress
+from sfumato.core.state import State, initial, mismatch
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.model_files import CARD, FORMAT, read_card, read_weights, write_weights
 
 __all__ = ["CARD", "StoredModel", "Weights", "read_model_folder", "save_model_folder"]
 
 Weights = Mapping[str, Mapping[str, Tensor]]
+STATE = "state.safetensors"
+PROGRESS = ("step", "images", "total_images", "batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class StoredModel:
     name: str
     config: FamilyConfig
     data: DataSpec
-    images: int
+    progress: Progress
     notes: Mapping[str, str]
     weights: Weights
     digest: str
@@ -53,14 +58,15 @@ def save_model_folder(
     nets: Weights,
     *,
     name: str,
-    images: int,
+    progress: Progress,
     notes: Mapping[str, str] | None = None,
     trained_on: str | None = None,
 ) -> str:
     """Write a model folder, in place of an older model that lies there, and return its digest.
 
-    `nets` has the state dict of every network in the family's `samplers`; `notes` is free text about the
-    model, such as its license, `trained_on` the digest of its data set.
+    `nets` has the state dict of every network in the family's `samplers`; `progress` is how far they were
+    trained (`Progress.at(images)` where no more is known), with the family's state; `notes` is free text
+    about the model, such as its license, `trained_on` the digest of its data set.
 
     Raises:
         ConfigError: the folder holds something that is not a model.
@@ -81,10 +87,12 @@ def save_model_folder(
             "family": families.reference(config),
             "config": config.model_dump(mode="json"),
             "data": asdict(data),
-            "images": images,
+            "images": progress.images,
+            "progress": {name: getattr(progress, name) for name in PROGRESS},
             "trained_on": trained_on,
             "notes": dict(notes or {}),
             "weights_sha256": sums,
+            **_write_state(draft, config.build(data), progress.state),
             "sfumato": __version__,
         }
         text = json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n"
@@ -116,7 +124,7 @@ def read_model_folder(folder: str | os.PathLike[str], *, trust: bool = False) ->
         name=str(card["name"]),
         config=config,
         data=data,
-        images=int(card["images"]),
+        progress=replace(_progress(path, card), state=_read_state(path, card, config, data)),
         notes=card["notes"],
         weights=weights,
         digest=digest,
@@ -144,6 +152,37 @@ def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[F
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{path / CARD} is damaged: field 'data': {error}") from None
     return config, data
+
+
+def _write_state(draft: Path, family: object, state: State) -> dict[str, str]:
+    """Store the family's state, if it has any: what the card says of it."""
+    if wrong := mismatch(initial(family), state):
+        raise ValueError(f"the model's progress has not the state of its family: {wrong}")
+    if not state:
+        return {}
+    assert not (draft / STATE).exists(), f"no network of a family with state may be called {Path(STATE).stem}"
+    return {"state_sha256": write_weights(draft / STATE, state)}
+
+
+def _read_state(path: Path, card: Mapping[str, Any], config: FamilyConfig, data: DataSpec) -> State:
+    """The family's state; its first values where the card names none, as of an older version."""
+    first = initial(config.build(data))
+    if "state_sha256" not in card:
+        return first
+    state = read_weights(path / STATE, str(card["state_sha256"]))
+    if wrong := mismatch(first, state):
+        raise CheckpointError(f"{path / STATE} is the state of another family: {wrong}")
+    return state
+
+
+def _progress(path: Path, card: Mapping[str, Any]) -> Progress:
+    """How far the model was trained; older cards know the images alone."""
+    found = card.get("progress", asdict(Progress.at(card["images"])))
+    try:
+        step, images, total_images, batch = (int(found[name]) for name in PROGRESS)
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path / CARD} is damaged: field 'progress': {error}") from None
+    return Progress(step, images, total_images, batch)
 
 
 def _replace(draft: Path, target: Path) -> None:

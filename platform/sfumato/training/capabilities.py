@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from sfumato.core.family import Phase
+import torch
+
+from sfumato.core.family import NetSpec, Phase, Trainable
+from sfumato.core.rng import seeded
+from sfumato.errors import ConfigError
 from sfumato.parallel import STRATEGIES, ParallelSettings
 from sfumato.parallel.capabilities import Feature, refusals
 from sfumato.training.config import TrainSettings
@@ -33,6 +37,20 @@ def phase_problems(phases: Sequence[Phase], parallel: ParallelSettings) -> list[
             STRATEGIES.values(),
         )
     ]
+
+
+def optimizer_problems(nets: Mapping[str, NetSpec]) -> list[str]:
+    """What is wrong with the groups of parameters of a family's optimizers, one line each."""
+    found = []
+    for name, spec in nets.items():
+        if isinstance(spec, Trainable) and spec.optimizer.groups:
+            with torch.device("meta"), seeded("names of parameters"):  # their names, without memory
+                parameters = dict(spec.build().named_parameters())
+            try:
+                spec.optimizer.grouped(parameters)
+            except ConfigError as error:
+                found += [f"network {name!r}: {problem}" for problem in error.problems]
+    return found
 
 
 def _wanted(train: TrainSettings, parallel: ParallelSettings) -> dict[Feature, str]:

@@ -22,11 +22,12 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from sfumato.core.identity import agrees, counted, differences
 from sfumato.errors import CheckpointError
 from sfumato.training import dcp
-from sfumato.training.ranks import ALONE, Ranks
+from sfumato.training.ranks import Ranks
 from sfumato.training.retention import best, kept_names
-from sfumato.training.store import Store, writer_of
+from sfumato.training.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class CheckpointManifest(BaseModel):
     world_size: int
     strategy: str
     recipe: dict[str, Any] = {}
-    """What the digest was made of, so that a recipe that differs can be told how."""
+    """Every field that can change a number (`core.identity.counted`): it tells how another recipe differs and
+    lets a later version, whose digests differ, recognise its own."""
     files: dict[str, FileEntry]
 
 
@@ -96,12 +98,12 @@ def load(store: Store, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
 
     Raises CheckpointError naming the file that is missing or damaged.
     """
-    store.materialise(checkpoint.name, _sizes_and_sums(checkpoint), scratch)
+    store.materialise(checkpoint.name, sizes_and_sums(checkpoint), scratch)
     return tensors(store, checkpoint, scratch)
 
 
 def tensors(store: Store, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
-    """The tensors of a checkpoint that has been checked (`newest_whole`): what is asked for is read."""
+    """The tensors of a checkpoint that has been checked (`training.resume`): what is asked for is read."""
 
     def open_file(name: str) -> BinaryIO:
         if name not in checkpoint.manifest.files:
@@ -111,48 +113,23 @@ def tensors(store: Store, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
     return dcp.Stored(open_file, store.describe(checkpoint.name))
 
 
-def newest_whole(store: Store, scratch: Path, ranks: Ranks = ALONE) -> Checkpoint | None:
-    """The newest checkpoint that is whole; a damaged one is named and the one before it taken.
-
-    Every rank calls it and gets the same. Rank 0 looks which there are, since the ranks look at the store at
-    different moments; each rank reads its share of the files, and all pass over a checkpoint in which any of
-    them finds damage. Raises OSError on all ranks where any cannot read its share.
-    """
-    for checkpoint in ranks.agree(complete(store) if ranks.leads else []):
-        found = ranks.gather(_check_share(store, checkpoint, scratch, ranks))
-        if unread := next((problem for problem in found if isinstance(problem, _Unread)), None):
-            raise OSError(unread)
-        damage = [problem for problem in found if problem is not None]
-        if not damage:
-            return checkpoint
-        store.drop_copies(checkpoint.name, scratch)
-        if ranks.leads:
-            log.warning("%s; trying the checkpoint before it", damage[0])
-    return None
-
-
-class _Unread(str):
-    """Why a file could not be read, which does not say that it is damaged."""
-
-
-def _check_share(store: Store, checkpoint: Checkpoint, scratch: Path, ranks: Ranks) -> str | None:
-    """What is wrong with this rank's share of a checkpoint's files; None where nothing is."""
-    share = {
-        name: value
-        for name, value in _sizes_and_sums(checkpoint).items()
-        if writer_of(name) % ranks.world_size == ranks.rank
-    }
-    try:
-        store.materialise(checkpoint.name, share, scratch)
-    except CheckpointError as error:
-        return str(error)
-    except OSError as error:
-        return _Unread(f"{store.describe(checkpoint.name)}: {_said(error)}")
-    return None
-
-
-def _sizes_and_sums(checkpoint: Checkpoint) -> dict[str, tuple[int, str]]:
+def sizes_and_sums(checkpoint: Checkpoint) -> dict[str, tuple[int, str]]:
+    """Bytes and sha256 of a checkpoint's files by name."""
     return {name: (entry.bytes, entry.sha256) for name, entry in checkpoint.manifest.files.items()}
+
+
+def check_recipe(store: Store, checkpoint: Checkpoint, digest: str, recipe: BaseModel) -> None:
+    """Raises CheckpointError, with the fields that differ, where another recipe wrote the checkpoint.
+
+    An earlier version may have written it: then its digest is another one, and the recorded fields decide.
+    """
+    manifest = checkpoint.manifest
+    if manifest.recipe_digest != digest and not (manifest.recipe and agrees(manifest.recipe, recipe)):
+        differ = differences(manifest.recipe, counted(recipe))
+        raise CheckpointError(
+            f"{store.describe(checkpoint.name)} was written by another recipe ({'; '.join(differ)}); "
+            "choose another train.checkpoint.uri or name, or train anew with --fresh"
+        )
 
 
 class Writer:
@@ -234,14 +211,14 @@ class Writer:
         try:
             folder = self._store.staging(name, self._scratch)
         except OSError as error:
-            problem = _said(error)
+            problem = said(error)
         # All ranks alike: a rank without a folder would leave the others waiting for it in the writing.
         if not any(self._ranks.gather(problem)):
             try:
                 dcp.write(state, folder, self._ranks.group, distributed=self._ranks.world_size > 1)
                 entries = self._store.publish(name, folder, rank=self._ranks.rank)
             except (OSError, RuntimeError, CheckpointError) as error:
-                problem = _said(error)
+                problem = said(error)
         results = self._ranks.gather((problem, entries))
         problems = [p for p, _ in results if p]
         if not problems and self._ranks.leads:
@@ -273,7 +250,7 @@ class Writer:
             text = json.dumps(manifest.model_dump(), indent=1)
             self._store.write(f"{name}/{MANIFEST}", text.encode())
         except OSError as error:
-            return [_said(error)]
+            return [said(error)]
         return []
 
     def _prune(self, keep: int) -> None:
@@ -295,5 +272,6 @@ def _tolerated(what: str) -> Iterator[None]:
         log.warning("checkpoints: cannot %s: %s", what, error)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """Kind and first line of an error."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error}"

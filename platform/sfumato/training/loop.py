@@ -10,23 +10,25 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.core.batch import Batch, MicroBatch
-from sfumato.core.family import EmaOf, Family, Frozen, InitialisesFromData, Nets, Phase, Trainable
+from sfumato.core.batch import MicroBatch
+from sfumato.core.family import EmaOf, Family, Frozen, InitialisesFromData, Nets, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, seeded
-from sfumato.core.seeds import derive
-from sfumato.errors import TrainingError
+from sfumato.errors import ConfigError, TrainingError
 from sfumato.parallel.strategy import Strategy
 from sfumato.sampling.model_files import load_stored
+from sfumato.training import phases
 from sfumato.training.config import TrainSettings
+from sfumato.training.family_state import FamilyState
 from sfumato.training.meters import Clock, Means
-from sfumato.training.passes import passes_of
+from sfumato.training.phases import Prepared
 from sfumato.training.skips import Bad, NotFinite, Skips
+from sfumato.training.updates import Updates
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,12 @@ def _initialise(
     family.initialise({name: module.to(device) for name, module in nets.items()}, batch, rng)
 
 
+def progress_at(family: Family, settings: TrainSettings, images: int = 0) -> Progress:
+    """Where training by these settings stands after so many images."""
+    batch = settings.batch * max(phase.repeats for phase in family.phases)
+    return Progress(images // batch, images, settings.images, batch)
+
+
 class Trainer:
     """Runs a family's phases and keeps count.
 
@@ -123,8 +131,6 @@ class Trainer:
         self._family = family
         self._strategy = strategy
         self._settings = settings
-        self._seed = seed
-        self._rows_per_stream = settings.batch // streams
         self._hooks = hooks
         self._report = report
         self._means = Means()
@@ -133,16 +139,39 @@ class Trainer:
         self._clock = Clock()
         self._nets = {**family.nets, **(averages or {})}
         self._phases = tuple(family.phases)
+        if found := phases.problems(self._phases, settings.images):
+            raise ConfigError(*found)
         self._draws = max(phase.repeats for phase in self._phases)
         self._logged_images = 0
-        self._passes = passes_of(strategy, settings, streams)
-        self.progress = Progress(0, 0, settings.images, settings.batch * self._draws)
+        self._state = FamilyState(family, strategy.placement.device, strategy.sum_in_order)
+        self._updates = Updates(
+            family,
+            strategy,
+            settings,
+            seed=seed,
+            streams=streams,
+            means=self._means,
+            skips=self._skips,
+            state=self._state,
+        )
+        self.progress = replace(progress_at(family, settings), state=self._state.values)
 
-    def resume(self, images: int, step: int) -> None:
-        """Go on from a checkpoint, whose state the strategy has already loaded."""
-        self.progress = Progress(step, images, self._settings.images, self.progress.batch)
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold beside the strategy's state: the family's, the same on every rank."""
+        return self._state.stored()
+
+    def resume(self, images: int, step: int, checkpoint: Mapping[str, Tensor]) -> None:
+        """Resume from a checkpoint whose weights and moments the strategy has already loaded.
+
+        Raises CheckpointError where the family's state does not fit.
+        """
+        self._state.load(checkpoint)
+        total = self._settings.images
+        self.progress = Progress(step, images, total, self.progress.batch, self._state.values)
         self._logged_images = images
-        self._means, self._skips, self._endured = Means(), Skips(), {}
+        self._means.clear()
+        self._skips.clear()
+        self._endured = {}
 
     def run(self, shares: Shares) -> Progress:
         """Train to the end. `shares` starts at the global batch that `progress` stands at.
@@ -180,6 +209,7 @@ class Trainer:
                 f"{bad[0]} is not finite between images {self._logged_images:,} and "
                 f"{self.progress.images:,}, although its gradient is: the last checkpoint is from before"
             )
+        self._state.check()
         metrics["train/images_per_second"] = seen / self._clock.seconds
         metrics["train/data_wait_fraction"] = self._clock.wait_fraction
         for name, spec in self._nets.items():
@@ -215,82 +245,12 @@ class Trainer:
 
     def _step(self, draws: Sequence[list[MicroBatch]]) -> None:
         progress = self.progress
-        for phase in self._phases:
-            if progress.step % phase.every == 0:
-                for repeat in range(phase.repeats):
-                    self._update(phase, draws[repeat], progress, repeat)
-        self.progress = Progress(
-            progress.step + 1, progress.images + progress.batch, progress.total_images, progress.batch
-        )
+        planned = phases.updates(self._phases, progress)
+        prepared = Prepared(planned)
+        for update in planned:
+            self._updates.run(update, draws[update.repeat], progress, prepared)
+        ended = replace(progress, step=progress.step + 1, images=progress.images + progress.batch)
+        self.progress = replace(ended, state=self._state.advance(ended))
         for name, spec in self._nets.items():
             if isinstance(spec, EmaOf):
                 self._strategy.follow(name, 1.0 - spec.decay(self.progress))
-
-    def _update(self, phase: Phase, share: list[MicroBatch], progress: Progress, repeat: int) -> None:
-        """One optimizer step of one phase on this rank's share of a global batch."""
-        nets = self._strategy.view(phase.trains)
-        images = progress.images + repeat * self._settings.batch
-        passes = max(len(share), self._passes)
-        for index in range(passes):
-            # A rank that is short of a micro-batch takes part with one that counts for nothing.
-            micro, counts = share[min(index, len(share) - 1)], index < len(share)
-            last = index == passes - 1
-            with self._strategy.accumulate(phase.trains, last=last, second_order=phase.second_order):
-                loss = self._loss(phase, nets, micro, progress, images, counts=counts)
-                self._strategy.backward(phase.trains, loss)
-        spec = self._nets[phase.trains]
-        assert isinstance(spec, Trainable), f"phase {phase.name} trains {phase.trains}, which is no Trainable"
-        norm = self._strategy.step(
-            phase.trains, lr=spec.optimizer.lr.at(progress), max_norm=self._settings.clip_grad_norm
-        )
-        kept = torch.isfinite(norm)
-        self._means.add(f"{phase.name}/grad_norm", norm, 1)
-        self._means.commit(kept)
-        self._skips.add(phase.name, kept, images)
-
-    def _loss(
-        self,
-        phase: Phase,
-        nets: Nets,
-        micro: MicroBatch,
-        progress: Progress,
-        images: int,
-        *,
-        counts: bool,
-    ) -> Tensor:
-        """The micro-batch's part of the mean loss over the global batch: a scalar."""
-        device = self._strategy.placement.device
-        batch: Batch = {name: tensor.to(device, non_blocking=True) for name, tensor in micro.batch.items()}
-        rng = StreamRng(
-            micro.pieces,
-            rows_per_stream=self._rows_per_stream,
-            seed=self._seed,
-            images=images,
-            phase=phase.name,
-            device=device,
-        )
-        # Dropout draws from torch's global generator; it too depends on the place in training alone.
-        first = micro.pieces[0]
-        _seed_global(derive(self._seed, images, phase.name, first.stream, first.first), device)
-        with torch.no_grad():
-            batch = self._family.prepare(nets, batch, rng)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
-            out = phase.loss(nets, batch, progress, rng)
-        if out.loss_B.shape != (micro.rows,):
-            raise ValueError(
-                f"phase {phase.name!r} must return one loss a row, [{micro.rows}]; "
-                f"got {list(out.loss_B.shape)}"
-            )
-        if not counts:
-            return 0.0 * out.loss_B.float().sum()
-        self._means.add(f"{phase.name}/loss", out.loss_B, micro.rows)
-        for name, value in out.metrics.items():
-            self._means.add(f"{phase.name}/{name}", value, micro.rows)
-        return out.loss_B.float().sum() / self._settings.batch
-
-
-def _seed_global(seed: int, device: torch.device) -> None:
-    """As `torch.manual_seed`, which takes a tenth of a millisecond for all the devices that are not used."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)

@@ -29,6 +29,7 @@ WORKERS = 2
 
 def prepare(root: Path) -> None:
     """Packed digits, a model folder, and a cache with the classifier and the reference's features."""
+    from sfumato.core.progress import Progress
     from sfumato.core.rng import seeded
     from sfumato.data.packing.pack import pack
     from sfumato.data.packing.sources.digits import DigitsSource
@@ -43,7 +44,7 @@ def prepare(root: Path) -> None:
         source = getattr(family.nets[name], "source", name)
         with seeded(0, source):
             nets[name] = family.nets[source].build().state_dict()
-    save_model_folder(root / "model", config, manifest.spec, nets, name="digits", images=0)
+    save_model_folder(root / "model", config, manifest.spec, nets, name="digits", progress=Progress.at(0))
     stage(root, 64, actors=0)
 
 

@@ -149,7 +149,9 @@ class Plain:
             for each in self.trained:
                 self.nets[each].requires_grad_(each == name)
         row, noise = torch.randint(len(self.image), (self.batch,)), Noise(self.batch)
-        batch = self.family.prepare(self.nets, {"image": self.image[row], "label": self.label[row]}, noise)
+        batch = self.family.prepare(
+            self.nets, {"image": self.image[row], "label": self.label[row]}, self.progress, noise
+        )
         out = phase.loss({**self.nets, name: self.called[name]}, batch, self.progress, noise)
         out.loss_B.mean().backward()
         if self.settings.clip_grad_norm is not None:

@@ -17,6 +17,7 @@ import torch
 from sfumato.errors import CheckpointError
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.ranks import Ranks
+from sfumato.training.resume import newest_whole
 from sfumato.training.store import LocalStore, ObjectStore, sha256
 
 FILES = (".metadata", *(f"__{rank}_0.distcp" for rank in range(4)))
@@ -157,7 +158,7 @@ def newest_on_ranks(
     def run(rank: int) -> None:
         ranks = ThreadRanks(rank, size, None, meeting)
         try:
-            found[rank] = checkpoints.newest_whole(stores[rank], scratch / str(rank), ranks)
+            found[rank] = newest_whole(stores[rank], scratch / str(rank), ranks)
         except (OSError, CheckpointError) as error:
             found[rank] = error
 
@@ -268,10 +269,10 @@ def test_what_was_checked_is_not_transferred_again(tmp_path: Path) -> None:
     saver.save({"nets/a/weight": torch.randn(400, 400)}, images=100, step=1)
     saver.close()
     store.read_bytes.clear()
-    saved = checkpoints.newest_whole(store, tmp_path / "read")
+    saved = newest_whole(store, tmp_path / "read")
     assert saved is not None
     dict(checkpoints.tensors(store, saved, tmp_path / "read"))
-    store.read_bytes.pop(checkpoints.MANIFEST)
+    store.read_bytes.pop(checkpoints.MANIFEST, None)
     assert store.read_bytes == {name: entry.bytes for name, entry in saved.manifest.files.items()}
     store.drop_copies(saved.name, tmp_path / "read")
     assert not (tmp_path / "read" / saved.name).exists()

@@ -49,13 +49,13 @@ class CodeTransformer:
         }
         self.phases: Sequence[Phase] = (Phase(name="likelihood", trains="network", loss=self._loss),)
 
-    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+    def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """Adds `codes` [B, h, w], unless the data brings them."""
         stage = nets["first_stage"]
         assert isinstance(stage, Tokenizer)
         return {**batch, CODES: codes_of(stage, batch)}
 
-    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]; without labels a conditional model draws from no class.
 
         Raises ConfigError where it was trained without dropping labels: that class token is as it was built.

@@ -52,11 +52,11 @@ class PixelCnn:
         self.likelihood_of = describe(network.output)
         self.phases: Sequence[Phase] = (Phase(name="likelihood", trains="network", loss=self._loss),)
 
-    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+    def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch as it is."""
         return batch
 
-    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]. A conditional model without labels draws them evenly."""
         options: SamplingConfig = request.options
         network = nets["ema"]
@@ -83,7 +83,7 @@ class PixelCnn:
         labels = label_N.to(device) if self._classes and label_N is not None else None
         return draw_image(network, self._data.shape, rng.rows, labels, pixel)
 
-    def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+    def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """Exact, [B]; with fewer than 256 levels that of the image in those levels, per dimension."""
         return self._nats(nets["ema"], batch, rng) / (self._dims * math.log(2))
 

@@ -47,11 +47,11 @@ class DiffusionFamily:
         }
         self.phases: Sequence[Phase] = (Phase(name=self._objective.phase, trains="network", loss=self._loss),)
 
-    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+    def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch as it is: this model works on pixels."""
         return batch
 
-    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1], from noise of `rng`, by the averaged network.
 
         A conditional model without labels draws from its null class, that is, from all classes; one that was
@@ -121,7 +121,7 @@ def _objective(config: DiffusionConfig) -> Objective:
 class BoundedDiffusionFamily(DiffusionFamily):
     """A DDPM of pixels whose variational bound is measured; implements `core.family.HasLikelihood`."""
 
-    def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+    def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """Bound on the bits per dimension of 8-bit images, given their labels where there are any, [B]."""
         sampling, objective = self._config.sampling, self._objective
         assert isinstance(sampling, DDPMSampling), "build chooses this class for no other"
@@ -146,11 +146,11 @@ class LatentDiffusionFamily(DiffusionFamily):
         """Measure the scale of the latents; implements `core.family.InitialisesFromData`."""
         self._space.measure(nets, batch, rng)
 
-    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+    def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch with a draw of its scaled latents in place of its images."""
         return self._space.encode(nets, batch, rng)
 
-    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]: latents as of a model of pixels, decoded."""
         x_NChw = self._sample(nets["ema"], request, rng, clip=False)
         return self._space.decode(nets, x_NChw).clamp(-1, 1)

@@ -35,7 +35,7 @@ class FlowFamily:
         }
         self.phases: Sequence[Phase] = (Phase(name="likelihood", trains="network", loss=self._loss),)
 
-    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+    def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch as it is: this model works on pixels."""
         return batch
 
@@ -44,23 +44,25 @@ class FlowFamily:
         with fitting(nets["network"]):
             self._bits_per_dim(nets["network"], batch, rng)
 
-    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1] on the 256 levels, by the averaged network.
 
         A conditional model without labels draws all classes in turn.
         """
-        return from_unit(self._decode(nets, self.latents(nets, request.options, rng), request.labels_N))
+        return from_unit(
+            self._decode(nets, self.latents(nets, request.options, progress, rng), request.labels_N)
+        )
 
-    def latents(self, nets: Nets, options: SamplingConfig, rng: SampleRng) -> Tensor:
+    def latents(self, nets: Nets, options: SamplingConfig, progress: Progress, rng: SampleRng) -> Tensor:
         """The normal noise [N, C * H * W] of all levels."""
         return options.temperature * rng.normal(math.prod(self._data.shape))
 
-    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest) -> Tensor:
+    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
         """Images [N, C, H, W] between the levels; the same as `sample`'s to half a level."""
         x_NCHW = self._decode(nets, z_ND, request.labels_N)
         return (x_NCHW * LEVELS - 0.5).clamp(0, LEVELS - 1) / 127.5 - 1
 
-    def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+    def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """-log2 P of the 8-bit images, a value of each [B], by the averaged network.
 
         An upper bound by one draw of the dequantisation's noise, uniform or learned as the recipe says; its

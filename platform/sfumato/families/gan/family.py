@@ -70,22 +70,24 @@ class GanFamily:
             )
         return phases
 
-    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+    def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch as it is: this model works on pixels."""
         return batch
 
-    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1], from latents of `rng`, by the averaged generator.
 
         A conditional model without labels draws all classes in turn.
         """
-        return self.decode_latents(nets, self.latents(nets, request.options, rng), request)
+        return self.decode_latents(
+            nets, self.latents(nets, request.options, progress, rng), request, progress
+        )
 
-    def latents(self, nets: Nets, options: SamplingConfig, rng: SampleRng) -> Tensor:
+    def latents(self, nets: Nets, options: SamplingConfig, progress: Progress, rng: SampleRng) -> Tensor:
         """z [N, D], truncated where the options say so."""
         return latents(rng, self._config.latent, options.truncation)
 
-    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest) -> Tensor:
+    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
         """The averaged generator's images [N, C, H, W]."""
         generator, label_N = nets["ema"], request.labels_N
         self._statistics.update(generator, request.options)

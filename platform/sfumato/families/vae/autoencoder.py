@@ -33,18 +33,18 @@ class AutoencoderFamily:
         }
         self.phases: Sequence[Phase] = (Phase(name="reconstruction", trains="network", loss=loss),)
 
-    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+    def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch as it is."""
         return batch
 
-    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Raises CapabilityError: there is no prior over the latents."""
         raise CapabilityError(
             "an autoencoder without a prior cannot draw images: train a model on it (diffusion or "
             "autoregressive with model.first_stage.run), or use model.latent.kind=gaussian"
         )
 
-    def reconstruct(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+    def reconstruct(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """The decoded mean of the latents, [B, C, H, W] in [-1, 1]; draws nothing."""
         network = nets["ema"]
         assert isinstance(network, FirstStage)

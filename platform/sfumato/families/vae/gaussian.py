@@ -82,17 +82,17 @@ class GaussianVae:
         self.likelihood_of = describe(latent.likelihood)
         self.phases: Sequence[Phase] = (Phase(name="elbo", trains="network", loss=self._loss),)
 
-    def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
+    def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch as it is."""
         return batch
 
-    def sample(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> Tensor:
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]. A conditional model without labels draws them evenly."""
         options: SamplingConfig = request.options
         network = nets["ema"]
         assert isinstance(network, GaussianNetwork)
         label_N = request.labels_N
-        z_ND = self.latents(nets, options, rng)
+        z_ND = self.latents(nets, options, progress, rng)
         if self._classes and label_N is None:
             label_N = rng.integers(self._classes)
         output = self._decode(network, z_ND, label_N)
@@ -100,11 +100,11 @@ class GaussianVae:
             return network.likelihood.mean(output)
         return network.likelihood.draw(output, rng.uniform(*self._data.shape).to(output.device))
 
-    def latents(self, nets: Nets, options: SamplingConfig, rng: SampleRng) -> Tensor:
+    def latents(self, nets: Nets, options: SamplingConfig, progress: Progress, rng: SampleRng) -> Tensor:
         """z [N, D] of the prior, times the temperature."""
         return options.temperature * rng.normal(self._latent.dim)
 
-    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest) -> Tensor:
+    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
         """The expected images [N, C, H, W], also where `sample` would draw pixels around them."""
         network = nets["ema"]
         assert isinstance(network, GaussianNetwork)
@@ -115,7 +115,7 @@ class GaussianVae:
         classes_N = label_N.to(device) if self._classes and label_N is not None else None
         return network.decode(z_ND.to(device), classes_N)
 
-    def reconstruct(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+    def reconstruct(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """The expected image at the posterior's mean; draws nothing."""
         network = nets["ema"]
         assert isinstance(network, GaussianNetwork)
@@ -123,7 +123,7 @@ class GaussianVae:
         posterior = network.encode(batch["image"], label_B)
         return network.likelihood.mean(network.decode(posterior.mean, label_B))
 
-    def bits_per_dim(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
+    def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """The negative ELBO, or the importance-weighted bound (Burda et al. 2016, eq. 8), [B].
 
         Under a Bernoulli likelihood it is that of the binarised image, not of its 256 levels.

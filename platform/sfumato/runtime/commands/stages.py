@@ -82,7 +82,7 @@ def _take_sampling(session: Session) -> None:
         stored.data,
         stored.weights,
         name=stored.name,
-        images=stored.images,
+        progress=stored.progress,
         notes=stored.notes,
         trained_on=session.manifest.digest,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfumato import recipe as recipes
@@ -19,7 +19,8 @@ from sfumato.sampling.model_folder import CARD, save_model_folder
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.runs import find_run
 from sfumato.training import checkpoint as checkpoints
-from sfumato.training.loop import install
+from sfumato.training.family_state import restored_state
+from sfumato.training.loop import install, progress_at
 from sfumato.training.store import LocalStore
 
 RUNS = Path("runs")  # a recipe's `storage`, where it says nothing else
@@ -118,7 +119,8 @@ def _from_checkpoint(path: Path, folder: RunFolder, scratch: Path) -> Path:
     manifest = Manifest.load(recipe.data.path)
     family, strategy = recipe.model.build(manifest.spec), Single(Placement())
     install(family, strategy, recipe.seed, averages=averages_of(recipe, family))
-    strategy.load(checkpoints.load(store, saved, scratch))
+    stored = checkpoints.load(store, saved, scratch)
+    strategy.load(stored)
     model = scratch / "model"
     save_model_folder(
         model,
@@ -126,7 +128,9 @@ def _from_checkpoint(path: Path, folder: RunFolder, scratch: Path) -> Path:
         manifest.spec,
         strategy.weights(family.samplers),
         name=recipe.name,
-        images=saved.images,
+        progress=replace(
+            progress_at(family, recipe.train, saved.images), state=restored_state(family, stored)
+        ),
         trained_on=manifest.digest,
     )
     return model

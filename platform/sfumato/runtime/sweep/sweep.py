@@ -1,4 +1,4 @@
-"""A sweep from beginning to end: check, run on Ray Tune, report; or go on with one that was cut short."""
+"""A sweep from start to finish: check, run on Ray Tune, report; or resume an interrupted one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run(
         result = report.finish(plan, recipe, tune, journal, tracker)
     if best_of(journal.in_order(), plan.mode) is None:
         reasons = {f"trial {t.number}: {t.reason}" for t in journal.in_order() if t.status == "failed"}
-        raise TrainingError("no trial came to a result\n" + "\n".join(sorted(reasons)))
+        raise TrainingError("no trial produced a result\n" + "\n".join(sorted(reasons)))
     return result
 
 
@@ -109,13 +109,13 @@ def _folder(recipe: Recipe, content: Mapping[str, Any], root: Path, *, resume: b
         known.append(follower)
         attempt += 1
     if resume and not known:
-        raise ConfigError(f"there is no sweep of this recipe to go on with ({first}): leave --resume out")
+        raise ConfigError(f"there is no sweep of this recipe to resume ({first}): leave --resume out")
     if resume:
         return known[-1]
     if known and not fresh:
         raise ConfigError(
-            f"there is a sweep of this recipe already, {known[-1]}: --resume goes on with it (or shows what "
-            "came of it), --fresh starts another"
+            f"there is a sweep of this recipe already, {known[-1]}: --resume resumes it (or shows its "
+            "results), --fresh starts another"
         )
     return follower if known else first
 

@@ -46,7 +46,13 @@ class Previews:
             return
         num = self._recipe.train.preview_samples
         image = preview(
-            self._family, self._strategy, self._data, model.sampling, num=num, seed=self._recipe.seed
+            self._family,
+            self._strategy,
+            self._data,
+            model.sampling,
+            progress,
+            num=num,
+            seed=self._recipe.seed,
         )
         if image is not None and self._tracker is not None:
             path = self._folder.path / "previews" / f"images-{progress.images:012d}.png"
@@ -59,7 +65,14 @@ class Previews:
 
 
 def preview(
-    family: Family, strategy: Strategy, data: DataSpec, options: Config, *, num: int, seed: int
+    family: Family,
+    strategy: Strategy,
+    data: DataSpec,
+    options: Config,
+    progress: Progress,
+    *,
+    num: int,
+    seed: int,
 ) -> Image.Image | None:
     """A grid of `num` samples on rank 0, None elsewhere. Sample i has the same noise and class every time.
 
@@ -75,7 +88,7 @@ def preview(
         options=options,
     )
     with torch.no_grad(), strategy.whole(family.samplers) as nets:
-        images = family.sample(nets, request, SampleRng(seed, indices, placement.device))
+        images = family.sample(nets, request, progress, SampleRng(seed, indices, placement.device))
     mine = torch.from_numpy(to_uint8(images)).to(placement.device)
     parts = _gather(mine, placement.world_size)
     if placement.rank != 0:

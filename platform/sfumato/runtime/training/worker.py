@@ -37,7 +37,7 @@ from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.loop import Hook, Shares, Trainer, install
 from sfumato.training.ranks import Ranks
-from sfumato.training.recipe_check import check_recipe
+from sfumato.training.resume import newest_whole
 from sfumato.training.skips import NotFinite
 from sfumato.training.store import Store, open_store
 
@@ -111,7 +111,7 @@ class _Worker:
             recipe_digest=recipe.digest(),
             strategy=recipe.parallel.strategy,
             scratch=self._scratch,
-            recipe=recipe.identity(),
+            recipe=recipe.counted(),
             keep_every=recipe.train.checkpoint.keep_every,
         )
         self._keeper = AveragesKeeper(recipe, self._strategy, self._folder, self._scratch)
@@ -250,14 +250,15 @@ class _Worker:
 
     def _resume(self, store: Store) -> int:
         """Load the newest whole checkpoint, the same on every rank; the images it stands at."""
-        saved = checkpoints.newest_whole(store, self._scratch, Ranks.current())
+        saved = newest_whole(store, self._scratch, Ranks.current())
         if saved is None:
             self._writer.goes_on_from(0)
             return 0
-        check_recipe(store, saved, self._recipe.digest(), self._recipe.identity())
-        self._strategy.load(checkpoints.tensors(store, saved, self._scratch))
+        checkpoints.check_recipe(store, saved, self._recipe.digest(), self._recipe)
+        stored = checkpoints.tensors(store, saved, self._scratch)
+        self._strategy.load(stored)
+        self._trainer.resume(saved.manifest.images, saved.manifest.step, stored)
         store.drop_copies(saved.name, self._scratch)
-        self._trainer.resume(saved.manifest.images, saved.manifest.step)
         self._writer.goes_on_from(saved.images)
         self._note(f"training goes on from the checkpoint at {saved.images:,} images")
         return saved.images
@@ -284,7 +285,8 @@ class _Worker:
         self._checkpointed = progress.images
         self._trainer.log()
         self._list_skipped()
-        self._writer.save(self._strategy.state(), images=progress.images, step=progress.step)
+        state = {**self._strategy.state(), **self._trainer.state()}
+        self._writer.save(state, images=progress.images, step=progress.step)
         self._say_failures()
 
     def _say_failures(self) -> None:
@@ -305,7 +307,7 @@ class _Worker:
                 manifest.spec,
                 weights,
                 name=recipe.name,
-                images=progress.images,
+                progress=progress,
                 trained_on=manifest.digest,
             )
 

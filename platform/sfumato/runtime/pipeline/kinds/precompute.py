@@ -30,7 +30,7 @@ class PrecomputeStage(StageSettings):
     data: str = Field(min_length=1, description="The data set to encode: ${stage.data}, or its folder.")
     dest: str = Field(min_length=1, description="Folder of the new data set.")
     arrays: encoding.Kind = Field("auto", description="latents, codes, or auto: codes if it has any.")
-    actors: int = Field(1, ge=1, description="How many shards are encoded at once.")
+    actors: int = Field(1, ge=1, description="How many shards are encoded in parallel.")
     cpus_per_actor: float = Field(1.0, ge=0.1, description="CPUs of each actor.")
     gpus_per_actor: float = Field(0.0, ge=0, description="GPUs of each actor; a fraction shares one.")
 
