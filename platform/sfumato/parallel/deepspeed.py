@@ -99,22 +99,30 @@ class Zero(Ddp):
         if not stored:
             return
         # Numbers, such as the step count, are the same for all parameters of a network.
-        kinds = [
-            state_dict.restored(kind, state[entry]) for kind, entry in next(iter(stored.values())).items()
+        numbers = [
+            state_dict.restored(kind, state[entry])
+            for kind, entry in next(iter(stored.values())).items()
+            if not state_dict.shape(state, entry)
+        ]
+        spread = [
+            kind for kind, entry in next(iter(stored.values())).items() if state_dict.shape(state, entry)
         ]
         for flat in flats(optimizer, self.stage):
-            flat_states[flat] = {kind: _laid_out(value, flat) for kind, value in kinds}
+            flat_states[flat] = {kind: torch.zeros_like(flat) for kind in spread}
+            for kind, value in numbers:
+                own = value.to(flat.device, copy=True) if isinstance(value, Tensor) else value
+                flat_states[flat][kind] = own
         mine = self._pieces(name)
         for key, entries in stored.items():
             whole = self._shapes[name].get(key)
             if whole is None:
                 continue  # of a parameter that does not train, whose moments older versions stored as zeros
             for kind, entry in entries.items():
-                value = state[entry]
-                if value.dim() and value.shape != whole:
-                    raise state_dict.misshapen(name, key, kind, value.shape, self.name)
-                if value.dim() and (piece := mine.get(key)) is not None:
-                    piece.of(flat_states[piece.flat][kind]).copy_(piece.cut(value))
+                found = state_dict.shape(state, entry)
+                if found and found != tuple(whole):
+                    raise state_dict.misshapen(name, key, kind, found, self.name)
+                if found and (piece := mine.get(key)) is not None:
+                    piece.of(flat_states[piece.flat][kind]).copy_(piece.read(state, entry))
 
     def _lay_out(self, name: str) -> None:
         module, training = self._raw[name], self._training[name]
@@ -168,13 +176,6 @@ class Zero(Ddp):
         return found
 
 
-def _laid_out(value: Tensor | float, flat: Tensor) -> Tensor | float:
-    """A number as it is, and for a tensor room that is laid out like `flat`."""
-    if not isinstance(value, Tensor):
-        return value
-    return torch.zeros_like(flat) if value.dim() else value.to(flat.device, copy=True)
-
-
 class Zero1(Zero):
     """Optimizer state sharded."""
 
@@ -222,10 +223,14 @@ class Zero3(Zero, Sharded):
                 continue
             updated = self._pieces(name) if name in self._training else {}
             for key, parameter in module.named_parameters():
-                whole = state[f"nets/{name}/{key}"]
+                parts: dict[tuple[int, int], Tensor] = {}  # most often both hold the same, read once
                 for piece in (stored_piece(parameter, self.placement.rank), updated.get(key)):
-                    if piece is not None:
-                        piece.of(piece.flat.data).copy_(piece.cut(whole))
+                    if piece is None:
+                        continue
+                    span = (piece.offset, piece.numel)
+                    if span not in parts:
+                        parts[span] = piece.read(state, f"nets/{name}/{key}")
+                    piece.of(piece.flat.data).copy_(parts[span])
             for key, buffer in module.named_buffers():
                 if f"nets/{name}/{key}" in state:
                     buffer.copy_(state[f"nets/{name}/{key}"])

@@ -8,7 +8,7 @@ kernels are those of a single process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
 
@@ -199,19 +199,24 @@ class Fsdp(Sharded):
         dist.all_reduce(square)
         return square.sqrt()
 
-    def _fill(self, target: Tensor, whole: Tensor) -> None:
+    def _fill(self, target: Tensor, state: Mapping[str, Tensor], entry: str) -> None:
         if isinstance(target, DTensor):
-            _local(target).copy_(_piece(whole, self.placement))
+            _local(target).copy_(self._cut(state, entry))
         else:
-            target.copy_(whole)
+            target.copy_(state[entry])
 
-    def _own(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
-        piece = self._pieces[name][key]
-        whole = self._raw[name].get_parameter(key).shape
-        if moment.dim() and moment.shape != whole:
-            raise state_dict.misshapen(name, key, kind, moment.shape, self.name)
-        part = _piece(moment, self.placement) if moment.dim() else moment
-        return part.to(piece.device, copy=True)
+    def _own(self, name: str, key: str, kind: str, state: Mapping[str, Tensor], entry: str) -> Tensor:
+        whole, found = self._raw[name].get_parameter(key).shape, state_dict.shape(state, entry)
+        if found and found != tuple(whole):
+            raise state_dict.misshapen(name, key, kind, found, self.name)
+        part = self._cut(state, entry) if found else state[entry]
+        return part.to(self._pieces[name][key].device, copy=True)
+
+    def _cut(self, state: Mapping[str, Tensor], entry: str) -> Tensor:
+        """This rank's part of a tensor, which is cut along its first dimension; empty beyond the last one."""
+        rows = -(-state_dict.shape(state, entry)[0] // self.placement.world_size)
+        start = self.placement.rank * rows
+        return state_dict.rows(state, entry, start, start + rows)
 
     def _spread(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
         if not moment.dim():  # a step count
@@ -243,9 +248,3 @@ class Fsdp(Sharded):
 def _local(tensor: Tensor) -> Tensor:
     assert isinstance(tensor, DTensor)
     return cast(DTensor, tensor.detach()).to_local()
-
-
-def _piece(whole: Tensor, placement: Placement) -> Tensor:
-    """The rank's part of a tensor that is cut along its first dimension; empty for ranks beyond the last."""
-    rows = -(-whole.shape[0] // placement.world_size)
-    return whole[placement.rank * rows : (placement.rank + 1) * rows]

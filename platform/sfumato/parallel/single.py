@@ -157,7 +157,7 @@ class Single(Strategy):
     def load(self, state: Mapping[str, Tensor]) -> None:
         state_dict.check(self._layout(), state)
         for name, tensor in self._net_state().items():
-            self._fill(tensor, state[name])
+            self._fill(tensor, state, name)
         for name, parameters in self._parameters.items():
             # Made anew: what the checkpoint has no state of is as it was before the first step.
             self._optimizers[name] = self._training[name].optimizer.build(parameters)
@@ -165,7 +165,8 @@ class Single(Strategy):
             for key, parameter in parameters.items():
                 if key in stored:
                     self._optimizers[name].state[parameter] = dict(
-                        self._restored(name, key, kind, state[entry]) for kind, entry in stored[key].items()
+                        state_dict.restored(kind, self._own(name, key, kind, state, entry))
+                        for kind, entry in stored[key].items()
                     )
 
     def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
@@ -232,19 +233,14 @@ class Single(Strategy):
         """Norm of the whole gradient."""
         return nn.utils.get_total_norm(grads)
 
-    def _fill(self, target: Tensor, whole: Tensor) -> None:
+    def _fill(self, target: Tensor, state: Mapping[str, Tensor], entry: str) -> None:
         """Copy into a tensor of the state what this rank holds of it."""
-        target.copy_(whole)
+        target.copy_(state[entry])
 
-    def _restored(self, name: str, key: str, kind: str, stored: Tensor) -> tuple[str, Tensor | float]:
-        """A part of the optimizer's state for a parameter, as `_optimizer_state` stored it."""
-        kind, value = state_dict.restored(kind, stored)
-        return kind, self._own(name, key, kind, value) if isinstance(value, Tensor) else value
-
-    def _own(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
+    def _own(self, name: str, key: str, kind: str, state: Mapping[str, Tensor], entry: str) -> Tensor:
         """A copy of what this rank holds of a parameter's moment."""
         # The fused kernels want the step count beside the parameter.
-        return moment.to(self.placement.device, copy=True)
+        return state[entry].to(self.placement.device, copy=True)
 
     def _spread(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
         """A moment as `state` shows it."""

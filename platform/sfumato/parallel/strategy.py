@@ -157,8 +157,9 @@ class Strategy(ABC):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` returned, on any number of ranks and under any strategy.
 
-        `state` has all tensors whole; they are taken from it one at a time. Raises CheckpointError where
-        names or shapes differ.
+        `state` has all tensors whole; they are taken from it one at a time, of a stored one
+        (`state_dict.InRows`) only the rows that this rank holds. Raises CheckpointError where names
+        or shapes differ.
         """
 
     @abstractmethod

@@ -37,6 +37,8 @@ from sfumato.runtime.training.skipped import SkippedSamples
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.loop import Hook, Shares, Trainer, install
+from sfumato.training.ranks import Ranks
+from sfumato.training.resume import newest_whole
 from sfumato.training.skips import NotFinite
 from sfumato.training.store import Store, open_store
 
@@ -250,20 +252,15 @@ class _Worker:
 
     def _resume(self, store: Store) -> int:
         """Load the newest whole checkpoint, the same on every rank; the images it stands at."""
-        # Rank 0 chooses: the ranks look at the store at different moments.
-        name = None
-        if self._leads:
-            found = checkpoints.newest_whole(store, self._scratch)
-            name = found.name if found else None
-        name = self._agree(name)
-        if name is None:
+        saved = newest_whole(store, self._scratch, Ranks.current())
+        if saved is None:
             self._writer.goes_on_from(0)
             return 0
-        saved = checkpoints.read_manifest(store, name)
         checkpoints.check_recipe(store, saved, self._recipe.digest(), self._recipe)
-        stored = checkpoints.load(store, saved, self._scratch)
+        stored = checkpoints.tensors(store, saved, self._scratch)
         self._strategy.load(stored)
         self._trainer.resume(saved.manifest.images, saved.manifest.step, stored)
+        store.drop_copies(saved.name, self._scratch)
         self._writer.goes_on_from(saved.images)
         self._note(f"training goes on from the checkpoint at {saved.images:,} images")
         return saved.images
