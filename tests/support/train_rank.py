@@ -28,11 +28,12 @@ from sfumato.parallel import ParallelSettings, Placement, make
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.config import TrainSettings
 from sfumato.training.loop import Hook, Trainer, install
+from sfumato.training.resume import newest_whole
 from sfumato.training.store import LocalStore
 
 
 def train(case: dict) -> None:
-    """Train one case: family, variant, data, train, strategy; parallel, streams, checkpoints,
+    """Train one case: family, variant or model, data, train, strategy; parallel, streams, checkpoints,
     kill_at, stop_at."""
     placement = Placement.current()
     manifest = Manifest.load(case["data"])
@@ -41,8 +42,8 @@ def train(case: dict) -> None:
     reading = {"seed": 3, "batch": settings.batch, "micro_batch": settings.micro_batch}
     kind = config_class(case["family"])
     variants = kind.variants()
-    config = variants[case.get("variant") or next(iter(variants))]
-    family = kind.model_validate(_steady(config.model_dump())).build(manifest.spec)
+    config = case.get("model") or variants[case.get("variant") or next(iter(variants))].model_dump()
+    family = kind.model_validate(_steady(config)).build(manifest.spec)
     strategy = make(
         ParallelSettings(strategy=case["strategy"], **case.get("parallel", {})),
         placement,
@@ -75,7 +76,7 @@ def train(case: dict) -> None:
         hooks=hooks,
         report=lambda p, m: losses.extend(v for k, v in sorted(m.items()) if k.endswith("/loss")),
     )
-    if store is not None and (saved := checkpoints.newest_whole(store, scratch)):
+    if store is not None and (saved := newest_whole(store, scratch)):
         stored = checkpoints.load(store, saved, scratch)
         strategy.load(stored)
         trainer.resume(saved.manifest.images, saved.manifest.step, stored)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sfumato.core.config import Config
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.parallel.adapters import Base
 from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.config import ParallelSettings
 
@@ -87,13 +88,25 @@ class Strategy(ABC):
 
     @abstractmethod
     def add_trainable(
-        self, name: str, module: nn.Module, optimizer: OptimizerConfig, blocks: Sequence[str] = ()
+        self,
+        name: str,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        blocks: Sequence[str] = (),
+        base: Base | None = None,
     ) -> None:
-        """Take over a freshly built network, the same on every rank. `blocks` is `Trainable.blocks`."""
+        """Take over a freshly built network, the same on every rank. `blocks` is `Trainable.blocks`.
+
+        `base`, of an adapter, is what of it never changes: it takes no gradient and is in no state, and its
+        averages use the same tensors.
+        """
 
     @abstractmethod
-    def add_frozen(self, name: str, module: nn.Module) -> None:
-        """Take over a network that is never trained; every rank keeps it whole."""
+    def add_frozen(self, name: str, module: nn.Module, *, shard: bool = False) -> None:
+        """Take over a network that is never trained.
+
+        Every rank keeps it whole, unless `shard` asks for less and the strategy can gather it on use.
+        """
 
     @abstractmethod
     def add_shadow(self, name: str, source: str) -> None:
@@ -109,7 +122,8 @@ class Strategy(ABC):
 
     @abstractmethod
     def whole(self, names: Iterable[str]) -> AbstractContextManager[Nets]:
-        """The named networks whole on every rank, frozen and in eval mode, with all that are never trained.
+        """The named networks whole on every rank, frozen and in eval mode, with all that every rank keeps
+        whole anyway.
 
         Any method of them may be called, by each rank as often as it likes. Every rank enters the block.
         """
@@ -152,13 +166,17 @@ class Strategy(ABC):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` returned, on any number of ranks and under any strategy.
 
-        `state` has all tensors whole; they are taken from it one at a time. Raises CheckpointError where
-        names or shapes differ.
+        `state` has all tensors whole; they are taken from it one at a time, of a stored one
+        (`state_dict.InRows`) only the rows that this rank holds. Raises CheckpointError where names
+        or shapes differ.
         """
 
     @abstractmethod
     def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-        """Full state dicts on CPU, for export; every rank calls it, and rank 0 gets them."""
+        """Full state dicts on CPU, for export; every rank calls it, and rank 0 gets them.
+
+        Of an adapter whose base is stored elsewhere they have the adapter alone.
+        """
 
     @abstractmethod
     def sum(self, values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.errors import with_extra
 from sfumato.parallel import state_dict
@@ -98,22 +98,30 @@ class Zero(Ddp):
         if not stored:
             return
         # Numbers, such as the step count, are the same for all parameters of a network.
-        kinds = [
-            state_dict.restored(kind, state[entry]) for kind, entry in next(iter(stored.values())).items()
+        numbers = [
+            state_dict.restored(kind, state[entry])
+            for kind, entry in next(iter(stored.values())).items()
+            if not state_dict.shape(state, entry)
+        ]
+        spread = [
+            kind for kind, entry in next(iter(stored.values())).items() if state_dict.shape(state, entry)
         ]
         for flat in flats(optimizer, self.stage):
-            flat_states[flat] = {kind: _laid_out(value, flat) for kind, value in kinds}
+            flat_states[flat] = {kind: torch.zeros_like(flat) for kind in spread}
+            for kind, value in numbers:
+                own = value.to(flat.device, copy=True) if isinstance(value, Tensor) else value
+                flat_states[flat][kind] = own
         mine = self._pieces(name)
         for key, entries in stored.items():
             whole = self._shapes[name].get(key)
             if whole is None:
                 continue  # of a parameter that does not train, whose moments older versions stored as zeros
             for kind, entry in entries.items():
-                value = state[entry]
-                if value.dim() and value.shape != whole:
-                    raise state_dict.misshapen(name, key, kind, value.shape, self.name)
-                if value.dim() and (piece := mine.get(key)) is not None:
-                    piece.of(flat_states[piece.flat][kind]).copy_(piece.cut(value))
+                found = state_dict.shape(state, entry)
+                if found and found != tuple(whole):
+                    raise state_dict.misshapen(name, key, kind, found, self.name)
+                if found and (piece := mine.get(key)) is not None:
+                    piece.of(flat_states[piece.flat][kind]).copy_(piece.read(state, entry))
 
     def _lay_out(self, name: str) -> None:
         module, training = self._raw[name], self._training[name]
@@ -121,7 +129,9 @@ class Zero(Ddp):
         self._learning[name] = list(learning.values())
         self._shapes[name] = {key: p.shape for key, p in learning.items()}  # stage 3 empties the parameters
         optimizer = training.optimizer.build(learning)
-        self._engines[name] = make_engine(module, optimizer, self.stage, offload=self.options.offload)
+        # An adapter's base is none of the engine's business, which wants all parameters of one dtype.
+        managed = module if training.base is None else nn.ParameterList(self._learning[name])
+        self._engines[name] = make_engine(managed, optimizer, self.stage, offload=self.options.offload)
         self._settings[name] = state_dict.settings(self._engines[name].optimizer.optimizer)
         self._trained[name] = module
 
@@ -163,10 +173,3 @@ class Zero(Ddp):
             if isinstance(value, Tensor) and value.dim() and value.shape != flat.shape:
                 raise state_dict.misshapen(name, "(all)", kind, value.shape, self.name)
         return found
-
-
-def _laid_out(value: Tensor | float, flat: Tensor) -> Tensor | float:
-    """A number as it is, and for a tensor room that is laid out like `flat`."""
-    if not isinstance(value, Tensor):
-        return value
-    return torch.zeros_like(flat) if value.dim() else value.to(flat.device, copy=True)

@@ -9,8 +9,9 @@ from pydantic import Field
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import Family, FamilyConfig
-from sfumato.core.first_stage import FirstStageConfig, StoredModelCard
+from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.pretrained import StoredModelCard
 from sfumato.core.schedules import EmaSchedule, LearningRate
 from sfumato.families import config_class
 from sfumato.families.autoregressive.networks import NETWORKS, NetworkConfig, Parts

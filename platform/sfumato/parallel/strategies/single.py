@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import LR_FACTOR, OptimizerConfig
+from sfumato.errors import CapabilityError
 from sfumato.parallel import state_dict
+from sfumato.parallel.adapters import Base
 from sfumato.parallel.blocks import blocks_of
 from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.recompute import recompute
@@ -28,6 +30,7 @@ class Training:
 
     optimizer: OptimizerConfig
     blocks: Sequence[str]
+    base: Base | None
 
 
 class Single(Strategy):
@@ -43,6 +46,7 @@ class Single(Strategy):
             Feature.RECOMPUTE,
             Feature.COMPILE,
             Feature.SECOND_ORDER,
+            Feature.ADAPTERS,
         }
     )
 
@@ -55,6 +59,8 @@ class Single(Strategy):
         """What the optimizer updates, by the parameter's name."""
         self._learning: dict[str, list[nn.Parameter]] = {}
         """The network's own parameters that its phases move."""
+        self._adapted: dict[str, list[nn.Module]] = {}
+        """Of an adapter, the modules that are in train mode while it trains."""
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._settings: dict[str, list[dict[str, Any]]] = {}
         """What the optimizers' parameter groups were made with."""
@@ -65,18 +71,30 @@ class Single(Strategy):
         self._active: str | None = None
 
     def add_trainable(
-        self, name: str, module: nn.Module, optimizer: OptimizerConfig, blocks: Sequence[str] = ()
+        self,
+        name: str,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        blocks: Sequence[str] = (),
+        base: Base | None = None,
     ) -> None:
-        self._raw[name] = self._place(module).train()
-        self._training[name] = Training(optimizer, blocks)
+        self._raw[name] = self._place(module).train(base is None)
+        self._training[name] = Training(optimizer, blocks, base)
+        if base is not None:
+            if Feature.ADAPTERS not in self.features:
+                raise CapabilityError(f"parallel.strategy={self.name} has no {Feature.ADAPTERS.value}")
+            base.freeze(name, self._raw[name])
+            self._adapted[name] = base.trained_parts(self._raw[name])
 
-    def add_frozen(self, name: str, module: nn.Module) -> None:
+    def add_frozen(self, name: str, module: nn.Module, *, shard: bool = False) -> None:
         self._raw[name] = module.to(self.placement.device).eval().requires_grad_(False)
         self._frozen.add(name)
 
     def add_shadow(self, name: str, source: str) -> None:
         # The source is copied without its wrapper, and before anything hangs on its forward.
-        self._raw[name] = copy.deepcopy(self._raw[source]).eval().requires_grad_(False)
+        base = self._training[source].base
+        copied = copy.deepcopy(self._raw[source]) if base is None else base.copy(self._raw[source])
+        self._raw[name] = copied.eval().requires_grad_(False)
         self._source[name] = source
 
     def ready(self) -> None:
@@ -92,7 +110,7 @@ class Single(Strategy):
             self._wrap_shadow(shadow)
             # Listed once: walking the modules costs as much as the update of a small network.
             self._followed[shadow] = (self._held(shadow), self._held(source))
-            self._copied[shadow] = (list(self._raw[shadow].buffers()), list(self._raw[source].buffers()))
+            self._copied[shadow] = (self._buffers(shadow), self._buffers(source))
 
     def view(self, trains: str) -> Nets:
         if trains != self._active:
@@ -139,7 +157,7 @@ class Single(Strategy):
     def load(self, state: Mapping[str, Tensor]) -> None:
         state_dict.check(self._layout(), state)
         for name, tensor in self._net_state().items():
-            self._fill(tensor, state[name])
+            self._fill(tensor, state, name)
         for name, parameters in self._parameters.items():
             # Made anew: what the checkpoint has no state of is as it was before the first step.
             self._optimizers[name] = self._training[name].optimizer.build(parameters)
@@ -147,12 +165,17 @@ class Single(Strategy):
             for key, parameter in parameters.items():
                 if key in stored:
                     self._optimizers[name].state[parameter] = dict(
-                        self._restored(name, key, kind, state[entry]) for kind, entry in stored[key].items()
+                        state_dict.restored(kind, self._own(name, key, kind, state, entry))
+                        for kind, entry in stored[key].items()
                     )
 
     def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
         return {
-            name: {key: value.detach().cpu().clone() for key, value in self._raw[name].state_dict().items()}
+            name: {
+                key: value.detach().cpu().clone()
+                for key, value in self._raw[name].state_dict().items()
+                if self._exports(name, key)
+            }
             for name in names
         }
 
@@ -185,26 +208,39 @@ class Single(Strategy):
         return {key: p for key, p in self._raw[name].named_parameters() if p.requires_grad}
 
     def _held(self, name: str) -> Tensors:
-        """This rank's part of a network's parameters."""
-        return list(self._raw[name].parameters())
+        """This rank's part of what training changes of a network's parameters."""
+        return [p for key, p in self._raw[name].named_parameters() if self._changes(name, key)]
+
+    def _buffers(self, name: str) -> Tensors:
+        return [buffer for key, buffer in self._raw[name].named_buffers() if self._changes(name, key)]
+
+    def _base(self, name: str) -> Base | None:
+        """The base of an adapter, or of one whose average this is."""
+        training = self._training.get(self._source.get(name, name))
+        return None if training is None else training.base
+
+    def _changes(self, name: str, key: str) -> bool:
+        """Whether training changes a tensor of a trained network or of an average."""
+        base = self._base(name)
+        return base is None or not base.has(key)
+
+    def _exports(self, name: str, key: str) -> bool:
+        """Whether a tensor belongs into an export: all but what can be loaded from elsewhere."""
+        base = self._base(name)
+        return base is None or not base.stored or not base.has(key)
 
     def _norm(self, grads: Tensors) -> Tensor:
         """Norm of the whole gradient."""
         return nn.utils.get_total_norm(grads)
 
-    def _fill(self, target: Tensor, whole: Tensor) -> None:
+    def _fill(self, target: Tensor, state: Mapping[str, Tensor], entry: str) -> None:
         """Copy into a tensor of the state what this rank holds of it."""
-        target.copy_(whole)
+        target.copy_(state[entry])
 
-    def _restored(self, name: str, key: str, kind: str, stored: Tensor) -> tuple[str, Tensor | float]:
-        """A part of the optimizer's state for a parameter, as `_optimizer_state` stored it."""
-        kind, value = state_dict.restored(kind, stored)
-        return kind, self._own(name, key, kind, value) if isinstance(value, Tensor) else value
-
-    def _own(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
+    def _own(self, name: str, key: str, kind: str, state: Mapping[str, Tensor], entry: str) -> Tensor:
         """A copy of what this rank holds of a parameter's moment."""
         # The fused kernels want the step count beside the parameter.
-        return moment.to(self.placement.device, copy=True)
+        return state[entry].to(self.placement.device, copy=True)
 
     def _spread(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
         """A moment as `state` shows it."""
@@ -220,6 +256,7 @@ class Single(Strategy):
             for name, module in self._raw.items()
             if name not in self._frozen
             for key, tensor in module.state_dict().items()
+            if self._changes(name, key)
         }
 
     def _optimizer_state(self) -> dict[str, Tensor]:
@@ -239,7 +276,10 @@ class Single(Strategy):
         for name, parameters in self._learning.items():
             for parameter in parameters:
                 parameter.requires_grad_(name == trains)
-            self._raw[name].train(name == trains)
+            if name not in self._adapted:
+                self._raw[name].train(name == trains)
+            for part in self._adapted.get(name, ()):
+                part.training = name == trains
         self._active = trains
 
 

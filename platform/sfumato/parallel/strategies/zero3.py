@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class Zero3(Zero, Sharded):
     name = "zero3"
     about = "1/N of parameters, gradients, optimizer state and averages"
     stage = 3
-    features = (Zero.features | {Feature.SHARDED_PARAMETERS}) - {Feature.SECOND_ORDER}
+    features = (Zero.features | {Feature.SHARDED_PARAMETERS}) - {Feature.SECOND_ORDER, Feature.ADAPTERS}
 
     def _place(self, module: nn.Module) -> nn.Module:
         return module  # the engine brings it to the device, cut
@@ -45,10 +45,14 @@ class Zero3(Zero, Sharded):
                 continue
             updated = self._pieces(name) if name in self._training else {}
             for key, parameter in module.named_parameters():
-                whole = state[f"nets/{name}/{key}"]
+                parts: dict[tuple[int, int], Tensor] = {}  # most often both hold the same, read once
                 for piece in (stored_piece(parameter, self.placement.rank), updated.get(key)):
-                    if piece is not None:
-                        piece.of(piece.flat.data).copy_(piece.cut(whole))
+                    if piece is None:
+                        continue
+                    span = (piece.offset, piece.numel)
+                    if span not in parts:
+                        parts[span] = piece.read(state, f"nets/{name}/{key}")
+                    piece.of(piece.flat.data).copy_(parts[span])
             for key, buffer in module.named_buffers():
                 if f"nets/{name}/{key}" in state:
                     buffer.copy_(state[f"nets/{name}/{key}"])
@@ -63,9 +67,13 @@ class Zero3(Zero, Sharded):
         }
 
     @torch.no_grad()
-    def _tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
+    def _tensors(
+        self, name: str, wanted: Callable[[str, str], bool] = lambda name, key: True
+    ) -> Iterator[tuple[str, Tensor]]:
         parameters = dict(self._raw[name].named_parameters(remove_duplicate=False))
         for key, tensor in self._raw[name].state_dict().items():
+            if not wanted(name, key):
+                continue
             if key not in parameters:
                 yield key, tensor
                 continue
