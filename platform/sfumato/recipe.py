@@ -11,8 +11,9 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -33,6 +34,9 @@ from sfumato.training import capabilities
 from sfumato.training.config import TrainSettings
 from sfumato.tuning.config import TuneSettings
 
+if TYPE_CHECKING:
+    from sfumato.sampling.conditions import Asked
+
 # What may differ between two runs that compute the same numbers; all else makes another run.
 _NOT_IN_DIGEST: dict[str, set[str] | None] = {
     "name": None,
@@ -47,6 +51,7 @@ _NOT_IN_DIGEST: dict[str, set[str] | None] = {
         "log_every",
         "preview_every",
         "preview_samples",
+        "preview_conditions",
         "checkpoint",
         "compile",
         "activation_checkpointing",
@@ -102,6 +107,18 @@ class Recipe(Config):
         """The resolved recipe; loading it gives an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
+    def preview_asked(self) -> Asked:
+        """What the recipe asks previews to be drawn for."""
+        from sfumato.sampling.conditions import Asked
+
+        settings = self.train.preview_conditions
+        return Asked(
+            labels=[str(label) for label in settings.labels],
+            prompts=settings.prompts,
+            negative=settings.negative,
+            data=settings.data,
+        )
+
     def problems(self, spec: DataSpec | None = None, samples: int | None = None) -> list[str]:
         """What makes the run impossible although every field is well formed, one line each.
 
@@ -133,9 +150,20 @@ class Recipe(Config):
             family_problems = self.model.problems(spec)
             found += family_problems
             found += self.evaluate.problems(spec)
+            found += self._preview_problems(spec)
             if not family_problems:
                 found += capabilities.phase_problems(self.model.build(spec).phases, self.parallel)
         return found
+
+    def _preview_problems(self, spec: DataSpec) -> list[str]:
+        from sfumato.sampling.conditions import Takes
+
+        try:
+            asked = replace(self.preview_asked(), data=None)
+            asked.source(Takes(self.model.conditions(spec), spec, self.model.family))
+        except ConfigError as error:
+            return [f"train.preview_conditions: {problem}" for problem in error.problems]
+        return []
 
     def check(self, spec: DataSpec | None = None, samples: int | None = None) -> None:
         """Raises ConfigError with all `problems`."""

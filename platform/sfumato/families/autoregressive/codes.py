@@ -30,7 +30,7 @@ class CodeTransformer:
     ) -> None:
         self._grid = stage.spec.latent[1:]
         self._length = math.prod(self._grid)
-        self._classes = data.num_classes if config.conditional(data) else 0
+        self._classes = data.num_classes if config.conditions(data) else 0
         self._label_dropout = network.label_dropout if self._classes else 0.0
         self.nets: Mapping[str, NetSpec] = {
             "network": Trainable(
@@ -63,18 +63,18 @@ class CodeTransformer:
         network, stage = nets["ema"], nets["first_stage"]
         assert isinstance(network, CodeNetwork)
         assert isinstance(stage, Tokenizer)
-        if self._classes and request.labels_N is None and not self._label_dropout:
+        asked_N = request.tensor("label") if self._classes else None
+        if self._classes and asked_N is None and not self._label_dropout:
             raise ConfigError(
                 "labels: required; this transformer was trained without dropping labels, so it knows no "
                 "null class"
             )
-        label_N = torch.full((rng.rows,), self._classes)
-        guided = self._classes > 0 and request.labels_N is not None
-        if guided and request.labels_N is not None:
-            label_N = request.labels_N
+        label_N = torch.full((rng.rows,), self._classes) if asked_N is None else asked_N
         device = network.positions.device
         uniform_NT = rng.uniform(self._length).to(device)
-        codes_NT = draw_codes(network, label_N.to(device), uniform_NT, request.options, self._classes, guided)
+        codes_NT = draw_codes(
+            network, label_N.to(device), uniform_NT, request.options, self._classes, asked_N is not None
+        )
         return stage.decode_codes(codes_NT.view(-1, *self._grid))
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.conditions import LABEL, Condition
 from sfumato.core.config import Config
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.first_stage import FirstStageConfig, StoredModelCard
@@ -121,9 +122,10 @@ class AutoregressiveConfig(FamilyConfig):
     ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights, which is what samples.")
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
-    def conditional(self, data: DataSpec) -> bool:
-        """Whether the network sees class labels, and sampling takes them."""
-        return self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
+    def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
+        """The class of an image, unless the recipe or the data has none."""
+        classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
+        return (LABEL,) if classes else ()
 
     def build(self, data: DataSpec) -> Family:
         """The family for images of this kind."""
@@ -189,7 +191,7 @@ class AutoregressiveConfig(FamilyConfig):
         guided = f"model.sampling.guidance: {self.sampling.guidance:g}"
         if not isinstance(self.network, TransformerConfig):
             return [f"{guided}, but a PixelCNN is not trained for guidance; set it to 1"]
-        if not self.conditional(data):
+        if not self.conditions(data):
             return [f"{guided}, but the model is not conditional; set it to 1"]
         if not self.network.label_dropout:
             return [f"{guided} needs model.network.label_dropout above 0; set guidance to 1"]

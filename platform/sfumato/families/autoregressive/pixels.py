@@ -44,7 +44,7 @@ class PixelCnn:
         self._data = data
         self._output = network.output
         self._dims = math.prod(data.shape)
-        self._classes = data.num_classes if config.conditional(data) else 0
+        self._classes = data.num_classes if config.conditions(data) else 0
         self.nets: Mapping[str, NetSpec] = {
             "network": Trainable(build=lambda: self._build(network), optimizer=config.optimizer),
             "ema": EmaOf(source="network", decay=config.ema.decay),
@@ -62,7 +62,7 @@ class PixelCnn:
         network = nets["ema"]
         assert isinstance(network, PixelCnnNetwork)
         device = next(network.parameters()).device
-        label_N = request.labels_N
+        label_N = request.tensor("label")
         if self._classes and label_N is None:
             label_N = rng.integers(self._classes)
         channels, height, width = self._data.shape

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.conditions import LABEL, Condition
 from sfumato.core.config import Config
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.optimizer import OptimizerConfig
@@ -176,11 +177,10 @@ class VaeConfig(FamilyConfig):
     ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights, which is what is used.")
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
-    def conditional(self, data: DataSpec) -> bool:
-        """Whether the network sees class labels, and sampling takes them."""
-        if self.latent.kind != "gaussian":
-            return False
-        return self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
+    def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
+        """The class of an image, unless the recipe or the data has none; first stages take none."""
+        classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
+        return (LABEL,) if classes and self.latent.kind == "gaussian" else ()
 
     def samples(self, data: DataSpec) -> bool:
         """Only the Gaussian VAE has a prior to draw from."""

@@ -71,7 +71,7 @@ class GaussianVae:
         self._latent = latent
         self._data = data
         self._dims = math.prod(data.shape)
-        self._classes = data.num_classes if config.conditional(data) else 0
+        self._classes = data.num_classes if config.conditions(data) else 0
         self.nets: Mapping[str, NetSpec] = {
             "network": Trainable(
                 build=lambda: GaussianNetwork(config, latent, data, self._classes),
@@ -91,7 +91,7 @@ class GaussianVae:
         options: SamplingConfig = request.options
         network = nets["ema"]
         assert isinstance(network, GaussianNetwork)
-        label_N = request.labels_N
+        label_N = request.tensor("label")
         z_ND = self.latents(nets, options, progress, rng)
         if self._classes and label_N is None:
             label_N = rng.integers(self._classes)
@@ -108,7 +108,7 @@ class GaussianVae:
         """The expected images [N, C, H, W], also where `sample` would draw pixels around them."""
         network = nets["ema"]
         assert isinstance(network, GaussianNetwork)
-        return network.likelihood.mean(self._decode(network, z_ND, request.labels_N))
+        return network.likelihood.mean(self._decode(network, z_ND, request.tensor("label")))
 
     def _decode(self, network: GaussianNetwork, z_ND: Tensor, label_N: Tensor | None) -> Tensor:
         device = next(network.parameters()).device

@@ -1,0 +1,44 @@
+"""Conditions as the columns of a table: what MLflow's signature says of a model, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sfumato.core.conditions import Condition, Rows
+from sfumato.errors import ConfigError
+from sfumato.sampling.condition_files import ImageFiles
+from sfumato.sampling.conditions import Takes, texts
+
+
+def column_rows(name: str, condition: Condition, column: Sequence[Any], takes: Takes) -> Rows:
+    """The rows of one column: numbers of labels, texts, bytes of image files, nested lists of numbers.
+
+    An empty text stands for a missing one. Raises ConfigError for what does not fit, or a row without a value.
+    """
+    if condition.kind in ("text", "tags"):
+        return texts(["" if _missing(value) else _text(value) for value in column], condition.kind)
+    for row, value in enumerate(column):
+        if _missing(value):
+            raise ConfigError(f"{name}: row {row} has none, and others have; give every row one")
+    if condition.kind == "label":
+        return takes.labels(name, [int(value) for value in column], condition)
+    if condition.kind == "image":
+        return ImageFiles(name, [bytes(value) for value in column])
+    return takes.rows(name, np.array([np.array(_nested(value)) for value in column]))
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def _text(value: Any) -> str:
+    """A text, or tags that came as a list of words."""
+    return value if isinstance(value, str) else ", ".join(map(str, value))
+
+
+def _nested(value: Any) -> Any:
+    """Arrays within arrays, which tables make of nested lists, as lists."""
+    return [_nested(part) for part in value] if isinstance(value, list | tuple | np.ndarray) else value
