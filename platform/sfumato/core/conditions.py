@@ -105,6 +105,12 @@ def classes_of(condition: Condition, data: DataSpec) -> tuple[str, ...]:
     return data.classes if condition.column == "label" else ()
 
 
+def no_class(what: str, label: object, classes: Sequence[str]) -> str:
+    """The line for a label that the model does not know."""
+    shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+    return f"{what}: {label} is no class of this model; it has 0 to {len(classes) - 1} ({shown})"
+
+
 def complete(source: Source, taken: Sequence[Condition], data: DataSpec) -> Source:
     """The source with all classes in turn for labels that it lacks.
 
@@ -151,9 +157,8 @@ def _unknown(name: str, known: list[str]) -> str:
     if not known:
         return f"{name}: this model takes no conditions; leave it out"
     near = difflib.get_close_matches(name, known, n=1)
-    return f"{name}: this model takes no such condition; {f'did you mean {near[0]!r}? ' if near else ''}" + (
-        f"It takes {', '.join(known)}"
-    )
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{name}: this model takes no such condition; {hint}It takes {', '.join(known)}"
 
 
 def _words(condition: Condition) -> str:
@@ -180,8 +185,5 @@ def _misfits(name: str, rows: Rows, condition: Condition, classes: Sequence[str]
         what = "images of (channels x height x width)" if condition.kind == "image" else "rows of"
         return [f"{name}: this model takes {what} {_size(condition.shape)}, got {_size(rows.shape)}"]
     if condition.kind == "label" and rows.classes > len(classes):
-        shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-        return [
-            f"{name}: {rows.classes - 1} is no class of this model; it has 0 to {len(classes) - 1} ({shown})"
-        ]
+        return [no_class(name, rows.classes - 1, classes)]
     return []

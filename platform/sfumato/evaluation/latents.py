@@ -31,8 +31,8 @@ class Steps:
     ) -> tuple[Tensor, Tensor]:
         """Pairs `index * block` onwards, [block, C, H, W] in [-1, 1] each.
 
-        Pair i depends on (seed, i, its conditions) alone; its latents are no sample's. The points of a path are
-        computed in float64, since float32 would move them by a thousandth of the step.
+        Pair i depends on (seed, i, its conditions) alone; its latents are no sample's. The points of a path
+        are computed in float64, since float32 would move them by a thousandth of the step.
         """
         family, nets, progress = self._generator.family, self._generator.nets, self._generator.progress
         assert isinstance(family, HasLatent)

@@ -16,7 +16,7 @@ from sfumato.sampling.conditions import Takes, texts
 def column_rows(name: str, condition: Condition, column: Sequence[Any], takes: Takes) -> Rows:
     """The rows of one column: numbers of labels, texts, bytes of image files, nested lists of numbers.
 
-    An empty text stands for a missing one. Raises ConfigError for what does not fit, or a row without a value.
+    An empty text stands for a missing one. Raises ConfigError for what does not fit or is missing.
     """
     if condition.kind in ("text", "tags"):
         return texts(["" if _missing(value) else _text(value) for value in column], condition.kind)

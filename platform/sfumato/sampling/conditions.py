@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from sfumato.core.batch import DataSpec, Texts
-from sfumato.core.conditions import NEGATIVE, Condition, Kind, Listed, Rows, Source, classes_of, complete
+from sfumato.core.conditions import (
+    NEGATIVE,
+    Condition,
+    Kind,
+    Listed,
+    Rows,
+    Source,
+    classes_of,
+    complete,
+    no_class,
+)
 from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.errors import ConfigError
 from sfumato.sampling.condition_files import ImageFiles, array_file, array_rows, read_prompts
@@ -79,18 +89,14 @@ class Takes:
         condition = self._named(name)
         if condition.kind in ("text", "tags"):
             return texts(value, condition.kind)
-        if condition.kind == "label":
-            return self.labels(name, [value] if isinstance(value, int | str) else list(value), condition)
-        if isinstance(value, str | Path):
+        if isinstance(value, str | Path | int | bytes):
             value = [value]
-        if isinstance(value, list | tuple) and value and isinstance(value[0], str | Path):
+        if condition.kind == "label":
+            return self.labels(name, list(value), condition)
+        first = value[0] if isinstance(value, list | tuple) and value else None
+        if isinstance(first, str | Path):
             return self.files(condition, [str(path) for path in value])
-        if isinstance(value, list | tuple) and value and isinstance(value[0], bytes):
-            return ImageFiles(name, list(value))
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        if condition.kind == "image" and array.dtype == np.uint8:
-            return Listed("image", from_uint8(array if array.ndim == 4 else array[None]))
-        return Listed(condition.kind, array_rows(condition, array))
+        return ImageFiles(name, list(value)) if isinstance(first, bytes) else _in_memory(condition, value)
 
     def files(self, condition: Condition, places: Sequence[str]) -> Rows:
         """Images, or one array, from files."""
@@ -106,10 +112,7 @@ class Takes:
         numbers = [classes.index(label) if label in classes else _number(label) for label in labels]
         for label, number in zip(labels, numbers, strict=True):
             if not 0 <= number < len(classes):
-                shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-                raise ConfigError(
-                    f"{what}: {label} is no class of this model; it has 0 to {len(classes) - 1} ({shown})"
-                )
+                raise ConfigError(no_class(what, label, classes))
         return Listed("label", torch.tensor(numbers, dtype=torch.int64))
 
     def _of_kind(self, kind: Kind) -> list[Condition]:
@@ -126,6 +129,14 @@ class Takes:
 def texts(value: str | Sequence[str], kind: Kind = "text") -> Rows:
     """One text, or several in turn."""
     return Listed(kind, Texts([value] if isinstance(value, str) else value))
+
+
+def _in_memory(condition: Condition, value: Any) -> Rows:
+    """Images or arrays that the caller holds."""
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if condition.kind == "image" and array.dtype == np.uint8:
+        return Listed("image", from_uint8(array if array.ndim == 4 else array[None]))
+    return Listed(condition.kind, array_rows(condition, array))
 
 
 def _number(label: int | str) -> int:

@@ -136,7 +136,8 @@ def signature(generator: Generator) -> ModelSignature:
 
 def _columns(condition: Condition) -> list[ColSpec]:
     """The column of a condition, and of the negative one where there is one."""
-    from mlflow.types import Array, ColSpec, DataType
+    from mlflow.types import ColSpec, DataType
+    from mlflow.types.schema import Array
 
     scalars = {"label": "long", "text": "string", "tags": "string", "image": "binary"}
     kind: Any = scalars.get(condition.kind)

@@ -58,8 +58,8 @@ class PreviewConditions(Config):
     )
     data: str | None = Field(
         None,
-        description="Packed data set whose first rows give the conditions that nothing above gives. Null: the "
-        "data that the model trains on, for conditions that it needs.",
+        description="Packed data set whose first rows give the conditions that nothing above gives. Null: "
+        "the data that the model trains on, for conditions that it needs.",
     )
 
 

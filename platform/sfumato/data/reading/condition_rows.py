@@ -25,7 +25,7 @@ class DataRows:
     def __init__(self, condition: Condition, reading: _Reading) -> None:
         manifest = reading.manifest
         self.kind: Kind = condition.kind
-        self.shape = manifest.spec.shape if condition.column == "image" else ()
+        self.shape: tuple[int, ...] = manifest.spec.shape if condition.column == "image" else ()
         self.classes = len(classes_of(condition, manifest.spec))
         self._column, self._reading = condition.column, reading
 
@@ -104,7 +104,8 @@ def rows_of_data(
     if not wanted and not missing:
         asked = ", ".join(sorted({condition.column for condition in taken}))
         raise DataError(
-            f"{folder}: has the columns {', '.join(sorted(columns))}, and this model's conditions are of {asked}"
+            f"{folder}: it has the columns {', '.join(sorted(columns))}, and this model's conditions are of "
+            f"{asked or 'none'}"
         )
     return {condition.name: DataRows(condition, reading) for condition in wanted}
 

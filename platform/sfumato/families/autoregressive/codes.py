@@ -72,9 +72,8 @@ class CodeTransformer:
         label_N = torch.full((rng.rows,), self._classes) if asked_N is None else asked_N
         device = network.positions.device
         uniform_NT = rng.uniform(self._length).to(device)
-        codes_NT = draw_codes(
-            network, label_N.to(device), uniform_NT, request.options, self._classes, asked_N is not None
-        )
+        guided = asked_N is not None
+        codes_NT = draw_codes(network, label_N.to(device), uniform_NT, request.options, self._classes, guided)
         return stage.decode_codes(codes_NT.view(-1, *self._grid))
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
