@@ -21,8 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
 from sfumato import families
+from sfumato.core import identity
 from sfumato.core.batch import DataSpec
-from sfumato.core.config import Config
+from sfumato.core.config import Config, Neutral
 from sfumato.core.family import FamilyConfig
 from sfumato.data.config import DataSettings
 from sfumato.data.order import micro_batches
@@ -30,35 +31,16 @@ from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel import ParallelSettings
 from sfumato.tracking.config import TrackingSettings
-from sfumato.training import capabilities
+from sfumato.training import capabilities, phases
 from sfumato.training.config import TrainSettings
 from sfumato.tuning.config import TuneSettings
 
 if TYPE_CHECKING:
     from sfumato.sampling.conditions import Asked
 
-# What may differ between two runs that compute the same numbers; all else makes another run.
-_NOT_IN_DIGEST: dict[str, set[str] | None] = {
-    "name": None,
-    "storage": None,
-    "parallel": None,
-    "evaluate": None,
-    "tracking": None,
-    "registry": None,
-    "tune": None,
-    # How many bad steps are endured may be changed to go on with a run that was stopped for them.
-    "train": {
-        "log_every",
-        "preview_every",
-        "preview_samples",
-        "preview_conditions",
-        "checkpoint",
-        "compile",
-        "activation_checkpointing",
-        "max_skipped_steps",
-    },
-    "data": {"path", "source", "verify", "max_errors", "max_pixels", "read_tasks"},
-}
+SCHEMA = 1
+"""Part of every run's identity. Raise it whenever a default changes its value: a recipe that relies on the
+default then stands for another run than before. A field that is added changes nothing."""
 
 
 class RegistrySettings(Config):
@@ -71,37 +53,35 @@ class RegistrySettings(Config):
 class Recipe(Config):
     """The complete description of a run."""
 
-    name: str = Field(
+    name: Neutral[str] = Field(
         ..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run, shown everywhere."
     )
     seed: int = Field(0, ge=0, description="Fixes data order, initial weights and all noise.")
-    storage: str = Field("runs", description="Folder that holds the runs' folders.")
+    storage: Neutral[str] = Field("runs", description="Folder that holds the runs' folders.")
     data: DataSettings = Field(..., description="Where the images are and in which order they are read.")
     model: SerializeAsAny[FamilyConfig] = Field(..., description="The family and its configuration.")
     train: TrainSettings = Field(..., description="Length, batches, precision, intervals.")
-    parallel: ParallelSettings = Field(ParallelSettings(), description="Workers and strategy.")
-    evaluate: EvaluateSettings = Field(EvaluateSettings(), description="What is measured after training.")
-    tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")
-    registry: RegistrySettings = Field(RegistrySettings(), description="The model registry.")
-    tune: TuneSettings | None = Field(None, description="What `sfumato tune` searches; null: nothing.")
+    parallel: Neutral[ParallelSettings] = Field(ParallelSettings(), description="Workers and strategy.")
+    evaluate: Neutral[EvaluateSettings] = Field(
+        EvaluateSettings(), description="What is measured after training."
+    )
+    tracking: Neutral[TrackingSettings] = Field(TrackingSettings(), description="MLflow.")
+    registry: Neutral[RegistrySettings] = Field(RegistrySettings(), description="The model registry.")
+    tune: Neutral[TuneSettings | None] = Field(
+        None, description="What `sfumato tune` searches; null: nothing."
+    )
 
     def identity(self) -> dict[str, Any]:
-        """All fields that can change a number in what the run computes."""
-        content = self.model_dump(mode="json", exclude={"data": {"mix": {"__all__": {"path"}}}})
-        for section, fields in _NOT_IN_DIGEST.items():
-            if fields is None:
-                content.pop(section)
-            else:
-                content[section] = {k: v for k, v in content[section].items() if k not in fields}
-        content["model"].pop("sampling", None)
-        stage = content["model"].get("first_stage")
-        if isinstance(stage, dict) and stage.get("digest"):  # which identifies it, wherever it lies
-            content["model"]["first_stage"] = stage["digest"]
-        return content
+        """What makes it another run: the fields that can change a number and differ from their defaults."""
+        return {"schema": SCHEMA, **identity.changed(self)}
 
     def digest(self) -> str:
-        """A hash of `identity`."""
+        """A hash of `identity`. An added field does not change it."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    def counted(self) -> dict[str, Any]:
+        """All fields that can change a number, defaults too: what a checkpoint records of its recipe."""
+        return identity.counted(self)
 
     def to_yaml(self) -> str:
         """The resolved recipe; loading it gives an equal one."""
@@ -150,20 +130,31 @@ class Recipe(Config):
             family_problems = self.model.problems(spec)
             found += family_problems
             found += self.evaluate.problems(spec)
-            found += self._preview_problems(spec)
+            found += self._condition_problems(spec)
             if not family_problems:
-                found += capabilities.phase_problems(self.model.build(spec).phases, self.parallel)
+                family = self.model.build(spec)
+                found += capabilities.phase_problems(family.phases, self.parallel)
+                found += capabilities.adapter_problems(family.nets, self.parallel)
+                found += phases.problems(family.phases, self.train.images)
+                found += capabilities.optimizer_problems(family.nets)
         return found
 
-    def _preview_problems(self, spec: DataSpec) -> list[str]:
+    def _condition_problems(self, spec: DataSpec) -> list[str]:
+        """What the data lacks that the model needs, and previews that it cannot draw."""
         from sfumato.sampling.conditions import Takes
 
+        taken = self.model.conditions(spec)
+        found = [
+            f"model: needs the column {condition.column!r} for its condition {condition.name!r}, and batches have "
+            f"{', '.join(spec.columns)}: name it in data.columns, or pack it"
+            for condition in taken
+            if condition.required and condition.column not in spec.columns
+        ]
         try:
-            asked = replace(self.preview_asked(), data=None)
-            asked.source(Takes(self.model.conditions(spec), spec, self.model.family))
+            replace(self.preview_asked(), data=None).source(Takes(taken, spec, self.model.family))
         except ConfigError as error:
-            return [f"train.preview_conditions: {problem}" for problem in error.problems]
-        return []
+            found += [f"train.preview_conditions: {problem}" for problem in error.problems]
+        return found
 
     def check(self, spec: DataSpec | None = None, samples: int | None = None) -> None:
         """Raises ConfigError with all `problems`."""

@@ -11,18 +11,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from sfumato.core.batch import DataSpec, Texts
+from sfumato.core.batch import DataSpec, Tags, Texts
+from sfumato.core.columns import Kind
 from sfumato.errors import ConfigError
 
-Kind = Literal["image", "label", "text", "tags", "vector", "camera", "array"]
-Value: TypeAlias = Tensor | Texts
-"""One row a sample: `label` int64 [N]; `image` float32 [N, C, H, W] in [-1, 1]; `text` and `tags` `Texts` of
-length N, tags with commas between the words; the others [N, *shape]."""
+Value: TypeAlias = Tensor | Texts | Tags
+"""One row a sample: `label` int64 [N]; `image` float32 [N, C, H, W] in [-1, 1]; `text` is `Texts` and `tags`
+`Tags` of length N; the others are [N, *shape]."""
 Conditions: TypeAlias = Mapping[str, Value]
 NEGATIVE = "negative_"
 
@@ -102,7 +102,8 @@ class Listed:
 
 def classes_of(condition: Condition, data: DataSpec) -> tuple[str, ...]:
     """The names of a label's classes."""
-    return data.classes if condition.column == "label" else ()
+    column = data.columns.get(condition.column)
+    return () if column is None else column.classes
 
 
 def no_class(what: str, label: object, classes: Sequence[str]) -> str:

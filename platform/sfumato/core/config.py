@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -10,3 +13,25 @@ class Config(BaseModel):
     number is infinite or NaN: bounds such as `gt=0` would let infinity pass."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NeutralMark:
+    """Marks a field that changes no number of what a run computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeutralBeside:
+    """Marks a field that says nothing more once `field`, which identifies what both describe, is set."""
+
+    field: str
+
+
+T = TypeVar("T")
+
+Neutral = Annotated[T, NeutralMark()]
+"""`log_every: Neutral[int] = Field(...)`: two runs that differ in it alone are the same run.
+
+All other fields make another run where they differ from their defaults (`core.identity`). A subclass that
+declares the field again need not repeat the mark.
+"""

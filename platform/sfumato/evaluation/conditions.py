@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from sfumato.core.batch import Texts
-from sfumato.core.conditions import LABEL, Condition, Conditions, Kind, Listed, Rows, Source, Value
+from sfumato.core.columns import Kind
+from sfumato.core.conditions import LABEL, Condition, Conditions, Listed, Rows, Source, Value
 from sfumato.errors import DataError
 from sfumato.evaluation.captions import Captioned
 from sfumato.evaluation.reference import Reference

@@ -23,6 +23,7 @@ class Feature(Enum):
     SECOND_ORDER = "second-order losses"
     OFFLOAD = "offload to host memory"
     RESHARD = "choice of resharding"
+    ADAPTERS = "adapters on a frozen base"
     SHARDED_OPTIMIZER = "optimizer state sharded"
     SHARDED_PARAMETERS = "parameters and averages sharded"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -13,6 +14,9 @@ from sfumato.errors import CapabilityError
 from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.single import Single
 from sfumato.parallel.strategy import Options, Placement
+
+_PART = 1 << 18
+"""Numbers that `sum_in_order` gathers at a time."""
 
 
 class Ddp(Single):
@@ -48,6 +52,19 @@ class Ddp(Single):
         values = values.clone()
         dist.all_reduce(values)
         return values
+
+    def sum_in_order(self, values: Tensor) -> Tensor:
+        # What a collective adds up itself may differ between ranks in the last bit. A part at a time, since
+        # every rank holds the parts of all.
+        flat = values.contiguous().view(-1)
+        sums = torch.empty_like(flat)
+        for part, total in zip(torch.split(flat, _PART), torch.split(sums, _PART), strict=True):
+            parts = [torch.empty_like(part) for _ in range(self.placement.world_size)]
+            dist.all_gather(parts, part)
+            total.copy_(parts[0])
+            for other in parts[1:]:
+                total.add_(other)
+        return sums.view_as(values)
 
     def _wrap(self, name: str, module: nn.Module) -> nn.Module:
         if self.placement.world_size == 1:

@@ -12,7 +12,7 @@ every parameter, and an average is an engine without an optimizer, so that it ca
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from sfumato.parallel import state_dict
 from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.ddp import Ddp
 from sfumato.parallel.sharded import Sharded
-from sfumato.parallel.single import Tensors
+from sfumato.parallel.single import Tensors, set_rates
 from sfumato.parallel.strategy import Options, Placement
 from sfumato.parallel.zero_engine import make_engine
 from sfumato.parallel.zero_pieces import Piece, flats, pieces, stored_piece
@@ -49,6 +49,8 @@ class Zero(Ddp):
     def __init__(self, placement: Placement, options: Options | None = None) -> None:
         super().__init__(placement, options)
         self._engines: dict[str, Any] = {}
+        self._shapes: dict[str, dict[str, torch.Size]] = {}
+        """Of the parameters that are trained, whole."""
 
     def accumulate(
         self, trains: str, *, last: bool, second_order: bool = False
@@ -62,13 +64,17 @@ class Zero(Ddp):
         # DeepSpeed averages over ranks, as DDP does.
         self._engines[trains].backward(loss * self.placement.world_size)
 
-    def step(self, trains: str, *, lr: float, max_norm: float | None) -> Tensor:
+    def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
         engine = self._engines[trains]
-        for group in engine.optimizer.optimizer.param_groups:
-            group["lr"] = lr
-        engine.optimizer.clip_grad = max_norm or 0.0
+        optimizer = engine.optimizer
+        set_rates(optimizer.optimizer, lr)
+        optimizer.clip_grad = max_norm or 0.0
+        # DeepSpeed divides gradients and their norm by the scale that losses were multiplied with. It is 1 in
+        # the backward passes, whatever an update is to be scaled by.
+        optimizer.loss_scale = 1.0 if scale is None else 1.0 / float(scale)
         # A norm that is not finite is an overflow to DeepSpeed: it skips the update and reports infinity.
         engine.step()
+        optimizer.loss_scale = 1.0
         return torch.as_tensor(engine.get_global_grad_norm(), device=self.placement.device).float()
 
     @torch.no_grad()
@@ -89,26 +95,45 @@ class Zero(Ddp):
         optimizer = self._engines[name].optimizer
         flat_states = optimizer.optimizer.state
         flat_states.clear()
-        keys = [key for key, _ in self._raw[name].named_parameters()]
-        kinds = next((found for key in keys if (found := dict(state_dict.moments(state, name, key)))), {})
-        if not kinds:
+        stored = state_dict.moments(state, name)
+        if not stored:
             return
+        # Numbers, such as the step count, are the same for all parameters of a network.
+        numbers = [
+            state_dict.restored(kind, state[entry])
+            for kind, entry in next(iter(stored.values())).items()
+            if not state_dict.shape(state, entry)
+        ]
+        spread = [
+            kind for kind, entry in next(iter(stored.values())).items() if state_dict.shape(state, entry)
+        ]
         for flat in flats(optimizer, self.stage):
-            flat_states[flat] = {
-                # The step count is the same for all parameters of a network.
-                kind: torch.zeros_like(flat) if value.dim() else value.to(flat.device, copy=True)
-                for kind, value in kinds.items()
-            }
-        for key, piece in self._pieces(name).items():
-            for kind, value in state_dict.moments(state, name, key):
-                if value.dim():
-                    piece.of(flat_states[piece.flat][kind]).copy_(piece.cut(value))
+            flat_states[flat] = {kind: torch.zeros_like(flat) for kind in spread}
+            for kind, value in numbers:
+                own = value.to(flat.device, copy=True) if isinstance(value, Tensor) else value
+                flat_states[flat][kind] = own
+        mine = self._pieces(name)
+        for key, entries in stored.items():
+            whole = self._shapes[name].get(key)
+            if whole is None:
+                continue  # of a parameter that does not train, whose moments older versions stored as zeros
+            for kind, entry in entries.items():
+                found = state_dict.shape(state, entry)
+                if found and found != tuple(whole):
+                    raise state_dict.misshapen(name, key, kind, found, self.name)
+                if found and (piece := mine.get(key)) is not None:
+                    piece.of(flat_states[piece.flat][kind]).copy_(piece.read(state, entry))
 
     def _lay_out(self, name: str) -> None:
         module, training = self._raw[name], self._training[name]
-        self._learning[name] = [p for p in module.parameters() if p.requires_grad]
-        optimizer = training.optimizer.build(self._learning[name])
-        self._engines[name] = make_engine(module, optimizer, self.stage, offload=self.options.offload)
+        learning = {key: p for key, p in module.named_parameters() if p.requires_grad}
+        self._learning[name] = list(learning.values())
+        self._shapes[name] = {key: p.shape for key, p in learning.items()}  # stage 3 empties the parameters
+        optimizer = training.optimizer.build(learning)
+        # An adapter's base is none of the engine's business, which wants all parameters of one dtype.
+        managed = module if training.base is None else nn.ParameterList(self._learning[name])
+        self._engines[name] = make_engine(managed, optimizer, self.stage, offload=self.options.offload)
+        self._settings[name] = state_dict.settings(self._engines[name].optimizer.optimizer)
         self._trained[name] = module
 
     def _pieces(self, name: str) -> dict[str, Piece]:
@@ -119,15 +144,17 @@ class Zero(Ddp):
         """Moments are put together one by one, and each is kept by one rank, which will write it."""
         state = {}
         for name in self._training:
-            mine, flat_states = self._pieces(name), self._engines[name].optimizer.optimizer.state
-            for turn, (key, parameter) in enumerate(self._raw[name].named_parameters()):
+            optimizer = self._engines[name].optimizer
+            state_dict.check_settings(optimizer.optimizer, name, self._settings[name])
+            mine, flat_states = self._pieces(name), optimizer.optimizer.state
+            kinds = self._kinds(name)
+            for turn, (key, shape) in enumerate(self._shapes[name].items()):
                 owner = turn % self.placement.world_size
-                for kind, count in self._kinds(flat_states):
-                    entry = f"optim/{name}/{key}/{kind}"
-                    if count is not None:
-                        state[entry] = count
+                for kind, value in kinds:
+                    entry, number = state_dict.entry(name, key, kind, value)
+                    if not number.dim():
+                        state[entry] = number
                         continue
-                    shape = getattr(parameter, "ds_shape", parameter.shape)
                     whole = torch.zeros(shape.numel(), device=self.placement.device)
                     if (piece := mine.get(key)) is not None:
                         piece.cut(whole).copy_(piece.of(flat_states[piece.flat][kind]))
@@ -136,15 +163,17 @@ class Zero(Ddp):
                         state[entry] = whole.view(shape)
         return state
 
-    @staticmethod
-    def _kinds(flat_states: Mapping[Tensor, Mapping[str, Any]]) -> list[tuple[str, Tensor | None]]:
-        """Kinds of moments, the same on every rank; the step count comes with its value."""
-        first = next(iter(flat_states.values()), {})
-        return [
-            (kind, value if not value.dim() else None)
-            for kind, value in first.items()
-            if isinstance(value, Tensor)
-        ]
+    def _kinds(self, name: str) -> list[tuple[str, Tensor | float]]:
+        """What the optimizer keeps of a flat tensor, the same on every rank; numbers with their value."""
+        optimizer = self._engines[name].optimizer
+        flat = flats(optimizer, self.stage)[0]
+        found = list(
+            state_dict.kept(optimizer.optimizer, name, "(all)", optimizer.optimizer.state.get(flat, {}))
+        )
+        for kind, value in found:
+            if isinstance(value, Tensor) and value.dim() and value.shape != flat.shape:
+                raise state_dict.misshapen(name, "(all)", kind, value.shape, self.name)
+        return found
 
 
 class Zero1(Zero):
@@ -172,7 +201,7 @@ class Zero3(Zero, Sharded):
     name = "zero3"
     about = "1/N of parameters, gradients, optimizer state and averages"
     stage = 3
-    features = (Zero.features | {Feature.SHARDED_PARAMETERS}) - {Feature.SECOND_ORDER}
+    features = (Zero.features | {Feature.SHARDED_PARAMETERS}) - {Feature.SECOND_ORDER, Feature.ADAPTERS}
 
     def _place(self, module: nn.Module) -> nn.Module:
         return module  # the engine brings it to the device, cut
@@ -194,10 +223,14 @@ class Zero3(Zero, Sharded):
                 continue
             updated = self._pieces(name) if name in self._training else {}
             for key, parameter in module.named_parameters():
-                whole = state[f"nets/{name}/{key}"]
+                parts: dict[tuple[int, int], Tensor] = {}  # most often both hold the same, read once
                 for piece in (stored_piece(parameter, self.placement.rank), updated.get(key)):
-                    if piece is not None:
-                        piece.of(piece.flat.data).copy_(piece.cut(whole))
+                    if piece is None:
+                        continue
+                    span = (piece.offset, piece.numel)
+                    if span not in parts:
+                        parts[span] = piece.read(state, f"nets/{name}/{key}")
+                    piece.of(piece.flat.data).copy_(parts[span])
             for key, buffer in module.named_buffers():
                 if f"nets/{name}/{key}" in state:
                     buffer.copy_(state[f"nets/{name}/{key}"])
@@ -212,9 +245,13 @@ class Zero3(Zero, Sharded):
         }
 
     @torch.no_grad()
-    def _tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
+    def _tensors(
+        self, name: str, wanted: Callable[[str, str], bool] = lambda name, key: True
+    ) -> Iterator[tuple[str, Tensor]]:
         parameters = dict(self._raw[name].named_parameters(remove_duplicate=False))
         for key, tensor in self._raw[name].state_dict().items():
+            if not wanted(name, key):
+                continue
             if key not in parameters:
                 yield key, tensor
                 continue

@@ -8,7 +8,7 @@ kernels are those of a single process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
 
@@ -26,10 +26,12 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, Shard
 
 from sfumato.errors import CapabilityError
+from sfumato.parallel import state_dict
 from sfumato.parallel.blocks import blocks_of
 from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.ddp import Ddp
-from sfumato.parallel.sharded import Sharded
+from sfumato.parallel.gathering import gather_for_methods
+from sfumato.parallel.sharded import Sharded, empty
 from sfumato.parallel.single import Tensors
 from sfumato.parallel.strategy import Options, Placement
 
@@ -55,6 +57,24 @@ class Fsdp(Sharded):
         self._pieces: dict[str, dict[str, nn.Parameter]] = {}
         """This rank's part of each parameter, in the same memory."""
         self._twice = False
+        self._spread_out: list[str] = []
+        """Frozen networks that are sharded."""
+
+    def add_frozen(self, name: str, module: nn.Module, *, shard: bool = False) -> None:
+        if not shard:
+            super().add_frozen(name, module)
+            return
+        self._raw[name] = self._place(module).eval().requires_grad_(False)
+        self._plain[name] = empty(module)
+        self._frozen.add(name)
+        self._spread_out.append(name)
+
+    def ready(self) -> None:
+        super().ready()
+        for name in self._spread_out:
+            # Nothing is kept gathered for a backward pass: it may never come.
+            self._shard(name, blocks_of(self._raw[name]), True, root=True)
+            gather_for_methods(self._raw[name])
 
     def accumulate(
         self, trains: str, *, last: bool, second_order: bool = False
@@ -70,13 +90,13 @@ class Fsdp(Sharded):
             root.set_requires_gradient_sync(True)
         super().backward(trains, loss)
 
-    def step(self, trains: str, *, lr: float, max_norm: float | None) -> Tensor:
+    def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
         sharded = dict(self._raw[trains].named_parameters())
         for key, piece in self._parameters[trains].items():
             grad = sharded[key].grad
             piece.grad = None if grad is None else _local(grad)
             sharded[key].grad = None
-        norm = super().step(trains, lr=lr, max_norm=max_norm)
+        norm = super().step(trains, lr=lr, max_norm=max_norm, scale=scale)
         self._free(trains)
         return norm
 
@@ -121,6 +141,20 @@ class Fsdp(Sharded):
         blocks = blocks_of(self._raw[name], self._training[self._source[name]].blocks)
         # Nothing follows a forward pass of an average, so its root is freed at once as well.
         self._shard(name, blocks, True, root=True)
+        if self._base(name) is not None:
+            self._share_base(name)
+
+    def _share_base(self, shadow: str) -> None:
+        """Let an adapter's average use its source's pieces of the base.
+
+        FSDP takes up parameters that were exchanged, when the network is called for the first time. It pads
+        a piece then where the ranks' are unequal, so that only such a one is there twice.
+        """
+        theirs = dict(self._raw[self._source[shadow]].named_parameters(remove_duplicate=False))
+        for key, _ in list(self._raw[shadow].named_parameters(remove_duplicate=False)):
+            if not self._changes(shadow, key):
+                owner, _, leaf = key.rpartition(".")
+                setattr(self._raw[shadow].get_submodule(owner), leaf, theirs[key])
 
     def _shard(self, name: str, blocks: list[nn.Module], reshard: bool, root: bool | None = None) -> None:
         module = self._raw[name]
@@ -157,7 +191,7 @@ class Fsdp(Sharded):
         return {key: piece for key, piece in self._pieces[name].items() if piece.requires_grad}
 
     def _held(self, name: str) -> Tensors:
-        return [piece.detach() for piece in self._pieces[name].values()]
+        return [piece.detach() for key, piece in self._pieces[name].items() if self._changes(name, key)]
 
     def _norm(self, grads: Tensors) -> Tensor:
         square = nn.utils.get_total_norm(grads).square()
@@ -165,27 +199,41 @@ class Fsdp(Sharded):
         dist.all_reduce(square)
         return square.sqrt()
 
-    def _fill(self, target: Tensor, whole: Tensor) -> None:
+    def _fill(self, target: Tensor, state: Mapping[str, Tensor], entry: str) -> None:
         if isinstance(target, DTensor):
-            _local(target).copy_(_piece(whole, self.placement))
+            _local(target).copy_(self._cut(state, entry))
         else:
-            target.copy_(whole)
+            target.copy_(state[entry])
 
-    def _own(self, name: str, key: str, moment: Tensor) -> Tensor:
-        piece = self._pieces[name][key]
-        part = _piece(moment, self.placement) if moment.dim() else moment
-        return part.to(piece.device, copy=True)
+    def _own(self, name: str, key: str, kind: str, state: Mapping[str, Tensor], entry: str) -> Tensor:
+        whole, found = self._raw[name].get_parameter(key).shape, state_dict.shape(state, entry)
+        if found and found != tuple(whole):
+            raise state_dict.misshapen(name, key, kind, found, self.name)
+        part = self._cut(state, entry) if found else state[entry]
+        return part.to(self._pieces[name][key].device, copy=True)
 
-    def _spread(self, name: str, key: str, moment: Tensor) -> Tensor:
+    def _cut(self, state: Mapping[str, Tensor], entry: str) -> Tensor:
+        """This rank's part of a tensor, which is cut along its first dimension; empty beyond the last one."""
+        rows = -(-state_dict.shape(state, entry)[0] // self.placement.world_size)
+        start = self.placement.rank * rows
+        return state_dict.rows(state, entry, start, start + rows)
+
+    def _spread(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
         if not moment.dim():  # a step count
             return moment
+        if moment.shape != self._pieces[name][key].shape:
+            raise state_dict.misshapen(name, key, kind, moment.shape, self.name)
         parameter = self._raw[name].get_parameter(key)
         return DTensor.from_local(
             moment, self._mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
         )
 
-    def _tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
+    def _tensors(
+        self, name: str, wanted: Callable[[str, str], bool] = lambda name, key: True
+    ) -> Iterator[tuple[str, Tensor]]:
         for key, tensor in self._raw[name].state_dict().items():
+            if not wanted(name, key):
+                continue
             if isinstance(tensor, DTensor):
                 yield key, cast(DTensor, tensor.to(self.placement.device)).full_tensor()
             else:
@@ -200,9 +248,3 @@ class Fsdp(Sharded):
 def _local(tensor: Tensor) -> Tensor:
     assert isinstance(tensor, DTensor)
     return cast(DTensor, tensor.detach()).to_local()
-
-
-def _piece(whole: Tensor, placement: Placement) -> Tensor:
-    """The rank's part of a tensor that is cut along its first dimension; empty for ranks beyond the last."""
-    rows = -(-whole.shape[0] // placement.world_size)
-    return whole[placement.rank * rows : (placement.rank + 1) * rows]

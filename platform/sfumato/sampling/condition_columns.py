@@ -10,7 +10,7 @@ import numpy as np
 from sfumato.core.conditions import Condition, Rows
 from sfumato.errors import ConfigError
 from sfumato.sampling.condition_files import ImageFiles
-from sfumato.sampling.conditions import Takes, texts
+from sfumato.sampling.conditions import Takes, tags, texts
 
 
 def column_rows(name: str, condition: Condition, column: Sequence[Any], takes: Takes) -> Rows:
@@ -19,7 +19,8 @@ def column_rows(name: str, condition: Condition, column: Sequence[Any], takes: T
     An empty text stands for a missing one. Raises ConfigError for what does not fit or is missing.
     """
     if condition.kind in ("text", "tags"):
-        return texts(["" if _missing(value) else _text(value) for value in column], condition.kind)
+        values = ["" if _missing(value) else value for value in column]
+        return texts(list(map(str, values))) if condition.kind == "text" else tags(values)
     for row, value in enumerate(column):
         if _missing(value):
             raise ConfigError(f"{name}: row {row} has none, and others have; give every row one")
@@ -32,11 +33,6 @@ def column_rows(name: str, condition: Condition, column: Sequence[Any], takes: T
 
 def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
-
-
-def _text(value: Any) -> str:
-    """A text, or tags that came as a list of words."""
-    return value if isinstance(value, str) else ", ".join(map(str, value))
 
 
 def _nested(value: Any) -> Any:

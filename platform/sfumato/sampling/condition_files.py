@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfumato.core.conditions import Condition, Kind, Listed, Rows
+from sfumato.core.columns import Kind
+from sfumato.core.conditions import Condition, Listed, Rows
 from sfumato.data.format.faults import ImageFault
 from sfumato.data.format.images import MAX_PIXELS, opened
 from sfumato.data.packing.resizing import look, pixels_of, upright

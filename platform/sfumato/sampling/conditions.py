@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.core.batch import DataSpec, Texts
+from sfumato.core.batch import DataSpec, Tags, Texts
+from sfumato.core.columns import Kind
 from sfumato.core.conditions import (
     NEGATIVE,
     Condition,
@@ -88,7 +89,7 @@ class Takes:
             return value
         condition = self._named(name)
         if condition.kind in ("text", "tags"):
-            return texts(value, condition.kind)
+            return texts(value) if condition.kind == "text" else tags(value)
         if isinstance(value, str | Path | int | bytes):
             value = [value]
         if condition.kind == "label":
@@ -126,9 +127,16 @@ class Takes:
         raise AssertionError("an unknown name is refused")
 
 
-def texts(value: str | Sequence[str], kind: Kind = "text") -> Rows:
+def texts(value: str | Sequence[str]) -> Rows:
     """One text, or several in turn."""
-    return Listed(kind, Texts([value] if isinstance(value, str) else value))
+    return Listed("text", Texts([value] if isinstance(value, str) else value))
+
+
+def tags(value: str | Sequence[str] | Sequence[Sequence[str]]) -> Rows:
+    """One list of words, or several in turn; in a text, commas stand between words."""
+    rows = [value] if isinstance(value, str) else list(value)
+    words = [row.split(",") if isinstance(row, str) else row for row in rows]
+    return Listed("tags", Tags([[word.strip() for word in row if word.strip()] for row in words]))
 
 
 def _in_memory(condition: Condition, value: Any) -> Rows:

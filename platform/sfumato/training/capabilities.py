@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from sfumato.core.family import Phase
+import torch
+
+from sfumato.core.family import NetSpec, Phase, Trainable
+from sfumato.core.pretrained import matches
+from sfumato.core.rng import seeded
+from sfumato.errors import ConfigError
 from sfumato.parallel import STRATEGIES, ParallelSettings
 from sfumato.parallel.capabilities import Feature, refusals
 from sfumato.training.config import TrainSettings
@@ -33,6 +38,38 @@ def phase_problems(phases: Sequence[Phase], parallel: ParallelSettings) -> list[
             STRATEGIES.values(),
         )
     ]
+
+
+def adapter_problems(nets: Mapping[str, NetSpec], parallel: ParallelSettings) -> list[str]:
+    """What of a family's adapters the strategy cannot do, one line each."""
+    return [
+        problem
+        for name, spec in nets.items()
+        if isinstance(spec, Trainable) and spec.adapter
+        for problem in refusals(
+            STRATEGIES[parallel.strategy],
+            {Feature.ADAPTERS: f"network {name!r} is an adapter"},
+            STRATEGIES.values(),
+        )
+    ]
+
+
+def optimizer_problems(nets: Mapping[str, NetSpec]) -> list[str]:
+    """What is wrong with the groups of parameters of a family's optimizers, one line each."""
+    found = []
+    for name, spec in nets.items():
+        if isinstance(spec, Trainable) and spec.optimizer.groups:
+            with torch.device("meta"), seeded("names of parameters"):  # their names, without memory
+                parameters = {
+                    key: parameter
+                    for key, parameter in spec.build().named_parameters()
+                    if not spec.adapter or matches(key, spec.adapter)
+                }
+            try:
+                spec.optimizer.grouped(parameters)
+            except ConfigError as error:
+                found += [f"network {name!r}: {problem}" for problem in error.problems]
+    return found
 
 
 def _wanted(train: TrainSettings, parallel: ParallelSettings) -> dict[Feature, str]:

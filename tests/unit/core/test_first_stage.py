@@ -19,7 +19,8 @@ from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
 from sfumato.parallel.single import Single
 from sfumato.recipe import Recipe
-from sfumato.runtime.runs.first_stage import check_data, resolved
+from sfumato.runtime.runs.first_stage import check_data
+from sfumato.runtime.runs.pretrained import resolved
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training.loop import install

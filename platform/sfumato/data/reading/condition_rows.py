@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from sfumato.core.batch import Batch
-from sfumato.core.conditions import Condition, Kind, Source, Value, classes_of
+from sfumato.core.batch import Batch, Texts, to_device
+from sfumato.core.columns import Kind
+from sfumato.core.conditions import Condition, Source, Value
+from sfumato.data.format.columns import TEXT
 from sfumato.data.format.faults import OnError
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.reading.batches import to_batch
@@ -23,10 +26,10 @@ class DataRows:
     """One column of a data set, read by ranges as it is asked for."""
 
     def __init__(self, condition: Condition, reading: _Reading) -> None:
-        manifest = reading.manifest
-        self.kind: Kind = condition.kind
-        self.shape: tuple[int, ...] = manifest.spec.shape if condition.column == "image" else ()
-        self.classes = len(classes_of(condition, manifest.spec))
+        column = reading.manifest.spec.columns[condition.column]
+        self.kind: Kind = column.kind
+        self.shape = column.shape
+        self.classes = len(column.classes)
         self._column, self._reading = condition.column, reading
 
     def __len__(self) -> int:
@@ -35,7 +38,7 @@ class DataRows:
     def read(self, rows: Sequence[int]) -> Value:
         """As `Rows.read`. Raises DataError for a sample that cannot be read or has no caption."""
         value: Value = self._reading.rows(tuple(rows))[self._column]
-        if isinstance(value, list):
+        if isinstance(value, Texts):
             for row, text in zip(rows, value, strict=True):
                 if not text:
                     raise DataError(f"{self._reading.folder}: image {row} has no {self._column}")
@@ -49,8 +52,15 @@ class DataRows:
 class _Reading:
     """Rows of a data set; the last ones are kept, since every column asks for the same."""
 
-    def __init__(self, folder: str, manifest: Manifest, on_error: OnError) -> None:
+    def __init__(
+        self, folder: str, manifest: Manifest, on_error: OnError, taken: Sequence[Condition]
+    ) -> None:
         self.folder, self.manifest, self._on_error = folder, manifest, on_error
+        columns = {condition.column for condition in taken}
+        self._further = sorted(columns & manifest.columns.keys())
+        self._text = TEXT in columns and TEXT not in self._further
+        spec = manifest.spec.columns
+        self._images = [name for name in ("image", *self._further) if spec[name].kind == "image"]
         self._kept: tuple[tuple[int, ...], Batch] = ((), {})
 
     def rows(self, rows: tuple[int, ...]) -> Batch:
@@ -60,7 +70,8 @@ class _Reading:
             place = {row: number for number, row in enumerate(wanted)}
             order = np.array([place[row] for row in rows])
             columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            self._kept = rows, to_batch({name: column[order] for name, column in columns.items()})
+            ordered = {name: column[order] for name, column in columns.items()}
+            self._kept = rows, to_device(to_batch(ordered, self._images), torch.device("cpu"))
         return self._kept[1]
 
     def _read(self, run: range) -> Sequence[Columns]:
@@ -84,7 +95,8 @@ class _Reading:
             first=run.start,
             stop=run.stop,
             manifest=self.manifest,
-            text=self.manifest.captions > 0,
+            text=self._text,
+            columns=self._further,
         )
         return [part for part in found if len(part["image"])]
 
@@ -97,16 +109,15 @@ def rows_of_data(
     Of a set with buckets those images count that have its most common size. Raises DataError where there is
     no data set, or, unless `missing` permits it, for one that has none of these columns.
     """
-    reading = _Reading(folder, Manifest.load(folder).of_its_size(), on_error)
-    spec, has_text = reading.manifest.spec, reading.manifest.captions > 0
-    columns = {"image"} | ({"label"} if spec.classes else set()) | ({"text"} if has_text else set())
+    manifest = Manifest.load(folder).of_its_size()
+    columns = manifest.spec.columns
     wanted = [condition for condition in taken if condition.column in columns]
     if not wanted and not missing:
-        asked = ", ".join(sorted({condition.column for condition in taken}))
+        asked = ", ".join(sorted({condition.column for condition in taken})) or "none"
         raise DataError(
-            f"{folder}: it has the columns {', '.join(sorted(columns))}, and this model's conditions are of "
-            f"{asked or 'none'}"
+            f"{folder}: it has the columns {', '.join(sorted(columns))}, and this model's conditions are of {asked}"
         )
+    reading = _Reading(folder, manifest, on_error, wanted)
     return {condition.name: DataRows(condition, reading) for condition in wanted}
 
 

@@ -11,8 +11,9 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import LABEL, Condition
 from sfumato.core.config import Config
 from sfumato.core.family import Family, FamilyConfig
-from sfumato.core.first_stage import FirstStageConfig, StoredModelCard
+from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.pretrained import StoredModelCard
 from sfumato.core.schedules import EmaSchedule, LearningRate
 from sfumato.families import config_class
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import recipe as recipes
-from sfumato.core.first_stage import FirstStageConfig
+from sfumato.core.pretrained import Reference, references
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.tracking.redact import clean_uri, is_secret
@@ -82,14 +82,15 @@ def relative_places(recipe: Recipe) -> list[str]:
     data = recipe.data
     places = {"storage": recipe.storage, "data.path": data.path, "train.checkpoint.uri": _uri(recipe)}
     places |= {f"data.mix.{index}.path": other.path for index, other in enumerate(data.mix)}
-    stage = getattr(recipe.model, "first_stage", None)
-    if isinstance(stage, FirstStageConfig) and "/" in stage.run:
-        places["model.first_stage.run"] = stage.run
+    for field, reference in references(recipe.model, "model", Reference):
+        kind, place = reference.source
+        if kind != "run" or "/" in place:
+            places[f"{field}.{kind}"] = place
     source = getattr(data.source, "path", None)
     if source is not None:
         places["data.source.path"] = str(source)
     found = [f"{field}={place}" for field, place in places.items() if place and _is_relative(place)]
-    if recipe.tracking.uri is None:
+    if recipe.tracking.enabled and recipe.tracking.uri is None:
         found.append("tracking.uri=null (a store in the project's folder)")
     return found
 
