@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.config import Config, NeutralBeside
+from sfumato.core.validation import first_problem
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -147,9 +148,7 @@ class FirstStageConfig(Config):
         try:
             config = find(self.model.family).model_validate(self.model.config)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"model.first_stage.model.config: {where}: {first['msg']}") from None
+            raise ConfigError(f"model.first_stage.model.config: {first_problem(error)}") from None
         spec = config.as_first_stage(self.model.data)
         if spec is None:
             raise ConfigError(
@@ -205,4 +204,4 @@ def recorded(card: Mapping[str, Any]) -> StoredModelCard:
         known = {key: card[key] for key in ("family", "config", "data")}
         return StoredModelCard.model_validate({**known, "trained_on": card.get("trained_on")})
     except ValidationError as error:
-        raise ConfigError(f"not usable as first stage: {error.errors()[0]['msg']}") from None
+        raise ConfigError(f"not usable as first stage: {first_problem(error, StoredModelCard)}") from None

@@ -26,6 +26,7 @@ from sfumato import __version__, families
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import FamilyConfig
 from sfumato.core.progress import Progress
+from sfumato.core.validation import first_problem
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.model_files import CARD, FORMAT, read_card, read_weights, write_weights
 
@@ -152,10 +153,9 @@ def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[F
     try:
         config = kind.model_validate(card["config"])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        problem = first_problem(error, kind)
         raise CheckpointError(
-            f"{path / CARD} has a configuration that {family} does not take: {where}: {first['msg']}"
+            f"{path / CARD} has a configuration that {family} does not take: {problem}"
         ) from None
     try:
         data = DataSpec(**{**card["data"], "classes": tuple(card["data"]["classes"])})

@@ -30,8 +30,8 @@ def by_kind(kinds: Mapping[str, type[Config]], default: str) -> BeforeValidator:
         kind = value.get("kind", default)
         if kind not in kinds:
             near = difflib.get_close_matches(str(kind), kinds, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"kind: got {kind!r}; {hint}There are {', '.join(kinds)}")
+            hint = f"did you mean {near[0]!r}? There are" if near else "there are"
+            raise ValueError(f"kind: got {kind!r}; {hint} {', '.join(kinds)}")
         return read(kinds[kind], value)
 
     return BeforeValidator(choose)
