@@ -113,7 +113,9 @@ def _line(item: ErrorDetails, root: type[BaseModel] | None) -> str:
         legal = re.findall(r"'([^']*)'", str(ctx["expected_tags"]))
         near = difflib.get_close_matches(str(ctx["tag"]), legal, 1, 0.5)
         hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-        return f"there is no {_unquoted(ctx['discriminator'])} {ctx['tag']!r}; {hint} {', '.join(legal)}"
+        name = _unquoted(ctx["discriminator"])
+        value = item["input"].get(name) if isinstance(item["input"], Mapping) else ctx["tag"]
+        return f"there is no {name} {shown(value)}; {hint} {', '.join(legal)}"
     return _wanted(item, root) + _got(item)
 
 
@@ -125,7 +127,7 @@ def _wanted(item: ErrorDetails, root: type[BaseModel] | None) -> str:
     elif kind in _LISTS:
         wanted = f"a list, for example {'[1, 2]' if value is None else shown([value])}"
     elif kind in _TEXTS:
-        wanted = f"a text, for example '{value if isinstance(value, int | float) else 'name'}'"
+        wanted = f"a text, for example '{shown(value) if isinstance(value, int | float) else 'name'}'"
     elif kind == "literal_error":
         wanted = str(ctx.get("expected", ""))
     elif kind in _SAID:

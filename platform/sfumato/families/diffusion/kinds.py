@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from sfumato.core.config import Config
+from sfumato.core.validation import shown
 
 UNKNOWN_KEY = "extra_forbidden"
 """Pydantic's type of this error, which is kept: whoever explains errors knows it."""
@@ -28,10 +29,10 @@ def by_kind(kinds: Mapping[str, type[Config]], default: str) -> BeforeValidator:
                 return value
             raise ValueError(f"expected a mapping, such as {{kind: {default}}}")
         kind = value.get("kind", default)
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             near = difflib.get_close_matches(str(kind), kinds, n=1)
             hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-            raise ValueError(f"kind: got {kind!r}; {hint} {', '.join(kinds)}")
+            raise ValueError(f"kind: got {shown(kind)}; {hint} {', '.join(kinds)}")
         return read(kinds[kind], value)
 
     return BeforeValidator(choose)
