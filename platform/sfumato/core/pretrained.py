@@ -28,6 +28,7 @@ from torch import nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config, NeutralBeside
+from sfumato.core.finding import built_in_only
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -252,7 +253,8 @@ def built_as(family: Family, name: str) -> Any:
 def card_config(card: StoredModelCard, find: Callable[[str], type[FamilyConfig]], field: str) -> FamilyConfig:
     """The family's configuration that a recorded card holds. Raises ConfigError naming `field`."""
     try:
-        return find(card.family).model_validate(card.config)
+        with built_in_only():  # loading others would run their code
+            return find(card.family).model_validate(card.config)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
