@@ -31,7 +31,7 @@ from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel import ParallelSettings
 from sfumato.tracking.config import TrackingSettings
-from sfumato.training import capabilities
+from sfumato.training import capabilities, phases
 from sfumato.training.config import TrainSettings
 from sfumato.tuning.config import TuneSettings
 
@@ -116,7 +116,11 @@ class Recipe(Config):
             found += family_problems
             found += self.evaluate.problems(spec)
             if not family_problems:
-                found += capabilities.phase_problems(self.model.build(spec).phases, self.parallel)
+                family = self.model.build(spec)
+                found += capabilities.phase_problems(family.phases, self.parallel)
+                found += capabilities.adapter_problems(family.nets, self.parallel)
+                found += phases.problems(family.phases, self.train.images)
+                found += capabilities.optimizer_problems(family.nets)
         return found
 
     def check(self, spec: DataSpec | None = None, samples: int | None = None) -> None:

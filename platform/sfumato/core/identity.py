@@ -11,12 +11,13 @@ Two views of a configuration, both plain data without the fields marked `Neutral
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from sfumato.core.components import Component
 from sfumato.core.config import NeutralBeside, NeutralMark
 
 _NO_DEFAULT = object()
@@ -72,6 +73,8 @@ def agrees(record: Mapping[str, Any], config: BaseModel) -> bool:
 
 def _changed_value(value: Any, *, named: bool) -> Any:
     """`named` keeps the fields that tell classes of configuration apart."""
+    if isinstance(value, Component) and value.bare is not None:
+        return value.bare
     if isinstance(value, BaseModel):
         kinds = {name: getattr(value, name) for name, info in _fields(value) if named and _tells_kind(info)}
         return {**kinds, **changed(value)}
@@ -81,20 +84,23 @@ def _changed_value(value: Any, *, named: bool) -> Any:
 def _plain(value: Any, of_model: Any) -> Any:
     """JSON values; configurations in lists and mappings too by `of_model`."""
     if isinstance(value, BaseModel):
-        return of_model(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner, of_model) for key, inner in value.items()}
+        bare = value.bare if isinstance(value, Component) else None
+        return of_model(value) if bare is None else bare  # a recipe has the name alone, and always had
     if isinstance(value, list | tuple):
         return [_plain(inner, of_model) for inner in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, of_model) for key, inner in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        known = {field.name: (getattr(value, field.name), field.default) for field in fields(value)}
-        plain = {name: _plain(inner, of_model) for name, (inner, _) in known.items()}
         return {
-            name: part
-            for name, part in plain.items()
-            if of_model is counted or known[name][0] != known[name][1]
+            field.name: _plain(getattr(value, field.name), of_model)
+            for field in fields(value)
+            if of_model is counted or getattr(value, field.name) != _default_of(field)
         }
     return value
+
+
+def _default_of(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _fields(config: BaseModel) -> Iterator[tuple[str, FieldInfo]]:

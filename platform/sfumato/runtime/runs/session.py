@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.order import pools
 from sfumato.data.packing import pack as packing
@@ -15,7 +16,7 @@ from sfumato.data.storage.filesystems import above, below
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.runs import earlier, first_stage, sizes
+from sfumato.runtime.runs import earlier, first_stage, pretrained, sizes
 from sfumato.runtime.runs.child import Child
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RECORD, RunFolder
@@ -76,9 +77,9 @@ def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, M
     Raises ConfigError with everything that makes the run impossible.
     """
     recipe.check()
-    recipe = first_stage.resolved(absolute(recipe, root), root)
+    recipe = pretrained.resolved(absolute(recipe, root), root)
     manifest = packed(recipe, display)
-    recipe.check(manifest.spec, manifest.samples)
+    recipe.check(spec_of(recipe.data, manifest), manifest.samples)
     first_stage.check_data(recipe, manifest)
     sizes.check(recipe, manifest, pools.check(recipe.data, manifest))
     return recipe, manifest

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import recipe as recipes
+from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, TrainingError
 from sfumato.recipe import Recipe
@@ -33,7 +34,7 @@ def planned(content: Mapping[str, Any], *, display: Display, root: Path) -> dict
     plan = _plan(content, recipe, tune, Path(), root)
     known = prepare.lookup(recipe)
     trials = prepare.trial_values(tune, known)
-    prepare.check_trials(plan, tune, recipe, manifest.spec, manifest.samples, trials)
+    prepare.check_trials(plan, tune, recipe, spec_of(recipe.data, manifest), manifest.samples, trials)
     return {"trials": trials, "learns": tune.search.learns}
 
 
@@ -57,7 +58,7 @@ def run(
     recipe, manifest = prepared(recipe, display, root=root)
     plan = _plan(content, recipe, tune, folder, root)
     values = prepare.trial_values(tune, prepare.lookup(recipe))
-    prepare.check_trials(plan, tune, recipe, manifest.spec, manifest.samples, values)
+    prepare.check_trials(plan, tune, recipe, spec_of(recipe.data, manifest), manifest.samples, values)
     folder.mkdir(parents=True, exist_ok=True)
     plan.stop_file.unlink(missing_ok=True)
     journal = Journal(folder / JOURNAL)
