@@ -46,13 +46,18 @@ def changed(config: BaseModel) -> dict[str, Any]:
     return found
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """The fields in which two recipes differ, dotted, with both values, the first one's first."""
-    before, after = (dict(_flat(recipe, into_lists=False)) for recipe in (theirs, ours))
+def differences(record: Mapping[str, Any], config: BaseModel) -> list[str]:
+    """The fields in which a record of `counted` and `config` differ, dotted, with both values.
+
+    Fields that are younger than the record and have their defaults are left out.
+    """
+    parts = (record, counted(config), changed(config))
+    before, now, moved = (dict(_flat(part, into_lists=False)) for part in parts)
+    young = {key for key in now if not any(key == other or key.startswith(f"{other}.") for other in moved)}
     return [
-        f"{key}: {before.get(key, 'absent')} there, {after.get(key, 'absent')} here"
-        for key in sorted({**before, **after})
-        if before.get(key, _NO_DEFAULT) != after.get(key, _NO_DEFAULT)
+        f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} here"
+        for key in sorted(before.keys() | now.keys() - (young - before.keys()))
+        if before.get(key, _NO_DEFAULT) != now.get(key, _NO_DEFAULT)
     ]
 
 
