@@ -57,7 +57,7 @@ def test_sweeps_and_pipelines_need_records(
     stages = {"train": {"kind": "train", "recipe": "recipe.yaml"}}
     for content in ({"stages": stages}, {"stages": stages, "tracking": {"enabled": False}}):
         Path("pipeline.yaml").write_text(yaml.safe_dump({"name": "p", **content}))
-        with pytest.raises(ConfigError, match="tracking.enabled: false, but a pipeline"):
+        with pytest.raises(ConfigError, match=r"tracking\.enabled: false, but a pipeline"):
             pipelines.load(Path("pipeline.yaml"), [], root=tmp_path)
 
 
