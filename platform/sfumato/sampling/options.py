@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -34,31 +34,6 @@ def apply_options(config: FamilyConfig, data: DataSpec, overrides: Mapping[str, 
     if problems := changed.problems(data):
         raise ConfigError(*(problem.removeprefix("model.sampling.") for problem in problems))
     return options
-
-
-def check_labels(
-    labels: Sequence[int] | None, num: int, config: FamilyConfig, data: DataSpec
-) -> list[int] | None:
-    """The label of every sample: those given, or for a conditional model without any all classes in turn.
-
-    Raises:
-        ConfigError: labels for a model that takes none, too few or many of them, or unknown classes.
-    """
-    if not config.conditional(data):
-        if labels is not None:
-            raise ConfigError(f"labels: this {config.family} model takes none; leave them out")
-        return None
-    if labels is None:
-        return [index % data.num_classes for index in range(num)]
-    if len(labels) != num:
-        raise ConfigError(f"labels: got {len(labels)} for {num} samples; give one a sample")
-    bad = [label for label in labels if not 0 <= label < data.num_classes]
-    if bad:
-        raise ConfigError(
-            f"labels: {bad[0]} is no class of this model; it has 0 to {data.num_classes - 1} "
-            f"({', '.join(data.classes[:12])}{', ...' if data.num_classes > 12 else ''})"
-        )
-    return [int(label) for label in labels]
 
 
 def _unknown(name: str, legal: list[str], family: str) -> str:
