@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from sfumato.core.components import Component
 from sfumato.core.config import NeutralBeside, NeutralMark
 
 _NO_DEFAULT = object()
@@ -72,6 +73,8 @@ def agrees(record: Mapping[str, Any], config: BaseModel) -> bool:
 
 def _changed_value(value: Any, *, named: bool) -> Any:
     """`named` keeps the fields that tell classes of configuration apart."""
+    if isinstance(value, Component) and value.bare is not None:
+        return value.bare
     if isinstance(value, BaseModel):
         kinds = {name: getattr(value, name) for name, info in _fields(value) if named and _tells_kind(info)}
         return {**kinds, **changed(value)}
@@ -80,6 +83,8 @@ def _changed_value(value: Any, *, named: bool) -> Any:
 
 def _plain(value: Any, of_model: Any) -> Any:
     """JSON values; configurations in lists and mappings too by `of_model`."""
+    if isinstance(value, Component) and value.bare is not None:
+        return value.bare
     if isinstance(value, BaseModel):
         return of_model(value)
     if isinstance(value, Mapping):

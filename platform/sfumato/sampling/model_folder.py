@@ -24,16 +24,19 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from sfumato import __version__, families
+from sfumato import families
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import Family, FamilyConfig, Trainable
+from sfumato.core.finding import built_in_only
 from sfumato.core.pretrained import Weights as Base
 from sfumato.core.pretrained import built_as
 from sfumato.core.progress import Progress
 from sfumato.core.state import State, initial, mismatch
+from sfumato.core.validation import first_problem
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.model_files import CARD, FORMAT, read_card, read_weights, write_weights
 from sfumato.sampling.pretrained_files import base_of, base_record
+from sfumato.version import __version__
 
 __all__ = ["CARD", "StoredModel", "Weights", "read_model_card", "read_model_folder", "save_model_folder"]
 
@@ -176,12 +179,12 @@ def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[F
         )
     kind = families.config_class(family)
     try:
-        config = kind.model_validate(card["config"])
+        with built_in_only(not trust):  # of components, too
+            config = kind.model_validate(card["config"])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        problem = first_problem(error, kind)
         raise CheckpointError(
-            f"{path / CARD} has a configuration that {family} does not take: {where}: {first['msg']}"
+            f"{path / CARD} has a configuration that {family} does not take: {problem}"
         ) from None
     try:
         data = DataSpec.from_card(card["data"])

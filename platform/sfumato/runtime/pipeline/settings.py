@@ -13,8 +13,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from sfumato.core.config import Config
+from sfumato.core.validation import explain
 from sfumato.errors import ConfigError, SfumatoError
-from sfumato.recipe import explain
 from sfumato.runtime.pipeline import graph, references
 from sfumato.runtime.pipeline.kinds import KINDS
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings

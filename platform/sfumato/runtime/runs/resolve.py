@@ -13,7 +13,7 @@ from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.training.ema_snapshots import averages_of
 from sfumato.sampling.model_folder import CARD, save_model_folder

@@ -19,7 +19,7 @@ from sfumato.errors import ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.latent import LatentNetwork
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training.config import TrainSettings
 from sfumato.training.loop import Trainer, install
