@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfumato.data.format import index
+from sfumato.data.format.columns import ColumnInfo
 from sfumato.data.format.faults import ImageFault
 from sfumato.data.format.images import U8, bombs_refused, decoded
 from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo
@@ -145,6 +146,7 @@ def _described(manifest: Manifest, parts: Sequence[_Part]) -> dict[str, Any]:
         "classes": {name: labels.get(number, 0) for number, name in enumerate(manifest.classes)},
         "unlabelled": labels.get(index.NO_LABEL, 0) if manifest.classes else manifest.samples,
         "captions": manifest.captions,
+        "columns": described(manifest.columns),
         "mean": mean_C.round(6).tolist(),
         "std": np.sqrt(np.maximum(squares_C - mean_C**2, 0)).round(6).tolist(),
         "undecodable": sum(part.bad for part in parts),
@@ -152,6 +154,19 @@ def _described(manifest: Manifest, parts: Sequence[_Part]) -> dict[str, Any]:
         "licence": manifest.licence,
         "digest": manifest.digest,
     }
+
+
+def described(columns: Mapping[str, ColumnInfo]) -> dict[str, str]:
+    """A few words on each further column."""
+    found = {}
+    for name, info in columns.items():
+        size = "x".join(str(side) for side in info.shape)
+        words = [info.kind, *(() if info.dtype in ("str", "int64") and not size else (info.dtype, size))]
+        words.append(f"of {info.samples:,}" if info.samples else "of all")
+        found[name] = " ".join(word for word in words if word) + (
+            f", by {info.encoder}" if info.encoder else ""
+        )
+    return found
 
 
 def contact_sheet(pictures: Sequence[U8]) -> Image.Image:
