@@ -99,7 +99,8 @@ def describe(
 
 def text_of(found: Mapping[str, Any]) -> str:
     """The description for people: a line a fact, and a bar a class."""
-    lines = [f"{key:<16} {_plain(value)}" for key, value in found.items() if key != "classes" and value not in ("", {})]
+    facts = {key: value for key, value in found.items() if key != "classes" and value not in ("", {})}
+    lines = [f"{key:<16} {_plain(value)}" for key, value in facts.items()]
     most = max(found["classes"].values(), default=0)
     for name, count in found["classes"].items():
         lines.append(f"  {name:<20.20} {count:>10,} {'▇' * round(30 * count / max(most, 1))}")
