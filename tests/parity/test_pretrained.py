@@ -27,6 +27,7 @@ TRAIN = {
     "preview_samples": 0,
     "checkpoint": {"every": 64},
 }
+Results = dict[tuple[str, str], dict[str, Tensor] | str]
 ADAPTERS = [
     name
     for name, kind in STRATEGIES.items()
@@ -37,7 +38,7 @@ ADAPTERS = [
 @pytest.fixture(scope="module")
 def results(
     digits_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, str], dict[str, Tensor] | str]:
+) -> Results:
     """By kind and strategy; `resumed` was stopped after one step of two ranks and went on by itself alone."""
     folder = tmp_path_factory.mktemp("pretrained")
     base = look_up(Pretrained(folder=str(save_unet(folder / "unet"))), folder, "base")
@@ -65,7 +66,7 @@ def results(
 
 
 def of(
-    results: dict[tuple[str, str], dict[str, Tensor] | str], kind: str, strategy: str
+    results: Results, kind: str, strategy: str
 ) -> dict[str, Tensor]:
     found = results[kind, strategy]
     assert not isinstance(found, str), f"{kind}, {strategy}: {found}"
@@ -77,7 +78,7 @@ def of(
     [*(("adapter", name) for name in [*ADAPTERS, "resumed"]), ("student", "ddp"), ("student", "fsdp")],
 )
 def test_ranks_and_resumption_change_nothing(
-    kind: str, strategy: str, results: dict[tuple[str, str], dict[str, Tensor] | str]
+    kind: str, strategy: str, results: Results
 ) -> None:
     reference, found = of(results, kind, "single"), of(results, kind, strategy)
     assert found.keys() == reference.keys()
@@ -90,7 +91,7 @@ def test_ranks_and_resumption_change_nothing(
 
 
 def test_the_adapter_alone_is_trained_exported_and_kept(
-    results: dict[tuple[str, str], dict[str, Tensor] | str],
+    results: Results,
 ) -> None:
     found = of(results, "adapter", "single")
     names = [name for name in found if name != "losses"]
