@@ -25,7 +25,7 @@ from sfumato.data.reading import local_reader
 from sfumato.data.storage.write import entries
 from sfumato.errors import ConfigError, DataError
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 from sfumato.recipe import Recipe
 from sfumato.runtime.commands import precompute
 from sfumato.runtime.runs.display import Display

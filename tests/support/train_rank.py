@@ -28,6 +28,7 @@ from sfumato.parallel import ParallelSettings, Placement, make
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.config import TrainSettings
 from sfumato.training.loop import Hook, Trainer, install
+from sfumato.training.resume import newest_whole
 from sfumato.training.store import LocalStore
 
 
@@ -75,7 +76,7 @@ def train(case: dict) -> None:
         hooks=hooks,
         report=lambda p, m: losses.extend(v for k, v in sorted(m.items()) if k.endswith("/loss")),
     )
-    if store is not None and (saved := checkpoints.newest_whole(store, scratch)):
+    if store is not None and (saved := newest_whole(store, scratch)):
         stored = checkpoints.load(store, saved, scratch)
         strategy.load(stored)
         trainer.resume(saved.manifest.images, saved.manifest.step, stored)

@@ -23,11 +23,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_serializer, model_validator
 from torch import nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config, NeutralBeside
+from sfumato.core.finding import built_in_only
+from sfumato.core.validation import first_problem
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,6 +107,11 @@ class StoredModelCard(Config):
     config: dict[str, Any] = Field(description="The family's configuration.")
     data: DataSpec = Field(description="The kind of images that it was trained on.")
     trained_on: str | None = Field(None, description="Digest of the data set that it was trained on.")
+
+    @field_serializer("data")
+    def _without_empty_fields(self, data: DataSpec) -> dict[str, Any]:
+        """Recipes recorded before there were further columns keep their content."""
+        return data.as_card()
 
 
 class LibraryModel(Config):
@@ -247,11 +254,10 @@ def built_as(family: Family, name: str) -> Any:
 def card_config(card: StoredModelCard, find: Callable[[str], type[FamilyConfig]], field: str) -> FamilyConfig:
     """The family's configuration that a recorded card holds. Raises ConfigError naming `field`."""
     try:
-        return find(card.family).model_validate(card.config)
+        with built_in_only():  # loading others would run their code
+            return find(card.family).model_validate(card.config)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{field}: {where}: {first['msg']}") from None
+        raise ConfigError(f"{field}: {first_problem(error)}") from None
 
 
 def recorded(card: Mapping[str, Any]) -> StoredModelCard:
@@ -260,7 +266,7 @@ def recorded(card: Mapping[str, Any]) -> StoredModelCard:
         known = {key: card[key] for key in ("family", "config", "data")}
         return StoredModelCard.model_validate({**known, "trained_on": card.get("trained_on")})
     except ValidationError as error:
-        raise ConfigError(error.errors()[0]["msg"]) from None
+        raise ConfigError(first_problem(error, StoredModelCard)) from None
 
 
 def references(content: Any, field: str, kind: type[Found]) -> Iterator[tuple[str, Found]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.parallel.adapters import Base
-from sfumato.parallel.ddp import Ddp
+from sfumato.parallel.strategies.ddp import Ddp
 from sfumato.parallel.strategy import Options, Placement
 
 

@@ -17,10 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sfumato.core.config import Config
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.parallel.adapters import Base
 from sfumato.parallel.capabilities import Feature
+from sfumato.parallel.config import ParallelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class Options:
     compile: bool = False
     activation_checkpointing: bool = False
     offload: bool = False
-    reshard_after_forward: bool = True
-    bf16_parameters: bool = False
+    own: Config | None = None
+    """The strategy's own settings, of its class `Settings`; None for their defaults."""
 
 
 class Strategy(ABC):
@@ -65,12 +67,19 @@ class Strategy(ABC):
     """What each rank holds, in a few words."""
     features: ClassVar[frozenset[Feature]]
     """What the strategy can do; a recipe that asks for more is refused before anything starts."""
+    Settings: ClassVar[type[Config]] = Config
+    """The class of its own settings, `parallel.options` in a recipe."""
     even_passes: ClassVar[bool] = False
     """Whether a forward pass needs all ranks, so that every rank has to run equally many."""
 
     def __init__(self, placement: Placement, options: Options | None = None) -> None:
         self.placement = placement
         self.options = options or Options()
+
+    @classmethod
+    def settings(cls, parallel: ParallelSettings) -> Config:
+        """Its own settings in a recipe. Raises pydantic's ValidationError for what it does not take."""
+        return cls.Settings.model_validate(parallel.options)
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -157,8 +166,9 @@ class Strategy(ABC):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` returned, on any number of ranks and under any strategy.
 
-        `state` has all tensors whole; they are taken from it one at a time. Raises CheckpointError where
-        names or shapes differ.
+        `state` has all tensors whole; they are taken from it one at a time, of a stored one
+        (`state_dict.InRows`) only the rows that this rank holds. Raises CheckpointError where names
+        or shapes differ.
         """
 
     @abstractmethod

@@ -24,18 +24,21 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from sfumato import __version__, families
+from sfumato import families
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import Family, FamilyConfig, Trainable
+from sfumato.core.finding import built_in_only
 from sfumato.core.pretrained import Weights as Base
 from sfumato.core.pretrained import built_as
 from sfumato.core.progress import Progress
 from sfumato.core.state import State, initial, mismatch
+from sfumato.core.validation import first_problem
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.model_files import CARD, FORMAT, read_card, read_weights, write_weights
 from sfumato.sampling.pretrained_files import base_of, base_record
+from sfumato.version import __version__
 
-__all__ = ["CARD", "StoredModel", "Weights", "read_model_folder", "save_model_folder"]
+__all__ = ["CARD", "StoredModel", "Weights", "read_model_card", "read_model_folder", "save_model_folder"]
 
 Weights = Mapping[str, Mapping[str, Tensor]]
 STATE = "state.safetensors"
@@ -96,7 +99,7 @@ def save_model_folder(
             "name": name,
             "family": families.reference(config),
             "config": config.model_dump(mode="json"),
-            "data": asdict(data),
+            "data": data.as_card(),
             "images": progress.images,
             "progress": {name: getattr(progress, name) for name in PROGRESS},
             "trained_on": trained_on,
@@ -125,19 +128,33 @@ def read_model_folder(folder: str | os.PathLike[str], *, trust: bool = False) ->
     """
     path = Path(folder)
     card, digest = read_card(path)
-    config, data = _read_config(path, card, trust=trust)
+    stored = _described(path, card, digest, trust=trust)
     weights = {}
     for net, expected in card["weights_sha256"].items():
         if not net.isidentifier():  # it becomes a file's name, which must stay in the folder
             raise CheckpointError(f"{path / CARD} is damaged: weights {net!r} is no file name")
         weights[net] = read_weights(path / f"{net}.safetensors", str(expected))
+    return replace(stored, weights=weights)
+
+
+def read_model_card(folder: str | os.PathLike[str], *, trust: bool = False) -> StoredModel:
+    """What a model folder says of its model, without the weights: `weights` is empty, and nothing is built.
+
+    `trust` and the errors are those of `read_model_folder`.
+    """
+    path = Path(folder)
+    return _described(path, *read_card(path), trust=trust)
+
+
+def _described(path: Path, card: Mapping[str, Any], digest: str, *, trust: bool) -> StoredModel:
+    config, data = _read_config(path, card, trust=trust)
     return StoredModel(
         name=str(card["name"]),
         config=config,
         data=data,
         progress=replace(_progress(path, card), state=_read_state(path, card, config, data)),
         notes=card["notes"],
-        weights=weights,
+        weights={},
         digest=digest,
         bases={net: base_of(record, path / CARD) for net, record in card.get("bases", {}).items()},
     )
@@ -162,16 +179,16 @@ def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[F
         )
     kind = families.config_class(family)
     try:
-        config = kind.model_validate(card["config"])
+        with built_in_only(not trust):  # of components, too
+            config = kind.model_validate(card["config"])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        problem = first_problem(error, kind)
         raise CheckpointError(
-            f"{path / CARD} has a configuration that {family} does not take: {where}: {first['msg']}"
+            f"{path / CARD} has a configuration that {family} does not take: {problem}"
         ) from None
     try:
-        data = DataSpec(**{**card["data"], "classes": tuple(card["data"]["classes"])})
-    except (TypeError, KeyError) as error:
+        data = DataSpec.from_card(card["data"])
+    except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path / CARD} is damaged: field 'data': {error}") from None
     return config, data
 

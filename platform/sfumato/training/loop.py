@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from sfumato.core.batch import MicroBatch
+from sfumato.core.batch import MicroBatch, to_device
 from sfumato.core.family import EmaOf, Family, Frozen, InitialisesFromData, Nets, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, seeded
@@ -109,7 +109,7 @@ def _initialise(
     rng = StreamRng(
         micro.pieces, rows_per_stream=rows, seed=seed, images=0, phase="initialise", device=device
     )
-    batch = {name: tensor.to(device) for name, tensor in micro.batch.items()}
+    batch = to_device(micro.batch, device)
     family.initialise({name: module.to(device) for name, module in nets.items()}, batch, rng)
 
 

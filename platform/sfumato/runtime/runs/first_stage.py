@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sfumato.core.first_stage import CODES, LATENT_MEAN, FirstStageConfig
 from sfumato.core.pretrained import references
+from sfumato.data.columns import carried
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
@@ -34,16 +35,18 @@ def check_data(recipe: Recipe, manifest: Manifest) -> None:
 
 
 def _check_stage(recipe: Recipe, manifest: Manifest, field: str, stage: FirstStageConfig) -> None:
-    encoder = manifest.encoder
-    if encoder is None:
-        _check_trained_on(field, stage, manifest)
+    columns = carried(recipe.data, manifest)
+    encoded = [columns[name].encoder for name in (LATENT_MEAN, CODES) if name in columns]
+    if not encoded:
+        if not any(info.stored == "arrays" for info in manifest.columns.values()):  # those sets are copies
+            _check_trained_on(field, stage, manifest)
         return
-    if not {array.name for array in encoder.arrays} & {LATENT_MEAN, CODES}:
-        return  # its captions were encoded, not its images
-    if encoder.digest != stage.digest:
+    encoder = manifest.encoders.get(encoded[0] or "")
+    if encoder is None or encoder.digest != stage.digest:
+        said = f"{encoder.run} (digest {encoder.digest[:12]})" if encoder else "something unknown"
         raise ConfigError(
-            f"data.path: {recipe.data.path} was encoded by {encoder.run} (digest {encoder.digest[:12]}), the "
-            f"recipe's first stage has digest {str(stage.digest)[:12]}; run `sfumato precompute` with it"
+            f"data.path: {recipe.data.path} was encoded by {said}, the recipe's first stage has digest "
+            f"{str(stage.digest)[:12]}; run `sfumato precompute` with it"
         )
     if recipe.data.transforms:
         raise ConfigError(
