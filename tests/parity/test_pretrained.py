@@ -36,9 +36,7 @@ ADAPTERS = [
 
 
 @pytest.fixture(scope="module")
-def results(
-    digits_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Results:
+def results(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """By kind and strategy; `resumed` was stopped after one step of two ranks and went on by itself alone."""
     folder = tmp_path_factory.mktemp("pretrained")
     base = look_up(Pretrained(folder=str(save_unet(folder / "unet"))), folder, "base")
@@ -65,9 +63,7 @@ def results(
     return found
 
 
-def of(
-    results: Results, kind: str, strategy: str
-) -> dict[str, Tensor]:
+def of(results: Results, kind: str, strategy: str) -> dict[str, Tensor]:
     found = results[kind, strategy]
     assert not isinstance(found, str), f"{kind}, {strategy}: {found}"
     return found
@@ -77,9 +73,7 @@ def of(
     ("kind", "strategy"),
     [*(("adapter", name) for name in [*ADAPTERS, "resumed"]), ("student", "ddp"), ("student", "fsdp")],
 )
-def test_ranks_and_resumption_change_nothing(
-    kind: str, strategy: str, results: Results
-) -> None:
+def test_ranks_and_resumption_change_nothing(kind: str, strategy: str, results: Results) -> None:
     reference, found = of(results, kind, "single"), of(results, kind, strategy)
     assert found.keys() == reference.keys()
     for name, expected in reference.items():
