@@ -182,7 +182,7 @@ def _progress(path: Path, card: Mapping[str, Any]) -> Progress:
         numbers = {name: int(found[name]) for name in PROGRESS}
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path / CARD} is damaged: field 'progress': {error}") from None
-    return Progress(*(numbers[name] for name in PROGRESS))
+    return Progress(numbers["step"], numbers["images"], numbers["total_images"], numbers["batch"])
 
 
 def _replace(draft: Path, target: Path) -> None:
