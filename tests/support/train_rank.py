@@ -25,11 +25,12 @@ from sfumato.parallel import ParallelSettings, Placement, make
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.config import TrainSettings
 from sfumato.training.loop import Hook, Trainer, install
+from sfumato.training.resume import newest_whole
 from sfumato.training.store import LocalStore
 
 
 def train(case: dict) -> None:
-    """Train one case: family, variant, data, train, strategy; parallel, streams, checkpoints,
+    """Train one case: family, variant or model, data, train, strategy; parallel, streams, checkpoints,
     kill_at, stop_at."""
     placement = Placement.current()
     manifest = Manifest.load(case["data"])
@@ -38,8 +39,8 @@ def train(case: dict) -> None:
     reading = {"seed": 3, "batch": settings.batch, "micro_batch": settings.micro_batch}
     kind = config_class(case["family"])
     variants = kind.variants()
-    config = variants[case.get("variant") or next(iter(variants))]
-    family = kind.model_validate(_steady(config.model_dump())).build(manifest.spec)
+    config = case.get("model") or variants[case.get("variant") or next(iter(variants))].model_dump()
+    family = kind.model_validate(_steady(config)).build(manifest.spec)
     strategy = make(
         ParallelSettings(strategy=case["strategy"], **case.get("parallel", {})),
         placement,
@@ -58,7 +59,7 @@ def train(case: dict) -> None:
         hooks.append(
             Hook(
                 settings.checkpoint.every,
-                lambda p: writer.save(strategy.state(), images=p.images, step=p.step),
+                lambda p: writer.save({**strategy.state(), **trainer.state()}, images=p.images, step=p.step),
             )
         )
     if "stop_at" in case:
@@ -72,9 +73,10 @@ def train(case: dict) -> None:
         hooks=hooks,
         report=lambda p, m: losses.extend(v for k, v in sorted(m.items()) if k.endswith("/loss")),
     )
-    if store is not None and (saved := checkpoints.newest_whole(store, scratch)):
-        strategy.load(checkpoints.load(store, saved, scratch))
-        trainer.resume(saved.manifest.images, saved.manifest.step)
+    if store is not None and (saved := newest_whole(store, scratch)):
+        stored = checkpoints.load(store, saved, scratch)
+        strategy.load(stored)
+        trainer.resume(saved.manifest.images, saved.manifest.step, stored)
     start = trainer.progress.images
     rank = {"rank": placement.rank, "world_size": placement.world_size, "images": start}
     shares = local_reader.read(data, manifest, **reading, **rank)
@@ -85,6 +87,7 @@ def train(case: dict) -> None:
     weights = strategy.weights(family.nets)
     if placement.rank == 0:
         flat = {f"{net}/{key}": value for net, state in weights.items() for key, value in state.items()}
+        flat |= trainer.state()
         flat["losses"] = torch.tensor(losses, dtype=torch.float64)
         save_file(flat, case["out"])
 

@@ -201,7 +201,7 @@ def test_fields_that_would_make_trials_incomparable_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trials": None}, "say how many"),
+        ({"trials": None}, "give a number"),
         ({"metric": "loss"}, "pattern"),
         ({"space": {}}, "at least 1"),
         ({"scheduler": {"kind": "pbt", "every": 5}, "concurrency": 2}, "side by side"),

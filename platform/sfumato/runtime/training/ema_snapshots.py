@@ -11,6 +11,7 @@ from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training import post_hoc
+from sfumato.training.family_state import stored
 from sfumato.training.loop import Hook
 from sfumato.training.store import open_store
 
@@ -59,5 +60,5 @@ class AveragesKeeper:
 
     def _save(self, progress: Progress) -> None:
         assert self._writer is not None
-        state = post_hoc.snapshot(self._strategy.state())
+        state = {**post_hoc.snapshot(self._strategy.state()), **stored(progress.state)}
         self._writer.save(state, images=progress.images, step=progress.step)

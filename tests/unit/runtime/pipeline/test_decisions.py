@@ -53,7 +53,7 @@ def test_stages_that_do_not_depend_on_one_another_keep_their_order() -> None:
 
 def test_a_circle_and_a_missing_stage_are_one_line() -> None:
     circle = {"a": frozenset({"c"}), "b": frozenset({"a"}), "c": frozenset({"b"})}
-    with pytest.raises(ConfigError, match=r"circle: (a -> b -> c|b -> c -> a|c -> a -> b|.*->.*->.*->)"):
+    with pytest.raises(ConfigError, match=r"cycle: (a -> b -> c|b -> c -> a|c -> a -> b|.*->.*->.*->)"):
         graph.ordered(circle)
     with pytest.raises(
         ConfigError, match=r"stages\.b\.needs: there is no stage 'imagse'; did you mean 'images'\?"
@@ -159,6 +159,6 @@ def test_the_least_room_holds_the_largest_that_run_together() -> None:
 def test_differences_are_named_by_their_fields() -> None:
     old = {"recipe": {"train": {"images": 8, "batch": 4}, "seed": 0}, "data": ["a" * 64], "needs": {"x": "1"}}
     new = {"recipe": {"train": {"images": 9, "batch": 4}, "seed": 0}, "data": ["b" * 64], "needs": {"x": "2"}}
-    assert differences(old, new) == ["train.images: 8 -> 9", "data changed", "x made something else"]
+    assert differences(old, new) == ["train.images: 8 -> 9", "data changed", "x produced another output"]
     assert differences({}, {str(n): n for n in range(9)})[-1] == "and 6 more"
     assert differences(old, old) == []

@@ -52,8 +52,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("stages", "expected"),
     [
-        ({"a": {**PACK, "needs": ["b"]}, "b": {**PACK, "needs": ["a"]}}, "in a circle: "),
-        ({"a": {**PACK, "needs": ["a"]}}, "in a circle: a -> a"),
+        ({"a": {**PACK, "needs": ["b"]}, "b": {**PACK, "needs": ["a"]}}, "in a cycle: "),
+        ({"a": {**PACK, "needs": ["a"]}}, "in a cycle: a -> a"),
         ({"images": PACK, "train": {**TRAIN, "needs": ["imags"]}},
          "stages.train.needs: there is no stage 'imags'; did you mean 'images'?"),
         ({"images": PACK, "train": {**TRAIN, "kind": "trian"}},
@@ -91,7 +91,7 @@ def test_a_bad_pipeline_gets_one_line(stages: dict[str, Any], expected: str, ref
     ("arguments", "expected"),
     [
         (["--from", "iamges"], "--from iamges: there is no such stage; did you mean 'images'?"),
-        (["--fresh"], "`--from STAGE` does a pipeline's stages anew"),
+        (["--fresh"], "`--from STAGE` reruns the stages of a pipeline"),
         (["trian.train.images=3"], "there is no stage 'trian'; did you mean 'train'?"),
         (["images.colour=3"], "a stage of kind pack has dest, kind, max_errors"),
         (["train.train.images=no"], "stages.train: train.images: "),
@@ -151,7 +151,7 @@ def test_a_plan_says_what_is_done_and_why_the_rest_is_not(pipeline: Pipeline, di
 
     trained = {"run": "gone", "model": "gone", "digest": "0", "images": 1}
     finish(pipeline, records, "train", trained, {"images": packed})
-    assert plan(pipeline, records)[1].why == "what it made is gone, or was changed"
+    assert plan(pipeline, records)[1].why == "its output is missing or was changed"
 
     path = pipeline.place.folder / "pipeline.yaml"
     changed = load(path, ["train.train.images=100", "train.seed=3"], root=pipeline.place.root)

@@ -85,7 +85,7 @@ def test_a_data_set_of_somebody_else_is_taken_but_never_replaced(
     Project(project.place.root).pack()
     adopted = project.pack()
     assert adopted["adopted"] and "was packed before, not by this pipeline" in capsys.readouterr().err
-    with pytest.raises(DataError, match="was packed by somebody else, so this pipeline does not replace it"):
+    with pytest.raises(DataError, match="was packed elsewhere, so this pipeline does not replace it"):
         project.pack(adopted, again=True)
     project.draw("new.png", 9)
     other = {**adopted, "digest": "0" * 64}
