@@ -1,16 +1,17 @@
 """Forks the ranks of training runs: imports of torch, DeepSpeed and the families are paid for once.
 
 `python rank_server.py` reads jobs from standard input, a line of JSON each: `case` (what `train_rank.train`
-takes), `world_size`, `folder` of the logs and `environment`. A job's ranks are forked from this process,
-which has imported everything, has no threads and has computed nothing; so every job starts alike, whatever the
-jobs before did, and a rank may die. The answer is a line with the ranks' exit codes. The ranks, and this
-process, end with whoever holds the other end of standard input.
+takes), `world_size`, `folder` of the logs, `environment`. The ranks are forked from this process, which has
+imported everything, has no threads and has computed nothing: every job starts alike, whatever the jobs
+before it did, and a rank may die. The answer is a line with the ranks' exit codes. This process ends with the
+one that holds the other end of its standard input, and the ranks end with this process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import signal
@@ -20,35 +21,54 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sfumato.errors import SfumatoError
+
 GRACE_S = 5.0
 """How long ranks may go on after another has died: they wait for it, or are about to end as well."""
 
 
-def preload() -> None:
-    """Import all that a rank imports, also what the package leaves to the moment of use."""
-    import diffusers
-    import torch.distributed.checkpoint
-    import torch.distributed.fsdp
-    import train_rank  # noqa: F401 (for the ranks)
+# What is imported at the moment of use, by the package or by the libraries under it.
+_LATE = (
+    "diffusers",
+    "pyarrow.pandas_compat",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+)
+_OF_DEEPSPEED = (
+    "deepspeed",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # and with it torch's compiler
+)
 
+
+def preload() -> None:
+    """Import all that ranks import."""
     from sfumato import families
     from sfumato.core.batch import DataSpec
+    from sfumato.parallel import STRATEGIES
 
+    for name in ("train_rank", *_LATE):
+        importlib.import_module(name)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name in _OF_DEEPSPEED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    [kind.unavailable() for kind in STRATEGIES.values()]
     digits = DataSpec(1, 8, 8, tuple("0123456789"))
-    with contextlib.suppress(ImportError):
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed  # noqa: F401
     for name in families.names():
         for config in families.config_class(name).variants().values():
-            with contextlib.suppress(Exception):  # one that needs a file of the user's
+            with contextlib.suppress(SfumatoError):  # one that needs a file of the user's
                 config.build(digits)
-    del diffusers
 
 
 def serve() -> None:
     preload()
     gc.collect()
     gc.freeze()  # collections in ranks leave these pages shared
+    threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    left = threads - {Path("/proc/self/comm").read_text().strip(), "jemalloc_bg_thd"}  # it minds forks itself
+    assert not left, f"a process with the threads {left} cannot be forked"
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         answers.write(json.dumps(_run(json.loads(line))) + "\n")
