@@ -71,15 +71,15 @@ class Fsdp(Sharded):
             root.set_requires_gradient_sync(True)
         super().backward(trains, loss)
 
-    def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
+    def _before_step(self, trains: str) -> None:
         sharded = dict(self._raw[trains].named_parameters())
         for key, piece in self._parameters[trains].items():
             grad = sharded[key].grad
             piece.grad = None if grad is None else _local(grad)
             sharded[key].grad = None
-        norm = super().step(trains, lr=lr, max_norm=max_norm, scale=scale)
+
+    def _after_step(self, trains: str) -> None:
         self._free(trains)
-        return norm
 
     def follow(self, shadow: str, weight: float) -> None:
         super().follow(shadow, weight)

@@ -114,6 +114,7 @@ class Single(Strategy):
 
     def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
         parameters, optimizer = self._parameters[trains].values(), self._optimizers[trains]
+        self._before_step(trains)
         grads = [p.grad for p in parameters if p.grad is not None]
         if scale is not None and grads:
             torch._foreach_mul_(grads, scale.to(grads[0]))
@@ -121,8 +122,11 @@ class Single(Strategy):
         if max_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         set_rates(optimizer, lr)
-        update(optimizer, norm)
+        with skipping(optimizer, norm) as due:
+            if due:
+                optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self._after_step(trains)
         return norm
 
     @torch.no_grad()
@@ -189,6 +193,12 @@ class Single(Strategy):
         """This rank's part of a network's parameters."""
         return list(self._raw[name].parameters())
 
+    def _before_step(self, trains: str) -> None:
+        """Bring the gradient to the parameters that the optimizer updates."""
+
+    def _after_step(self, trains: str) -> None:
+        """Forget what the update has made old."""
+
     def _norm(self, grads: Tensors) -> Tensor:
         """Norm of the whole gradient."""
         return nn.utils.get_total_norm(grads)
@@ -245,20 +255,20 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get(LR_FACTOR, 1.0)
 
 
-def update(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-    """One step of an optimizer, which leaves everything as it is where `norm` is not finite.
+@contextmanager
+def skipping(optimizer: torch.optim.Optimizer, norm: Tensor) -> Iterator[bool]:
+    """Around an optimizer's step, which then leaves everything as it is where `norm` is not finite.
 
     The fused kernels decide on the device, by the flag that gradient scalers use, so the host does not wait.
-    For an optimizer without that flag it looks at the norm.
+    For an optimizer without that flag the host looks at the norm, and False says that no step is due.
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        if torch.isfinite(norm):
-            optimizer.step()
+        yield bool(torch.isfinite(norm))
         return
     skipped = torch.isfinite(norm).logical_not().float()
     fresh = not optimizer.state
     optimizer.grad_scale, optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
-    optimizer.step()
+    yield True
     if fresh:  # SGD's first momentum is the gradient itself, which a skipped step leaves unwritten
         for moments in optimizer.state.values():
             momentum = moments.get("momentum_buffer")
