@@ -33,7 +33,7 @@ from sfumato.training.store import LocalStore
 
 
 def train(case: dict) -> None:
-    """Train one case: family, variant, data, train, strategy; parallel, streams, checkpoints,
+    """Train one case: family, variant or model, data, train, strategy; parallel, streams, checkpoints,
     kill_at, stop_at."""
     placement = Placement.current()
     manifest = Manifest.load(case["data"])
@@ -42,8 +42,8 @@ def train(case: dict) -> None:
     reading = {"seed": 3, "batch": settings.batch, "micro_batch": settings.micro_batch}
     kind = config_class(case["family"])
     variants = kind.variants()
-    config = variants[case.get("variant") or next(iter(variants))]
-    family = kind.model_validate(_steady(config.model_dump())).build(manifest.spec)
+    config = case.get("model") or variants[case.get("variant") or next(iter(variants))].model_dump()
+    family = kind.model_validate(_steady(config)).build(manifest.spec)
     strategy = make(
         ParallelSettings(strategy=case["strategy"], **case.get("parallel", {})),
         placement,

@@ -2,10 +2,10 @@
 
 Two views of a configuration, both plain data without the fields marked `Neutral`:
 
-- `counted`: every field. It is recorded with a checkpoint, so that a later version can tell whether its own
-  recipe is still the one that wrote it, although it may know more fields (`agrees`).
-- `changed`: the fields that differ from their defaults. Its hash names a run; a field that is added later,
-  with a default that keeps the old behaviour, changes no name.
+- `counted`: every field. A checkpoint records it, so that a later version, which may know more fields, can
+  tell whether its recipe is the one that wrote the checkpoint (`agrees`).
+- `changed`: the fields that differ from their defaults. Its hash names a run, so a field that is added later,
+  with a default that keeps the old behaviour, renames no run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from sfumato.core.components import Component
 from sfumato.core.config import NeutralBeside, NeutralMark
 
 _NO_DEFAULT = object()
@@ -32,9 +33,9 @@ def counted(config: BaseModel) -> dict[str, Any]:
 def changed(config: BaseModel) -> dict[str, Any]:
     """The fields that can change a number and differ from their defaults, as JSON values.
 
-    Within one class this loses nothing: what is left out has its default. If a field holds another class of
-    configuration than its default, or has no default, the fields that tell classes apart (`kind`, `family`: a
-    `Literal` of one value) are kept.
+    Within one class this loses nothing: what is left out has its default. Where a field has no default, or
+    holds another class of configuration than its default, the fields that tell classes apart are kept
+    (`kind`, `family`: a `Literal` of one value). A class that gets such a field later marks it `Neutral`.
     """
     found = {}
     for name, info in _fields(config):
@@ -47,7 +48,7 @@ def changed(config: BaseModel) -> dict[str, Any]:
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """The fields in which two recipes differ, dotted, with both values, the first one's first."""
-    before, after = dict(_flat(theirs)), dict(_flat(ours))
+    before, after = (dict(_flat(recipe, into_lists=False)) for recipe in (theirs, ours))
     return [
         f"{key}: {before.get(key, 'absent')} there, {after.get(key, 'absent')} here"
         for key in sorted({**before, **after})
@@ -72,6 +73,8 @@ def agrees(record: Mapping[str, Any], config: BaseModel) -> bool:
 
 def _changed_value(value: Any, *, named: bool) -> Any:
     """`named` keeps the fields that tell classes of configuration apart."""
+    if isinstance(value, Component) and value.bare is not None:
+        return value.bare
     if isinstance(value, BaseModel):
         kinds = {name: getattr(value, name) for name, info in _fields(value) if named and _tells_kind(info)}
         return {**kinds, **changed(value)}
@@ -80,6 +83,8 @@ def _changed_value(value: Any, *, named: bool) -> Any:
 
 def _plain(value: Any, of_model: Any) -> Any:
     """JSON values; configurations in lists and mappings too by `of_model`."""
+    if isinstance(value, Component) and value.bare is not None:
+        return value.bare
     if isinstance(value, BaseModel):
         return of_model(value)
     if isinstance(value, Mapping):
@@ -124,13 +129,13 @@ def _tells_kind(info: FieldInfo) -> bool:
     return get_origin(info.annotation) is Literal and len(get_args(info.annotation)) == 1
 
 
-def _flat(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(content: Any, key: str = "", *, into_lists: bool = True) -> Iterator[tuple[str, Any]]:
     """The leaves by dotted key. An empty mapping is one, and so is the length of a list."""
-    if isinstance(content, list):
+    if isinstance(content, list) and into_lists:
         yield f"{key}.length", len(content)
         content = dict(enumerate(content))
-    elif content == {} or not isinstance(content, Mapping):
+    elif key and (content == {} or not isinstance(content, Mapping)):
         yield key, content
         return
     for name, value in content.items():
-        yield from _flat(value, f"{key}.{name}" if key else str(name))
+        yield from _flat(value, f"{key}.{name}" if key else str(name), into_lists=into_lists)

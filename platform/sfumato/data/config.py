@@ -58,6 +58,11 @@ class DataSettings(Config):
         False,
         description="Whether batches have a column `text` with the captions, empty where there is none.",
     )
+    columns: tuple[str, ...] | None = Field(
+        None,
+        description="Which further columns batches have, for example [control, mask]; "
+        "`sfumato data inspect` lists those of a set. null: those that encoders made beforehand.",
+    )
     transforms: tuple[AnyTransform, ...] = Field(
         (),
         description="What is done to the images where they are read, one after the other: flip, crop, "

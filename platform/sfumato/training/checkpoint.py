@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from sfumato.core.identity import agrees, counted, differences
+from sfumato.core.validation import first_problem
 from sfumato.errors import CheckpointError
 from sfumato.training import dcp
 from sfumato.training.ranks import Ranks
@@ -51,8 +52,8 @@ class CheckpointManifest(BaseModel):
     world_size: int
     strategy: str
     recipe: dict[str, Any] = {}
-    """Every field that can change a number (`core.identity.counted`): it tells how another recipe differs and
-    lets a later version, whose digests differ, recognise its own."""
+    """Every field that can change a number (`core.identity.counted`): it tells how another recipe differs,
+    and lets a later version, whose digests are others, recognise its own."""
     files: dict[str, FileEntry]
 
 
@@ -88,8 +89,8 @@ def read_manifest(store: Store, name: str) -> Checkpoint:
     try:
         return Checkpoint(name=name, manifest=CheckpointManifest.model_validate_json(store.read(path)))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CheckpointError(f"{store.describe(path)} cannot be read: {first['msg']}") from error
+        problem = first_problem(error, CheckpointManifest)
+        raise CheckpointError(f"{store.describe(path)} cannot be read: {problem}") from error
 
 
 def load(store: Store, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:

@@ -12,7 +12,7 @@ from sfumato.errors import CapabilityError, CheckpointError
 from sfumato.parallel import STRATEGIES, Options, ParallelSettings, Placement, make
 from sfumato.parallel.blocks import blocks_of
 from sfumato.parallel.recompute import recompute
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 from sfumato.training import capabilities
 from sfumato.training.config import TrainSettings
 

@@ -17,7 +17,7 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng
 from sfumato.core.schedules import LearningRate
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single, skipping
+from sfumato.parallel.strategies.single import Single, skipping
 from sfumato.training.config import TrainSettings
 from sfumato.training.loop import Hook, Trainer, install
 from sfumato.training.skips import Bad, NotFinite

@@ -9,22 +9,24 @@ from typing import Any
 
 import torch
 
-from sfumato.core.batch import DataSpec
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.resolve import model_of
+from sfumato.sampling.conditions import Asked
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.output import write_samples
+
+DEFAULT_IMAGES = 64
 
 
 def draw(
     run: str,
     out: Path,
     *,
-    num: int,
+    num: int | None,
     seed: int,
-    label: str | None,
+    asked: Asked,
     options: Mapping[str, Any],
     batch_size: int | None,
     overwrite: bool,
@@ -34,20 +36,22 @@ def draw(
 ) -> Path:
     """Write `num` samples of a run into `out`; the folder.
 
+    Without `num` it is one image a prompt of a file of prompts, or 64. `asked` are the conditions.
     The same request on the same device gives the same bytes. `device` is a name of PyTorch's, or "auto".
     """
     place = device_of(device)
     with model_of(run, root=root) as found:
         display.line(found.about)
         generator = Generator.load(found.model, place, trust=found.trusted)
-        labels = None if label is None else [class_index(label, generator.data)] * num
+        conditions = asked.source(generator.takes)
+        num = num or asked.images() or DEFAULT_IMAGES
         display.stage("sample")
         folder = write_samples(
             out,
             generator,
             num,
             seed=seed,
-            labels=labels,
+            conditions=conditions,
             options=options,
             batch_size=batch_size,
             overwrite=overwrite,
@@ -90,15 +94,3 @@ def device_of(name: str) -> torch.device:
             f"--device {name}: not on this machine ({str(error).splitlines()[0]}); leave it out, or use cpu"
         ) from error
     return device
-
-
-def class_index(label: str, data: DataSpec) -> int:
-    """A class by its name or its number. Raises ConfigError naming those there are."""
-    if label in data.classes:
-        return data.classes.index(label)
-    if label.isdigit() and int(label) < data.num_classes:
-        return int(label)
-    if not data.classes:
-        raise ConfigError(f"--label {label}: this model has no classes")
-    shown = ", ".join(data.classes[:12]) + (", ..." if data.num_classes > 12 else "")
-    raise ConfigError(f"--label {label}: no such class; there are 0 to {data.num_classes - 1}: {shown}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
@@ -43,7 +44,8 @@ class Sweep:
 
     def problems(self, values: Mapping[str, Any]) -> list[str]:
         """Why a trial with these values is impossible."""
-        return self.plan.problems(values, self.manifest.spec, self.manifest.samples)
+        spec = spec_of(self.recipe.data, self.manifest)
+        return self.plan.problems(values, spec, self.manifest.samples)
 
     def waiting(self) -> list[Trial]:
         """Known trials that have not ended."""

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Self
 
 from sfumato import parallel as strategies
+from sfumato.core.batch import DataSpec
 from sfumato.core.family import Family
 from sfumato.core.progress import Progress
+from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.parallel import Placement, Strategy
 from sfumato.recipe import Recipe
@@ -27,6 +29,7 @@ class Rank:
     recipe: Recipe
     folder: RunFolder
     manifest: Manifest
+    spec: DataSpec
     family: Family
     strategy: Strategy
     ranks: Ranks
@@ -36,14 +39,15 @@ class Rank:
         """Read the job's recipe and data set, and make the strategy, without networks yet."""
         recipe = job.load_recipe()
         manifest = Manifest.load(recipe.data.path)
+        spec = spec_of(recipe.data, manifest)
         strategy = strategies.make(
             recipe.parallel,
             Placement.current(gpu=recipe.parallel.gpus_per_worker > 0),
             compile=recipe.train.compile,
             activation_checkpointing=recipe.train.activation_checkpointing,
         )
-        family = recipe.model.build(manifest.spec)
-        return cls(job, scratch, recipe, job.folder(), manifest, family, strategy, Ranks.current())
+        family = recipe.model.build(spec)
+        return cls(job, scratch, recipe, job.folder(), manifest, spec, family, strategy, Ranks.current())
 
     def save_model(self, folder: Path, progress: Progress) -> None:
         """Export what sampling needs. Every rank calls it; rank 0 writes."""
@@ -52,7 +56,7 @@ class Rank:
             save_model_folder(
                 folder,
                 self.recipe.model,
-                self.manifest.spec,
+                self.spec,
                 weights,
                 name=self.recipe.name,
                 progress=progress,

@@ -73,7 +73,7 @@ class Worker:
             recipe, rank.strategy, rank.folder, rank.scratch, tell=reporter.failures
         )
         self._previews = Previews(
-            recipe, rank.family, rank.strategy, rank.manifest.spec, rank.folder, reporter.tracker
+            recipe, rank.family, rank.strategy, rank.spec, rank.folder, reporter.tracker
         )
         last = (self._checkpoints.save_once, self._averages.save_once)
         self._early_stop = EarlyStop(rank, reporter, last)

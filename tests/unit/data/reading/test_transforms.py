@@ -20,9 +20,13 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
 KEYS = [f"key{number}" for number in range(2000)]
 
 
+def alone(augmentation: Augmentation, image: U8, epoch: int, key: str) -> U8:
+    return augmentation.apply({"image": image}, epoch, key)["image"]
+
+
 def of_each_key(*transforms: Flip | Crop | Colour, image: U8 = IMAGE, epoch: int = 0) -> list[U8]:
     augmentation = Augmentation(transforms, seed=3)
-    return [augmentation.apply(image, epoch, key) for key in KEYS]
+    return [alone(augmentation, image, epoch, key) for key in KEYS]
 
 
 def test_flip_mirrors_as_often_as_asked() -> None:
@@ -81,13 +85,13 @@ def test_colour_stays_between_its_factors() -> None:
 def test_draws_differ_between_keys_epochs_seeds_and_places_in_the_list() -> None:
     twice = Augmentation((Crop(pad=3), Crop(pad=3)), 1)
     once = Augmentation((Crop(pad=3),), 1)
-    first = [once.apply(IMAGE, 0, key).tobytes() for key in KEYS[:50]]
-    assert first == [once.apply(IMAGE, 0, key).tobytes() for key in KEYS[:50]]
+    first = [alone(once, IMAGE, 0, key).tobytes() for key in KEYS[:50]]
+    assert first == [alone(once, IMAGE, 0, key).tobytes() for key in KEYS[:50]]
     assert len(set(first)) > 20
-    assert first != [once.apply(IMAGE, 1, key).tobytes() for key in KEYS[:50]]
-    assert first != [Augmentation((Crop(pad=3),), 2).apply(IMAGE, 0, key).tobytes() for key in KEYS[:50]]
-    again = [once.apply(once.apply(IMAGE, 0, key), 0, key).tobytes() for key in KEYS[:50]]
-    assert again != [twice.apply(IMAGE, 0, key).tobytes() for key in KEYS[:50]]
+    assert first != [alone(once, IMAGE, 1, key).tobytes() for key in KEYS[:50]]
+    assert first != [alone(Augmentation((Crop(pad=3),), 2), IMAGE, 0, key).tobytes() for key in KEYS[:50]]
+    again = [alone(once, alone(once, IMAGE, 0, key), 0, key).tobytes() for key in KEYS[:50]]
+    assert again != [alone(twice, IMAGE, 0, key).tobytes() for key in KEYS[:50]]
 
 
 def test_a_sample_is_changed_alike_on_every_rank_and_after_a_resume(digits_data: Path) -> None:
@@ -102,16 +106,16 @@ def test_a_sample_is_changed_alike_on_every_rank_and_after_a_resume(digits_data:
         )
         return [micro.batch["image"] for (micro,) in islice(reading, 4)]
 
-    alone = stream(0, 1, 64 * 26)  # the end of the first epoch and the beginning of the second
+    whole = stream(0, 1, 64 * 26)  # the end of the first epoch and the beginning of the second
     pair = [stream(rank, 2, 64 * 26) for rank in range(2)]
     for step in range(4):
-        rows = alone[step].reshape(4, 16, 1, 8, 8)
+        rows = whole[step].reshape(4, 16, 1, 8, 8)
         assert torch.equal(rows[0::2].flatten(0, 1), pair[0][step])
         assert torch.equal(rows[1::2].flatten(0, 1), pair[1][step])
-    assert torch.equal(stream(0, 1, 64 * 28)[0], alone[2])
+    assert torch.equal(stream(0, 1, 64 * 28)[0], whole[2])
     plain = settings.model_copy(update={"transforms": ()})
     (untouched,) = next(local_reader.read(plain, manifest, seed=2, batch=64, images=64 * 26))
-    assert not torch.equal(untouched.batch["image"], alone[0])
+    assert not torch.equal(untouched.batch["image"], whole[0])
 
 
 def test_settings_out_of_range_are_refused() -> None:
