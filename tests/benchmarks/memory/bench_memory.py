@@ -42,7 +42,7 @@ def measure(name: str) -> dict[str, int]:
     """Bytes on this rank after one step."""
     strategy = make(ParallelSettings(strategy=name), Placement.current())
     strategy.add_trainable("net", Mlp(), OptimizerConfig(name="adamw"))
-    strategy.add_shadow("ema", "net")
+    strategy.add_ema("ema", "net")
     strategy.ready()
     with strategy.accumulate("net", last=True):
         strategy.backward("net", strategy.view("net")["net"](torch.ones(1, WIDTH)).square().mean())

@@ -90,7 +90,7 @@ class Single(Strategy):
         self._raw[name] = module.to(self.placement.device).eval().requires_grad_(False)
         self._frozen.add(name)
 
-    def add_shadow(self, name: str, source: str) -> None:
+    def add_ema(self, name: str, source: str) -> None:
         # The source is copied without its wrapper, and before anything hangs on its forward.
         base = self._training[source].base
         copied = copy.deepcopy(self._raw[source]) if base is None else base.copy(self._raw[source])
@@ -106,11 +106,11 @@ class Single(Strategy):
             if self.options.compile:
                 module.compile()  # in place: names in the state dict stay as they are
             self._lay_out(name)
-        for shadow, source in self._source.items():
-            self._wrap_shadow(shadow)
+        for ema, source in self._source.items():
+            self._wrap_ema(ema)
             # Listed once: walking the modules costs as much as the update of a small network.
-            self._followed[shadow] = (self._held(shadow), self._held(source))
-            self._copied[shadow] = (self._buffers(shadow), self._buffers(source))
+            self._followed[ema] = (self._held(ema), self._held(source))
+            self._copied[ema] = (self._buffers(ema), self._buffers(source))
 
     def view(self, trains: str) -> Nets:
         if trains != self._active:
@@ -118,7 +118,7 @@ class Single(Strategy):
         return {**self._raw, trains: self._trained[trains]}
 
     @contextmanager
-    def whole(self, names: Iterable[str]) -> Iterator[Nets]:
+    def gathered(self, names: Iterable[str]) -> Iterator[Nets]:
         self._activate(None)
         yield self._raw
 
@@ -148,9 +148,9 @@ class Single(Strategy):
         return norm
 
     @torch.no_grad()
-    def follow(self, shadow: str, weight: float) -> None:
-        torch._foreach_lerp_(*self._followed[shadow], weight)
-        mine, theirs = self._copied[shadow]
+    def follow(self, ema: str, weight: float) -> None:
+        torch._foreach_lerp_(*self._followed[ema], weight)
+        mine, theirs = self._copied[ema]
         if mine:
             torch._foreach_copy_(mine, theirs)
 
@@ -204,7 +204,7 @@ class Single(Strategy):
         """What a phase calls to train the module."""
         return module
 
-    def _wrap_shadow(self, name: str) -> None:
+    def _wrap_ema(self, name: str) -> None:
         """Lay out an average as its source is."""
 
     def _updated(self, name: str) -> dict[str, nn.Parameter]:

@@ -20,7 +20,7 @@ from sfumato.training.store import open_store
 def averages_of(recipe: Recipe, family: Family) -> dict[str, EmaOf]:
     """The averages that a run of this recipe keeps beside those of its family."""
     settings = recipe.train.snapshots
-    return {} if settings.every is None else post_hoc.shadows(family, settings.sigma_rel)
+    return {} if settings.every is None else post_hoc.emas(family, settings.sigma_rel)
 
 
 def averages_uri(recipe: Recipe, folder: RunFolder) -> str:
