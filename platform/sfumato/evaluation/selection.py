@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.finding import unknown_names
+from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import AUTO, EvaluateSettings
 from sfumato.evaluation.features import all_features, own_features
@@ -212,10 +213,7 @@ def _option_problems(settings: EvaluateSettings) -> list[str]:
         try:
             features_of(name).options(**values)
         except ValidationError as error:
-            found += [
-                f"evaluate.feature_options.{name}.{'.'.join(map(str, item['loc']))}: {item['msg']}"
-                for item in error.errors()
-            ]
+            found += explain(error, all_features()[name].options, ("evaluate", "feature_options", name))
     return found
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.core.family import FamilyConfig
+from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ def apply_options(config: FamilyConfig, data: DataSpec, overrides: Mapping[str, 
     try:
         options = type(defaults).model_validate({**defaults.model_dump(), **overrides})
     except ValidationError as error:
-        raise ConfigError(*(_invalid(item) for item in error.errors())) from None
+        raise ConfigError(*explain(error, type(defaults))) from None
     changed = config.model_copy(update={"sampling": options})
     if problems := changed.problems(data):
         raise ConfigError(*(problem.removeprefix("model.sampling.") for problem in problems))
@@ -39,11 +40,3 @@ def _unknown(name: str, legal: list[str], family: str) -> str:
     near = difflib.get_close_matches(name, legal, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{name}: {family} has no such sampling option; {hint}There are {', '.join(legal) or 'none'}"
-
-
-def _invalid(item: Any) -> str:
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if not item["loc"]:
-        return message
-    where = ".".join(str(part) for part in item["loc"])
-    return f"{where}: {message[0].lower()}{message[1:]}, got {item['input']!r}"
