@@ -32,8 +32,8 @@ PAIR = "pair"
 class Task:
     """One block to make: its index, the labels [block] where the model takes them, whether to keep images.
 
-    A block of an input (`metric_inputs.py`) holds rows of its own instead; `kind` is then the input's name and
-    `stored_as` the name of its file and array.
+    A block of an input (`metric_inputs.py`) holds rows of its own instead; `kind` is then the input's name
+    and `stored_as` the name of its file and array.
     """
 
     index: int

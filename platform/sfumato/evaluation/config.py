@@ -144,8 +144,8 @@ class EvaluateSettings(Config):
     ) -> Selection:
         """The features and metrics for this data and what is evaluated on it.
 
-        `conditional`: its images have classes, asked for or their own; `gives`: which inputs of metrics it can
-        give. Raises ConfigError with all `problems`.
+        `conditional`: its images have classes, asked for or their own; `gives`: which inputs of metrics it
+        can give. Raises ConfigError with all `problems`.
         """
         from sfumato.evaluation import selection  # which reads these settings
 

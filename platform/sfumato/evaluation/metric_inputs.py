@@ -1,11 +1,14 @@
-"""What metrics read beside features, and how it is made: an input is a class, in this file or in its metric's.
+"""What metrics read beside features, and how it is made: an input is a class, in this file or in its
+metric's.
 
 A metric names its inputs (`BaseMetric.inputs = (MyInput(),)`). In an evaluation each of them is
 
 1. asked whether what is evaluated can give it (`given_by`), opened before anything expensive (`open`), and
    prepared once features of the reference are there (`prepare`);
-2. what that returns, a `Prepared`, travels to the workers and makes arrays there: beside the features of a block
-   of images (`beside`), or in blocks of its own (`rows`, `block`), which are stored and resumed as all blocks are;
+2. what that returns, a `Prepared`, travels to the workers and makes arrays there: beside the features of a
+block
+   of images (`beside`), or in blocks of its own (`rows`, `block`), which are stored and resumed as all
+   blocks are;
 3. and puts them into the feature sets that the metric sees (`of_reference`, `of_generated`), most simply into
    `FeatureSet.inputs`.
 """
@@ -70,7 +73,8 @@ class Prepared:
     """An input that is ready to be made. It is pickled to the workers. What differs is overridden.
 
     `identity` is all that its arrays depend on beside the model, the seed and the features, as JSON values.
-    `rows` counts those of blocks of its own; `labelled` says that these are asked for by class, as samples are.
+    `rows` counts those of blocks of its own; `labelled` says that these are asked for by class, as samples
+    are.
     """
 
     stored_as: ClassVar[str] = ""
@@ -123,7 +127,9 @@ class MetricInput(ABC):
         return f"the input {self.name}, which this evaluation cannot give"
 
     def open(self, settings: EvaluationSettings, options: MetricOptions, reference: Reference) -> object:
-        """Whatever has to be found before anything is extracted; `prepare` gets it. Raises for what is missing."""
+        """Whatever has to be found before anything is extracted; `prepare` gets it. Raises for what is
+        missing.
+        """
         return None
 
     @abstractmethod

@@ -23,7 +23,9 @@ from sfumato.evaluation.store import digest
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`tasks` are the blocks of images, `further` those of inputs with `rows` of their own, by the input's name."""
+    """`tasks` are the blocks of images, `further` those of inputs with `rows` of their own, by the input's
+    name.
+    """
 
     tasks: Sequence[Task]
     further: Mapping[str, Sequence[Task]]

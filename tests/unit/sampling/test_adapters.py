@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 import sfumato
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import Trainable
-from sfumato.core.pretrained import Pretrained, StoredNet, matches
+from sfumato.core.pretrained import Pretrained
 from sfumato.core.progress import Progress
+from sfumato.core.stored import StoredNet, matches
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
 from sfumato.parallel.strategies.single import Single

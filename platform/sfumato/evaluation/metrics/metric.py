@@ -65,7 +65,8 @@ class Metric(Protocol):
     inputs: tuple[MetricInput, ...]
     """What it reads beside features: captions, a likelihood, whatever its own file provides."""
     reads_features: bool
-    """Whether its figure depends on the features; one that does not is computed once, under its plain name."""
+    """Whether its figure depends on the features; one that does not is computed once, under its plain name.
+    """
     of_reconstructions: bool
     """Whether `evaluate.metrics=auto` computes it on reconstructions, too."""
     Settings: type[Config] | None
