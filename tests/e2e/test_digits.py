@@ -20,7 +20,7 @@ import sfumato
 from sfumato import cli
 from sfumato.data.format.manifest import Manifest
 from sfumato.families.diffusion import Config
-from sfumato.runtime.runs.resolve import model_of
+from sfumato.runtime.runs.targets import model_of
 from sfumato.sampling.model_files import read_card
 
 RECIPE = DIGITS
