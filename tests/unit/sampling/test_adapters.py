@@ -10,15 +10,16 @@ import torch
 from library_folders import save_unet
 from on_pretrained import PATTERNS, OnPretrained
 from safetensors.torch import load_file
-from sfumato.parallel.strategies.single import Single
 
 import sfumato
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import Trainable
-from sfumato.core.pretrained import Pretrained, StoredNet, matches
+from sfumato.core.pretrained import Pretrained
 from sfumato.core.progress import Progress
+from sfumato.core.stored import StoredNet, matches
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
+from sfumato.parallel.strategies.single import Single
 from sfumato.runtime.commands.sample import export
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.pretrained import look_up

@@ -1,8 +1,9 @@
 """Quantisers: from vectors to the nearest of finitely many codes, with gradients that go straight through.
 
-Those of vector-quantize-pytorch are wrapped so that what they learn are parameters alone: codebooks that follow the
-data by moving averages or are re-seeded from it would have to agree between ranks outside of the strategies, and
-would couple the rows of a batch. A file here is a quantiser: its configuration and the module that it builds.
+Those of vector-quantize-pytorch are wrapped so that what they learn are parameters alone: codebooks that
+follow the data by moving averages or are re-seeded from it would have to agree between ranks outside of the
+strategies, and would couple the rows of a batch. A file here is a quantiser: its configuration and the
+module that it builds.
 """
 
 from __future__ import annotations
