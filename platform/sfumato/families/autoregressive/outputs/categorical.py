@@ -81,7 +81,7 @@ class CategoricalConfig(OutputConfig):
             return []
         return [
             f"model.network.output: {self.kind} takes grey images, the data has {data.channels} channels; use "
-             "model.network.output.kind=logistic"
+            "model.network.output.kind=logistic"
         ]
 
     def to_levels(self, image_BCHW: Tensor, rng: Rng) -> Tensor:
