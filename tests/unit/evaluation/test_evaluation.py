@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import replace
 from pathlib import Path
+
+from ray import cloudpickle
 
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
@@ -25,7 +26,7 @@ def of_images(data: Path, folder: Path, **fields: object) -> Evaluation:
 
 def test_it_travels_without_what_stays_on_the_driver(digits_data: Path, tmp_path: Path) -> None:
     evaluation = of_images(digits_data, tmp_path)
-    there = pickle.loads(pickle.dumps(evaluation.for_workers()))  # noqa: S301 - our own
+    there = cloudpickle.loads(cloudpickle.dumps(evaluation.for_workers()))
     assert there.progress is None and evaluation.progress is not None
     assert there.settings == evaluation.settings and there.reference.digest == evaluation.reference.digest
     assert there.source().digest == evaluation.source().digest
