@@ -58,6 +58,7 @@ class StoredModel:
     digest: str
     bases: Mapping[str, Base]
     """Where the rest of the weights is, of networks that are stored as adapters alone."""
+    trained_on: str | None
 
 
 def save_model_folder(
@@ -156,6 +157,7 @@ def _described(path: Path, card: Mapping[str, Any], digest: str, *, trust: bool)
         notes=card["notes"],
         weights={},
         digest=digest,
+        trained_on=card.get("trained_on"),
         bases={net: base_of(record, path / CARD) for net, record in card.get("bases", {}).items()},
     )
 
