@@ -279,7 +279,7 @@ def test_the_command_line_takes_images_and_rows_of_a_data_set(
         (["--prompt", "a"], "--prompt: this conditional_families:PaintConfig model takes none"),
         (
             ["--condition", "contrl=x.png"],
-            "contrl: this model takes no such condition; did you mean 'cont",
+            "contrl: this model takes no such condition; did you mean 'control'",
         ),
         (["--condition", "control=nowhere.png"], "control: nowhere.png: no such file or folder"),
         (
@@ -326,7 +326,7 @@ def test_evaluation_draws_for_the_rows_of_the_reference(
         actors=0,
         metrics="fd",
         features="classifier",
-        feature_options={"classifier": {"seen": 64, "base": 4, "dim": 4}},
+        feature_options={"classifier": {"seen": 64, "base": 8, "dim": 4}},
     )
     report = evaluate(
         settings,
