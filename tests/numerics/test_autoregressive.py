@@ -13,20 +13,16 @@ from sfumato.core.family import SampleRequest
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.errors import ConfigError
-from sfumato.families.autoregressive.codes import draw_codes
-from sfumato.families.autoregressive.config import (
-    AutoregressiveConfig,
-    CategoricalConfig,
-    LogisticConfig,
-    PixelCnnConfig,
-    SamplingConfig,
-    TransformerConfig,
-)
+from sfumato.families.autoregressive.code_network import CodeNetwork
+from sfumato.families.autoregressive.config import AutoregressiveConfig
 from sfumato.families.autoregressive.draws import draw
 from sfumato.families.autoregressive.gated import PixelCnnNetwork
-from sfumato.families.autoregressive.pixels import PixelCnn, to_levels
+from sfumato.families.autoregressive.networks.pixelcnn import PixelCnnConfig
+from sfumato.families.autoregressive.networks.transformer import TransformerConfig, draw_codes
+from sfumato.families.autoregressive.outputs.categorical import CategoricalConfig
+from sfumato.families.autoregressive.outputs.logistic import LogisticConfig
 from sfumato.families.autoregressive.raster import draw_image
-from sfumato.families.autoregressive.transformer import CodeNetwork
+from sfumato.families.autoregressive.sampling import SamplingConfig
 
 
 def pixelcnn(channels: int = 1, outputs: int = 3, kernel: int = 3, layers: int = 3) -> PixelCnnNetwork:
@@ -102,8 +98,7 @@ def test_the_likelihood_of_all_small_images_sums_to_one() -> None:
         network=PixelCnnConfig(width=4, layers=2, head_width=4, output=CategoricalConfig(levels=3))
     )
     data = DataSpec(channels=1, height=2, width=3)
-    assert isinstance(config.network, PixelCnnConfig)
-    family = PixelCnn(config, config.network, data)
+    family = config.build(data)
     with seeded(0, "test"):
         network = family.nets["network"].build()
     bytes_ = torch.tensor(list(itertools.product((0, 120, 255), repeat=6))).view(-1, 1, 2, 3)
@@ -121,13 +116,12 @@ def test_draws_follow_the_likelihood() -> None:
         )
     )
     data = DataSpec(channels=1, height=1, width=2)
-    assert isinstance(config.network, PixelCnnConfig)
-    family = PixelCnn(config, config.network, data)
+    family = config.build(data)
     with seeded(0, "test"):
         network = family.nets["network"].build()
     for parameter in network.parameters():
         parameter.mul_(2)
-    request = SampleRequest(num=4_000, labels_N=None, options=config.sampling)
+    request = SampleRequest(num=4_000, options=config.sampling)
     drawn = family.sample({"ema": network}, request, Progress.at(0), SampleRng(3, range(4_000)))
     for image in itertools.product((-1.0, 1.0), repeat=2):
         x = torch.tensor(image).view(1, 1, 1, 2)
@@ -143,7 +137,7 @@ def test_draws_follow_the_likelihood() -> None:
 def test_levels_are_equal_parts_of_the_bytes(levels: int) -> None:
     config = CategoricalConfig(levels=levels, binarization="threshold" if levels == 2 else "dynamic")
     image = (torch.arange(256) / 127.5 - 1).view(1, 1, 16, 16)
-    found = to_levels(config, image, SampleRng(0, range(1))).flatten()
+    found = config.to_levels(image, SampleRng(0, range(1))).flatten()
     assert found.tolist() == [value * levels // 256 for value in range(256)]
 
 
@@ -234,11 +228,11 @@ def test_a_transformer_that_dropped_no_labels_asks_for_them() -> None:
                 "ema": family.nets["network"].build(),  # type: ignore[union-attr]
                 "first_stage": family.nets["first_stage"].build(),  # type: ignore[union-attr]
             }
-        plain = SampleRequest(num=2, labels_N=None, options=options)
+        plain = SampleRequest(num=2, options=options)
         if dropout or condition == "none":
             assert family.sample(nets, plain, Progress.at(0), SampleRng(0, range(2))).isfinite().all()
             continue
         with pytest.raises(ConfigError, match="labels: required"):
             family.sample(nets, plain, Progress.at(0), SampleRng(0, range(2)))
-        asked = SampleRequest(num=2, labels_N=torch.tensor([0, 2]), options=options)
+        asked = SampleRequest(num=2, conditions={"label": torch.tensor([0, 2])}, options=options)
         assert family.sample(nets, asked, Progress.at(0), SampleRng(0, range(2))).isfinite().all()

@@ -1,16 +1,13 @@
-"""One rank of training runs in plain processes, without Ray: `python train_rank.py CASES.json`.
+"""One rank of a training run in plain processes, without Ray; rank_server.py starts it.
 
-Trains members of families on packed data through the real loop, strategies and checkpoints, one case after
-another in the same process group, and lets rank 0 write all weights and averages as safetensors.
+Trains a member of a family on packed data through the real loop, strategies and checkpoints, and lets rank 0
+write all weights and averages as safetensors.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import json
 import os
-import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -28,11 +25,12 @@ from sfumato.parallel import ParallelSettings, Placement, make
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.config import TrainSettings
 from sfumato.training.loop import Hook, Trainer, install
+from sfumato.training.resume import newest_whole
 from sfumato.training.store import LocalStore
 
 
 def train(case: dict) -> None:
-    """Train one case: family, variant, data, train, strategy; parallel, streams, checkpoints,
+    """Train one case: family, variant or model, data, train, strategy; parallel, streams, checkpoints,
     kill_at, stop_at."""
     placement = Placement.current()
     manifest = Manifest.load(case["data"])
@@ -41,8 +39,8 @@ def train(case: dict) -> None:
     reading = {"seed": 3, "batch": settings.batch, "micro_batch": settings.micro_batch}
     kind = config_class(case["family"])
     variants = kind.variants()
-    config = variants[case.get("variant") or next(iter(variants))]
-    family = kind.model_validate(_steady(config.model_dump())).build(manifest.spec)
+    config = case.get("model") or variants[case.get("variant") or next(iter(variants))].model_dump()
+    family = kind.model_validate(_steady(config)).build(manifest.spec)
     strategy = make(
         ParallelSettings(strategy=case["strategy"], **case.get("parallel", {})),
         placement,
@@ -61,7 +59,7 @@ def train(case: dict) -> None:
         hooks.append(
             Hook(
                 settings.checkpoint.every,
-                lambda p: writer.save(strategy.state(), images=p.images, step=p.step),
+                lambda p: writer.save({**strategy.state(), **trainer.state()}, images=p.images, step=p.step),
             )
         )
     if "stop_at" in case:
@@ -75,9 +73,10 @@ def train(case: dict) -> None:
         hooks=hooks,
         report=lambda p, m: losses.extend(v for k, v in sorted(m.items()) if k.endswith("/loss")),
     )
-    if store is not None and (saved := checkpoints.newest_whole(store, scratch)):
-        strategy.load(checkpoints.load(store, saved, scratch))
-        trainer.resume(saved.manifest.images, saved.manifest.step)
+    if store is not None and (saved := newest_whole(store, scratch)):
+        stored = checkpoints.load(store, saved, scratch)
+        strategy.load(stored)
+        trainer.resume(saved.manifest.images, saved.manifest.step, stored)
     start = trainer.progress.images
     rank = {"rank": placement.rank, "world_size": placement.world_size, "images": start}
     shares = local_reader.read(data, manifest, **reading, **rank)
@@ -88,6 +87,7 @@ def train(case: dict) -> None:
     weights = strategy.weights(family.nets)
     if placement.rank == 0:
         flat = {f"{net}/{key}": value for net, state in weights.items() for key, value in state.items()}
+        flat |= trainer.state()
         flat["losses"] = torch.tensor(losses, dtype=torch.float64)
         save_file(flat, case["out"])
 
@@ -122,18 +122,14 @@ def _killed(shares, kill_at, start, batch):
         images += batch
 
 
-def main(cases: list[dict]) -> None:
+def main(case: dict) -> None:
+    """Train the case in this process; what fails is told in a file beside the case's `out`."""
     torch.set_num_threads(1)
-    # A case that fails on one rank alone leaves the others waiting: they give up soon.
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    for case in cases:
-        try:
-            train(case)
-        except Exception:  # noqa: BLE001 (whatever it was, the test of this case reports it)
-            Path(case["out"]).with_suffix(".error").write_text(traceback.format_exc())
-        gc.collect()  # engines and sharded networks hold on to themselves in circles
+    # Nobody waits so long: the server ends the ranks that wait for one that has failed.
+    dist.init_process_group("gloo", timeout=timedelta(hours=1))
+    try:
+        train(case)
+    except Exception:
+        Path(case["out"]).with_suffix(".error").write_text(traceback.format_exc())
+        raise
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))

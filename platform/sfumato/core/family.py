@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
-from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.config import Config
-from sfumato.core.first_stage import StageSpec, StoredNet
+from sfumato.core.batch import Batch, DataSpec, Texts
+from sfumato.core.conditions import Condition, Conditions
+from sfumato.core.config import Config, Neutral
+from sfumato.core.first_stage import StageSpec
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.pretrained import Weights
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 
@@ -25,10 +28,18 @@ Nets = Mapping[str, nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class LossOut:
-    """What a phase returns: the unreduced loss [B], and metrics, each a scalar or [B]."""
+    """What a phase returns: the unreduced loss [B], and metrics, each a scalar or [B].
+
+    `sums` are sums over the rows of the micro-batch, of any shape, that the family's state is advanced by
+    (`core.state`). `weights_B`, not negative and without gradient, weigh the rows: what is minimised is
+    sum(weights_B * loss_B) / sum(weights_B), both sums over the whole global batch. A phase returns weights
+    always or never. Where all of them are zero, so is the gradient.
+    """
 
     loss_B: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    weights_B: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,22 +49,38 @@ class Trainable:
     `blocks` names, by patterns over dotted names (`("down_blocks.*", "mid_block")`), the parts that a
     strategy shards, recomputes or compiles one at a time; without it they are the entries of the network's
     outermost `ModuleList`s. A block has to be used by calling it.
+
+    `weights` are what it starts from; without them it starts from what `build` gives.
+
+    `adapter` makes it an adapter on a frozen base: only the parameters and buffers whose names match one of
+    its patterns (`("*.lora_*",)`) train. They alone are averaged, checkpointed and exported, and `weights`
+    say where the base is. Parts of the base stay in eval mode, so that its statistics stay as they are and
+    nothing in it drops out. Base parameters may have another dtype than the adapter's, which `build` gives
+    them.
     """
 
     build: Callable[[], nn.Module]
     optimizer: OptimizerConfig
     blocks: tuple[str, ...] = ()
+    weights: Weights | None = None
+    adapter: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
     """A network that is used and never trained.
 
-    `weights` says where its weights are stored; without it they are those that `build` gives.
+    `weights` says where its weights are stored; without it they are those that `build` gives. `dtype`
+    (float16 or bfloat16) is what its floating point parameters are cast to after loading; its inputs have
+    to be of that type, or the call under autocast. `shard` lets a strategy that shards parameters spread it
+    over ranks, and keep it in host memory under `parallel.offload`; it is gathered, block by block, when it
+    or one of its methods is called. Other strategies keep it whole.
     """
 
     build: Callable[[], nn.Module]
-    weights: StoredNet | None = None
+    weights: Weights | None = None
+    dtype: torch.dtype | None = None
+    shard: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +103,10 @@ class Phase:
     """One kind of update: it trains exactly one network.
 
     A step runs each phase whose turn it is (`step % every == 0`) `repeats` times. The r-th repeat of
-    every phase sees the r-th global batch that the step reads. `second_order` says that the loss
-    differentiates through a gradient (R1, WGAN-GP), which not every strategy can.
+    every phase sees the r-th global batch that the step reads. The phase begins with the first step at or
+    after `start_images` and ends before the first one at or after `stop_images`; schedules count all images,
+    whether it runs or not. `second_order` says that the loss differentiates through a gradient (R1, WGAN-GP),
+    which not every strategy can.
     """
 
     name: str
@@ -85,21 +114,35 @@ class Phase:
     loss: LossFn
     repeats: int = 1
     every: int = 1
+    start_images: int = 0
+    stop_images: int | None = None
     second_order: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """What to generate: one image a label, or `num` images without labels.
+    """What to generate: `num` images, each by its row of every condition.
 
-    `options` is the family's own sampling configuration (`FamilyConfig.sampling`). `captions_N` are texts,
-    one for each image, for a family that takes them (`FamilyConfig.takes_captions`).
+    `conditions` has what `FamilyConfig.conditions` names, each with `num` rows: required ones always, others
+    where they were given (negative ones as `negative_NAME`). `options` is the family's own sampling
+    configuration (`FamilyConfig.sampling`).
     """
 
     num: int
-    labels_N: Tensor | None
     options: Any
-    captions_N: Sequence[str] | None = None
+    conditions: Conditions = field(default_factory=dict)
+
+    def tensor(self, name: str) -> Tensor | None:
+        """The rows of a condition that is no text, None where it was not given."""
+        value = self.conditions.get(name)
+        assert value is None or isinstance(value, Tensor), f"{name} holds texts"
+        return value
+
+    def texts(self, name: str) -> Texts | None:
+        """The rows of a text, None where it was not given."""
+        value = self.conditions.get(name)
+        assert value is None or isinstance(value, Texts), f"{name} holds no texts"
+        return value
 
 
 class Family(Protocol):
@@ -115,7 +158,11 @@ class Family(Protocol):
         ...
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """Encode, tokenise or augment a batch, without gradients, before every loss."""
+        """Encode, tokenise or augment a batch, without gradients and under autocast.
+
+        It is done once for every micro-batch, however many phases and repeats use it. The first phase that
+        does continues `rng` where `prepare` left it; each later one has noise of its own.
+        """
         ...
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
@@ -152,7 +199,7 @@ class HasLatent(Protocol):
     def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
         """The images [N, C, H, W] in [-1, 1] of any such vectors: deterministic, and not rounded to levels.
 
-        A conditional model needs the request's labels.
+        A conditional model needs the request's conditions.
         """
         ...
 
@@ -193,7 +240,7 @@ class FamilyConfig(Config, ABC):
     """
 
     family: str
-    sampling: Config
+    sampling: Neutral[Config]
 
     @abstractmethod
     def build(self, data: DataSpec) -> Family:
@@ -209,13 +256,9 @@ class FamilyConfig(Config, ABC):
         """Smallest instances of all members of the family, by name; contract and parity suites run each."""
         return {"tiny": cls.tiny()}
 
-    def conditional(self, data: DataSpec) -> bool:
-        """Whether sampling takes class labels; a family whose generation they steer overrides this."""
-        return False
-
-    def takes_captions(self, data: DataSpec) -> bool:
-        """Whether sampling takes texts; a family whose generation they steer overrides this."""
-        return False
+    def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
+        """What steers the images; a class-conditional family returns `core.conditions.LABEL` alone."""
+        return ()
 
     def as_first_stage(self, data: DataSpec) -> StageSpec | None:
         """The network that other models may use as their frozen first stage, if there is one."""

@@ -1,9 +1,13 @@
-"""Which optimizer trains a network, with its learning rate as a function of images."""
+"""Which optimizer trains a network, with its learning rate as a function of images.
+
+Parameters may be put into groups by their names, each with a learning rate and a weight decay of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -11,8 +15,25 @@ from torch import nn
 
 from sfumato.core.config import Config
 from sfumato.core.schedules import LearningRate
+from sfumato.errors import ConfigError
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
+LR_FACTOR = "lr_factor"
+"""The entry of a torch parameter group that multiplies the learning rate of a step."""
+
+
+class OptimizerGroup(Config):
+    """Parameters whose names match a pattern, and how they are trained."""
+
+    pattern: str = Field(
+        min_length=1,
+        description="Names of parameters, with * for any characters: `*.bias`, `encoder.*`. Of several "
+        "groups that match a parameter, the first one counts.",
+    )
+    lr_factor: float = Field(1.0, ge=0, description="Multiplies the optimizer's learning rate.")
+    weight_decay: float | None = Field(
+        None, ge=0, description="Weight decay of these parameters; null takes the optimizer's."
+    )
 
 
 class OptimizerConfig(Config):
@@ -25,21 +46,63 @@ class OptimizerConfig(Config):
     )
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled for adamw, L2 for the others.")
+    groups: tuple[OptimizerGroup, ...] = Field(
+        (), description="Parameters with a learning rate or weight decay of their own, by name."
+    )
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer; the loop sets the learning rate of every step."""
+    def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of a network's parameters, by name; the loop sets the learning rate of every step.
+
+        Raises ConfigError for a group that has no parameter.
+        """
+        groups = self.grouped(parameters)
         rate = self.lr.peak
         if self.name == "sgd":
             return torch.optim.SGD(
-                parameters, lr=rate, momentum=self.betas[0], weight_decay=self.weight_decay, fused=True
+                groups, lr=rate, momentum=self.betas[0], weight_decay=self.weight_decay, fused=True
             )
         kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
         # The fused kernels exist on CPU and CUDA; on CPU they save most of the time of a small step.
         return kind(
-            parameters,
+            groups,
             lr=rate,
             betas=self.betas,
             eps=self.eps,
             weight_decay=self.weight_decay,
             fused=True,
+        )
+
+    def grouped(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
+        """torch's parameter groups: those in no group of ours first, then ours in their order.
+
+        Raises ConfigError for a group that has no parameter.
+        """
+        members: list[list[nn.Parameter]] = [[] for _ in self.groups]
+        rest = []
+        for name, parameter in parameters.items():
+            for number, group in enumerate(self.groups):
+                if fnmatchcase(name, group.pattern):
+                    members[number].append(parameter)
+                    break
+            else:
+                rest.append(parameter)
+        made: list[dict[str, Any]] = [{"params": rest, LR_FACTOR: 1.0}] if rest or not self.groups else []
+        for group, chosen in zip(self.groups, members, strict=True):
+            if not chosen:
+                raise ConfigError(self._without_parameters(group, list(parameters)))
+            decay = self.weight_decay if group.weight_decay is None else group.weight_decay
+            made.append({"params": chosen, LR_FACTOR: group.lr_factor, "weight_decay": decay})
+        return made
+
+    def _without_parameters(self, group: OptimizerGroup, names: list[str]) -> str:
+        if any(fnmatchcase(name, group.pattern) for name in names):
+            return (
+                f"optimizer.groups: every parameter that {group.pattern!r} matches belongs to a group before "
+                "it; put the narrower pattern first"
+            )
+        examples = ", ".join(names[:3])
+        return (
+            f"optimizer.groups: no parameter matches {group.pattern!r}; names are like {examples}"
+            if names
+            else f"optimizer.groups: no parameter matches {group.pattern!r}; the network has none that train"
         )

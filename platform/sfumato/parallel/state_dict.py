@@ -1,37 +1,153 @@
-"""State that moves between strategies: tensors by name, whole, whoever wrote them."""
+"""State that moves between strategies: tensors by name, whole, whoever wrote them.
+
+An optimizer's state is whatever it keeps for a parameter: tensors of the parameter's shape and single
+numbers, under the names that it gives them. A number of Python's own is stored as a tensor under a name that
+says so (`step#int`).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from sfumato.errors import CheckpointError
 
+_NUMBERS: dict[str, tuple[type, torch.dtype]] = {
+    "bool": (bool, torch.bool),
+    "int": (int, torch.int64),
+    "float": (float, torch.float64),
+}
+_MARK = "#"
+_NOT_STATE = {"params", "lr"}
+"""Entries of a parameter group that are not settings."""
+
+
+@runtime_checkable
+class InRows(Protocol):
+    """A state that lies elsewhere: shapes are known without reading, and rows are read on their own."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor: ...
+
 
 def check(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError naming the network and the first tensor that is missing, left over or misshapen.
-
-    Shapes are compared where the mapping knows them without reading (`shapes`), else by looking.
-    """
+    """Raises CheckpointError naming the network and a tensor that is missing, left over or misshapen."""
     wanted, given = set(targets), {name for name in state if name.startswith("nets/")}
     if missing := sorted(wanted - given):
         raise _misfit(missing[0], "is not in it")
     if left := sorted(given - wanted):
         raise _misfit(left[0], "is in it, but not in the network")
-    shapes = getattr(state, "shapes", None)
     for name, target in targets.items():
-        found = tuple(shapes[name] if shapes is not None else state[name].shape)
+        found = shape(state, name)
         if found != tuple(target.shape):
             raise _misfit(name, f"has shape {list(found)} there, and {list(target.shape)} here")
 
 
-def moments(state: Mapping[str, Tensor], net: str, key: str) -> Iterator[tuple[str, Tensor]]:
-    """The optimizer's tensors for one parameter, by kind; none where it has not taken a step."""
-    for kind in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
-        name = f"optim/{net}/{key}/{kind}"
-        if name in state:
-            yield kind, state[name]
+def shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """The shape of a whole tensor of the state; a stored one is not read for it."""
+    return state.shapes[name] if isinstance(state, InRows) else tuple(state[name].shape)
+
+
+def rows(state: Mapping[str, Tensor], name: str, start: int, stop: int) -> Tensor:
+    """Rows `start` to `stop` (exclusive) of a tensor of the state, as many of them as there are."""
+    return state.rows(name, start, stop) if isinstance(state, InRows) else state[name][start:stop]
+
+
+def elements(state: Mapping[str, Tensor], name: str, offset: int, numel: int) -> Tensor:
+    """Elements `offset` to `offset + numel` (exclusive) of a flattened tensor of the state: [numel]."""
+    row = max(1, math.prod(shape(state, name)[1:]))
+    first, last = offset // row, -(-(offset + numel) // row)
+    return rows(state, name, first, last).reshape(-1).narrow(0, offset - first * row, numel)
+
+
+def entry(net: str, key: str, kind: str, value: Tensor | float) -> tuple[str, Tensor]:
+    """Name and tensor under which a part of an optimizer's state is stored."""
+    if isinstance(value, Tensor):
+        return f"optim/{net}/{key}/{kind}", value
+    for name, (python, dtype) in _NUMBERS.items():
+        if type(value) is python:
+            return f"optim/{net}/{key}/{kind}{_MARK}{name}", torch.tensor(value, dtype=dtype)
+    raise AssertionError(f"{kind} is no number: `kept` lets only those through")
+
+
+def kept(
+    optimizer: torch.optim.Optimizer, net: str, key: str, found: Mapping[str, Any]
+) -> Iterator[tuple[str, Tensor | float]]:
+    """What an optimizer keeps for a parameter, by kind; what is None counts as absent.
+
+    Raises CheckpointError for what is neither a tensor nor a number: a run that went on without it would
+    compute something else.
+    """
+    for kind, value in found.items():
+        if value is None:  # SGD without momentum
+            continue
+        if not isinstance(value, Tensor | bool | int | float) or "/" in kind or _MARK in kind:
+            raise CheckpointError(
+                f"optimizer {type(optimizer).__name__} of network {net!r} keeps {kind!r} for parameter "
+                f"{key}, which is no tensor and no number: a checkpoint cannot hold it; choose another "
+                "optimizer"
+            )
+        yield kind, value
+
+
+def check_settings(optimizer: torch.optim.Optimizer, net: str, before: list[dict[str, Any]]) -> None:
+    """Raises CheckpointError where an optimizer has changed settings of its own groups, which no checkpoint
+    holds; `before` is what `settings` gave when it was made."""
+    for then, now in zip(before, settings(optimizer), strict=True):
+        for name, value in now.items():
+            if name not in then or then[name] != value:
+                raise CheckpointError(
+                    f"optimizer {type(optimizer).__name__} of network {net!r} changes its setting {name!r} "
+                    "while it trains: a checkpoint cannot hold that; choose another optimizer"
+                )
+
+
+def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The numbers and words among the settings of each parameter group, without the learning rate."""
+    return [
+        {
+            name: value
+            for name, value in group.items()
+            if name not in _NOT_STATE and isinstance(value, bool | int | float | str | tuple)
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def moments(state: Mapping[str, Tensor], net: str) -> dict[str, dict[str, str]]:
+    """Under which names the optimizer's state of a network is stored: by parameter, by kind (with the mark of
+    a number). A parameter is absent where the optimizer had not taken a step."""
+    prefix = f"optim/{net}/"
+    found: dict[str, dict[str, str]] = {}
+    for name in state:
+        if name.startswith(prefix):
+            key, _, kind = name.removeprefix(prefix).rpartition("/")
+            found.setdefault(key, {})[kind] = name
+    return found
+
+
+def restored(kind: str, stored: Tensor) -> tuple[str, Tensor | float]:
+    """What `entry` was given: the kind without its mark, and a tensor or a number of Python's."""
+    plain, mark, number = kind.partition(_MARK)
+    if not mark:
+        return kind, stored
+    python, _ = _NUMBERS[number]
+    value: float = python(stored.item())
+    return plain, value
+
+
+def misshapen(net: str, key: str, kind: str, shape: Any, strategy: str) -> CheckpointError:
+    """Of a part of an optimizer's state that cannot be cut or put together as its parameter is."""
+    return CheckpointError(
+        f"the optimizer of network {net!r} keeps {kind!r} of shape {list(shape)} for parameter {key}, which "
+        f"is not the parameter's: parallel.strategy={strategy} cannot carry it; use parallel.strategy=ddp"
+    )
 
 
 def _misfit(name: str, what: str) -> CheckpointError:

@@ -10,23 +10,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import MicroBatch, to_device
-from sfumato.core.family import EmaOf, Family, Frozen, InitialisesFromData, Nets, Phase, Trainable
+from sfumato.core.family import EmaOf, Family, Frozen, InitialisesFromData, Nets, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, seeded
-from sfumato.core.seeds import derive
-from sfumato.errors import TrainingError
+from sfumato.errors import ConfigError, TrainingError
+from sfumato.parallel.adapters import Base
 from sfumato.parallel.strategy import Strategy
-from sfumato.sampling.model_files import load_stored
+from sfumato.sampling.pretrained_files import cast_parameters, load_stored
+from sfumato.training import phases
 from sfumato.training.config import TrainSettings
+from sfumato.training.family_state import FamilyState
 from sfumato.training.meters import Clock, Means
-from sfumato.training.passes import passes_of
+from sfumato.training.phases import Prepared
 from sfumato.training.skips import Bad, NotFinite, Skips
+from sfumato.training.updates import Updates
 
 log = logging.getLogger(__name__)
 
@@ -52,30 +55,36 @@ def install(
     *,
     first: Callable[[], MicroBatch] | None = None,
     averages: Mapping[str, EmaOf] | None = None,
+    initial: bool = True,
 ) -> None:
     """Build the family's networks, the same on every rank, and hand them to the strategy.
 
     `first` reads the rows that data-dependent initialisation looks at: the same on every rank, however many
     there are. Without it such a family keeps the weights that it was built with, which is right where those
-    of a checkpoint replace them. `averages` are kept beside those of the family.
+    of a checkpoint replace them. `averages` are kept beside those of the family. `initial` says whether
+    stored weights are loaded into networks that train as a whole, which a checkpoint makes needless; frozen
+    networks and the bases of adapters, which no checkpoint holds, always get theirs.
+
+    Raises CheckpointError where stored weights are missing or are not those that the recipe recorded.
     """
-    built = _build(family, seed)
+    built = _build(family, seed, initial=initial)
     if first is not None and isinstance(family, InitialisesFromData):
         _initialise(family, built, first(), seed, strategy.placement.device)
     for name, module in built.items():
         spec = family.nets[name]
         if isinstance(spec, Trainable):
-            strategy.add_trainable(name, module, spec.optimizer, spec.blocks)
+            base = Base(spec.adapter, stored=spec.weights is not None) if spec.adapter else None
+            strategy.add_trainable(name, module, spec.optimizer, spec.blocks, base)
         elif isinstance(spec, Frozen):
-            strategy.add_frozen(name, module)
+            strategy.add_frozen(name, module, shard=spec.shard)
     for name, spec in {**family.nets, **(averages or {})}.items():
         if isinstance(spec, EmaOf):
-            strategy.add_shadow(name, spec.source)
+            strategy.add_ema(name, spec.source)
     strategy.ready()
 
 
-def _build(family: Family, seed: int) -> dict[str, nn.Module]:
-    """All networks but the averages, frozen ones with their stored weights."""
+def _build(family: Family, seed: int, *, initial: bool) -> dict[str, nn.Module]:
+    """All networks but the averages, with their stored weights."""
     built: dict[str, nn.Module] = {}
     for name, spec in family.nets.items():
         if isinstance(spec, EmaOf):
@@ -86,6 +95,9 @@ def _build(family: Family, seed: int) -> dict[str, nn.Module]:
             built[name].eval()
             if spec.weights is not None:
                 load_stored(built[name], spec.weights)
+            cast_parameters(built[name], spec.dtype)
+        elif spec.weights is not None and (initial or spec.adapter):
+            load_stored(built[name], spec.weights, spec.adapter)
     return built
 
 
@@ -129,9 +141,7 @@ class Trainer:
         self._family = family
         self._strategy = strategy
         self._settings = settings
-        self._seed = seed
-        self._rows_per_stream = settings.batch // streams
-        self._hooks = hooks
+        self._hooks = list(hooks)
         self._report = report
         self._means = Means()
         self._skips = Skips()
@@ -139,16 +149,43 @@ class Trainer:
         self._clock = Clock()
         self._nets = {**family.nets, **(averages or {})}
         self._phases = tuple(family.phases)
+        if found := phases.problems(self._phases, settings.images):
+            raise ConfigError(*found)
         self._draws = max(phase.repeats for phase in self._phases)
         self._logged_images = 0
-        self._passes = passes_of(strategy, settings, streams)
-        self.progress = progress_at(family, settings)
+        self._state = FamilyState(family, strategy.placement.device, strategy.sum_in_order)
+        self._updates = Updates(
+            family,
+            strategy,
+            settings,
+            seed=seed,
+            streams=streams,
+            means=self._means,
+            skips=self._skips,
+            state=self._state,
+        )
+        self.progress = replace(progress_at(family, settings), state=self._state.values)
 
-    def resume(self, images: int, step: int) -> None:
-        """Go on from a checkpoint, whose state the strategy has already loaded."""
-        self.progress = Progress(step, images, self._settings.images, self.progress.batch)
+    def add_hooks(self, hooks: Sequence[Hook]) -> None:
+        """More hooks, after those that there are; for those that need the trainer themselves."""
+        self._hooks += hooks
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold beside the strategy's state: the family's, the same on every rank."""
+        return self._state.stored()
+
+    def resume(self, images: int, step: int, checkpoint: Mapping[str, Tensor]) -> None:
+        """Resume from a checkpoint whose weights and moments the strategy has already loaded.
+
+        Raises CheckpointError where the family's state does not fit.
+        """
+        self._state.load(checkpoint)
+        total = self._settings.images
+        self.progress = Progress(step, images, total, self.progress.batch, self._state.values)
         self._logged_images = images
-        self._means, self._skips, self._endured = Means(), Skips(), {}
+        self._means.clear()
+        self._skips.clear()
+        self._endured = {}
 
     def run(self, shares: Shares) -> Progress:
         """Train to the end. `shares` starts at the global batch that `progress` stands at.
@@ -186,6 +223,7 @@ class Trainer:
                 f"{bad[0]} is not finite between images {self._logged_images:,} and "
                 f"{self.progress.images:,}, although its gradient is: the last checkpoint is from before"
             )
+        self._state.check()
         metrics["train/images_per_second"] = seen / self._clock.seconds
         metrics["train/data_wait_fraction"] = self._clock.wait_fraction
         for name, spec in self._nets.items():
@@ -221,82 +259,12 @@ class Trainer:
 
     def _step(self, draws: Sequence[list[MicroBatch]]) -> None:
         progress = self.progress
-        for phase in self._phases:
-            if progress.step % phase.every == 0:
-                for repeat in range(phase.repeats):
-                    self._update(phase, draws[repeat], progress, repeat)
-        self.progress = Progress(
-            progress.step + 1, progress.images + progress.batch, progress.total_images, progress.batch
-        )
+        planned = phases.updates(self._phases, progress)
+        prepared = Prepared(planned)
+        for update in planned:
+            self._updates.run(update, draws[update.repeat], progress, prepared)
+        ended = replace(progress, step=progress.step + 1, images=progress.images + progress.batch)
+        self.progress = replace(ended, state=self._state.advance(ended))
         for name, spec in self._nets.items():
             if isinstance(spec, EmaOf):
                 self._strategy.follow(name, 1.0 - spec.decay(self.progress))
-
-    def _update(self, phase: Phase, share: list[MicroBatch], progress: Progress, repeat: int) -> None:
-        """One optimizer step of one phase on this rank's share of a global batch."""
-        nets = self._strategy.view(phase.trains)
-        images = progress.images + repeat * self._settings.batch
-        passes = max(len(share), self._passes)
-        for index in range(passes):
-            # A rank that is short of a micro-batch takes part with one that counts for nothing.
-            micro, counts = share[min(index, len(share) - 1)], index < len(share)
-            last = index == passes - 1
-            with self._strategy.accumulate(phase.trains, last=last, second_order=phase.second_order):
-                loss = self._loss(phase, nets, micro, progress, images, counts=counts)
-                self._strategy.backward(phase.trains, loss)
-        spec = self._nets[phase.trains]
-        assert isinstance(spec, Trainable), f"phase {phase.name} trains {phase.trains}, which is no Trainable"
-        norm = self._strategy.step(
-            phase.trains, lr=spec.optimizer.lr.at(progress), max_norm=self._settings.clip_grad_norm
-        )
-        kept = torch.isfinite(norm)
-        self._means.add(f"{phase.name}/grad_norm", norm, 1)
-        self._means.commit(kept)
-        self._skips.add(phase.name, kept, images)
-
-    def _loss(
-        self,
-        phase: Phase,
-        nets: Nets,
-        micro: MicroBatch,
-        progress: Progress,
-        images: int,
-        *,
-        counts: bool,
-    ) -> Tensor:
-        """The micro-batch's part of the mean loss over the global batch: a scalar."""
-        device = self._strategy.placement.device
-        batch = to_device(micro.batch, device)
-        rng = StreamRng(
-            micro.pieces,
-            rows_per_stream=self._rows_per_stream,
-            seed=self._seed,
-            images=images,
-            phase=phase.name,
-            device=device,
-        )
-        # Dropout draws from torch's global generator; it too depends on the place in training alone.
-        first = micro.pieces[0]
-        _seed_global(derive(self._seed, images, phase.name, first.stream, first.first), device)
-        with torch.no_grad():
-            batch = self._family.prepare(nets, batch, progress, rng)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
-            out = phase.loss(nets, batch, progress, rng)
-        if out.loss_B.shape != (micro.rows,):
-            raise ValueError(
-                f"phase {phase.name!r} must return one loss a row, [{micro.rows}]; "
-                f"got {list(out.loss_B.shape)}"
-            )
-        if not counts:
-            return 0.0 * out.loss_B.float().sum()
-        self._means.add(f"{phase.name}/loss", out.loss_B, micro.rows)
-        for name, value in out.metrics.items():
-            self._means.add(f"{phase.name}/{name}", value, micro.rows)
-        return out.loss_B.float().sum() / self._settings.batch
-
-
-def _seed_global(seed: int, device: torch.device) -> None:
-    """As `torch.manual_seed`, which takes a tenth of a millisecond for all the devices that are not used."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 Key = tuple[str, ...]
+_TINY = 1e-30
 
 
 class Means:
@@ -20,20 +21,24 @@ class Means:
     """
 
     def __init__(self) -> None:
-        self._pending: dict[str, tuple[Tensor, float]] = {}
+        self._pending: dict[str, tuple[Tensor, float | Tensor]] = {}
         self._sums: dict[Key, Tensor] = {}
         """By the names of an update: [2, names], weighted sums and weights."""
         self._weights: dict[tuple[Key, tuple[float, ...]], Tensor] = {}
 
-    def add(self, name: str, value: Tensor, rows: int) -> None:
-        """A scalar that stands for `rows` rows, or one value a row."""
+    def add(self, name: str, value: Tensor, rows: int, weights_B: Tensor | None = None) -> None:
+        """A scalar that stands for `rows` rows, or one value a row, which `weights_B` may weigh."""
         value = value.detach().float()
+        weight: float | Tensor = rows
+        if weights_B is not None:
+            # Where all weights are zero the mean is zero, not that of no update.
+            value, weight = value * weights_B, weights_B.sum().clamp_min(_TINY)
         total = value.sum() if value.dim() else value * rows
         if name in self._pending:
-            before, weight = self._pending[name]
-            self._pending[name] = (before + total, weight + rows)
+            before, counted = self._pending[name]
+            self._pending[name] = (before + total, counted + weight)
         else:
-            self._pending[name] = (total, rows)
+            self._pending[name] = (total, weight)
 
     def commit(self, kept: Tensor) -> None:
         """Count what was added since the last call, where `kept` (a bool on the device) says so."""
@@ -41,9 +46,7 @@ class Means:
             return
         names = tuple(self._pending)
         totals = torch.stack([total for total, _ in self._pending.values()])
-        weights = self._device_weights(
-            names, tuple(weight for _, weight in self._pending.values()), totals.device
-        )
+        weights = self._device_weights(names, [weight for _, weight in self._pending.values()], totals.device)
         counted = torch.where(kept, torch.stack([totals, weights]), 0.0).double()
         self._sums[names] = self._sums[names] + counted if names in self._sums else counted
         self._pending.clear()
@@ -60,11 +63,21 @@ class Means:
         means = {name: s / w if w else math.nan for name, s, w in zip(flat, sums, weights, strict=True)}
         return dict(sorted(means.items()))
 
-    def _device_weights(self, names: Key, weights: tuple[float, ...], device: torch.device) -> Tensor:
-        """Kept, since a copy to the device in every step would make the host wait."""
-        if (names, weights) not in self._weights:
-            self._weights[names, weights] = torch.tensor(weights, dtype=torch.float32, device=device)
-        return self._weights[names, weights]
+    def clear(self) -> None:
+        """Forget what was added since the last `read`."""
+        self._pending.clear()
+        self._sums.clear()
+
+    def _device_weights(self, names: Key, weights: Sequence[float | Tensor], device: torch.device) -> Tensor:
+        """Counts of rows are kept, since a copy to the device in every step would make the host wait."""
+        counts = tuple(0.0 if isinstance(weight, Tensor) else weight for weight in weights)
+        if (names, counts) not in self._weights:
+            self._weights[names, counts] = torch.tensor(counts, dtype=torch.float32, device=device)
+        known = self._weights[names, counts]
+        measured = {at: weight for at, weight in enumerate(weights) if isinstance(weight, Tensor)}
+        if not measured:
+            return known
+        return torch.stack([measured.get(at, known[at]) for at in range(len(weights))])
 
 
 class Clock:

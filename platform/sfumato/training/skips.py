@@ -49,6 +49,10 @@ class Skips:
         found[1] = torch.where(first, float(images), found[1])
         found[0] += bad
 
+    def clear(self) -> None:
+        """Forget what was added since the last `read`."""
+        self._counts.clear()
+
     def read(self) -> list[Bad]:
         """The phases that left out updates since the last call, the earliest first."""
         if not self._counts:

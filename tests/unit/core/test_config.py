@@ -43,7 +43,7 @@ def test_moments_decay(name: str, betas: tuple[float, float]) -> None:
 @pytest.mark.parametrize("betas", [(0.0, 0.0), (0.0, 0.999), (0.9999, 0.9)])
 def test_moments_at_the_edge_are_torchs(betas: tuple[float, float]) -> None:
     weight = torch.nn.Parameter(torch.ones(1))
-    made = OptimizerConfig(name="adam", betas=betas).build([weight])
+    made = OptimizerConfig(name="adam", betas=betas).build({"weight": weight})
     assert made.defaults["betas"] == betas
 
 

@@ -17,9 +17,10 @@ from sfumato.core.rng import seeded
 from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 from sfumato.recipe import Recipe
-from sfumato.runtime.runs.first_stage import check_data, resolved
+from sfumato.runtime.runs.first_stage import check_data
+from sfumato.runtime.runs.pretrained import resolved
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training.loop import install

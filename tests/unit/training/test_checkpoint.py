@@ -18,6 +18,7 @@ from torch import Tensor
 from sfumato.errors import CheckpointError
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training import dcp
+from sfumato.training.resume import newest_whole
 from sfumato.training.store import LocalStore, ObjectStore
 
 
@@ -76,7 +77,7 @@ def test_round_trip_keeps_the_newest(store: LocalStore | ObjectStore, tmp_path: 
     saver.close()
     assert saver.failures == []
     assert stored(store) == [300, 200]
-    newest = checkpoints.newest_whole(store, tmp_path / "read")
+    newest = newest_whole(store, tmp_path / "read")
     assert newest is not None and newest.manifest.step == 3
     read = checkpoints.load(store, newest, tmp_path / "read")
     assert read.keys() == tensors.keys()
@@ -113,7 +114,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
         file.write_bytes(content)
     else:
         file.unlink()
-    newest = checkpoints.newest_whole(store, tmp_path / "read")
+    newest = newest_whole(store, tmp_path / "read")
     assert newest is not None and newest.images == 100
     assert "__0_0.distcp" in caplog.text and "trying the checkpoint before it" in caplog.text
 
@@ -155,14 +156,14 @@ def test_a_damaged_checkpoint_takes_no_place_of_a_whole_one(tmp_path: Path) -> N
     saver.close()
     (file,) = (tmp_path / "store").glob("images-000000000100-*/*.distcp")
     file.write_bytes(b"damaged")
-    found = checkpoints.newest_whole(store, tmp_path / "read")
+    found = newest_whole(store, tmp_path / "read")
     assert found is not None and found.images == 50
     again = writer(store, tmp_path, keep=1)
     again.goes_on_from(found.images)
     again.save(state(60), images=60, step=1)
     again.wait()
     assert again.reached == 60
-    whole = checkpoints.newest_whole(store, tmp_path / "read")
+    whole = newest_whole(store, tmp_path / "read")
     assert whole is not None and whole.images == 60, "what was written since is not given up for it"
     again.save(state(110), images=110, step=1)
     again.close()

@@ -10,6 +10,7 @@ import torch
 from sfumato.errors import CheckpointError
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training import hand_over
+from sfumato.training.resume import newest_whole
 from sfumato.training.store import LocalStore
 
 
@@ -34,7 +35,7 @@ def test_the_receiver_has_the_givers_tensors_under_its_own_recipe(tmp_path: Path
     (found,) = checkpoints.complete(taker)
     assert (found.images, found.manifest.step) == (200, 100)
     assert (found.manifest.recipe_digest, found.manifest.recipe) == ("new", {"lr": 2})
-    whole = checkpoints.newest_whole(taker, tmp_path)
+    whole = newest_whole(taker, tmp_path)
     assert whole is not None and whole.name == found.name
     stored = checkpoints.load(taker, found, tmp_path)
     assert torch.equal(stored["nets/a/weight"], torch.full((30, 4), 200.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from sfumato.runtime.runs.resolve import run_folder_of
 from sfumato.runtime.training.ema_snapshots import averages_uri
 from sfumato.sampling.model_folder import read_model_folder, save_model_folder
 from sfumato.training import checkpoint as checkpoints
+from sfumato.training.family_state import restored_state
 from sfumato.training.loop import progress_at
 from sfumato.training.post_hoc import Profile, reconstruct
 from sfumato.training.store import open_store
@@ -67,6 +68,10 @@ def rebuild(run: str, out: Path, *, sigma_rel: float, images: int | None, root: 
         snapshots = [
             (number, checkpoints.load(store, saved, Path(scratch))) for number, saved in sorted(found.items())
         ]
+        # The state is no average: that of the last snapshot before.
+        state = restored_state(
+            family, next(tensors for number, tensors in reversed(snapshots) if number <= at)
+        )
         for name in family.samplers:
             net = family.nets[name]
             if isinstance(net, EmaOf):
@@ -81,7 +86,7 @@ def rebuild(run: str, out: Path, *, sigma_rel: float, images: int | None, root: 
         spec,
         weights,
         name=recipe.name,
-        progress=progress_at(family, recipe.train, at),
+        progress=replace(progress_at(family, recipe.train, at), state=state),
         notes=notes,
         trained_on=manifest.digest,
     )

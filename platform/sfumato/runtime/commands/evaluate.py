@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
+from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.images import Resize, Resized, open_images
@@ -142,9 +143,9 @@ def comparable(report: EvaluationReport) -> str:
 
 
 def tracker_handle(recipe: Recipe, folder: RunFolder, root: Path) -> TrackerHandle | None:
-    """How to write into a run that another process may have open; None for one that was never recorded."""
+    """How to write into a run that another process may have open; None for one that is not recorded."""
     known = folder.read_json("run.json") or {}
-    if "mlflow_run_id" not in known:
+    if not recipe.tracking.enabled or "mlflow_run_id" not in known:
         return None
     return TrackerHandle(
         Store.of(recipe.tracking, root),
@@ -199,7 +200,7 @@ def _settings(recipe: Recipe | None, request: Request) -> EvaluateSettings:
     try:
         return EvaluateSettings.model_validate(dict(request.changes))
     except ValidationError as error:
-        raise ConfigError(*recipes.explain(error, EvaluateSettings, ("evaluate",))) from None
+        raise ConfigError(*explain(error, EvaluateSettings, ("evaluate",))) from None
 
 
 def _reference(

@@ -48,9 +48,9 @@ from sfumato.families import config_class
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands import text_encoder
 from sfumato.runtime.commands.text_encoder import TextEncoder, TextModel
-from sfumato.runtime.runs import first_stage
+from sfumato.runtime.runs import first_stage, pretrained
 from sfumato.runtime.runs.display import Display
-from sfumato.sampling.model_files import load_stored
+from sfumato.sampling.pretrained_files import load_stored
 
 Kind = Literal["auto", "latents", "codes", "text"]
 FloatType = Literal["float32", "float16", "bfloat16"]
@@ -210,13 +210,14 @@ def _stage(target: str, root: Path) -> FirstStageConfig:
     """The first stage that a recipe has, or that a run is."""
     if not target.endswith((".yaml", ".yml")):
         return first_stage.look_up(FirstStageConfig(run=target), root)
-    recipe = first_stage.resolved(recipes.load(target), root)
-    stage = getattr(recipe.model, "first_stage", None)
-    if not isinstance(stage, FirstStageConfig):
-        raise ConfigError(
-            f"{target}: its model has no first_stage; name a recipe with one, or the run itself"
+    recipe = pretrained.resolved(recipes.load(target), root)
+    found = first_stage.stages_of(recipe)
+    if len(found) != 1:
+        has = (
+            f"several first stages ({', '.join(field for field, _ in found)})" if found else "no first stage"
         )
-    return stage
+        raise ConfigError(f"{target}: its model has {has}; name a recipe with one, or the run itself")
+    return found[0][1]
 
 
 def _stage_info(stage: FirstStageConfig, manifest: Manifest, target: str) -> EncoderInfo:

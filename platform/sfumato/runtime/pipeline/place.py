@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import recipe as recipes
+from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.tracking.config import TrackingSettings
 
@@ -35,7 +36,12 @@ class Place:
             content["storage"] = self.storage
         if self.tracking is not None:
             content["tracking"] = self.tracking.model_dump(mode="json")
-        return recipes.parse(content)
+        recipe = recipes.parse(content)
+        if not recipe.tracking.enabled:
+            raise ConfigError(
+                "tracking.enabled: false, but a pipeline records its stages in MLflow: leave it out"
+            )
+        return recipe
 
 
 def overrides(changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

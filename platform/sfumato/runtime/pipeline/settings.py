@@ -13,8 +13,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from sfumato.core.config import Config
+from sfumato.core.validation import explain
 from sfumato.errors import ConfigError, SfumatoError
-from sfumato.recipe import explain
 from sfumato.runtime.pipeline import graph, references
 from sfumato.runtime.pipeline.kinds import KINDS
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings
@@ -125,6 +125,10 @@ def load(path: Path, overrides: Sequence[str], *, root: Path) -> Pipeline:
         settings = PipelineSettings.model_validate(content)
     except ValidationError as error:
         raise ConfigError(*explain(error, PipelineSettings)) from None
+    if settings.tracking is not None and not settings.tracking.enabled:
+        raise ConfigError(
+            "tracking.enabled: false, but a pipeline records its stages in MLflow: leave it out"
+        )
     place = Place(root.resolve(), path.resolve().parent, settings.storage, settings.tracking)
     pipeline = Pipeline(settings, place, _kinds(settings))
     problems = (_name_problems(settings), _reference_problems(pipeline), _evaluation_problems(settings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfumato import recipe as recipes
@@ -13,13 +13,14 @@ from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.training.ema_snapshots import averages_of
 from sfumato.sampling.model_folder import CARD, save_model_folder
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.runs import find_run
 from sfumato.training import checkpoint as checkpoints
+from sfumato.training.family_state import restored_state
 from sfumato.training.loop import install, progress_at
 from sfumato.training.store import LocalStore
 
@@ -119,8 +120,9 @@ def _from_checkpoint(path: Path, folder: RunFolder, scratch: Path) -> Path:
     manifest = Manifest.load(recipe.data.path)
     spec = spec_of(recipe.data, manifest)
     family, strategy = recipe.model.build(spec), Single(Placement())
-    install(family, strategy, recipe.seed, averages=averages_of(recipe, family))
-    strategy.load(checkpoints.load(store, saved, scratch))
+    install(family, strategy, recipe.seed, averages=averages_of(recipe, family), initial=False)
+    stored = checkpoints.load(store, saved, scratch)
+    strategy.load(stored)
     model = scratch / "model"
     save_model_folder(
         model,
@@ -128,7 +130,9 @@ def _from_checkpoint(path: Path, folder: RunFolder, scratch: Path) -> Path:
         spec,
         strategy.weights(family.samplers),
         name=recipe.name,
-        progress=progress_at(family, recipe.train, saved.images),
+        progress=replace(
+            progress_at(family, recipe.train, saved.images), state=restored_state(family, stored)
+        ),
         trained_on=manifest.digest,
     )
     return model

@@ -39,6 +39,8 @@ def mode_of(tune: TuneSettings) -> str:
 def settings_problems(recipe: Recipe, tune: TuneSettings) -> list[str]:
     """Conflicts between settings, one line each."""
     found = fields.problems(tune.space) + spaces.problems(tune.space)
+    if not recipe.tracking.enabled:
+        found.append("tracking.enabled: false, but a sweep compares its trials in MLflow: leave it out")
     scheduler = tune.scheduler
     if isinstance(scheduler, NoScheduler):
         return found

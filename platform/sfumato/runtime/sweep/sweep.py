@@ -14,6 +14,7 @@ from sfumato.errors import ConfigError, TrainingError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import prepared
 from sfumato.runtime.sweep import on_ray, prepare, report
 from sfumato.runtime.sweep.on_ray import Sweep
@@ -38,10 +39,17 @@ def planned(content: Mapping[str, Any], *, display: Display, root: Path) -> dict
 
 
 def run(
-    content: Mapping[str, Any], *, display: Display, root: Path, resume: bool = False, fresh: bool = False
+    content: Mapping[str, Any],
+    *,
+    display: Display,
+    root: Path,
+    resume: bool = False,
+    fresh: bool = False,
+    new_record: bool = False,
 ) -> dict[str, Any]:
-    """Run the sweep of a recipe's plain data (`recipe.read`), or go on with it; what came of it.
+    """Run the sweep of a recipe's plain data (`recipe.read`), or resume it; what came of it.
 
+    `new_record` records the sweep, and the trials that are not finished, anew in MLflow.
     Raises ConfigError for a space in which a trial would be impossible, before any trial starts, and for a
     metric that there is not; TrainingError where every trial failed.
     """
@@ -57,6 +65,8 @@ def run(
     for number, chosen in enumerate(values):
         if number not in journal.trials:
             journal.add("trial", number, values=chosen)
+    if new_record:
+        _forget_records(folder)
     with _tracked(plan, recipe, tune, manifest, root) as tracker:
         plan = replace(plan, parent=tracker.run_id)
         plan.save()
@@ -121,9 +131,17 @@ def _folder(recipe: Recipe, content: Mapping[str, Any], root: Path, *, resume: b
     return follower if known else first
 
 
+def _forget_records(folder: Path) -> None:
+    """What MLflow had of the sweep and its trials is gone; they start new runs there."""
+    if (folder / PLAN).is_file():
+        replace(Plan.load(str(folder)), parent="").save()
+    for known in (folder / "trials").glob("*/run.json"):
+        RunFolder(known.parent).forget_record()
+
+
 def _tracked(plan: Plan, recipe: Recipe, tune: TuneSettings, manifest: Manifest, root: Path) -> Tracker:
     """The sweep's own run in MLflow, parent of those of its trials."""
-    known = Plan.load(plan.path).parent if (Path(plan.path) / PLAN).is_file() else None
+    known = Plan.load(plan.path).parent or None if (Path(plan.path) / PLAN).is_file() else None
     return Tracker.start(
         recipe.tracking,
         root=root,

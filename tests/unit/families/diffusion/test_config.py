@@ -12,14 +12,13 @@ from repository import PIPELINES
 from sfumato import recipe
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
-from sfumato.families.diffusion.config import OBJECTIVES, SAMPLING, DiffusionConfig
-from sfumato.families.diffusion.networks.dit import DiTConfig
+from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.diffusion.networks import NETWORKS
 from sfumato.families.diffusion.networks.unet import UNetConfig
-from sfumato.families.diffusion.objectives.consistency_config import ConsistencySampling
-from sfumato.families.diffusion.objectives.curriculum import Curriculum
+from sfumato.families.diffusion.objectives import OBJECTIVES
+from sfumato.families.diffusion.objectives.consistency import ConsistencySampling, Curriculum
 from sfumato.families.diffusion.objectives.ddpm import DDPMSampling
-from sfumato.families.diffusion.objectives.edm import EDMConfig
-from sfumato.families.diffusion.objectives.edm_sampling import EDMSampling
+from sfumato.families.diffusion.objectives.edm import EDMConfig, EDMSampling
 from sfumato.families.diffusion.objectives.rectified_flow import RectifiedFlowSampling
 
 DIGITS = DataSpec(1, 8, 8, tuple("0123456789"))
@@ -33,8 +32,8 @@ def config(**parts: object) -> DiffusionConfig:
 def test_defaults_fit_labelled_and_unlabelled_data() -> None:
     assert config().problems(DIGITS) == []
     assert config().problems(PLAIN) == []
-    assert config().conditional(DIGITS)
-    assert not config().conditional(PLAIN)
+    assert config().conditions(DIGITS)
+    assert not config().conditions(PLAIN)
     assert config().label_dropout(DIGITS) == 0.1
     assert config().label_dropout(PLAIN) == 0.0
 
@@ -212,7 +211,9 @@ def test_the_recipes_of_this_family_fit_their_data(path: Path) -> None:
 
 
 def test_every_field_of_every_kind_is_described() -> None:
-    kinds = [UNetConfig, DiTConfig, *OBJECTIVES.values(), *SAMPLING.values(), Curriculum]
+    objectives = list(OBJECTIVES.all().values())
+    sampling = [objective.Sampling for objective in objectives]
+    kinds = [*NETWORKS.all().values(), *objectives, *sampling, Curriculum]
     for kind in kinds:
         assert [name for name, field in kind.model_fields.items() if not field.description] == []
 

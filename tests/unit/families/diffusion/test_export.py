@@ -51,16 +51,16 @@ def pixels(images: list[object]) -> Images:
     return array[..., None] if array.ndim == 3 else array
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"{s.sampler}-eta{s.eta:g}-clip{s.clip}")
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"{s.sampler.kind}-eta{s.eta:g}-clip{s.clip}")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_unconditional_is_a_stock_pipeline(sampling: DDPMSampling, channels: int, tmp_path: Path) -> None:
     model = generator(sampling, (), channels)
     export(model, tmp_path)
     pipeline = quiet(DiffusionPipeline.from_pretrained(tmp_path))
-    assert type(pipeline) is (DDIMPipeline if sampling.sampler == "ddim" else DDPMPipeline)
+    assert type(pipeline) is (DDIMPipeline if sampling.sampler.kind == "ddim" else DDPMPipeline)
     clips = model.config.sampling.clip is not False
     ddim = {"eta": sampling.eta, "use_clipped_model_output": clips}
-    extra = ddim if sampling.sampler == "ddim" else {}
+    extra = ddim if sampling.sampler.kind == "ddim" else {}
     theirs = pipeline(
         batch_size=model.block,
         generator=SampleRng(4, range(model.block)).generators,
@@ -73,7 +73,7 @@ def test_unconditional_is_a_stock_pipeline(sampling: DDPMSampling, channels: int
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"{s.sampler}-eta{s.eta:g}-clip{s.clip}")
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"{s.sampler.kind}-eta{s.eta:g}-clip{s.clip}")
 def test_class_conditional_carries_its_pipeline(
     sampling: DDPMSampling, guidance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

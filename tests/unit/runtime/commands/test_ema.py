@@ -14,7 +14,7 @@ from sfumato.data.reading import local_reader
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.families import config_class
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 from sfumato.runtime.commands.ema import rebuild
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.training.ema_snapshots import AveragesKeeper, averages_of

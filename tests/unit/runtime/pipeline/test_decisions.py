@@ -53,7 +53,7 @@ def test_stages_that_do_not_depend_on_one_another_keep_their_order() -> None:
 
 def test_a_circle_and_a_missing_stage_are_one_line() -> None:
     circle = {"a": frozenset({"c"}), "b": frozenset({"a"}), "c": frozenset({"b"})}
-    with pytest.raises(ConfigError, match=r"circle: (a -> b -> c|b -> c -> a|c -> a -> b|.*->.*->.*->)"):
+    with pytest.raises(ConfigError, match=r"cycle: (a -> b -> c|b -> c -> a|c -> a -> b|.*->.*->.*->)"):
         graph.ordered(circle)
     with pytest.raises(
         ConfigError, match=r"stages\.b\.needs: there is no stage 'imagse'; did you mean 'images'\?"

@@ -19,7 +19,7 @@ from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError
 from sfumato.evaluation.reference import PackedReference
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs import sizes
 from sfumato.training.loop import Trainer, install

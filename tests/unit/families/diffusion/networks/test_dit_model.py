@@ -14,8 +14,7 @@ from torch import nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.networks.dit import DiTConfig
-from sfumato.families.diffusion.networks.dit_model import Block, DiT, positions, sinusoids, unpatch
+from sfumato.families.diffusion.networks.dit import Block, DiT, DiTConfig, positions, sinusoids, unpatch
 
 DATA = DataSpec(1, 8, 12, ("a", "b"))
 CONFIG = DiTConfig(kind="dit", patch=2, width=16, depth=2, heads=2)

@@ -11,9 +11,9 @@ from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.labels import LabelDropout
 from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.networks.unet import UNetConfig, build_unet
-from sfumato.families.diffusion.objectives.ddpm_loss import denoising_loss
-from sfumato.families.diffusion.objectives.ddpm_schedule import NoiseSchedule
-from sfumato.families.diffusion.objectives.quartiles import quartiles
+from sfumato.families.diffusion.objectives.ddpm.loss import denoising_loss
+from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
+from sfumato.families.diffusion.quartiles import quartiles
 
 DATA = DataSpec(1, 8, 8, ("a", "b"))
 ROWS = 4096

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from sfumato.families.diffusion.objectives.ddpm import DDPMConfig, DDPMSampling
-from sfumato.families.diffusion.objectives.ddpm_samplers import build_scheduler
 from sfumato.families.diffusion.pipeline import denoise, set_timesteps
 
 T = 1000
@@ -17,7 +16,7 @@ T = 1000
 
 def scheduler(sampler: str, schedule: str, timesteps: int = T) -> Any:
     objective = DDPMConfig.model_validate({"timesteps": timesteps, "schedule": schedule})
-    return build_scheduler(objective, DDPMSampling.model_validate({"sampler": sampler}), clip=True)
+    return DDPMSampling.model_validate({"sampler": sampler}).sampler.scheduler(objective.levels, clip=True)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

@@ -1,0 +1,157 @@
+"""One update: the passes of a phase over a rank's share of a global batch, and the optimizer step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfumato.core.batch import Batch, MicroBatch, to_device
+from sfumato.core.family import Family, LossOut, Nets, Trainable
+from sfumato.core.progress import Progress
+from sfumato.core.rng import StreamRng
+from sfumato.core.seeds import derive
+from sfumato.parallel.strategy import Strategy
+from sfumato.training.config import TrainSettings
+from sfumato.training.family_state import FamilyState
+from sfumato.training.meters import Means
+from sfumato.training.passes import passes_of
+from sfumato.training.phases import Prepared, Update
+from sfumato.training.skips import Skips
+
+
+class Updates:
+    """Runs updates, and adds what they show to `means`, `skips` and `state`."""
+
+    def __init__(
+        self,
+        family: Family,
+        strategy: Strategy,
+        settings: TrainSettings,
+        *,
+        seed: int,
+        streams: int,
+        means: Means,
+        skips: Skips,
+        state: FamilyState,
+    ) -> None:
+        self._family, self._strategy, self._settings = family, strategy, settings
+        self._nets = family.nets
+        self._seed = seed
+        self._rows_per_stream = settings.batch // streams
+        self._passes = passes_of(strategy, settings, streams)
+        self._means, self._skips, self._state = means, skips, state
+        self._weight: Tensor | None = None
+        """Sum of the rows' weights in the update under way, on this rank."""
+
+    def run(self, update: Update, share: list[MicroBatch], progress: Progress, prepared: Prepared) -> None:
+        """One optimizer step of one phase on this rank's share of a global batch."""
+        phase = update.phase
+        nets = self._strategy.view(phase.trains)
+        passes = max(len(share), self._passes)
+        self._weight = None
+        for index in range(passes):
+            # A rank that is short of a micro-batch takes part with one that counts for nothing.
+            micro, counts = share[min(index, len(share) - 1)], index < len(share)
+            last = index == passes - 1
+            with self._strategy.accumulate(phase.trains, last=last, second_order=phase.second_order):
+                out = self._loss(update, nets, micro, progress, index, prepared)
+                self._strategy.backward(phase.trains, self._part(update, out, micro.rows, counts=counts))
+        prepared.done(update)
+        spec = self._nets[phase.trains]
+        assert isinstance(spec, Trainable), f"phase {phase.name} trains {phase.trains}, which is no Trainable"
+        norm = self._strategy.step(
+            phase.trains,
+            lr=spec.optimizer.lr.at(progress),
+            max_norm=self._settings.clip_grad_norm,
+            scale=self._scale(),
+        )
+        kept = torch.isfinite(norm)
+        self._means.add(f"{phase.name}/grad_norm", norm, 1)
+        self._means.commit(kept)
+        self._state.commit(kept)
+        self._skips.add(phase.name, kept, self._images(update, progress))
+
+    def _loss(
+        self,
+        update: Update,
+        nets: Nets,
+        micro: MicroBatch,
+        progress: Progress,
+        index: int,
+        prepared: Prepared,
+    ) -> LossOut:
+        """What the phase makes of pass `index` over its rows."""
+        phase, device = update.phase, self._strategy.placement.device
+        images = self._images(update, progress)
+        rng = StreamRng(
+            micro.pieces,
+            rows_per_stream=self._rows_per_stream,
+            seed=self._seed,
+            images=images,
+            phase=phase.name,
+            device=device,
+        )
+        # Dropout draws from torch's global generator; it too depends on the place in training alone.
+        first = micro.pieces[0]
+        _seed_global(derive(self._seed, images, phase.name, first.stream, first.first), device)
+
+        def prepare() -> Batch:
+            batch = to_device(micro.batch, device)
+            with torch.no_grad(), self._autocast():
+                return self._family.prepare(nets, batch, progress, rng)
+
+        batch = prepared.get(update.repeat, index, prepare)
+        with self._autocast():  # anew: a cast that was kept without gradients would have none here
+            out = phase.loss(nets, batch, progress, rng)
+        for what, value in (("loss", out.loss_B), ("weight", out.weights_B)):
+            if value is not None and value.shape != (micro.rows,):
+                raise ValueError(
+                    f"phase {phase.name!r} must return one {what} a row, [{micro.rows}]; "
+                    f"got {list(value.shape)}"
+                )
+        return out
+
+    def _part(self, update: Update, out: LossOut, rows: int, *, counts: bool) -> Tensor:
+        """The micro-batch's part of the mean loss over the global batch: a scalar.
+
+        With weights it is sum(weight * loss) / rows of the batch, and `_scale` makes up for the difference.
+        """
+        phase, loss_B = update.phase.name, out.loss_B.float()
+        if not counts:
+            return 0.0 * loss_B.sum()
+        weights_B = None if out.weights_B is None else out.weights_B.detach().float()
+        if weights_B is not None:
+            loss_B = loss_B * weights_B
+            total = weights_B.double().sum()
+            self._weight = total if self._weight is None else self._weight + total
+        self._means.add(f"{phase}/loss", out.loss_B, rows, weights_B)
+        for name, value in out.metrics.items():
+            self._means.add(f"{phase}/{name}", value, rows)
+        self._state.add(phase, out.sums)
+        return loss_B.sum() / self._settings.batch
+
+    def _scale(self) -> Tensor | None:
+        """What turns the gradient of sum(weight * loss) / rows into that of the weighted mean.
+
+        The sum of all weights is known only after the last micro-batch of all ranks, so the gradient is
+        rescaled, before it is clipped: exact, and the same under every strategy. None without weights.
+        """
+        if self._weight is None:
+            return None
+        total = self._strategy.sum_in_order(self._weight.view(1))[0]
+        return torch.where(total > 0, self._settings.batch / total, 1.0)
+
+    def _images(self, update: Update, progress: Progress) -> int:
+        """Where the global batch of an update starts."""
+        return progress.images + update.repeat * self._settings.batch
+
+    def _autocast(self) -> torch.autocast:
+        device = self._strategy.placement.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self._settings.precision == "bf16")
+
+
+def _seed_global(seed: int, device: torch.device) -> None:
+    """As `torch.manual_seed`, which takes a tenth of a millisecond for all the devices that are not used."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
