@@ -51,11 +51,11 @@ def measure(name: str) -> dict[str, int]:
     """Bytes on this rank after one step."""
     strategy = make(ParallelSettings(strategy=name), Placement.current())
     strategy.add_trainable("net", Mlp(), OptimizerConfig(name="adamw"))
-    strategy.add_shadow("ema", "net")
+    strategy.add_ema("ema", "net")
     strategy.add_frozen("frozen", Mlp().to(torch.bfloat16), shard=True)
     if Feature.ADAPTERS in strategy.features:
         strategy.add_trainable("adapter", Mlp(), OptimizerConfig(), base=Base(("blocks.0.*",), stored=True))
-        strategy.add_shadow("adapter-ema", "adapter")
+        strategy.add_ema("adapter-ema", "adapter")
     strategy.ready()
     with strategy.accumulate("net", last=True):
         strategy.backward("net", strategy.view("net")["net"](torch.ones(1, WIDTH)).square().mean())

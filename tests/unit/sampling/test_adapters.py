@@ -78,7 +78,7 @@ def test_training_leaves_the_base_alone_and_averages_share_it(base: Path) -> Non
     layers = [m for m in nets["network"].modules() if hasattr(m, "lora_up")]
     assert layers and all(m.training and m.drop.training for m in layers)
     strategy.view("network")
-    with strategy.whole(["ema"]):
+    with strategy.gathered(["ema"]):
         assert not any(m.training for m in layers)
 
 
