@@ -35,7 +35,7 @@ class Adapted(nn.Module):
 def test_statistics_and_dropout_of_the_base_stand_still() -> None:
     strategy, net = Single(Placement()), Adapted()
     strategy.add_trainable("net", net, OptimizerConfig(), base=Base(("adapter.*",), stored=True))
-    strategy.add_shadow("ema", "net")
+    strategy.add_ema("ema", "net")
     strategy.ready()
     nets = strategy.view("net")
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -92,7 +92,7 @@ def test_a_sharded_frozen_network_is_gathered_for_every_method(offload: bool, on
     torch.testing.assert_close(vae(x).sample, plain(x).sample)  # which calls encode and decode
     assert all(isinstance(parameter, DTensor) for parameter in vae.parameters()), "freed again"
     assert not any("vae" in name for name in strategy.state())
-    with strategy.whole(["vae"]) as nets:
+    with strategy.gathered(["vae"]) as nets:
         torch.testing.assert_close(nets["vae"].encode(x).latent_dist.mean, mean)
     weights = strategy.weights(["vae"])["vae"]
     assert all(torch.equal(weights[key], value) for key, value in plain.state_dict().items())
