@@ -45,7 +45,7 @@ audit: $(VENV)/.runtime ## Look for known vulnerabilities in the locked dependen
 	@$(BIN)/python .ci/audit.py
 
 bench-eval: $(VENV)/.dev ## Metrics against prdc, torch-fidelity and scipy: time, memory, agreement
-	@$(BIN)/python tests/benchmarks/evaluation/bench_eval.py $(ARGS)
+	@PYTHONPATH=tests/peers $(BIN)/python tests/benchmarks/evaluation/bench_eval.py $(ARGS)
 
 bench-memory: $(VENV)/.dev ## Bytes that a rank holds of a network under ddp, fsdp and zero3
 	@$(BIN)/python tests/benchmarks/memory/bench_memory.py $(ARGS)

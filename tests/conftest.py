@@ -25,7 +25,7 @@ os.environ.update(
     }
 )
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,31 @@ def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "digits"
     pack(DigitsSource(), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def earlier_run() -> Callable[[str, Path], Path]:
+    """`earlier_run(kind, root)` makes a project at `root` with the data, the recipe and one run of version
+    0.1 from tests/data/runs-0.1, "runs" (finished) or "interrupted"; the run's folder, in `root/runs`."""
+    import lzma
+    import shutil
+
+    old = Path(__file__).parent / "data" / "runs-0.1"
+
+    def put(kind: str, root: Path) -> Path:
+        shutil.copytree(old / "data", root / "data")
+        shutil.copy(old / "recipe.yaml", root)
+        (made,) = (old / kind).iterdir()
+        run = Path(shutil.copytree(made, root / "runs" / made.name))
+        for file in [*run.glob("*.yaml"), *run.glob("stages/*.json")]:
+            text = file.read_text().replace("{project}/interrupted", "{project}/runs")
+            file.write_text(text.replace("{project}", str(root.resolve())))
+        for packed in [*run.rglob("*.xz")]:
+            packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
+            packed.unlink()
+        return run
+
+    return put
 
 
 @pytest.fixture(scope="session")

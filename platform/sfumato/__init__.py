@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sfumato.version import __version__
+
 if TYPE_CHECKING:
     import os
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
     from sfumato.sampling.generator import Generator
 
-__version__ = "0.1.0"
+
+__all__ = ["__version__", "load"]
 
 
 def load(

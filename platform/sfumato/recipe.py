@@ -12,17 +12,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
+from pydantic import Field, SerializeAsAny, ValidationError
 
 from sfumato import families
+from sfumato.core import identity
 from sfumato.core.batch import DataSpec
-from sfumato.core.config import Config
+from sfumato.core.config import Config, Neutral
 from sfumato.core.family import FamilyConfig
+from sfumato.core.validation import explain
 from sfumato.data.config import DataSettings
 from sfumato.data.order import micro_batches
 from sfumato.errors import ConfigError
@@ -33,27 +35,9 @@ from sfumato.training import capabilities, phases
 from sfumato.training.config import TrainSettings
 from sfumato.tuning.config import TuneSettings
 
-# What may differ between two runs that compute the same numbers; all else makes another run.
-_NOT_IN_DIGEST: dict[str, set[str] | None] = {
-    "name": None,
-    "storage": None,
-    "parallel": None,
-    "evaluate": None,
-    "tracking": None,
-    "registry": None,
-    "tune": None,
-    # How many bad steps are endured may be changed to go on with a run that was stopped for them.
-    "train": {
-        "log_every",
-        "preview_every",
-        "preview_samples",
-        "checkpoint",
-        "compile",
-        "activation_checkpointing",
-        "max_skipped_steps",
-    },
-    "data": {"path", "source", "verify", "max_errors", "max_pixels", "read_tasks"},
-}
+SCHEMA = 1
+"""Part of every run's identity. Raise it whenever a default changes its value: a recipe that relies on the
+default then stands for another run than before. A field that is added changes nothing."""
 
 
 class RegistrySettings(Config):
@@ -66,37 +50,35 @@ class RegistrySettings(Config):
 class Recipe(Config):
     """The complete description of a run."""
 
-    name: str = Field(
+    name: Neutral[str] = Field(
         ..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run, shown everywhere."
     )
     seed: int = Field(0, ge=0, description="Fixes data order, initial weights and all noise.")
-    storage: str = Field("runs", description="Folder that holds the runs' folders.")
+    storage: Neutral[str] = Field("runs", description="Folder that holds the runs' folders.")
     data: DataSettings = Field(..., description="Where the images are and in which order they are read.")
     model: SerializeAsAny[FamilyConfig] = Field(..., description="The family and its configuration.")
     train: TrainSettings = Field(..., description="Length, batches, precision, intervals.")
-    parallel: ParallelSettings = Field(ParallelSettings(), description="Workers and strategy.")
-    evaluate: EvaluateSettings = Field(EvaluateSettings(), description="What is measured after training.")
-    tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")
-    registry: RegistrySettings = Field(RegistrySettings(), description="The model registry.")
-    tune: TuneSettings | None = Field(None, description="What `sfumato tune` searches; null: nothing.")
+    parallel: Neutral[ParallelSettings] = Field(ParallelSettings(), description="Workers and strategy.")
+    evaluate: Neutral[EvaluateSettings] = Field(
+        EvaluateSettings(), description="What is measured after training."
+    )
+    tracking: Neutral[TrackingSettings] = Field(TrackingSettings(), description="MLflow.")
+    registry: Neutral[RegistrySettings] = Field(RegistrySettings(), description="The model registry.")
+    tune: Neutral[TuneSettings | None] = Field(
+        None, description="What `sfumato tune` searches; null: nothing."
+    )
 
     def identity(self) -> dict[str, Any]:
-        """All fields that can change a number in what the run computes."""
-        content = self.model_dump(mode="json", exclude={"data": {"mix": {"__all__": {"path"}}}})
-        for section, fields in _NOT_IN_DIGEST.items():
-            if fields is None:
-                content.pop(section)
-            else:
-                content[section] = {k: v for k, v in content[section].items() if k not in fields}
-        content["model"].pop("sampling", None)
-        stage = content["model"].get("first_stage")
-        if isinstance(stage, dict) and stage.get("digest"):  # which identifies it, wherever it lies
-            content["model"]["first_stage"] = stage["digest"]
-        return content
+        """What makes it another run: the fields that can change a number and differ from their defaults."""
+        return {"schema": SCHEMA, **identity.changed(self)}
 
     def digest(self) -> str:
-        """A hash of `identity`."""
+        """A hash of `identity`. An added field does not change it."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    def counted(self) -> dict[str, Any]:
+        """All fields that can change a number, defaults too: what a checkpoint records of its recipe."""
+        return identity.counted(self)
 
     def to_yaml(self) -> str:
         """The resolved recipe; loading it gives an equal one."""
@@ -136,6 +118,7 @@ class Recipe(Config):
             if not family_problems:
                 family = self.model.build(spec)
                 found += capabilities.phase_problems(family.phases, self.parallel)
+                found += capabilities.adapter_problems(family.nets, self.parallel)
                 found += phases.problems(family.phases, self.train.images)
                 found += capabilities.optimizer_problems(family.nets)
         return found
@@ -207,33 +190,6 @@ def schema() -> dict[str, Any]:
     return result
 
 
-def explain(error: ValidationError, root: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[str]:
-    """One line for each problem: the dotted field, what is wrong, what was given, what would be legal."""
-    lines = []
-    for item in error.errors(include_url=False):
-        path = [str(part) for part in (*prefix, *item["loc"])]
-        where = ".".join(path)
-        if item["type"] == "extra_forbidden":
-            # Of several kinds that a field may hold, only the one that was chosen knows its keys.
-            known = item.get("ctx", {}).get("known") or _fields_at(root, [str(p) for p in item["loc"][:-1]])
-            near = difflib.get_close_matches(path[-1], known, 1, 0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-            lines.append(f"{where}: unknown key; {hint}")
-        elif item["type"] == "missing":
-            lines.append(f"{where}: required, but not given")
-        elif item["type"] == "literal_error":
-            expected = str(item.get("ctx", {}).get("expected", ""))
-            legal = [part.strip(" '\"") for part in expected.replace(" or ", ",").split(",")]
-            near = difflib.get_close_matches(str(item["input"]), legal, 1, 0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            lines.append(f"{where}: got {item['input']!r}, expected {expected}{hint}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
-            lines.append(f"{where}: {message[0].lower()}{message[1:]}{given}")
-    return lines
-
-
 def _parse_model(content: Any, lines: list[str]) -> FamilyConfig | None:
     if not isinstance(content, Mapping) or not isinstance(content.get("family"), str):
         lines.append(f"model.family: required, one of {', '.join(families.names())} or package.module:Class")
@@ -294,23 +250,6 @@ def _near_files(path: Path) -> str:
     names = [str(p) for p in sorted(folder.rglob("*.yaml"))[:500]]
     near = difflib.get_close_matches(str(path), names, 1, 0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _fields_at(root: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Names of the fields at a dotted path of nested models; of the deepest model that can be found."""
-    model: type[BaseModel] = root
-    for part in path:
-        info = model.model_fields.get(part)
-        nested = (
-            [] if info is None else [a for a in (info.annotation, *get_args(info.annotation)) if _is_model(a)]
-        )
-        if nested:
-            model = nested[0]
-    return list(model.model_fields)
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _first_line(error: BaseException) -> str:

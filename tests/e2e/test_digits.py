@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from repository import DIGITS
 
 import sfumato
 from sfumato import cli
@@ -22,7 +23,7 @@ from sfumato.families.diffusion import Config
 from sfumato.runtime.runs.resolve import model_of
 from sfumato.sampling.model_files import read_card
 
-RECIPE = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
+RECIPE = DIGITS
 
 
 @pytest.fixture(scope="module")

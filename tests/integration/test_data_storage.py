@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import socketserver
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,10 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from pyarrow import fs
-
-sys.path.insert(0, str(Path(__file__).parent))
 from batch_streams import BATCH, assert_same, reading
+from pyarrow import fs
 
 from sfumato.data.format import index
 from sfumato.data.format.manifest import Manifest, verify

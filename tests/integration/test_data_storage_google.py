@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from batch_streams import BATCH, assert_same, reading
 
 from sfumato.data.format import index

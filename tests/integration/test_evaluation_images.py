@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
+from tiny_evaluation import CLASSIFIER, settings, untrained
 
 from sfumato.core.progress import Progress
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing.pack import pack
 from sfumato.errors import ConfigError, DataError, SfumatoError
-from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.images import Resized, open_images
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.report import read_report
@@ -30,12 +30,6 @@ from sfumato.runtime.runs.targets import target_of
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.sampling.output import write_samples
-
-CLASSIFIER = {"classifier": {"seen": 6000, "base": 8, "dim": 16}}
-
-
-def settings(**fields: Any) -> EvaluateSettings:
-    return EvaluateSettings(**{"actors": 0, "feature_options": CLASSIFIER} | fields)
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +47,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / str(digits.target[row])).mkdir(exist_ok=True)
         image.save(place / str(digits.target[row]) / f"{row:05d}.png")
     return place
-
-
-def tiny(folder: Path, config: Any, spec: Any) -> Path:
-    family = config.build(spec)
-    nets = {}
-    for name in family.samplers:
-        source = getattr(family.nets[name], "source", name)
-        nets[name] = family.nets[source].build().state_dict()
-    save_model_folder(folder, config, spec, nets, name="tiny", progress=Progress.at(0))
-    return folder
 
 
 def test_a_folder_an_archive_and_shards_of_the_same_images_have_the_same_figures(
@@ -101,7 +85,7 @@ def test_a_folder_an_archive_and_shards_of_the_same_images_have_the_same_figures
 def test_what_sfumato_sampled_is_measured_with_its_classes_and_without_its_grid(
     digits_data: Path, cache: Path, tmp_path: Path
 ) -> None:
-    model = tiny(tmp_path / "model", Diffusion.tiny(), Manifest.load(digits_data).spec)
+    model = untrained(tmp_path / "model", Diffusion.tiny(), Manifest.load(digits_data).spec)
     write_samples(tmp_path / "drawn", Generator.load(model), 20, seed=3, options={"steps": 2})
     images = open_images(str(tmp_path / "drawn"))
     assert (images.size, images.spec.shape, images.spec.num_classes) == (20, (1, 8, 8), 10)
@@ -115,7 +99,7 @@ def test_an_autoencoder_is_measured_by_what_it_reconstructs(
 ) -> None:
     spec = Manifest.load(digits_data).spec
     config = next(c for c in Vae.variants().values() if not c.samples(spec))
-    model = tiny(tmp_path / "model", config, spec)
+    model = untrained(tmp_path / "model", config, spec)
     report = evaluate(
         settings(samples=130), model_folder=model, data_folder=digits_data, out=tmp_path / "o", cache=cache
     )
@@ -141,7 +125,7 @@ def test_a_model_that_gives_no_numbers_is_refused_and_not_rounded_to_black(
     digits_data: Path, cache: Path, tmp_path: Path
 ) -> None:
     spec = Manifest.load(digits_data).spec
-    model = tiny(tmp_path / "model", Diffusion.tiny(), spec)
+    model = untrained(tmp_path / "model", Diffusion.tiny(), spec)
     generator = Generator.load(model)
     broken = {
         name: {key: value * float("nan") for key, value in net.state_dict().items()}

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_evaluation
 import torch
 from PIL import Image
+from tiny_evaluation import untrained
 
 import sfumato
 from sfumato.core.batch import DataSpec
@@ -35,8 +37,8 @@ from sfumato.families.gan.config import GanConfig
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 
-CLASSIFIER = {"classifier": {"seen": 6000, "base": 8, "dim": 16}}
 SAMPLES = 200
+settings = partial(tiny_evaluation.settings, samples=SAMPLES)
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +49,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny diffusion model, untrained: it makes images of the right kind, which is all that is needed."""
-    return tiny_model(tmp_path_factory.mktemp("model") / "model", Manifest.load(digits_data).spec)
-
-
-def tiny_model(folder: Path, spec: DataSpec) -> Path:
-    config = DiffusionConfig.tiny()
-    family = config.build(spec)
-    torch.manual_seed(0)
-    nets = {}
-    for name in family.samplers:
-        part = family.nets[name]
-        source = getattr(part, "source", name)
-        nets[name] = family.nets[source].build().state_dict()  # type: ignore[union-attr]
-    save_model_folder(folder, config, spec, nets, name="tiny", progress=Progress.at(0))
-    return folder
-
-
-def settings(**fields: Any) -> EvaluateSettings:
-    return EvaluateSettings(**{"samples": SAMPLES, "actors": 0, "feature_options": CLASSIFIER} | fields)
+    return untrained(
+        tmp_path_factory.mktemp("model") / "model", DiffusionConfig.tiny(), Manifest.load(digits_data).spec
+    )
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -434,10 +421,10 @@ def test_images_of_another_kind_than_the_reference_are_refused(
     digits_data: Path, cache: Path, tmp_path: Path
 ) -> None:
     classes = tuple("0123456789")
-    other = tiny_model(tmp_path / "rgb", DataSpec(3, 16, 16, classes))
+    other = untrained(tmp_path / "rgb", DiffusionConfig.tiny(), DataSpec(3, 16, 16, classes))
     with pytest.raises(DataError, match="makes 16x16 3-channel images and the reference holds 8x8 grey"):
         evaluate(settings(), model_folder=other, data_folder=digits_data, out=tmp_path / "o", cache=cache)
-    fewer = tiny_model(tmp_path / "few", DataSpec(1, 8, 8, classes[:4]))
+    fewer = untrained(tmp_path / "few", DiffusionConfig.tiny(), DataSpec(1, 8, 8, classes[:4]))
     with pytest.raises(DataError, match="has 4 classes and the reference 10"):
         evaluate(settings(), model_folder=fewer, data_folder=digits_data, out=tmp_path / "o", cache=cache)
     assert not (tmp_path / "o").exists()
@@ -462,7 +449,7 @@ def test_bad_settings_folders_and_options_are_refused_before_anything_is_made(
 def test_a_reference_smaller_than_k_is_refused(tmp_path: Path, cache: Path) -> None:
     np.savez(tmp_path / "few.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.array([0, 1, 1]))
     pack(str(tmp_path / "few.npz"), tmp_path / "few")
-    few = tiny_model(tmp_path / "m", Manifest.load(tmp_path / "few").spec)
+    few = untrained(tmp_path / "m", DiffusionConfig.tiny(), Manifest.load(tmp_path / "few").spec)
     with pytest.raises(DataError, match="precision needs 4 reference images or more, got 3"):
         evaluate(settings(), model_folder=few, data_folder=tmp_path / "few", out=tmp_path / "o", cache=cache)
 

@@ -19,8 +19,6 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
 from ray_nodes import free_port, listens, node
 from waiting import wait_for
 

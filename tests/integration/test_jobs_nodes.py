@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from ray_nodes import QUICK, free_port, node
 from tiny_recipe import write_tiny_recipe
 from waiting import wait_for

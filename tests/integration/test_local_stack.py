@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 STACK = ROOT / "infra" / "local" / "stack.py"
 pytestmark = pytest.mark.slow
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from repository import DIGITS
 
 from sfumato import cli
 from sfumato.errors import ConfigError, SfumatoError
@@ -26,7 +27,6 @@ from sfumato.tracking.champion import champion_of, set_alias
 from sfumato.tracking.config import TrackingSettings
 
 pytestmark = pytest.mark.usefixtures("ray_local")
-DIGITS = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
 FEW = {"samples": 64, "actors": 0, "feature_options": {"classifier": {"seen": 600, "base": 8, "dim": 16}}}
 BETTER = ["fd_classifier", "recall"]
 

@@ -13,14 +13,12 @@ import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
-
-sys.path.insert(0, str(Path(__file__).parent))
+from repository import DIGITS
 from waiting import wait_for
 
 from sfumato.families.diffusion import Config
 
 pytestmark = pytest.mark.slow
-DIGITS = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
 IMAGES = 20_096
 TIMEOUT_S = 600
 

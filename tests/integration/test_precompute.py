@@ -25,11 +25,12 @@ from sfumato.data.reading import local_reader
 from sfumato.data.storage.write import entries
 from sfumato.errors import ConfigError, DataError
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 from sfumato.recipe import Recipe
 from sfumato.runtime.commands import precompute
 from sfumato.runtime.runs.display import Display
-from sfumato.runtime.runs.first_stage import check_data, resolved
+from sfumato.runtime.runs.first_stage import check_data
+from sfumato.runtime.runs.pretrained import resolved
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training.config import TrainSettings

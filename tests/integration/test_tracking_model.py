@@ -9,13 +9,12 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_evaluation import untrained
 
-from sfumato import families
 from sfumato.core.batch import DataSpec
-from sfumato.core.progress import Progress
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.sampling.generator import Generator, build_nets
-from sfumato.sampling.model_folder import save_model_folder
+from sfumato.families.diffusion import Config
+from sfumato.sampling.generator import Generator
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.model import register_model
 from sfumato.tracking.run import Tracker
@@ -33,23 +32,8 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
     mlflow.set_tracking_uri(None)
 
 
-def model_folder(folder: Path, data: DataSpec) -> Path:
-    """The smallest diffusion model, with the weights that it starts from."""
-    config = families.config_class("diffusion").tiny()
-    family = config.build(data)
-    states = {}
-    for name in family.samplers:
-        source = getattr(family.nets[name], "source", name)
-        spec = family.nets[source]
-        assert hasattr(spec, "build")
-        states[name] = spec.build().state_dict()
-    assert build_nets(family, states).keys() == states.keys()
-    save_model_folder(folder, config, data, states, name="tiny/digits", progress=Progress.at(1234))
-    return folder
-
-
 def test_the_registered_model_draws_the_same_images(tracker: Tracker, tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "model", DIGITS)
+    folder = untrained(tmp_path / "model", Config.tiny(), DIGITS, name="tiny/digits", images=1234)
     assert register_model(tracker.handle, folder, "digits") == 1
     loaded = mlflow.pyfunc.load_model("models:/digits/1")
     generator = Generator.load(folder)
@@ -65,7 +49,7 @@ def test_the_registered_model_draws_the_same_images(tracker: Tracker, tmp_path: 
 
 
 def test_versions_count_and_nothing_is_pickled(tracker: Tracker, tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "model", DIGITS)
+    folder = untrained(tmp_path / "model", Config.tiny(), DIGITS, name="tiny/digits", images=1234)
     first = register_model(tracker.handle, folder, "counted")
     assert register_model(tracker.handle, folder, "counted") == first + 1
     client = tracker.handle.store.client()

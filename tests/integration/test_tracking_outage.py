@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-
-sys.path.insert(0, str(Path(__file__).parent))
 from waiting import wait_for
 
 from sfumato.tracking.config import TrackingSettings

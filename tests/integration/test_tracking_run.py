@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from repository import PLATFORM
 
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.tracking.config import TrackingSettings
@@ -181,7 +182,7 @@ def test_what_a_killed_worker_left_is_sent_by_the_next(tracker: Tracker, tmp_pat
         [sys.executable, "-c", WORKER, str(tmp_path / "handle")],
         stdout=subprocess.PIPE,
         text=True,
-        env={"PYTHONPATH": str(Path(__file__).parents[2] / "platform"), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(PLATFORM), "PATH": "/usr/bin:/bin"},
     )
     assert worker.stdout is not None
     assert worker.stdout.readline() == "logged\n"
@@ -251,7 +252,7 @@ def test_events_kept_while_the_server_was_away_are_sent_later(root: Path, tmp_pa
     (tmp_path / "handle").write_bytes(pickle.dumps(away))
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "handle")],
-        env={"PYTHONPATH": str(Path(__file__).parents[2] / "platform"), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(PLATFORM), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=True,

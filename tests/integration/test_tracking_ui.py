@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from repository import PLATFORM
 from sklearn.datasets import load_digits
 
 from sfumato.errors import ConfigError
@@ -118,7 +119,7 @@ def test_the_ui_serves_loopback_alone_and_ends_on_ctrl_c(project: tuple[Path, li
         "from sfumato.tracking.ui import serve\n"
         "serve(TrackingSettings(), root=Path(sys.argv[1]), port=int(sys.argv[2]))\n"
     )
-    platform = str(Path(__file__).parents[2] / "platform")
+    platform = str(PLATFORM)
     ui = subprocess.Popen(
         [sys.executable, "-c", code, str(project[0]), str(port)],
         env={**os.environ, "PYTHONPATH": platform},

@@ -1,6 +1,6 @@
 """A training run on Ray that loses workers and drivers ends with the weights of one that does not.
 
-The reference is computed by plain processes without Ray (tests/parity/train_rank.py), so this also says that
+The reference is computed by plain processes without Ray (tests/support/train_rank.py), so this also says that
 Ray Train, Ray Data and the resumes in between change no bit.
 """
 
@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
 from mlflow import MlflowClient
-
-sys.path.insert(0, str(Path(__file__).parent))
 from train_runs import (
     TIMEOUT_S,
     assert_model_is,

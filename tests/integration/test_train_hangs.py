@@ -1,18 +1,16 @@
 """A training run with a worker that is stuck says which and where, and ends with the weights of a calm one.
 
-The reference is computed by plain processes without Ray (tests/parity/train_rank.py).
+The reference is computed by plain processes without Ray (tests/support/train_rank.py).
 """
 
 from __future__ import annotations
 
 import re
 import signal
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
+from repository import PLATFORM
 from train_runs import (
     TIMEOUT_S,
     assert_model_is,
@@ -85,7 +83,7 @@ def test_a_step_without_end_is_told_by_its_line(
     recipe = write_recipe(tmp_path, digits_data, model={"family": "endless:Config"})
     (tmp_path / "endless.py").write_text(ENDLESS)
     (tmp_path / "once").touch()
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2] / 'platform'}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{PLATFORM}")
     with sfumato(tmp_path, "train", str(recipe), "parallel.hang_timeout=10") as process:
         _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said

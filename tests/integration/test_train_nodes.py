@@ -1,7 +1,7 @@
 """Elastic training on a cluster whose nodes come and go ends with the weights of an undisturbed process.
 
 Two raylets on one machine, with a training worker each. The reference is computed by a plain process without
-Ray (tests/parity/train_rank.py). A family of the user's own paces the steps, so that there is time for nodes.
+Ray (tests/support/train_rank.py). A family of the user's own paces the steps, which leaves time for nodes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from typing import Any
 
 import pytest
 import torch
+from launch import launch
 from ray._raylet import GcsClient  # what `ray drain-node` uses
 from ray.core.generated import autoscaler_pb2
-from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
-from launch import launch
 from ray_nodes import QUICK, end_group, free_port, node
+from repository import PLATFORM
+from safetensors.torch import load_file
 from tiny_recipe import LIKE_REFERENCE, write_tiny_recipe
 from waiting import wait_for
 
@@ -97,7 +95,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         **QUICK,
         **TRAIN_QUICK,
         "RAY_ADDRESS": f"127.0.0.2:{port}",
-        "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2] / 'platform'}",
+        "PYTHONPATH": f"{tmp_path}:{PLATFORM}",
     }
     head = ("--head", f"--port={port}", "--include-dashboard=false", "--node-ip-address=127.0.0.2")
     room = ("--num-cpus=3", '--resources={"trainer": 1}', f"--temp-dir={folder}")

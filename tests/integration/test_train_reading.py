@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 from train_runs import TIMEOUT_S, assert_model_is, reference, sfumato, write_recipe
 
 

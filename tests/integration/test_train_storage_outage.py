@@ -1,6 +1,6 @@
 """A training run whose storage is stopped for twenty seconds and started again ends on the same weights.
 
-The reference is computed by a plain process without Ray, from a local disk (tests/parity/train_rank.py).
+The reference is computed by a plain process without Ray, from a local disk (tests/support/train_rank.py).
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from typing import Protocol
 
 import pytest
 import torch
+from launch import launch
 from pyarrow import fs
 from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
-from launch import launch
 from tiny_recipe import LIKE_REFERENCE, laid_over, write_tiny_recipe
 from waiting import wait_for
 

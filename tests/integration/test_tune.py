@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
 from tiny_recipe import tiny_recipe
 
 from sfumato import recipe as recipes

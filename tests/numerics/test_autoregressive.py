@@ -13,20 +13,16 @@ from sfumato.core.family import SampleRequest
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.errors import ConfigError
-from sfumato.families.autoregressive.codes import draw_codes
-from sfumato.families.autoregressive.config import (
-    AutoregressiveConfig,
-    CategoricalConfig,
-    LogisticConfig,
-    PixelCnnConfig,
-    SamplingConfig,
-    TransformerConfig,
-)
+from sfumato.families.autoregressive.code_network import CodeNetwork
+from sfumato.families.autoregressive.config import AutoregressiveConfig
 from sfumato.families.autoregressive.draws import draw
 from sfumato.families.autoregressive.gated import PixelCnnNetwork
-from sfumato.families.autoregressive.pixels import PixelCnn, to_levels
+from sfumato.families.autoregressive.networks.pixelcnn import PixelCnnConfig
+from sfumato.families.autoregressive.networks.transformer import TransformerConfig, draw_codes
+from sfumato.families.autoregressive.outputs.categorical import CategoricalConfig
+from sfumato.families.autoregressive.outputs.logistic import LogisticConfig
 from sfumato.families.autoregressive.raster import draw_image
-from sfumato.families.autoregressive.transformer import CodeNetwork
+from sfumato.families.autoregressive.sampling import SamplingConfig
 
 
 def pixelcnn(channels: int = 1, outputs: int = 3, kernel: int = 3, layers: int = 3) -> PixelCnnNetwork:
@@ -102,8 +98,7 @@ def test_the_likelihood_of_all_small_images_sums_to_one() -> None:
         network=PixelCnnConfig(width=4, layers=2, head_width=4, output=CategoricalConfig(levels=3))
     )
     data = DataSpec(channels=1, height=2, width=3)
-    assert isinstance(config.network, PixelCnnConfig)
-    family = PixelCnn(config, config.network, data)
+    family = config.build(data)
     with seeded(0, "test"):
         network = family.nets["network"].build()
     bytes_ = torch.tensor(list(itertools.product((0, 120, 255), repeat=6))).view(-1, 1, 2, 3)
@@ -121,8 +116,7 @@ def test_draws_follow_the_likelihood() -> None:
         )
     )
     data = DataSpec(channels=1, height=1, width=2)
-    assert isinstance(config.network, PixelCnnConfig)
-    family = PixelCnn(config, config.network, data)
+    family = config.build(data)
     with seeded(0, "test"):
         network = family.nets["network"].build()
     for parameter in network.parameters():
@@ -143,7 +137,7 @@ def test_draws_follow_the_likelihood() -> None:
 def test_levels_are_equal_parts_of_the_bytes(levels: int) -> None:
     config = CategoricalConfig(levels=levels, binarization="threshold" if levels == 2 else "dynamic")
     image = (torch.arange(256) / 127.5 - 1).view(1, 1, 16, 16)
-    found = to_levels(config, image, SampleRng(0, range(1))).flatten()
+    found = config.to_levels(image, SampleRng(0, range(1))).flatten()
     assert found.tolist() == [value * levels // 256 for value in range(256)]
 
 

@@ -11,8 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from sfumato.core.rng import SampleRng
 from sfumato.families.diffusion.objectives.ddpm import DDPMConfig, DDPMSampling
-from sfumato.families.diffusion.objectives.ddpm_samplers import build_scheduler
-from sfumato.families.diffusion.objectives.ddpm_schedule import NoiseSchedule
+from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
 from sfumato.families.diffusion.pipeline import denoise, guided_output
 
 KINDS = ["linear", "cosine"]
@@ -30,7 +29,11 @@ def test_schedule_is_the_one_diffusers_samples_with(kind: str, timesteps: int) -
     ours = NoiseSchedule(kind, timesteps).alpha_bar
     for sampler in ("ddpm", "ddim", "dpmsolver++"):
         objective = DDPMConfig(schedule=kind, timesteps=timesteps)
-        theirs = build_scheduler(objective, DDPMSampling(sampler=sampler), clip=True).alphas_cumprod.double()
+        theirs = (
+            DDPMSampling(sampler=sampler)
+            .sampler.scheduler(objective.levels, clip=True)
+            .alphas_cumprod.double()
+        )
         torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=1e-7)
 
 
@@ -76,7 +79,7 @@ def test_noise_velocity_and_conversions(kind: str) -> None:
     x0, eps = (torch.randn(64, 3, 4, 4, generator=generator) for _ in range(2))
     t = torch.randint(900, (64,), generator=generator)  # beyond, x_0 from the noise is badly conditioned
     xt, v = schedule.add_noise(x0, eps, t), schedule.velocity(x0, eps, t)
-    theirs = build_scheduler(DDPMConfig(schedule=kind), DDPMSampling(sampler="ddpm"), clip=True)
+    theirs = DDPMSampling(sampler="ddpm").sampler.scheduler(DDPMConfig(schedule=kind).levels, clip=True)
     torch.testing.assert_close(xt, theirs.add_noise(x0, eps, t), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(v, theirs.get_velocity(x0, eps, t), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(schedule.x0_from_velocity(xt, v, t), x0, rtol=1e-5, atol=1e-5)
@@ -111,7 +114,7 @@ def test_samplers_reach_a_gaussian(sampling: DDPMSampling, kind: str, prediction
     rng = SampleRng(0, range(rows))
     x = denoise(
         GaussianDenoiser(objective, mean, std),
-        build_scheduler(objective, sampling, clip=False),
+        sampling.sampler.scheduler(objective.levels, clip=False),
         rng.normal(1, 16, 16),
         steps=sampling.steps,
         generators=rng.generators,
@@ -126,7 +129,10 @@ def test_ddim_is_the_closed_form_ode() -> None:
     objective = DDPMConfig(schedule="cosine", prediction="v")
     sampling = DDPMSampling(sampler="ddim", steps=500)
     z = torch.linspace(-2, 2, 64).view(1, 1, 8, 8)
-    model, scheduler = GaussianDenoiser(objective, 0.3, 0.4), build_scheduler(objective, sampling, clip=False)
+    model, scheduler = (
+        GaussianDenoiser(objective, 0.3, 0.4),
+        sampling.sampler.scheduler(objective.levels, clip=False),
+    )
     x = denoise(model, scheduler, z, steps=500, generators=None)
     torch.testing.assert_close(x, 0.3 + 0.4 * z, rtol=0, atol=5e-3)
 
@@ -135,7 +141,7 @@ def test_ddim_takes_the_noise_of_the_clipped_image() -> None:
     """Song et al. 2021, eq. 12 with sigma 0; the noise is what is left of x beside the clipped x0, as guided
     predictions, which often lie outside [-1, 1], need it."""
     objective = DDPMConfig(schedule="cosine", prediction="v")
-    scheduler = build_scheduler(objective, DDPMSampling(sampler="ddim", steps=4), clip=True)
+    scheduler = DDPMSampling(sampler="ddim", steps=4).sampler.scheduler(objective.levels, clip=True)
     z = 3 * torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
 
     def velocity(x: torch.Tensor, t: int) -> torch.Tensor:
@@ -163,11 +169,11 @@ def test_clipping_bounds_every_sampler() -> None:
         rng = SampleRng(0, range(8))
         model, scheduler = (
             GaussianDenoiser(objective, 0.9, 1.0),
-            build_scheduler(objective, sampling, clip=True),
+            sampling.sampler.scheduler(objective.levels, clip=True),
         )
         x = denoise(model, scheduler, rng.normal(1, 8, 8), steps=20, generators=rng.generators)
         assert x.abs().max().item() <= 1 + 1e-5
-        free = build_scheduler(objective, sampling, clip=False)
+        free = sampling.sampler.scheduler(objective.levels, clip=False)
         rng = SampleRng(0, range(8))
         wild = denoise(model, free, rng.normal(1, 8, 8), steps=20, generators=rng.generators)
         assert wild.abs().max().item() > 1.5
@@ -216,7 +222,7 @@ def test_guiding_noise_or_velocity_is_the_same() -> None:
 @pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler])
 def test_samplers_start_at_the_last_timestep(kind: type) -> None:
     sampler = "ddpm" if kind is DDPMScheduler else "ddim"
-    scheduler = build_scheduler(DDPMConfig(), DDPMSampling(sampler=sampler), clip=True)
+    scheduler = DDPMSampling(sampler=sampler).sampler.scheduler(DDPMConfig().levels, clip=True)
     scheduler.set_timesteps(50)
     assert isinstance(scheduler, kind)
     assert scheduler.timesteps[0] == 999

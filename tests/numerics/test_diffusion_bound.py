@@ -12,8 +12,8 @@ from scipy import stats
 from sfumato.core.rng import SampleRng
 from sfumato.families.diffusion.labels import Guided
 from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig
-from sfumato.families.diffusion.objectives.ddpm_bound import bound_bits
-from sfumato.families.diffusion.objectives.ddpm_schedule import NoiseSchedule
+from sfumato.families.diffusion.objectives.ddpm.bound import bound_bits
+from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
 
 MEAN, STD, ROWS = 0.1, 0.3, 32
 

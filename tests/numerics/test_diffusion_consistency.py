@@ -13,9 +13,12 @@ from sfumato.core.batch import Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
 from sfumato.families.diffusion.labels import Guided, LabelDropout
-from sfumato.families.diffusion.objectives.consistency import Consistency
-from sfumato.families.diffusion.objectives.consistency_config import ConsistencyConfig, ConsistencySampling
-from sfumato.families.diffusion.objectives.curriculum import Curriculum
+from sfumato.families.diffusion.objectives.consistency import (
+    Consistency,
+    ConsistencyConfig,
+    ConsistencySampling,
+    Curriculum,
+)
 
 ROWS = 4096
 

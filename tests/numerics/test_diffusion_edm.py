@@ -13,8 +13,7 @@ from sfumato.core.batch import Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
 from sfumato.families.diffusion.labels import Guided, LabelDropout
-from sfumato.families.diffusion.objectives.edm import EDM, EDMConfig, Preconditioning
-from sfumato.families.diffusion.objectives.edm_sampling import EDMSampling
+from sfumato.families.diffusion.objectives.edm import EDM, EDMConfig, EDMSampling, Preconditioning
 
 ROWS = 4096
 MEAN, STD = 0.3, 0.4

@@ -12,17 +12,14 @@ from sfumato.core.batch import DataSpec, Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.families.flow.bijection import ActNorm, InvertibleConv, fitting, squeeze, unsqueeze
-from sfumato.families.flow.config import (
-    FlowConfig,
-    GlowConfig,
-    RealNvpConfig,
-    UniformConfig,
-    VariationalConfig,
-)
-from sfumato.families.flow.dequantization import Variational, from_unit, to_levels
+from sfumato.families.flow.config import FlowConfig
+from sfumato.families.flow.dequantization import from_unit, to_levels
+from sfumato.families.flow.dequantization.uniform import UniformConfig
+from sfumato.families.flow.dequantization.variational import Variational, VariationalConfig
 from sfumato.families.flow.family import FlowFamily
-from sfumato.families.flow.levels import build_levels
 from sfumato.families.flow.network import FlowNetwork
+from sfumato.families.flow.networks.glow import GlowConfig
+from sfumato.families.flow.networks.realnvp import RealNvpConfig
 
 NETWORKS = [GlowConfig(levels=2, steps=2, channels=6), RealNvpConfig(levels=2, channels=6, blocks=1)]
 
@@ -149,7 +146,7 @@ def test_levels_and_images() -> None:
 def test_uniform_dequantisation_of_a_known_density() -> None:
     """Under one normal density a pixel's bound is an integral that quadrature knows."""
     net = FlowNetwork(
-        build_levels(RealNvpConfig(levels=1, channels=2, blocks=0), (1, 2, 2), 0),
+        RealNvpConfig(levels=1, channels=2, blocks=0).build_levels((1, 2, 2), 0),
         FlowFamily(FlowConfig(), DataSpec(1, 4, 4)).nets["network"].build().dequantizer,
         (1, 2, 2),
         None,

@@ -21,12 +21,12 @@ from sfumato.families.gan.config import (
     GanConfig,
     ObjectiveConfig,
     R1Config,
-    ResnetConfig,
     SamplingConfig,
 )
-from sfumato.families.gan.losses import GAMES
-from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet, build_discriminator
-from sfumato.families.gan.penalties import gradient_norm, mixed, r1_exact, r1_finite_difference
+from sfumato.families.gan.gradients import gradient_norm, mixed, r1_exact, r1_finite_difference
+from sfumato.families.gan.losses import LOSSES
+from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet
+from sfumato.families.gan.networks.resnet import ResnetConfig
 from sfumato.families.gan.sampling import Statistics, latents
 from sfumato.layers.batch_norm import BatchNorm
 
@@ -63,12 +63,12 @@ def test_games_are_the_papers() -> None:
         "wasserstein": (f - s, -f),
         "least_squares": (0.5 * (s - 1) ** 2 + 0.5 * f**2, 0.5 * (f - 1) ** 2),
     }
-    assert GAMES.keys() == expected.keys()
+    assert set(LOSSES.names()) == expected.keys()
     for name, (discriminator, generator) in expected.items():
-        torch.testing.assert_close(GAMES[name].discriminator(s, f), discriminator)
-        torch.testing.assert_close(GAMES[name].generator(f), generator)
-        shifted = GAMES[name].discriminator(s + 1, f + 1)
-        assert torch.allclose(shifted, discriminator, atol=1e-5) != GAMES[name].sees_bias, name
+        torch.testing.assert_close(LOSSES.make(name).discriminator(s, f), discriminator)
+        torch.testing.assert_close(LOSSES.make(name).generator(f), generator)
+        shifted = LOSSES.make(name).discriminator(s + 1, f + 1)
+        assert torch.allclose(shifted, discriminator, atol=1e-5) != LOSSES.make(name).sees_bias, name
 
 
 def test_gradient_penalty_of_a_linear_critic_is_exact() -> None:
@@ -119,7 +119,7 @@ def test_finite_difference_r1_has_the_closed_form_as_its_mean() -> None:
 def test_finite_difference_is_near_the_exact_penalty_of_a_network() -> None:
     with seeded(2):
         network = DcganConfig(channels=(16,), discriminator_norm="spectral")
-        critic = build_discriminator(network, DATA, classes=3, bias=True)
+        critic = network.build_discriminator(DATA, classes=3, bias=True)
     x = images(1).expand(4_000, -1, -1, -1)
     label = torch.ones(4_000, dtype=torch.int64)
     exact, _ = r1_exact(critic, x[:1], label[:1])
@@ -146,7 +146,7 @@ def test_a_finite_difference_is_that_of_float32_under_autocast() -> None:
     """In bfloat16 a score is rounded by 2^-9, and the difference of two of them is lost."""
     network = DcganConfig(channels=(8,), discriminator_norm="none")
     with seeded(0):
-        critic = build_discriminator(network, DATA, classes=3, bias=True)
+        critic = network.build_discriminator(DATA, classes=3, bias=True)
     real, label = images(16), torch.arange(16) % 3
     plain, score = r1_finite_difference(critic, real, label, rng(16), step=0.01)
     with torch.autocast("cpu", torch.bfloat16):
@@ -193,8 +193,8 @@ def test_class_norm_is_normalisation_with_the_classes_own_gain() -> None:
 
 def test_batch_statistics_of_real_and_generated_images_are_kept_apart() -> None:
     with seeded(6):
-        critic = build_discriminator(
-            DcganConfig(channels=(8, 8), discriminator_norm="batch"), DATA, classes=0, bias=True
+        critic = DcganConfig(channels=(8, 8), discriminator_norm="batch").build_discriminator(
+            DATA, classes=0, bias=True
         )
     real, fake, label = images(4), 0.1 * images(4), torch.zeros(4, dtype=torch.int64)
     both = critic([real, fake], [label, label])

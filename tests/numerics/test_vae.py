@@ -13,21 +13,16 @@ from sfumato.core.batch import DataSpec, Piece
 from sfumato.core.family import Family
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
-from sfumato.families.vae.config import (
-    BernoulliConfig,
-    GaussianLatent,
-    KlLatent,
-    LearnedCodebook,
-    LogisticConfig,
-    NetworkConfig,
-    ScalarQuantizer,
-    VaeConfig,
-    VqLatent,
-)
-from sfumato.families.vae.gaussian import GaussianNetwork, GaussianVae
-from sfumato.families.vae.likelihood import Likelihood, target
+from sfumato.families.vae.coders import NetworkConfig
+from sfumato.families.vae.config import VaeConfig
+from sfumato.families.vae.latents.gaussian import GaussianLatent, GaussianNetwork
+from sfumato.families.vae.latents.kl import KlLatent
+from sfumato.families.vae.latents.vq import VqLatent
+from sfumato.families.vae.likelihoods.bernoulli import BernoulliConfig
+from sfumato.families.vae.likelihoods.logistic import LogisticConfig
 from sfumato.families.vae.posterior import Posterior
-from sfumato.families.vae.quantizer import build_quantizer
+from sfumato.families.vae.quantizers.codebook import LearnedCodebook
+from sfumato.families.vae.quantizers.fsq import ScalarQuantizer
 
 DATA = DataSpec(channels=1, height=8, width=8)
 SMALL = NetworkConfig(channels=(4, 8), norm_groups=2)
@@ -63,23 +58,23 @@ def test_kl_and_density_ratio_are_those_of_torch_distributions() -> None:
 
 def test_bernoulli_likelihood_is_that_of_torch_distributions() -> None:
     config, output = BernoulliConfig(binarization="threshold"), normal(4, *DATA.shape)
-    x = target(config, images(), stream("p"))
+    x = config.target(images(), stream("p"))
     assert set(x.unique().tolist()) == {-1.0, 1.0}
     assert torch.equal(x > 0, images() > 0)
     expected = dist.Bernoulli(logits=output).log_prob((x + 1) / 2).flatten(1).sum(dim=1)
-    torch.testing.assert_close(Likelihood(config, 1).log_prob(x, output), expected)
+    torch.testing.assert_close(config.build(1).log_prob(x, output), expected)
 
 
 def test_dynamic_binarisation_is_white_as_often_as_the_pixel_is_bright() -> None:
     grey = torch.full((20_000, 1, 1, 1), 0.4)
     rng = StreamRng([Piece(0, 0, 20_000)], rows_per_stream=20_000, seed=1, images=0, phase="p")
-    assert target(BernoulliConfig(), grey, rng).mean().item() == pytest.approx(0.4, abs=0.02)
+    assert BernoulliConfig().target(grey, rng).mean().item() == pytest.approx(0.4, abs=0.02)
 
 
 @pytest.mark.parametrize(("weight", "free"), [(1.0, 0.0), (0.5, 0.0), (1.0, 0.3)])
 def test_the_loss_is_the_weighted_elbo(weight: float, free: float) -> None:
     latent = GaussianLatent(dim=3, beta=weight, free_bits=free, likelihood=LogisticConfig())
-    family = GaussianVae(VaeConfig(latent=latent, network=SMALL), latent, DATA)
+    family = VaeConfig(latent=latent, network=SMALL).build(DATA)
     network = built(family)
     assert isinstance(network, GaussianNetwork)
     x = images()
@@ -94,7 +89,7 @@ def test_the_loss_is_the_weighted_elbo(weight: float, free: float) -> None:
 
 def test_the_weight_of_the_kl_term_rises_with_the_images() -> None:
     latent = GaussianLatent(beta=2, warmup_images=1_000)
-    family = GaussianVae(VaeConfig(latent=latent), latent, DATA)
+    family = VaeConfig(latent=latent).build(DATA)
     at = [Progress(0, seen, 10_000, 100) for seen in (0, 400, 900, 5_000)]
     assert [family.kl_weight(progress) for progress in at] == pytest.approx([0.2, 1.0, 2.0, 2.0])
 
@@ -105,7 +100,7 @@ def test_more_importance_samples_give_a_tighter_bound() -> None:
     network, bounds = None, []
     for samples in (1, 5, 50):
         latent = GaussianLatent(dim=2, likelihood=BernoulliConfig(), importance_samples=samples)
-        family = GaussianVae(VaeConfig(latent=latent, network=SMALL), latent, DATA)
+        family = VaeConfig(latent=latent, network=SMALL).build(DATA)
         network = network or built(family)
         rows = {"image": images(1).expand(64, -1, -1, -1)}
         rng = SampleRng(0, range(64))
@@ -122,9 +117,9 @@ def test_the_importance_weighted_bound_reaches_the_likelihood() -> None:
     latent = GaussianLatent(
         dim=1, likelihood=BernoulliConfig(binarization="threshold"), importance_samples=400
     )
-    family = GaussianVae(VaeConfig(latent=latent, network=SMALL), latent, DATA)
+    family = VaeConfig(latent=latent, network=SMALL).build(DATA)
     network = built(family)
-    x = target(latent.likelihood, images(2), stream("p", 2))
+    x = latent.likelihood.target(images(2), stream("p", 2))
     z = torch.linspace(-8, 8, 2_001)
     log_joint = torch.stack(
         [network.log_prob(x[:1].expand(len(z), -1, -1, -1), z[:, None], None) + dist.Normal(0, 1).log_prob(z)]
@@ -136,7 +131,7 @@ def test_the_importance_weighted_bound_reaches_the_likelihood() -> None:
 
 def test_codes_are_the_nearest_by_brute_force_and_gradients_go_straight_through() -> None:
     with seeded(0, "test"):
-        quantizer = build_quantizer(LearnedCodebook(size=32, commitment=0.25), 6)
+        quantizer = LearnedCodebook(size=32, commitment=0.25).build(6)
     z = normal(2, 6, 4, 4).requires_grad_()
     out = quantizer(z)
     book = quantizer.codebook.codebook  # [codes, channels]
@@ -154,7 +149,7 @@ def test_codes_are_the_nearest_by_brute_force_and_gradients_go_straight_through(
 
 def test_the_codebook_learns_from_its_own_term_and_the_encoder_from_the_commitment() -> None:
     with seeded(0, "test"):
-        quantizer = build_quantizer(LearnedCodebook(size=8, commitment=0.5), 3)
+        quantizer = LearnedCodebook(size=8, commitment=0.5).build(3)
     z = normal(1, 3, 2, 2).requires_grad_()
     out = quantizer(z)
     out.loss_B.sum().backward()
@@ -166,7 +161,7 @@ def test_the_codebook_learns_from_its_own_term_and_the_encoder_from_the_commitme
 def test_scalar_quantisation_has_as_many_codes_as_products_of_levels_and_inverts_them() -> None:
     config = ScalarQuantizer(levels=(5, 3))
     with seeded(0, "test"):
-        quantizer = build_quantizer(config, 2)
+        quantizer = config.build(2)
     codes = torch.arange(config.codes).view(1, 3, 5)
     vectors = quantizer.vectors(codes)
     assert len({tuple(v) for v in vectors.flatten(2)[0].T.tolist()}) == 15

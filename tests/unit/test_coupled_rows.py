@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from repository import PIPELINES
 
 from sfumato import recipe as recipes
-
-PIPELINES = Path(__file__).parents[2] / "pipelines"
 
 
 def test_batch_normalisation_on_several_workers_wants_a_micro_batch() -> None:

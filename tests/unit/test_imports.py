@@ -15,10 +15,10 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from sfumato.core.config import Config
 
-ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "platform" / "sfumato"
 MODULES = sorted(
     module.name

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from repository import DIGITS, PIPELINES
 
 from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
 
-DIGITS = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
 DIGITS_SPEC = DataSpec(1, 8, 8, tuple("0123456789"))
 
 
@@ -25,7 +25,6 @@ def problems(*overrides: str) -> tuple[str, ...]:
 SETS = {"digits": (DIGITS_SPEC, 1_797), "mnist": (DataSpec(1, 28, 28, tuple("0123456789")), 60_000)}
 
 
-PIPELINES = DIGITS.parents[1]
 # Pipelines have stages, and tests of their own.
 RECIPES = [path for path in sorted(PIPELINES.rglob("*.yaml")) if "\nstages:" not in path.read_text()]
 

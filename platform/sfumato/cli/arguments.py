@@ -37,6 +37,14 @@ Fresh = Annotated[
     typer.Option("--fresh", help="Start a new run even if this recipe has one. Without it: the newest run."),
 ]
 
+NewRecord = Annotated[
+    bool,
+    typer.Option(
+        "--new-record",
+        help="Record the run anew in MLflow, where its old record is gone; its checkpoints are kept.",
+    ),
+]
+
 
 @contextlib.contextmanager
 def open_session(
@@ -46,18 +54,32 @@ def open_session(
     fresh: bool = False,
     at: Path | None = None,
     keep_recipe: bool = False,
+    new_record: bool = False,
 ) -> Iterator[Session]:
     """The session of a recipe, or of the run in the folder `at`."""
     from sfumato import recipe as recipes
+    from sfumato.runtime.commands import new_record as records
     from sfumato.runtime.runs import session as sessions
 
     loaded = recipes.load(recipe, overrides or [])
+    if new_record and not loaded.tracking.enabled:
+        raise ConfigError(
+            "--new-record and tracking.enabled=false contradict each other: give only one of them"
+        )
     with (
         open_display() as display,
         sessions.open_session(
-            loaded, display, root=Path.cwd(), fresh=fresh, at=at, keep_recipe=keep_recipe
+            loaded,
+            display,
+            root=Path.cwd(),
+            fresh=fresh,
+            at=at,
+            keep_recipe=keep_recipe,
+            new_record=new_record,
         ) as session,
     ):
+        if new_record:
+            records.record_again(session)
         yield session
 
 

@@ -72,7 +72,9 @@ def submit(
     ] = None,
     trust: Annotated[
         bool,
-        typer.Option("--trust", help="Allow a family named by import path, whose code is then sent and run."),
+        typer.Option(
+            "--trust", help="Allow families and components named by import path; their code is sent and run."
+        ),
     ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job.")] = False,
     ca_file: CaFile = None,

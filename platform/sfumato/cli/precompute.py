@@ -24,8 +24,14 @@ def precompute(
         str, typer.Argument(metavar="DATA", help="Packed data set: a folder or URI.", show_default=False)
     ],
     dest: Annotated[
-        str, typer.Argument(metavar="DEST", help="Folder or URI for the new set.", show_default=False)
-    ],
+        str | None,
+        typer.Argument(
+            metavar="[DEST]",
+            help="Folder or URI of a set to make of it, with links to its shards (copies in object storage). "
+            "Without it, the columns are added to DATA itself.",
+            show_default=False,
+        ),
+    ] = None,
     arrays: Annotated[
         Literal["auto", "latents", "codes", "text"],
         typer.Option(
@@ -37,12 +43,22 @@ def precompute(
         int | None,
         typer.Option(min=1, help="With text: tokens of a caption. Default: what the model has."),
     ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="Type of the latents or hidden states.")
+    ] = "float32",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the encoder, with which the names of its columns begin, to keep several of a kind. "
+            "Default: latents, codes or text, which replaces what was made under that name before."
+        ),
+    ] = None,
     actors: Annotated[int, typer.Option(min=1, help="How many shards are encoded in parallel.")] = 1,
     cpus: Annotated[float, typer.Option(min=0.1, help="CPUs of each actor.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each actor; a fraction shares one.")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Encode a data set once, before training; resumes where it was interrupted."""
+    """Add what a frozen encoder makes of a data set to it, as columns; resumes where it was interrupted."""
     from sfumato.runtime.commands import precompute as runtime
 
     with open_display() as display:
@@ -52,10 +68,13 @@ def precompute(
             dest,
             kind=arrays,
             tokens=tokens,
+            dtype=dtype,
+            name=name,
             actors=actors,
             cpus=cpus,
             gpus=gpus,
             root=Path.cwd(),
             display=display,
         )
-    show(report, as_json, f"{report['samples']:,} samples with {', '.join(report['arrays'])} in {dest}")
+    made = ", ".join(report["arrays"])
+    show(report, as_json, f"{report['samples']:,} samples with {made} in {report['folder']}")

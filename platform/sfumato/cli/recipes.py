@@ -25,14 +25,15 @@ def recipe_show(recipe: RecipeFile, overrides: Overrides = None) -> None:
 def recipe_check(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Report everything that is wrong with a recipe, without starting anything."""
     from sfumato import recipe as recipes
+    from sfumato.data.columns import spec_of
     from sfumato.data.format.manifest import Manifest
     from sfumato.data.order.pools import pools_of
-    from sfumato.runtime.runs import first_stage, sizes
+    from sfumato.runtime.runs import pretrained, sizes
 
-    loaded = first_stage.resolved(recipes.load(recipe, overrides or []), Path.cwd())
+    loaded = pretrained.resolved(recipes.load(recipe, overrides or []), Path.cwd())
     packed = Manifest.exists(loaded.data.path)
     manifest = Manifest.load(loaded.data.path) if packed else None
-    loaded.check(manifest.spec if manifest else None, manifest.samples if manifest else None)
+    loaded.check(spec_of(loaded.data, manifest) if manifest else None, manifest.samples if manifest else None)
     if manifest:
         sizes.check(loaded, manifest, pools_of(loaded.data, manifest))
     text = f"{recipe}: fine" + (

@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from sfumato.cli.arguments import AsJson, Fresh, Overrides, RecipeFile, open_display, open_session, show
+from sfumato.cli.arguments import (
+    AsJson,
+    Fresh,
+    NewRecord,
+    Overrides,
+    RecipeFile,
+    open_display,
+    open_session,
+    show,
+)
 from sfumato.errors import ConfigError
 
 
@@ -28,6 +37,7 @@ def run(
             "--from", metavar="STAGE", help="Pipelines: rerun this stage and everything that depends on it."
         ),
     ] = None,
+    new_record: NewRecord = False,
     as_json: AsJson = False,
 ) -> None:
     """Pack, train, evaluate and register, or run a pipeline; skips finished stages, resumes the rest."""
@@ -35,11 +45,15 @@ def run(
     from sfumato.runtime.pipeline.settings import is_pipeline
 
     if is_pipeline(recipe):
+        if new_record:
+            raise ConfigError(
+                "--new-record is for recipes: give it to `sfumato train` with the recipe.yaml of the run"
+            )
         _run_pipeline(recipe, overrides, fresh=fresh, dry_run=dry_run, first=first, as_json=as_json)
         return
     if dry_run or first is not None:
         raise ConfigError(f"{recipe} is a recipe; --dry-run and --from are for pipelines")
-    with open_session(recipe, overrides, fresh=fresh) as session:
+    with open_session(recipe, overrides, fresh=fresh, new_record=new_record) as session:
         results = stages.run(session)
     report.show(session, results, as_json=as_json)
 
@@ -61,12 +75,19 @@ def _run_pipeline(
 
 
 def train(
-    recipe: RecipeFile, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    new_record: NewRecord = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a recipe's model; resumes from its newest checkpoint."""
     from sfumato.runtime.commands import report, stages
 
-    with open_session(recipe, overrides, fresh=fresh) as session, stages.cluster_to_train(session):
+    with (
+        open_session(recipe, overrides, fresh=fresh, new_record=new_record) as session,
+        stages.cluster_to_train(session),
+    ):
         results = {"train": stages.train(session)}
     report.show(session, results, as_json=as_json)
 
@@ -118,6 +139,7 @@ def evaluate(
             metavar="FILE.npz", help="Only write mu and sigma of the images' features to this file."
         ),
     ] = None,
+    new_record: NewRecord = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run, a checkpoint, or images against real ones; reuses a finished identical evaluation."""
@@ -144,13 +166,21 @@ def evaluate(
         everything = [*(overrides or []), *request.overrides()]
         with (
             open_session(
-                found.recipe, everything, at=found.run.path if found.run else None, keep_recipe=True
+                found.recipe,
+                everything,
+                at=found.run.path if found.run else None,
+                keep_recipe=True,
+                new_record=new_record,
             ) as session,
             stages.cluster_to_evaluate(session),
         ):
             results = {"evaluate": stages.evaluate(session)}
         report.show(session, results, as_json=as_json)
         return
+    if new_record:
+        raise ConfigError(
+            f"--new-record is for runs and recipes, and this measures {found.about}: leave it out"
+        )
     with open_display() as display:
         result = measure(found, request, overrides or [], root=Path.cwd(), display=display)
         if not as_json:

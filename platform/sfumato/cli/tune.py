@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from sfumato.cli.arguments import AsJson, Overrides, RecipeFile
+from sfumato.cli.arguments import AsJson, NewRecord, Overrides, RecipeFile
 from sfumato.errors import ConfigError
 
 
@@ -23,6 +23,7 @@ def tune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check every trial, list them, and start nothing.")
     ] = False,
+    new_record: NewRecord = False,
     as_json: AsJson = False,
 ) -> None:
     """Search for better values of a recipe's fields, many trials on Ray Tune."""
@@ -38,7 +39,9 @@ def tune(
         found = sweep.planned(content, display=display, root=Path.cwd())
         print(json.dumps(found) if as_json else _listed(found))
         return
-    result = sweep.run(content, display=display, root=Path.cwd(), resume=resume, fresh=fresh)
+    result = sweep.run(
+        content, display=display, root=Path.cwd(), resume=resume, fresh=fresh, new_record=new_record
+    )
     if as_json:
         print(json.dumps(result))
     else:

@@ -2,24 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+from sfumato.core.columns import Column, check_name
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Batch: TypeAlias = "Mapping[str, Tensor]"
-"""`image` [B, C, H, W] float32 in [-1, 1]; `label` [B] int64 where the data has classes; `text`, `Texts` of
-length B, where the recipe asks for captions (typed as if it were a tensor, which all other columns are)."""
+"""On the device: `image` [B, C, H, W] float32 in [-1, 1]; `label` [B] int64 where the data has classes;
+`text`, `Texts` of length B, where the recipe asks for captions; further columns by name, as `core.columns`
+says. (`Texts` and `Tags` are typed as if they were tensors, which all other columns are.)"""
 
 
 class Texts(list[str]):
     """Captions of a batch. They go wherever a batch is sent, and stay on the host."""
 
-    def to(self, *_: object, **__: object) -> Texts:
+    def to(self, *_: object, **__: object) -> Self:
         """As `Tensor.to`."""
         return self
+
+
+class Tags(list[list[str]]):
+    """A list of words for each row of a batch. It stays on the host, as `Texts` do."""
+
+    def to(self, *_: object, **__: object) -> Self:
+        """As `Tensor.to`."""
+        return self
+
+
+class HostBatch(dict[str, "Tensor"]):
+    """A batch as readers deliver it: the columns named in `images` are still uint8. See `to_device`."""
+
+    def __init__(self, columns: Mapping[str, Tensor], images: Iterable[str] = ("image",)) -> None:
+        super().__init__(columns)
+        self.images = frozenset(images)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device, its images float32 in [-1, 1] (x / 127.5 - 1).
+
+    Images travel as uint8 and are converted there: a quarter of the bytes, and none of the training
+    thread's time. To GPUs, tensors are copied from pinned memory without waiting. A plain mapping's
+    columns are moved as they are.
+    """
+    images = batch.images if isinstance(batch, HostBatch) else frozenset[str]()
+    return {
+        name: _pixels(_moved(column, device)) if name in images else _moved(column, device)
+        for name, column in batch.items()
+    }
+
+
+def _moved(column: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda" or not hasattr(column, "pin_memory"):
+        return column.to(device)
+    return column.pin_memory().to(device, non_blocking=True)
+
+
+def _pixels(image_BCHW: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1], with the same bits on every device.
+
+    The divisor is a tensor on the device: by a Python number, CUDA multiplies with the reciprocal, which
+    rounds differently from a division.
+    """
+    value = image_BCHW.float()
+    return value.div_(value.new_full((), 127.5)).sub_(1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +80,34 @@ class DataSpec:
     height: int
     width: int
     classes: tuple[str, ...] = ()
+    extra: Mapping[str, Column] = field(default_factory=dict, hash=False)
+    """Further columns of every sample, by name; `text` is among them where there are captions."""
+
+    def __post_init__(self) -> None:
+        for name in self.extra:
+            check_name(name)
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """All columns: `image`, `label` where there are classes, and the further ones."""
+        columns = {"image": Column("image", "uint8", self.shape)}
+        if self.classes:
+            columns["label"] = Column("label", "int64", (), self.classes)
+        return {**columns, **self.extra}
+
+    def as_card(self) -> dict[str, Any]:
+        """Plain data for a model's card; without further columns it has no field for them."""
+        card = asdict(self)
+        return card if self.extra else {name: value for name, value in card.items() if name != "extra"}
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> DataSpec:
+        """What `as_card` gave. Raises TypeError, KeyError or ValueError for anything else."""
+        extra = {
+            name: Column(**{**column, "shape": tuple(column["shape"]), "classes": tuple(column["classes"])})
+            for name, column in dict(card.get("extra", {})).items()
+        }
+        return cls(**{**card, "classes": tuple(card["classes"]), "extra": extra})
 
     @property
     def num_classes(self) -> int:

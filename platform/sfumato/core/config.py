@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_args
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -10,3 +14,42 @@ class Config(BaseModel):
     number is infinite or NaN: bounds such as `gt=0` would let infinity pass."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def fields_at(root: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Names of the fields at a dotted path of nested models; of the deepest model that can be found."""
+    model: type[BaseModel] = root
+    for part in path:
+        info = model.model_fields.get(part)
+        nested = (
+            [] if info is None else [a for a in (info.annotation, *get_args(info.annotation)) if _is_model(a)]
+        )
+        if nested:
+            model = nested[0]
+    return list(model.model_fields)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class NeutralMark:
+    """Marks a field that changes no number of what a run computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeutralBeside:
+    """Marks a field that says nothing more once `field`, which identifies what both describe, is set."""
+
+    field: str
+
+
+T = TypeVar("T")
+
+Neutral = Annotated[T, NeutralMark()]
+"""`log_every: Neutral[int] = Field(...)`: two runs that differ in it alone are the same run.
+
+All other fields make another run where they differ from their defaults (`core.identity`). A subclass that
+declares the field again need not repeat the mark.
+"""

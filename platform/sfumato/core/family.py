@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.config import Config
-from sfumato.core.first_stage import StageSpec, StoredNet
+from sfumato.core.config import Config, Neutral
+from sfumato.core.first_stage import StageSpec
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.pretrained import Weights
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 
@@ -46,22 +48,38 @@ class Trainable:
     `blocks` names, by patterns over dotted names (`("down_blocks.*", "mid_block")`), the parts that a
     strategy shards, recomputes or compiles one at a time; without it they are the entries of the network's
     outermost `ModuleList`s. A block has to be used by calling it.
+
+    `weights` are what it starts from; without them it starts from what `build` gives.
+
+    `adapter` makes it an adapter on a frozen base: only the parameters and buffers whose names match one of
+    its patterns (`("*.lora_*",)`) train. They alone are averaged, checkpointed and exported, and `weights`
+    say where the base is. Parts of the base stay in eval mode, so that its statistics stay as they are and
+    nothing in it drops out. Base parameters may have another dtype than the adapter's, which `build` gives
+    them.
     """
 
     build: Callable[[], nn.Module]
     optimizer: OptimizerConfig
     blocks: tuple[str, ...] = ()
+    weights: Weights | None = None
+    adapter: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
     """A network that is used and never trained.
 
-    `weights` says where its weights are stored; without it they are those that `build` gives.
+    `weights` says where its weights are stored; without it they are those that `build` gives. `dtype`
+    (float16 or bfloat16) is what its floating point parameters are cast to after loading; its inputs have
+    to be of that type, or the call under autocast. `shard` lets a strategy that shards parameters spread it
+    over ranks, and keep it in host memory under `parallel.offload`; it is gathered, block by block, when it
+    or one of its methods is called. Other strategies keep it whole.
     """
 
     build: Callable[[], nn.Module]
-    weights: StoredNet | None = None
+    weights: Weights | None = None
+    dtype: torch.dtype | None = None
+    shard: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +227,7 @@ class FamilyConfig(Config, ABC):
     """
 
     family: str
-    sampling: Config
+    sampling: Neutral[Config]
 
     @abstractmethod
     def build(self, data: DataSpec) -> Family:

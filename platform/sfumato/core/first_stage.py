@@ -1,7 +1,8 @@
 """A trained autoencoder that others use frozen, as first stage (Esser et al. 2021; Rombach et al. 2022).
 
 A family whose networks can serve as one describes them by a `StageSpec` (`FamilyConfig.as_first_stage`); a
-family that builds on one has a field `first_stage: FirstStageConfig` and asks that for the network:
+family that builds on one has a field of type `FirstStageConfig`, however it is called, and asks that for the
+network:
 
     stage = config.first_stage.open(families.config_class)           # stage.spec.latent is (C, h, w)
     nets = {"first_stage": Frozen(build=stage.spec.build, weights=stage.stored), "network": Trainable(...)}
@@ -14,21 +15,19 @@ The name `first_stage` among the networks, and in `samplers`, makes an exported 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol, runtime_checkable
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.config import Config
+from sfumato.core.pretrained import IDENTIFIED, Reference, StoredModelCard, StoredNet, card_config
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
     from sfumato.core.family import FamilyConfig
-
-BUILT_IN = r"^[a-z][a-z0-9_]*$"
 
 
 class Latent(NamedTuple):
@@ -97,28 +96,10 @@ class StageSpec:
     """How many codes there are; 0 where it has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredNet:
-    """Weights in a model folder of known content: network `network` of the folder with this digest."""
-
-    folder: str
-    digest: str
-    network: str
-
-
-class StoredModelCard(Config):
-    """What a first stage is, without its weights."""
-
-    family: str = Field(pattern=BUILT_IN, description="Its family; a built-in one, since loading runs code.")
-    config: dict[str, Any] = Field(description="The family's configuration.")
-    data: DataSpec = Field(description="The kind of images that it was trained on.")
-    trained_on: str | None = Field(None, description="Digest of the data set that it was trained on.")
-
-
-class FirstStageConfig(Config):
+class FirstStageConfig(Reference):
     """Which trained run serves as first stage; `digest` and `model` are recorded when a run starts."""
 
-    run: str = Field(
+    run: Annotated[str, IDENTIFIED] = Field(
         "",
         description="A trained run (name, MLflow id or folder) or a model folder; recorded as the latter. "
         "Without it, `model` is used with its initial weights.",
@@ -126,13 +107,17 @@ class FirstStageConfig(Config):
     digest: str | None = Field(
         None, description="sha256 of the model folder; filled in when a run starts, and then held to."
     )
-    model: StoredModelCard | None = Field(
+    model: Annotated[StoredModelCard | None, IDENTIFIED] = Field(
         None, description="What the first stage is; filled in when a run starts."
     )
 
-    other_data: bool = Field(
+    other_data: Annotated[bool, IDENTIFIED] = Field(
         False, description="Take one that was trained on another data set than the recipe's."
     )
+
+    @property
+    def recorded(self) -> bool:
+        return self.model is not None
 
     def open(self, find: Callable[[str], type[FamilyConfig]]) -> OpenStage:
         """The first stage, by its recorded card; `find` is `sfumato.families.config_class`.
@@ -141,12 +126,7 @@ class FirstStageConfig(Config):
         """
         if self.model is None:
             raise ConfigError(f"model.first_stage.run: {self._named}, which has not been looked up")
-        try:
-            config = find(self.model.family).model_validate(self.model.config)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"model.first_stage.model.config: {where}: {first['msg']}") from None
+        config = card_config(self.model, find, "model.first_stage.model.config")
         spec = config.as_first_stage(self.model.data)
         if spec is None:
             raise ConfigError(
@@ -193,13 +173,4 @@ class OpenStage:
         """Where its weights are; None for one that starts from initial weights."""
         if not self.config.run or self.config.digest is None:
             return None
-        return StoredNet(self.config.run, self.config.digest, self.spec.network)
-
-
-def recorded(card: Mapping[str, Any]) -> StoredModelCard:
-    """The part of a model folder's card that a recipe records. Raises ConfigError for a foreign family."""
-    try:
-        known = {key: card[key] for key in ("family", "config", "data")}
-        return StoredModelCard.model_validate({**known, "trained_on": card.get("trained_on")})
-    except ValidationError as error:
-        raise ConfigError(f"not usable as first stage: {error.errors()[0]['msg']}") from None
+        return StoredNet(folder=self.config.run, digest=self.config.digest, network=self.spec.network)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sfumato.core.config import Config
+from sfumato.core.config import Config, Neutral
 from sfumato.data.format.faults import OnError
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.manifest import Verify
@@ -17,7 +17,7 @@ from sfumato.data.reading.transforms import AnyTransform
 class MixSettings(Config):
     """Another data set that is trained on, too."""
 
-    path: str = Field(description="Folder or URI with manifest.json.", min_length=1)
+    path: Neutral[str] = Field(description="Folder or URI with manifest.json.", min_length=1)
     weight: float = Field(
         1.0, gt=0, description="How many of its samples come for each one of the set at `data.path`."
     )
@@ -26,10 +26,10 @@ class MixSettings(Config):
 class DataSettings(Config):
     """Which data set, in which order, and what happens to samples that cannot be used."""
 
-    path: str = Field(
+    path: Neutral[str] = Field(
         description="Folder with manifest.json: local, or a URI such as s3://bucket/folder.", min_length=1
     )
-    source: Annotated[SourceSettings, Field(discriminator="kind")] | None = Field(
+    source: Neutral[Annotated[SourceSettings, Field(discriminator="kind")] | None] = Field(
         None, description="What `sfumato run` packs into `path` if there is no manifest yet."
     )
     streams: int = Field(
@@ -58,6 +58,11 @@ class DataSettings(Config):
         False,
         description="Whether batches have a column `text` with the captions, empty where there is none.",
     )
+    columns: tuple[str, ...] | None = Field(
+        None,
+        description="Which further columns batches have, for example [control, mask]; "
+        "`sfumato data inspect` lists those of a set. null: those that encoders made beforehand.",
+    )
     transforms: tuple[AnyTransform, ...] = Field(
         (),
         description="What is done to the images where they are read, one after the other: flip, crop, "
@@ -68,22 +73,22 @@ class DataSettings(Config):
         description="What a sample that cannot be used does: fail stops, skip reports it and lets another "
         "sample of its window take its place.",
     )
-    max_errors: int = Field(
+    max_errors: Neutral[int] = Field(
         100, ge=0, description="With skip: stop when more distinct samples than this cannot be used."
     )
-    max_pixels: int = Field(
+    max_pixels: Neutral[int] = Field(
         MAX_PIXELS,
         ge=1,
         le=89_000_000,
         description="When packing: refuse images of more pixels than this before decoding them "
         "(decompression bombs). Pillow's own limit lies just above the largest value.",
     )
-    verify: Verify = Field(
+    verify: Neutral[Verify] = Field(
         "auto",
         description="What is checked of the shards before training: their checksums, only their sizes, or "
         "(auto) checksums when the set is smaller than 1 GiB.",
     )
-    read_tasks: int = Field(
+    read_tasks: Neutral[int] = Field(
         2,
         ge=0,
         description="How many read tasks of Ray Data, of one logical CPU each, a worker keeps running. "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from sfumato.core import identity
 from sfumato.core.batch import DataSpec
-from sfumato.core.config import Config
+from sfumato.core.config import Config, Neutral
 from sfumato.evaluation import selection
 from sfumato.evaluation.early_stopping import BestSettings, EarlyStopSettings
 from sfumato.evaluation.metrics.metric import MetricSettings
@@ -15,15 +17,9 @@ from sfumato.evaluation.selection import AUTO, Selection
 from sfumato.evaluation.source import Kind
 from sfumato.evaluation.uncertainty import IntervalSettings
 
-_NO_NUMBER = {
-    "actors", "batch_size", "cpus_per_actor", "gpus_per_actor", "start_timeout", "cache", "every",
-    "samples_during", "actors_during", "ahead", "best", "early_stop",
-}  # fmt: skip
-"""Fields that say how and when to evaluate, not what."""
-
 
 class EvaluateSettings(Config):
-    """What is generated, and what is measured on it."""
+    """What is generated, and what is measured on it. `Neutral` fields say how and when, not what."""
 
     samples: int = Field(2_000, ge=2, description="Images to generate. Compare runs at one number only.")
     features: Literal["auto"] | str | tuple[str, ...] = Field(
@@ -46,53 +42,57 @@ class EvaluateSettings(Config):
     sampling: dict[str, Any] = Field(
         default_factory=dict, description="Overrides of the family's own sampling options."
     )
-    actors: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+    actors: Neutral[Literal["auto"] | Annotated[int, Field(ge=0)]] = Field(
         AUTO,
         description="Ray actors that generate and extract; auto: as many as the cluster holds; 0 works in "
         "the calling process.",
     )
-    batch_size: int | None = Field(
+    batch_size: Neutral[int | None] = Field(
         None,
         ge=1,
         description="Images that an actor makes before it reports, rounded up to whole blocks; changes no "
         "number. null: one block.",
     )
-    cpus_per_actor: float = Field(1.0, gt=0, description="Logical CPUs that Ray reserves for an actor.")
-    gpus_per_actor: float = Field(0.0, ge=0, description="GPUs, or parts of one, that Ray reserves for one.")
-    start_timeout: float = Field(
+    cpus_per_actor: Neutral[float] = Field(
+        1.0, gt=0, description="Logical CPUs that Ray reserves for an actor."
+    )
+    gpus_per_actor: Neutral[float] = Field(
+        0.0, ge=0, description="GPUs, or parts of one, that Ray reserves for one."
+    )
+    start_timeout: Neutral[float] = Field(
         300.0, gt=0, description="Seconds to wait for the first actor before giving up."
     )
     interval: IntervalSettings = Field(IntervalSettings(), description="Confidence intervals.")
     likelihood_images: int = Field(
         1_000, ge=2, description="bits_per_dim: reference images that it is computed on, the first ones."
     )
-    every: int | None = Field(
+    every: Neutral[int | None] = Field(
         None,
         gt=0,
         description="Images of training between two evaluations while it goes on; null evaluates at the end "
         "alone.",
     )
-    samples_during: int | None = Field(
+    samples_during: Neutral[int | None] = Field(
         None,
         ge=2,
         description="Images to generate in each of these; null: as many as `samples`. Figures at another "
         "number do not compare, so they are recorded as eval_<number>/<metric>.",
     )
-    actors_during: int = Field(
+    actors_during: Neutral[int] = Field(
         1,
         ge=1,
         description="Actors of these evaluations, beside the training workers, each of cpus_per_actor.",
     )
-    ahead: int | None = Field(
+    ahead: Neutral[int | None] = Field(
         None,
         ge=1,
         description="Snapshots that may wait to be evaluated before training waits for them; null: any "
         "number.",
     )
-    best: BestSettings | None = Field(
+    best: Neutral[BestSettings | None] = Field(
         None, description="Which of these evaluations is the best one; its model is kept as <run>/best."
     )
-    early_stop: EarlyStopSettings | None = Field(
+    early_stop: Neutral[EarlyStopSettings | None] = Field(
         None, description="When training ends because the figure no longer gets better."
     )
     held_out: str | None = Field(
@@ -102,7 +102,7 @@ class EvaluateSettings(Config):
         "out.",
     )
     preview: int = Field(64, ge=0, description="Generated images shown in the grid preview.png; 0: none.")
-    cache: str | None = Field(
+    cache: Neutral[str | None] = Field(
         None,
         description="Where features of the reference are kept: a folder, or a URI (s3://bucket/prefix) that "
         "several machines share; null: the project's own.",
@@ -139,5 +139,5 @@ class EvaluateSettings(Config):
         return self.model_copy(update=changes)
 
     def identity(self) -> str:
-        """JSON of all fields that can change a number or a picture."""
-        return self.model_dump_json(exclude=_NO_NUMBER)
+        """JSON of the fields that can change a number or a picture and differ from their defaults."""
+        return json.dumps(identity.changed(self), sort_keys=True)

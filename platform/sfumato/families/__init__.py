@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 
 from sfumato.core.family import FamilyConfig
+from sfumato.core.finding import import_path, imported
 from sfumato.errors import ConfigError
 
 
@@ -29,13 +30,13 @@ def config_class(name: str) -> type[FamilyConfig]:
         ConfigError: nothing goes by this name, or what does is not a family's configuration.
     """
     if ":" in name:
-        return _imported(name)
+        return _checked(imported(name), name)
     known = names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise ConfigError(f"no family is called {name!r}; {hint} (your own: 'package.module:ClassName')")
-    return _checked(importlib.import_module(f"{__name__}.{name}"), "Config", f"families.{name}:Config")
+    return _checked(importlib.import_module(f"{__name__}.{name}").Config, f"families.{name}:Config")
 
 
 def reference(config: FamilyConfig) -> str:
@@ -43,30 +44,10 @@ def reference(config: FamilyConfig) -> str:
     kind = type(config)
     if config.family in names() and config_class(config.family) is kind:
         return config.family
-    return f"{kind.__module__}:{kind.__qualname__}"
+    return import_path(kind)
 
 
-def _imported(path: str) -> type[FamilyConfig]:
-    module_name, _, class_name = path.partition(":")
-    if not module_name or not class_name:
-        raise ConfigError(f"got {path!r}; write it as 'package.module:ClassName'")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # A module that the user's own module fails to find is an error in that module, and shows as one.
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise ConfigError(
-            f"module {error.name!r} of {path!r} cannot be imported; install it in this "
-            "environment or put its folder on PYTHONPATH"
-        ) from error
-    return _checked(module, class_name, path)
-
-
-def _checked(module: object, class_name: str, path: str) -> type[FamilyConfig]:
-    found = getattr(module, class_name, None)
-    if found is None:
-        raise ConfigError(f"{path!r} was imported but has no class {class_name!r}")
+def _checked(found: object, path: str) -> type[FamilyConfig]:
     if not (isinstance(found, type) and issubclass(found, FamilyConfig)):
         raise ConfigError(f"{path!r} is not a family; it must subclass sfumato.core.family.FamilyConfig")
     return found

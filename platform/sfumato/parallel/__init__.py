@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 
+from sfumato.core.finding import Folder
 from sfumato.errors import CapabilityError
 from sfumato.parallel.config import ParallelSettings
 from sfumato.parallel.strategy import Options, Placement, Strategy
 
-_CLASSES = {
-    "single": "single.Single",
-    "ddp": "ddp.Ddp",
-    "fsdp": "fsdp.Fsdp",
-    "zero1": "deepspeed.Zero1",
-    "zero2": "deepspeed.Zero2",
-    "zero3": "deepspeed.Zero3",
-}
-
 
 class _Strategies(Mapping[str, type[Strategy]]):
-    """Imported when asked for: torch's sharding alone takes a quarter of a worker's imports."""
+    """By the name of their file, or any by its import path; imported when asked for."""
+
+    def __init__(self) -> None:
+        self._folder: Folder[type[Strategy]] = Folder("sfumato.parallel.strategies", "COMPONENT", Strategy)
 
     def __getitem__(self, name: str) -> type[Strategy]:
-        module, found = _CLASSES[name].split(".")
-        kind: type[Strategy] = getattr(importlib.import_module(f"{__name__}.{module}"), found)
-        return kind
+        return self._folder.find(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_CLASSES)
+        return iter(self._folder.names())
 
     def __len__(self) -> int:
-        return len(_CLASSES)
+        return len(self._folder.names())
 
 
 STRATEGIES: Mapping[str, type[Strategy]] = _Strategies()
@@ -54,7 +46,6 @@ def make(
         compile=compile,
         activation_checkpointing=activation_checkpointing,
         offload=settings.offload,
-        reshard_after_forward=settings.fsdp.reshard_after_forward,
-        bf16_parameters=settings.fsdp.bf16_parameters,
+        own=kind.settings(settings),
     )
     return kind(placement, options)

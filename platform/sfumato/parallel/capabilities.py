@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from sfumato.parallel.strategy import Strategy
+from typing import ClassVar, Protocol
 
 
 class Feature(Enum):
@@ -23,12 +20,20 @@ class Feature(Enum):
     SECOND_ORDER = "second-order losses"
     OFFLOAD = "offload to host memory"
     RESHARD = "choice of resharding"
+    ADAPTERS = "adapters on a frozen base"
     SHARDED_OPTIMIZER = "optimizer state sharded"
     SHARDED_PARAMETERS = "parameters and averages sharded"
 
 
+class Able(Protocol):
+    """A strategy, as far as its capabilities go."""
+
+    name: ClassVar[str]
+    features: ClassVar[frozenset[Feature]]
+
+
 def refusals(
-    strategy: type[Strategy], wanted: Mapping[Feature, str], strategies: Iterable[type[Strategy]]
+    strategy: type[Able], wanted: Mapping[Feature, str], strategies: Iterable[type[Able]]
 ) -> list[str]:
     """One line for each wanted feature that the strategy lacks: the field that asks for it, and who can.
 
@@ -45,7 +50,7 @@ def refusals(
     return found
 
 
-def table(strategies: Iterable[type[Strategy]]) -> str:
+def table(strategies: Iterable[type[Able]]) -> str:
     """Strategies by features, as a Markdown table."""
     columns = list(strategies)
     rows = [

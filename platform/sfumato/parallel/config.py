@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from sfumato.core.components import Names
 from sfumato.core.config import Config
+from sfumato.core.finding import Folder
+from sfumato.parallel.capabilities import Feature
+
+STRATEGIES: Folder[Any] = Folder("sfumato.parallel.strategies", "COMPONENT", object)
+"""Where strategies are found; `sfumato.parallel.STRATEGIES` imports them."""
 
 
 class FsdpSettings(Config):
@@ -23,15 +29,29 @@ class FsdpSettings(Config):
         "sharded parameters, the reduction of gradients and the update stay in float32.",
     )
 
+    def wanted(self) -> dict[Feature, str]:
+        """What these settings ask of a strategy, with the fields that do."""
+        asked = {
+            Feature.BF16_PARAMETERS: self.bf16_parameters and "parallel.fsdp.bf16_parameters=true",
+            Feature.RESHARD: not self.reshard_after_forward and "parallel.fsdp.reshard_after_forward=false",
+        }
+        return {feature: field for feature, field in asked.items() if field}
+
 
 class ParallelSettings(Config):
     """Nothing here changes a result; it says how the work is spread."""
 
-    strategy: Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"] = Field(
+    strategy: Annotated[str, Names(STRATEGIES)] = Field(
         "ddp",
         description="`single` keeps the networks in one worker; `ddp` replicates them over all; `fsdp` "
         "shards parameters, gradients, optimizer state and averages (FSDP2); `zero1`, `zero2` and `zero3` "
-        "are DeepSpeed's, sharding optimizer state, gradients too, parameters too.",
+        "are DeepSpeed's, sharding optimizer state, gradients too, parameters too. Your own: its import path, "
+        "package.module:Class.",
+    )
+    options: dict[str, Any] = Field(
+        {},
+        exclude_if=lambda value: not value,
+        description="Settings of the strategy's own, where it has some (those of fsdp may stand in `fsdp`).",
     )
     workers: int = Field(1, ge=1, description="Training workers (ranks).")
     min_workers: int | None = Field(
@@ -82,6 +102,14 @@ class ParallelSettings(Config):
     def least_workers(self) -> int:
         """As few workers as these are enough to train."""
         return self.min_workers or self.workers
+
+    def wanted(self) -> dict[Feature, str]:
+        """What these settings ask of the strategy, with the fields that do."""
+        asked = {
+            Feature.MANY_WORKERS: self.workers > 1 and f"parallel.workers={self.workers}",
+            Feature.OFFLOAD: self.offload and "parallel.offload=true",
+        }
+        return {feature: field for feature, field in asked.items() if field} | self.fsdp.wanted()
 
     @property
     def elastic(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
-from sfumato.parallel.ddp import Ddp
+from sfumato.parallel.adapters import Base
+from sfumato.parallel.strategies.ddp import Ddp
 from sfumato.parallel.strategy import Options, Placement
 
 
@@ -26,14 +27,19 @@ class Sharded(Ddp):
         self._plain: dict[str, nn.Module] = {}
 
     def add_trainable(
-        self, name: str, module: nn.Module, optimizer: OptimizerConfig, blocks: Sequence[str] = ()
+        self,
+        name: str,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        blocks: Sequence[str] = (),
+        base: Base | None = None,
     ) -> None:
-        super().add_trainable(name, module, optimizer, blocks)
-        self._plain[name] = _empty(module)
+        super().add_trainable(name, module, optimizer, blocks, base)
+        self._plain[name] = empty(module)
 
     def add_shadow(self, name: str, source: str) -> None:
         super().add_shadow(name, source)
-        self._plain[name] = _empty(self._raw[name])
+        self._plain[name] = empty(self._raw[name])
 
     @contextmanager
     def whole(self, names: Iterable[str]) -> Iterator[Nets]:
@@ -47,7 +53,7 @@ class Sharded(Ddp):
     def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
         states: dict[str, dict[str, Tensor]] = {}
         for name in names:
-            for key, tensor in self._tensors(name):
+            for key, tensor in self._tensors(name, self._exports):
                 if self.placement.rank == 0:
                     states.setdefault(name, {})[key] = tensor.detach().to("cpu", copy=True)
         return states
@@ -56,12 +62,17 @@ class Sharded(Ddp):
         return {
             f"nets/{name}/{key}": tensor
             for name, module in self._plain.items()
+            if name not in self._frozen
             for key, tensor in module.state_dict().items()
+            if self._changes(name, key)
         }
 
     @abstractmethod
-    def _tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """The network's state dict, one whole tensor at a time. Every rank goes through all of it."""
+    def _tensors(
+        self, name: str, wanted: Callable[[str, str], bool] = lambda name, key: True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The network's state dict, or what is wanted of it by (network, tensor), one whole tensor at a time.
+        Every rank goes through all of it."""
 
     @torch.no_grad()
     def _assembled(self, name: str) -> nn.Module:
@@ -77,5 +88,6 @@ class Sharded(Ddp):
         return module.eval().requires_grad_(False)
 
 
-def _empty(module: nn.Module) -> nn.Module:
+def empty(module: nn.Module) -> nn.Module:
+    """The module's structure without memory."""
     return copy.deepcopy(module).to("meta")

@@ -17,9 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sfumato.core.config import Config
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.parallel.adapters import Base
 from sfumato.parallel.capabilities import Feature
+from sfumato.parallel.config import ParallelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,8 @@ class Options:
     compile: bool = False
     activation_checkpointing: bool = False
     offload: bool = False
-    reshard_after_forward: bool = True
-    bf16_parameters: bool = False
+    own: Config | None = None
+    """The strategy's own settings, of its class `Settings`; None for their defaults."""
 
 
 class Strategy(ABC):
@@ -64,6 +67,8 @@ class Strategy(ABC):
     """What each rank holds, in a few words."""
     features: ClassVar[frozenset[Feature]]
     """What the strategy can do; a recipe that asks for more is refused before anything starts."""
+    Settings: ClassVar[type[Config]] = Config
+    """The class of its own settings, `parallel.options` in a recipe."""
     even_passes: ClassVar[bool] = False
     """Whether a forward pass needs all ranks, so that every rank has to run equally many."""
 
@@ -72,19 +77,36 @@ class Strategy(ABC):
         self.options = options or Options()
 
     @classmethod
+    def settings(cls, parallel: ParallelSettings) -> Config:
+        """Its own settings in a recipe. Raises pydantic's ValidationError for what it does not take."""
+        return cls.Settings.model_validate(parallel.options)
+
+    @classmethod
     def unavailable(cls) -> str | None:
         """Why this machine cannot run the strategy and how to mend it, or None."""
         return None
 
     @abstractmethod
     def add_trainable(
-        self, name: str, module: nn.Module, optimizer: OptimizerConfig, blocks: Sequence[str] = ()
+        self,
+        name: str,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        blocks: Sequence[str] = (),
+        base: Base | None = None,
     ) -> None:
-        """Take over a freshly built network, the same on every rank. `blocks` is `Trainable.blocks`."""
+        """Take over a freshly built network, the same on every rank. `blocks` is `Trainable.blocks`.
+
+        `base`, of an adapter, is what of it never changes: it takes no gradient and is in no state, and its
+        averages use the same tensors.
+        """
 
     @abstractmethod
-    def add_frozen(self, name: str, module: nn.Module) -> None:
-        """Take over a network that is never trained; every rank keeps it whole."""
+    def add_frozen(self, name: str, module: nn.Module, *, shard: bool = False) -> None:
+        """Take over a network that is never trained.
+
+        Every rank keeps it whole, unless `shard` asks for less and the strategy can gather it on use.
+        """
 
     @abstractmethod
     def add_shadow(self, name: str, source: str) -> None:
@@ -100,7 +122,8 @@ class Strategy(ABC):
 
     @abstractmethod
     def whole(self, names: Iterable[str]) -> AbstractContextManager[Nets]:
-        """The named networks whole on every rank, frozen and in eval mode, with all that are never trained.
+        """The named networks whole on every rank, frozen and in eval mode, with all that every rank keeps
+        whole anyway.
 
         Any method of them may be called, by each rank as often as it likes. Every rank enters the block.
         """
@@ -143,13 +166,17 @@ class Strategy(ABC):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` returned, on any number of ranks and under any strategy.
 
-        `state` has all tensors whole; they are taken from it one at a time. Raises CheckpointError where
-        names or shapes differ.
+        `state` has all tensors whole; they are taken from it one at a time, of a stored one
+        (`state_dict.InRows`) only the rows that this rank holds. Raises CheckpointError where names
+        or shapes differ.
         """
 
     @abstractmethod
     def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-        """Full state dicts on CPU, for export; every rank calls it, and rank 0 gets them."""
+        """Full state dicts on CPU, for export; every rank calls it, and rank 0 gets them.
+
+        Of an adapter whose base is stored elsewhere they have the adapter alone.
+        """
 
     @abstractmethod
     def sum(self, values: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+from sfumato.parallel import state_dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,10 @@ class Piece:
     def cut(self, whole: Tensor) -> Tensor:
         """The piece of a whole parameter, or of a moment of it."""
         return whole.reshape(-1).narrow(0, self.offset, self.numel)
+
+    def read(self, state: Mapping[str, Tensor], entry: str) -> Tensor:
+        """The piece of a tensor of the state, of which no more is read."""
+        return state_dict.elements(state, entry, self.offset, self.numel)
 
 
 def flats(optimizer: Any, stage: int) -> list[Tensor]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -25,7 +26,9 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
-from sfumato.core.family import EmaOf, Family, FamilyConfig, Nets, SampleRequest
+from sfumato.core.family import EmaOf, Family, FamilyConfig, Frozen, Nets, SampleRequest, Trainable
+from sfumato.core.pretrained import Weights as Base
+from sfumato.core.pretrained import matches
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.core.state import initial
@@ -33,6 +36,7 @@ from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.model_folder import Weights, read_model_folder
 from sfumato.sampling.options import apply_options, check_labels
 from sfumato.sampling.pixels import Images, to_uint8
+from sfumato.sampling.pretrained_files import cast_parameters, load_stored, moved
 
 BLOCK_ROWS = 64
 BLOCK_VALUES = 2**20
@@ -81,9 +85,17 @@ class Generator:
 
     @classmethod
     def load(
-        cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu", *, trust: bool = False
+        cls,
+        folder: str | os.PathLike[str],
+        device: str | torch.device = "cpu",
+        *,
+        trust: bool = False,
+        base: str | os.PathLike[str] | None = None,
     ) -> Self:
         """The model in a folder that `save_model_folder` wrote.
+
+        `base` is where the base of an adapter is, if no longer at the place that the folder names; it has to
+        be the same by its digest.
 
         Raises CheckpointError or ConfigError, each one line.
         """
@@ -92,7 +104,7 @@ class Generator:
         if missing := [name for name in family.samplers if name not in stored.weights]:
             raise CheckpointError(f"{folder} has no weights for network {missing[0]!r}; export it again")
         try:
-            nets = build_nets(family, stored.weights)
+            nets = build_nets(family, stored.weights, _found(stored.bases, base, folder))
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{folder}: the weights are not of this configuration: {reason}") from None
@@ -209,10 +221,25 @@ class Generator:
             yield to_uint8(torch.cat(blocks)[: stop - start])
 
 
-def build_nets(family: Family, weights: Weights) -> dict[str, nn.Module]:
-    """The networks that sampling needs, with these weights.
+def _found(
+    bases: Mapping[str, Base], place: str | os.PathLike[str] | None, folder: str | os.PathLike[str]
+) -> Mapping[str, Base]:
+    """The bases, at the place that the user names."""
+    if place is None:
+        return bases
+    known = sorted({base.place for base in bases.values()})
+    if len(known) != 1:
+        has = f"bases at {' and '.join(known)}" if known else "no adapter in it, so it needs no base"
+        raise ConfigError(f"base: {folder} has {has}; leave it out")
+    return {net: moved(base, str(Path(place).resolve())) for net, base in bases.items()}
 
-    Raises RuntimeError for weights that do not fit.
+
+def build_nets(
+    family: Family, weights: Weights, bases: Mapping[str, Base] | None = None
+) -> dict[str, nn.Module]:
+    """The networks that sampling needs, with these weights; `bases` are those of adapters among them.
+
+    Raises RuntimeError for weights that do not fit, CheckpointError for a base that is gone or another one.
     """
     nets: dict[str, nn.Module] = {}
     for name in family.samplers:
@@ -221,5 +248,18 @@ def build_nets(family: Family, weights: Weights) -> dict[str, nn.Module]:
         assert not isinstance(source, EmaOf), "an average of an average"
         with seeded("build", name):  # the first weights are replaced, and the caller's randomness is kept
             nets[name] = source.build()
-        nets[name].load_state_dict(dict(weights[name]))
+        _load(nets[name], weights[name], source, (bases or {}).get(name))
     return nets
+
+
+def _load(
+    module: nn.Module, state: Mapping[str, Tensor], spec: Trainable | Frozen, base: Base | None
+) -> None:
+    """All weights of a network, in place; with `base`, `state` has those of its adapter."""
+    if base is not None and isinstance(spec, Trainable):
+        load_stored(module, base, spec.adapter)
+        whole = {key: value for key, value in module.state_dict().items() if not matches(key, spec.adapter)}
+        state = {**whole, **state}
+    module.load_state_dict(dict(state))
+    if isinstance(spec, Frozen):
+        cast_parameters(module, spec.dtype)

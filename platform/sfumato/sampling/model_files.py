@@ -1,7 +1,7 @@
 """The files of a model folder: its card and its weights, checked by their checksums.
 
 What they mean, which family with which configuration, is `model_folder.py`'s to know: the training loop,
-which names no family, loads the weights of a frozen network from here.
+which names no family, reads the weights that networks start from by `pretrained_files.py`.
 """
 
 from __future__ import annotations
@@ -14,35 +14,12 @@ from typing import Any
 
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfumato.core.first_stage import StoredNet
 from sfumato.errors import CheckpointError
 
 FORMAT = 1
 CARD = "config.json"
-
-
-def load_stored(module: nn.Module, stored: StoredNet) -> None:
-    """Load weights from a model folder into a network.
-
-    Raises CheckpointError, in one line, where the folder is missing, damaged or another one than expected.
-    """
-    card, digest = read_card(Path(stored.folder))
-    if digest != stored.digest:
-        raise CheckpointError(
-            f"{stored.folder} is not the model that this recipe was started with: its digest is "
-            f"{digest[:12]}, the recipe's is {stored.digest[:12]}; start a new run or put the old model back"
-        )
-    expected = card["weights_sha256"].get(stored.network)
-    if expected is None:
-        raise CheckpointError(f"{stored.folder} has no weights for network {stored.network!r}")
-    weights = read_weights(Path(stored.folder) / f"{stored.network}.safetensors", str(expected))
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{stored.folder}: the weights are of another network: {reason}") from None
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> str:
@@ -86,4 +63,6 @@ def read_card(path: Path) -> tuple[dict[str, Any], str]:
     for key, kind in {**wanted, "weights_sha256": dict}.items():
         if not isinstance(card.get(key), kind):
             raise CheckpointError(f"{file} is damaged: field {key!r} is missing or not a {kind.__name__}")
+    if not isinstance(card.get("bases", {}), dict):
+        raise CheckpointError(f"{file} is damaged: field 'bases' is not a dict")
     return card, hashlib.sha256(content).hexdigest()

@@ -1,7 +1,8 @@
 """A model folder: all that sampling needs, as JSON and safetensors.
 
     config.json          family, its configuration, the data's description, origin, checksums
-    <net>.safetensors    the weights of each network that the family samples with
+    <net>.safetensors    the weights of each network that the family samples with; of an adapter these alone,
+                         and config.json says where its base is
     state.safetensors    the family's state (`core.state`), where it has any
 
 Nothing in it is code or a pickle. A folder is written beside its place and renamed, so that it is whole
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,20 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from sfumato import __version__, families
+from sfumato import families
 from sfumato.core.batch import DataSpec
-from sfumato.core.family import FamilyConfig
+from sfumato.core.family import Family, FamilyConfig, Trainable
+from sfumato.core.finding import built_in_only
+from sfumato.core.pretrained import Weights as Base
+from sfumato.core.pretrained import built_as
 from sfumato.core.progress import Progress
 from sfumato.core.state import State, initial, mismatch
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.model_files import CARD, FORMAT, read_card, read_weights, write_weights
+from sfumato.sampling.pretrained_files import base_of, base_record
+from sfumato.version import __version__
 
-__all__ = ["CARD", "StoredModel", "Weights", "read_model_folder", "save_model_folder"]
+__all__ = ["CARD", "StoredModel", "Weights", "read_model_card", "read_model_folder", "save_model_folder"]
 
 Weights = Mapping[str, Mapping[str, Tensor]]
 STATE = "state.safetensors"
@@ -49,6 +55,8 @@ class StoredModel:
     notes: Mapping[str, str]
     weights: Weights
     digest: str
+    bases: Mapping[str, Base]
+    """Where the rest of the weights is, of networks that are stored as adapters alone."""
 
 
 def save_model_folder(
@@ -61,12 +69,14 @@ def save_model_folder(
     progress: Progress,
     notes: Mapping[str, str] | None = None,
     trained_on: str | None = None,
+    whole: bool = False,
 ) -> str:
     """Write a model folder, in place of an older model that lies there, and return its digest.
 
     `nets` has the state dict of every network in the family's `samplers`; `progress` is how far they were
     trained (`Progress.at(images)` where no more is known), with the family's state; `notes` is free text
-    about the model, such as its license, `trained_on` the digest of its data set.
+    about the model, such as its license, `trained_on` the digest of its data set. Of an adapter `nets` has
+    the adapter alone, and the card names its base; with `whole` all networks are complete.
 
     Raises:
         ConfigError: the folder holds something that is not a model.
@@ -74,8 +84,10 @@ def save_model_folder(
     target = Path(folder)
     if target.exists() and not (target / CARD).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not a model folder; choose another place")
-    missing = set(config.build(data).samplers) - set(nets)
+    family = config.build(data)
+    missing = set(family.samplers) - set(nets)
     assert not missing, f"no weights for {missing}"
+    bases = {} if whole else {net: base_record(base) for net, base in bases_of(family, nets).items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -86,7 +98,7 @@ def save_model_folder(
             "name": name,
             "family": families.reference(config),
             "config": config.model_dump(mode="json"),
-            "data": asdict(data),
+            "data": data.as_card(),
             "images": progress.images,
             "progress": {name: getattr(progress, name) for name in PROGRESS},
             "trained_on": trained_on,
@@ -94,6 +106,7 @@ def save_model_folder(
             "weights_sha256": sums,
             **_write_state(draft, config.build(data), progress.state),
             "sfumato": __version__,
+            **({"bases": bases} if bases else {}),
         }
         text = json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n"
         (draft / CARD).write_bytes(text)
@@ -114,21 +127,46 @@ def read_model_folder(folder: str | os.PathLike[str], *, trust: bool = False) ->
     """
     path = Path(folder)
     card, digest = read_card(path)
-    config, data = _read_config(path, card, trust=trust)
+    stored = _described(path, card, digest, trust=trust)
     weights = {}
     for net, expected in card["weights_sha256"].items():
         if not net.isidentifier():  # it becomes a file's name, which must stay in the folder
             raise CheckpointError(f"{path / CARD} is damaged: weights {net!r} is no file name")
         weights[net] = read_weights(path / f"{net}.safetensors", str(expected))
+    return replace(stored, weights=weights)
+
+
+def read_model_card(folder: str | os.PathLike[str], *, trust: bool = False) -> StoredModel:
+    """What a model folder says of its model, without the weights: `weights` is empty, and nothing is built.
+
+    `trust` and the errors are those of `read_model_folder`.
+    """
+    path = Path(folder)
+    return _described(path, *read_card(path), trust=trust)
+
+
+def _described(path: Path, card: Mapping[str, Any], digest: str, *, trust: bool) -> StoredModel:
+    config, data = _read_config(path, card, trust=trust)
     return StoredModel(
         name=str(card["name"]),
         config=config,
         data=data,
         progress=replace(_progress(path, card), state=_read_state(path, card, config, data)),
         notes=card["notes"],
-        weights=weights,
+        weights={},
         digest=digest,
+        bases={net: base_of(record, path / CARD) for net, record in card.get("bases", {}).items()},
     )
+
+
+def bases_of(family: Family, nets: Iterable[str]) -> dict[str, Base]:
+    """The stored bases of those networks that are adapters, or averages of them."""
+    built = {net: built_as(family, net) for net in nets if net in family.nets}
+    return {
+        net: spec.weights
+        for net, spec in built.items()
+        if isinstance(spec, Trainable) and spec.adapter and spec.weights is not None
+    }
 
 
 def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[FamilyConfig, DataSpec]:
@@ -140,7 +178,8 @@ def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[F
         )
     kind = families.config_class(family)
     try:
-        config = kind.model_validate(card["config"])
+        with built_in_only(not trust):  # of components, too
+            config = kind.model_validate(card["config"])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -148,8 +187,8 @@ def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[F
             f"{path / CARD} has a configuration that {family} does not take: {where}: {first['msg']}"
         ) from None
     try:
-        data = DataSpec(**{**card["data"], "classes": tuple(card["data"]["classes"])})
-    except (TypeError, KeyError) as error:
+        data = DataSpec.from_card(card["data"])
+    except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path / CARD} is damaged: field 'data': {error}") from None
     return config, data
 
@@ -176,13 +215,13 @@ def _read_state(path: Path, card: Mapping[str, Any], config: FamilyConfig, data:
 
 
 def _progress(path: Path, card: Mapping[str, Any]) -> Progress:
-    """How far the model was trained; cards of version 1.0 and older know the images alone."""
+    """How far the model was trained; older cards know the images alone."""
     found = card.get("progress", asdict(Progress.at(card["images"])))
     try:
-        numbers = {name: int(found[name]) for name in PROGRESS}
+        step, images, total_images, batch = (int(found[name]) for name in PROGRESS)
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path / CARD} is damaged: field 'progress': {error}") from None
-    return Progress(numbers["step"], numbers["images"], numbers["total_images"], numbers["batch"])
+    return Progress(step, images, total_images, batch)
 
 
 def _replace(draft: Path, target: Path) -> None:

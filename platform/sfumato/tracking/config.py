@@ -12,6 +12,11 @@ SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databrick
 class TrackingSettings(Config):
     """Where a run is recorded, and what of it."""
 
+    enabled: bool = Field(
+        True,
+        description="false records nothing in MLflow, for a quick try: progress and figures are in the "
+        "terminal, pictures and reports in the run's folder, and the model is not registered.",
+    )
     uri: str | None = Field(
         None,
         description="Address of an MLflow tracking server (http://host:5000); null keeps an embedded store, "

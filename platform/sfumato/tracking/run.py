@@ -52,6 +52,10 @@ class TrackerHandle:
 
     def open(self, role: str = "train") -> Tracker:
         """A tracker of the run for this process; touches no network. One process a role at a time."""
+        if not self.settings.enabled:
+            from sfumato.tracking.off import NoTracker  # which extends Tracker
+
+            return NoTracker(self)
         return Tracker(self, role)
 
 
@@ -91,11 +95,14 @@ class Tracker:
 
         `root` is the project's folder, which holds the embedded store and whose git revision is recorded;
         `folder` is the run's own, where events wait. Raises SfumatoError where the store does not answer; but
-        a run that goes on, whose `experiment_id` and start (unix seconds) are known, goes on without it.
+        a run that is resumed, whose `experiment_id` and start (unix seconds) are known, continues without it.
+        With `tracking.enabled: false` the tracker records nothing.
         """
         if not run_name.strip():
             raise ConfigError("the run's name is empty: give it one, for example the name of its recipe")
-        store = Store.of(settings, root)
+        store, spool = Store.of(settings, root), str((folder / "tracking").resolve())
+        if not settings.enabled:
+            return TrackerHandle(store, "", "", time.time(), spool, settings).open()
         beginning = Beginning(
             name=run_name,
             params=params or {},
@@ -109,13 +116,13 @@ class Tracker:
         except SfumatoError as error:
             if isinstance(error, ConfigError) or run_id is None or experiment_id is None or started is None:
                 raise
-            log.warning("%s; run %s goes on, and what it records waits on disk", error, run_id)
+            log.warning("%s; run %s continues, and what it records waits on disk", error, run_id)
             opened = (experiment_id, run_id, started)
-        spool = str((folder / "tracking").resolve())
         return cls(TrackerHandle(store, *opened, spool, settings), "driver")
 
     @property
     def run_id(self) -> str:
+        """The run's id in MLflow; empty where nothing is recorded (`tracking.enabled: false`)."""
         return self.handle.run_id
 
     @property

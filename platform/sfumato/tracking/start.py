@@ -69,12 +69,18 @@ def _reopen(store: Store, client: MlflowClient, run_id: str) -> tuple[str, str, 
     try:
         info = client.get_run(run_id).info
     except MlflowException as error:
-        raise ConfigError(
-            f"run {run_id} is not in {store.shown}: it may have been deleted there, "
-            "or tracking.uri is not the one that it was started with"
-        ) from error
+        raise ConfigError(_gone(run_id, store)) from error
+    if info.lifecycle_stage == "deleted":
+        raise ConfigError(_gone(run_id, store))
     store.reach(lambda: client.update_run(run_id, status="RUNNING"))
     return info.experiment_id, run_id, info.start_time / 1000
+
+
+def _gone(run_id: str, store: Store) -> str:
+    return (
+        f"run {run_id} is not in {store.shown}: it may have been deleted there, or tracking.uri is not "
+        "the one that it was started with; --new-record keeps the run and its checkpoints and records it anew"
+    )
 
 
 def _log_params(store: Store, client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:

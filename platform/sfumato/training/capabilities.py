@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from pydantic import ValidationError
 
 from sfumato.core.family import NetSpec, Phase, Trainable
+from sfumato.core.pretrained import matches
 from sfumato.core.rng import seeded
+from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
-from sfumato.parallel import STRATEGIES, ParallelSettings
+from sfumato.parallel import STRATEGIES, ParallelSettings, Strategy
 from sfumato.parallel.capabilities import Feature, refusals
 from sfumato.training.config import TrainSettings
 
 
 def problems(train: TrainSettings, parallel: ParallelSettings) -> list[str]:
     """What the strategy cannot do of what the settings ask for, one line each with the field to change."""
-    strategy = STRATEGIES[parallel.strategy]
+    try:
+        strategy = STRATEGIES[parallel.strategy]
+    except ConfigError as error:
+        return [f"parallel.strategy: {problem}" for problem in error.problems]
     found = refusals(strategy, _wanted(train, parallel), STRATEGIES.values())
+    found += _own_problems(strategy, parallel)
     if reason := strategy.unavailable():
         found.append(reason)
     if parallel.fsdp.bf16_parameters and train.precision != "bf16":
@@ -39,13 +46,31 @@ def phase_problems(phases: Sequence[Phase], parallel: ParallelSettings) -> list[
     ]
 
 
+def adapter_problems(nets: Mapping[str, NetSpec], parallel: ParallelSettings) -> list[str]:
+    """What of a family's adapters the strategy cannot do, one line each."""
+    return [
+        problem
+        for name, spec in nets.items()
+        if isinstance(spec, Trainable) and spec.adapter
+        for problem in refusals(
+            STRATEGIES[parallel.strategy],
+            {Feature.ADAPTERS: f"network {name!r} is an adapter"},
+            STRATEGIES.values(),
+        )
+    ]
+
+
 def optimizer_problems(nets: Mapping[str, NetSpec]) -> list[str]:
     """What is wrong with the groups of parameters of a family's optimizers, one line each."""
     found = []
     for name, spec in nets.items():
         if isinstance(spec, Trainable) and spec.optimizer.groups:
             with torch.device("meta"), seeded("names of parameters"):  # their names, without memory
-                parameters = dict(spec.build().named_parameters())
+                parameters = {
+                    key: parameter
+                    for key, parameter in spec.build().named_parameters()
+                    if not spec.adapter or matches(key, spec.adapter)
+                }
             try:
                 spec.optimizer.grouped(parameters)
             except ConfigError as error:
@@ -55,14 +80,18 @@ def optimizer_problems(nets: Mapping[str, NetSpec]) -> list[str]:
 
 def _wanted(train: TrainSettings, parallel: ParallelSettings) -> dict[Feature, str]:
     """The features that the settings ask for, with the fields that do."""
-    fsdp = parallel.fsdp
     asked = {
-        Feature.MANY_WORKERS: parallel.workers > 1 and f"parallel.workers={parallel.workers}",
         Feature.BF16: train.precision == "bf16" and "train.precision=bf16",
-        Feature.BF16_PARAMETERS: fsdp.bf16_parameters and "parallel.fsdp.bf16_parameters=true",
         Feature.RECOMPUTE: train.activation_checkpointing and "train.activation_checkpointing=true",
         Feature.COMPILE: train.compile and "train.compile=true",
-        Feature.OFFLOAD: parallel.offload and "parallel.offload=true",
-        Feature.RESHARD: not fsdp.reshard_after_forward and "parallel.fsdp.reshard_after_forward=false",
     }
-    return {feature: field for feature, field in asked.items() if field}
+    return {feature: field for feature, field in asked.items() if field} | parallel.wanted()
+
+
+def _own_problems(strategy: type[Strategy], parallel: ParallelSettings) -> list[str]:
+    """What is wrong with the strategy's own settings."""
+    try:
+        strategy.settings(parallel)
+    except ValidationError as error:
+        return explain(error, strategy.Settings, ("parallel", "options"))
+    return []

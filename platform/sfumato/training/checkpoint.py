@@ -17,14 +17,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from sfumato.core.identity import agrees, counted, differences
 from sfumato.errors import CheckpointError
 from sfumato.training import dcp
+from sfumato.training.ranks import Ranks
 from sfumato.training.retention import best, kept_names
 from sfumato.training.store import Store
 
@@ -50,7 +51,8 @@ class CheckpointManifest(BaseModel):
     world_size: int
     strategy: str
     recipe: dict[str, Any] = {}
-    """What the digest was made of, so that a recipe that differs can be told how."""
+    """Every field that can change a number (`core.identity.counted`): it tells how another recipe differs,
+    and lets a later version, whose digests are others, recognise its own."""
     files: dict[str, FileEntry]
 
 
@@ -91,56 +93,43 @@ def read_manifest(store: Store, name: str) -> Checkpoint:
 
 
 def load(store: Store, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
-    """The tensors of a checkpoint. `scratch` receives the files of a remote store.
+    """The tensors of a checkpoint, all files checked first, by one process. `scratch` receives those of a
+    remote store.
 
     Raises CheckpointError naming the file that is missing or damaged.
     """
-    sizes_and_sums = {name: (e.bytes, e.sha256) for name, e in checkpoint.manifest.files.items()}
-    folder = store.materialise(checkpoint.name, sizes_and_sums, scratch)
-    return dcp.Stored(folder)
+    store.materialise(checkpoint.name, sizes_and_sums(checkpoint), scratch)
+    return tensors(store, checkpoint, scratch)
 
 
-def newest_whole(store: Store, scratch: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; a damaged one is named and the one before it taken."""
-    for checkpoint in complete(store):
-        try:
-            load(store, checkpoint, scratch)
-        except CheckpointError as error:
-            log.warning("%s; trying the checkpoint before it", error)
-        else:
-            return checkpoint
-    return None
+def tensors(store: Store, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
+    """The tensors of a checkpoint that has been checked (`training.resume`): what is asked for is read."""
+
+    def open_file(name: str) -> BinaryIO:
+        if name not in checkpoint.manifest.files:
+            raise CheckpointError(f"{store.describe(checkpoint.name)}: {name} is no file of this checkpoint")
+        return store.open(checkpoint.name, name, scratch)
+
+    return dcp.Stored(open_file, store.describe(checkpoint.name))
 
 
-def check_recipe(store: Store, checkpoint: Checkpoint, digest: str, recipe: Mapping[str, Any]) -> None:
-    """Raises CheckpointError, with the fields that differ, where another recipe wrote the checkpoint."""
-    if checkpoint.manifest.recipe_digest != digest:
-        differ = differences(checkpoint.manifest.recipe, recipe)
+def sizes_and_sums(checkpoint: Checkpoint) -> dict[str, tuple[int, str]]:
+    """Bytes and sha256 of a checkpoint's files by name."""
+    return {name: (entry.bytes, entry.sha256) for name, entry in checkpoint.manifest.files.items()}
+
+
+def check_recipe(store: Store, checkpoint: Checkpoint, digest: str, recipe: BaseModel) -> None:
+    """Raises CheckpointError, with the fields that differ, where another recipe wrote the checkpoint.
+
+    An earlier version may have written it: then its digest is another one, and the recorded fields decide.
+    """
+    manifest = checkpoint.manifest
+    if manifest.recipe_digest != digest and not (manifest.recipe and agrees(manifest.recipe, recipe)):
+        differ = differences(manifest.recipe, counted(recipe))
         raise CheckpointError(
             f"{store.describe(checkpoint.name)} was written by another recipe ({'; '.join(differ)}); "
             "choose another train.checkpoint.uri or name, or train anew with --fresh"
         )
-
-
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """The fields in which two recipes differ, dotted, with both values, the first one's first."""
-    before, after = dict(_flat(theirs)), dict(_flat(ours))
-    return [
-        f"{key}: {before.get(key, 'absent')} there, {after.get(key, 'absent')} here"
-        for key in sorted({**before, **after})
-        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
-    ]
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-_ABSENT = object()
 
 
 class Writer:
@@ -164,11 +153,9 @@ class Writer:
         self._recipe_digest = recipe_digest
         self._strategy = strategy
         self._scratch = scratch
-        self._distributed = dist.is_initialized() and dist.get_world_size() > 1
-        self._rank = dist.get_rank() if self._distributed else 0
         # A group of its own: the writer's collectives must not meet those of the training step.
-        self._group = dist.new_group(backend="gloo") if self._distributed else None
-        self._attempt = str(self._agree(secrets.token_hex(3)))
+        self._ranks = Ranks.current(apart=True)
+        self._attempt = self._ranks.agree(secrets.token_hex(3))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[str] | None = None
         self._damaged: set[str] = set()
@@ -185,7 +172,7 @@ class Writer:
         take the place of a whole checkpoint among those that are kept.
         """
         self.reached = images
-        if self._rank == 0:
+        if self._ranks.leads:
             self._damaged = {found.name for found in complete(self._store) if found.images > images}
 
     def save(self, state: Mapping[str, Tensor], *, images: int, step: int) -> None:
@@ -224,25 +211,25 @@ class Writer:
         try:
             folder = self._store.staging(name, self._scratch)
         except OSError as error:
-            problem = _said(error)
+            problem = said(error)
         # All ranks alike: a rank without a folder would leave the others waiting for it in the writing.
-        if not any(self._gather(problem)):
+        if not any(self._ranks.gather(problem)):
             try:
-                dcp.write(state, folder, self._group, distributed=self._distributed)
-                entries = self._store.publish(name, folder, rank=self._rank)
+                dcp.write(state, folder, self._ranks.group, distributed=self._ranks.world_size > 1)
+                entries = self._store.publish(name, folder, rank=self._ranks.rank)
             except (OSError, RuntimeError, CheckpointError) as error:
-                problem = _said(error)
-        results = self._gather((problem, entries))
+                problem = said(error)
+        results = self._ranks.gather((problem, entries))
         problems = [p for p, _ in results if p]
-        if not problems and self._rank == 0:
+        if not problems and self._ranks.leads:
             problems = self._finish(name, images, step, {k: v for _, e in results for k, v in e.items()})
-        problems = self._agree(problems)
+        problems = self._ranks.agree(problems)
         if problems:
-            if self._rank == 0:
+            if self._ranks.leads:
                 with _tolerated(f"remove what there is of {name}"):
                     self._store.remove(name)
             raise CheckpointError(f"checkpoint at {images:,} images was not written: {problems[0]}")
-        if self._rank == 0 and self._keep is not None:
+        if self._ranks.leads and self._keep is not None:
             with _tolerated("remove older checkpoints"):
                 self._prune(self._keep)
         return name
@@ -252,7 +239,7 @@ class Writer:
             images=images,
             step=step,
             recipe_digest=self._recipe_digest,
-            world_size=dist.get_world_size() if self._distributed else 1,
+            world_size=self._ranks.world_size,
             strategy=self._strategy,
             recipe=self._recipe,
             files={
@@ -263,7 +250,7 @@ class Writer:
             text = json.dumps(manifest.model_dump(), indent=1)
             self._store.write(f"{name}/{MANIFEST}", text.encode())
         except OSError as error:
-            return [_said(error)]
+            return [said(error)]
         return []
 
     def _prune(self, keep: int) -> None:
@@ -275,18 +262,6 @@ class Writer:
             if name.startswith("images-") and name not in kept and name < oldest:
                 self._store.remove(name)
 
-    def _gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank."""
-        if not self._distributed:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value, group=self._group)
-        return values
-
-    def _agree(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        return self._gather(value)[0]
-
 
 @contextlib.contextmanager
 def _tolerated(what: str) -> Iterator[None]:
@@ -297,5 +272,6 @@ def _tolerated(what: str) -> Iterator[None]:
         log.warning("checkpoints: cannot %s: %s", what, error)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """Kind and first line of an error."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error}"

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from sfumato.core.config import Config
+from sfumato.core.config import Config, Neutral
 from sfumato.core.schedules import power_exponent
 
 
@@ -62,20 +62,26 @@ class TrainSettings(Config):
     )
     clip_grad_norm: float | None = Field(1.0, gt=0, description="Largest gradient norm; null does not clip.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs the forward pass in autocast.")
-    compile: bool = Field(False, description="Compile the trained networks (torch.compile).")
-    activation_checkpointing: bool = Field(
+    compile: Neutral[bool] = Field(False, description="Compile the trained networks (torch.compile).")
+    activation_checkpointing: Neutral[bool] = Field(
         False,
         description="Compute the activations of each block again in the backward pass instead of keeping "
         "them: less memory, about a third more time, the same numbers.",
     )
-    max_skipped_steps: int = Field(
+    max_skipped_steps: Neutral[int] = Field(
         10,
         ge=0,
         description="Updates with a gradient that is not finite that are left out in a row of log intervals. "
         "More roll training back to its last checkpoint, once; where it then fails again, it stops.",
     )
-    log_every: int = Field(2_000, gt=0, description="Images between two points of the training curves.")
-    preview_every: int = Field(20_000, gt=0, description="Images between two grids of preview samples.")
-    preview_samples: int = Field(40, ge=0, description="Images in a preview grid; 0 turns previews off.")
-    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="Checkpoints.")
+    log_every: Neutral[int] = Field(
+        2_000, gt=0, description="Images between two points of the training curves."
+    )
+    preview_every: Neutral[int] = Field(
+        20_000, gt=0, description="Images between two grids of preview samples."
+    )
+    preview_samples: Neutral[int] = Field(
+        40, ge=0, description="Images in a preview grid; 0 turns previews off."
+    )
+    checkpoint: Neutral[CheckpointSettings] = Field(CheckpointSettings(), description="Checkpoints.")
     snapshots: SnapshotSettings = Field(SnapshotSettings(), description="Averages for `sfumato ema`.")

@@ -2,30 +2,36 @@
 
 The format's index (`.metadata`) is a pickle. It is read here by an unpickler that knows the handful of
 classes such an index consists of and refuses every other, and no entry but tensors is accepted: tensors
-are read by torch with `weights_only`.
+are read by torch with `weights_only` (`training.stored_chunks`).
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from sfumato.errors import CheckpointError
+from sfumato.training.stored_chunks import read_rows
 
 # Said at every save of a single process, where it is what we asked for.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+INDEX = ".metadata"
+Open = Callable[[str], BinaryIO]
+"""Opens one of a checkpoint's files by name, for reading at any place."""
 
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
@@ -52,23 +58,19 @@ class _IndexUnpickler(pickle.Unpickler):
         raise CheckpointError(f"its index names {module}.{name}, which no checkpoint needs: refused")
 
 
-class _SafeReader(FileSystemReader):
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
-        try:
-            with path.open("rb") as file:
-                metadata = _IndexUnpickler(file).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, CheckpointError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
-        if not isinstance(metadata, Metadata):
-            raise CheckpointError(f"{path} is not the index of a checkpoint")
-        for name, entry in metadata.state_dict_metadata.items():
-            if not isinstance(entry, TensorStorageMetadata):
-                raise CheckpointError(f"{path}: entry {name!r} is no tensor: refused")
-        if metadata.storage_meta is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Rows `first .. first + rows - 1` of a tensor, as `length` bytes at `offset` in a file."""
+
+    first: int
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    length: int
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if self.shape else 1
 
 
 def write(
@@ -87,35 +89,40 @@ def write(
 
 
 class Stored(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, whole and on CPU, read when they are asked for.
+    """The tensors of a checkpoint by name, on CPU, read when they are asked for: whole, or some of the rows.
 
-    A strategy takes them one after another, so that a model which no rank could hold can be loaded. Those
-    that were written together are read together, a few megabytes at a time. Raises CheckpointError for an
-    index that is not one, and for files that cannot be read.
+    A strategy takes them one after another, so that a model which no rank could hold can be loaded, and only
+    the bytes of the rows that it asks for are read. Raises CheckpointError for an index that is not one, and
+    for files that cannot be read.
     """
 
-    def __init__(self, folder: Path, *, group_bytes: int = 64 << 20) -> None:
-        self._folder = folder
-        entries = _SafeReader(folder).read_metadata().state_dict_metadata
+    def __init__(self, open_file: Open, about: str) -> None:
+        self._open = open_file
+        self._about = about
+        index = _read_index(open_file, f"{about}/{INDEX}")
         self._entries = {
-            name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)
+            name: entry
+            for name, entry in index.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
         }
+        self._chunks = {name: _chunks(name, entry, index) for name, entry in self._entries.items()}
         self.shapes = {name: tuple(entry.size) for name, entry in self._entries.items()}
-        self._groups: dict[str, int] = {}
-        size, number = 0, 0
-        for name, entry in self._entries.items():
-            self._groups[name] = number
-            size += entry.size.numel() * entry.properties.dtype.itemsize
-            if size >= group_bytes:
-                size, number = 0, number + 1
-        self._held: tuple[int, dict[str, Tensor]] = (-1, {})
 
     def __getitem__(self, name: str) -> Tensor:
-        group = self._groups[name]
-        if self._held[0] != group:
-            self._held = (-1, {})  # given up before the next is read
-            self._held = (group, self._read([n for n, g in self._groups.items() if g == group]))
-        return self._held[1][name]
+        shape = self.shapes[name]
+        whole = self.rows(name, 0, shape[0] if shape else 1)
+        return whole if shape else whole.reshape(())
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` (exclusive) along the first dimension, as many as there are."""
+        shape, dtype = self.shapes[name] or (1,), self._entries[name].properties.dtype
+        stop = max(start, min(stop, shape[0]))
+        found = torch.empty((stop - start, *shape[1:]), dtype=dtype)
+        for chunk in self._chunks[name]:
+            first, last = max(start, chunk.first), min(stop, chunk.first + chunk.rows)
+            if first < last:
+                found[first - start : last - start] = self._read(chunk, dtype, first, last)
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -123,21 +130,49 @@ class Stored(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _read(self, names: list[str]) -> dict[str, Tensor]:
-        state: dict[str, Any] = {}
-        for name in names:
-            entry = self._entries[name]
-            state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    def _read(self, chunk: _Chunk, dtype: torch.dtype, first: int, last: int) -> Tensor:
+        span = (first - chunk.first, last - chunk.first)
         try:
-            load(state, storage_reader=_SafeReader(self._folder), no_dist=True)
-        except CheckpointException as error:
-            causes = [str(cause) for cause, _ in error.failures.values()]
-            raise CheckpointError(
-                f"{self._folder} cannot be read: {causes[0] if causes else error}"
-            ) from error
-        return state
+            with self._open(chunk.file) as file:
+                return read_rows(file, chunk.offset, chunk.length, chunk.shape or (1,), dtype, span)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self._about}/{chunk.file} is missing") from error
+        except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{self._about}/{chunk.file} cannot be read: {error}") from error
 
 
 def read(folder: Path) -> dict[str, Tensor]:
     """All tensors, whole, on CPU. Raises CheckpointError for an index that is not one."""
-    return dict(Stored(folder, group_bytes=1 << 62))
+    return dict(Stored(lambda name: (folder / name).open("rb"), str(folder)))
+
+
+def _read_index(open_file: Open, about: str) -> Metadata:
+    try:
+        with open_file(INDEX) as file:
+            index = _IndexUnpickler(io.BytesIO(file.read())).load()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{about} is missing") from error
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, CheckpointError) as error:
+        raise CheckpointError(f"{about} cannot be read: {error}") from error
+    if not isinstance(index, Metadata):
+        raise CheckpointError(f"{about} is not the index of a checkpoint")
+    for name, entry in index.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise CheckpointError(f"{about}: entry {name!r} is no tensor: refused")
+    return index
+
+
+def _chunks(name: str, entry: TensorStorageMetadata, index: Metadata) -> list[_Chunk]:
+    """Where the parts of a tensor lie; all of this package are cut along the first dimension alone."""
+    found = []
+    for chunk in entry.chunks:
+        first = chunk.offsets[0] if chunk.offsets else 0
+        if any(chunk.offsets[1:]) or tuple(chunk.sizes[1:]) != tuple(entry.size[1:]):
+            raise CheckpointError(f"entry {name!r} is cut along another dimension than its first")
+        place = index.storage_data[MetadataIndex(name, chunk.offsets)]
+        if place.transform_descriptors or Path(place.relative_path).name != place.relative_path:
+            raise CheckpointError(
+                f"entry {name!r} is not stored as it is in a file beside the index: refused"
+            )
+        found.append(_Chunk(first, tuple(chunk.sizes), str(place.relative_path), place.offset, place.length))
+    return found

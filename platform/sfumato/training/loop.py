@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from sfumato.core.batch import MicroBatch
+from sfumato.core.batch import MicroBatch, to_device
 from sfumato.core.family import EmaOf, Family, Frozen, InitialisesFromData, Nets, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, seeded
 from sfumato.errors import ConfigError, TrainingError
+from sfumato.parallel.adapters import Base
 from sfumato.parallel.strategy import Strategy
-from sfumato.sampling.model_files import load_stored
+from sfumato.sampling.pretrained_files import cast_parameters, load_stored
 from sfumato.training import phases
 from sfumato.training.config import TrainSettings
 from sfumato.training.family_state import FamilyState
@@ -54,30 +55,36 @@ def install(
     *,
     first: Callable[[], MicroBatch] | None = None,
     averages: Mapping[str, EmaOf] | None = None,
+    initial: bool = True,
 ) -> None:
     """Build the family's networks, the same on every rank, and hand them to the strategy.
 
     `first` reads the rows that data-dependent initialisation looks at: the same on every rank, however many
     there are. Without it such a family keeps the weights that it was built with, which is right where those
-    of a checkpoint replace them. `averages` are kept beside those of the family.
+    of a checkpoint replace them. `averages` are kept beside those of the family. `initial` says whether
+    stored weights are loaded into networks that train as a whole, which a checkpoint makes needless; frozen
+    networks and the bases of adapters, which no checkpoint holds, always get theirs.
+
+    Raises CheckpointError where stored weights are missing or are not those that the recipe recorded.
     """
-    built = _build(family, seed)
+    built = _build(family, seed, initial=initial)
     if first is not None and isinstance(family, InitialisesFromData):
         _initialise(family, built, first(), seed, strategy.placement.device)
     for name, module in built.items():
         spec = family.nets[name]
         if isinstance(spec, Trainable):
-            strategy.add_trainable(name, module, spec.optimizer, spec.blocks)
+            base = Base(spec.adapter, stored=spec.weights is not None) if spec.adapter else None
+            strategy.add_trainable(name, module, spec.optimizer, spec.blocks, base)
         elif isinstance(spec, Frozen):
-            strategy.add_frozen(name, module)
+            strategy.add_frozen(name, module, shard=spec.shard)
     for name, spec in {**family.nets, **(averages or {})}.items():
         if isinstance(spec, EmaOf):
             strategy.add_shadow(name, spec.source)
     strategy.ready()
 
 
-def _build(family: Family, seed: int) -> dict[str, nn.Module]:
-    """All networks but the averages, frozen ones with their stored weights."""
+def _build(family: Family, seed: int, *, initial: bool) -> dict[str, nn.Module]:
+    """All networks but the averages, with their stored weights."""
     built: dict[str, nn.Module] = {}
     for name, spec in family.nets.items():
         if isinstance(spec, EmaOf):
@@ -88,6 +95,9 @@ def _build(family: Family, seed: int) -> dict[str, nn.Module]:
             built[name].eval()
             if spec.weights is not None:
                 load_stored(built[name], spec.weights)
+            cast_parameters(built[name], spec.dtype)
+        elif spec.weights is not None and (initial or spec.adapter):
+            load_stored(built[name], spec.weights, spec.adapter)
     return built
 
 
@@ -99,7 +109,7 @@ def _initialise(
     rng = StreamRng(
         micro.pieces, rows_per_stream=rows, seed=seed, images=0, phase="initialise", device=device
     )
-    batch = {name: tensor.to(device) for name, tensor in micro.batch.items()}
+    batch = to_device(micro.batch, device)
     family.initialise({name: module.to(device) for name, module in nets.items()}, batch, rng)
 
 

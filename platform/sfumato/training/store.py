@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import shutil
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol, Self, cast
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from sfumato.data.storage.filesystems import hasty, names_below, patient
@@ -41,7 +43,21 @@ class Store(Protocol):
         ...
 
     def materialise(self, folder: str, files: dict[str, tuple[int, str]], scratch: Path) -> Path:
-        """A local folder with the files, checked. Raises CheckpointError naming a missing or damaged one."""
+        """A local folder with these files, checked. Raises CheckpointError naming a missing or damaged one.
+
+        Each is read from the store once: `open` takes what is in `scratch` from there.
+        """
+        ...
+
+    def open(self, folder: str, name: str, scratch: Path) -> BinaryIO:
+        """A file to be read at any place; of object storage only what is read is transferred.
+
+        Raises FileNotFoundError.
+        """
+        ...
+
+    def drop_copies(self, folder: str, scratch: Path) -> None:
+        """Remove what `materialise` has copied to `scratch`."""
         ...
 
 
@@ -101,6 +117,12 @@ class LocalStore:
         for name, (size, digest) in files.items():
             check_file(self._root / folder / name, size, digest)
         return self._root / folder
+
+    def open(self, folder: str, name: str, scratch: Path) -> BinaryIO:
+        return (self._root / folder / name).open("rb")
+
+    def drop_copies(self, folder: str, scratch: Path) -> None:
+        """There are none: files are read where they lie."""
 
 
 class ObjectStore:
@@ -164,20 +186,80 @@ class ObjectStore:
         ):
             shutil.copyfileobj(source, target, 8 << 20)
 
-    @patient
     def materialise(self, folder: str, files: dict[str, tuple[int, str]], scratch: Path) -> Path:
         target = self.staging(folder, scratch)
         for name, (size, digest) in files.items():
+            self._download(folder, name, target / name)
             try:
-                with (
-                    self._fs.open_input_stream(f"{self._root}/{folder}/{name}") as source,
-                    (target / name).open("wb") as local,
-                ):
-                    shutil.copyfileobj(source, local, 8 << 20)
-            except FileNotFoundError as error:
-                raise CheckpointError(f"{self.describe(f'{folder}/{name}')} is missing") from error
-            check_file(target / name, size, digest)
+                check_file(target / name, size, digest)
+            except CheckpointError:
+                (target / name).unlink()
+                raise
         return target
+
+    @patient
+    def _download(self, folder: str, name: str, target: Path) -> None:
+        try:
+            with (
+                self._fs.open_input_stream(f"{self._root}/{folder}/{name}") as source,
+                target.open("wb") as local,
+            ):
+                shutil.copyfileobj(source, local, 8 << 20)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self.describe(f'{folder}/{name}')} is missing") from error
+
+    def open(self, folder: str, name: str, scratch: Path) -> BinaryIO:
+        copy = scratch / folder / name
+        if copy.is_file():
+            return copy.open("rb")
+        return cast(BinaryIO, _Ranges(self._fs, f"{self._root}/{folder}/{name}"))
+
+    def drop_copies(self, folder: str, scratch: Path) -> None:
+        shutil.rmtree(scratch / folder, ignore_errors=True)
+
+
+class _Ranges:
+    """A file in object storage: every read is a request for its range, which outlasts an outage."""
+
+    def __init__(self, fs: pafs.FileSystem, path: str) -> None:
+        self._fs, self._path, self._at = fs, path, 0
+        self._file = self._opened()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def seek(self, to: int) -> int:
+        self._at = to
+        return to
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._range(size)
+        self._at += len(content)
+        return content
+
+    @patient
+    def _range(self, size: int) -> bytes:
+        if self._file.closed:
+            self._file = self._opened()
+        try:
+            length = self._file.size() - self._at if size < 0 else size
+            return cast(bytes, self._file.read_at(length, self._at))
+        except OSError:
+            self._file.close()  # its connection may be gone for good
+            raise
+
+    @patient
+    def _opened(self) -> pa.NativeFile:
+        return self._fs.open_input_file(self._path)
+
+
+def writer_of(name: str) -> int:
+    """The rank that wrote a file of a checkpoint."""
+    found = re.match(r"__(\d+)_", name)
+    return int(found[1]) if found else 0
 
 
 def own_files(folder: Path, rank: int) -> list[Path]:

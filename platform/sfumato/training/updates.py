@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfumato.core.batch import Batch, MicroBatch
+from sfumato.core.batch import Batch, MicroBatch, to_device
 from sfumato.core.family import Family, LossOut, Nets, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng
@@ -96,7 +96,7 @@ class Updates:
         _seed_global(derive(self._seed, images, phase.name, first.stream, first.first), device)
 
         def prepare() -> Batch:
-            batch: Batch = {n: tensor.to(device, non_blocking=True) for n, tensor in micro.batch.items()}
+            batch = to_device(micro.batch, device)
             with torch.no_grad(), self._autocast():
                 return self._family.prepare(nets, batch, progress, rng)
 

@@ -1,4 +1,4 @@
-"""The `tune:` part of a recipe: what is searched, by which metric, and when trials are given up."""
+"""The `tune:` part of a recipe: what is searched, by which metric, and when trials stop early."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sfumato.tuning.parameter import Parameter
 
 
 class NoScheduler(Config):
-    """Every trial runs to its end."""
+    """Every trial runs to completion."""
 
     kind: Literal["none"] = Field("none", description="Selects this scheduler.")
 
@@ -23,7 +23,7 @@ class AshaSettings(Config):
     kind: Literal["asha"] = Field("asha", description="Selects this scheduler.")
     grace: int = Field(..., gt=0, description="Images before a trial may be stopped: the first rung.")
     reduction: float = Field(
-        4.0, gt=1, description="At each rung one trial in so many goes on; rungs lie this factor apart."
+        4.0, gt=1, description="At each rung, one trial in this many continues; rungs lie this factor apart."
     )
     brackets: int = Field(
         1, ge=1, description="Hyperband's brackets; each starts its rungs one factor later."
@@ -39,7 +39,7 @@ class MedianSettings(Config):
 
 
 class PbtSettings(Config):
-    """Population based training (Jaderberg et al. 2017, arXiv:1711.09846): the worst trials go on from the
+    """Population based training (Jaderberg et al. 2017, arXiv:1711.09846): the worst trials continue from the
     weights, optimizer state included, of the best ones, with values near theirs."""
 
     kind: Literal["pbt"] = Field("pbt", description="Selects this scheduler.")
@@ -48,7 +48,7 @@ class PbtSettings(Config):
         0.25, gt=0, le=0.5, description="Share of the population that hands over, and that receives."
     )
     resample: float = Field(
-        0.25, ge=0, le=1, description="Probability that a value is drawn anew and not moved to one nearby."
+        0.25, ge=0, le=1, description="Probability that a value is resampled instead of moved to a neighbour."
     )
 
 
@@ -72,7 +72,7 @@ class SearchSettings(Config):
 
 
 class BudgetSettings(Config):
-    """What the whole sweep may take; running trials are stopped where it is spent."""
+    """Budget of the whole sweep; running trials are stopped when it is spent."""
 
     images: int | None = Field(None, gt=0, description="Images, of all trials together.")
     seconds: float | None = Field(None, gt=0, description="Seconds of the sweep, earlier calls included.")
@@ -87,7 +87,7 @@ class TuneSettings(Config):
     metric: str = Field(
         ...,
         pattern=r"^(train|eval(_\d+)?)/.+$",
-        description="What trials are compared by, as MLflow shows it: train/denoise/loss, "
+        description="The metric that trials are compared by, as MLflow shows it: train/denoise/loss, "
         "eval/fd_classifier ...",
     )
     mode: Literal["auto", "min", "max"] = Field(
@@ -100,16 +100,16 @@ class TuneSettings(Config):
     seed: int = Field(0, ge=0, description="Fixes the values that are drawn.")
     baseline: bool = Field(True, description="Whether the first trial is the recipe as it stands.")
     retries: int = Field(
-        1, ge=0, description="How often a trial that lost its workers or its process goes on again."
+        1, ge=0, description="How often a trial that lost its workers or its process is retried."
     )
     budget: BudgetSettings = Field(BudgetSettings(), description="Limits of the whole sweep.")
-    scheduler: Scheduler = Field(NoScheduler(), description="When trials are given up.")
+    scheduler: Scheduler = Field(NoScheduler(), description="When trials stop early.")
     search: SearchSettings = Field(SearchSettings(), description="How values are found.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.trials is None and self.search.kind != "grid":
-            raise ValueError("trials: say how many (only search.kind=grid knows by itself)")
+            raise ValueError("trials: give a number (only search.kind=grid can count them itself)")
         if isinstance(self.scheduler, PbtSettings):
             if self.search.kind != "random":
                 raise ValueError(

@@ -19,14 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 K = 5
 REPEATS = 3
-sys.path.insert(0, str(Path(__file__).parents[2] / "peers"))
 
 
 def features(rows: int, dim: int, seed: int) -> np.ndarray:

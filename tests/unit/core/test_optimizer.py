@@ -10,7 +10,7 @@ from sfumato.core.optimizer import OptimizerConfig, OptimizerGroup
 from sfumato.core.schedules import LearningRate
 from sfumato.errors import ConfigError
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 
 
 def network() -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.errors import CheckpointError
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 

@@ -1,4 +1,4 @@
-"""One index a shard: where each sample's image lies, its key, its label and its caption.
+"""One index a shard: where each sample's image lies, its key, its label, its caption, its further columns.
 
 It makes ranged reads possible and answers questions about labels without touching an image. The format is
 an Arrow IPC file beside the shard; its metadata names the shard's checksum, so that an index of other
@@ -7,15 +7,19 @@ bytes is noticed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sfumato.data.format.column_sources import ColumnSource, Sources
 from sfumato.data.format.faults import Fault
 from sfumato.data.format.manifest import Manifest, ShardInfo
 from sfumato.data.format.samples import Fields, Row, SampleReader
@@ -34,8 +38,11 @@ _SCHEMA = pa.schema(
         ("caption", pa.string()),
     ]
 )
-_VERSION = b"2"
+_VERSION, _VERSION_WITH_COLUMNS = b"2", b"3"
 _DEFAULT = Fields()
+_NONE: Sources = MappingProxyType({})
+_PLACE = pa.struct([("offset", pa.int64()), ("size", pa.int64())])
+WEIGHTS = ".weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,9 @@ class ShardIndex:
 
     `labels` is -1 where there is none, `captions` is null there. Not every member of the tar has to be
     listed: what could not be used when an existing data set was indexed is left out.
+
+    `extra` has the further columns, null where a sample has none: a struct of `offset` and `size` for what
+    lies in members of the tar, otherwise the values, with `NAME.weights` those of several texts.
     """
 
     keys: pa.StringArray
@@ -51,6 +61,7 @@ class ShardIndex:
     sizes: I64
     labels: I64
     captions: pa.StringArray
+    extra: Mapping[str, pa.Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -58,8 +69,10 @@ class ShardIndex:
     def save(self, folder: str | Path, shard: ShardInfo) -> None:
         """Write it beside the shard."""
         numbers = (pa.array(column) for column in (self.offsets, self.sizes, self.labels))
-        columns = [self.keys, *numbers, self.captions]
-        schema = _SCHEMA.with_metadata({"sha256": shard.sha256, "version": _VERSION})
+        columns = [self.keys, *numbers, self.captions, *self.extra.values()]
+        further = [pa.field(name, column.type) for name, column in self.extra.items()]
+        version = _VERSION_WITH_COLUMNS if further else _VERSION
+        schema = pa.schema([*_SCHEMA, *further], {"sha256": shard.sha256, "version": version})
         out = pa.BufferOutputStream()
         with pa.ipc.new_file(out, schema) as writer:
             writer.write_table(pa.table(columns, schema=schema))
@@ -83,18 +96,56 @@ def build(folder: str | Path, shard: str, fields: Fields = _DEFAULT) -> ShardInd
             if isinstance(row.label, str):
                 raise DataError(f"{where}: {row.key}: its label is {row.label!r}; wanted a class number")
             rows.append(row)
-    return of_rows(rows, [NO_LABEL if row.label is None else int(row.label) for row in rows])
+    labels = [NO_LABEL if row.label is None else int(row.label) for row in rows]
+    return of_rows(rows, labels, fields.columns)
 
 
-def of_rows(rows: Sequence[Row], labels: Sequence[int]) -> ShardIndex:
-    """The index of these samples, whose labels were brought to class numbers."""
+def of_rows(rows: Sequence[Row], labels: Sequence[int], columns: Sources = _NONE) -> ShardIndex:
+    """The index of these samples, whose labels were brought to class numbers, with these further columns."""
+    extra: dict[str, pa.Array] = {}
+    for name, source in columns.items():
+        extra |= _further(name, source, [row.extra.get(name) for row in rows])
     return ShardIndex(
         pa.array([row.key for row in rows], pa.string()),
         np.array([row.image.offset for row in rows], np.int64),
         np.array([row.image.size for row in rows], np.int64),
         np.array(labels, np.int64),
         pa.array([row.caption for row in rows], pa.string()),
+        extra,
     )
+
+
+def _further(name: str, source: ColumnSource, values: Sequence[Any]) -> dict[str, pa.Array]:
+    """A further column as the index holds it."""
+    if source.in_members:
+        places = [None if value is None else {"offset": value.offset, "size": value.size} for value in values]
+        return {name: pa.array(places, _PLACE)}
+    if source.kind == "text":
+        texts = pa.array([value and value.texts for value in values], pa.list_(pa.string()))
+        if not any(value is not None and value.weights for value in values):
+            return {name: texts}
+        weights = pa.array([value and value.weights for value in values], pa.list_(pa.float64()))
+        return {name: texts, name + WEIGHTS: weights}
+    if source.kind == "tags":
+        return {name: pa.array(values, pa.list_(pa.string()))}
+    if source.kind == "label":
+        return {name: pa.array(values, pa.int64())}
+    flat = [None if value is None else value.reshape(-1) for value in values]
+    return {name: pa.array(flat, pa.list_(pa.float32()))}
+
+
+def column_digest(folder: str | Path, shards: Sequence[ShardInfo], name: str) -> str:
+    """sha256 of what the indexes of some shards hold of a further column."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        extra = load_shard(str(folder), shard).extra
+        held = {key: column for key, column in extra.items() if key in (name, name + WEIGHTS)}
+        out = pa.BufferOutputStream()
+        table = pa.table(held)
+        with pa.ipc.new_stream(out, table.schema) as writer:
+            writer.write_table(table)
+        digest.update(out.getvalue())
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=64)
@@ -106,7 +157,8 @@ def load_shard(folder: str, shard: ShardInfo) -> ShardIndex:
         with pa.ipc.open_file(pa.BufferReader(read_bytes(folder, name))) as reader:
             table = reader.read_all()
         metadata = table.schema.metadata or {}
-        if metadata.get(b"version") != _VERSION or table.schema.names != _SCHEMA.names:
+        known = metadata.get(b"version") in (_VERSION, _VERSION_WITH_COLUMNS)
+        if not known or table.schema.names[: len(_SCHEMA)] != _SCHEMA.names:
             raise DataError(f"{folder}: {name}: written by another version; {hint}")
         offsets, sizes, labels = (table.column(name).to_numpy() for name in ("offset", "size", "label"))
     except (pa.ArrowInvalid, OSError) as error:
@@ -114,10 +166,11 @@ def load_shard(folder: str, shard: ShardInfo) -> ShardIndex:
     if metadata.get(b"sha256") != shard.sha256.encode() or len(table) != shard.samples:
         raise DataError(f"{folder}: {name}: belongs to another {shard.name}; {hint}")
     keys, captions = (_one_array(table.column(name)) for name in ("key", "caption"))
-    return ShardIndex(keys, offsets, sizes, labels, captions)
+    extra = {name: _one_array(table.column(name)) for name in table.schema.names[len(_SCHEMA) :]}
+    return ShardIndex(keys, offsets, sizes, labels, captions, extra)
 
 
-def _one_array(column: pa.ChunkedArray) -> pa.StringArray:
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
-from sfumato.data.format.encoder_info import EncoderInfo
+from sfumato.data.format.columns import (
+    TEXT,
+    TEXT_COLUMN,
+    ColumnInfo,
+    EncoderInfo,
+    SideFile,
+    check_names,
+    from_single_encoder,
+)
 from sfumato.data.storage.read import PIECE, open_file, read_bytes, size_of
 from sfumato.data.storage.write import write_bytes
 from sfumato.errors import DataError
@@ -56,9 +65,33 @@ class Manifest(Config):
     split: str = Field("", description="Which part of its source this is: train, val, or empty for all.")
     source: str = Field("", description="Where the images came from.")
     licence: str = Field("", description="Terms of use of the images.")
-    encoder: EncoderInfo | None = Field(
-        None, description="What made the arrays beside the images, where `sfumato precompute` wrote the set."
+    columns: dict[str, ColumnInfo] = Field(
+        default_factory=dict, description="Further columns of every sample, by name."
     )
+    encoders: dict[str, EncoderInfo] = Field(
+        default_factory=dict, description="What made columns (`sfumato precompute`), by name."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_encoder(cls, content: Any) -> Any:
+        """Older manifests have one field `encoder`, which describes its arrays, too."""
+        if not isinstance(content, dict) or "encoder" not in content:
+            return content
+        content = dict(content)
+        encoder = content.pop("encoder")
+        if encoder is None:
+            return content
+        try:
+            columns, encoders = from_single_encoder(encoder)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"encoder: {error} is missing or damaged") from error
+        return {**content, "columns": columns, "encoders": encoders}
+
+    @model_validator(mode="after")
+    def _named_well(self) -> Manifest:
+        check_names(self.columns, self.encoders)
+        return self
 
     @property
     def samples(self) -> int:
@@ -74,12 +107,36 @@ class Manifest(Config):
 
     @property
     def spec(self) -> DataSpec:
-        """What a family has to know of this data."""
-        return DataSpec(self.image.channels, self.image.height, self.image.width, self.classes)
+        """All that a family can know of this data; `columns.spec_of` is what a recipe's batches carry."""
+        extra = {TEXT: TEXT_COLUMN} if self.captions else {}
+        extra |= {name: info.column for name, info in self.columns.items()}
+        image = self.image
+        return DataSpec(image.channels, image.height, image.width, self.classes, extra)
 
     def image_of(self, shard: ShardInfo) -> ImageInfo:
         """What the images of one shard look like: all images of a shard have one size."""
         return shard.image or self.image
+
+    def further_images(self, names: Iterable[str], beside: ImageInfo) -> dict[str, ImageInfo]:
+        """What those of the named columns that are images look like beside images of a size: they follow it.
+
+        Raises DataError where that is no whole number of pixels.
+        """
+        looks = {}
+        for name in names:
+            info = self.columns[name]
+            if info.kind != "image":
+                continue
+            channels, height, width = info.shape
+            rows, columns = height * beside.height, width * beside.width
+            if rows % self.image.height or columns % self.image.width:
+                raise DataError(
+                    f"{self.name}: {name} is {width}x{height} beside images of {self.image.width}x"
+                    f"{self.image.height}, which does not divide for those of {beside.width}x{beside.height}"
+                )
+            sides = {"height": rows // self.image.height, "width": columns // self.image.width}
+            looks[name] = ImageInfo.model_validate({"channels": channels, **sides})
+        return looks
 
     def of_its_size(self) -> Manifest:
         """The part whose images have the size that the set says: all of it, unless there are buckets."""
@@ -113,7 +170,11 @@ class Manifest(Config):
 
     def save(self, folder: str | Path) -> None:
         """Write it: whole, or not at all."""
-        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+        content = self.model_dump(mode="json")
+        if not self.columns and not self.encoders:  # byte for byte what older versions wrote, and can read
+            content = {name: value for name, value in content.items() if name not in ("columns", "encoders")}
+            content["encoder"] = None
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         write_bytes(str(folder), FILE, text.encode())
 
 
@@ -125,13 +186,22 @@ def verify(folder: str | Path, mode: Verify = "auto") -> Manifest:
     manifest = Manifest.load(folder)
     checksums = mode == "checksum" or (mode == "auto" and manifest.bytes < _CHECKSUM_LIMIT)
     for shard in manifest.shards:
-        problem = _difference(str(folder), shard, checksums)
+        problem = difference(str(folder), shard, checksums)
         if problem:
             raise DataError(f"{folder}: {shard.name}: {problem}; copy or pack the data set again")
+    for name, info in manifest.columns.items():
+        for shard in manifest.shards if info.stored == "side" else ():
+            if shard.name not in info.files:
+                raise DataError(f"{folder}: {FILE}: {name} has no file for {shard.name}; precompute it again")
+            problem = difference(str(folder), info.files[shard.name], checksums)
+            if problem:
+                file = info.files[shard.name].name
+                raise DataError(f"{folder}: {file}: {problem}; copy or precompute the data set again")
     return manifest
 
 
-def _difference(folder: str, shard: ShardInfo, checksums: bool) -> str:
+def difference(folder: str, shard: ShardInfo | SideFile, checksums: bool) -> str:
+    """How a file is not what the manifest says of it; empty where it is."""
     size = size_of(folder, shard.name)
     if size is None:
         return "missing"

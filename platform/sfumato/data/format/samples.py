@@ -9,13 +9,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sfumato.core.config import Config
+from sfumato.data.format.column_sources import (
+    ColumnSource,
+    Sources,
+    Value,
+    WeightedTexts,
+    check_sources,
+    value_of,
+)
+from sfumato.data.format.columns import TEXT
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.tar import Member, RandomAccess, scan
 
@@ -43,6 +53,11 @@ class Fields(Config):
     caption: str = Field(
         "txt", description="Where the caption is: an extension that holds text, or json.NAME as above."
     )
+    columns: Annotated[Sources, AfterValidator(check_sources)] = Field(
+        default_factory=dict,
+        description="Further columns by name, each with its kind and a member or a field, for example "
+        "{control: {kind: image, member: line.png}, tags: {kind: tags, field: keywords}}.",
+    )
 
 
 class Row(NamedTuple):
@@ -54,6 +69,8 @@ class Row(NamedTuple):
     label: int | str | None
     caption: str | None
     meta: dict[str, Any] | None
+    extra: Mapping[str, Member | Value] = MappingProxyType({})
+    """What it has of the further columns: values, or members of the tar."""
 
 
 @dataclass
@@ -89,9 +106,31 @@ class SampleReader:
             raise ImageFault("its image has 0 bytes")
         _check_bytes(name, found[name], _MAX_IMAGE)
         meta = _meta(file, found.get("json"))
-        self._count_ignored(found, name)
         label = self._label(file, found, meta)
-        return Row(key, found[name], name, label, self._caption(file, found, meta), meta)
+        extra, used = self._extra(file, found, meta)
+        self._count_ignored(found, {name, *used})
+        return Row(key, found[name], name, label, self._caption(file, found, meta, extra), meta, extra)
+
+    def _extra(
+        self, file: RandomAccess, found: dict[str, Member], meta: Any
+    ) -> tuple[dict[str, Member | Value], set[str]]:
+        """The further columns that the sample has, and the members that they take."""
+        extra: dict[str, Member | Value] = {}
+        used: set[str] = set()
+        for name, source in self.fields.columns.items():
+            if source.member is not None:
+                extension = next((e for e in _extensions(source.member) if e in found), None)
+                if extension is None:
+                    continue
+                used.add(extension)
+                extra[name] = _of_member(file, extension, found[extension], source)
+                continue
+            assert source.field is not None, "either a member or a field"
+            weights = None if source.weights is None else (meta or {}).get(source.weights)
+            value = value_of(name, source, (meta or {}).get(source.field), weights)
+            if value is not None:
+                extra[name] = value
+        return extra, used
 
     def _image(self, found: dict[str, Member]) -> str:
         held = ", ".join(sorted(found))
@@ -115,21 +154,43 @@ class SampleReader:
             raise ImageFault(f"its {self.fields.label} is {text[:20]!r}; wanted a class number")
         return int(text)
 
-    def _caption(self, file: RandomAccess, found: dict[str, Member], meta: Any) -> str | None:
+    def _caption(
+        self, file: RandomAccess, found: dict[str, Member], meta: Any, extra: Mapping[str, Any]
+    ) -> str | None:
+        if TEXT in self.fields.columns:  # several: the first stands for the sample where one is wanted
+            return extra[TEXT].texts[0] if TEXT in extra else None
         if self.fields.caption.startswith("json."):
             value = (meta or {}).get(self.fields.caption.removeprefix("json."))
             return None if value is None else str(value)
         member = found.get(self.fields.caption)
         if member is None:
             return None
-        try:
-            return _content(file, self.fields.caption, member, _MAX_TEXT).decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ImageFault(f"its {self.fields.caption} is no UTF-8 text") from error
+        return _text(file, self.fields.caption, member)
 
-    def _count_ignored(self, found: dict[str, Member], image: str) -> None:
-        used = {image, "json", self.fields.label, self.fields.caption}
+    def _count_ignored(self, found: dict[str, Member], taken: set[str]) -> None:
+        used = {*taken, "json", self.fields.label, self.fields.caption}
         self.ignored.update(name for name in found if name not in used)
+
+
+def _extensions(member: str) -> tuple[str, ...]:
+    """The extensions that a column's `member` may mean: itself, or itself as an image or array."""
+    return (member.lower(), *(f"{member.lower()}.{extension}" for extension in IMAGE_EXTENSIONS))
+
+
+def _of_member(file: RandomAccess, extension: str, member: Member, source: ColumnSource) -> Member | Value:
+    if source.kind == "text":
+        return WeightedTexts([_text(file, extension, member)])
+    if member.size == 0:
+        raise ImageFault(f"its {extension} has 0 bytes")
+    _check_bytes(extension, member, _MAX_IMAGE)
+    return member
+
+
+def _text(file: RandomAccess, extension: str, member: Member) -> str:
+    try:
+        return _content(file, extension, member, _MAX_TEXT).decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ImageFault(f"its {extension} is no UTF-8 text") from error
 
 
 def grouped(members: Iterator[Member]) -> Iterator[tuple[str, list[tuple[str, Member]]]]:

@@ -60,6 +60,11 @@ class Block:
     pool: int = 0
 
     @property
+    def named(self) -> str:
+        """For messages."""
+        return f"block {self.index} of stream {self.stream} in epoch {self.epoch} of pool {self.pool}"
+
+    @property
     def samples(self) -> int:
         return sum(part.count for part in self.ranges)
 

@@ -9,13 +9,16 @@ evenly.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
 
+from sfumato.data.columns import carried, carries_text, described
 from sfumato.data.config import DataSettings
+from sfumato.data.format.columns import TEXT, ColumnInfo
 from sfumato.data.format.index import load_shard
 from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo, verify
 from sfumato.errors import ConfigError, DataError
@@ -34,6 +37,10 @@ class Pool:
     weight: float
     label: int | None = None
     """Only samples of this class; null: all."""
+    columns: Mapping[str, ColumnInfo] = field(default_factory=dict, hash=False)
+    """The further columns that batches carry."""
+    images: Mapping[str, ImageInfo] = field(default_factory=dict, hash=False)
+    """What those of them look like that are images."""
 
     @property
     def total(self) -> int:
@@ -52,13 +59,20 @@ def pools_of(settings: DataSettings, manifest: Manifest) -> tuple[Pool, ...]:
     sets = [(settings.path, manifest, 1.0), *others]
     for path, other_manifest, _ in others:
         _check_alike(settings.path, manifest, path, other_manifest)
-    if settings.text and not any(part.captions for _, part, _ in sets):
+        _check_columns(settings, manifest, path, other_manifest)
+    columns = carried(settings, manifest)
+    if carries_text(settings) and TEXT not in columns and not any(part.captions for _, part, _ in sets):
         raise ConfigError(f"data.text is set, but no sample of {settings.path} has a caption")
     pools = [
-        pool
+        replace(
+            pool,
+            columns={name: part.columns[name] for name in columns},
+            images=part.further_images(columns, pool.image),
+        )
         for path, part, weight in sets
         for pool in _pools_of_set(path, part, weight, balance=settings.balance == "class")
     ]
+    _check_transforms(settings, pools)
     # Pools of one size side by side, and larger ones first: an order that no file name decides.
     return tuple(sorted(pools, key=lambda pool: (-pool.size[0] * pool.size[1], pool.size)))
 
@@ -72,10 +86,15 @@ def check(settings: DataSettings, manifest: Manifest) -> tuple[Pool, ...]:
 
 def content_digest(settings: DataSettings, manifest: Manifest) -> str:
     """sha256 of the content of all data sets of a recipe, wherever they lie; of one alone its own."""
-    if not settings.mix:
-        return manifest.digest
-    digests = [manifest.digest, *(Manifest.load(other.path).digest for other in settings.mix)]
-    return hashlib.sha256(":".join(digests).encode()).hexdigest()
+    sets = [manifest, *(Manifest.load(other.path) for other in settings.mix)]
+    digests = [part.digest for part in sets]
+    names = carried(settings, manifest)
+    columns = [
+        described({name: part.columns[name] for name in names if name in part.columns}) for part in sets
+    ]
+    if any(columns):
+        digests.append(json.dumps(columns, sort_keys=True))
+    return digests[0] if len(digests) == 1 else hashlib.sha256(":".join(digests).encode()).hexdigest()
 
 
 def _check_alike(path: str, manifest: Manifest, other_path: str, other: Manifest) -> None:
@@ -97,6 +116,40 @@ def _check_alike(path: str, manifest: Manifest, other_path: str, other: Manifest
             f"data.mix: the images of {other_path} are {other_width}x{other_height}, those of {path} "
             f"{width}x{height}: pack both in one size"
         )
+
+
+def _check_columns(settings: DataSettings, manifest: Manifest, other_path: str, other: Manifest) -> None:
+    """Whether a data set that is mixed in has the same further columns, as far as batches carry them."""
+    for name, info in carried(settings, manifest).items():
+        if name not in other.columns:
+            raise ConfigError(
+                f"data.mix: {other_path} has no column {name!r}, which batches carry: leave it out of "
+                "data.columns, or add it to both data sets"
+            )
+        theirs, ours = other.columns[name].column, info.column
+        if theirs != ours:
+            shown = [f"{c.kind} {c.dtype} {list(c.shape)}" for c in (theirs, ours)]
+            raise ConfigError(
+                f"data.mix: the column {name!r} of {other_path} is {shown[0]}, that of {settings.path} is "
+                f"{shown[1]}: make both alike"
+            )
+
+
+def _check_transforms(settings: DataSettings, pools: Sequence[Pool]) -> None:
+    """Whether the transforms can move all images of a sample together."""
+    problems = []
+    for pool in pools:
+        sizes = {name: _size(look) for name, look in {"image": pool.image, **pool.images}.items()}
+        problems += [f"data.transforms: {text}" for t in settings.transforms for text in t.problems(sizes)]
+    moving = [transform.kind for transform in settings.transforms if transform.kind != "colour"]
+    cameras = [name for name, info in pools[0].columns.items() if info.kind == "camera"]
+    if moving and cameras:
+        problems.append(
+            f"data.transforms: {moving[0]} would move the images and not their cameras ({cameras[0]}): leave "
+            "one of the two out"
+        )
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
 
 
 def _size(image: ImageInfo) -> tuple[int, int]:

@@ -1,16 +1,20 @@
-"""Precomputation: a frozen encoder's arrays of every sample, written beside its image into new shards.
+"""Precomputation: what a frozen encoder makes of every sample, added to a data set as columns.
 
-The new data set has the old one's shards, keys, images, labels and captions, byte for byte, and for each
-sample the arrays as npy members; so it trains, and is evaluated against, like the old one. Shards are
-written one by one into a folder beside the destination whose name says of what by what they are made:
-finished ones are kept when the work is interrupted, and the destination appears when all are there. In
-object storage, which has no rename, they are written into the destination, whose manifest comes last.
+Nothing that is there is copied or changed: the columns lie in side files beside the shards, and a new
+manifest, written last, says what they are. Until then the set is what it was; afterwards its images keep
+their digest. Side files are named after what they were made by, so that columns made again by another
+encoder stand beside the old ones until the manifest names them, and then the old ones go.
+
+The files of a shard are recorded when they are whole, so that interrupted work is resumed. With another
+destination, the set is first linked there (copied, where either place is object storage).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,178 +22,283 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
-from sfumato.data.format import encoded, index
-from sfumato.data.format.encoder_info import EncoderInfo
+from sfumato.data.format import index
+from sfumato.data.format.columns import BFLOAT16, ColumnInfo, EncoderInfo, SideFile
 from sfumato.data.format.faults import ImageFault
 from sfumato.data.format.images import bombs_refused, decoded
-from sfumato.data.format.index import ShardIndex, load_shard
-from sfumato.data.format.manifest import Manifest, ShardInfo
-from sfumato.data.format.tar import BLOCK, TarWriter
+from sfumato.data.format.index import load_shard
+from sfumato.data.format.manifest import Manifest, ShardInfo, difference
 from sfumato.data.storage.filesystems import check_bucket, filesystem, is_remote
 from sfumato.data.storage.read import local_copy, read_bytes, size_of
-from sfumato.data.storage.write import names_in, publish, remove_tree, workplace, write_bytes
+from sfumato.data.storage.write import names_in, publish, remove_tree, upload, workplace, write_bytes
 from sfumato.errors import DataError
 
 ROWS = 64
 """Images that an encoder sees at once, always as many: the arithmetic of a sample does not depend on which
 others are computed with it."""
 _WORKING = "_precomputing-"
-_EXTENSIONS = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp"), (b"\x93NUMPY", "npy"))
+Files = Mapping[str, SideFile]
+"""By column, the side file of one shard."""
+_FILES = TypeAdapter(dict[str, SideFile])
 
 
 class ShardEncoder(Protocol):
     """What turns images (or, for another encoder, captions) into arrays."""
 
     @property
-    def info(self) -> EncoderInfo: ...
+    def columns(self) -> Mapping[str, ColumnInfo]: ...
     def encode(
         self, image_NHWC: NDArray[np.uint8], captions: Sequence[str | None]
     ) -> Mapping[str, NDArray[Any]]:
-        """The arrays that `info` names, [N, *shape] each, of uint8 images and their captions."""
+        """The arrays of `columns`, [N, *shape] each, of uint8 images and their captions.
+
+        Where a column is float16 or bfloat16, its numbers are float32 here.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """Where the shards are gathered until all are there, and where the records of finished ones lie in it."""
+class Addition:
+    """Columns that an encoder adds to the data set at `dest`, under the encoder's `name` in the manifest."""
 
     dest: str
-    place: str
-    records: str
+    name: str
+    encoder: EncoderInfo
+    columns: Mapping[str, ColumnInfo]
+
+    @property
+    def identity(self) -> str:
+        """Of what is made by what: the name of the run does not count."""
+        content = [
+            self.encoder.model_dump(mode="json", exclude={"run"}),
+            {name: info.model_dump(mode="json") for name, info in sorted(self.columns.items())},
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def records(self) -> str:
+        """Folder, in `dest`, of the records of finished shards."""
+        return f"{_WORKING}{self.identity}"
+
+    def file(self, shard: str, column: str) -> str:
+        """`NAME-000000.tar` -> `NAME-000000.COLUMN.IDENTITY.bin`."""
+        return f"{shard.removesuffix('.tar')}.{column}.{self.identity}.bin"
 
     def record(self, shard: str) -> str:
-        return f"{self.records}{shard}.json"
-
-
-def draft_of(dest: str | Path, info: EncoderInfo) -> Draft:
-    """The draft of a data set at a folder or URI, made with this encoder of these images."""
-    identity = hashlib.sha256(info.model_dump_json(exclude={"run"}).encode()).hexdigest()[:12]
-    if is_remote(str(dest)):
-        return Draft(str(dest), str(dest), f"{_WORKING}{identity}/")
-    target = Path(filesystem(str(dest))[1])
-    return Draft(str(target), str(target.with_name(f".{target.name}-precomputing-{identity}")), "")
+        return f"{self.records}/{shard}.json"
 
 
 def encode_shard(
-    folder: str, manifest: Manifest, number: int, encoder: ShardEncoder, draft: Draft
-) -> ShardInfo:
-    """Write one shard with its index into `draft`; a finished one is taken as it is.
+    folder: str, manifest: Manifest, number: int, encoder: ShardEncoder, addition: Addition
+) -> Files:
+    """Write the side files of one shard of `folder` into the destination; finished ones are kept.
 
-    Raises DataError for an image that cannot be used: an encoded set has no gaps.
+    Raises DataError for a sample that cannot be used: a column that is added has no gaps.
     """
-    shard = manifest.shards[number]
-    if size_of(draft.place, draft.record(shard.name)) is not None:
-        return ShardInfo.model_validate_json(read_bytes(draft.place, draft.record(shard.name)))
-    with workplace(draft.place) as place:
-        info = _written(folder, manifest, shard, encoder, place)
-        publish(draft.place, place, [shard.name, index.file_name(shard.name), encoded.file_name(shard.name)])
+    shard, dest = manifest.shards[number], addition.dest
+    if size_of(dest, addition.record(shard.name)) is not None:
+        files = _FILES.validate_json(read_bytes(dest, addition.record(shard.name)))
+        if not any(difference(dest, file, checksums=False) for file in files.values()):
+            return files
+    with workplace(dest) as place:
+        files = _written(folder, manifest, shard, encoder, addition, place)
+        publish(dest, place, [file.name for file in files.values()])
+    if not is_remote(dest):
+        (Path(filesystem(dest)[1]) / addition.records).mkdir(exist_ok=True)
     # Last: what it vouches for is there.
-    write_bytes(draft.place, draft.record(shard.name), info.model_dump_json().encode())
-    return info
+    write_bytes(dest, addition.record(shard.name), _FILES.dump_json(dict(files)))
+    return files
 
 
 def _written(
-    folder: str, manifest: Manifest, shard: ShardInfo, encoder: ShardEncoder, place: Path
-) -> ShardInfo:
-    rows = load_shard(folder, shard)
-    names = [array.name for array in encoder.info.arrays]
-    offsets: dict[str, list[int]] = {name: [] for name in names}
-    partial = place / f".{shard.name}.part"
-    with partial.open("wb") as file:
-        tar = TarWriter(file)
-        for row, content, arrays in _encoded(folder, manifest, shard, rows, encoder):
-            _add(tar, rows, row, content)
-            for name in names:
-                tar.add(f"{rows.keys[row].as_py()}.{name}.npy", raw := encoded.npy(arrays[name]))
-                offsets[name].append(tar.bytes - len(raw) - -len(raw) % BLOCK)
-        digest = tar.finish()
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, place / shard.name)
-    info = shard.model_copy(update={"bytes": tar.bytes, "sha256": digest})
-    index.build(place, shard.name).save(place, info)
-    encoded.save_places(place, shard.name, digest, rows.keys.to_pylist(), offsets)
-    return info
+    folder: str,
+    manifest: Manifest,
+    shard: ShardInfo,
+    encoder: ShardEncoder,
+    addition: Addition,
+    place: Path,
+) -> dict[str, SideFile]:
+    names = {column: addition.file(shard.name, column) for column in addition.columns}
+    digests = {column: hashlib.sha256() for column in names}
+    drafts = {column: place / f".{name}.part" for column, name in names.items()}
+    for draft in drafts.values():
+        draft.write_bytes(b"")
+    for arrays in _encoded(folder, manifest, shard, encoder):
+        for column, draft in drafts.items():
+            content = stored(arrays[column], addition.columns[column].dtype, column).tobytes()
+            digests[column].update(content)
+            with draft.open("ab") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+    files = {}
+    for column, draft in drafts.items():
+        size = draft.stat().st_size
+        os.replace(draft, place / names[column])
+        files[column] = SideFile(name=names[column], bytes=size, sha256=digests[column].hexdigest())
+    return files
 
 
-def finish(manifest: Manifest, shards: Iterable[ShardInfo], info: EncoderInfo, draft: Draft) -> Manifest:
-    """Write the manifest and put the folder in its place."""
-    whole = manifest.model_copy(update={"shards": tuple(shards), "encoder": info})
-    if is_remote(draft.dest):
-        whole.save(draft.dest)
-        remove_tree(draft.dest, draft.records.rstrip("/"))
-        return Manifest.load(draft.dest)
-    place = Path(draft.place)
-    for shard in whole.shards:
-        (place / draft.record(shard.name)).unlink(missing_ok=True)
-    whole.save(place)
-    place.chmod(0o755)
-    os.replace(place, draft.dest)
-    return Manifest.load(draft.dest)
+def stored(values: NDArray[Any], dtype: str, column: str) -> NDArray[Any]:
+    """The numbers in the type of their column, rounded to nearest, ties to even.
+
+    Raises DataError for one that the type cannot hold.
+    """
+    if not np.isfinite(values).all():
+        raise DataError(f"the encoder's {column} is not finite; was it trained to the end?")
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).view(BFLOAT16)
+    with np.errstate(over="ignore"):
+        found = values.astype(dtype)
+    if not np.isfinite(found).all():
+        raise DataError(f"the encoder's {column} has numbers that {dtype} cannot hold; choose bfloat16")
+    return found
 
 
-def check_destination(dest: str | Path) -> None:
-    """Raises DataError where the destination is taken."""
-    where = str(dest)
-    if is_remote(where):
-        check_bucket(where)
-    if Manifest.exists(where):
-        raise DataError(f"{where}: holds a data set already; choose another place")
-    if not is_remote(where):
-        place = Path(filesystem(where)[1])
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
-            raise DataError(f"{where}: exists and is not empty; choose another place")
+def finish(manifest: Manifest, files: Iterable[Files], addition: Addition) -> Manifest:
+    """Write the manifest with the columns, in place of those of an encoder of the same name.
+
+    `manifest` is that of the set that was encoded, `files` has the files of its shards in order.
+    """
+    dest, found = addition.dest, list(files)
+    there = Manifest.load(dest) if Manifest.exists(dest) else manifest
+    columns = {
+        name: info.model_copy(
+            update={
+                "samples": manifest.samples,
+                "encoder": addition.name,
+                "files": {s.name: part[name] for s, part in zip(manifest.shards, found, strict=True)},
+            }
+        )
+        for name, info in addition.columns.items()
+    }
+    kept = {name: info for name, info in there.columns.items() if info.encoder != addition.name}
+    encoders = {**there.encoders, addition.name: addition.encoder}
+    whole = there.model_copy(update={"columns": {**kept, **columns}, "encoders": encoders})
+    whole.save(dest)
+    _remove_old(dest, there, whole)
+    if is_remote(dest):
+        remove_tree(dest, addition.records)
+    else:
+        records = Path(filesystem(dest)[1]) / addition.records
+        for path in records.glob("*.json"):
+            path.unlink()
+        records.rmdir()
+    return Manifest.load(dest)
 
 
-def check_draft(draft: Draft) -> None:
-    """Raises DataError where something else than this work, interrupted, lies at a remote destination."""
-    if not is_remote(draft.dest):
+def _remove_old(dest: str, before: Manifest, after: Manifest) -> None:
+    """Delete the side files that the new manifest does not name, of a local set."""
+    if is_remote(dest):  # where readers may be at work; storage rules clean up there
         return
-    found = names_in(draft.dest)
-    if found and draft.records.rstrip("/") not in found:
-        other = any(name.startswith(_WORKING) for name in found)
-        what = "holds the unfinished work of another encoder" if other else "exists and is not empty"
-        raise DataError(f"{draft.dest}: {what}; choose another place")
+    used = {file.name for info in after.columns.values() for file in info.files.values()}
+    for info in before.columns.values():
+        for file in info.files.values():
+            if file.name not in used:
+                (Path(filesystem(dest)[1]) / file.name).unlink(missing_ok=True)
+
+
+def check_destination(folder: str, manifest: Manifest, addition: Addition) -> None:
+    """Raises DataError where the columns cannot go there: another set, or something else, lies there."""
+    dest = addition.dest
+    if is_remote(dest):
+        check_bucket(dest)
+    if Manifest.exists(dest):
+        there = Manifest.load(dest)
+        if there.digest != manifest.digest:
+            raise DataError(
+                f"{dest}: holds another data set than {folder}; choose another place, or leave DEST out "
+                "to add the columns to the set itself"
+            )
+        _check_free(there, addition)
+        return
+    place = None if is_remote(dest) else Path(filesystem(dest)[1])
+    if place is not None and place.exists() and not place.is_dir():
+        raise DataError(f"{dest}: exists and is not a folder; choose another place")
+    found = set() if place is not None and not place.exists() else names_in(dest)
+    expected = {name for shard in manifest.shards for name in (shard.name, index.file_name(shard.name))}
+    expected |= {file.name for info in manifest.columns.values() for file in info.files.values()}
+    other = sorted(
+        name for name in found - expected if not name.startswith(_WORKING) and addition.identity not in name
+    )
+    if other:
+        raise DataError(f"{dest}: is not empty ({other[0]}); choose another place")
+
+
+def _check_free(there: Manifest, addition: Addition) -> None:
+    for name in addition.columns:
+        info = there.columns.get(name)
+        if info is not None and info.encoder != addition.name:
+            raise DataError(
+                f"{addition.dest}: has a column {name!r} already"
+                + (f", of the encoder {info.encoder!r}" if info.encoder else "")
+                + "; give the new one another name (--name)"
+            )
+
+
+def place_set(folder: str, manifest: Manifest, dest: str) -> None:
+    """Have all files of a set but its manifest at another place, too: linked, or copied.
+
+    What lies there already is kept. Nothing happens where both are one place.
+    """
+    if Manifest.exists(dest):
+        return
+    names = [name for shard in manifest.shards for name in (shard.name, index.file_name(shard.name))]
+    names += [file.name for info in manifest.columns.values() for file in info.files.values()]
+    names += [
+        name
+        for shard in manifest.shards
+        if size_of(folder, name := f"{shard.name.removesuffix('.tar')}.arrays.arrow") is not None
+    ]
+    for name in names:
+        if size_of(dest, name) != size_of(folder, name):
+            _place(folder, name, dest)
+
+
+def _place(folder: str, name: str, dest: str) -> None:
+    with local_copy(folder, name) as path:
+        if is_remote(dest):
+            upload(dest, name, path)
+            return
+        target = Path(filesystem(dest)[1]) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{name}.part")
+        draft.unlink(missing_ok=True)
+        if is_remote(folder):
+            shutil.copyfile(path, draft)
+        else:
+            _link(path.resolve(), draft)
+        os.replace(draft, target)
+
+
+def _link(path: Path, link: Path) -> None:
+    """A second name of the file, or a symbolic link where it lies on another disk."""
+    try:
+        os.link(path, link)
+    except OSError:
+        link.symlink_to(path)
 
 
 def _encoded(
-    folder: str, manifest: Manifest, shard: ShardInfo, rows: ShardIndex, encoder: ShardEncoder
-) -> Iterator[tuple[int, bytes, dict[str, NDArray[Any]]]]:
-    """Every sample in order: its place, its image's bytes, its arrays."""
-    image = manifest.image_of(shard)
+    folder: str, manifest: Manifest, shard: ShardInfo, encoder: ShardEncoder
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The arrays of all samples in the order of the index, up to `ROWS` at a time."""
+    image, rows = manifest.image_of(shard), load_shard(folder, shard)
     with local_copy(folder, shard.name) as path, path.open("rb") as file, bombs_refused():
         for first in range(0, len(rows), ROWS):
-            chosen = range(first, min(first + ROWS, len(rows)))
-            contents, pixels = [], np.zeros((ROWS, image.height, image.width, image.channels), np.uint8)
-            for row in chosen:
+            count = min(ROWS, len(rows) - first)
+            pixels = np.zeros((ROWS, image.height, image.width, image.channels), np.uint8)
+            for row in range(first, first + count):
                 file.seek(int(rows.offsets[row]))
-                contents.append(bytes(file.read(int(rows.sizes[row]))))
                 try:
-                    pixels[row - first] = decoded(contents[-1], image)
+                    pixels[row - first] = decoded(bytes(file.read(int(rows.sizes[row]))), image)
                 except ImageFault as fault:
                     raise DataError(f"{folder}: {shard.name}: {rows.keys[row]}: {fault}") from None
-            captions = rows.captions.slice(first, len(chosen)).to_pylist()
-            arrays = encoder.encode(pixels, captions + [None] * (ROWS - len(chosen)))
-            _check(arrays, encoder.info)
-            for row, content in zip(chosen, contents, strict=True):
-                yield row, content, {name: array[row - first] for name, array in arrays.items()}
-
-
-def _check(arrays: Mapping[str, NDArray[Any]], info: EncoderInfo) -> None:
-    for array in info.arrays:
-        found = arrays[array.name]
-        assert found.shape == (ROWS, *array.shape), array
-        assert found.dtype == np.dtype(array.dtype), array
-        if not np.isfinite(found).all():
-            raise DataError(f"the encoder's {array.name} is not finite; was it trained to the end?")
-
-
-def _add(tar: TarWriter, rows: ShardIndex, row: int, content: bytes) -> None:
-    key, label, caption = rows.keys[row].as_py(), int(rows.labels[row]), rows.captions[row].as_py()
-    extension = next(name for magic, name in _EXTENSIONS if content.startswith(magic))
-    tar.add(f"{key}.{extension}", content)
-    if label != index.NO_LABEL:
-        tar.add(f"{key}.cls", str(label).encode())
-    if caption is not None:
-        tar.add(f"{key}.txt", caption.encode())
+            captions = rows.captions.slice(first, count).to_pylist()
+            arrays = encoder.encode(pixels, captions + [None] * (ROWS - count))
+            for name, info in encoder.columns.items():
+                assert arrays[name].shape == (ROWS, *info.shape), name
+            yield {name: array[:count] for name, array in arrays.items()}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.core.batch import Batch, MicroBatch, Piece, Texts
+from sfumato.core.batch import Batch, HostBatch, MicroBatch, Piece, Tags, Texts
 from sfumato.data.config import DataSettings
+from sfumato.data.format.columns import BFLOAT16
 from sfumato.data.format.faults import Fault, FaultLog
 from sfumato.data.order.epochs import Block
 from sfumato.data.order.micro_batches import plan, problems, rank_streams
@@ -28,22 +29,26 @@ PoolsOfRows = Callable[[int, int], NDArray[np.int64]]
 _Lane = tuple[int, int]
 
 
-def to_batch(columns: Mapping[str, NDArray[Any]]) -> Batch:
-    """`image` uint8 [n,H,W,C] to float32 [n,C,H,W] in [-1, 1] (x / 127.5 - 1), `label` to int64 [n].
+def to_batch(columns: Mapping[str, NDArray[Any]], images: Collection[str] = ("image",)) -> HostBatch:
+    """A batch on the host, of which `core.batch.to_device` makes the one that a family sees.
 
-    `text` becomes `Texts`, the only column that is no tensor.
+    The columns in `images`, uint8 [n, H, W, C], become uint8 [n, C, H, W]; texts become `Texts`, lists of
+    words `Tags`; all others tensors of their own type, `label` int64 [n] among them.
     """
     import torch  # here, since read tasks load this module and are started sooner without it
 
-    image_BCHW = torch.from_numpy(np.ascontiguousarray(columns["image"].transpose(0, 3, 1, 2)))
-    batch: dict[str, torch.Tensor] = {"image": image_BCHW.float().div_(127.5).sub_(1.0)}
-    if "label" in columns:
-        batch["label"] = torch.from_numpy(np.ascontiguousarray(columns["label"], np.int64))
-    if "text" in columns:
-        batch["text"] = cast("torch.Tensor", Texts(columns["text"]))
-    for name in columns.keys() - {"image", "label", "text"}:  # what an encoder made beforehand
-        batch[name] = torch.from_numpy(columns[name].copy())  # which may lie in memory that is read-only
-    return batch
+    batch: dict[str, torch.Tensor] = {}
+    for name, column in columns.items():
+        if name in images:
+            batch[name] = torch.from_numpy(np.ascontiguousarray(column.transpose(0, 3, 1, 2)))
+        elif column.dtype.hasobject:
+            words = len(column) > 0 and isinstance(column[0], list)
+            batch[name] = cast("torch.Tensor", Tags(column) if words else Texts(column))
+        elif column.dtype == BFLOAT16:
+            batch[name] = torch.from_numpy(column.view(np.int16).copy()).view(torch.bfloat16)
+        else:
+            batch[name] = torch.from_numpy(column.copy())  # it may lie in memory that is read-only
+    return HostBatch(batch, images)
 
 
 class MicroBatches(Iterator[list[MicroBatch]]):
@@ -117,11 +122,15 @@ class MicroBatches(Iterator[list[MicroBatch]]):
         return _joined(parts)
 
     def _receive(self) -> None:
-        """Take in the rows of the next block. Raises StopIteration where the chunks end."""
+        """Take in the rows of the next block. Raises StopIteration where the chunks end before it."""
         block = next(self._blocks)
         missing = block.rows
         while missing:
-            chunk = next(self._chunks)
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                if missing == block.rows:
+                    raise StopIteration
+                raise ended_early(block, missing)
             if chunk.error:
                 raise DataError(chunk.error)
             for fault in chunk.faults:
@@ -129,6 +138,14 @@ class MicroBatches(Iterator[list[MicroBatch]]):
             self._waiting[block.stream, block.pool].append(chunk.columns)
             missing -= chunk.rows
         assert missing == 0, "a chunk holds rows of one block"
+
+
+def ended_early(block: Block, missing: int) -> DataError:
+    """What is raised where a read task hands on fewer rows than a block has."""
+    return DataError(
+        f"reading ended early: {missing:,} of the {block.rows:,} rows of {block.named} are missing; look for "
+        "a read task that failed in Ray's logs, then resume the run"
+    )
 
 
 def _rows(columns: Columns) -> int:

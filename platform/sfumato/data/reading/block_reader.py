@@ -8,27 +8,27 @@ that is allowed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.data.format.encoded import read_arrays
-from sfumato.data.format.encoder_info import ArrayInfo
+from sfumato.data.format.arrays import Place, read_arrays
+from sfumato.data.format.columns import ColumnInfo
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import bombs_refused, decoded
 from sfumato.data.format.index import ShardIndex, load_shard
 from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo
+from sfumato.data.format.ranges import read_ranges
 from sfumato.data.order.epochs import Block, Range
 from sfumato.data.order.pools import Pool
+from sfumato.data.reading import further
 from sfumato.data.reading.chunks import Chunk, Columns
+from sfumato.data.reading.further import Draw, Values
 from sfumato.data.reading.transforms import U8, Augmentation
-from sfumato.data.storage.read import open_file
 from sfumato.errors import DataError
 
-_MAX_GAP = 1 << 16
-_MAX_READ = 64 << 20
 _CHUNK_BYTES = 4 << 20  # at least: from there on NumPy asks for huge pages, and few are faulted in
 
 
@@ -43,31 +43,50 @@ class BlockReader:
     label: int | None = None
     text: bool = False
     augmentation: Augmentation | None = None
-    arrays: tuple[ArrayInfo, ...] = ()
-    """What an encoder made of each sample beforehand, which becomes columns."""
+    columns: Mapping[str, ColumnInfo] = field(default_factory=dict)
+    """The further columns that are read."""
+    images: Mapping[str, ImageInfo] = field(default_factory=dict)
+    """What those of them look like that are images."""
+    seed: int | None = None
+    """What texts are drawn by; without one, the first of a sample's texts is taken."""
 
     @classmethod
-    def of_shard(cls, folder: str, manifest: Manifest, number: int, *, text: bool = False) -> BlockReader:
-        """Every sample of one shard of a data set, as it is."""
+    def of_shard(
+        cls, folder: str, manifest: Manifest, number: int, *, text: bool = False, columns: Sequence[str] = ()
+    ) -> BlockReader:
+        """Every sample of one shard of a data set, as it is, with these further columns."""
         shard = manifest.shards[number]
-        return cls(folder, {number: shard}, manifest.image_of(shard), len(manifest.classes), text=text)
+        image = manifest.image_of(shard)
+        infos = {name: manifest.columns[name] for name in columns}
+        looks = manifest.further_images(infos, image)
+        classes = len(manifest.classes)
+        return cls(folder, {number: shard}, image, classes, text=text, columns=infos, images=looks)
 
     @classmethod
     def of_pool(
-        cls,
-        pool: Pool,
-        augmentation: Augmentation | None,
-        *,
-        text: bool,
-        arrays: tuple[ArrayInfo, ...] = (),
+        cls, pool: Pool, augmentation: Augmentation | None, *, text: bool, seed: int | None = None
     ) -> BlockReader:
         shards = dict(enumerate(pool.shards))
-        return cls(pool.folder, shards, pool.image, pool.classes, pool.label, text, augmentation, arrays)
+        return cls(
+            pool.folder,
+            shards,
+            pool.image,
+            pool.classes,
+            pool.label,
+            text,
+            augmentation,
+            pool.columns,
+            pool.images,
+            seed,
+        )
 
     def only(self, blocks: Sequence[Block]) -> BlockReader:
         """What these blocks need, of all shards or of what an earlier call left."""
         needed = {part.shard for block in blocks for part in block.ranges}
-        return replace(self, shards={shard: self._shard(shard) for shard in sorted(needed)})
+        shards = {shard: self._shard(shard) for shard in sorted(needed)}
+        names = {shard.name for shard in shards.values()}
+        columns = {name: info.beside(names) for name, info in self.columns.items()}
+        return replace(self, shards=shards, columns=columns)
 
     def _shard(self, number: int) -> ShardInfo:
         # A small pool is laid out repeatedly: beyond its last shard comes its first.
@@ -75,7 +94,9 @@ class BlockReader:
 
     @property
     def row_bytes(self) -> int:
-        return self.image.channels * self.image.height * self.image.width
+        """Decoded pixels of a sample."""
+        looks = (self.image, *self.images.values())
+        return sum(look.channels * look.height * look.width for look in looks)
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """The `block.rows` rows in the block's order, augmented, in chunks that are decoded when asked for.
@@ -95,89 +116,125 @@ class BlockReader:
         """
         good: list[_Sample] = []
         faults: list[Fault] = []
-        image_NHWC = self._room(part.count)
+        rooms = self._rooms(part.count)
         with bombs_refused():
             for sample in self._samples(part):
-                place_HWC = image_NHWC[len(good)]
+                places = {name: room[len(good)] for name, room in rooms.items()}
                 try:
-                    _put(place_HWC, self._decoded(sample, place_HWC))
+                    _put(places, self._decoded(sample, places))
                 except ImageFault as fault:
-                    faults.append(Fault(sample.shard, sample.key, str(fault)))
+                    faults.append(Fault(sample.shard.name, sample.key, str(fault)))
                 else:
                     good.append(sample)
-        return self._columns(good, image_NHWC[: len(good)]), faults
+        rooms = {name: room[: len(good)] for name, room in rooms.items()}
+        return self._columns(good, rooms, Draw(None)), faults
 
     def _chunk(self, samples: Sequence[_Sample], rows: range, epoch: int) -> Chunk:
         """Rows of the block's samples, which are in its order."""
         chosen: list[_Sample] = []
         faults: list[Fault] = []
-        image_NHWC = self._room(len(rows))
+        rooms = self._rooms(len(rows))
         with bombs_refused():
-            for row, place_HWC in zip(rows, image_NHWC, strict=True):
-                sample = samples[row]
+            for at, row in enumerate(rows):
+                sample, places = samples[row], {name: room[at] for name, room in rooms.items()}
                 try:
-                    pixels_HWC = self._decoded(sample, place_HWC)
+                    images: Mapping[str, U8] = self._decoded(sample, places)
                 except ImageFault as fault:
-                    faults.append(Fault(sample.shard, sample.key, str(fault)))
-                    sample, pixels_HWC = self._next_good(samples, row, place_HWC, faults[-1])
+                    faults.append(Fault(sample.shard.name, sample.key, str(fault)))
+                    sample, images = self._next_good(samples, row, places, faults[-1])
                 if self.augmentation is not None:
-                    pixels_HWC = self.augmentation.apply(pixels_HWC, epoch, sample.key)
-                _put(place_HWC, pixels_HWC)
+                    images = self.augmentation.apply(images, epoch, sample.key)
+                _put(places, images)
                 chosen.append(sample)
-        return Chunk(self._columns(chosen, image_NHWC), tuple(faults))
+        return Chunk(self._columns(chosen, rooms, Draw(self.seed, epoch)), tuple(faults))
 
-    def _room(self, rows: int) -> U8:
-        return np.empty((rows, self.image.height, self.image.width, self.image.channels), np.uint8)
+    def _rooms(self, rows: int) -> dict[str, U8]:
+        """Memory for the images of some rows, uint8 [rows, H, W, C] by column."""
+        looks = {"image": self.image, **self.images}
+        return {
+            name: np.empty((rows, look.height, look.width, look.channels), np.uint8)
+            for name, look in looks.items()
+        }
 
-    def _columns(self, samples: Sequence[_Sample], image_NHWC: U8) -> Columns:
-        columns: Columns = {"image": image_NHWC}
+    def _columns(self, samples: Sequence[_Sample], images: Mapping[str, U8], draw: Draw) -> Columns:
+        columns: Columns = {"image": images["image"]}
         if self.classes:
             columns["label"] = np.array([sample.label for sample in samples], np.int64)
         if self.text:
             columns["text"] = np.array([sample.caption or "" for sample in samples], dtype=object)
-        if self.arrays:
-            columns |= read_arrays(self.folder, [(s.shard, s.key) for s in samples], self.arrays)
-        return columns
+        if not self.columns:
+            return columns
+        held = [(sample.key, sample.values) for sample in samples]
+        for name, info in self.columns.items():
+            if info.stored == "index":
+                columns[name] = further.from_index(name, info, held, draw)
+            elif name in self.images:
+                columns[name] = images[name]
+        arrays = {name: info for name, info in self.columns.items() if name not in columns}
+        return columns | read_arrays(self.folder, [Place(s.shard, s.row, s.key) for s in samples], arrays)
 
     def _next_good(
-        self, samples: Sequence[_Sample], row: int, into_HWC: U8, fault: Fault
-    ) -> tuple[_Sample, U8]:
+        self, samples: Sequence[_Sample], row: int, places: Mapping[str, U8], fault: Fault
+    ) -> tuple[_Sample, dict[str, U8]]:
         """The next sample, going round, that can be used in place of the faulty one."""
         for sample in (*samples[row + 1 :], *samples[:row]):
             try:
-                return sample, self._decoded(sample, into_HWC)
+                return sample, self._decoded(sample, places)
             except ImageFault:
                 continue
         raise DataError(
             f"{self.folder}: none of the {len(samples)} samples of a block can be used; the first: {fault}"
         )
 
-    def _decoded(self, sample: _Sample, into_HWC: U8) -> U8:
+    def _decoded(self, sample: _Sample, places: Mapping[str, U8]) -> dict[str, U8]:
+        """The sample's images, in their `places` where the decoder can put them there.
+
+        Raises ImageFault for one that lacks anything.
+        """
         if self.classes and not 0 <= sample.label < self.classes:
             if sample.label < 0:
                 raise ImageFault("it has no label")
             raise ImageFault(f"label {sample.label} is out of range 0..{self.classes - 1}")
         if len(sample.data) < sample.size:
             raise ImageFault("the shard ends before it")
-        return decoded(sample.data, self.image, into_HWC)
+        further.check(sample.values, self.columns)
+        images = {"image": decoded(sample.data, self.image, places["image"])}
+        for name, look in self.images.items():
+            try:
+                images[name] = decoded(sample.members[name], look, places[name])
+            except ImageFault as fault:
+                raise ImageFault(f"its {name}: {fault}") from fault
+        return images
 
     def _samples(self, part: Range) -> Iterator[_Sample]:
         """The bytes of samples of a shard, in as few reads as their gaps allow."""
         shard = self.shards[part.shard]
         index = load_shard(self.folder, shard)
         chosen = self._places(index)[part.first : part.first + part.count]
-        offsets, sizes = index.offsets[chosen].tolist(), index.sizes[chosen].tolist()
         keys, labels = index.keys.take(chosen).to_pylist(), index.labels[chosen].tolist()
         captions = index.captions.take(chosen).to_pylist() if self.text else [None] * len(keys)
-        with open_file(self.folder, shard.name) as file:
-            for first, last in _runs(offsets, sizes):
-                start = offsets[first]
-                file.seek(start)
-                buffer = file.read(offsets[last] + sizes[last] - start)
-                for row in range(first, last + 1):
-                    at = offsets[row] - start
-                    data = buffer[at : at + sizes[row]]
-                    yield _Sample(shard.name, keys[row], labels[row], captions[row], sizes[row], data)
+        values: Sequence[Values] = [{}] * len(keys)
+        if self.columns:
+            values = list(further.values_of(index, chosen, self.columns, f"{self.folder}: {shard.name}"))
+        ranges = list(zip(index.offsets[chosen].tolist(), index.sizes[chosen].tolist(), strict=True))
+        places = [(row, name, held[name]) for row, held in enumerate(values) for name in self.images]
+        places = [place for place in places if place[2] is not None]
+        contents = read_ranges(self.folder, shard.name, [*ranges, *(place for _, _, place in places)])
+        members: list[dict[str, bytes]] = [{} for _ in keys] if places else [{}] * len(keys)
+        for (row, name, _), content in zip(places, contents[len(keys) :], strict=True):
+            members[row][name] = content
+        for row, key in enumerate(keys):
+            yield _Sample(
+                shard,
+                int(chosen[row]),
+                key,
+                labels[row],
+                captions[row],
+                ranges[row][1],
+                contents[row],
+                values[row],
+                members[row],
+            )
 
     def _places(self, index: ShardIndex) -> NDArray[np.int64]:
         """The pool's samples of a shard, as places in its index."""
@@ -217,26 +274,20 @@ class PoolReaders:
 
 
 class _Sample(NamedTuple):  # made in half the time of a frozen dataclass
-    shard: str
+    shard: ShardInfo
+    row: int
     key: str
     label: int
     caption: str | None
     size: int
     data: bytes
+    values: Values
+    members: Mapping[str, bytes]
+    """The bytes of its further images."""
 
 
-def _put(place_HWC: U8, pixels_HWC: U8) -> None:
+def _put(places: Mapping[str, U8], images: Mapping[str, U8]) -> None:
     """Copied there, where the decoder has not put them there already."""
-    if pixels_HWC is not place_HWC:
-        place_HWC[...] = pixels_HWC
-
-
-def _runs(offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First and last of the runs between which lies more than it is worth to read along."""
-    first = 0
-    for row in range(1, len(offsets)):
-        gap = offsets[row] - offsets[row - 1] - sizes[row - 1]
-        if not 0 <= gap <= _MAX_GAP or offsets[row] + sizes[row] - offsets[first] > _MAX_READ:
-            yield first, row - 1
-            first = row
-    yield first, len(offsets) - 1
+    for name, pixels_HWC in images.items():
+        if pixels_HWC is not places[name]:
+            places[name][...] = pixels_HWC

@@ -8,7 +8,7 @@ and they are not copied on the way.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from sfumato.data.format.faults import Fault
 
 Columns = dict[str, NDArray[Any]]
 """`image` uint8 [n, H, W, C]; `label` int64 [n] where the set has classes; `text` str as objects [n];
-by name what an encoder made of each sample beforehand, [n, ...]."""
+further columns by name: images as `image`, texts and lists of words as objects [n], numbers [n, ...]."""
 
 _SCHEMA = pa.schema(
     [
@@ -34,7 +34,7 @@ _SCHEMA = pa.schema(
 )
 
 
-_NAMED = ("image", "label", "text")
+_NAMED = ("image", "label")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,14 @@ class Chunk:
 
 def to_table(chunk: Chunk, place: int) -> pa.Table:
     """A table of one row; `place` says which block of a reading the chunk is of."""
-    image, label, text = (chunk.columns.get(name) for name in ("image", "label", "text"))
-    arrays = {name: array for name, array in chunk.columns.items() if name not in _NAMED}
+    image, label = (chunk.columns.get(name) for name in _NAMED)
+    others = {name: column for name, column in chunk.columns.items() if name not in _NAMED}
+    arrays = {name: column for name, column in others.items() if not column.dtype.hasobject}
     rest = {
-        "arrays": {name: [str(array.dtype), array.shape] for name, array in arrays.items()},
+        "arrays": {name: [array.dtype.str, array.shape] for name, array in arrays.items()},
         "faults": [[fault.where, fault.key, fault.reason] for fault in chunk.faults],
         "error": chunk.error,
-        "text": None if text is None else text.tolist(),
+        "objects": {name: column.tolist() for name, column in others.items() if name not in arrays},
     }
     columns = [
         pa.array([place], pa.int64()),
@@ -68,7 +69,7 @@ def to_table(chunk: Chunk, place: int) -> pa.Table:
         _binary(image),
         _binary(label),
         pa.array([json.dumps(rest)], pa.string()),
-        pa.array([[np.ascontiguousarray(array).tobytes() for array in arrays.values()]], _SCHEMA.types[5]),
+        _binaries(list(arrays.values())),
     ]
     return pa.table(columns, schema=_SCHEMA)
 
@@ -88,11 +89,27 @@ def _chunk(part: pa.RecordBatch, row: int) -> Chunk:
         columns["image"] = np.frombuffer(image.as_buffer(), np.uint8).reshape(shape.as_py())
     if label.is_valid:
         columns["label"] = np.frombuffer(label.as_buffer(), np.int64)
-    if told["text"] is not None:
-        columns["text"] = np.array(told["text"], dtype=object)
+    columns |= {name: objects(values) for name, values in told["objects"].items()}
     for (name, (dtype, size)), values in zip(told["arrays"].items(), arrays.values, strict=True):
         columns[name] = np.frombuffer(values.as_buffer(), dtype).reshape(size)
     return Chunk(columns, tuple(Fault(*fault) for fault in told["faults"]), told["error"])
+
+
+def objects(values: Sequence[Any]) -> NDArray[Any]:
+    """An array [n] of any objects, lists included."""
+    found = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        found[row] = value
+    return found
+
+
+def _binaries(columns: Sequence[NDArray[Any]]) -> pa.Array:
+    """The bytes of several arrays as one list, copied once."""
+    data = [np.ascontiguousarray(column).reshape(-1).view(np.uint8) for column in columns]
+    ends = np.cumsum([0, *(part.nbytes for part in data)], dtype=np.int64)
+    joined = pa.py_buffer(np.concatenate([*data, np.empty(0, np.uint8)]))
+    values = pa.Array.from_buffers(pa.large_binary(), len(data), [None, pa.py_buffer(ends), joined])
+    return pa.ListArray.from_arrays(pa.array([0, len(data)], pa.int32()), values)
 
 
 def _binary(column: NDArray[Any] | None) -> pa.Array:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from sfumato.data.columns import carries_text
 from sfumato.data.config import DataSettings
+from sfumato.data.format.columns import TEXT
 from sfumato.data.format.faults import FaultLog, OnError
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.epochs import Block, Range
@@ -44,10 +47,11 @@ class RankPlan:
         """Readers of the blocks."""
         settings = self.settings
         augmentation = Augmentation(settings.transforms, self.seed) if settings.transforms else None
-        arrays = self.manifest.encoder.arrays if self.manifest.encoder else ()
+        columns = self.pools[0].columns
+        text = carries_text(settings) and TEXT not in columns
         return PoolReaders(
             {
-                number: BlockReader.of_pool(pool, augmentation, text=settings.text, arrays=arrays)
+                number: BlockReader.of_pool(pool, augmentation, text=text, seed=self.seed)
                 for number, pool in enumerate(self.pools)
             }
         )
@@ -59,7 +63,7 @@ class RankPlan:
         images: int,
         batch: int,
         micro_batch: int | None = None,
-        collate: Collate = to_batch,
+        collate: Collate | None = None,
     ) -> MicroBatches:
         """Micro-batches from the chunks of `blocks(images, batch)`."""
         return MicroBatches(
@@ -69,7 +73,7 @@ class RankPlan:
             cuts=plan(batch, self.settings.streams, self.world_size, self.rank, micro_batch),
             pools_of_rows=self._deal(batch).pools_of_rows,
             first=images // batch,
-            collate=collate,
+            collate=collate or partial(to_batch, images=("image", *self.pools[0].images)),
         )
 
     def _deal(self, batch: int) -> Deal:
@@ -85,7 +89,7 @@ class LocalReader:
     plan: RankPlan
 
     def batches(
-        self, *, images: int, batch: int, micro_batch: int | None = None, collate: Collate = to_batch
+        self, *, images: int, batch: int, micro_batch: int | None = None, collate: Collate | None = None
     ) -> MicroBatches:
         """One list of micro-batches a global batch, without end, from the one at `images` on."""
         readers = self.plan.readers()
@@ -121,22 +125,25 @@ def read_all(
     stop: int | None = None,
     manifest: Manifest | None = None,
     text: bool = False,
+    columns: Sequence[str] = (),
 ) -> Iterator[Columns]:
     """Samples `first .. stop - 1` of a data set in the manifest's order, up to `rows` at a time.
 
     `manifest` is the folder's own, or one of some of its shards; null loads it.
 
     Columns are `image` uint8 [n,H,W,C], `label` int64 [n] where there are classes, with `text` the captions,
-    objects [n], empty where there is none; images of different sizes come apart. With `skip`, a sample that
+    objects [n], empty where there is none, and further ones that `columns` names; of several texts the first.
+    Images of different sizes come apart. With `skip`, a sample that
     cannot be used is left out. Raises DataError as the settings say.
     """
     manifest = manifest or Manifest.load(folder)
     log = FaultLog(on_error, max_errors)
     for part in _parts(manifest, rows, first, manifest.samples if stop is None else stop):
-        columns, faults = BlockReader.of_shard(str(folder), manifest, part.shard, text=text).as_they_are(part)
+        reader = BlockReader.of_shard(str(folder), manifest, part.shard, text=text, columns=columns)
+        found, faults = reader.as_they_are(part)
         for fault in faults:
             log.add(fault)
-        yield columns
+        yield found
 
 
 def _parts(manifest: Manifest, rows: int, first: int, stop: int) -> Iterator[Range]:

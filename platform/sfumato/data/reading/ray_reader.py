@@ -36,7 +36,7 @@ from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.epochs import Block
 from sfumato.data.order.pools import pools_of
-from sfumato.data.reading.batches import Collate, MicroBatches, to_batch
+from sfumato.data.reading.batches import Collate, MicroBatches, ended_early
 from sfumato.data.reading.block_reader import PoolReaders
 from sfumato.data.reading.buffers import Slabs
 from sfumato.data.reading.chunks import Chunk, from_table, to_table
@@ -107,7 +107,7 @@ class RankReader:
     plan: RankPlan
 
     def batches(
-        self, *, images: int, batch: int, micro_batch: int | None = None, collate: Collate = to_batch
+        self, *, images: int, batch: int, micro_batch: int | None = None, collate: Collate | None = None
     ) -> MicroBatches:
         """One list of micro-batches a global batch, without end, from the one at `images` on.
 
@@ -180,8 +180,10 @@ def _in_order(arriving: Iterator[tuple[int, Chunk]], tasks: Sequence[Task]) -> I
         missing = block.rows
         while missing:
             while not early[place]:
-                at, chunk = next(arriving)
-                early[at].append(chunk)
+                item = next(arriving, None)
+                if item is None:
+                    raise ended_early(block, missing)
+                early[item[0]].append(item[1])
             chunk = early[place].popleft()
             yield chunk
             if chunk.error:

@@ -2,14 +2,18 @@
 
 What happens to a sample is drawn from (seed, epoch, key) and the transform's place in the list, so every
 worker, every resume and every number of read tasks gives the same pixels, and the next epoch gives others.
+
+One draw moves all images of a sample: what is flipped or cropped of `image` is flipped or cropped of its
+control image, mask or target, at their own sizes. Colour changes `image` alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd, lcm
 from typing import Annotated, Literal
 
 import numpy as np
@@ -21,15 +25,25 @@ from sfumato.core.config import Config
 
 U8 = NDArray[np.uint8]
 Draws = NDArray[np.float64]
+Images = Mapping[str, U8]
+"""The images of one sample by column, `image` among them, uint8 [H, W, C] each."""
+Size = tuple[int, int]
 _DRAWS = 8
 
 
 class Transform(Config, ABC):
-    """Changes one image; gives back the same shape."""
+    """Changes the images of a sample; gives back the same shapes."""
 
     @abstractmethod
-    def apply(self, image_HWC: U8, draws: Draws) -> U8:
-        """The changed image, by eight independent draws from [0, 1). The input stays as it is."""
+    def apply(self, images: Images, draws: Draws) -> Images:
+        """The changed images [H, W, C] by column, by eight independent draws from [0, 1).
+
+        The input stays as it is.
+        """
+
+    def problems(self, sizes: Mapping[str, Size]) -> list[str]:
+        """Why it cannot move images of these sizes (height, width) together, one line each."""
+        return []
 
 
 class Flip(Transform):
@@ -38,12 +52,18 @@ class Flip(Transform):
     kind: Literal["flip"] = Field("flip", description="Mirror left and right.")
     probability: float = Field(0.5, ge=0, le=1, description="How often.")
 
-    def apply(self, image_HWC: U8, draws: Draws) -> U8:
-        return image_HWC[:, ::-1] if draws[0] < self.probability else image_HWC
+    def apply(self, images: Images, draws: Draws) -> Images:
+        if draws[0] >= self.probability:
+            return images
+        return {name: image_HWC[:, ::-1] for name, image_HWC in images.items()}
 
 
 class Crop(Transform):
-    """A random part of the image, at the image's own size."""
+    """A random part of the image, at the image's own size.
+
+    Where images have several sizes, the part is chosen on a grid that is whole in all of them: beside a
+    control image of half the size, shifts are even.
+    """
 
     kind: Literal["crop"] = Field("crop", description="A random part of the padded or scaled image.")
     pad: int = Field(
@@ -63,21 +83,42 @@ class Crop(Transform):
             raise ValueError("scale is two numbers with 0 < smallest <= largest <= 1")
         return self
 
-    def apply(self, image_HWC: U8, draws: Draws) -> U8:
-        height, width, _ = image_HWC.shape
-        out = image_HWC
+    def problems(self, sizes: Mapping[str, Size]) -> list[str]:
+        steps = _steps(sizes)
+        if not self.pad or not any(self.pad % step for step in steps):
+            return []
+        shown = ", ".join(f"{name} {width}x{height}" for name, (height, width) in sizes.items())
+        problem = f"crop with pad {self.pad} cannot shift images of several sizes alike ({shown})"
+        return [f"{problem}: make pad a multiple of {lcm(*steps)}"]
+
+    def apply(self, images: Images, draws: Draws) -> Images:
+        sizes = {name: image_HWC.shape[:2] for name, image_HWC in images.items()}
+        (height, width), (down, right) = sizes["image"], _steps(sizes)
         if self.pad:
-            mode: Literal["constant", "reflect", "edge"] = "constant" if self.fill == "zero" else self.fill
-            out = np.pad(out, ((self.pad, self.pad), (self.pad, self.pad), (0, 0)), mode)
-            top, left = _whole(draws[0], 2 * self.pad), _whole(draws[1], 2 * self.pad)
-            out = out[top : top + height, left : left + width]
+            top = down * _whole(draws[0], 2 * self.pad // down)
+            left = right * _whole(draws[1], 2 * self.pad // right)
+            images = {
+                name: self._shifted(image, top, left, (height, width)) for name, image in images.items()
+            }
         low, high = self.scale
         if low < 1:
             part = low + (high - low) * draws[2]
-            rows, columns = max(1, round(part * height)), max(1, round(part * width))
-            top, left = _whole(draws[3], height - rows), _whole(draws[4], width - columns)
-            out = _resized(out[top : top + rows, left : left + columns], height, width)
-        return out
+            rows = max(1, round(part * (height // down))) * down
+            columns = max(1, round(part * (width // right))) * right
+            top = down * _whole(draws[3], (height - rows) // down)
+            left = right * _whole(draws[4], (width - columns) // right)
+            box = (top, left, rows, columns)
+            images = {name: _zoomed(image, box, (height, width)) for name, image in images.items()}
+        return images
+
+    def _shifted(self, image_HWC: U8, top: int, left: int, of: Size) -> U8:
+        """`top` and `left` are pixels of an image of size `of`; so is `pad`."""
+        height, width, _ = image_HWC.shape
+        rows, columns = self.pad * height // of[0], self.pad * width // of[1]
+        top, left = top * height // of[0], left * width // of[1]
+        mode: Literal["constant", "reflect", "edge"] = "constant" if self.fill == "zero" else self.fill
+        out = np.pad(image_HWC, ((rows, rows), (columns, columns), (0, 0)), mode)
+        return out[top : top + height, left : left + width]
 
 
 class Colour(Transform):
@@ -88,7 +129,10 @@ class Colour(Transform):
     contrast: float = Field(0.0, ge=0, le=1, description="Factor on the distance from the mean grey.")
     saturation: float = Field(0.0, ge=0, le=1, description="Factor on the distance from the grey image.")
 
-    def apply(self, image_HWC: U8, draws: Draws) -> U8:
+    def apply(self, images: Images, draws: Draws) -> Images:
+        return {**images, "image": self._changed(images["image"], draws)}
+
+    def _changed(self, image_HWC: U8, draws: Draws) -> U8:
         grey = image_HWC.shape[2] == 1
         image = Image.fromarray(np.ascontiguousarray(image_HWC[:, :, 0] if grey else image_HWC))
         steps = (
@@ -112,11 +156,11 @@ class Augmentation:
     transforms: Sequence[Flip | Crop | Colour]
     seed: int
 
-    def apply(self, image_HWC: U8, epoch: int, key: str) -> U8:
-        """The image as this epoch sees the sample of this key."""
+    def apply(self, images: Images, epoch: int, key: str) -> Images:
+        """The images, by column, as this epoch sees the sample of this key."""
         for place, transform in enumerate(self.transforms):
-            image_HWC = transform.apply(image_HWC, _draws(self.seed, epoch, key, place))
-        return image_HWC
+            images = transform.apply(images, _draws(self.seed, epoch, key, place))
+        return images
 
 
 def _draws(seed: int, epoch: int, key: str, place: int) -> Draws:
@@ -129,6 +173,22 @@ def _draws(seed: int, epoch: int, key: str, place: int) -> Draws:
 def _whole(draw: float, most: int) -> int:
     """0 .. most, uniformly."""
     return int(draw * (most + 1))
+
+
+def _steps(sizes: Mapping[str, Size]) -> tuple[int, int]:
+    """The smallest shift of `image`, down and to the right, that is whole pixels in all the images."""
+    height, width = sizes["image"]
+    down = [height // gcd(height, other) for other, _ in sizes.values()]
+    right = [width // gcd(width, other) for _, other in sizes.values()]
+    return lcm(*down), lcm(*right)
+
+
+def _zoomed(image_HWC: U8, box: tuple[int, int, int, int], of: Size) -> U8:
+    """A part (top, left, rows, columns, in pixels of an image of size `of`), scaled up to the whole."""
+    height, width, _ = image_HWC.shape
+    top, rows = (pixels * height // of[0] for pixels in box[::2])
+    left, columns = (pixels * width // of[1] for pixels in box[1::2])
+    return _resized(image_HWC[top : top + rows, left : left + columns], height, width)
 
 
 def _resized(image_HWC: U8, height: int, width: int) -> U8:

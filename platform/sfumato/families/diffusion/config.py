@@ -3,56 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from sfumato.core.batch import DataSpec
-from sfumato.core.config import Config
-from sfumato.core.family import FamilyConfig
+from sfumato.core.components import OneOf, read
+from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.schedules import EmaSchedule, LearningRate
 from sfumato.families import config_class
-from sfumato.families.diffusion.kinds import by_kind, read
 from sfumato.families.diffusion.latent import latent_spec
-from sfumato.families.diffusion.networks.dit import DiTConfig
+from sfumato.families.diffusion.networks import NETWORKS, NetworkConfig
 from sfumato.families.diffusion.networks.unet import UNetConfig
-from sfumato.families.diffusion.objectives.consistency_config import ConsistencyConfig, ConsistencySampling
-from sfumato.families.diffusion.objectives.ddpm import DDPMConfig, DDPMSampling
-from sfumato.families.diffusion.objectives.edm import EDMConfig
-from sfumato.families.diffusion.objectives.edm_sampling import EDMSampling
-from sfumato.families.diffusion.objectives.objective import (
+from sfumato.families.diffusion.objectives import (
     DEFAULT_LABEL_DROPOUT,
+    OBJECTIVES,
     GuidableObjective,
     GuidedSampling,
+    ObjectiveConfig,
+    SamplingBase,
 )
-from sfumato.families.diffusion.objectives.rectified_flow import RectifiedFlowConfig, RectifiedFlowSampling
-
-if TYPE_CHECKING:
-    from sfumato.families.diffusion.family import DiffusionFamily
-
-NetworkConfig = Annotated[
-    UNetConfig | DiTConfig, by_kind({"unet": UNetConfig, "dit": DiTConfig}, default="unet")
-]
-OBJECTIVES: Mapping[str, type[Config]] = {
-    "ddpm": DDPMConfig,
-    "rectified_flow": RectifiedFlowConfig,
-    "edm": EDMConfig,
-    "consistency": ConsistencyConfig,
-}
-DEFAULT_OBJECTIVE = "ddpm"
-ObjectiveConfig = Annotated[
-    DDPMConfig | RectifiedFlowConfig | EDMConfig | ConsistencyConfig,
-    by_kind(OBJECTIVES, default=DEFAULT_OBJECTIVE),
-]
-SamplingConfig = DDPMSampling | RectifiedFlowSampling | EDMSampling | ConsistencySampling
-SAMPLING: Mapping[type[Config], type[SamplingConfig]] = {
-    DDPMConfig: DDPMSampling,
-    RectifiedFlowConfig: RectifiedFlowSampling,
-    EDMConfig: EDMSampling,
-    ConsistencyConfig: ConsistencySampling,
-}
+from sfumato.families.diffusion.objectives.ddpm import DDPMConfig, DDPMSampling
 
 
 class DiffusionConfig(FamilyConfig):
@@ -62,8 +35,10 @@ class DiffusionConfig(FamilyConfig):
     condition: Literal["auto", "class", "none"] = Field(
         "auto", description="What generation is conditioned on; auto means class where the data has classes."
     )
-    network: NetworkConfig = Field(UNetConfig(), description="Kind and size of the network: unet or dit.")
-    objective: ObjectiveConfig = Field(
+    network: Annotated[NetworkConfig, NETWORKS] = Field(
+        UNetConfig(), description="Kind and size of the network: unet or dit."
+    )
+    objective: Annotated[ObjectiveConfig, OBJECTIVES] = Field(
         DDPMConfig(),
         description="What the network learns: ddpm, rectified_flow, edm or consistency.",
     )
@@ -81,9 +56,9 @@ class DiffusionConfig(FamilyConfig):
         description="How the network is trained.",
     )
     ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights, which is what samples.")
-    sampling: SamplingConfig = Field(
-        DDPMSampling(), description="Defaults of sampling; the options are those of the objective."
-    )
+    sampling: Annotated[
+        SamplingBase, OneOf(SamplingBase, lambda: [kind.Sampling for kind in OBJECTIVES.all().values()])
+    ] = Field(DDPMSampling(), description="Defaults of sampling; the options are those of the objective.")
 
     @model_validator(mode="before")
     @classmethod
@@ -91,11 +66,9 @@ class DiffusionConfig(FamilyConfig):
         """Say which class reads `sampling`. The field itself comes before the objective: it is the base's."""
         if not isinstance(content, Mapping):
             return content
-        objective = content.get("objective", {})
-        if isinstance(objective, Mapping):
-            objective = OBJECTIVES.get(str(objective.get("kind", DEFAULT_OBJECTIVE)))
-        kind = objective if isinstance(objective, type) else type(objective)
-        return {**content, "sampling": (SAMPLING.get(kind), content.get("sampling", {}))}
+        objective = OBJECTIVES.chosen(content.get("objective", {}))
+        kind = None if objective is None else objective.Sampling
+        return {**content, "sampling": (kind, content.get("sampling", {}))}
 
     @field_validator("sampling", mode="before")
     @classmethod
@@ -116,8 +89,8 @@ class DiffusionConfig(FamilyConfig):
         return self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
 
     def takes_several_sizes(self) -> bool:
-        """The U-Net on pixels does: it is made of convolutions and attention without positions."""
-        return isinstance(self.network, UNetConfig) and self.first_stage is None
+        """A network that can, on pixels, does."""
+        return self.network.several_sizes and self.first_stage is None
 
     def label_dropout(self, data: DataSpec) -> float:
         """The share of labels that training drops."""
@@ -126,7 +99,7 @@ class DiffusionConfig(FamilyConfig):
         chosen = self.objective.label_dropout
         return DEFAULT_LABEL_DROPOUT if chosen is None else chosen
 
-    def build(self, data: DataSpec) -> DiffusionFamily:
+    def build(self, data: DataSpec) -> Family:
         """The family for images of this kind."""
         from sfumato.families.diffusion import family  # loads diffusers
 
@@ -136,27 +109,29 @@ class DiffusionConfig(FamilyConfig):
 
     @property
     def _bounded(self) -> bool:
-        return isinstance(self.sampling, DDPMSampling) and self.sampling.likelihood_steps is not None
+        return self.sampling.bound_steps is not None
 
     @classmethod
     def tiny(cls) -> Self:
         """Two levels of 8 and 16 channels, 20 noise levels, 3 sampling steps; guided."""
         return cls(
-            network=UNetConfig(channels=(8, 16), head_dim=8, norm_groups=4),
-            objective=DDPMConfig(timesteps=20),
+            network=UNetConfig.tiny(),
+            objective=DDPMConfig.tiny(),
             sampling=DDPMSampling(steps=3, guidance=1.5),
         )
 
     @classmethod
     def variants(cls) -> Mapping[str, Self]:
-        """Every objective, and both networks; each at the smallest size."""
+        """Every objective and every network; each at the smallest size."""
         from sfumato.families.diffusion.variants import variants
 
-        return {name: cls.model_validate(parts) for name, parts in variants().items()}
+        return {
+            name: cls.model_validate({"family": "diffusion", **parts}) for name, parts in variants().items()
+        }
 
     def couples_rows(self) -> bool:
         """Whether the network has dropout, whose mask is one draw for a whole micro-batch."""
-        return bool(getattr(self.network, "dropout", 0.0))
+        return self.network.couples_rows()
 
     def problems(self, data: DataSpec) -> list[str]:
         """What makes this configuration impossible for this data, one line each with the nearest mend."""

@@ -19,12 +19,7 @@ from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.export import write_pipeline
 from sfumato.families.diffusion.labels import Guided, LabelDropout
 from sfumato.families.diffusion.latent import NAME, LatentSpace
-from sfumato.families.diffusion.networks.unet import UNetConfig
-from sfumato.families.diffusion.objectives.consistency_config import ConsistencyConfig
-from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig, DDPMSampling
-from sfumato.families.diffusion.objectives.ddpm_samplers import build_scheduler
-from sfumato.families.diffusion.objectives.edm import EDMConfig
-from sfumato.families.diffusion.objectives.objective import Objective
+from sfumato.families.diffusion.objectives import BoundedObjective
 
 
 class DiffusionFamily:
@@ -36,7 +31,7 @@ class DiffusionFamily:
         self._config = config
         self._data = data
         self._conditional = config.conditional(data)
-        self._objective = _objective(config)
+        self._objective = config.objective.build(latents=config.first_stage is not None)
         self._labels = LabelDropout(
             data.num_classes if self._conditional else None, config.label_dropout(data)
         )
@@ -66,7 +61,9 @@ class DiffusionFamily:
         """
         objective, network = self._config.objective, self._config.network
         latent = self._config.first_stage is not None
-        if latent or not isinstance(objective, DDPMConfig) or not isinstance(network, UNetConfig):
+        able = network.for_diffusers and not latent
+        scheduler = self._objective.diffusers_scheduler(options, clip=self._clip(options)) if able else None
+        if scheduler is None:
             raise ConfigError(
                 f"diffusers has no pipeline for objective {objective.kind!r} with network {network.kind!r} "
                 f"on {'latents' if latent else 'pixels'}, only for 'ddpm' with 'unet' on pixels; "
@@ -75,7 +72,7 @@ class DiffusionFamily:
         write_pipeline(
             Path(folder),
             nets["ema"],
-            build_scheduler(objective, options, clip=self._clip(options)),
+            scheduler,
             options,
             conditional=self._conditional,
         )
@@ -111,25 +108,17 @@ class DiffusionFamily:
         return True if options.clip is None else bool(options.clip)
 
 
-def _objective(config: DiffusionConfig) -> Objective:
-    objective = config.objective
-    if isinstance(objective, (EDMConfig, ConsistencyConfig)):
-        return objective.build(latents=config.first_stage is not None)
-    return objective.build()
-
-
 class BoundedDiffusionFamily(DiffusionFamily):
-    """A DDPM of pixels whose variational bound is measured; implements `core.family.HasLikelihood`."""
+    """A model of pixels whose variational bound is measured; implements `core.family.HasLikelihood`."""
 
     def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """Bound on the bits per dimension of 8-bit images, given their labels where there are any, [B]."""
-        sampling, objective = self._config.sampling, self._objective
-        assert isinstance(sampling, DDPMSampling), "build chooses this class for no other"
-        assert isinstance(objective, DDPM), "build chooses this class for no other"
-        assert sampling.likelihood_steps is not None, "build chooses this class where it is set"
+        steps, objective = self._config.sampling.bound_steps, self._objective
+        assert isinstance(objective, BoundedObjective), "its sampling has steps of a bound"
+        assert steps is not None, "build chooses this class where it is set"
         label_B = batch["label"] if self._conditional else None
         network = Guided(nets["ema"], label_B, 1.0, self._data.num_classes)
-        return objective.bits_per_dim(network, batch["image"], sampling.likelihood_steps, rng)
+        return objective.bits_per_dim(network, batch["image"], steps, rng)
 
 
 class LatentDiffusionFamily(DiffusionFamily):

@@ -77,7 +77,7 @@ class LatentSpace:
 def latent_spec(stage: OpenStage, data: DataSpec) -> DataSpec:
     """What the model sees in place of images: latents, with the data's classes."""
     channels, height, width = stage.spec.latent
-    return DataSpec(channels, height, width, data.classes)
+    return DataSpec(channels, height, width, data.classes, data.extra)
 
 
 def scaled(network: nn.Module) -> LatentNetwork:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-TINY_UNET = {"channels": [8, 16], "head_dim": 8, "norm_groups": 4}
-TINY_DIT = {"kind": "dit", "patch": 2, "width": 16, "depth": 2, "heads": 2}
+from sfumato.families.diffusion.networks import NETWORKS
+from sfumato.families.diffusion.objectives import OBJECTIVES
 
-
+PAIRED = "rectified_flow"
+"""The objective that trains the networks beside the default one."""
 TINY_AUTOENCODER = {
     "family": "vae",
     "latent": {"kind": "kl", "channels": 2},
@@ -18,35 +19,23 @@ SMALL_IMAGES = {"channels": 1, "height": 8, "width": 8}
 
 def variants() -> dict[str, dict[str, Any]]:
     """Every objective, every network, every sampler that draws noise of its own, pixels and latents."""
-    return {
-        "ddpm": {
-            "network": TINY_UNET,
-            "objective": {"kind": "ddpm", "timesteps": 20},
-            "sampling": {"steps": 3, "guidance": 1.5, "likelihood_steps": 4},
-        },
-        "dit": {
-            "network": TINY_DIT,
-            "objective": {"kind": "rectified_flow"},
-            "sampling": {"steps": 3, "guidance": 1.5},
-        },
-        "edm": {
-            "network": TINY_UNET,
-            "objective": {"kind": "edm"},
-            "sampling": {"steps": 3, "churn": 1.0},
-        },
-        "consistency": {
-            "network": TINY_UNET,
-            "objective": {
-                "kind": "consistency",
-                "curriculum": {"growth": "root", "first": 4, "last": 8},
-                "teacher_decay": 0.9,
-            },
-            "sampling": {"steps": 2},
-        },
+    found = {"ddpm": _member(NETWORKS.default, "ddpm")}
+    found |= {name: _member(name, PAIRED) for name in NETWORKS.names() if name != NETWORKS.default}
+    found |= {name: _member(NETWORKS.default, name) for name in OBJECTIVES.names() if name != PAIRED}
+    return found | {
         "latent": {
-            "network": {**TINY_DIT, "patch": 1},
-            "objective": {"kind": "rectified_flow"},
+            **_member("dit", "rectified_flow"),
+            "network": NETWORKS.find("dit").tiny().model_copy(update={"patch": 1}),
             "first_stage": {"model": {"family": "vae", "config": TINY_AUTOENCODER, "data": SMALL_IMAGES}},
             "sampling": {"sampler": "euler", "steps": 2},
         },
+    }
+
+
+def _member(network: str, objective: str) -> dict[str, Any]:
+    chosen = OBJECTIVES.find(objective)
+    return {
+        "network": NETWORKS.find(network).tiny(),
+        "objective": chosen.tiny(),
+        "sampling": chosen.tiny_sampling(),
     }

@@ -13,9 +13,8 @@ from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequ
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.flow.bijection import fitting
-from sfumato.families.flow.config import FlowConfig, SamplingConfig, VariationalConfig
-from sfumato.families.flow.dequantization import LEVELS, build_dequantizer, from_unit, to_levels
-from sfumato.families.flow.levels import build_levels
+from sfumato.families.flow.config import FlowConfig, SamplingConfig
+from sfumato.families.flow.dequantization import LEVELS, from_unit, to_levels
 from sfumato.families.flow.network import FlowNetwork
 
 
@@ -28,7 +27,7 @@ class FlowFamily:
         self._config = config
         self._data = data
         self._classes = data.num_classes if config.conditional(data) else 0
-        self._normal_noise = isinstance(config.dequantization, VariationalConfig)
+        self._normal_noise = config.dequantization.normal_noise
         self.nets: Mapping[str, NetSpec] = {
             "network": Trainable(build=self._build, optimizer=config.optimizer),
             "ema": EmaOf(source="network", decay=config.ema.decay),
@@ -83,8 +82,8 @@ class FlowFamily:
 
     def _build(self) -> FlowNetwork:
         config, shape = self._config, self._data.shape
-        levels = build_levels(config.network, shape, self._classes)
-        dequantizer = build_dequantizer(config.dequantization, shape)
+        levels = config.network.build_levels(shape, self._classes)
+        dequantizer = config.dequantization.build(shape)
         return FlowNetwork(levels, dequantizer, shape, config.logit_alpha)
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:

@@ -10,66 +10,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sfumato.families.flow.bijection import (
-    ActNorm,
-    Bijection,
-    InvertibleConv,
-    squeeze,
-    sum_pixels,
-    unsqueeze,
-)
-from sfumato.families.flow.config import GlowConfig, RealNvpConfig
-from sfumato.families.flow.couplings import (
-    GlowCoupling,
-    MaskedCoupling,
-    ZeroConv,
-    checkerboard,
-    half_channels,
-)
+from sfumato.families.flow.bijection import Bijection, squeeze, sum_pixels, unsqueeze
+from sfumato.families.flow.couplings import ZeroConv
 
 Shape = tuple[int, int, int]
-LAST_COUPLINGS = 4
 
 
 def normal_log_density(z_BCHW: Tensor) -> Tensor:
     """log N(z; 0, I) of each row, [B]."""
     return sum_pixels(-0.5 * (z_BCHW.square() + math.log(2 * math.pi)))
-
-
-class GlowStep(Bijection):
-    """Actnorm, 1x1 convolution, affine coupling (Kingma & Dhariwal 2018, fig. 2a)."""
-
-    def __init__(self, channels: int, hidden: int, classes: int) -> None:
-        super().__init__()
-        self.norm = ActNorm(channels)
-        self.conv = InvertibleConv(channels)
-        self.coupling = GlowCoupling(channels, hidden, classes)
-
-    def forward(self, x_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-        x_BCHW, first_B = self.norm(x_BCHW)
-        x_BCHW, second_B = self.conv(x_BCHW)
-        x_BCHW, third_B = self.coupling(x_BCHW, label_B)
-        return x_BCHW, first_B + second_B + third_B
-
-    def inverse(self, y_BCHW: Tensor, label_B: Tensor) -> Tensor:
-        return self.norm.inverse(self.conv.inverse(self.coupling.inverse(y_BCHW, label_B)))
-
-
-class MaskedStep(Bijection):
-    """A masked coupling, then actnorm in the place of Real NVP's batch normalisation (sec. 3.7)."""
-
-    def __init__(self, mask_CHW: Tensor, config: RealNvpConfig, classes: int) -> None:
-        super().__init__()
-        self.coupling = MaskedCoupling(mask_CHW, config.channels, config.blocks, classes)
-        self.norm = ActNorm(len(mask_CHW))
-
-    def forward(self, x_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-        x_BCHW, first_B = self.coupling(x_BCHW, label_B)
-        x_BCHW, second_B = self.norm(x_BCHW)
-        return x_BCHW, first_B + second_B
-
-    def inverse(self, y_BCHW: Tensor, label_B: Tensor) -> Tensor:
-        return self.coupling.inverse(self.norm.inverse(y_BCHW), label_B)
 
 
 class Squeeze(Bijection):
@@ -144,42 +93,7 @@ class Level(nn.Module):
         return x_BCHW
 
 
-def build_levels(config: GlowConfig | RealNvpConfig, shape: Shape, classes: int) -> list[Level]:
-    """The levels for images of this shape, weights from torch's global generator."""
-    levels: list[Level] = []
-    for index in range(config.levels):
-        last = index == config.levels - 1
-        if isinstance(config, GlowConfig):
-            shape = _squeezed(shape)
-            steps: list[Bijection] = [
-                GlowStep(shape[0], config.channels, classes) for _ in range(config.steps)
-            ]
-            level = Level([Squeeze(), *steps], shape, classes, last=last, learned=True)
-        else:
-            steps, shape = _real_nvp_steps(config, shape, classes, last=last)
-            level = Level(steps, shape, classes, last=last, learned=False)
-        shape = level.out_shape
-        levels.append(level)
-    return levels
-
-
-def _real_nvp_steps(
-    config: RealNvpConfig, shape: Shape, classes: int, *, last: bool
-) -> tuple[list[Bijection], Shape]:
-    """Three checkerboard couplings, a squeeze and three channel-wise ones; on the last level only four
-    checkerboard couplings."""
-    count = LAST_COUPLINGS if last else 3
-    steps: list[Bijection] = [
-        MaskedStep(checkerboard(shape, turn % 2), config, classes) for turn in range(count)
-    ]
-    if last:
-        return steps, shape
-    shape = _squeezed(shape)
-    steps.append(Squeeze())
-    steps += [MaskedStep(half_channels(shape, turn % 2), config, classes) for turn in range(3)]
-    return steps, shape
-
-
-def _squeezed(shape: Shape) -> Shape:
+def squeezed(shape: Shape) -> Shape:
+    """The shape after `Squeeze`."""
     channels, height, width = shape
     return channels * 4, height // 2, width // 2

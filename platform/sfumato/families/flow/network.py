@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.families.flow.bijection import sum_pixels
-from sfumato.families.flow.dequantization import LEVELS, Uniform, Variational
+from sfumato.families.flow.dequantization import LEVELS, DequantizerNet
 from sfumato.families.flow.levels import Level, Shape
 
 
@@ -20,7 +20,7 @@ class FlowNetwork(nn.Module):
     def __init__(
         self,
         levels: Sequence[Level],
-        dequantizer: Uniform | Variational,
+        dequantizer: DequantizerNet,
         shape: Shape,
         logit_alpha: float | None,
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,11 +12,10 @@ from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
-from sfumato.families.gan.config import GanConfig, R1Config, SamplingConfig
-from sfumato.families.gan.losses import GAMES
-from sfumato.families.gan.networks import build_discriminator, build_generator
-from sfumato.families.gan.penalties import gradient_norm, mixed, r1_exact, r1_finite_difference
-from sfumato.families.gan.sampling import Statistics, latents
+from sfumato.families.gan.config import GanConfig
+from sfumato.families.gan.gradients import gradient_norm, mixed
+from sfumato.families.gan.penalties import Penalty
+from sfumato.families.gan.sampling import SamplingConfig, Statistics, latents
 
 
 class GanFamily:
@@ -27,18 +27,18 @@ class GanFamily:
         self._config = config
         self._data = data
         self._classes = data.num_classes if config.conditional(data) else 0
-        self._game = GAMES[config.objective.loss]
+        self._game = config.objective.loss
         self._statistics = Statistics(config.latent, self._classes)
         self.nets: Mapping[str, NetSpec] = {
             "generator": Trainable(
-                build=lambda: build_generator(
-                    config.network, data, latent=config.latent, classes=self._classes
+                build=lambda: config.network.build_generator(
+                    data, latent=config.latent, classes=self._classes
                 ),
                 optimizer=config.generator_optimizer,
             ),
             "discriminator": Trainable(
-                build=lambda: build_discriminator(
-                    config.network, data, classes=self._classes, bias=self._game.sees_bias
+                build=lambda: config.network.build_discriminator(
+                    data, classes=self._classes, bias=self._game.sees_bias
                 ),
                 optimizer=config.discriminator_optimizer,
             ),
@@ -58,17 +58,16 @@ class GanFamily:
             ),
             Phase(name="generator", trains="generator", loss=self._generate),
         ]
-        if objective.r1 is not None:
-            phases.append(
-                Phase(
-                    name="r1",
-                    trains="discriminator",
-                    loss=self._r1,
-                    every=objective.r1.every,
-                    second_order=objective.r1.estimator == "exact",
-                )
+        return phases + [
+            Phase(
+                name=name,
+                trains="discriminator",
+                loss=partial(self._penalise, penalty),
+                every=penalty.every,
+                second_order=penalty.second_order,
             )
-        return phases
+            for name, penalty in objective.all_penalties.items()
+        ]
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch as it is: this model works on pixels."""
@@ -124,20 +123,13 @@ class GanFamily:
         (score_B,) = nets["discriminator"]([fake_BCHW], [label_B])
         return LossOut(self._game.generator(score_B))
 
-    def _r1(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        """(gamma / 2) R1, times the number of steps that it stands for (Karras et al. 2020, app. B)."""
-        settings = self._config.objective.r1
-        assert settings is not None
-        penalty_B, score_B = self._penalty(settings, nets, batch, rng)
+    def _penalise(self, penalty: Penalty, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
+        """The penalty, times the number of steps that it stands for."""
+        label_B = self._labels(batch)
+        penalty_B, score_B = penalty.penalty(nets["discriminator"], batch["image"], label_B, rng)
         # The last bias has no part in the gradient, but every parameter has to be in the loss.
-        loss_B = settings.every * settings.weight / 2 * penalty_B + 0 * score_B
+        loss_B = penalty.factor * penalty_B + 0 * score_B
         return LossOut(loss_B, {"penalty": penalty_B.detach()})
-
-    def _penalty(self, settings: R1Config, nets: Nets, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor]:
-        discriminator, label_B = nets["discriminator"], self._labels(batch)
-        if settings.estimator == "exact":
-            return r1_exact(discriminator, batch["image"], label_B)
-        return r1_finite_difference(discriminator, batch["image"], label_B, rng, step=settings.step)
 
     def _labels(self, batch: Batch) -> Tensor:
         """The classes [B] that the networks see: all zero where they see none."""

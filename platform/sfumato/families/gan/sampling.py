@@ -7,15 +7,33 @@ from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from sfumato.core.config import Config
 from sfumato.core.rng import SampleRng
 from sfumato.core.seeds import derive
-from sfumato.families.gan.config import SamplingConfig
 from sfumato.layers.batch_norm import layers_of, measure
 
 ROWS = 64
 _STATISTICS_SEED = derive("gan", "standing statistics")
+
+
+class SamplingConfig(Config):
+    """How images are drawn; `sfumato sample` may change any of it."""
+
+    truncation: float | None = Field(
+        None,
+        gt=0,
+        description="Latents are normal numbers of at most this size (Brock et al. 2019, sec. 3.1): lower is "
+        "more typical and less varied; null does not truncate.",
+    )
+    statistics: int = Field(
+        512,
+        ge=64,
+        multiple_of=64,
+        description="Generated images whose statistics batch normalisation samples with.",
+    )
 
 
 def latents(rng: SampleRng, size: int, truncation: float | None) -> Tensor:

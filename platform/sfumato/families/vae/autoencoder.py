@@ -13,7 +13,7 @@ from sfumato.core.first_stage import FirstStage
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.errors import CapabilityError
-from sfumato.families.vae.config import VaeConfig
+from sfumato.families.vae.latents import Parts
 
 
 class AutoencoderFamily:
@@ -23,13 +23,13 @@ class AutoencoderFamily:
 
     def __init__(
         self,
-        config: VaeConfig,
+        parts: Parts,
         build: Callable[[], nn.Module],
         loss: Callable[[Nets, Batch, Progress, Rng], LossOut],
     ) -> None:
         self.nets: Mapping[str, NetSpec] = {
-            "network": Trainable(build=build, optimizer=config.optimizer),
-            "ema": EmaOf(source="network", decay=config.ema.decay),
+            "network": Trainable(build=build, optimizer=parts.optimizer),
+            "ema": EmaOf(source="network", decay=parts.ema.decay),
         }
         self.phases: Sequence[Phase] = (Phase(name="reconstruction", trains="network", loss=loss),)
 

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
-from diffusers.models.autoencoders.vae import Decoder, Encoder
+from typing import Self
+
+from pydantic import Field, model_validator
 from torch import nn
 
-from sfumato.families.vae.config import NetworkConfig
+from sfumato.core.config import Config
+from sfumato.layers.group_norm import check_widths
+
+
+class NetworkConfig(Config):
+    """Size of encoder and decoder (diffusers' `Encoder` and `Decoder`, as in latent diffusion)."""
+
+    channels: tuple[int, ...] = Field(
+        (32, 64),
+        min_length=1,
+        description="Channels of each level; every level after the first halves the side.",
+    )
+    layers_per_block: int = Field(
+        1, ge=1, description="Residual blocks of a level (the decoder has one more)."
+    )
+    mid_attention: bool = Field(False, description="Self-attention at the lowest resolution.")
+    norm_groups: int = Field(8, ge=1, description="Groups of every group normalisation.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_widths(self.channels, self.norm_groups)
+        return self
+
+    @property
+    def factor(self) -> int:
+        """How many pixels a side of the lowest resolution stands for."""
+        return 1 << (len(self.channels) - 1)
 
 
 def encoder(config: NetworkConfig, inputs: int, outputs: int) -> nn.Module:
     """[B, inputs, H, W] to [B, outputs, H / factor, W / factor]."""
+    from diffusers.models.autoencoders.vae import Encoder  # takes seconds: only where a network is built
+
     network: nn.Module = Encoder(
         in_channels=inputs,
         out_channels=outputs,
@@ -25,6 +55,8 @@ def encoder(config: NetworkConfig, inputs: int, outputs: int) -> nn.Module:
 
 def decoder(config: NetworkConfig, inputs: int, outputs: int) -> nn.Module:
     """[B, inputs, H / factor, W / factor] to [B, outputs, H, W]."""
+    from diffusers.models.autoencoders.vae import Decoder
+
     network: nn.Module = Decoder(
         in_channels=inputs,
         out_channels=outputs,

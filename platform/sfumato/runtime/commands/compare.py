@@ -146,7 +146,7 @@ def _curves(recipe: Recipe, folder: RunFolder, root: Path, display: Display) -> 
     known = folder.read_json("run.json") or {}
     found: dict[str, list[Point]] = {}
     try:
-        if "mlflow_run_id" in known:
+        if recipe.tracking.enabled and "mlflow_run_id" in known:
             found = metric_history(known["mlflow_run_id"], recipe.tracking, root=root, wanted=_is_curve)
     except SfumatoError as error:
         display.note(f"{folder.id}: no training curves: {error}")

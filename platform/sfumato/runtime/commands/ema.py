@@ -12,6 +12,7 @@ from torch import Tensor
 from sfumato import recipe as recipes
 from sfumato.core.family import EmaOf
 from sfumato.core.schedules import power_exponent
+from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.runtime.runs.resolve import run_folder_of
@@ -59,7 +60,8 @@ def rebuild(run: str, out: Path, *, sigma_rel: float, images: int | None, root: 
             f"--images: got {at:,}, the run's snapshots are from {min(found):,} to {max(found):,}"
         )
     manifest = Manifest.load(recipe.data.path)
-    family = recipe.model.build(manifest.spec)
+    spec = spec_of(recipe.data, manifest)
+    family = recipe.model.build(spec)
     weights: dict[str, Mapping[str, Tensor]] = {}
     worst = 0.0
     with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
@@ -81,7 +83,7 @@ def rebuild(run: str, out: Path, *, sigma_rel: float, images: int | None, root: 
     save_model_folder(
         out,
         recipe.model,
-        manifest.spec,
+        spec,
         weights,
         name=recipe.name,
         progress=replace(progress_at(family, recipe.train, at), state=state),

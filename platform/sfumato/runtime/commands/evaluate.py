@@ -142,9 +142,9 @@ def comparable(report: EvaluationReport) -> str:
 
 
 def tracker_handle(recipe: Recipe, folder: RunFolder, root: Path) -> TrackerHandle | None:
-    """How to write into a run that another process may have open; None for one that was never recorded."""
+    """How to write into a run that another process may have open; None for one that is not recorded."""
     known = folder.read_json("run.json") or {}
-    if "mlflow_run_id" not in known:
+    if not recipe.tracking.enabled or "mlflow_run_id" not in known:
         return None
     return TrackerHandle(
         Store.of(recipe.tracking, root),

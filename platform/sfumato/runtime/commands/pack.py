@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sfumato.core.validation import explain
 from sfumato.data.format.faults import OnError
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.manifest import Manifest
@@ -15,7 +16,6 @@ from sfumato.data.packing.pack import PackReport
 from sfumato.data.packing.sources import KINDS, SourceSettings, kind_of
 from sfumato.data.storage.filesystems import below
 from sfumato.errors import ConfigError
-from sfumato.recipe import explain
 from sfumato.runtime.cluster.pool import Pool
 from sfumato.runtime.runs.display import Display
 

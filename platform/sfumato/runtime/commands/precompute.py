@@ -7,6 +7,7 @@ then have for themselves.
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,25 +20,26 @@ import torch
 from numpy.typing import NDArray
 
 from sfumato import recipe as recipes
+from sfumato.core.batch import to_device
+from sfumato.core.columns import NAME
 from sfumato.core.first_stage import (
     CODES,
     LATENT_MEAN,
     LATENT_STD,
     FirstStage,
     FirstStageConfig,
-    StageSpec,
     Tokenizer,
 )
-from sfumato.data.format.encoder_info import ArrayInfo, EncoderInfo
-from sfumato.data.format.manifest import Manifest, ShardInfo, verify
+from sfumato.data.format.columns import ColumnInfo, EncoderInfo
+from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.packing.precompute import (
-    Draft,
+    Addition,
+    Files,
     ShardEncoder,
     check_destination,
-    check_draft,
-    draft_of,
     encode_shard,
     finish,
+    place_set,
 )
 from sfumato.data.reading.batches import to_batch
 from sfumato.data.storage.filesystems import is_remote
@@ -46,21 +48,24 @@ from sfumato.families import config_class
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands import text_encoder
 from sfumato.runtime.commands.text_encoder import TextEncoder, TextModel
-from sfumato.runtime.runs import first_stage
+from sfumato.runtime.runs import first_stage, pretrained
 from sfumato.runtime.runs.display import Display
-from sfumato.sampling.model_files import load_stored
+from sfumato.sampling.pretrained_files import load_stored
 
 Kind = Literal["auto", "latents", "codes", "text"]
+FloatType = Literal["float32", "float16", "bfloat16"]
 
 
 class AutoencoderEncoder:
     """A `ShardEncoder`: latents as mean and standard deviation, or codes, of a first stage."""
 
-    def __init__(self, stage: FirstStageConfig, info: EncoderInfo, device: str = "cpu") -> None:
+    def __init__(
+        self, stage: FirstStageConfig, columns: Mapping[str, ColumnInfo], device: str = "cpu"
+    ) -> None:
         opened = stage.open(config_class)
         assert opened.stored is not None, "a first stage that was looked up is stored somewhere"
-        self.info = info
-        self._device = device
+        self.columns = columns
+        self._device = torch.device(device)
         self._network = opened.spec.build()
         load_stored(self._network, opened.stored)
         self._network.to(device).eval().requires_grad_(False)
@@ -69,15 +74,15 @@ class AutoencoderEncoder:
     def encode(
         self, image_NHWC: NDArray[np.uint8], captions: Sequence[str | None]
     ) -> Mapping[str, NDArray[Any]]:
-        """The arrays that `info` names; captions are not looked at."""
-        image_NCHW = to_batch({"image": image_NHWC})["image"].to(self._device)
-        network = self._network
-        if self.info.arrays[0].name == CODES:
+        """The arrays of `columns`; captions are not looked at."""
+        image_NCHW = to_device(to_batch({"image": image_NHWC}), self._device)["image"]
+        network, names = self._network, tuple(self.columns)
+        if len(names) == 1:
             assert isinstance(network, Tokenizer)
-            return {CODES: network.codes(image_NCHW).cpu().numpy()}
+            return {names[0]: network.codes(image_NCHW).cpu().numpy()}
         assert isinstance(network, FirstStage)
         latent = network.encode(image_NCHW)
-        return {LATENT_MEAN: latent.mean.float().cpu().numpy(), LATENT_STD: latent.std.float().cpu().numpy()}
+        return dict(zip(names, (part.float().cpu().numpy() for part in latent), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +90,13 @@ class Job:
     """What an actor is told: plain data that travels to any node."""
 
     model: FirstStageConfig | TextModel
-    info: EncoderInfo
     folder: str
-    draft: Draft
+    addition: Addition
 
     def encoder(self, device: str) -> ShardEncoder:
         if isinstance(self.model, TextModel):
-            return TextEncoder(self.model, self.info, device)
-        return AutoencoderEncoder(self.model, self.info, device)
+            return TextEncoder(self.model, self.addition.columns, device)
+        return AutoencoderEncoder(self.model, self.addition.columns, device)
 
 
 class Encoder:
@@ -104,10 +108,10 @@ class Encoder:
         self._manifest = Manifest.load(job.folder)
         self._encoder = job.encoder("cuda" if gpu else "cpu")
 
-    def encode(self, number: int) -> tuple[int, ShardInfo | str]:
+    def encode(self, number: int) -> tuple[int, Files | str]:
         try:
             job = self._job
-            return number, encode_shard(job.folder, self._manifest, number, self._encoder, job.draft)
+            return number, encode_shard(job.folder, self._manifest, number, self._encoder, job.addition)
         except SfumatoError as error:
             return number, str(error)
 
@@ -115,65 +119,89 @@ class Encoder:
 def precompute(
     target: str,
     data: str,
-    dest: str,
+    dest: str | None = None,
     *,
     kind: Kind,
     tokens: int | None = None,
+    dtype: FloatType = "float32",
+    name: str | None = None,
     actors: int,
     cpus: float,
     gpus: float,
     root: Path,
     display: Display,
 ) -> dict[str, Any]:
-    """Encode the data set in `data` into `dest`, each a folder or URI; what came of it, as plain data.
+    """Add what an encoder makes of the data set in `data` to it as columns; what came of it, as plain data.
 
     `target` is a recipe with a first stage, or a run or model folder that can be one; with `kind` text, the
-    folder of a text encoder.
+    folder of a text encoder. With `dest`, the set is linked or copied there first. `dtype` is that of
+    columns of real numbers; `name` is what the manifest calls the encoder, and the names of its columns
+    begin with it. Without it, the encoder is called latents, codes or text, and replaces what an encoder of
+    that name made before.
     Raises SfumatoError, in one line, before anything is computed where that can be known.
     """
-    folder, dest = (place if is_remote(place) else str((root / place).resolve()) for place in (data, dest))
-    check_destination(dest)
-    job = _job(target, folder, dest, kind, tokens, root)
+    folder = data if is_remote(data) else str((root / data).resolve())
+    place = folder if dest is None else dest if is_remote(dest) else str((root / dest).resolve())
+    job = _job(target, folder, place, kind, root, tokens=tokens, dtype=dtype, name=name)
     manifest = Manifest.load(folder)
-    check_draft(job.draft)
     display.stage("precompute")
     count = min(actors, len(manifest.shards))
-    with _logs(job.draft) as logs, ray_cluster.cluster(max(1, round(count * cpus)), logs, gpus=count * gpus):
-        shards = _encoded(job, manifest, count, cpus, gpus, display)
-    whole = finish(manifest, shards, job.info, job.draft)
-    display.done(f"{whole.samples:,} samples, {len(whole.shards)} shards in {dest}")
+    place_set(folder, manifest, place)
+    with _logs(place) as logs, ray_cluster.cluster(max(1, round(count * cpus)), logs, gpus=count * gpus):
+        files = _encoded(job, manifest, count, cpus, gpus, display)
+    whole = finish(manifest, files, job.addition)
+    display.done(f"{', '.join(job.addition.columns)} of {whole.samples:,} samples in {place}")
     return {
-        "folder": dest,
+        "folder": place,
         "samples": whole.samples,
         "shards": len(whole.shards),
-        "bytes": whole.bytes,
-        "encoder": job.info.digest,
-        "arrays": {array.name: list(array.shape) for array in job.info.arrays},
+        "bytes": sum(file.bytes for part in files for file in part.values()),
+        "encoder": job.addition.encoder.digest,
+        "arrays": {name: list(info.shape) for name, info in job.addition.columns.items()},
     }
 
 
-def _job(target: str, folder: str, dest: str, kind: Kind, tokens: int | None, root: Path) -> Job:
+def _job(
+    target: str,
+    folder: str,
+    dest: str,
+    kind: Kind,
+    root: Path,
+    *,
+    tokens: int | None = None,
+    dtype: FloatType = "float32",
+    name: str | None = None,
+) -> Job:
     """What there is to do, once it is known to be possible. Raises SfumatoError in one line."""
     if tokens is not None and kind != "text":
         raise ConfigError("--tokens has an effect with --arrays text alone; leave it out")
+    if name is not None and not re.match(NAME, name):
+        raise ConfigError(f"--name: lower-case letters, digits and _; got {name!r}")
+    manifest = verify(folder)
     model: FirstStageConfig | TextModel
     if kind == "text":
         model = text_encoder.look_up((root / target).resolve(), tokens)
-        info = model.info(target, verify(folder))
+        info, columns, usual = model.info(target, manifest), model.columns(dtype), "text"
     else:
         model = _stage(target, root)
-        info = _stage_info(model, verify(folder), target, kind)
-    return Job(model, info, folder, draft_of(dest, info))
+        info, columns = _stage_info(model, manifest, target), _stage_columns(model, kind, dtype, target)
+        usual = CODES if CODES in columns else "latents"
+    if name is not None:
+        columns = {f"{name}_{column}": column_info for column, column_info in columns.items()}
+    addition = Addition(dest, name or usual, info, columns)
+    check_destination(folder, manifest, addition)
+    return Job(model, folder, addition)
 
 
 @contextlib.contextmanager
-def _logs(draft: Draft) -> Iterator[Path]:
+def _logs(dest: str) -> Iterator[Path]:
     """Where Ray's logs go: kept, beside a local destination, when the work fails."""
-    if is_remote(draft.dest):
+    if is_remote(dest):
         with tempfile.TemporaryDirectory(prefix="sfumato-logs-") as scratch:
             yield Path(scratch)
         return
-    logs = Path(f"{draft.place}-logs")
+    place = Path(dest)
+    logs = place.with_name(f".{place.name}-precomputing-logs")
     yield logs
     shutil.rmtree(logs, ignore_errors=True)
 
@@ -182,16 +210,17 @@ def _stage(target: str, root: Path) -> FirstStageConfig:
     """The first stage that a recipe has, or that a run is."""
     if not target.endswith((".yaml", ".yml")):
         return first_stage.look_up(FirstStageConfig(run=target), root)
-    recipe = first_stage.resolved(recipes.load(target), root)
-    stage = getattr(recipe.model, "first_stage", None)
-    if not isinstance(stage, FirstStageConfig):
-        raise ConfigError(
-            f"{target}: its model has no first_stage; name a recipe with one, or the run itself"
+    recipe = pretrained.resolved(recipes.load(target), root)
+    found = first_stage.stages_of(recipe)
+    if len(found) != 1:
+        has = (
+            f"several first stages ({', '.join(field for field, _ in found)})" if found else "no first stage"
         )
-    return stage
+        raise ConfigError(f"{target}: its model has {has}; name a recipe with one, or the run itself")
+    return found[0][1]
 
 
-def _stage_info(stage: FirstStageConfig, manifest: Manifest, target: str, kind: Kind) -> EncoderInfo:
+def _stage_info(stage: FirstStageConfig, manifest: Manifest, target: str) -> EncoderInfo:
     if problems := stage.problems(manifest.spec, config_class):
         raise ConfigError(*(line.removeprefix("model.first_stage.run: ") for line in problems))
     if manifest.of_its_size() is not manifest:
@@ -201,30 +230,30 @@ def _stage_info(stage: FirstStageConfig, manifest: Manifest, target: str, kind: 
         )
     assert stage.model is not None
     assert stage.digest is not None
-    spec = stage.open(config_class).spec
     return EncoderInfo(
         run=target,
         digest=stage.digest,
         family=stage.model.family,
         images=manifest.digest,
         transform="pixels / 127.5 - 1",
-        arrays=_arrays(spec, kind, target),
     )
 
 
-def _arrays(spec: StageSpec, kind: Kind, target: str) -> tuple[ArrayInfo, ...]:
+def _stage_columns(
+    stage: FirstStageConfig, kind: Kind, dtype: FloatType, target: str
+) -> dict[str, ColumnInfo]:
+    spec = stage.open(config_class).spec
     if kind == "codes" and not spec.num_codes:
         raise ConfigError(f"--arrays codes: {target} has no codes; use --arrays latents")
     if spec.num_codes and kind != "latents":
-        return (ArrayInfo(name=CODES, dtype="int64", shape=spec.latent[1:]),)
-    return tuple(
-        ArrayInfo(name=name, dtype="float32", shape=spec.latent) for name in (LATENT_MEAN, LATENT_STD)
-    )
+        return {CODES: ColumnInfo(kind="array", dtype="int64", shape=spec.latent[1:], stored="side")}
+    info = ColumnInfo(kind="array", dtype=dtype, shape=spec.latent, stored="side")
+    return {LATENT_MEAN: info, LATENT_STD: info}
 
 
 def _encoded(
     job: Job, manifest: Manifest, actors: int, cpus: float, gpus: float, display: Display
-) -> list[ShardInfo]:
+) -> list[Files]:
     """All shards, in the manifest's order, as actors finish them in any."""
     import ray
     from ray.util import ActorPool
@@ -234,7 +263,7 @@ def _encoded(
         num_cpus=cpus, num_gpus=gpus, max_restarts=2, max_task_retries=2
     )
     workers = [remote.remote(job, gpus > 0, threads) for _ in range(actors)]
-    found: dict[int, ShardInfo] = {}
+    found: dict[int, Files] = {}
     done = 0
     try:
         pool: Any = ActorPool(workers)  # annotated for lists of one type alone
@@ -243,7 +272,7 @@ def _encoded(
             if isinstance(result, str):
                 raise DataError(result)
             found[number] = result
-            done += result.samples
+            done += manifest.shards[number].samples
             display.update(done, manifest.samples)
     finally:
         for worker in workers:

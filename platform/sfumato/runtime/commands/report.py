@@ -14,7 +14,7 @@ def show(session: Session, results: dict[str, Any], *, as_json: bool) -> None:
     summary = {
         "run": session.folder.id,
         "folder": str(session.folder.path),
-        "mlflow_run_id": session.tracker.run_id,
+        "mlflow_run_id": session.tracker.run_id or None,
         "grid": str(grid) if grid.is_file() else None,
         **results,
     }
@@ -25,7 +25,8 @@ def show(session: Session, results: dict[str, Any], *, as_json: bool) -> None:
     display.table(f"run {session.folder.id}", _rows(results))
     if summary["grid"]:
         display.line(f"samples   {grid}")
-    display.line("compare   sfumato ui")
+    if session.tracker.run_id:
+        display.line("compare   sfumato ui")
 
 
 def figures(evaluated: dict[str, Any]) -> dict[str, str]:

@@ -7,8 +7,6 @@ whose have not does not. Packing, which comes first, is part of opening the sess
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,13 @@ import torch
 
 from sfumato.data.order import pools
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.evaluation.report import EvaluationReport
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.runs.run_folder import RunFolder
+from sfumato.runtime.runs.run_folder import RunFolder, stage_key
 from sfumato.runtime.runs.session import Session
 from sfumato.sampling.generator import Generator
-from sfumato.sampling.model_folder import read_model_folder, save_model_folder
+from sfumato.sampling.model_files import read_card
+from sfumato.sampling.model_folder import read_model_card, read_model_folder, save_model_folder
 from sfumato.sampling.output import write_samples
 from sfumato.tracking.champion import COMPARABLE
 from sfumato.tracking.model import register_model
@@ -31,16 +31,16 @@ GRID_SAMPLES = 100
 
 def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[str, Any]:
     """Train to the end, or tell what an earlier call did; its summary. `watch`: see `ray_train.fit`."""
-    from sfumato.runtime.training import ray_train
-
     recipe, folder, display = session.recipe, session.folder, session.display
-    key = _key(recipe.digest(), pools.content_digest(recipe.data, session.manifest))
+    key = stage_key(recipe.digest(), pools.content_digest(recipe.data, session.manifest))
     done = folder.stage_result("train", key)
     ended = done is not None and (done["images"] >= recipe.train.images or _stopped_early(session, done))
     if done is not None and ended and folder.model.is_dir():
         _take_sampling(session)
         display.skipped("train", f"{done['images']:,} images, done before (--fresh trains anew)")
         return done
+    from sfumato.runtime.training import ray_train  # Ray takes seconds to import
+
     display.stage("train")
     session.tracker.sample_system()
     try:
@@ -91,29 +91,29 @@ def _take_sampling(session: Session) -> None:
 
 def evaluate(session: Session) -> dict[str, Any]:
     """Generate, measure, draw the sample grid. Metrics by name and how long it took."""
-    from sfumato.evaluation.stage import evaluate as run_stage
-    from sfumato.runtime.commands.evaluate import CACHE, comparable, figures_of, result_of
-
     recipe, folder, display = session.recipe, session.folder, session.display
     if not folder.model.is_dir():
         raise CheckpointError(
             f"run {folder.id} has no trained model yet: train it with `sfumato train`, or name one of the "
             f"checkpoints in {folder.checkpoint_uri(recipe)}"
         )
-    generator = Generator.load(folder.model, trust=True)  # its family is the recipe's
-    draws = generator.config.samples(generator.data)
-    if draws and generator.config.sampling != recipe.model.sampling:
+    stored = read_model_card(folder.model, trust=True)  # its family is the recipe's
+    draws = stored.config.samples(stored.data)
+    if draws and stored.config.sampling != recipe.model.sampling:
         raise ConfigError(
             "model.sampling is not what the trained model has: try other values for one evaluation by "
             "evaluate.sampling.KEY=VALUE, or make them the model's by `sfumato run` with the recipe"
         )
     settings = recipe.evaluate
     grid = folder.path / "samples" / "grid.png"
-    key = _key(generator.digest, session.manifest.digest, settings.identity())
+    key = stage_key(stored.digest, session.manifest.digest, settings.identity())
     done = folder.stage_result("evaluate", key)
     if done is not None and (grid.is_file() or not draws):
         display.skipped("evaluate", f"{done['samples']:,} {done['kind']}, done before")
         return done
+    from sfumato.evaluation.stage import evaluate as run_stage  # takes seconds to import
+    from sfumato.runtime.commands.evaluate import CACHE, result_of
+
     display.stage("evaluate")
     if not draws:
         display.note(f"family {recipe.model.family} draws no images of its own: its reconstructions count")
@@ -129,17 +129,25 @@ def evaluate(session: Session) -> dict[str, Any]:
     )
     torch.set_num_threads(ray_cluster.cores())
     if draws:
+        generator = Generator.load(folder.model, trust=True)
         num = GRID_SAMPLES - GRID_SAMPLES % max(1, min(GRID_SAMPLES, generator.data.num_classes))
         options = settings.sampling
         write_samples(grid.parent, generator, num, seed=settings.seed, options=options, overwrite=True)
-    session.tracker.metrics(figures_of(report), step=generator.images)
-    session.tracker.tags({**report.tags(), COMPARABLE: comparable(report)})
-    for picture in (folder.path / "evaluation" / "report.json", *_pictures(folder)):
-        session.tracker.artifact(picture, "evaluation")
+    record_evaluation(session, report, stored.progress.images)
     result = result_of(report, folder.path / "evaluation")
     folder.finish_stage("evaluate", key, result)
     display.done(f"{report.samples:,} {report.kind}")
     return result
+
+
+def record_evaluation(session: Session, report: EvaluationReport, images: int) -> None:
+    """Record in MLflow what was measured of the model at so many images, with its pictures."""
+    from sfumato.runtime.commands.evaluate import comparable, figures_of
+
+    session.tracker.metrics(figures_of(report), step=images)
+    session.tracker.tags({**report.tags(), COMPARABLE: comparable(report)})
+    for picture in (session.folder.path / "evaluation" / "report.json", *_pictures(session.folder)):
+        session.tracker.artifact(picture, "evaluation")
 
 
 def _pictures(folder: RunFolder) -> list[Path]:
@@ -152,8 +160,11 @@ def register(session: Session) -> dict[str, Any]:
     recipe, folder, display = session.recipe, session.folder, session.display
     if not recipe.registry.enabled:
         return {}
+    if not recipe.tracking.enabled:
+        display.skipped("register", "left out, since tracking is off (tracking.enabled=false)")
+        return {}
     name = recipe.registry.name or recipe.name
-    key = _key(Generator.load(folder.model, trust=True).digest, name)
+    key = stage_key(read_card(folder.model)[1], name)
     done = folder.stage_result("register", key)
     if done is not None:
         display.skipped("register", f"{done['name']} version {done['version']}, done before")
@@ -193,7 +204,3 @@ def cluster_to_evaluate(session: Session) -> Iterator[None]:
     """A cluster that holds the recipe's evaluation."""
     with ray_cluster.cluster(ray_cluster.cpus_to_evaluate(session.recipe), session.folder.logs):
         yield
-
-
-def _key(*parts: str) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

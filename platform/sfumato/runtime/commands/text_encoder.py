@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sfumato.data.format.encoder_info import ArrayInfo, EncoderInfo
+from sfumato.data.format.columns import ColumnInfo, EncoderInfo
 from sfumato.data.format.manifest import Manifest, file_digest
 from sfumato.errors import ConfigError
 from sfumato.evaluation.features.transformers_folder import load_folder, transformers_problems
@@ -65,11 +65,15 @@ class TextModel:
             family=self.kind,
             images=manifest.digest,
             transform=f"captions of {self.tokens} tokens, last hidden states",
-            arrays=(
-                ArrayInfo(name=EMBEDDING, dtype="float32", shape=(self.tokens, self.width)),
-                ArrayInfo(name=MASK, dtype="int64", shape=(self.tokens,)),
-            ),
         )
+
+    def columns(self, dtype: str) -> dict[str, ColumnInfo]:
+        """The hidden states of every token, of this type, and which tokens are no padding."""
+        shape = (self.tokens, self.width)
+        return {
+            EMBEDDING: ColumnInfo(kind="array", dtype=dtype, shape=shape, stored="side"),
+            MASK: ColumnInfo(kind="array", dtype="int64", shape=shape[:1], stored="side"),
+        }
 
 
 def look_up(folder: Path, tokens: int | None) -> TextModel:
@@ -119,14 +123,14 @@ def _tokenizer(folder: Path, kind: str) -> Any:
 
 
 class TextEncoder:
-    """A `ShardEncoder`: of every caption `text_embedding` [tokens, width] and `text_mask` [tokens]."""
+    """A `ShardEncoder`: of every caption its hidden states [tokens, width] and mask [tokens]."""
 
-    def __init__(self, model: TextModel, info: EncoderInfo, device: str = "cpu") -> None:
+    def __init__(self, model: TextModel, columns: Mapping[str, ColumnInfo], device: str = "cpu") -> None:
         import transformers
 
         if look_up(Path(model.folder), model.tokens) != model:
             raise ConfigError(f"--arrays text: {model.folder} has changed since the work began")
-        self.info = info
+        self.columns = columns
         self._model, self._device = model, device
         cls: Any = getattr(transformers, _CLASSES[model.kind])
         self._network = (
@@ -138,7 +142,7 @@ class TextEncoder:
     def encode(
         self, image_NHWC: NDArray[np.uint8], captions: Sequence[str | None]
     ) -> Mapping[str, NDArray[Any]]:
-        """The arrays that `info` names; images are not looked at, no caption counts as an empty one."""
+        """The arrays of `columns`; images are not looked at, no caption counts as an empty one."""
         told = self._tokenizer(
             [caption or "" for caption in captions],
             padding="max_length",
@@ -149,4 +153,5 @@ class TextEncoder:
         mask_NT = told["attention_mask"].to(self._device)
         out = self._network(input_ids=told["input_ids"].to(self._device), attention_mask=mask_NT)
         hidden_NTD = out.last_hidden_state.float() * mask_NT[..., None]
-        return {EMBEDDING: hidden_NTD.cpu().numpy(), MASK: mask_NT.long().cpu().numpy()}
+        embedding, mask = self.columns
+        return {embedding: hidden_NTD.cpu().numpy(), mask: mask_NT.long().cpu().numpy()}

@@ -1,6 +1,6 @@
 """What follows `--` in `sfumato submit`: a command on a recipe, read and checked on this machine.
 
-Nothing of the recipe runs here: a family that it names by import path is imported only with `--trust`, since
+Nothing of the recipe runs here: a family or component that it names by import path is imported only with `--trust`, since
 that runs the module, here and on the cluster.
 """
 
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import recipe as recipes
-from sfumato.core.first_stage import FirstStageConfig
+from sfumato.core.finding import built_in_only, paths_in
+from sfumato.core.pretrained import Reference, references
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.tracking.redact import clean_uri, is_secret
@@ -31,8 +32,8 @@ class Command:
     overrides: tuple[str, ...]
     flags: tuple[str, ...]
     recipe: Recipe
-    family_module: str | None
-    """The module of a family that the recipe names by import path."""
+    modules: tuple[str, ...]
+    """The modules of families and components that the recipe names by import path."""
 
     def __str__(self) -> str:
         return " ".join([self.name, str(self.recipe_file), *self.overrides, *self.flags])
@@ -66,15 +67,17 @@ def parse(words: Sequence[str], *, trust: bool) -> Command:
             f"{file} is a pipeline, and recipes are what is submitted: submit its stages one by one, "
             "or run the pipeline on the cluster's head"
         )
-    module = _family_module(content)
-    if module is not None and not trust:
+    own = _own(content)
+    if own and not trust:
+        path, module = next(iter(own.items()))
         raise ConfigError(
-            f"{file}: model.family={content['model']['family']!r} runs the module {module}, here and on the "
-            "cluster: read it, then submit with --trust"
+            f"{file}: {path!r} runs the module {module}, here and on the cluster: read it, then submit with "
+            "--trust"
         )
-    recipe = recipes.parse(content)
-    recipe.check()
-    return Command(name, file, overrides, flags, recipe, module)
+    with built_in_only(not trust):
+        recipe = recipes.parse(content)
+        recipe.check()
+    return Command(name, file, overrides, flags, recipe, tuple(dict.fromkeys(own.values())))
 
 
 def relative_places(recipe: Recipe) -> list[str]:
@@ -82,14 +85,15 @@ def relative_places(recipe: Recipe) -> list[str]:
     data = recipe.data
     places = {"storage": recipe.storage, "data.path": data.path, "train.checkpoint.uri": _uri(recipe)}
     places |= {f"data.mix.{index}.path": other.path for index, other in enumerate(data.mix)}
-    stage = getattr(recipe.model, "first_stage", None)
-    if isinstance(stage, FirstStageConfig) and "/" in stage.run:
-        places["model.first_stage.run"] = stage.run
+    for field, reference in references(recipe.model, "model", Reference):
+        kind, place = reference.source
+        if kind != "run" or "/" in place:
+            places[f"{field}.{kind}"] = place
     source = getattr(data.source, "path", None)
     if source is not None:
         places["data.source.path"] = str(source)
     found = [f"{field}={place}" for field, place in places.items() if place and _is_relative(place)]
-    if recipe.tracking.uri is None:
+    if recipe.tracking.enabled and recipe.tracking.uri is None:
         found.append("tracking.uri=null (a store in the project's folder)")
     return found
 
@@ -118,11 +122,10 @@ def _is_relative(place: str) -> bool:
     return "://" not in place and not Path(place).is_absolute()
 
 
-def _family_module(content: Mapping[str, Any]) -> str | None:
-    model = content.get("model")
-    family = model.get("family") if isinstance(model, Mapping) else None
-    module, colon, _ = family.partition(":") if isinstance(family, str) else ("", "", "")
-    return module if colon else None
+def _own(content: Mapping[str, Any]) -> dict[str, str]:
+    """The import paths that a recipe names components by, each with its module."""
+    sections = [content.get(name) for name in ("model", "parallel", "evaluate")]
+    return {path: path.partition(":")[0] for path in paths_in(sections)}
 
 
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Follows a job: its output as it comes, until it ends, the user has seen enough, or contact is lost."""
+"""Follows a job's output until the job ends, the user stops watching, or contact is lost."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Output:
 
 
 def follow(cluster: Cluster, name: str, show: Callable[[str], None]) -> Job:
-    """Everything that the job says, until it is over; the job as it ended.
+    """Show the job's output until it ends; returns the finished job.
 
     A connection that breaks is made again, and nothing is shown twice. Raises SfumatoError when contact is
     lost for longer than a minute, or the cluster no longer knows the job; KeyboardInterrupt on ctrl-C.
@@ -98,15 +98,15 @@ async def _state(cluster: Cluster, name: str) -> Job:
         except ConfigError as error:
             if time.monotonic() > end:
                 raise SfumatoError(
-                    f"contact with {cluster.address} is lost ({error}); the job may be going on: "
+                    f"contact with {cluster.address} is lost ({error}); the job may still be running: "
                     f"{attach_command(cluster.address, name)}"
                 ) from error
             await asyncio.sleep(_PAUSE_S)
             continue
         if not found:
             raise SfumatoError(
-                f"{cluster.address} no longer knows job {name}: its head was started anew. Submit the same "
-                "command again; the run goes on from its last checkpoint"
+                f"{cluster.address} no longer knows job {name}: its head was restarted. Submit the same "
+                "command again; the run resumes from its last checkpoint"
             )
         return found[0]
 
@@ -116,11 +116,11 @@ def attach_command(address: str, name: str) -> str:
 
 
 def ended(job: Job) -> tuple[int, str]:
-    """The exit status of a job that is over, and a line that says how it ended."""
+    """The exit status of a finished job, and a line that says how it ended."""
     if job.status == "SUCCEEDED":
         return 0, f"job {job.name} is done"
     if job.status == "STOPPED":
-        return 1, f"job {job.name} was stopped; the same command goes on from its last checkpoint"
+        return 1, f"job {job.name} was stopped; the same command resumes from its last checkpoint"
     if job.exit_code:
         return (
             job.exit_code if 0 < job.exit_code < 128 else 1,

@@ -19,7 +19,7 @@ LARGEST_DATA_POD = 8
 
 @dataclass(frozen=True)
 class Group:
-    """Equal pods; `cpus`, `gpus` and `custom` are what Ray is told that each has."""
+    """Equal pods; `cpus`, `gpus` and `custom` are what each declares to Ray."""
 
     name: str
     replicas: int

@@ -1,4 +1,4 @@
-"""The user's own code that a family needs: its module, and what that imports from the project's folder.
+"""The user's own code that a recipe needs: its module, and what that imports from the project's folder.
 
 Imports are read from the source, not run. Modules that are installed are none of our business: the cluster's
 environment has to have them.
@@ -44,7 +44,7 @@ def _files_of(name: str, root: Path, ignored: Ignored) -> list[Path]:
         return []
     if ignored(place):
         raise ConfigError(
-            f"the family needs {place.relative_to(root)}, which .gitignore or .sfumatoignore excludes from "
+            f"the recipe needs {place.relative_to(root)}, which .gitignore or .sfumatoignore excludes from "
             f"being sent: add a line `!{place.relative_to(root)}` to .sfumatoignore"
         )
     if place == file:

@@ -52,7 +52,7 @@ def documents(
     """The ConfigMap with the package and the RayJob that runs it. Raises ConfigError."""
     if command.fresh:
         raise ConfigError(
-            "--fresh with --kubernetes: a job that is started again would begin anew each time; give the "
+            "--fresh with --kubernetes: a job that restarts would begin from scratch each time; give the "
             "recipe another name or seed instead"
         )
     if not _NAME.fullmatch(name):

@@ -31,7 +31,7 @@ def settings_of(
     if not name or not tag or tag == "latest":
         raise ConfigError(
             f"--image {pods.image!r}: expected an image with a version (registry/sfumato-gpu:0.1.0), as a "
-            "tag that moves would change a run that goes on"
+            "moving tag would change a run when it resumes"
         )
     secrets: dict[str, tuple[str, str]] = {}
     for given in options.secrets:

@@ -88,8 +88,8 @@ def files_of(command: Command, placed: Order, *, root: Path) -> dict[str, bytes]
     """The package without Sfumato itself, by path. `root` is the project's folder."""
     files = {ORDER: placed.to_json().encode()}
     files |= {f"recipe/{name}": text.encode() for name, text in recipe_files(command).items()}
-    if command.family_module is not None:
-        for path in local_code.sources(command.family_module, root):
+    for module in command.modules:
+        for path in local_code.sources(module, root):
             files[path.relative_to(root.resolve()).as_posix()] = path.read_bytes()
     return files
 

@@ -1,4 +1,4 @@
-"""On the cluster: makes a submitted job the command that it stands for.
+"""On the cluster: turns a submitted job into the command it stands for.
 
 It runs where the package lies, looks at what only the cluster can tell (versions, environment variables),
 and goes to the project's folder, so that places in the recipe mean what they mean at home.

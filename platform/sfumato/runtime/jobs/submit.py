@@ -132,7 +132,7 @@ def choose_name(wanted: str | None, run: str, jobs: Sequence[Job], address: str)
         if job.run == run and not job.over:
             raise ConfigError(
                 f"job {job.name!r} at {address} is working on this run already: follow it with sfumato jobs "
-                f"attach {job.name} (a --name of its own submits it all the same)"
+                f"attach {job.name} (give it another --name to submit it anyway)"
             )
     number = 1
     while f"{run}-{number}" in taken:

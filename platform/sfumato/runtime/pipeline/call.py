@@ -58,11 +58,11 @@ class Call:
         for name in self._pipeline.order:
             if cause := self._failed_before(name):
                 self.result.blocked[name] = cause
-                self._display.failed(name, f"not run, for {cause} failed")
+                self._display.failed(name, f"not run, because {cause} failed")
         return self.result
 
     def _examine(self) -> None:
-        """Look at every stage whose needs have become finished: done before, or to be run."""
+        """Examine every stage whose dependencies are now finished: finished earlier, or about to run."""
         outputs = self.result.outputs
         for name in self._pipeline.order:
             known = name in self._steps or name in self.result.failed
@@ -145,7 +145,7 @@ class Call:
         self.result.failed[name] = message
 
     def _failed_before(self, name: str) -> str | None:
-        """The failed stage for which this one was not run."""
+        """The failed stage because of which this one was not run."""
         if name in self.result.failed or name in self.result.outputs:
             return None
         return next(
@@ -161,7 +161,7 @@ class Call:
 
     @contextlib.contextmanager
     def _cancelled_if_interrupted(self) -> Iterator[None]:
-        """Ctrl-C reaches the stages, which then end in order: their runs are closed, their files whole."""
+        """Ctrl-C reaches the stages, which shut down cleanly: runs are closed and files complete."""
         try:
             yield
         except BaseException:

@@ -19,7 +19,7 @@ _TEXT = re.compile(r"\s*([A-Za-z_][\w.\-/]*)\s*(<=|>=|<|>)\s*(\S+)\s*", re.ASCII
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A metric and what it is held against."""
+    """A metric and its bound."""
 
     metric: str
     sign: str
@@ -38,7 +38,7 @@ class Condition:
         return cls(found[1], found[2], bound)
 
     def failure(self, metrics: Mapping[str, float]) -> str | None:
-        """What is wrong with these figures; None where the condition holds. A NaN never meets it."""
+        """What is wrong with these figures; None where the condition holds. NaN never satisfies it."""
         value = metrics[self.metric]
         if _OPERATORS[self.sign](value, self.bound):
             return None

@@ -1,7 +1,7 @@
-"""Runs a pipeline: what is done is skipped, what is not runs on a cluster, joined or opened for it.
+"""Runs a pipeline: skips finished stages and runs the others on a cluster, joined or opened for it.
 
-Everything that is finished is on record before another stage starts, so the next call continues one that was
-interrupted, at whatever moment.
+Finished stages are recorded before another one starts, so the next call resumes after an interruption at any
+moment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sfumato.runtime.runs.display import Display
 
 
 def run(pipeline: Pipeline, display: Display, *, first: str | None = None) -> Result:
-    """Bring all stages to their end; from `first` on even those that are done.
+    """Run all stages to completion; rerun `first` and everything that depends on it.
 
     Raises ConfigError for wrong inputs before anything is started. Failed stages are in the result.
     """

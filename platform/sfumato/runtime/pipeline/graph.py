@@ -1,4 +1,4 @@
-"""The order of a pipeline's stages: who needs whom. Pure: names and sets, no files and no Ray."""
+"""The order of a pipeline's stages by their dependencies. Pure: names and sets, no files and no Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Needs = Mapping[str, frozenset[str]]
 def ordered(needs: Needs) -> list[str]:
     """The stages, each after those that it needs, else in the order in which they were given.
 
-    Raises ConfigError, in one line, for a stage that is not there or a circle.
+    Raises ConfigError, in one line, for an unknown stage or a cycle.
     """
     for name, wanted in needs.items():
         for other in sorted(wanted):
@@ -25,7 +25,7 @@ def ordered(needs: Needs) -> list[str]:
         TopologicalSorter(needs).prepare()
     except CycleError as error:
         circle = " -> ".join(reversed(error.args[1]))
-        raise ConfigError(f"stages: the stages need one another in a circle: {circle}") from None
+        raise ConfigError(f"stages: the stages depend on one another in a cycle: {circle}") from None
     result: list[str] = []
     while len(result) < len(needs):
         placed = set(result)
@@ -43,7 +43,7 @@ def after(needs: Needs, first: Iterable[str]) -> set[str]:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """How an error goes on after a wrong name: the nearest, or all there are."""
+    """The end of an error about a wrong name: the nearest name, or all of them."""
     names = list(known)
     close = difflib.get_close_matches(word, names, 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"

@@ -21,7 +21,7 @@ FILE = "pipeline.yaml"
 
 
 class Parent:
-    """One call's hold of the parent run. A call that goes on with an interrupted one goes on with its run."""
+    """One call's handle of the parent run. A call that resumes an interrupted one resumes its run."""
 
     def __init__(self, tracker: Tracker, records: Records) -> None:
         self._tracker = tracker
@@ -47,7 +47,7 @@ class Parent:
         return self._tracker.run_id
 
     def done(self, stage: str, outputs: Outputs, seconds: float | None) -> None:
-        """A stage is finished; `seconds` is None for one that was so before."""
+        """Record a finished stage; `seconds` is None if an earlier call finished it."""
         run = outputs.get("mlflow_run_id")
         self._tracker.tags(
             {f"sfumato.stage.{stage}": run or "", f"sfumato.digest.{stage}": outputs["digest"]}
@@ -58,7 +58,7 @@ class Parent:
         self._tracker.metrics(figures, step=int(time.time() - self._tracker.handle.started))
 
     def complete(self) -> None:
-        """All stages are done: another call that has something to do gets a run of its own."""
+        """All stages are finished: a later call that has work to do gets a new run."""
         self._status = "FINISHED"
         self._records.set_parent(self.run_id, complete=True)
 

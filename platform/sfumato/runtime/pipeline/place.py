@@ -1,4 +1,4 @@
-"""Where a pipeline works: the folders that its paths are relative to, and what all its recipes get."""
+"""Where a pipeline works: the folders its paths are relative to, and the settings all its recipes share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import recipe as recipes
+from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.tracking.config import TrackingSettings
 
@@ -25,17 +26,22 @@ class Place:
     tracking: TrackingSettings | None = None
 
     def path(self, text: str) -> str:
-        """A path of data or of a run, absolute; a URI as it is."""
+        """The absolute path of data or of a run; URIs are returned unchanged."""
         return text if "://" in text else str((self.root / text).resolve())
 
     def recipe(self, file: Path, changes: Mapping[str, Any]) -> Recipe:
-        """The recipe with a stage's changes, and with what the pipeline sets for all. Raises ConfigError."""
+        """The recipe with a stage's changes and the pipeline's shared settings. Raises ConfigError."""
         content = recipes.read(file, [*overrides(changes)])
         if self.storage is not None:
             content["storage"] = self.storage
         if self.tracking is not None:
             content["tracking"] = self.tracking.model_dump(mode="json")
-        return recipes.parse(content)
+        recipe = recipes.parse(content)
+        if not recipe.tracking.enabled:
+            raise ConfigError(
+                "tracking.enabled: false, but a pipeline records its stages in MLflow: leave it out"
+            )
+        return recipe
 
 
 def overrides(changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What of a pipeline is done, what would run, and why."""
+"""Which stages of a pipeline are finished, which would run, and why."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _LONGEST = 30
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A stage as it stands: done, to run, or waiting for others to know."""
+    """A stage's status: finished, to be run, or undecided until others finish."""
 
     name: str
     kind: str
     state: Literal["done", "run", "wait"]
     why: str
     record: Record | None = None
-    """Of a stage that is done."""
+    """The outputs of a finished stage."""
     settings: StageSettings | None = None
-    """With its references filled in, where what they refer to is there."""
+    """The stage with its references resolved, once their values exist."""
     inputs: dict[str, Any] | None = None
-    """What its key is a digest of, where that is known."""
+    """What its key is computed from, once that is known."""
 
 
 def again_from(pipeline: Pipeline, first: str | None) -> frozenset[str]:
@@ -43,12 +43,12 @@ def again_from(pipeline: Pipeline, first: str | None) -> frozenset[str]:
 
 
 def preview(pipeline: Pipeline, *, first: str | None = None) -> list[Step]:
-    """The plan of a call that nobody made."""
+    """The plan, without running anything."""
     return plan(pipeline, Records(pipeline.state), again_from(pipeline, first))
 
 
 def plan(pipeline: Pipeline, records: Records, again: frozenset[str] = frozenset()) -> list[Step]:
-    """All stages in order; those in `again` as if they had been ordered anew. Changes nothing.
+    """All stages in order, treating those in `again` as if a rerun had been requested. Changes nothing.
 
     Raises SfumatoError, naming the stage, for one whose inputs are wrong.
     """
@@ -79,7 +79,7 @@ def examine(
     *,
     ordered: bool = False,
 ) -> Step:
-    """A stage all of whose needs are finished, with their outputs."""
+    """Decide about a stage whose dependencies are all finished, given their outputs."""
     settings = pipeline.stage(name, outputs)
     inputs = inputs_of(pipeline, name, settings, outputs)
     latest = records.latest(name)
@@ -87,9 +87,9 @@ def examine(
     if ordered or records.again(name):
         why = "asked for by --from"
     elif found is not None and settings.in_place(found.outputs, pipeline.place):
-        return Step(name, settings.kind, "done", "its inputs are as before", found, settings, inputs)
+        return Step(name, settings.kind, "done", "its inputs are unchanged", found, settings, inputs)
     elif found is not None:
-        why = "what it made is gone, or was changed"
+        why = "its output is missing or was changed"
     elif latest is None:
         why = "not done yet"
     elif inputs is None:
@@ -102,7 +102,7 @@ def examine(
 def inputs_of(
     pipeline: Pipeline, name: str, settings: StageSettings, outputs: Mapping[str, Outputs]
 ) -> dict[str, Any] | None:
-    """All that a stage's outputs depend on; None where it cannot be known before it ran."""
+    """Everything a stage's outputs depend on; None if that is unknown before its dependencies ran."""
     identity = settings.identity(pipeline.place)
     if identity is None:
         return None
@@ -112,7 +112,7 @@ def inputs_of(
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between the inputs of then and of now, for people: fields by dotted name, old and new."""
+    """Differences between the earlier and the current inputs, readable: dotted fields, old and new values."""
     before, after = dict(_flat(old)), dict(_flat(new))
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     lines = [_difference(key, before.get(key), after.get(key)) for key in changed[:_MOST_NAMED]]
@@ -122,7 +122,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _difference(key: str, old: Any, new: Any) -> str:
     if key.startswith("needs."):
-        return f"{key.removeprefix('needs.')} made something else"
+        return f"{key.removeprefix('needs.')} produced another output"
     key = key.removeprefix("recipe.")
     if any(len(str(value)) > _LONGEST for value in (old, new)):  # a digest, most likely
         return f"{key} changed"
@@ -144,7 +144,7 @@ def _waiting(pipeline: Pipeline, records: Records, name: str, missing: list[str]
         return Step(name, kind, "wait", f"{after}: asked for by --from")
     if records.latest(name) is None:
         return Step(name, kind, "wait", f"{after}: not done yet")
-    return Step(name, kind, "wait", f"{after}: runs if they make something else than before")
+    return Step(name, kind, "wait", f"{after}: runs if they produce another output than before")
 
 
 def _named(name: str, line: str) -> str:

@@ -2,7 +2,7 @@
 
 runs/pipelines/digits-latent/
   stages/first_stage/3f2a91c4d0e1b2a3.json    a finished stage, by the digest of its inputs
-  again/diffusion.json                        a stage that is to be done anew (`--from`)
+  again/diffusion.json                        a stage whose rerun was requested (`--from`)
   pipeline.json                               the parent run in MLflow
   lock  logs/  tracking/
 """
@@ -39,14 +39,14 @@ class Record:
 
 
 class Records:
-    """The state folder. Writing is atomic, so a call that is killed leaves a stage done or not done."""
+    """The state folder. Writing is atomic: after a kill, a stage is either finished or not."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files = RunFolder(folder)
 
     def find(self, stage: str, key: str) -> Record | None:
-        """What the stage made of these inputs."""
+        """The stage's outputs for these inputs."""
         content = self._files.read_json(self._name(stage, key))
         return None if content is None else Record(**content)
 
@@ -58,12 +58,12 @@ class Records:
         return Record(**max(found, key=lambda record: record["finished"])) if found else None
 
     def finish(self, stage: str, record: Record) -> None:
-        """The stage is done; an order to do it anew is carried out."""
+        """Record a finished stage and drop any request to rerun it."""
         self._files.write_json(self._name(stage, record.key), asdict(record))
         (self.folder / "again" / f"{stage}.json").unlink(missing_ok=True)
 
     def order_again(self, stages: Iterable[str]) -> None:
-        """Let stages run anew, in this call or, if it is interrupted, in a later one."""
+        """Request that stages rerun, in this call or, if it is interrupted, in a later one."""
         for stage in stages:
             self._files.write_json(f"again/{stage}.json", {"ordered": time.time()})
 
@@ -71,7 +71,7 @@ class Records:
         return (self.folder / "again" / f"{stage}.json").is_file()
 
     def begun(self, stage: str) -> Path | None:
-        """The run that an interrupted call had begun anew for the stage."""
+        """The fresh run that an interrupted call had started for the stage."""
         run = (self._files.read_json(f"again/{stage}.json") or {}).get("run")
         return Path(run) if run and Path(run, "run.json").is_file() else None
 
@@ -81,7 +81,7 @@ class Records:
 
     @property
     def parent(self) -> str | None:
-        """The parent run of the call that was last at work, unless all was finished then."""
+        """The parent run of the last call, unless that call finished everything."""
         content = self._files.read_json("pipeline.json") or {}
         return None if content.get("complete") else content.get("mlflow_run_id")
 
@@ -90,7 +90,7 @@ class Records:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One call at a time. Raises ConfigError where another one is at work."""
+        """Allows one call at a time. Raises ConfigError if another one is running."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a+") as file:
             try:

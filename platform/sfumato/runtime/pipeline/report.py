@@ -1,4 +1,4 @@
-"""What `sfumato run PIPELINE` prints: its plan, or what came of it."""
+"""What `sfumato run PIPELINE` prints: its plan, or its results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sfumato.runtime.pipeline.settings import Pipeline
 
 
 def show_plan(pipeline: Pipeline, steps: list[Step], *, as_json: bool) -> None:
-    """A row a stage: whether it is done, and why it would run."""
+    """One row per stage: whether it is finished, and why it would run."""
     if as_json:
         stages = {step.name: {"kind": step.kind, "state": step.state, "why": step.why} for step in steps}
         print(json.dumps({"pipeline": pipeline.settings.name, "stages": stages}))
@@ -27,7 +27,7 @@ def show_plan(pipeline: Pipeline, steps: list[Step], *, as_json: bool) -> None:
 
 
 def show(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
-    """A row a stage: what came of it. Raises SfumatoError, naming them, where stages failed."""
+    """One row per stage with its result. Raises SfumatoError naming the stages that failed."""
     if as_json:
         print(json.dumps(_as_data(pipeline, result)))
     else:
@@ -38,7 +38,7 @@ def show(pipeline: Pipeline, result: Result, *, as_json: bool) -> None:
         Console(markup=False).print(table)
     if result.failed:
         lines = [f"stage {name} failed: {reason.splitlines()[0]}" for name, reason in result.failed.items()]
-        raise SfumatoError("\n".join([*lines, "the same command goes on from here, once that is mended"]))
+        raise SfumatoError("\n".join([*lines, "fix this and run the same command again to resume"]))
 
 
 def _as_data(pipeline: Pipeline, result: Result) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _state(result: Result, name: str) -> str:
 
 
 def _about(outputs: dict[str, Any]) -> str:
-    """The few words on what a stage made that are worth a row."""
+    """A short description of a stage's output."""
     parts = []
     if "samples" in outputs and "data" in outputs:
         parts.append(f"{outputs['samples']:,} samples in {outputs['data']}")

@@ -1,4 +1,4 @@
-"""What came of a call that ran a pipeline."""
+"""The result of running a pipeline."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Result:
     """What a call did."""
 
     outputs: dict[str, Outputs] = field(default_factory=dict)
-    """Of every stage that is done."""
+    """Outputs of every finished stage."""
     ran: dict[str, float] = field(default_factory=dict)
-    """Seconds of the stages that this call ran to their end."""
+    """Durations of the stages that this call completed."""
     failed: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
-    """Stages that were not run, and the failed stage because of which."""
+    """Stages that were not run, each with the failed stage that prevented it."""
     parent: str | None = None
-    """The pipeline's run in MLflow, where anything was run."""
+    """The pipeline's run in MLflow, if anything ran."""

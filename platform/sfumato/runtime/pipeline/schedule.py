@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a stage takes while it runs: logical CPUs, GPUs, and the run that it alone may write."""
+    """What a stage needs while it runs: logical CPUs, GPUs, and the run that it alone may write to."""
 
     cpus: float = 0.0
     gpus: float = 0.0

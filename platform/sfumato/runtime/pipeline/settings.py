@@ -1,4 +1,4 @@
-"""The pipeline file: named stages, what each needs, and what they share. Everything wrong is said at once."""
+"""The pipeline file: named stages, what each needs, and what they share. All errors are reported at once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from sfumato.core.config import Config
+from sfumato.core.validation import explain
 from sfumato.errors import ConfigError, SfumatoError
-from sfumato.recipe import explain
 from sfumato.runtime.pipeline import graph, references
 from sfumato.runtime.pipeline.kinds import KINDS
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings
@@ -45,7 +45,7 @@ class PipelineSettings(Config):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline whose stages are well formed and whose references lead somewhere."""
+    """A pipeline whose stages are well formed and whose references exist."""
 
     settings: PipelineSettings
     place: Place
@@ -53,7 +53,7 @@ class Pipeline:
 
     @cached_property
     def needs(self) -> dict[str, frozenset[str]]:
-        """The stages that each needs: those that it names, and those that it refers to."""
+        """Each stage's dependencies: those it names and those it refers to."""
         return {
             name: frozenset(content.get("needs", ())) | {stage for stage, _ in references.find(content)}
             for name, content in self.settings.stages.items()
@@ -88,7 +88,7 @@ class Pipeline:
             raise ConfigError(*explain(error, self.kinds[name], ("stages", name))) from None
 
     def check(self) -> None:
-        """Raises ConfigError with all that is wrong and can be told before anything ran."""
+        """Raises ConfigError with every error that can be found before anything runs."""
         lines: list[str] = []
         for name in self.order:
             try:
@@ -125,6 +125,10 @@ def load(path: Path, overrides: Sequence[str], *, root: Path) -> Pipeline:
         settings = PipelineSettings.model_validate(content)
     except ValidationError as error:
         raise ConfigError(*explain(error, PipelineSettings)) from None
+    if settings.tracking is not None and not settings.tracking.enabled:
+        raise ConfigError(
+            "tracking.enabled: false, but a pipeline records its stages in MLflow: leave it out"
+        )
     place = Place(root.resolve(), path.resolve().parent, settings.storage, settings.tracking)
     pipeline = Pipeline(settings, place, _kinds(settings))
     problems = (_name_problems(settings), _reference_problems(pipeline), _evaluation_problems(settings))

@@ -24,7 +24,7 @@ from sfumato.tracking.run import Tracker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a stage's process is told: plain data that travels."""
+    """What a stage's process receives: plain, serialisable data."""
 
     name: str
     pipeline: str
@@ -43,7 +43,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a stage failed, for people."""
+    """Why a stage failed, in readable form."""
 
     message: str
 
@@ -70,7 +70,7 @@ def _work(order: Order, relay: Any) -> Outputs | Failure:
 
 
 def _tracked(order: Order, display: RelayDisplay) -> Outputs:
-    """A stage on a run of a recipe marks that run; any other gets a small run of its own."""
+    """A stage that works on a recipe's run tags that run; any other gets a small run of its own."""
     tags = {"sfumato.pipeline": order.pipeline, "sfumato.stage": order.name}
     parent = {"mlflow.parentRunId": order.parent}
     work = Work(

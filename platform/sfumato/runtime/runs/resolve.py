@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfumato import recipe as recipes
+from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
-from sfumato.parallel.single import Single
+from sfumato.parallel.strategies.single import Single
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.training.ema_snapshots import averages_of
 from sfumato.sampling.model_folder import CARD, save_model_folder
@@ -117,15 +118,16 @@ def _from_checkpoint(path: Path, folder: RunFolder, scratch: Path) -> Path:
     store = LocalStore(path.resolve().parent)
     saved = checkpoints.read_manifest(store, path.name)
     manifest = Manifest.load(recipe.data.path)
-    family, strategy = recipe.model.build(manifest.spec), Single(Placement())
-    install(family, strategy, recipe.seed, averages=averages_of(recipe, family))
+    spec = spec_of(recipe.data, manifest)
+    family, strategy = recipe.model.build(spec), Single(Placement())
+    install(family, strategy, recipe.seed, averages=averages_of(recipe, family), initial=False)
     stored = checkpoints.load(store, saved, scratch)
     strategy.load(stored)
     model = scratch / "model"
     save_model_folder(
         model,
         recipe.model,
-        manifest.spec,
+        spec,
         strategy.weights(family.samplers),
         name=recipe.name,
         progress=replace(

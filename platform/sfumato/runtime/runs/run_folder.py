@@ -1,7 +1,7 @@
 """The folder of a run: everything that it wrote, under a name that says what it computes.
 
-A run is identified by its recipe's digest and its data's digest, so the same recipe on the same data goes
-on where it stopped, and a changed one becomes another run by itself.
+A run is identified by its recipe's digest and its data's digest, so the same recipe on the same data resumes
+where it stopped, and a changed one becomes another run by itself. Runs of earlier versions: `earlier.py`.
 
     runs/digits-ddpm-3f2a91c4/
       recipe.yaml  run.json  stages/  checkpoints/  previews/  snapshots/  best/  model/  evaluation/
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from sfumato.recipe import Recipe  # imports PyTorch
 
 
+RECORD = ("mlflow_run_id", "mlflow_experiment_id", "mlflow_started")
+"""What run.json says of the run in MLflow."""
+
+
 class RunFolder:
     """Paths and small state files of a run. Writing is atomic: a file is whole or as it was."""
 
@@ -45,8 +49,7 @@ class RunFolder:
         With `fresh`, one that no earlier run has used; `taken` says of a folder that is not on this disk
         whether a run has left something elsewhere, such as checkpoints in object storage.
         """
-        identity = hashlib.sha256(f"{recipe.digest()}:{data_digest}".encode()).hexdigest()[:8]
-        first = Path(recipe.storage) / f"{recipe.name}-{identity}"
+        first = Path(recipe.storage) / run_id(recipe.name, recipe.digest(), data_digest)
         numbers = [  # of up to three digits: a copy that somebody has dated is no run
             int(path.name.removeprefix(f"{first.name}-"))
             for path in first.parent.glob(f"{glob.escape(first.name)}-*")
@@ -75,9 +78,9 @@ class RunFolder:
         if not (keep_recipe and (self.path / "recipe.yaml").is_file()):
             self.write_text("recipe.yaml", recipe.to_yaml())
         if known is None:
+            digests = {"recipe_digest": recipe.digest(), "data_digest": data_digest}
             self.write_json(
-                "run.json",
-                {"name": recipe.name, "recipe_digest": recipe.digest(), "data_digest": data_digest},
+                "run.json", {"name": recipe.name, **digests, "schema": recipe.identity()["schema"]}
             )
 
     @property
@@ -122,6 +125,11 @@ class RunFolder:
     def update_json(self, name: str, **values: Any) -> None:
         self.write_json(name, {**(self.read_json(name) or {}), **values})
 
+    def forget_record(self) -> None:
+        """Let the next call record the run anew in MLflow."""
+        known = self.read_json("run.json") or {}
+        self.write_json("run.json", {key: value for key, value in known.items() if key not in RECORD})
+
     def stage_result(self, stage: str, key: str) -> dict[str, Any] | None:
         """What a finished stage returned, if it was finished with the same inputs (`key`)."""
         record = self.read_json(f"stages/{stage}.json")
@@ -148,6 +156,16 @@ class RunFolder:
             return (self.path / "attempt").read_text() == token
         except OSError:
             return False
+
+
+def run_id(name: str, recipe_digest: str, data_digest: str) -> str:
+    """The name of the first folder of a recipe's run on this data."""
+    return f"{name}-{hashlib.sha256(f'{recipe_digest}:{data_digest}'.encode()).hexdigest()[:8]}"
+
+
+def stage_key(*parts: str) -> str:
+    """The key of a stage that these are the inputs of."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def snapshot_folder(folder: RunFolder, images: int) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.order import pools
 from sfumato.data.packing import pack as packing
@@ -15,10 +16,10 @@ from sfumato.data.storage.filesystems import above, below
 from sfumato.errors import ConfigError, DataError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.runs import first_stage, sizes
+from sfumato.runtime.runs import earlier, first_stage, pretrained, sizes
 from sfumato.runtime.runs.child import Child
 from sfumato.runtime.runs.display import Display
-from sfumato.runtime.runs.run_folder import RunFolder
+from sfumato.runtime.runs.run_folder import RECORD, RunFolder
 from sfumato.tracking.run import Tracker
 from sfumato.tracking.start import DatasetInfo
 from sfumato.training.store import open_store
@@ -47,20 +48,23 @@ def open_session(
     at: Path | None = None,
     child: Child | None = None,
     keep_recipe: bool = False,
+    new_record: bool = False,
 ) -> Iterator[Session]:
     """Data packed and verified, recipe checked against it, the run's folder made and its MLflow run open.
 
-    `at` is the folder of a run to go on with; without it the recipe and its data say which one it is. A
-    `child` has a place of its own. `keep_recipe`: see `RunFolder.create`.
+    `at` is the folder of a run to resume; without it the recipe and its data say which one it is. A
+    `child` has a place of its own. `keep_recipe`: see `RunFolder.create`. `new_record` records the run anew
+    in MLflow, where its record may be gone.
     Raises ConfigError with everything that makes the run impossible, before any expensive work.
     """
     recipe, manifest = prepared(recipe, display, root=root)
     content = pools.content_digest(recipe.data, manifest)
     given = child.folder if child else RunFolder(at) if at else None
-    folder = given or RunFolder.of(
-        recipe, content, fresh=fresh, taken=lambda folder: _has_checkpoints(recipe, folder)
-    )
+    folder = given or _folder_of(recipe, content, fresh=fresh)
+    earlier.take_over(folder, recipe, manifest.digest)
     folder.create(recipe, content, keep_recipe=keep_recipe)
+    if new_record:
+        folder.forget_record()
     for warning in ray_cluster.warnings(recipe.parallel):
         display.note(warning)
     with _tracked(recipe, manifest, folder, root, child) as tracker:
@@ -73,9 +77,9 @@ def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, M
     Raises ConfigError with everything that makes the run impossible.
     """
     recipe.check()
-    recipe = first_stage.resolved(absolute(recipe, root), root)
+    recipe = pretrained.resolved(absolute(recipe, root), root)
     manifest = packed(recipe, display)
-    recipe.check(manifest.spec, manifest.samples)
+    recipe.check(spec_of(recipe.data, manifest), manifest.samples)
     first_stage.check_data(recipe, manifest)
     sizes.check(recipe, manifest, pools.check(recipe.data, manifest))
     return recipe, manifest
@@ -130,14 +134,24 @@ def _tracked(
         recipe_yaml=(folder.path / "recipe.yaml").read_text(),
         parent=child.parent if child else None,
     )
-    folder.update_json(
-        "run.json",
-        mlflow_run_id=tracker.run_id,
-        mlflow_experiment_id=tracker.experiment_id,
-        mlflow_started=tracker.handle.started,
-    )
+    if recipe.tracking.enabled:
+        record = (tracker.run_id, tracker.experiment_id, tracker.handle.started)
+        folder.update_json("run.json", **dict(zip(RECORD, record, strict=True)))
     with tracker:
         yield tracker
+
+
+def _folder_of(recipe: Recipe, content: str, *, fresh: bool) -> RunFolder:
+    """The folder of the recipe's run, which an earlier version may have named."""
+    folder = RunFolder.of(recipe, content, fresh=fresh, taken=lambda folder: _has_checkpoints(recipe, folder))
+    if fresh or folder.path.exists() or _has_checkpoints(recipe, folder):
+        return folder
+    try:
+        return earlier.find(recipe, content) or folder
+    except OSError as error:
+        raise ConfigError(
+            f"train.checkpoint.uri: {recipe.train.checkpoint.uri} cannot be read: {error}"
+        ) from error
 
 
 def _has_checkpoints(recipe: Recipe, folder: RunFolder) -> bool:

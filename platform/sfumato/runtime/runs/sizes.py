@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sfumato.data.columns import carried, spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.pools import Pool
 from sfumato.errors import ConfigError
@@ -25,14 +26,15 @@ def check(recipe: Recipe, manifest: Manifest, pools: Sequence[Pool]) -> None:
             f"{model.family} takes one: pack with a size instead of buckets, or take family diffusion with "
             "network.kind=unet, on pixels"
         )
-    known = model.problems(manifest.spec)  # which `Recipe.check` tells
+    spec = spec_of(recipe.data, manifest)
+    known = model.problems(spec)  # which `Recipe.check` tells
     problems = [
         f"{problem} (of the images that are {width}x{height})"
         for height, width in found
-        for problem in model.problems(replace(manifest.spec, height=height, width=width))
+        for problem in model.problems(replace(spec, height=height, width=width))
         if problem not in known
     ]
-    if manifest.encoder is not None:
+    if any(info.encoder is not None for info in carried(recipe.data, manifest).values()):
         problems.append(
             f"data.path: {recipe.data.path} was encoded beforehand, which needs images of one size"
         )

@@ -1,4 +1,4 @@
-"""The part of a sweep that runs on Ray: the cluster, and Ray Tune with the trials that are left."""
+"""The part of a sweep that runs on Ray: the cluster, and Ray Tune with the remaining trials."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
@@ -33,7 +34,7 @@ _VARIABLES = {
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that is under way; `recipe` has absolute paths."""
+    """A running sweep; `recipe` has absolute paths."""
 
     plan: Plan
     recipe: Recipe
@@ -42,22 +43,23 @@ class Sweep:
     journal: Journal
 
     def problems(self, values: Mapping[str, Any]) -> list[str]:
-        """What makes a trial with these values impossible."""
-        return self.plan.problems(values, self.manifest.spec, self.manifest.samples)
+        """Why a trial with these values is impossible."""
+        spec = spec_of(self.recipe.data, self.manifest)
+        return self.plan.problems(values, spec, self.manifest.samples)
 
     def waiting(self) -> list[Trial]:
-        """Trials that are known and did not end."""
+        """Known trials that have not ended."""
         return [trial for trial in self.journal.in_order() if not trial.ended]
 
     def numbers(self) -> list[int]:
-        """Trials whose values the search has still to find."""
+        """Trials whose values the search has yet to choose."""
         if not self.settings.search.learns:
             return []
         return list(range(len(self.journal.trials), self.settings.trials or 0))
 
 
 def run(sweep: Sweep, display: Display) -> None:
-    """Run what is left of the sweep. Raises ConfigError where the metric turns out not to exist."""
+    """Run the remaining trials. Raises ConfigError where the metric turns out not to exist."""
     if not sweep.waiting() and not sweep.numbers():
         return
     os.environ.update({name: value for name, value in _VARIABLES.items() if name not in os.environ})
@@ -124,7 +126,7 @@ def _tune(sweep: Sweep, display: Display) -> list[str] | None:
         finally:
             progress.note_time()
     if stopper.reason and stopper.missing is None:
-        display.note(f"the sweep ends early: {stopper.reason}; --resume goes on when there is more")
+        display.note(f"the sweep ends early: {stopper.reason}; raise the budget and use --resume to continue")
     return stopper.missing
 
 

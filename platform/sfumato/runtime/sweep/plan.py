@@ -1,4 +1,4 @@
-"""What the processes of a sweep are told: the recipe, how trials are made from it, and where they lie."""
+"""What the processes of a sweep receive: the recipe, how trials derive from it, and where they are stored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Plan:
     parent: str
     """MLflow id of the sweep's run."""
     changes: dict[str, Any]
-    """Fields that every trial has otherwise than the recipe: how it is run, and when it is measured."""
+    """Fields in which every trial differs from the recipe: how it runs, and when it is measured."""
 
     @classmethod
     def load(cls, path: str) -> Plan:
@@ -51,7 +51,7 @@ class Plan:
             raise ConfigError(str(error)) from error
 
     def problems(self, values: Mapping[str, Any], spec: DataSpec | None, samples: int | None) -> list[str]:
-        """What makes a trial with these values impossible, one line each."""
+        """Why a trial with these values is impossible, one line each."""
         try:
             return self.recipe(0, values).problems(spec, samples)
         except ConfigError as error:
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def stop_file(self) -> Path:
-        """There where all trials are to end, with the reason: Tune does not wake one that waits."""
+        """Present once all trials should end, with the reason: Tune does not wake a waiting trial."""
         return Path(self.path) / "stop"
 
 
@@ -83,7 +83,7 @@ def sweep_folder(recipe: Recipe, content: Mapping[str, Any], root: Path) -> Path
 
 
 def changes_for(recipe: Recipe, tune: TuneSettings, cores: int) -> dict[str, Any]:
-    """The fields that every trial of a sweep has otherwise than its recipe."""
+    """The fields in which every trial of a sweep differs from its recipe."""
     changes: dict[str, Any] = {}
     if recipe.parallel.threads_per_worker is None:
         together = recipe.parallel.workers * tune.concurrency

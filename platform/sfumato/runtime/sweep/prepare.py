@@ -1,4 +1,4 @@
-"""A sweep before anything starts: its trials as far as they are known, and all that is wrong with it."""
+"""A sweep before anything starts: its trials as far as they are known, and everything wrong with it."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ def mode_of(tune: TuneSettings) -> str:
 
 
 def settings_problems(recipe: Recipe, tune: TuneSettings) -> list[str]:
-    """What of the settings does not go together, one line each."""
+    """Conflicts between settings, one line each."""
     found = fields.problems(tune.space) + spaces.problems(tune.space)
+    if not recipe.tracking.enabled:
+        found.append("tracking.enabled: false, but a sweep compares its trials in MLflow: leave it out")
     scheduler = tune.scheduler
     if isinstance(scheduler, NoScheduler):
         return found

@@ -1,4 +1,4 @@
-"""What a new scheduler has to know of the trials that ended in earlier calls of a sweep."""
+"""Replays the trials of earlier calls of a sweep to a new scheduler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sfumato.tuning.journal import Journal
 
 
 def into(scheduler: TrialScheduler, journal: Journal) -> None:
-    """Tell the scheduler their reports. Trials that go on are told as they report again, and population based
+    """Tell the scheduler their reports. Resumed trials report again by themselves, and population based
     training compares living trials only."""
     if not isinstance(scheduler, AsyncHyperBandScheduler | MedianStoppingRule):
         return

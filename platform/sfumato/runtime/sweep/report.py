@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: the table, the best recipe, plots, and marks in MLflow."""
+"""The results of a sweep: the table, the best recipe, plots, and tags in MLflow."""
 
 from __future__ import annotations
 

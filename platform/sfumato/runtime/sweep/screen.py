@@ -19,7 +19,7 @@ _REFRESH_S = 1.0
 
 
 class Screen:
-    """Shows the journal's trials; events are told once they are in it."""
+    """Shows the journal's trials; events appear once they are recorded."""
 
     def __init__(
         self, console: Console, plan: Plan, journal: Journal, fields: Sequence[str], trials: int | None
@@ -80,7 +80,7 @@ class Screen:
         trial = self._journal.trials[number]
         line = table.line(trial, self._fields)
         self._say(
-            f"trial {number}: goes on from the weights of trial {trial.parents[-1]}  {line}", always=True
+            f"trial {number}: continues from the weights of trial {trial.parents[-1]}  {line}", always=True
         )
 
     def retried(self, number: int) -> None:

@@ -2,7 +2,7 @@
 
 Every library sees the same plain space: p0, p1 ... as ranges or as the index of a choice. Steps, conditions
 and the check of each recipe are ours, so that they are the same for all of them. A conditional field that
-does not apply is suggested all the same and left out.
+does not apply is still suggested, and ignored.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class LearningSearch(Searcher):
         return str(Searcher.FINISHED)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """The library is told ends alone: values at different images do not compare."""
+        """The library only sees final values: values at different image counts do not compare."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -1,4 +1,4 @@
-"""A sweep from beginning to end: check, run on Ray Tune, report; or go on with one that was cut short."""
+"""A sweep from start to finish: check, run on Ray Tune, report; or resume an interrupted one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import recipe as recipes
+from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, TrainingError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import prepared
 from sfumato.runtime.sweep import on_ray, prepare, report
 from sfumato.runtime.sweep.on_ray import Sweep
@@ -32,15 +34,22 @@ def planned(content: Mapping[str, Any], *, display: Display, root: Path) -> dict
     plan = _plan(content, recipe, tune, Path(), root)
     known = prepare.lookup(recipe)
     trials = prepare.trial_values(tune, known)
-    prepare.check_trials(plan, tune, recipe, manifest.spec, manifest.samples, trials)
+    prepare.check_trials(plan, tune, recipe, spec_of(recipe.data, manifest), manifest.samples, trials)
     return {"trials": trials, "learns": tune.search.learns}
 
 
 def run(
-    content: Mapping[str, Any], *, display: Display, root: Path, resume: bool = False, fresh: bool = False
+    content: Mapping[str, Any],
+    *,
+    display: Display,
+    root: Path,
+    resume: bool = False,
+    fresh: bool = False,
+    new_record: bool = False,
 ) -> dict[str, Any]:
-    """Run the sweep of a recipe's plain data (`recipe.read`), or go on with it; what came of it.
+    """Run the sweep of a recipe's plain data (`recipe.read`), or resume it; what came of it.
 
+    `new_record` records the sweep, and the trials that are not finished, anew in MLflow.
     Raises ConfigError for a space in which a trial would be impossible, before any trial starts, and for a
     metric that there is not; TrainingError where every trial failed.
     """
@@ -49,13 +58,15 @@ def run(
     recipe, manifest = prepared(recipe, display, root=root)
     plan = _plan(content, recipe, tune, folder, root)
     values = prepare.trial_values(tune, prepare.lookup(recipe))
-    prepare.check_trials(plan, tune, recipe, manifest.spec, manifest.samples, values)
+    prepare.check_trials(plan, tune, recipe, spec_of(recipe.data, manifest), manifest.samples, values)
     folder.mkdir(parents=True, exist_ok=True)
     plan.stop_file.unlink(missing_ok=True)
     journal = Journal(folder / JOURNAL)
     for number, chosen in enumerate(values):
         if number not in journal.trials:
             journal.add("trial", number, values=chosen)
+    if new_record:
+        _forget_records(folder)
     with _tracked(plan, recipe, tune, manifest, root) as tracker:
         plan = replace(plan, parent=tracker.run_id)
         plan.save()
@@ -67,7 +78,7 @@ def run(
         result = report.finish(plan, recipe, tune, journal, tracker)
     if best_of(journal.in_order(), plan.mode) is None:
         reasons = {f"trial {t.number}: {t.reason}" for t in journal.in_order() if t.status == "failed"}
-        raise TrainingError("no trial came to a result\n" + "\n".join(sorted(reasons)))
+        raise TrainingError("no trial produced a result\n" + "\n".join(sorted(reasons)))
     return result
 
 
@@ -109,20 +120,28 @@ def _folder(recipe: Recipe, content: Mapping[str, Any], root: Path, *, resume: b
         known.append(follower)
         attempt += 1
     if resume and not known:
-        raise ConfigError(f"there is no sweep of this recipe to go on with ({first}): leave --resume out")
+        raise ConfigError(f"there is no sweep of this recipe to resume ({first}): leave --resume out")
     if resume:
         return known[-1]
     if known and not fresh:
         raise ConfigError(
-            f"there is a sweep of this recipe already, {known[-1]}: --resume goes on with it (or shows what "
-            "came of it), --fresh starts another"
+            f"there is a sweep of this recipe already, {known[-1]}: --resume resumes it (or shows its "
+            "results), --fresh starts another"
         )
     return follower if known else first
 
 
+def _forget_records(folder: Path) -> None:
+    """What MLflow had of the sweep and its trials is gone; they start new runs there."""
+    if (folder / PLAN).is_file():
+        replace(Plan.load(str(folder)), parent="").save()
+    for known in (folder / "trials").glob("*/run.json"):
+        RunFolder(known.parent).forget_record()
+
+
 def _tracked(plan: Plan, recipe: Recipe, tune: TuneSettings, manifest: Manifest, root: Path) -> Tracker:
     """The sweep's own run in MLflow, parent of those of its trials."""
-    known = Plan.load(plan.path).parent if (Path(plan.path) / PLAN).is_file() else None
+    known = Plan.load(plan.path).parent or None if (Path(plan.path) / PLAN).is_file() else None
     return Tracker.start(
         recipe.tracking,
         root=root,

@@ -31,12 +31,12 @@ from sfumato.tuning.journal import Report
 _POLL_S = 0.25
 _ABORT_S = 20.0
 _START_S = 60.0
-"""How long a trial that is given up may take to come to where it can be ended."""
+"""How long a stopped trial may take to reach a point where it can be ended."""
 PROGRESS = "progress.json"
 FAILURE = "failure.json"
 _REPORTED = "reported.json"
 _LIFE = "running"
-"""There while a process trains the trial."""
+"""Exists while a process trains the trial."""
 _FORMER_S = 30.0
 
 Result = dict[str, Any]
@@ -79,7 +79,7 @@ class TrialRun:
         return not self._ended.is_set()
 
     def next_result(self) -> Result:
-        """The next report, as Tune has it; `done` with the last. RuntimeError for what a retry may mend."""
+        """The next report, as Tune has it; `done` with the last. RuntimeError if a retry may help."""
         total = self._recipe.train.images
         while True:
             ended = self._ended.is_set()  # looked at first: what was reported before it is not missed
@@ -142,7 +142,7 @@ class TrialRun:
                 display.note(self._given_up)
 
     def _watch(self, snapshot: Snapshot) -> None:
-        """Called from a thread of the run, again and again."""
+        """Called repeatedly from a thread of the run."""
         if self._controller is None and snapshot.controller is not None:
             self._controller = unpacked(snapshot.controller)
         if not snapshot.metrics:
@@ -188,7 +188,7 @@ class TrialRun:
         return self._report(last, done=True, finished=True)
 
     def _failed(self, error: Exception) -> Result:
-        """What no retry would mend is a result; the rest is raised, and Tune tries again."""
+        """Failures that no retry can fix become results; others are raised, and Tune retries."""
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, SfumatoError) and not isinstance(error, WorkersLost):
             return {**self._nothing(), "failed": reason}
@@ -210,7 +210,7 @@ def wait_for_former(folder: RunFolder) -> None:
 
 
 def forget_former(plan: Plan, number: int) -> None:
-    """After a driver that was killed, nobody trains the trial."""
+    """After a killed driver, no process trains the trial."""
     (plan.folder(number).path / _LIFE).unlink(missing_ok=True)
 
 

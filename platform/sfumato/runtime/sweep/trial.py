@@ -97,7 +97,7 @@ class TrialActor(tune.Trainable):
             Path(checkpoint),
             token=about["token"],
             recipe_digest=recipe.digest(),
-            recipe=recipe.identity(),
+            recipe=recipe.counted(),
         )
         shutil.rmtree(folder.path / "snapshots", ignore_errors=True)
         forget_reports(self._plan, self._number, about["images"], about["value"])

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from sfumato import parallel as strategies
 from sfumato.core.batch import MicroBatch
 from sfumato.core.progress import Progress
+from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.reading import local_reader
 from sfumato.data.reading.ray_reader import DATASET
@@ -36,6 +37,8 @@ from sfumato.runtime.training.skipped import SkippedSamples
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.loop import Hook, Shares, Trainer, install
+from sfumato.training.ranks import Ranks
+from sfumato.training.resume import newest_whole
 from sfumato.training.skips import NotFinite
 from sfumato.training.store import Store, open_store
 
@@ -72,7 +75,8 @@ class _Worker:
         self._recipe = job.load_recipe()
         self._folder = job.folder()
         self._manifest = Manifest.load(self._recipe.data.path)
-        self._family = self._recipe.model.build(self._manifest.spec)
+        self._spec = spec_of(self._recipe.data, self._manifest)
+        self._family = self._recipe.model.build(self._spec)
         parallel = self._recipe.parallel
         placement = Placement.current(gpu=parallel.gpus_per_worker > 0)
         self._strategy: Strategy = strategies.make(
@@ -87,7 +91,7 @@ class _Worker:
         self._handler = BoardHandler(job.board) if self._leads else None
         self._skipped = SkippedSamples(self._folder, self._tracker)
         self._previews = Previews(
-            self._recipe, self._family, self._strategy, self._manifest.spec, self._folder, self._tracker
+            self._recipe, self._family, self._strategy, self._spec, self._folder, self._tracker
         )
         rank, attempt = self._strategy.placement.rank, self._agree(self._token)
         self._checkpointed = 0
@@ -109,7 +113,7 @@ class _Worker:
             recipe_digest=recipe.digest(),
             strategy=recipe.parallel.strategy,
             scratch=self._scratch,
-            recipe=recipe.identity(),
+            recipe=recipe.counted(),
             keep_every=recipe.train.checkpoint.keep_every,
         )
         self._keeper = AveragesKeeper(recipe, self._strategy, self._folder, self._scratch)
@@ -248,20 +252,15 @@ class _Worker:
 
     def _resume(self, store: Store) -> int:
         """Load the newest whole checkpoint, the same on every rank; the images it stands at."""
-        # Rank 0 chooses: the ranks look at the store at different moments.
-        name = None
-        if self._leads:
-            found = checkpoints.newest_whole(store, self._scratch)
-            name = found.name if found else None
-        name = self._agree(name)
-        if name is None:
+        saved = newest_whole(store, self._scratch, Ranks.current())
+        if saved is None:
             self._writer.goes_on_from(0)
             return 0
-        saved = checkpoints.read_manifest(store, name)
-        checkpoints.check_recipe(store, saved, self._recipe.digest(), self._recipe.identity())
-        stored = checkpoints.load(store, saved, self._scratch)
+        checkpoints.check_recipe(store, saved, self._recipe.digest(), self._recipe)
+        stored = checkpoints.tensors(store, saved, self._scratch)
         self._strategy.load(stored)
         self._trainer.resume(saved.manifest.images, saved.manifest.step, stored)
+        store.drop_copies(saved.name, self._scratch)
         self._writer.goes_on_from(saved.images)
         self._note(f"training goes on from the checkpoint at {saved.images:,} images")
         return saved.images
@@ -307,7 +306,7 @@ class _Worker:
             save_model_folder(
                 folder,
                 recipe.model,
-                manifest.spec,
+                self._spec,
                 weights,
                 name=recipe.name,
                 progress=progress,

@@ -1,11 +1,46 @@
 """The networks: each takes (x_BCHW, t, label_B or None, return_dict=False) and returns a tuple of one tensor.
 
-The signature is that of diffusers' `UNet2DModel`, so that every objective trains every network.
+The signature is that of diffusers' `UNet2DModel`, so that every objective trains every network. A file here is
+a network: its configuration, a `NetworkConfig`, and what that builds.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
 from torch import Tensor, nn
+
+from sfumato.core.batch import DataSpec
+from sfumato.core.components import Component, Components
+
+
+class NetworkConfig(Component, ABC):
+    """Kind and size of a network; it builds itself."""
+
+    several_sizes: ClassVar[bool] = False
+    """Whether one network takes images of several sizes."""
+    for_diffusers: ClassVar[bool] = False
+    """Whether diffusers' pipelines know what it builds."""
+
+    @abstractmethod
+    def build(self, data: DataSpec, *, conditional: bool) -> nn.Module:
+        """The network, with weights drawn from torch's global generator.
+
+        A conditional one has one class embedding more than the data has classes: the last one, index
+        `data.num_classes`, stands for no class (Ho & Salimans 2022).
+        """
+
+    def problems(self, data: DataSpec, what: str = "image") -> list[str]:
+        """Why it cannot be built for a `what` (image, latent) of this shape, one line each."""
+        return []
+
+    def couples_rows(self) -> bool:
+        """Whether a row's loss depends on the other rows, such as by dropout, which draws for all at once."""
+        return False
+
+
+NETWORKS = Components("sfumato.families.diffusion.networks", NetworkConfig, default="unet")
 
 
 def predict(network: nn.Module, x_BCHW: Tensor, t_B: Tensor, label_B: Tensor | None) -> Tensor:

@@ -5,25 +5,32 @@ is scaled, shifted and gated by the sum of time and class embedding. Gates start
 block is the identity and a fresh network answers zero.
 
 B batch, T tokens, D width, P patch side.
+
+Departures from the authors' code: attention is torch's fused kernel, and the class dropout is the loss's
+business, so that its randomness is the loss's too.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+import math
+from typing import Literal, Self
 
+import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
-from sfumato.core.config import Config
+from sfumato.families.diffusion.networks import NetworkConfig
 
-if TYPE_CHECKING:
-    from sfumato.families.diffusion.networks.dit_model import DiT
+FREQUENCIES = 256
+MAX_PERIOD = 10_000.0
 
 
-class DiTConfig(Config):
+class DiTConfig(NetworkConfig):
     """A diffusion transformer (Peebles & Xie 2023)."""
 
-    kind: Literal["dit"] = Field(..., description="Selects the transformer.")
+    kind: Literal["dit"] = Field("dit", description="Selects the transformer.")
     patch: int = Field(2, ge=1, description="Side of a patch in pixels; a patch is a token.")
     width: int = Field(128, ge=4, description="Channels of a token.")
     depth: int = Field(6, ge=1, description="Transformer blocks.")
@@ -48,9 +55,12 @@ class DiTConfig(Config):
 
     def build(self, data: DataSpec, *, conditional: bool) -> DiT:
         """The network, with weights drawn from torch's global generator."""
-        from sfumato.families.diffusion.networks.dit_model import DiT
-
         return DiT(self, data, conditional=conditional)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two blocks of 16 channels."""
+        return cls(patch=2, width=16, depth=2, heads=2)
 
     def problems(self, data: DataSpec, what: str = "image") -> list[str]:
         """Sides of the `what` that the patches do not tile, one line each."""
@@ -63,3 +73,143 @@ class DiTConfig(Config):
 
     def _nearest_patch(self, side: int) -> int:
         return min((p for p in range(1, side + 1) if side % p == 0), key=lambda p: abs(p - self.patch))
+
+
+class DiT(nn.Module):
+    """Called like diffusers' `UNet2DModel`: (x_BCHW, t, label_B, return_dict=False) -> (output_BCHW,).
+
+    The last class embedding, index `data.num_classes`, stands for no class (Ho & Salimans 2022).
+    """
+
+    def __init__(self, config: DiTConfig, data: DataSpec, *, conditional: bool) -> None:
+        super().__init__()
+        width, patch = config.width, config.patch
+        self._patch = patch
+        self._grid = (data.height // patch, data.width // patch)
+        self.embed_patch = nn.Conv2d(data.channels, width, patch, stride=patch)
+        self.embed_time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.embed_label = nn.Embedding(data.num_classes + 1, width) if conditional else None
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.last = LastLayer(width, patch * patch * data.channels)
+        # Fixed, so that weights of another size of image differ in nothing but this.
+        self.register_buffer("position_TD", positions(*self._grid, width), persistent=False)
+        self._initialise()
+
+    def forward(
+        self, x_BCHW: Tensor, t: Tensor, label_B: Tensor | None = None, return_dict: bool = False
+    ) -> tuple[Tensor]:
+        """`t` is a scalar or [B], of any float range and on any device (diffusers' schedulers keep their
+        timesteps on the CPU); the output has the shape of `x_BCHW`."""
+        tokens_BTD = self.embed_patch(x_BCHW).flatten(2).transpose(1, 2) + self.position_TD
+        condition_BD = self.embed_time(
+            sinusoids(t.to(x_BCHW.device).float().expand(len(x_BCHW)), FREQUENCIES)
+        )
+        if self.embed_label is not None:
+            assert label_B is not None, "a class-conditional network needs labels"
+            condition_BD = condition_BD + self.embed_label(label_B)
+        condition_BD = F.silu(condition_BD)
+        for block in self.blocks:
+            tokens_BTD = block(tokens_BTD, condition_BD)
+        return (unpatch(self.last(tokens_BTD, condition_BD), *self._grid, self._patch),)
+
+    def _initialise(self) -> None:
+        """The authors' initialisation: Xavier in linear layers, small embeddings, zero gates."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.embed_patch.weight.view(self.embed_patch.weight.shape[0], -1))
+        nn.init.zeros_(_bias(self.embed_patch))
+        for layer in self.embed_time:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+        if self.embed_label is not None:
+            nn.init.normal_(self.embed_label.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, (Block, LastLayer)):
+                nn.init.zeros_(module.modulation.weight)
+        nn.init.zeros_(self.last.out.weight)
+
+
+class Block(nn.Module):
+    """Self-attention and MLP, each normalised, modulated and gated by the condition: adaLN-Zero."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self._heads = heads
+        self.modulation = nn.Linear(width, 6 * width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))
+
+    def forward(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
+        """Tokens of the same shape."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
+            self.modulation(condition_BD).unsqueeze(1).chunk(6, dim=-1)
+        )
+        x_BTD = x_BTD + gate_a * self._attend(modulate(x_BTD, shift_a, scale_a))
+        return x_BTD + gate_m * self.mlp(modulate(x_BTD, shift_m, scale_m))  # type: ignore[no-any-return]
+
+    def _attend(self, x_BTD: Tensor) -> Tensor:
+        q, k, v = self.qkv(x_BTD).unflatten(-1, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed_BHTE = F.scaled_dot_product_attention(q, k, v)
+        return self.project(mixed_BHTE.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class LastLayer(nn.Module):
+    """Tokens to patches: normalised and modulated, then linear from zero."""
+
+    def __init__(self, width: int, values: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, values)
+
+    def forward(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
+        """[B, T, P * P * C]."""
+        shift, scale = self.modulation(condition_BD).unsqueeze(1).chunk(2, dim=-1)
+        return self.out(modulate(x_BTD, shift, scale))  # type: ignore[no-any-return]
+
+
+def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    """Layer norm without weights of its own, then scale and shift from the condition."""
+    return F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=1e-6) * (1 + scale_B1D) + shift_B1D
+
+
+def unpatch(tokens_BTE: Tensor, rows: int, columns: int, patch: int) -> Tensor:
+    """Tokens in row-major order, each of P * P * C values ordered (row, column, channel), as [B, C, H, W]."""
+    cut_BRCPPE = tokens_BTE.view(len(tokens_BTE), rows, columns, patch, patch, -1)
+    return cut_BRCPPE.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def sinusoids(t_B: Tensor, size: int, max_period: float = MAX_PERIOD) -> Tensor:
+    """[cos(t w_i), sin(t w_i)] for size/2 frequencies from 1 down to about 1/max_period, [B, size]."""
+    half = size // 2
+    steps = torch.arange(half, dtype=torch.float32, device=t_B.device) / half
+    angle_BF = t_B[:, None] * torch.exp(-math.log(max_period) * steps)
+    return torch.cat([angle_BF.cos(), angle_BF.sin()], dim=-1)
+
+
+def positions(rows: int, columns: int, width: int) -> Tensor:
+    """Fixed positions [T, D] in row-major order: the column in the first half of D, the row in the second.
+
+    Each half holds sine, then cosine, of the coordinate times 10000^(-4 i / D), as the authors' code has it.
+    """
+    quarter = width // 4
+    frequency = MAX_PERIOD ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    row, column = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij"
+    )
+    parts = []
+    for coordinate in (column, row):
+        angle = coordinate.flatten()[:, None] * frequency
+        parts += [angle.sin(), angle.cos()]
+    return torch.cat(parts, dim=1).float()
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
+
+
+COMPONENT = DiTConfig

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sfumato.core.batch import DataSpec
-from sfumato.core.config import Config
+from sfumato.families.diffusion.networks import NetworkConfig
 from sfumato.layers.group_norm import check_widths
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 
-class UNetConfig(Config):
+class UNetConfig(NetworkConfig):
     """A U-Net (diffusers' `UNet2DModel`); Ho et al. 2020, Dhariwal & Nichol 2021."""
 
+    several_sizes: ClassVar[bool] = True  # it is made of convolutions and of attention without positions
+    for_diffusers: ClassVar[bool] = True
     kind: Literal["unet"] = Field("unet", description="Selects the U-Net.")
     channels: tuple[int, ...] = Field(
         (32, 64),
@@ -58,6 +60,15 @@ class UNetConfig(Config):
     def build(self, data: DataSpec, *, conditional: bool) -> UNet2DModel:
         """The network, with weights drawn from torch's global generator."""
         return build_unet(self, data, conditional=conditional)
+
+    def couples_rows(self) -> bool:
+        """Dropout draws one mask for a whole micro-batch."""
+        return bool(self.dropout)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two levels of 8 and 16 channels."""
+        return cls(channels=(8, 16), head_dim=8, norm_groups=4)
 
     def problems(self, data: DataSpec, what: str = "image") -> list[str]:
         """Sides of the `what` that the levels cannot halve, one line each."""
@@ -109,3 +120,6 @@ def _most_levels(side: int) -> int:
 
 def _nearest_divisor(number: int, wish: int) -> int:
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wish))
+
+
+COMPONENT = UNetConfig

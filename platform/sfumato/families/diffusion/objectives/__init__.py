@@ -1,1 +1,135 @@
-"""What the network learns, by objective: its settings, its loss, and how images are drawn from it."""
+"""The objectives: what the network learns, and the sampler that belongs to it.
+
+A file (or a folder) here is an objective: its configuration, an `ObjectiveConfig`, with the class of its sampling
+options, and the `Objective` that the configuration builds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from sfumato.core.batch import Batch
+from sfumato.core.components import Component, Components
+from sfumato.core.config import Config
+from sfumato.core.family import EmaOf, LossOut, Nets
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng, SampleRng
+
+if TYPE_CHECKING:
+    from sfumato.families.diffusion.labels import Guided, LabelDropout
+
+DEFAULT_LABEL_DROPOUT = 0.1
+PIXEL_STD, LATENT_STD = 0.5, 1.0
+"""Standard deviations of natural images in [-1, 1] (Karras et al. 2022), and of scaled latents."""
+
+
+class Objective(ABC):
+    """A loss on the network called `network`, and the sampler that belongs to it.
+
+    `phase` names the phase that trains; the noise of training depends on it.
+    """
+
+    phase: str
+
+    @abstractmethod
+    def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
+        """One loss a row, [B], of `batch["image"]` [B, C, H, W]."""
+
+    @abstractmethod
+    def sample(
+        self, network: Guided, noise_NCHW: Tensor, options: Any, rng: SampleRng, *, clip: bool
+    ) -> Tensor:
+        """What the network makes of standard normal noise, [N, C, H, W].
+
+        `options` is the objective's sampling configuration; `clip` bounds every predicted image.
+        """
+
+    def diffusers_scheduler(self, options: Any, *, clip: bool) -> Any:
+        """The scheduler that samples as this objective does in diffusers' pipelines, or None for none."""
+        return None
+
+    def teachers(self) -> Mapping[str, EmaOf]:
+        """Averages of the network that the loss needs."""
+        return {}
+
+
+class BoundedObjective(Objective):
+    """One that bounds the likelihood of 8-bit images."""
+
+    @abstractmethod
+    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, steps: int, rng: Rng) -> Tensor:
+        """The bound in bits per dimension, [B], from about `steps` network evaluations an image."""
+
+
+def data_std(given: float | None, *, latents: bool) -> float:
+    """sigma_data: as given, or that of the space which the model works on."""
+    if given is not None:
+        return given
+    return LATENT_STD if latents else PIXEL_STD
+
+
+class GuidableObjective(Config):
+    """Settings of an objective whose model may be guided."""
+
+    label_dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of labels replaced by the null class in training, which guidance needs; null "
+        f"means {DEFAULT_LABEL_DROPOUT} for a class-conditional model.",
+    )
+
+
+class SamplingBase(Config):
+    """Options that all samplers have."""
+
+    clip: bool | None = Field(
+        None,
+        description="Clip the predicted image to [-1, 1] in every step; null does so for a model of pixels "
+        "and not for one of latents.",
+    )
+
+    def problems(self, objective: Config) -> list[str]:
+        """What these options make impossible under this objective, one line each."""
+        return []
+
+    @property
+    def bound_steps(self) -> int | None:
+        """Steps of the likelihood's bound, for a `BoundedObjective`; None where it is not asked for."""
+        return None
+
+
+class GuidedSampling(SamplingBase):
+    """Options of a sampler that runs in steps and may be guided."""
+
+    steps: int = Field(50, ge=1, description="Steps from noise to image.")
+    guidance: float = Field(
+        1.0,
+        ge=0,
+        description="Classifier-free guidance weight; 1 is the plain conditional model, any other value "
+        "doubles the cost of a step.",
+    )
+
+
+class ObjectiveConfig(Component, ABC):
+    """Settings of an objective, which they build."""
+
+    Sampling: ClassVar[type[SamplingBase]]
+    """The class of `model.sampling` with this objective."""
+
+    @abstractmethod
+    def build(self, *, latents: bool = False) -> Objective:
+        """The objective of a model of pixels, or of latents."""
+
+    @classmethod
+    def tiny_sampling(cls) -> SamplingBase:
+        """The smallest options that sample with `tiny`."""
+        return cls.Sampling()
+
+
+OBJECTIVES = Components("sfumato.families.diffusion.objectives", ObjectiveConfig, default="ddpm")

@@ -11,7 +11,7 @@ embedding was made for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -22,9 +22,16 @@ from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.objectives.objective import GuidableObjective, GuidedSampling, Objective
-from sfumato.families.diffusion.objectives.quartiles import quartiles_of_normal, quartiles_of_uniform
-from sfumato.families.diffusion.solver import integrate
+from sfumato.families.diffusion.objectives import (
+    GuidableObjective,
+    GuidedSampling,
+    Objective,
+    ObjectiveConfig,
+    SamplingBase,
+)
+from sfumato.families.diffusion.quartiles import quartiles_of_normal, quartiles_of_uniform
+from sfumato.families.diffusion.solvers import SOLVERS, Solver, integrate
+from sfumato.families.diffusion.solvers.heun import Heun
 
 if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Guided, LabelDropout
@@ -32,9 +39,30 @@ if TYPE_CHECKING:
 TIME_SCALE = 1000.0
 
 
-class RectifiedFlowConfig(GuidableObjective):
+class RectifiedFlowSampling(GuidedSampling):
+    """How the flow is followed; `sfumato sample` may change any of it."""
+
+    sampler: Annotated[Solver, SOLVERS] = Field(
+        Heun(), description="euler: one network evaluation a step; heun: second order, two (one in the last)."
+    )
+    steps: int = Field(25, ge=1, description="Steps from noise to image.")
+    shift: float = Field(
+        1.0,
+        gt=0,
+        description="Above 1 spends more of the steps at high noise, which large images need (Esser et al. "
+        "2024, eq. 23): t becomes shift t / (1 + (shift - 1) t).",
+    )
+
+    def times(self) -> list[float]:
+        """From 1 to 0, `steps` + 1 of them."""
+        even = [1 - i / self.steps for i in range(self.steps + 1)]
+        return [self.shift * t / (1 + (self.shift - 1) * t) for t in even]
+
+
+class RectifiedFlowConfig(ObjectiveConfig, GuidableObjective):
     """Straight paths; the network predicts the velocity."""
 
+    Sampling: ClassVar[type[SamplingBase]] = RectifiedFlowSampling
     kind: Literal["rectified_flow"] = Field("rectified_flow", description="Selects this objective.")
     times: Literal["logit_normal", "uniform"] = Field(
         "logit_normal",
@@ -50,29 +78,14 @@ class RectifiedFlowConfig(GuidableObjective):
             raise ValueError("logit_mean and logit_std have no effect on times=uniform; leave them out")
         return self
 
-    def build(self) -> RectifiedFlow:
-        """The objective."""
+    @classmethod
+    def tiny_sampling(cls) -> RectifiedFlowSampling:
+        """3 steps, guided."""
+        return RectifiedFlowSampling(steps=3, guidance=1.5)
+
+    def build(self, *, latents: bool = False) -> RectifiedFlow:
+        """The objective; it is the same for pixels and latents."""
         return RectifiedFlow(self)
-
-
-class RectifiedFlowSampling(GuidedSampling):
-    """How the flow is followed; `sfumato sample` may change any of it."""
-
-    sampler: Literal["euler", "heun"] = Field(
-        "heun", description="euler: one network evaluation a step; heun: second order, two (one in the last)."
-    )
-    steps: int = Field(25, ge=1, description="Steps from noise to image.")
-    shift: float = Field(
-        1.0,
-        gt=0,
-        description="Above 1 spends more of the steps at high noise, which large images need (Esser et al. "
-        "2024, eq. 23): t becomes shift t / (1 + (shift - 1) t).",
-    )
-
-    def times(self) -> list[float]:
-        """From 1 to 0, `steps` + 1 of them."""
-        even = [1 - i / self.steps for i in range(self.steps + 1)]
-        return [self.shift * t / (1 + (self.shift - 1) * t) for t in even]
 
 
 class RectifiedFlow(Objective):
@@ -114,7 +127,7 @@ class RectifiedFlow(Objective):
             # x_t - t f is the image that the path leads to; the clipped image's velocity leads there.
             return (x_NCHW - (x_NCHW - t * velocity_NCHW).clamp(-1, 1)) / t
 
-        return integrate(slope, noise_NCHW, options.times(), second_order=options.sampler == "heun")
+        return integrate(options.sampler, slope, noise_NCHW, options.times())
 
     def _draw_times(self, rng: Rng) -> tuple[Tensor, Tensor]:
         """t [B], and the standard variable [B] that it is a rising function of."""
@@ -123,3 +136,6 @@ class RectifiedFlow(Objective):
             return t_B, t_B
         z_B = rng.normal()
         return torch.sigmoid(self._config.logit_mean + self._config.logit_std * z_B), z_B
+
+
+COMPONENT = RectifiedFlowConfig

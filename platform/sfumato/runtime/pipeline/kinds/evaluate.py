@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
+from sfumato.core.validation import explain
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.report import FILE, read_report
-from sfumato.recipe import explain
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands import stages
 from sfumato.runtime.pipeline.kinds.model import TrainedRun

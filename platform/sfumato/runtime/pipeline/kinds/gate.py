@@ -1,4 +1,4 @@
-"""Stage `gate`: whether a model is good enough to go on, and whether it is better than the champion."""
+"""Stage `gate`: whether a model is good enough to continue, and whether it beats the champion."""
 
 from __future__ import annotations
 

@@ -29,9 +29,11 @@ class PackStage(StageSettings):
         description="What to pack, as `data.source` of a recipe says it."
     )
     dest: str = Field(min_length=1, description="Folder of the data set.")
-    on_error: OnError = Field("fail", description="What an image that cannot be used does.")
+    on_error: OnError = Field("fail", description="What to do with an image that cannot be used.")
     max_errors: int = Field(100, ge=0, description="With skip: stop after more than this many.")
-    shard_size: int | None = Field(None, ge=1, description="Samples a shard; null: up to 128 MiB of pixels.")
+    shard_size: int | None = Field(
+        None, ge=1, description="Samples per shard; null: up to 128 MiB of pixels."
+    )
 
     def check(self, place: Place) -> None:
         if "://" in self.dest:
@@ -57,11 +59,11 @@ class PackStage(StageSettings):
                     f"dest: {dest} holds a data set that this pipeline did not pack; remove it, or choose "
                     "another place"
                 )
-            work.display.note(f"{data} was packed before, not by this pipeline: it is taken as it is")
+            work.display.note(f"{data} was packed before, not by this pipeline: it is used as it is")
             return _outputs(data, adopted=True)
         if ours and work.before is not None and work.before.get("adopted"):
             raise DataError(
-                f"dest: {dest} was packed by somebody else, so this pipeline does not replace it; remove it, "
+                f"dest: {dest} was packed elsewhere, so this pipeline does not replace it; remove it, "
                 "or choose another place"
             )
         work.display.stage("pack")

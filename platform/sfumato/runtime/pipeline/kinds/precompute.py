@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from sfumato.core.first_stage import FirstStageConfig
+from sfumato.core.first_stage import CODES, LATENT_MEAN, FirstStageConfig
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, DataError
 from sfumato.runtime.commands import precompute as encoding
@@ -30,7 +30,7 @@ class PrecomputeStage(StageSettings):
     data: str = Field(min_length=1, description="The data set to encode: ${stage.data}, or its folder.")
     dest: str = Field(min_length=1, description="Folder of the new data set.")
     arrays: encoding.Kind = Field("auto", description="latents, codes, or auto: codes if it has any.")
-    actors: int = Field(1, ge=1, description="How many shards are encoded at once.")
+    actors: int = Field(1, ge=1, description="How many shards are encoded in parallel.")
     cpus_per_actor: float = Field(1.0, ge=0.1, description="CPUs of each actor.")
     gpus_per_actor: float = Field(0.0, ge=0, description="GPUs of each actor; a fraction shares one.")
 
@@ -85,13 +85,14 @@ class PrecomputeStage(StageSettings):
 
     def _made(self, there: Manifest, place: Place) -> bool:
         """Whether a data set is what this stage would make."""
-        if there.encoder is None:
-            return False
         wanted = self.identity(place)
-        latents = any(array.name != "codes" for array in there.encoder.arrays)
-        kinds: set[Literal["auto", "latents", "codes"]] = {"auto", "latents" if latents else "codes"}
-        same = (there.encoder.digest, there.encoder.images) == (wanted["encoder"], wanted["data"])
-        return same and self.arrays in kinds
+        made = {info.encoder for name, info in there.columns.items() if name in self._columns()}
+        encoders = [there.encoders[name] for name in made if name is not None]
+        return any((e.digest, e.images) == (wanted["encoder"], wanted["data"]) for e in encoders)
+
+    def _columns(self) -> tuple[str, ...]:
+        latents, codes = (LATENT_MEAN,), (CODES,)
+        return {"latents": latents, "codes": codes, "auto": latents + codes}.get(self.arrays, ())
 
 
 def _outputs(dest: Path) -> Outputs:

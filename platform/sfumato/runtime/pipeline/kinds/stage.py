@@ -18,7 +18,7 @@ from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.runs.display import Display
 
 Outputs = dict[str, Any]
-"""What a stage made, as plain data. `digest` says what it is; texts may be referred to by later stages."""
+"""A stage's outputs as plain data. `digest` identifies them; later stages may refer to the strings."""
 
 
 def digest(content: Any) -> str:
@@ -33,19 +33,19 @@ class Work:
     place: Place
     display: Display
     before: Mapping[str, Any] | None = None
-    """The outputs of the last time that it finished, whatever its inputs were then."""
+    """The outputs of its last completed execution, whatever its inputs were."""
     again: bool = False
-    """Do it anew although the same inputs were worked on before (`--from`)."""
+    """Rerun even though these inputs were processed before (`--from`)."""
     at: Path | None = None
-    """With `again`: the run that an interrupted call had begun anew."""
+    """With `again`: the fresh run that an interrupted call had started."""
     began: Callable[[Path], None] = field(default=lambda run: None)
-    """To be told which run is being worked on."""
+    """Called with the run that the stage works on."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags of the run in MLflow: its pipeline, its stage, its parent."""
 
 
 class StageSettings(Config, ABC):
-    """A stage of a pipeline. Fields may hold `${stage.output}`; a stage so named is needed, too."""
+    """A stage of a pipeline. Fields may hold `${stage.output}`; that stage becomes a dependency."""
 
     GIVES: ClassVar[tuple[str, ...]] = ()
     """The outputs that other stages may refer to."""
@@ -56,7 +56,7 @@ class StageSettings(Config, ABC):
     needs: tuple[str, ...] = Field((), description="Stages that have to be finished before.")
 
     def check(self, place: Place) -> None:
-        """Raise SfumatoError for what can be told before anything ran; references are not filled in yet."""
+        """Raise SfumatoError for errors that can be found before anything runs; references are unresolved."""
 
     @abstractmethod
     def identity(self, place: Place) -> dict[str, Any] | None:
@@ -67,12 +67,12 @@ class StageSettings(Config, ABC):
 
     @abstractmethod
     def in_place(self, outputs: Outputs, place: Place) -> bool:
-        """Whether what an earlier call made is still there, unchanged."""
+        """Whether the output of an earlier call is still there, unchanged."""
 
     @abstractmethod
     def perform(self, work: Work) -> Outputs:
         """Do it, on the connected cluster."""
 
     def demand(self, place: Place) -> Demand:
-        """What it takes while it runs."""
+        """The resources it needs while it runs."""
         return Demand()

@@ -16,7 +16,7 @@ from sfumato.runtime.pipeline.kinds.model import model_digest
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import Place
 from sfumato.runtime.pipeline.schedule import Demand
-from sfumato.runtime.runs import first_stage
+from sfumato.runtime.runs import pretrained
 from sfumato.runtime.runs.session import absolute, open_session
 
 
@@ -85,4 +85,4 @@ class TrainStage(StageSettings):
         return place.recipe(place.folder / Path(self.recipe), self.set)
 
     def _resolved(self, place: Place) -> Recipe:
-        return first_stage.resolved(absolute(self._recipe(place), place.root), place.root)
+        return pretrained.resolved(absolute(self._recipe(place), place.root), place.root)

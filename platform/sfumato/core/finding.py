@@ -1,0 +1,179 @@
+"""Finding what a folder holds, one thing a module, and what users have outside of it, by import path.
+
+A module that fails to import fails here, loudly: nothing is skipped. Optional packages are therefore imported
+inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any, Generic, Protocol, TypeVar
+
+from sfumato.errors import ConfigError
+
+T = TypeVar("T")
+_trusted: ContextVar[bool] = ContextVar("trusted", default=True)
+
+
+@contextmanager
+def built_in_only(only: bool = True) -> Iterator[None]:
+    """Inside, import paths are refused: they run code, and what is read comes from elsewhere."""
+    token = _trusted.set(_trusted.get() and not only)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+class Folder(Generic[T]):
+    """The modules of a package, each with one class under the name `attribute`, and such classes elsewhere.
+
+    `base` is what they derive from. Modules and packages whose name begins with an underscore do not count.
+    """
+
+    def __init__(
+        self, package: str, attribute: str, base: Any, spelling: Mapping[str, str] | None = None
+    ) -> None:
+        """`spelling` gives the names of modules that are not called as their names are spelt."""
+        self.package = package
+        self._spelling = dict(spelling or {})
+        self._attribute = attribute
+        self._base = base
+
+    def names(self) -> list[str]:
+        """What there is in the folder, sorted; imports none of it."""
+        spec = importlib.util.find_spec(self.package)
+        assert spec is not None, self.package
+        assert spec.submodule_search_locations is not None, self.package
+        found = (module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
+        return sorted(self._spelling.get(name, name) for name in found if not name.startswith("_"))
+
+    def find(self, name: str) -> T:
+        """A built-in one by its module's name, or any by `package.module:ClassName`, which runs that module.
+
+        Raises ConfigError for a name that is none, and for a class that does not derive from the base.
+        """
+        if ":" in name:
+            return self._checked(imported(name), name)
+        if name not in self.names():
+            known = self.names()
+            near = nearest(name, known) or f"there are {', '.join(known)} "
+            raise ConfigError(f"got {name!r}; {near}(your own: 'package.module:ClassName')")
+        module = self._module(name)
+        return self._checked(
+            getattr(module, self._attribute, None), f"{self.package}.{name}:{self._attribute}"
+        )
+
+    def all(self) -> dict[str, T]:
+        """Everything in the folder by name, imported."""
+        return {name: self.find(name) for name in self.names()}
+
+    def reference(self, found: type) -> str:
+        """The name that `find` finds this class by."""
+        for name in self.names():
+            if found.__module__.startswith(f"{self.package}.{self._file(name)}") and self.find(name) is found:
+                return name
+        return import_path(found)
+
+    def _module(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{self.package}.{self._file(name)}")
+
+    def _file(self, name: str) -> str:
+        return next((file for file, spelt in self._spelling.items() if spelt == name), name)
+
+    def _checked(self, found: Any, path: str) -> T:
+        if not (isinstance(found, type) and issubclass(found, self._base)):
+            base = f"{self._base.__module__}.{self._base.__qualname__}"
+            raise ConfigError(f"{path!r} is none that can stand here; it must subclass {base}")
+        return found  # type: ignore[return-value]
+
+
+def imported(path: str) -> Any:
+    """What `package.module:Name` names. Imports the user's module, that is, runs its code.
+
+    A broken module raises its own error: it is never hidden.
+
+    Raises:
+        ConfigError: no such module or name, or the path comes from elsewhere and is not trusted.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise ConfigError(f"got {path!r}; write it as 'package.module:ClassName'")
+    if not _trusted.get():
+        raise ConfigError(
+            f"{path!r} is not part of Sfumato; loading it runs its code: allow that with trust=True"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A module that the user's own module fails to find is an error in that module, and shows as one.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(
+            f"module {error.name!r} of {path!r} cannot be imported; install it in this "
+            "environment or put its folder on PYTHONPATH"
+        ) from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise ConfigError(f"{path!r} was imported but has no class {name!r}")
+    return found
+
+
+def import_path(found: type) -> str:
+    """`package.module:ClassName` of a class."""
+    return f"{found.__module__}:{found.__qualname__}"
+
+
+def paths_in(content: Any) -> Iterator[str]:
+    """Every import path among the values of plain data, at any depth."""
+    if isinstance(content, str):
+        module, colon, name = content.partition(":")
+        if colon and name.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+            yield content
+    elif isinstance(content, Mapping):
+        for value in content.values():
+            yield from paths_in(value)
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            yield from paths_in(value)
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`did you mean 'x'? `, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+class Named(Protocol):
+    """Anything with a name."""
+
+    name: str
+
+
+M = TypeVar("M", bound=Named)
+
+
+class Members(Generic[M]):
+    """Several named things a module: all that the modules of a package list in a tuple `attribute`."""
+
+    def __init__(self, package: str, attribute: str) -> None:
+        self.package = package
+        self.attribute = attribute
+
+    def all(self) -> dict[str, M]:
+        """By name, in the order of the modules' names. Raises ValueError for two of one name."""
+        found: dict[str, M] = {}
+        for name in Folder(self.package, self.attribute, object).names():
+            module = importlib.import_module(f"{self.package}.{name}")
+            for member in getattr(module, self.attribute, ()):
+                if member.name in found:
+                    raise ValueError(f"{self.package} has two members called {member.name!r}")
+                found[member.name] = member
+        return found

@@ -1,0 +1,141 @@
+"""What of a configuration decides the numbers that a run computes, and so which run it is.
+
+Two views of a configuration, both plain data without the fields marked `Neutral`:
+
+- `counted`: every field. A checkpoint records it, so that a later version, which may know more fields, can
+  tell whether its recipe is the one that wrote the checkpoint (`agrees`).
+- `changed`: the fields that differ from their defaults. Its hash names a run, so a field that is added later,
+  with a default that keeps the old behaviour, renames no run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from sfumato.core.components import Component
+from sfumato.core.config import NeutralBeside, NeutralMark
+
+_NO_DEFAULT = object()
+_IDENTIFIES = "digest"
+"""Runs of version 0.1 recorded a first stage as its digest alone, where later ones have a mapping with it."""
+
+
+def counted(config: BaseModel) -> dict[str, Any]:
+    """Every field that can change a number, as JSON values."""
+    return {name: _plain(getattr(config, name), counted) for name, _ in _fields(config)}
+
+
+def changed(config: BaseModel) -> dict[str, Any]:
+    """The fields that can change a number and differ from their defaults, as JSON values.
+
+    Within one class this loses nothing: what is left out has its default. Where a field has no default, or
+    holds another class of configuration than its default, the fields that tell classes apart are kept
+    (`kind`, `family`: a `Literal` of one value). A class that gets such a field later marks it `Neutral`.
+    """
+    found = {}
+    for name, info in _fields(config):
+        value, default = getattr(config, name), _default(info)
+        part = _changed_value(value, named=type(value) is not type(default))
+        if default is _NO_DEFAULT or part != _changed_value(default, named=type(value) is not type(default)):
+            found[name] = part
+    return found
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """The fields in which two recipes differ, dotted, with both values, the first one's first."""
+    before, after = (dict(_flat(recipe, into_lists=False)) for recipe in (theirs, ours))
+    return [
+        f"{key}: {before.get(key, 'absent')} there, {after.get(key, 'absent')} here"
+        for key in sorted({**before, **after})
+        if before.get(key, _NO_DEFAULT) != after.get(key, _NO_DEFAULT)
+    ]
+
+
+def agrees(record: Mapping[str, Any], config: BaseModel) -> bool:
+    """Whether a record of `counted`, of this or an earlier version, says the same as `config`.
+
+    Every recorded field must have its recorded value; one that the record does not know its default.
+    """
+    now, moved = dict(_flat(counted(config))), dict(_flat(changed(config)))
+    before = {}
+    for key, value in _flat(record):
+        inner = f"{key}.{_IDENTIFIES}"
+        before[inner if isinstance(value, str) and inner in now else key] = value
+    known = set(before) | {key[:end] for key in before for end, letter in enumerate(key) if letter == "."}
+    same = all(now.get(key, _NO_DEFAULT) == value for key, value in before.items())
+    return same and not moved.keys() - known
+
+
+def _changed_value(value: Any, *, named: bool) -> Any:
+    """`named` keeps the fields that tell classes of configuration apart."""
+    if isinstance(value, Component) and value.bare is not None:
+        return value.bare
+    if isinstance(value, BaseModel):
+        kinds = {name: getattr(value, name) for name, info in _fields(value) if named and _tells_kind(info)}
+        return {**kinds, **changed(value)}
+    return _plain(value, lambda inner: _changed_value(inner, named=True))
+
+
+def _plain(value: Any, of_model: Any) -> Any:
+    """JSON values; configurations in lists and mappings too by `of_model`."""
+    if isinstance(value, Component) and value.bare is not None:
+        return value.bare
+    if isinstance(value, BaseModel):
+        return of_model(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, of_model) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, of_model) for inner in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        known = {field.name: (getattr(value, field.name), field.default) for field in fields(value)}
+        plain = {name: _plain(inner, of_model) for name, (inner, _) in known.items()}
+        return {
+            name: part
+            for name, part in plain.items()
+            if of_model is counted or known[name][0] != known[name][1]
+        }
+    return value
+
+
+def _fields(config: BaseModel) -> Iterator[tuple[str, FieldInfo]]:
+    """The fields that are not neutral."""
+    for name, info in type(config).model_fields.items():
+        if not _neutral(config, name):
+            yield name, info
+
+
+def _neutral(config: BaseModel, name: str) -> bool:
+    """Whether the field is marked, in the configuration's class or in one that it extends."""
+    for cls in type(config).__mro__:
+        info = cls.model_fields.get(name) if issubclass(cls, BaseModel) else None
+        for mark in info.metadata if info is not None else ():
+            if isinstance(mark, NeutralMark):
+                return True
+            if isinstance(mark, NeutralBeside) and getattr(config, mark.field) is not None:
+                return True
+    return False
+
+
+def _default(info: FieldInfo) -> Any:
+    return _NO_DEFAULT if info.is_required() else info.get_default(call_default_factory=True)
+
+
+def _tells_kind(info: FieldInfo) -> bool:
+    return get_origin(info.annotation) is Literal and len(get_args(info.annotation)) == 1
+
+
+def _flat(content: Any, key: str = "", *, into_lists: bool = True) -> Iterator[tuple[str, Any]]:
+    """The leaves by dotted key. An empty mapping is one, and so is the length of a list."""
+    if isinstance(content, list) and into_lists:
+        yield f"{key}.length", len(content)
+        content = dict(enumerate(content))
+    elif key and (content == {} or not isinstance(content, Mapping)):
+        yield key, content
+        return
+    for name, value in content.items():
+        yield from _flat(value, f"{key}.{name}" if key else str(name), into_lists=into_lists)

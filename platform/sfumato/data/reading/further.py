@@ -1,0 +1,93 @@
+"""The further columns of samples: their values from the index, and these as arrays of a chunk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.data.format.columns import ColumnInfo
+from sfumato.data.format.faults import ImageFault
+from sfumato.data.format.index import WEIGHTS, ShardIndex
+from sfumato.data.reading.chunks import objects
+from sfumato.errors import DataError
+
+Infos = Mapping[str, ColumnInfo]
+Values = Mapping[str, Any]
+"""Of one sample, by column: a value of the index, or the place (offset, size) of a member; null: none."""
+
+
+def values_of(
+    index: ShardIndex, chosen: NDArray[np.int64], infos: Infos, where: str
+) -> Iterator[dict[str, Any]]:
+    """What the index has of the chosen samples, in their order. Raises DataError for one without a column."""
+    held: dict[str, list[Any]] = {}
+    for name, info in infos.items():
+        if info.stored not in ("index", "members"):
+            continue
+        if name not in index.extra:
+            raise DataError(f"{where}: its index has no column {name}; pack or index the data set again")
+        found = index.extra[name].take(chosen).to_pylist()
+        if info.stored == "members":
+            found = [place and (place["offset"], place["size"]) for place in found]
+        elif info.kind == "text":
+            weights = index.extra.get(name + WEIGHTS)
+            factors = [None] * len(found) if weights is None else weights.take(chosen).to_pylist()
+            found = list(zip(found, factors, strict=True))
+        held[name] = found
+    for row in range(len(chosen)):
+        yield {name: column[row] for name, column in held.items()}
+
+
+def check(values: Values, infos: Infos) -> None:
+    """Raises ImageFault for a sample that lacks a column, or whose value is not as the manifest says.
+
+    A text may be missing: it counts as empty.
+    """
+    for name, info in infos.items():
+        if info.stored in ("side", "arrays") or info.kind == "text":
+            continue
+        value = values[name]
+        if value is None:
+            raise ImageFault(f"it has no {name}")
+        if info.kind in ("vector", "camera") and info.stored == "index":
+            if len(value) != int(np.prod(info.shape)):
+                raise ImageFault(f"its {name} has {len(value)} numbers, where all have {np.prod(info.shape)}")
+        elif info.kind == "label" and info.classes and not 0 <= value < len(info.classes):
+            raise ImageFault(f"its {name} is {value}, out of range 0..{len(info.classes) - 1}")
+
+
+def from_index(
+    name: str, info: ColumnInfo, samples: Sequence[tuple[str, Values]], draw: Draw
+) -> NDArray[Any]:
+    """The column of samples (key, values): numbers [n, *shape], or objects [n] of texts or lists of words."""
+    values = [held[name] for _, held in samples]
+    if info.kind == "text":
+        return objects([draw.text(name, key, *held[name]) for key, held in samples])
+    if info.kind == "tags":
+        return objects(values)
+    if info.kind == "label":
+        return np.array(values, np.int64)
+    return np.array(values, np.float32).reshape(len(values), *info.shape)
+
+
+class Draw:
+    """Draws one of a sample's texts for an epoch, by (seed, epoch, key, column); without a seed the first."""
+
+    def __init__(self, seed: int | None, epoch: int = 0) -> None:
+        self._seed, self._epoch = seed, epoch
+
+    def text(self, name: str, key: str, texts: list[str] | None, weights: list[float] | None) -> str:
+        """The text; empty where the sample has none."""
+        if not texts:
+            return ""
+        if len(texts) == 1 or self._seed is None:
+            return texts[0]
+        ends = np.cumsum(weights if weights else [1.0] * len(texts))
+        told = f"{self._seed}\x1f{self._epoch}\x1f{name}\x1f{key}".encode("utf-8", "surrogateescape")
+        digest = hashlib.blake2b(told, digest_size=8, person=b"text").digest()
+        uniform = (int.from_bytes(digest, "big") >> 11) * 2.0**-53
+        return texts[min(int(np.searchsorted(ends, uniform * ends[-1], side="right")), len(texts) - 1)]

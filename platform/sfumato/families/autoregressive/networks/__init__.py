@@ -1,0 +1,53 @@
+"""The models: of pixels one after the other, or of a first stage's codes.
+
+A file here is a model: its configuration, a `NetworkConfig`, and the family that it builds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sfumato.core.batch import DataSpec
+from sfumato.core.components import Component, Components
+from sfumato.core.family import Family
+from sfumato.core.first_stage import OpenStage
+from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.schedules import EmaSchedule
+from sfumato.families.autoregressive.sampling import SamplingConfig
+
+DEFAULT_LABEL_DROPOUT = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the family's configuration gives to every model; `classes` is 0 without conditioning."""
+
+    optimizer: OptimizerConfig
+    ema: EmaSchedule
+    classes: int = 0
+    stage: OpenStage | None = None
+
+
+class NetworkConfig(Component, ABC):
+    """Which model, and its size; it builds the family."""
+
+    of_codes: ClassVar[bool] = False
+    """Whether it models the codes of a first stage, which it then needs."""
+
+    @property
+    def dropped(self) -> float | None:
+        """The share of labels that training drops, which guidance needs; None for what cannot be guided."""
+        return None
+
+    @abstractmethod
+    def build(self, parts: Parts, data: DataSpec) -> Family:
+        """The family for images of this kind."""
+
+    def problems(self, data: DataSpec, sampling: SamplingConfig) -> list[str]:
+        """What makes it impossible for this data and these options, one line each with the nearest mend."""
+        return []
+
+
+NETWORKS = Components("sfumato.families.autoregressive.networks", NetworkConfig, default="pixelcnn")

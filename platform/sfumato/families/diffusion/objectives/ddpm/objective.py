@@ -1,0 +1,158 @@
+"""Denoising diffusion on T discrete noise levels (Ho et al. 2020), drawn by diffusers' samplers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from sfumato.core.batch import Batch
+from sfumato.core.config import Config
+from sfumato.core.family import LossOut, Nets
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.objectives import (
+    BoundedObjective,
+    GuidableObjective,
+    GuidedSampling,
+    ObjectiveConfig,
+    SamplingBase,
+)
+from sfumato.families.diffusion.objectives.ddpm.bound import bound_bits
+from sfumato.families.diffusion.objectives.ddpm.loss import denoising_loss
+from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
+from sfumato.families.diffusion.samplers import SAMPLERS, NoiseLevels, Sampler
+from sfumato.families.diffusion.samplers.ddim import Ddim
+
+if TYPE_CHECKING:
+    from sfumato.families.diffusion.labels import Guided, LabelDropout
+
+
+class DDPMSampling(GuidedSampling):
+    """How images are drawn; `sfumato sample` may change any of it."""
+
+    sampler: Annotated[Sampler, SAMPLERS] = Field(
+        Ddim(),
+        description="ddpm: ancestral (Ho et al. 2020); ddim (Song et al. 2021); dpmsolver++: second-order "
+        "multistep (Lu et al. 2022).",
+    )
+    eta: float = Field(0.0, ge=0, le=1, description="Noise of ddim: 0 is deterministic, 1 is like ddpm.")
+
+    likelihood_steps: int | None = Field(
+        None,
+        ge=1,
+        description="bits_per_dim: timesteps an image at which the variational bound is evaluated; null does "
+        "not measure it.",
+    )
+
+    @model_validator(mode="after")
+    def _eta_has_effect(self) -> Self:
+        if self.eta and not self.sampler.takes_eta:
+            raise ValueError(
+                f"eta: {self.eta:g} has no effect on {self.sampler.kind}; set eta=0 or sampler=ddim"
+            )
+        return self
+
+    @property
+    def bound_steps(self) -> int | None:
+        """As set."""
+        return self.likelihood_steps
+
+    def problems(self, objective: Config) -> list[str]:
+        """More steps than there are noise levels."""
+        assert isinstance(objective, DDPMConfig)
+        most = objective.timesteps
+        if self.steps <= most:
+            return []
+        return [f"model.sampling.steps: got {self.steps}, the most is {most} (objective.timesteps)"]
+
+
+class DDPMConfig(ObjectiveConfig, GuidableObjective):
+    """Discrete noise levels; the network predicts the noise or v."""
+
+    Sampling: ClassVar[type[SamplingBase]] = DDPMSampling
+    kind: Literal["ddpm"] = Field("ddpm", description="Selects this objective.")
+    prediction: Literal["epsilon", "v"] = Field(
+        "v", description="Target: the noise (Ho et al. 2020) or v (Salimans & Ho 2022)."
+    )
+    schedule: Literal["linear", "cosine"] = Field(
+        "cosine",
+        description="Noise schedule: linear betas (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021).",
+    )
+    timesteps: int = Field(1000, ge=2, description="T, the number of noise levels.")
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """What a sampler has to know."""
+        return NoiseLevels(self.timesteps, self.schedule, self.prediction)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """20 noise levels."""
+        return cls(timesteps=20)
+
+    @classmethod
+    def tiny_sampling(cls) -> DDPMSampling:
+        """3 steps, guided, with a bound on the likelihood."""
+        return DDPMSampling(steps=3, guidance=1.5, likelihood_steps=4)
+
+    def build(self, *, latents: bool = False) -> DDPM:
+        """The objective; it is the same for pixels and latents."""
+        return DDPM(self)
+
+
+class DDPM(BoundedObjective):
+    """The loss of Ho et al. 2020, eq. 14, and the samplers that diffusers has for it."""
+
+    phase = "denoise"
+
+    def __init__(self, config: DDPMConfig) -> None:
+        self._config = config
+        self._schedule = NoiseSchedule(config.schedule, config.timesteps)
+
+    def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
+        """See `ddpm_loss`."""
+        return denoising_loss(
+            nets["network"],
+            batch,
+            rng,
+            schedule=self._schedule,
+            prediction=self._config.prediction,
+            labels=labels,
+        )
+
+    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, steps: int, rng: Rng) -> Tensor:
+        """The variational bound, [B]; see `ddpm_bound`. Predicted images are clipped to [-1, 1]."""
+        to_image = (
+            self._schedule.x0_from_epsilon
+            if self._config.prediction == "epsilon"
+            else self._schedule.x0_from_velocity
+        )
+
+        def denoise(xt_BCHW: Tensor, t_B: Tensor) -> Tensor:
+            return to_image(xt_BCHW, network(xt_BCHW, t_B), t_B).clamp(-1, 1)
+
+        return bound_bits(denoise, x0_BCHW, self._schedule, steps, rng)
+
+    def sample(
+        self, network: Guided, noise_NCHW: Tensor, options: DDPMSampling, rng: SampleRng, *, clip: bool
+    ) -> Tensor:
+        """A trajectory of the diffusers scheduler that the options name."""
+        from sfumato.families.diffusion.pipeline import denoise
+
+        return denoise(
+            network.network,
+            self.diffusers_scheduler(options, clip=clip),
+            noise_NCHW,
+            steps=options.steps,
+            generators=rng.generators,
+            eta=options.eta,
+            labels=network.labels_N,
+            guidance=network.weight,
+            null_class=network.null_class,
+        )
+
+    def diffusers_scheduler(self, options: DDPMSampling, *, clip: bool) -> Any:
+        """A fresh one: it holds the state of one trajectory."""
+        return options.sampler.scheduler(self._config.levels, clip=clip)

@@ -1,0 +1,134 @@
+"""EDM: preconditioned denoising at continuous noise levels (Karras et al. 2022).
+
+The data has standard deviation sigma_data; the denoiser of y + n, n ~ N(0, sigma^2), is (eq. 7, table 1)
+
+    D(x; sigma) = c_skip x + c_out F(c_in x, c_noise)
+    c_skip  = sigma_data^2 / (sigma^2 + sigma_data^2)
+    c_out   = sigma sigma_data / sqrt(sigma^2 + sigma_data^2)
+    c_in    = 1 / sqrt(sigma^2 + sigma_data^2)
+    c_noise = ln(sigma) / 4
+
+and is trained with weight lambda = 1 / c_out^2 at ln sigma ~ N(P_mean, P_std^2), which is (eq. 8)
+
+    L = E || F(c_in (y + n), c_noise) - (y - c_skip (y + n)) / c_out ||^2
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sfumato.core.batch import Batch
+from sfumato.core.family import LossOut, Nets
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.networks import predict
+from sfumato.families.diffusion.objectives import (
+    LATENT_STD,
+    PIXEL_STD,
+    GuidableObjective,
+    Objective,
+    ObjectiveConfig,
+    SamplingBase,
+    data_std,
+)
+from sfumato.families.diffusion.objectives.edm.sampling import EDMSampling, churn
+from sfumato.families.diffusion.quartiles import quartiles_of_normal
+from sfumato.families.diffusion.solvers import integrate
+
+if TYPE_CHECKING:
+    from sfumato.families.diffusion.labels import Guided, LabelDropout
+
+
+class EDMConfig(ObjectiveConfig, GuidableObjective):
+    """Continuous noise levels; the network is preconditioned at each."""
+
+    Sampling: ClassVar[type[SamplingBase]] = EDMSampling
+    kind: Literal["edm"] = Field("edm", description="Selects this objective.")
+    sigma_data: float | None = Field(
+        None,
+        gt=0,
+        description="Standard deviation of the data in [-1, 1], or of the scaled latents; null means "
+        f"{PIXEL_STD} for a model of pixels and {LATENT_STD} for one of latents.",
+    )
+    p_mean: float = Field(-1.2, description="Mean of ln sigma in training.")
+    p_std: float = Field(1.2, gt=0, description="Standard deviation of ln sigma in training.")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """The defaults: they cost nothing."""
+        return cls()
+
+    @classmethod
+    def tiny_sampling(cls) -> EDMSampling:
+        """3 steps that add noise again."""
+        return EDMSampling(steps=3, churn=1.0)
+
+    def build(self, *, latents: bool = False) -> EDM:
+        """The objective of a model of pixels, or of latents."""
+        return EDM(self, latents=latents)
+
+
+@dataclass(frozen=True, slots=True)
+class Preconditioning:
+    """The coefficients of table 1 at noise levels `sigma`, of its shape."""
+
+    skip: Tensor
+    out: Tensor
+    in_: Tensor
+    noise: Tensor
+
+    @classmethod
+    def at(cls, sigma: Tensor, sigma_data: float) -> Preconditioning:
+        """For sigma > 0."""
+        total = sigma.square() + sigma_data**2
+        return cls(
+            skip=sigma_data**2 / total,
+            out=sigma * sigma_data / total.sqrt(),
+            in_=total.rsqrt(),
+            noise=sigma.log() / 4,
+        )
+
+
+class EDM(Objective):
+    """The weighted denoising loss, and the paper's samplers."""
+
+    phase = "denoise"
+
+    def __init__(self, config: EDMConfig, *, latents: bool = False) -> None:
+        self._config = config
+        self._sigma_data = data_std(config.sigma_data, latents=latents)
+
+    def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
+        """Weighted squared error of the denoised image, mean over pixels; about 1 before training."""
+        y_BCHW = batch["image"]
+        z_B = rng.normal()
+        sigma_B111 = (self._config.p_mean + self._config.p_std * z_B).exp().view(-1, 1, 1, 1)
+        x_BCHW = y_BCHW + sigma_B111 * rng.normal(*y_BCHW.shape[1:])
+        label_B = labels.draw(batch, rng)
+        c = Preconditioning.at(sigma_B111, self._sigma_data)
+        output_BCHW = predict(nets["network"], c.in_ * x_BCHW, c.noise.flatten(), label_B)
+        target_BCHW = (y_BCHW - c.skip * x_BCHW) / c.out
+        loss_B = (output_BCHW - target_BCHW).square().mean(dim=(1, 2, 3))
+        return LossOut(loss_B, quartiles_of_normal(loss_B.detach(), z_B))
+
+    def sample(
+        self, network: Guided, noise_NCHW: Tensor, options: EDMSampling, rng: SampleRng, *, clip: bool
+    ) -> Tensor:
+        """Algorithm 1 of the paper, or 2 where the options churn."""
+
+        def slope(x_NCHW: Tensor, sigma: float) -> Tensor:
+            return (x_NCHW - self.denoise(network, x_NCHW, sigma, clip=clip)) / sigma
+
+        sigmas = options.sigmas()
+        return integrate(options.sampler, slope, noise_NCHW * sigmas[0], sigmas, before=churn(options, rng))
+
+    def denoise(self, network: Guided, x_NCHW: Tensor, sigma: float, *, clip: bool) -> Tensor:
+        """D(x; sigma), [N, C, H, W]."""
+        c = Preconditioning.at(torch.tensor(sigma, device=x_NCHW.device), self._sigma_data)
+        denoised_NCHW = c.skip * x_NCHW + c.out * network(c.in_ * x_NCHW, c.noise)
+        return denoised_NCHW.clamp(-1, 1) if clip else denoised_NCHW

@@ -1,0 +1,76 @@
+"""The samplers of EDM: noise levels of eq. 5, Heun's method, and churn (Karras et al. 2022, algorithm 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from sfumato.core.rng import SampleRng
+from sfumato.families.diffusion.noise_levels import karras_sigmas
+from sfumato.families.diffusion.objectives import GuidedSampling
+from sfumato.families.diffusion.solvers import SOLVERS, Solver
+from sfumato.families.diffusion.solvers.heun import Heun
+
+MOST_CHURN = math.sqrt(2) - 1
+"""A step adds at most as much noise as there is (algorithm 2)."""
+
+
+class EDMSampling(GuidedSampling):
+    """How images are drawn; `sfumato sample` may change any of it."""
+
+    sampler: Annotated[Solver, SOLVERS] = Field(
+        Heun(), description="heun: second order, 2 steps - 1 network evaluations; euler: one a step."
+    )
+    steps: int = Field(18, ge=2, description="Steps from noise to image.")
+    sigma_min: float = Field(0.002, gt=0, description="Least noise level before zero.")
+    sigma_max: float = Field(80.0, gt=0, description="Noise level at the start.")
+    rho: float = Field(7.0, ge=1, description="Spacing of the noise levels: larger dwells at low noise.")
+    churn: float = Field(
+        0.0, ge=0, description="S_churn: noise added and removed again over all steps; 0 is deterministic."
+    )
+    churn_min: float = Field(0.0, ge=0, description="S_tmin: noise level below which nothing is added.")
+    churn_max: float | None = Field(
+        None, gt=0, description="S_tmax: noise level above which nothing is added; null sets no bound."
+    )
+    churn_noise: float = Field(
+        1.0, gt=0, description="S_noise: factor of the added noise, slightly above 1 against lost detail."
+    )
+
+    @model_validator(mode="after")
+    def _make_sense(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min: {self.sigma_min:g} is not below sigma_max={self.sigma_max:g}")
+        if not self.churn and (self.churn_min, self.churn_max, self.churn_noise) != (0.0, None, 1.0):
+            raise ValueError(
+                "churn_min, churn_max and churn_noise have no effect with churn=0; leave them out"
+            )
+        if self.churn_max is not None and self.churn_min > self.churn_max:
+            raise ValueError(
+                f"churn_min: {self.churn_min:g} is above churn_max={self.churn_max:g}, so no noise level is "
+                "churned; set it lower"
+            )
+        return self
+
+    def sigmas(self) -> list[float]:
+        """Falling noise levels, `steps` + 1 of them, the last one zero."""
+        levels = karras_sigmas(self.steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+        return [*levels, 0.0]
+
+
+def churn(options: EDMSampling, rng: SampleRng) -> Callable[[Tensor, float], tuple[Tensor, float]]:
+    """What algorithm 2 does before a step: raise the noise level by 1 + gamma, and x with it."""
+    most = math.inf if options.churn_max is None else options.churn_max
+
+    def raised(x_NCHW: Tensor, sigma: float) -> tuple[Tensor, float]:
+        gamma = min(options.churn / options.steps, MOST_CHURN) if options.churn_min <= sigma <= most else 0.0
+        if not gamma:
+            return x_NCHW, sigma
+        higher = sigma * (1 + gamma)
+        noise_NCHW = rng.normal(*x_NCHW.shape[1:]).to(x_NCHW.device)
+        return x_NCHW + math.sqrt(higher**2 - sigma**2) * options.churn_noise * noise_NCHW, higher
+
+    return raised

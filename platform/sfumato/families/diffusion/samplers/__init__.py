@@ -1,0 +1,63 @@
+"""The samplers of models with discrete noise levels: each is a scheduler of diffusers' interface.
+
+They start at the last timestep ("trailing" spacing, Lin et al. 2023, table 2), which is the noise level that
+standard normal noise stands for, and work on the schedule that training used. A file here is a sampler; its
+settings, where it has some, stand beside its name: `sampler: {kind: name, ...}`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from sfumato.core.components import Component, Components
+
+MAX_BETA = 0.999
+
+
+class NoiseLevels(NamedTuple):
+    """What a sampler has to know of the model: how many noise levels, which schedule, what it predicts."""
+
+    timesteps: int
+    schedule: Literal["linear", "cosine"]
+    prediction: Literal["epsilon", "v"]
+
+    def for_diffusers(self) -> dict[str, Any]:
+        """The same as arguments of a diffusers scheduler."""
+        first, last = linear_range(self.timesteps)
+        return {
+            "num_train_timesteps": self.timesteps,
+            "beta_schedule": "linear" if self.schedule == "linear" else "squaredcos_cap_v2",
+            "beta_start": first,
+            "beta_end": last,
+            "prediction_type": "epsilon" if self.prediction == "epsilon" else "v_prediction",
+            "timestep_spacing": "trailing",
+        }
+
+
+class Sampler(Component, ABC):
+    """Makes the scheduler of a trajectory."""
+
+    brief: ClassVar[bool] = True
+    takes_eta: ClassVar[bool] = False
+    """Whether `sampling.eta` has an effect."""
+
+    @abstractmethod
+    def scheduler(self, levels: NoiseLevels, *, clip: bool) -> Any:
+        """A fresh one: it holds the state of one trajectory. `clip` bounds every predicted image to [-1, 1]."""
+
+
+SAMPLERS = Components(
+    "sfumato.families.diffusion.samplers",
+    Sampler,
+    default="ddim",
+    spelling={"dpmsolver": "dpmsolver++"},
+)
+
+
+def linear_range(timesteps: int) -> tuple[float, float]:
+    """First and last beta: 1e-4 and 0.02 at T = 1000 (Ho et al. 2020, sec. 4).
+
+    For another T they scale with 1000 / T, so that x_T stays noise (Nichol & Dhariwal 2021, code).
+    """
+    return 0.1 / timesteps, min(20.0 / timesteps, MAX_BETA)

@@ -1,0 +1,24 @@
+"""Ancestral sampling (Ho et al. 2020, algorithm 2)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from sfumato.families.diffusion.samplers import NoiseLevels, Sampler
+
+
+class Ancestral(Sampler):
+    """Draws every step from the posterior, of the smaller of the paper's two variances."""
+
+    kind: Literal["ddpm"] = Field("ddpm", description="Selects ancestral sampling.")
+
+    def scheduler(self, levels: NoiseLevels, *, clip: bool) -> Any:
+        """diffusers' `DDPMScheduler`."""
+        from diffusers import DDPMScheduler  # takes seconds: only where something is sampled
+
+        return DDPMScheduler(**levels.for_diffusers(), variance_type="fixed_small", clip_sample=clip)
+
+
+COMPONENT = Ancestral

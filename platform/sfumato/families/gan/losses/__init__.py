@@ -1,0 +1,35 @@
+"""The games that the two networks play, a row a number.
+
+A file here is a game, given the scores s = D(x) of real and f = D(G(z)) of generated images. Settings, where it has
+some, stand beside its name: `loss: {kind: name, ...}`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from sfumato.core.components import Component, Components
+
+
+class Loss(Component, ABC):
+    """Both players' losses of scores [B], each [B]."""
+
+    brief: ClassVar[bool] = True
+    sees_bias: ClassVar[bool] = True
+    """Whether a constant added to all scores changes the discriminator's loss."""
+    needs_bound: ClassVar[bool] = False
+    """Whether it has a meaning for a discriminator of bounded slope alone."""
+
+    @abstractmethod
+    def discriminator(self, s_B: Tensor, f_B: Tensor) -> Tensor:
+        """L_D."""
+
+    @abstractmethod
+    def generator(self, f_B: Tensor) -> Tensor:
+        """L_G."""
+
+
+LOSSES = Components("sfumato.families.gan.losses", Loss, default="nonsaturating")

@@ -1,0 +1,31 @@
+"""The non-saturating game (Goodfellow et al. 2014, sec. 3).
+
+L_D = softplus(-s) + softplus(f),    L_G = softplus(-f)
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfumato.families.gan.losses import Loss
+
+
+class Nonsaturating(Loss):
+    """See the top of the file."""
+
+    kind: Literal["nonsaturating"] = Field("nonsaturating", description="Selects this loss.")
+
+    def discriminator(self, s_B: Tensor, f_B: Tensor) -> Tensor:
+        """L_D."""
+        return F.softplus(-s_B) + F.softplus(f_B)
+
+    def generator(self, f_B: Tensor) -> Tensor:
+        """L_G."""
+        return F.softplus(-f_B)
+
+
+COMPONENT = Nonsaturating

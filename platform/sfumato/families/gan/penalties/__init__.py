@@ -1,0 +1,51 @@
+"""Penalties on the discriminator that are phases of their own, as often as they say.
+
+A file here is a penalty. `objective.penalties` lists those of a recipe; `objective.r1` is a shorter way to say the
+one of kind `r1`. (The gradient penalty between real and generated images is a part of the discriminator's own step.)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from sfumato.core.components import Component, Components
+from sfumato.core.config import Config
+from sfumato.core.rng import Rng
+
+
+class PenaltySchedule(Config):
+    """How much and how often."""
+
+    weight: float = Field(1.0, gt=0, description="Factor of the penalty.")
+    every: int = Field(
+        16,
+        ge=1,
+        description="Steps between two penalties, each of which counts as many times (lazy regularisation, "
+        "Karras et al. 2020).",
+    )
+
+
+class Penalty(Component, PenaltySchedule, ABC):
+    """A penalty on the scores of real images."""
+
+    @property
+    def second_order(self) -> bool:
+        """Whether it differentiates through a gradient."""
+        return False
+
+    @property
+    def factor(self) -> float:
+        """Of the penalty in the loss of a step: the weight, times the steps that it stands for."""
+        return self.every * self.weight
+
+    @abstractmethod
+    def penalty(
+        self, discriminator: nn.Module, real_BCHW: Tensor, label_B: Tensor, rng: Rng
+    ) -> tuple[Tensor, Tensor]:
+        """The penalty [B] before its weight, and scores [B] that all parameters have a part in."""
+
+
+PENALTIES = Components("sfumato.families.gan.penalties", Penalty, default="r1")

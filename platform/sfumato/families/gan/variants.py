@@ -1,0 +1,36 @@
+"""The smallest real instance of every member of the family, as it would stand in a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sfumato.families.gan.losses import LOSSES
+from sfumato.families.gan.networks import NETWORKS, NetworkConfig
+
+PLAIN = {"kind": "dcgan", "channels": [8], "generator_norm": "group", "discriminator_norm": "none"}
+RESIDUAL = {"kind": "resnet", "channels": [8]}
+R1 = {"every": 2}
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """Every loss, network, normalisation and penalty at least once."""
+    found = {
+        "tiny": _member({"channels": [8]}),
+        "least-squares": _member({"channels": [8, 8], "discriminator_norm": "batch"}, loss="least_squares"),
+        "hinge": _member({**RESIDUAL, "generator_norm": "group"}, loss="hinge", critic_steps=2),
+        "wasserstein": _member(PLAIN, loss="wasserstein", gradient_penalty=10.0),
+        "r1": _member(PLAIN, r1=R1),
+        "r1-finite-difference": _member(PLAIN, r1={**R1, "estimator": "finite_difference"}),
+        "unconditional": {**_member(RESIDUAL), "condition": "none"},
+    }
+    networks = {member["network"].kind for member in found.values()}
+    losses = {member["objective"].get("loss", LOSSES.default) for member in found.values()}
+    found |= {name: _member(PLAIN, loss=name) for name in LOSSES.names() if name not in losses}
+    others = [name for name in NETWORKS.names() if name not in networks]
+    return found | {name: _member(NETWORKS.find(name).tiny().model_dump()) for name in others}
+
+
+def _member(network: dict[str, Any], **objective: Any) -> dict[str, Any]:
+    built: NetworkConfig = NETWORKS.make(network.get("kind", NETWORKS.default), **network)
+    few = {"sampling": {"statistics": 64}} if built.norms[0] == "batch" else {}
+    return {"latent": 4, "network": built, "objective": objective, **few}

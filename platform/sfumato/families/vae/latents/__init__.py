@@ -1,0 +1,46 @@
+"""What lies between encoder and decoder: which autoencoder it is.
+
+A file here is a kind of latents: its configuration, a `LatentConfig`, and the network and family that it builds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sfumato.core.batch import DataSpec
+from sfumato.core.components import Component, Components
+from sfumato.core.family import Family
+from sfumato.core.first_stage import StageSpec
+from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.schedules import EmaSchedule
+from sfumato.families.vae.coders import NetworkConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the family's configuration gives to every kind of latents; `classes` is 0 without conditioning."""
+
+    network: NetworkConfig
+    optimizer: OptimizerConfig
+    ema: EmaSchedule
+    classes: int = 0
+
+
+class LatentConfig(Component, ABC):
+    """Settings of a kind of latents; they build the family."""
+
+    has_prior: ClassVar[bool] = False
+    """Whether there is a prior to draw images from; such a model may be conditioned on classes."""
+
+    @abstractmethod
+    def build(self, parts: Parts, data: DataSpec) -> Family:
+        """The family for images of this kind."""
+
+    def stage(self, network: NetworkConfig, data: DataSpec) -> StageSpec | None:
+        """The network that other models may use as a first stage, if there is one; loads none."""
+        return None
+
+
+LATENTS = Components("sfumato.families.vae.latents", LatentConfig, default="gaussian")

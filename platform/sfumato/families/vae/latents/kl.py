@@ -1,0 +1,96 @@
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022, App. G), without its adversarial loss."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.family import LossOut, Nets
+from sfumato.core.first_stage import Latent, StageSpec
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng
+from sfumato.families.vae.autoencoder import AutoencoderFamily, distance
+from sfumato.families.vae.coders import NetworkConfig, decoder, encoder
+from sfumato.families.vae.latents import LatentConfig, Parts
+from sfumato.families.vae.posterior import Posterior
+
+
+class KlLatent(LatentConfig):
+    """A grid of vectors, hardly regularised: the KL autoencoder of latent diffusion (Rombach et al. 2022)."""
+
+    kind: Literal["kl"] = Field("kl", description="Selects the KL autoencoder.")
+    channels: int = Field(4, ge=1, description="Numbers at each place of the grid.")
+    kl_weight: float = Field(
+        1e-6, ge=0, description="Weight of the KL term, both terms summed over an image."
+    )
+    reconstruction: Literal["l1", "l2"] = Field("l1", description="Distance of images.")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Two channels."""
+        return cls(channels=2)
+
+    def build(self, parts: Parts, data: DataSpec) -> KlAutoencoderFamily:
+        """A KL autoencoder."""
+        return KlAutoencoderFamily(parts, self, data)
+
+    def stage(self, network: NetworkConfig, data: DataSpec) -> StageSpec:
+        """The averaged network and its grid."""
+        factor = network.factor
+        return StageSpec(
+            network="ema",
+            build=lambda: KlAutoencoder(network, self, data),
+            latent=(self.channels, data.height // factor, data.width // factor),
+        )
+
+
+class KlAutoencoder(nn.Module):
+    """Implements `core.first_stage.FirstStage`: latents [B, C, h, w] under a diagonal Gaussian."""
+
+    def __init__(self, network: NetworkConfig, latent: KlLatent, data: DataSpec) -> None:
+        super().__init__()
+        self.encoder = encoder(network, data.channels, 2 * latent.channels)
+        self.decoder = decoder(network, latent.channels, data.channels)
+
+    def forward(self, x_BCHW: Tensor, noise_BChw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction from a draw of the latents, their mean and their log-variance."""
+        posterior = Posterior.of(self.encoder(x_BCHW))
+        output: Tensor = self.decoder(posterior.sample(noise_BChw)).float()
+        return output, posterior.mean, posterior.logvar
+
+    def encode(self, image_BCHW: Tensor) -> Latent:
+        """Mean and standard deviation of the latents, [B, C, h, w] each."""
+        posterior = Posterior.of(self.encoder(image_BCHW))
+        return Latent(posterior.mean, posterior.std)
+
+    def decode(self, latent_BChw: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1]."""
+        output: Tensor = self.decoder(latent_BChw)
+        return output.float().clamp(-1, 1)
+
+
+class KlAutoencoderFamily(AutoencoderFamily):
+    """Trains a `KlAutoencoder`."""
+
+    def __init__(self, parts: Parts, latent: KlLatent, data: DataSpec) -> None:
+        super().__init__(parts, lambda: KlAutoencoder(parts.network, latent, data), self._loss)
+        self._latent = latent
+        self._dims = math.prod(data.shape)
+        factor = parts.network.factor
+        self._grid = (latent.channels, data.height // factor, data.width // factor)
+
+    def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
+        """Distance of the images plus the weighted KL term, both a dimension of the image."""
+        x_BCHW = batch["image"]
+        output_BCHW, mean, logvar = nets["network"](x_BCHW, rng.normal(*self._grid))
+        distance_B = distance(self._latent.reconstruction, x_BCHW, output_BCHW)
+        kl_B = Posterior(mean, logvar).kl().flatten(1).sum(dim=1)
+        metrics = {"distance": distance_B.detach(), "kl_nats": kl_B.detach()}
+        return LossOut(distance_B + self._latent.kl_weight * kl_B / self._dims, metrics)
+
+
+COMPONENT = KlLatent

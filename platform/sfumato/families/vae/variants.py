@@ -1,0 +1,34 @@
+"""The smallest real instances of the latents, for the suites that train every member of the family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sfumato.families.vae.latents import LATENTS, LatentConfig
+from sfumato.families.vae.likelihoods import LIKELIHOODS
+from sfumato.families.vae.quantizers import QUANTIZERS
+
+UNUSUAL: dict[str, Any] = {"free_bits": 0.1, "warmup_images": 1_000, "importance_samples": 3}
+
+
+def latents() -> dict[str, LatentConfig]:
+    """Each kind, each likelihood, each quantiser, each setting that changes the network or the loss."""
+    gaussian, vq = LATENTS.find("gaussian").tiny(), LATENTS.find("vq").tiny()
+    bernoulli = LIKELIHOODS.make("bernoulli")
+    found = {
+        "bernoulli": gaussian.model_copy(update={"likelihood": bernoulli, **UNUSUAL}),
+        "pixel-scale": gaussian.model_copy(
+            update={"likelihood": LIKELIHOODS.make("logistic", scale="pixel")}
+        ),
+    }
+    found |= {
+        name: gaussian.model_copy(update={"likelihood": LIKELIHOODS.find(name).tiny()})
+        for name in LIKELIHOODS.names()
+        if name not in ("bernoulli", "logistic")
+    }
+    found |= {name: LATENTS.find(name).tiny() for name in LATENTS.names() if name != "gaussian"}
+    return found | {
+        name: vq.model_copy(update={"quantizer": QUANTIZERS.find(name).tiny()})
+        for name in QUANTIZERS.names()
+        if name != QUANTIZERS.default
+    }

@@ -1,0 +1,264 @@
+"""Parameters, gradients, optimizer state and averages sharded: torch's `fully_shard` (FSDP2).
+
+Every parameter is cut along its first dimension into as many pieces as there are ranks, which need not be
+equal or even exist. A block's parameters are gathered for its forward and its backward pass. The optimizer
+and the averages work on each rank's own pieces alone, which are plain tensors: no communication, and the
+kernels are those of a single process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor, Shard
+
+from sfumato.errors import CapabilityError
+from sfumato.parallel import state_dict
+from sfumato.parallel.blocks import blocks_of
+from sfumato.parallel.capabilities import Feature
+from sfumato.parallel.config import FsdpSettings, ParallelSettings
+from sfumato.parallel.gathering import gather_for_methods
+from sfumato.parallel.sharded import Sharded, empty
+from sfumato.parallel.strategies.ddp import Ddp
+from sfumato.parallel.strategies.single import Tensors
+from sfumato.parallel.strategy import Options, Placement
+
+
+class Fsdp(Sharded):
+    """1/N of everything that training changes on each of N ranks."""
+
+    name = "fsdp"
+    Settings = FsdpSettings
+    about = "1/N of parameters, gradients, optimizer state and averages"
+    features = (Ddp.features - {Feature.COMPILE}) | {
+        Feature.BF16_PARAMETERS,
+        Feature.OFFLOAD,
+        Feature.RESHARD,
+        Feature.SHARDED_OPTIMIZER,
+        Feature.SHARDED_PARAMETERS,
+    }
+
+    def __init__(self, placement: Placement, options: Options | None = None) -> None:
+        super().__init__(placement, options)
+        own = self.options.own
+        self._own_settings = own if isinstance(own, FsdpSettings) else FsdpSettings()
+        self._mesh: DeviceMesh = init_device_mesh(placement.device.type, (placement.world_size,))
+        self._units: dict[str, list[FSDPModule]] = {}
+        """What is gathered and freed as one: the blocks of a network and the network itself, last."""
+        self._pieces: dict[str, dict[str, nn.Parameter]] = {}
+        """This rank's part of each parameter, in the same memory."""
+        self._twice = False
+        self._spread_out: list[str] = []
+        """Frozen networks that are sharded."""
+
+    def add_frozen(self, name: str, module: nn.Module, *, shard: bool = False) -> None:
+        if not shard:
+            super().add_frozen(name, module)
+            return
+        self._raw[name] = self._place(module).eval().requires_grad_(False)
+        self._plain[name] = empty(module)
+        self._frozen.add(name)
+        self._spread_out.append(name)
+
+    def ready(self) -> None:
+        super().ready()
+        for name in self._spread_out:
+            # Nothing is kept gathered for a backward pass: it may never come.
+            self._shard(name, blocks_of(self._raw[name]), True, root=True)
+            gather_for_methods(self._raw[name])
+
+    @classmethod
+    def settings(cls, parallel: ParallelSettings) -> FsdpSettings:
+        """Those of `parallel.fsdp`, which is the section of this strategy alone."""
+        return FsdpSettings.model_validate({**parallel.fsdp.model_dump(), **parallel.options})
+
+    def accumulate(
+        self, trains: str, *, last: bool, second_order: bool = False
+    ) -> AbstractContextManager[None]:
+        # Gradients are reduced with every micro-batch, so that none is ever whole on a rank.
+        return self._kept_whole(trains) if second_order else nullcontext()
+
+    def backward(self, trains: str, loss: Tensor) -> None:
+        if self._twice:
+            root = self._units[trains][-1]
+            root.set_is_last_backward(True)
+            root.set_reshard_after_backward(True)
+            root.set_requires_gradient_sync(True)
+        super().backward(trains, loss)
+
+    def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
+        sharded = dict(self._raw[trains].named_parameters())
+        for key, piece in self._parameters[trains].items():
+            grad = sharded[key].grad
+            piece.grad = None if grad is None else _local(grad)
+            sharded[key].grad = None
+        norm = super().step(trains, lr=lr, max_norm=max_norm, scale=scale)
+        self._free(trains)
+        return norm
+
+    def follow(self, shadow: str, weight: float) -> None:
+        super().follow(shadow, weight)
+        self._free(shadow)
+
+    @contextmanager
+    def _kept_whole(self, trains: str) -> Iterator[None]:
+        """Parameters stay gathered from the first pass on, so that gradients of gradients find them.
+
+        The gradient that a loss takes for itself is none to be reduced; that of `backward` is.
+        """
+        root = self._units[trains][-1]
+        root.set_is_last_backward(False)
+        root.set_reshard_after_forward(False)
+        root.set_reshard_after_backward(False)
+        root.set_requires_gradient_sync(False)
+        self._twice = True
+        try:
+            yield
+        finally:
+            self._twice = False
+            for unit in self._units[trains][:-1]:
+                unit.set_reshard_after_forward(self._own_settings.reshard_after_forward, recurse=False)
+
+    def _activate(self, trains: str | None) -> None:
+        # What stayed gathered after a forward pass would keep its `requires_grad` from then: a network that
+        # another phase has used passively would get no gradient.
+        for name in self._trained:
+            self._free(name)
+        super()._activate(trains)
+
+    def _place(self, module: nn.Module) -> nn.Module:
+        return module  # sharding brings it to the device block by block, so that it is never there whole
+
+    def _wrap(self, name: str, module: nn.Module) -> nn.Module:
+        self._shard(
+            name, blocks_of(module, self._training[name].blocks), self._own_settings.reshard_after_forward
+        )
+        return module
+
+    def _wrap_shadow(self, name: str) -> None:
+        blocks = blocks_of(self._raw[name], self._training[self._source[name]].blocks)
+        # Nothing follows a forward pass of an average, so its root is freed at once as well.
+        self._shard(name, blocks, True, root=True)
+        if self._base(name) is not None:
+            self._share_base(name)
+
+    def _share_base(self, shadow: str) -> None:
+        """Let an adapter's average use its source's pieces of the base.
+
+        FSDP takes up parameters that were exchanged, when the network is called for the first time. It pads
+        a piece then where the ranks' are unequal, so that only such a one is there twice.
+        """
+        theirs = dict(self._raw[self._source[shadow]].named_parameters(remove_duplicate=False))
+        for key, _ in list(self._raw[shadow].named_parameters(remove_duplicate=False)):
+            if not self._changes(shadow, key):
+                owner, _, leaf = key.rpartition(".")
+                setattr(self._raw[shadow].get_submodule(owner), leaf, theirs[key])
+
+    def _shard(self, name: str, blocks: list[nn.Module], reshard: bool, root: bool | None = None) -> None:
+        module = self._raw[name]
+        if scalar := next((key for key, p in module.named_parameters() if p.dim() == 0), None):
+            raise CapabilityError(
+                f"parameter {scalar} of network {name!r} has no dimension to shard; give it the shape [1], "
+                "or use parallel.strategy=ddp"
+            )
+        precision = torch.bfloat16 if self._own_settings.bf16_parameters else None
+        policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
+        offload = (
+            CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+            if self.options.offload
+            else OffloadPolicy()
+        )
+        for block in blocks:
+            fully_shard(
+                block,
+                mesh=self._mesh,
+                reshard_after_forward=reshard,
+                mp_policy=policy,
+                offload_policy=offload,
+            )
+        fully_shard(
+            module, mesh=self._mesh, reshard_after_forward=root, mp_policy=policy, offload_policy=offload
+        )
+        self._units[name] = [part for part in (*blocks, module) if isinstance(part, FSDPModule)]
+        self._pieces[name] = {
+            key: nn.Parameter(_local(p), requires_grad=p.requires_grad)
+            for key, p in module.named_parameters()
+        }
+
+    def _updated(self, name: str) -> dict[str, nn.Parameter]:
+        return {key: piece for key, piece in self._pieces[name].items() if piece.requires_grad}
+
+    def _held(self, name: str) -> Tensors:
+        return [piece.detach() for key, piece in self._pieces[name].items() if self._changes(name, key)]
+
+    def _norm(self, grads: Tensors) -> Tensor:
+        square = nn.utils.get_total_norm(grads).square()
+        square = square.to(self.placement.device)  # gradients may be offloaded, communication is not
+        dist.all_reduce(square)
+        return square.sqrt()
+
+    def _fill(self, target: Tensor, state: Mapping[str, Tensor], entry: str) -> None:
+        if isinstance(target, DTensor):
+            _local(target).copy_(self._cut(state, entry))
+        else:
+            target.copy_(state[entry])
+
+    def _own(self, name: str, key: str, kind: str, state: Mapping[str, Tensor], entry: str) -> Tensor:
+        whole, found = self._raw[name].get_parameter(key).shape, state_dict.shape(state, entry)
+        if found and found != tuple(whole):
+            raise state_dict.misshapen(name, key, kind, found, self.name)
+        part = self._cut(state, entry) if found else state[entry]
+        return part.to(self._pieces[name][key].device, copy=True)
+
+    def _cut(self, state: Mapping[str, Tensor], entry: str) -> Tensor:
+        """This rank's part of a tensor, which is cut along its first dimension; empty beyond the last one."""
+        rows = -(-state_dict.shape(state, entry)[0] // self.placement.world_size)
+        start = self.placement.rank * rows
+        return state_dict.rows(state, entry, start, start + rows)
+
+    def _spread(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
+        if not moment.dim():  # a step count
+            return moment
+        if moment.shape != self._pieces[name][key].shape:
+            raise state_dict.misshapen(name, key, kind, moment.shape, self.name)
+        parameter = self._raw[name].get_parameter(key)
+        return DTensor.from_local(
+            moment, self._mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
+        )
+
+    def _tensors(
+        self, name: str, wanted: Callable[[str, str], bool] = lambda name, key: True
+    ) -> Iterator[tuple[str, Tensor]]:
+        for key, tensor in self._raw[name].state_dict().items():
+            if not wanted(name, key):
+                continue
+            if isinstance(tensor, DTensor):
+                yield key, cast(DTensor, tensor.to(self.placement.device)).full_tensor()
+            else:
+                yield key, tensor
+
+    def _free(self, name: str) -> None:
+        """Gathered copies of old parameters must not be found by the next forward pass."""
+        for unit in self._units[name]:
+            unit.reshard()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    assert isinstance(tensor, DTensor)
+    return cast(DTensor, tensor.detach()).to_local()
+
+
+COMPONENT = Fsdp

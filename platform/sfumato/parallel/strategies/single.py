@@ -1,0 +1,313 @@
+"""All networks whole, in one process. Also the ground on which the other strategies stand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.family import Nets
+from sfumato.core.optimizer import LR_FACTOR, OptimizerConfig
+from sfumato.errors import CapabilityError
+from sfumato.parallel import state_dict
+from sfumato.parallel.adapters import Base
+from sfumato.parallel.blocks import blocks_of
+from sfumato.parallel.capabilities import Feature
+from sfumato.parallel.recompute import recompute
+from sfumato.parallel.strategy import Options, Placement, Strategy
+
+Tensors = list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a trainable network was added with."""
+
+    optimizer: OptimizerConfig
+    blocks: Sequence[str]
+    base: Base | None
+
+
+class Single(Strategy):
+    """Every network whole in this process."""
+
+    name = "single"
+    about = "everything, in one process"
+    features = frozenset(
+        {
+            Feature.ACCUMULATION,
+            Feature.CLIPPING,
+            Feature.BF16,
+            Feature.RECOMPUTE,
+            Feature.COMPILE,
+            Feature.SECOND_ORDER,
+            Feature.ADAPTERS,
+        }
+    )
+
+    def __init__(self, placement: Placement, options: Options | None = None) -> None:
+        super().__init__(placement, options)
+        self._raw: dict[str, nn.Module] = {}
+        self._training: dict[str, Training] = {}
+        self._trained: dict[str, nn.Module] = {}
+        self._parameters: dict[str, dict[str, nn.Parameter]] = {}
+        """What the optimizer updates, by the parameter's name."""
+        self._learning: dict[str, list[nn.Parameter]] = {}
+        """The network's own parameters that its phases move."""
+        self._adapted: dict[str, list[nn.Module]] = {}
+        """Of an adapter, the modules that are in train mode while it trains."""
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._settings: dict[str, list[dict[str, Any]]] = {}
+        """What the optimizers' parameter groups were made with."""
+        self._source: dict[str, str] = {}
+        self._followed: dict[str, tuple[Tensors, Tensors]] = {}
+        self._copied: dict[str, tuple[Tensors, Tensors]] = {}
+        self._frozen: set[str] = set()
+        self._active: str | None = None
+
+    def add_trainable(
+        self,
+        name: str,
+        module: nn.Module,
+        optimizer: OptimizerConfig,
+        blocks: Sequence[str] = (),
+        base: Base | None = None,
+    ) -> None:
+        self._raw[name] = self._place(module).train(base is None)
+        self._training[name] = Training(optimizer, blocks, base)
+        if base is not None:
+            if Feature.ADAPTERS not in self.features:
+                raise CapabilityError(f"parallel.strategy={self.name} has no {Feature.ADAPTERS.value}")
+            base.freeze(name, self._raw[name])
+            self._adapted[name] = base.trained_parts(self._raw[name])
+
+    def add_frozen(self, name: str, module: nn.Module, *, shard: bool = False) -> None:
+        self._raw[name] = module.to(self.placement.device).eval().requires_grad_(False)
+        self._frozen.add(name)
+
+    def add_shadow(self, name: str, source: str) -> None:
+        # The source is copied without its wrapper, and before anything hangs on its forward.
+        base = self._training[source].base
+        copied = copy.deepcopy(self._raw[source]) if base is None else base.copy(self._raw[source])
+        self._raw[name] = copied.eval().requires_grad_(False)
+        self._source[name] = source
+
+    def ready(self) -> None:
+        for name, training in self._training.items():
+            module = self._raw[name]
+            if self.options.activation_checkpointing:
+                for block in blocks_of(module, training.blocks):
+                    recompute(block)
+            if self.options.compile:
+                module.compile()  # in place: names in the state dict stay as they are
+            self._lay_out(name)
+        for shadow, source in self._source.items():
+            self._wrap_shadow(shadow)
+            # Listed once: walking the modules costs as much as the update of a small network.
+            self._followed[shadow] = (self._held(shadow), self._held(source))
+            self._copied[shadow] = (self._buffers(shadow), self._buffers(source))
+
+    def view(self, trains: str) -> Nets:
+        if trains != self._active:
+            self._activate(trains)
+        return {**self._raw, trains: self._trained[trains]}
+
+    @contextmanager
+    def whole(self, names: Iterable[str]) -> Iterator[Nets]:
+        self._activate(None)
+        yield self._raw
+
+    def accumulate(
+        self, trains: str, *, last: bool, second_order: bool = False
+    ) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def backward(self, trains: str, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
+        parameters, optimizer = self._parameters[trains].values(), self._optimizers[trains]
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if scale is not None and grads:
+            torch._foreach_mul_(grads, scale.to(grads[0]))
+        norm = self._norm(grads)
+        if max_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        set_rates(optimizer, lr)
+        update(optimizer, norm)
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @torch.no_grad()
+    def follow(self, shadow: str, weight: float) -> None:
+        torch._foreach_lerp_(*self._followed[shadow], weight)
+        mine, theirs = self._copied[shadow]
+        if mine:
+            torch._foreach_copy_(mine, theirs)
+
+    def state(self) -> dict[str, Tensor]:
+        return {**self._net_state(), **self._optimizer_state()}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        state_dict.check(self._layout(), state)
+        for name, tensor in self._net_state().items():
+            self._fill(tensor, state, name)
+        for name, parameters in self._parameters.items():
+            # Made anew: what the checkpoint has no state of is as it was before the first step.
+            self._optimizers[name] = self._training[name].optimizer.build(parameters)
+            stored = state_dict.moments(state, name)
+            for key, parameter in parameters.items():
+                if key in stored:
+                    self._optimizers[name].state[parameter] = dict(
+                        state_dict.restored(kind, self._own(name, key, kind, state, entry))
+                        for kind, entry in stored[key].items()
+                    )
+
+    def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+        return {
+            name: {
+                key: value.detach().cpu().clone()
+                for key, value in self._raw[name].state_dict().items()
+                if self._exports(name, key)
+            }
+            for name in names
+        }
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def sum_in_order(self, values: Tensor) -> Tensor:
+        return values
+
+    def _place(self, module: nn.Module) -> nn.Module:
+        return module.to(self.placement.device)
+
+    def _lay_out(self, name: str) -> None:
+        """Make a network trainable: what phases call, and the optimizer of its parameters."""
+        self._trained[name] = self._wrap(name, self._raw[name])
+        self._learning[name] = [p for p in self._raw[name].parameters() if p.requires_grad]
+        self._parameters[name] = self._updated(name)
+        self._optimizers[name] = self._training[name].optimizer.build(self._parameters[name])
+        self._settings[name] = state_dict.settings(self._optimizers[name])
+
+    def _wrap(self, name: str, module: nn.Module) -> nn.Module:
+        """What a phase calls to train the module."""
+        return module
+
+    def _wrap_shadow(self, name: str) -> None:
+        """Lay out an average as its source is."""
+
+    def _updated(self, name: str) -> dict[str, nn.Parameter]:
+        """What of the network's parameters this rank's optimizer updates."""
+        return {key: p for key, p in self._raw[name].named_parameters() if p.requires_grad}
+
+    def _held(self, name: str) -> Tensors:
+        """This rank's part of what training changes of a network's parameters."""
+        return [p for key, p in self._raw[name].named_parameters() if self._changes(name, key)]
+
+    def _buffers(self, name: str) -> Tensors:
+        return [buffer for key, buffer in self._raw[name].named_buffers() if self._changes(name, key)]
+
+    def _base(self, name: str) -> Base | None:
+        """The base of an adapter, or of one whose average this is."""
+        training = self._training.get(self._source.get(name, name))
+        return None if training is None else training.base
+
+    def _changes(self, name: str, key: str) -> bool:
+        """Whether training changes a tensor of a trained network or of an average."""
+        base = self._base(name)
+        return base is None or not base.has(key)
+
+    def _exports(self, name: str, key: str) -> bool:
+        """Whether a tensor belongs into an export: all but what can be loaded from elsewhere."""
+        base = self._base(name)
+        return base is None or not base.stored or not base.has(key)
+
+    def _norm(self, grads: Tensors) -> Tensor:
+        """Norm of the whole gradient."""
+        return nn.utils.get_total_norm(grads)
+
+    def _fill(self, target: Tensor, state: Mapping[str, Tensor], entry: str) -> None:
+        """Copy into a tensor of the state what this rank holds of it."""
+        target.copy_(state[entry])
+
+    def _own(self, name: str, key: str, kind: str, state: Mapping[str, Tensor], entry: str) -> Tensor:
+        """A copy of what this rank holds of a parameter's moment."""
+        # The fused kernels want the step count beside the parameter.
+        return state[entry].to(self.placement.device, copy=True)
+
+    def _spread(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
+        """A moment as `state` shows it."""
+        return moment
+
+    def _layout(self) -> dict[str, Tensor]:
+        """Names and whole shapes of what `load` expects of the networks."""
+        return self._net_state()
+
+    def _net_state(self) -> dict[str, Tensor]:
+        return {
+            f"nets/{name}/{key}": tensor
+            for name, module in self._raw.items()
+            if name not in self._frozen
+            for key, tensor in module.state_dict().items()
+            if self._changes(name, key)
+        }
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        state = {}
+        for name, parameters in self._parameters.items():
+            optimizer = self._optimizers[name]
+            state_dict.check_settings(optimizer, name, self._settings[name])
+            for key, parameter in parameters.items():
+                found = optimizer.state.get(parameter, {})
+                for kind, value in state_dict.kept(optimizer, name, key, found):
+                    entry, tensor = state_dict.entry(name, key, kind, value)
+                    state[entry] = self._spread(name, key, kind, tensor)
+        return state
+
+    def _activate(self, trains: str | None) -> None:
+        """Gradients and train mode on for one network and off for all others."""
+        for name, parameters in self._learning.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name == trains)
+            if name not in self._adapted:
+                self._raw[name].train(name == trains)
+            for part in self._adapted.get(name, ()):
+                part.training = name == trains
+        self._active = trains
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of a step, times the factor of each group of parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(LR_FACTOR, 1.0)
+
+
+def update(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """One step of an optimizer, which leaves everything as it is where `norm` is not finite.
+
+    The fused kernels decide on the device, by the flag that gradient scalers use, so the host does not wait.
+    For an optimizer without that flag it looks at the norm.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if torch.isfinite(norm):
+            optimizer.step()
+        return
+    skipped = torch.isfinite(norm).logical_not().float()
+    fresh = not optimizer.state
+    optimizer.grad_scale, optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
+    optimizer.step()
+    if fresh:  # SGD's first momentum is the gradient itself, which a skipped step leaves unwritten
+        for moments in optimizer.state.values():
+            momentum = moments.get("momentum_buffer")
+            if momentum is not None:
+                momentum.copy_(torch.where(skipped.bool(), 0.0, momentum))
+
+
+COMPONENT = Single

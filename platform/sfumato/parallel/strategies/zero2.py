@@ -1,0 +1,18 @@
+"""DeepSpeed's ZeRO, stage 2: see `parallel/zero.py`."""
+
+from __future__ import annotations
+
+from sfumato.parallel.zero import Zero
+
+
+class Zero2(Zero):
+    """Optimizer state and gradients sharded."""
+
+    name = "zero2"
+    about = "parameters and averages; 1/N of gradients and optimizer state"
+    stage = 2
+    features = Zero.features
+    even_passes = True  # gradients meet in every backward pass, not in an update's last one alone
+
+
+COMPONENT = Zero2

@@ -1,0 +1,127 @@
+"""Runs of earlier versions, found and taken over although their digests, and so their names, are others.
+
+An earlier version may have hashed recipes in another way (version 0.1 hashed every field, defaults too), or a
+default may have changed since (`recipe.SCHEMA`). What such a run left behind says what it is: its recipe.yaml
+holds every field, and its checkpoints record the fields that count. If this version reads that recipe as the
+one at hand, the run is this recipe's.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sfumato import recipe as recipes
+from sfumato.core import identity
+from sfumato.errors import SfumatoError
+from sfumato.recipe import SCHEMA, Recipe
+from sfumato.runtime.runs.run_folder import RunFolder, run_id, stage_key
+from sfumato.sampling.model_files import read_card
+from sfumato.training import checkpoint as checkpoints
+from sfumato.training.store import open_store
+
+RECIPE = "recipe.yaml"
+
+
+def find(recipe: Recipe, data_digest: str) -> RunFolder | None:
+    """The newest run of this recipe and data that an earlier version began, if there is one.
+
+    Where the folder is gone, checkpoints in object storage stand for it. Raises OSError if that is away.
+    """
+    files = Path(recipe.storage).glob(f"{glob.escape(recipe.name)}-*/run.json")
+    named = [
+        folder for folder in (RunFolder(f.parent) for f in files) if _known(folder)["name"] == recipe.name
+    ]
+    found = [folder for folder in named if _is_of(folder, recipe, data_digest)]
+    return max(found, key=_number) if found else _stored(recipe, data_digest)
+
+
+def take_over(folder: RunFolder, recipe: Recipe, manifest_digest: str) -> None:
+    """Let the folder and its finished stages carry this version's digests, if the run is this recipe's.
+
+    Nothing happens to another recipe's run, or to one of this version.
+    """
+    known = _known(folder)
+    begun = known["data_digest"] is not None and known.get("schema") != SCHEMA
+    if not begun or not _is_of(folder, recipe, known["data_digest"]):
+        return
+    _renew(
+        folder,
+        "train",
+        stage_key(known["recipe_digest"], known["data_digest"]),
+        stage_key(recipe.digest(), known["data_digest"]),
+    )
+    if "schema" not in known and (folder.model / "config.json").is_file():
+        settings = recipes.load(folder.path / RECIPE).evaluate
+        model = read_card(folder.model)[1]
+        before, now = _evaluation_of_0_1(folder), settings.identity()
+        _renew(
+            folder,
+            "evaluate",
+            stage_key(model, manifest_digest, before),
+            stage_key(model, manifest_digest, now),
+        )
+    folder.update_json("run.json", recipe_digest=recipe.digest(), schema=SCHEMA)
+
+
+def _is_of(folder: RunFolder, recipe: Recipe, data_digest: str) -> bool:
+    """Whether the run is this recipe's, on this data: by its digest, or by its recipe if older."""
+    known = _known(folder)
+    if known["data_digest"] != data_digest:
+        return False
+    if known.get("schema") == SCHEMA:
+        return bool(known["recipe_digest"] == recipe.digest())
+    try:
+        own = recipes.load(folder.path / RECIPE)
+    except SfumatoError:  # a recipe that this version cannot read is none that it can be given
+        return False
+    return own.digest() == recipe.digest()
+
+
+def _known(folder: RunFolder) -> dict[str, Any]:
+    """run.json; without a word in it where there is none, or only half of one."""
+    try:
+        known = folder.read_json("run.json")
+    except (OSError, ValueError):
+        known = None
+    empty = {"name": None, "recipe_digest": None, "data_digest": None}
+    return {**empty, **(known if isinstance(known, dict) else {})}
+
+
+def _number(folder: RunFolder) -> int:
+    """2 for the first of those that `--fresh` made, 3 for the next."""
+    found = re.search(r"-[0-9a-f]{8}-(\d{1,3})$", folder.id)
+    return int(found[1]) if found else 1
+
+
+def _stored(recipe: Recipe, data_digest: str) -> RunFolder | None:
+    """The place of a folder that is gone, by the name under which its checkpoints lie."""
+    uri = recipe.train.checkpoint.uri
+    names = [] if uri is None else open_store(uri).folders()
+    found = []
+    for name in (name for name in names if name.startswith(f"{recipe.name}-")):
+        for saved in checkpoints.complete(open_store(f"{str(uri).rstrip('/')}/{name}"))[:1]:
+            own = run_id(recipe.name, saved.manifest.recipe_digest, data_digest)
+            folder = RunFolder(Path(recipe.storage) / name)
+            ours = identity.agrees(saved.manifest.recipe, recipe)
+            if ours and re.fullmatch(rf"{re.escape(own)}(-\d{{1,3}})?", name) and not folder.path.exists():
+                found.append(folder)
+    return max(found, key=_number) if found else None
+
+
+def _renew(folder: RunFolder, stage: str, before: str, now: str) -> None:
+    result = folder.stage_result(stage, before)
+    if result is not None:
+        folder.finish_stage(stage, now, result)
+
+
+def _evaluation_of_0_1(folder: RunFolder) -> str:
+    """What identified an evaluation in version 0.1: all fields that count, in the order of the recipe."""
+    content = yaml.safe_load((folder.path / RECIPE).read_text())["evaluate"]
+    counts = identity.counted(recipes.load(folder.path / RECIPE).evaluate)
+    return json.dumps({key: value for key, value in content.items() if key in counts}, separators=(",", ":"))

@@ -1,0 +1,101 @@
+"""Before a run starts: what its recipe refers to is looked up, and recorded by place, digest and content.
+
+A recipe names a run, a folder or a file; that name may mean something else tomorrow. What starts is a recipe
+that names absolute places and digests, so that workers on other nodes find them and a change is noticed, and
+says what the networks are, so that an exported model can be built where they are not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sfumato.core.first_stage import FirstStageConfig
+from sfumato.core.pretrained import Pretrained, Reference, recorded, replaced
+from sfumato.errors import ConfigError, SfumatoError
+from sfumato.layers import library_networks
+from sfumato.recipe import Recipe
+from sfumato.runtime.runs.resolve import model_of
+from sfumato.sampling.model_files import CARD, read_card
+from sfumato.sampling.pretrained_files import file_digest, folder_digest
+
+Some = TypeVar("Some", bound=Reference)
+
+
+def resolved(recipe: Recipe, root: Path) -> Recipe:
+    """The recipe with all that its model refers to looked up and recorded; as it is where that is nothing.
+
+    Raises ConfigError, in one line, where nothing is at a place, or not what was recorded.
+    """
+    model = replaced(recipe.model, "model", lambda field, reference: look_up(reference, root, field))
+    return recipe if model is recipe.model else recipe.model_copy(update={"model": model})
+
+
+def look_up(reference: Some, root: Path, field: str) -> Some:
+    """A reference with its absolute place, digest and content; `field` is what a recipe calls it.
+
+    Raises ConfigError in one line.
+    """
+    kind, place = reference.source
+    if not place:
+        return reference
+    where = f"{field}.{kind}: {place!r}"
+    try:
+        found = _content(reference, kind, place, root)
+    except SfumatoError as error:
+        if reference.recorded:
+            return reference  # a finished run does without it; training would say what is gone
+        raise ConfigError(f"{where}: {error}") from error
+    if reference.digest not in (None, found["digest"]):
+        what = "model" if kind == "run" else "content"
+        raise ConfigError(
+            f"{where} is another {what} than before: its digest is {found['digest'][:12]}, {field}.digest "
+            f"says {str(reference.digest)[:12]}; put the old {what} back, or leave the digest out"
+        )
+    return reference.model_copy(update=found)
+
+
+def _content(reference: Reference, kind: str, place: str, root: Path) -> dict[str, Any]:
+    """The fields of a reference that looking it up fills in."""
+    if kind == "run":
+        return _model(reference, model_folder(place, root))
+    path = (root / place).resolve()
+    if kind == "file":
+        return {"file": str(path), "digest": file_digest(path)}
+    assert isinstance(reference, Pretrained)
+    network = path / reference.subfolder
+    library = library_networks.described(network)
+    return {"folder": str(path), "digest": folder_digest(network), "library": library}
+
+
+def _model(reference: Reference, folder: Path) -> dict[str, Any]:
+    card, digest = read_card(folder)
+    found: dict[str, Any] = {"run": str(folder), "digest": digest}
+    if isinstance(reference, FirstStageConfig):
+        try:
+            return {**found, "model": recorded(card)}
+        except ConfigError as error:
+            raise ConfigError(f"not usable as first stage: {error}") from None
+    assert isinstance(reference, Pretrained)
+    names = list(card["weights_sha256"])
+    network = reference.network or (names[0] if len(names) == 1 else None)
+    if network not in names:
+        asked = f"has no network {network!r}" if network else "has several networks"
+        raise ConfigError(f"its model {asked}; set network to one of {', '.join(names)}")
+    # A family by import path builds its networks itself; nobody runs its code on the word of a card.
+    model = None if ":" in card["family"] else recorded(card)
+    return {**found, "network": network, "model": model}
+
+
+def model_folder(run: str, root: Path) -> Path:
+    """The absolute path of the model folder that a run's name, id or folder stands for.
+
+    Raises ConfigError or CheckpointError.
+    """
+    near = root / run
+    if (near / CARD).is_file():
+        return near.resolve()
+    with model_of(str(near) if (near / "run.json").is_file() else run, root=root) as found:
+        if not found.lasting:
+            raise ConfigError("is a checkpoint; only a finished run or an exported model can be used")
+        return found.model.resolve()

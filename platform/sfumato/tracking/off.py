@@ -1,0 +1,39 @@
+"""The tracker of a run that is not recorded (`tracking.enabled: false`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sfumato.tracking.run import Status, Tracker, TrackerHandle
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL.Image import Image
+
+
+class NoTracker(Tracker):
+    """Takes what a tracker takes and keeps nothing; touches neither the disk nor MLflow."""
+
+    def __init__(self, handle: TrackerHandle) -> None:
+        self.handle = handle
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None: ...
+
+    def image(self, key: str, image: Image | npt.NDArray[np.uint8], *, step: int) -> None: ...
+
+    def artifact(self, path: Path, to: str | None = None) -> None: ...
+
+    def tags(self, values: Mapping[str, object]) -> None: ...
+
+    def sample_system(self, node: str = "driver") -> None: ...
+
+    def finish(self, status: Status = "FINISHED", *, timeout: float = 30.0) -> int:
+        return 0
+
+    def close(self, timeout: float = 30.0) -> int:
+        return 0
+
+    def send_left(self) -> None: ...

@@ -1,0 +1,53 @@
+"""Which checkpoint a run resumes from: the newest that is whole, found by all ranks together."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from sfumato.errors import CheckpointError
+from sfumato.training.checkpoint import Checkpoint, complete, said, sizes_and_sums
+from sfumato.training.ranks import ALONE, Ranks
+from sfumato.training.store import Store, writer_of
+
+log = logging.getLogger(__name__)
+
+
+def newest_whole(store: Store, scratch: Path, ranks: Ranks = ALONE) -> Checkpoint | None:
+    """The newest checkpoint that is whole; a damaged one is named and the one before it taken.
+
+    Every rank calls it and gets the same. Rank 0 looks which there are, since the ranks look at the store at
+    different moments; each rank reads its share of the files, and all pass over a checkpoint in which any of
+    them finds damage. Raises OSError on all ranks where any cannot read its share.
+    """
+    for checkpoint in ranks.agree(complete(store) if ranks.leads else []):
+        found = ranks.gather(_check_share(store, checkpoint, scratch, ranks))
+        if unread := next((problem for problem in found if isinstance(problem, _Unread)), None):
+            raise OSError(unread)
+        damage = [problem for problem in found if problem is not None]
+        if not damage:
+            return checkpoint
+        store.drop_copies(checkpoint.name, scratch)
+        if ranks.leads:
+            log.warning("%s; trying the checkpoint before it", damage[0])
+    return None
+
+
+class _Unread(str):
+    """Why a file could not be read, which does not say that it is damaged."""
+
+
+def _check_share(store: Store, checkpoint: Checkpoint, scratch: Path, ranks: Ranks) -> str | None:
+    """What is wrong with this rank's share of a checkpoint's files; None where nothing is."""
+    share = {
+        name: value
+        for name, value in sizes_and_sums(checkpoint).items()
+        if writer_of(name) % ranks.world_size == ranks.rank
+    }
+    try:
+        store.materialise(checkpoint.name, share, scratch)
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return _Unread(f"{store.describe(checkpoint.name)}: {said(error)}")
+    return None

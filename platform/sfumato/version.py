@@ -1,0 +1,3 @@
+"""The version of the package, which everything that it writes carries."""
+
+__version__ = "0.1.0"

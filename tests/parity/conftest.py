@@ -1,8 +1,0 @@
-"""Makes `launch` importable: tests are imported by file, not by package."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,117 @@
+"""The command line: bad input gets one clear line and status 2, before anything is started."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import repository
+from PIL import Image
+
+from sfumato import cli
+
+DIGITS = str(repository.DIGITS)
+
+
+class Terminal:
+    """Runs commands in a folder of their own."""
+
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.folder = folder
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        monkeypatch.chdir(folder)
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """(status, standard output, standard error)"""
+        self._monkeypatch.setattr(sys, "argv", ["sfumato", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = self._capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    def refused(self, *arguments: str) -> str:
+        """The one line that a bad call gets."""
+        status, out, err = self(*arguments)
+        assert status == 2, err
+        assert out == "" and "Traceback" not in err
+        assert err.count("error:") == len([line for line in err.splitlines() if "error:" in line]) == 1, err
+        return err
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(tmp_path, monkeypatch, capsys)
+
+
+def picture(path: Path, size: int = 12, mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def test_help_and_version(terminal: Terminal) -> None:
+    status, out, _ = terminal("--help")
+    assert status == 0
+    commands = ("run", "train", "evaluate", "compare", "sample", "export", "pack", "recipe", "ui", "doctor")
+    for command in commands:
+        assert f" {command} " in out
+    assert terminal("--version")[1].startswith("sfumato 0.")
+
+
+def test_unknown_command_and_option(terminal: Terminal) -> None:
+    assert "No such command" in terminal.refused("trian", DIGITS)
+    assert "--frehs" in terminal.refused("run", DIGITS, "--frehs")
+
+
+def test_pack_inspects_what_it_is_given(terminal: Terminal) -> None:
+    assert "no such folder" in terminal.refused("pack", "nowhere", "out", "--size", "8")
+    (terminal.folder / "empty").mkdir()
+    assert "no images found" in terminal.refused("pack", "empty", "out")
+    picture(terminal.folder / "small" / "a.png", size=6)
+    assert "a.png" in terminal.refused("pack", "small", "out", "--size", "8")
+    assert "unknown key" in terminal.refused("pack", "digits", "out", "colour=1")
+    assert not (terminal.folder / "out").exists()
+
+
+def test_pack_a_folder_and_again(terminal: Terminal) -> None:
+    for label in ("cat", "dog"):
+        for number in range(3):
+            picture(terminal.folder / "pets" / label / f"{number}.png")
+    status, out, _ = terminal("pack", "pets", "data/pets", "--size", "8", "--json")
+    assert status == 0
+    report = json.loads(out)
+    assert (report["samples"], report["image"], report["classes"]) == (6, [3, 8, 8], ["cat", "dog"])
+    assert "data/pets" in terminal.refused("pack", "pets", "data/pets", "--size", "8")
+    assert terminal("pack", "pets", "data/pets", "--size", "8", "--overwrite", "--json")[1] == out
+
+
+def test_recipe_commands(terminal: Terminal) -> None:
+    assert terminal("recipe", "check", DIGITS)[0] == 0
+    assert "name: digits-ddpm" in terminal("recipe", "show", DIGITS)[1]
+    assert json.loads(terminal("recipe", "schema")[1])["properties"]["train"]
+    assert "did you mean 'images'" in terminal.refused("recipe", "check", DIGITS, "train.imges=1")
+    assert "nearest" in terminal.refused("run", DIGITS, "train.batch=100", "train.micro_batch=null")
+
+
+def test_data_that_is_missing_or_damaged(terminal: Terminal) -> None:
+    nothing = ["data.path=data/none", "data.source=null"]
+    assert "no manifest.json" in terminal.refused("train", DIGITS, *nothing)
+    assert terminal("pack", "digits", "data/digits")[0] == 0
+    (shard,) = (terminal.folder / "data" / "digits").glob("*.tar")
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    shard.write_bytes(content)
+    assert "checksum" in terminal.refused("train", DIGITS)
+    shard.write_bytes(content[:-512])
+    assert "truncated" in terminal.refused("train", DIGITS)
+
+
+def test_runs_that_are_not_there(terminal: Terminal) -> None:
+    assert "no run" in terminal.refused("sample", "nothing", "--out", "x")
+    assert "no run" in terminal.refused("evaluate", "nothing")
+    assert "no MLflow store" in terminal.refused("ui")

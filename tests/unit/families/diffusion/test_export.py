@@ -1,0 +1,110 @@
+"""An exported folder draws in diffusers, without Sfumato's code, what Sfumato draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline
+from diffusers.utils import dynamic_modules_utils
+
+from sfumato.core.batch import DataSpec
+from sfumato.core.family import ExportsDiffusers
+from sfumato.core.rng import SampleRng, seeded
+from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.diffusion.objectives.ddpm import DDPMSampling
+from sfumato.sampling.generator import Generator
+from sfumato.sampling.pixels import Images
+
+STEPS = 5
+SAMPLINGS = [
+    DDPMSampling(sampler="ddim", steps=STEPS),
+    DDPMSampling(sampler="ddim", steps=STEPS, eta=0.7),
+    DDPMSampling(sampler="ddpm", steps=STEPS),
+    DDPMSampling(sampler="dpmsolver++", steps=STEPS),
+    DDPMSampling(sampler="ddim", steps=STEPS, clip=False),
+]
+
+
+def generator(sampling: DDPMSampling, classes: tuple[str, ...], channels: int = 1) -> Generator:
+    config = DiffusionConfig.tiny().model_copy(update={"sampling": sampling})
+    data = DataSpec(channels, 8, 8, classes)
+    with seeded(0, "init", "network"):
+        net = config.build(data).nets["network"].build()
+    return Generator(config, data, {"ema": net})
+
+
+def export(model: Generator, folder: Path) -> None:
+    assert isinstance(model.family, ExportsDiffusers)
+    model.family.export_diffusers(model.nets, str(folder), model.config.sampling)
+
+
+def quiet(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pixels(images: list[object]) -> Images:
+    array = np.stack([np.asarray(image) for image in images])
+    return array[..., None] if array.ndim == 3 else array
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"{s.sampler.kind}-eta{s.eta:g}-clip{s.clip}")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_unconditional_is_a_stock_pipeline(sampling: DDPMSampling, channels: int, tmp_path: Path) -> None:
+    model = generator(sampling, (), channels)
+    export(model, tmp_path)
+    pipeline = quiet(DiffusionPipeline.from_pretrained(tmp_path))
+    assert type(pipeline) is (DDIMPipeline if sampling.sampler.kind == "ddim" else DDPMPipeline)
+    clips = model.config.sampling.clip is not False
+    ddim = {"eta": sampling.eta, "use_clipped_model_output": clips}
+    extra = ddim if sampling.sampler.kind == "ddim" else {}
+    theirs = pipeline(
+        batch_size=model.block,
+        generator=SampleRng(4, range(model.block)).generators,
+        num_inference_steps=STEPS,
+        **extra,
+    ).images
+    np.testing.assert_array_equal(pixels(theirs), model.sample(model.block, seed=4))
+    assert not list(tmp_path.rglob("*.bin"))
+    assert not list(tmp_path.rglob("*.py"))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"{s.sampler.kind}-eta{s.eta:g}-clip{s.clip}")
+def test_class_conditional_carries_its_pipeline(
+    sampling: DDPMSampling, guidance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    model = generator(sampling.model_copy(update={"guidance": guidance}), ("a", "b", "c"))
+    export(model, folder)
+    pipeline = quiet(DiffusionPipeline.from_pretrained(folder, trust_remote_code=True))
+    assert type(pipeline).__module__.startswith("diffusers_modules.")
+    labels = [index % 3 for index in range(model.block)]
+    noise = SampleRng(4, range(model.block))
+    theirs = pipeline(labels, generator=noise.generators).images
+    ours = model.sample(model.block, seed=4)
+    np.testing.assert_array_equal(pixels(theirs), ours)
+    other = pipeline(
+        labels, generator=SampleRng(4, range(model.block)).generators, guidance_scale=5.0, output_type="pt"
+    )
+    assert other.images.shape == (model.block, 1, 8, 8)
+    assert torch.is_tensor(other.images)
+    assert (other.images.numpy() * 255).round().astype(np.uint8).tobytes() != ours.tobytes()
+
+
+def test_diffusers_does_not_run_the_folders_code_untold(tmp_path: Path) -> None:
+    export(generator(SAMPLINGS[0], ("a", "b")), tmp_path)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_a_label_that_is_no_class_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    export(generator(SAMPLINGS[0], ("a", "b")), tmp_path / "model")
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    with pytest.raises(ValueError, match=r"0 \.\. 1"):
+        pipeline([2])
