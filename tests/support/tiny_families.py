@@ -1,5 +1,5 @@
-"""Families outside the package, each around one thing that the loop offers: state (with groups of parameters),
-weights of rows, phases that start and stop, growth by progress."""
+"""Families outside the package, each around one thing that the loop offers: state (with groups of
+parameters), weights of rows, phases that start and stop, growth by progress."""
 
 from __future__ import annotations
 
