@@ -13,6 +13,8 @@ INSTALL := $(PIP) install --no-compile
 NODES ?= 1
 TORCH := $(shell grep '^torch==' constraints.txt)
 INPUTS := pyproject.toml constraints.txt
+# Instead, what is imported is compiled once and kept, also where the environment forbids that for Python as a whole.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow chaos check audit bench-data bench-eval bench-memory bench-sampling bench-train stack-up stack-down image-test format clean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # Read when torch, NumPy and Ray load, so before any of them is imported.
 os.environ.update(
@@ -24,6 +25,11 @@ os.environ.update(
         "MPLBACKEND": "Agg",
     }
 )
+
+# Packages are installed without bytecode (Makefile). Where the environment forbids to write any, each process
+# that a test starts would compile all of torch and Ray anew: more work than most tests are.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from sfumato import families
 from sfumato.core.batch import Batch, Piece
+from sfumato.core.conditions import conditions_of
 from sfumato.core.family import (
     Family,
     FamilyConfig,
@@ -188,16 +189,16 @@ def test_likelihood_keeps_to_the_device(family: Family, nets: Nets) -> None:
 def test_sampling_keeps_to_the_device(config: FamilyConfig, family: Family, nets: Nets) -> None:
     if not config.samples(DATA):
         pytest.skip("this member draws nothing: it is asked for reconstructions below")
-    labels = torch.arange(ROWS) % DATA.num_classes if config.conditional(DATA) else None
-    for labels_N in (labels, None):
-        request = SampleRequest(num=ROWS, labels_N=labels_N, options=config.sampling)
-        with TwoDevices(), suppress(ConfigError if labels_N is None else ()):  # some ask for labels
+    given = conditions_of({}, range(ROWS), config.conditions(DATA), DATA)
+    for conditions in (given, {}):
+        request = SampleRequest(num=ROWS, conditions=conditions, options=config.sampling)
+        with TwoDevices(), suppress(() if conditions else ConfigError):  # some ask for labels
             images = family.sample(
                 used(family, nets), request, progress_of(family, DEVICE), SampleRng(7, range(ROWS))
             )
             assert images.device == DEVICE and images.shape == (ROWS, *DATA.shape)
     if isinstance(family, HasLatent):
-        request = SampleRequest(num=ROWS, labels_N=labels, options=config.sampling)
+        request = SampleRequest(num=ROWS, conditions=given, options=config.sampling)
         with TwoDevices():
             z_ND = family.latents(
                 used(family, nets), config.sampling, progress_of(family, DEVICE), SampleRng(7, range(ROWS))

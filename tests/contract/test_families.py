@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sfumato import families
 from sfumato.core.batch import Piece
+from sfumato.core.conditions import conditions_of
 from sfumato.core.family import (
     EIGHT_BIT,
     EmaOf,
@@ -196,8 +197,8 @@ def test_prepare_changes_neither_batch_nor_networks(family: Family, nets: Nets) 
 
 
 def draw(config: FamilyConfig, family: Family, nets: Nets, indices: range) -> Tensor:
-    labels = torch.tensor([i % DATA.num_classes for i in indices]) if config.conditional(DATA) else None
-    request = SampleRequest(num=len(indices), labels_N=labels, options=config.sampling)
+    conditions = conditions_of({}, indices, config.conditions(DATA), DATA)
+    request = SampleRequest(num=len(indices), conditions=conditions, options=config.sampling)
     with torch.no_grad():
         return family.sample(
             {name: nets[name].eval() for name in family.samplers},
@@ -262,8 +263,8 @@ def test_what_a_latent_decodes_to_is_what_is_sampled(
 ) -> None:
     if not isinstance(family, HasLatent) or not config.samples(DATA):
         pytest.skip("a latent vector is optional (core.family.HasLatent), and this member has none")
-    labels = torch.arange(ROWS) % DATA.num_classes if config.conditional(DATA) else None
-    request = SampleRequest(num=ROWS, labels_N=labels, options=config.sampling)
+    conditions = conditions_of({}, range(ROWS), config.conditions(DATA), DATA)
+    request = SampleRequest(num=ROWS, conditions=conditions, options=config.sampling)
     chosen = {name: nets[name].eval() for name in family.samplers}
     with torch.no_grad():
         sampled = family.sample(chosen, request, progress_of(family), SampleRng(3, range(ROWS)))

@@ -62,7 +62,10 @@ def test_an_unfinished_run_ends_with_the_weights_of_then_and_without_mlflow(
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_a_run_whose_record_is_gone_is_recorded_anew(earlier_run: EarlierRun, tmp_path: Path) -> None:
+def test_a_run_whose_record_is_gone_is_recorded_anew(
+    earlier_run: EarlierRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where MLflow, too, looks for the store of a project
     run = earlier_run("runs", tmp_path)
     recipe = recipes.load(tmp_path / "recipe.yaml")
     display = Display(Console(quiet=True))

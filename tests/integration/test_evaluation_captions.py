@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.conditions import Condition
 from sfumato.core.config import Config
 from sfumato.core.family import FamilyConfig, Frozen, Nets, SampleRequest
 from sfumato.core.progress import Progress
@@ -144,8 +145,8 @@ class PainterConfig(FamilyConfig):
     def tiny(cls) -> PainterConfig:
         return cls()
 
-    def takes_captions(self, data: DataSpec) -> bool:
-        return True
+    def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
+        return (Condition("text", "text", "text", required=True),)
 
 
 class Painter:
@@ -162,8 +163,9 @@ class Painter:
         return batch
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
-        assert request.captions_N is not None
-        letters = torch.tensor([len(text) for text in request.captions_N]).float()
+        captions = request.texts("text")
+        assert captions is not None
+        letters = torch.tensor([len(text) for text in captions]).float()
         noise = rng.normal(*self._data.shape)
         image: Tensor = nets["brush"]((letters / 8 - 0.5)[:, None, None, None] + 0.01 * noise)
         return image.clamp(-1, 1)

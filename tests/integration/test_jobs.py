@@ -40,7 +40,7 @@ class Mine(Config):
 CONSOLE = """
 import contextlib, io, json, os, sys
 from sfumato import cli
-from sfumato.runtime import private_cluster
+from sfumato.runtime.cluster import private_cluster
 import ray
 
 for line in sys.stdin:

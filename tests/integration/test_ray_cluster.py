@@ -19,7 +19,7 @@ PRIVATE = """
 import json, os, sys
 from pathlib import Path
 import psutil
-from sfumato.runtime import ray_cluster
+from sfumato.runtime.cluster import ray_cluster
 
 def sockets(process):
     try:
@@ -66,7 +66,7 @@ def test_a_private_cluster_listens_on_loopback_alone_with_a_token(tmp_path: Path
 WAITS = """
 import sys, time
 from pathlib import Path
-from sfumato.runtime import ray_cluster
+from sfumato.runtime.cluster import ray_cluster
 
 with ray_cluster.cluster(1, Path(sys.argv[1])):
     try:
@@ -93,7 +93,7 @@ LATE = """
 import logging, subprocess, sys
 from pathlib import Path
 import psutil, ray
-from sfumato.runtime import ray_cluster
+from sfumato.runtime.cluster import ray_cluster
 
 init, left = ray.init, []
 
@@ -132,7 +132,7 @@ def test_a_cluster_that_is_too_small_is_refused(ray_local: None, tmp_path: Path)
 
 def test_an_address_where_nobody_answers_is_one_line(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from pathlib import Path; from sfumato.runtime import ray_cluster\n"
+        "import os, sys; from pathlib import Path; from sfumato.runtime.cluster import ray_cluster\n"
         "from sfumato.errors import CapabilityError\n"
         "try:\n  with ray_cluster.cluster(1, Path(sys.argv[1])): pass\n"
         "except CapabilityError as error: print(error)"

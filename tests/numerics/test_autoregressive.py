@@ -121,7 +121,7 @@ def test_draws_follow_the_likelihood() -> None:
         network = family.nets["network"].build()
     for parameter in network.parameters():
         parameter.mul_(2)
-    request = SampleRequest(num=4_000, labels_N=None, options=config.sampling)
+    request = SampleRequest(num=4_000, options=config.sampling)
     drawn = family.sample({"ema": network}, request, Progress.at(0), SampleRng(3, range(4_000)))
     for image in itertools.product((-1.0, 1.0), repeat=2):
         x = torch.tensor(image).view(1, 1, 1, 2)
@@ -228,11 +228,11 @@ def test_a_transformer_that_dropped_no_labels_asks_for_them() -> None:
                 "ema": family.nets["network"].build(),  # type: ignore[union-attr]
                 "first_stage": family.nets["first_stage"].build(),  # type: ignore[union-attr]
             }
-        plain = SampleRequest(num=2, labels_N=None, options=options)
+        plain = SampleRequest(num=2, options=options)
         if dropout or condition == "none":
             assert family.sample(nets, plain, Progress.at(0), SampleRng(0, range(2))).isfinite().all()
             continue
         with pytest.raises(ConfigError, match="labels: required"):
             family.sample(nets, plain, Progress.at(0), SampleRng(0, range(2)))
-        asked = SampleRequest(num=2, labels_N=torch.tensor([0, 2]), options=options)
+        asked = SampleRequest(num=2, conditions={"label": torch.tensor([0, 2])}, options=options)
         assert family.sample(nets, asked, Progress.at(0), SampleRng(0, range(2))).isfinite().all()

@@ -238,7 +238,7 @@ def test_temperature_zero_is_the_mode_of_the_prior() -> None:
     with torch.no_grad():
         same = family.sample(
             {"ema": net},
-            SampleRequest(num=2, labels_N=None, options=cold),
+            SampleRequest(num=2, options=cold),
             Progress.at(0),
             SampleRng(0, range(2)),
         )

@@ -218,14 +218,14 @@ def test_samples_follow_the_weights(network: DcganConfig | ResnetConfig) -> None
         generator = family.nets["generator"].build()
 
     def draw(generator: nn.Module) -> Tensor:
-        request = SampleRequest(num=3, labels_N=torch.tensor([0, 1, 2]), options=options)
+        request = SampleRequest(num=3, conditions={"label": torch.tensor([0, 1, 2])}, options=options)
         with torch.no_grad():
             return GanConfig.build(GanConfig(latent=4, network=network, sampling=options), DATA).sample(
                 {"ema": generator}, request, Progress.at(0), SampleRng(1, range(3))
             )
 
     first = draw(generator)
-    request = SampleRequest(num=3, labels_N=torch.tensor([0, 1, 2]), options=options)
+    request = SampleRequest(num=3, conditions={"label": torch.tensor([0, 1, 2])}, options=options)
     with torch.no_grad():
         assert torch.equal(
             family.sample({"ema": generator}, request, Progress.at(0), SampleRng(1, range(3))), first

@@ -88,7 +88,7 @@ class Theirs(nn.Module):
 def _request(model: Generator, rows: int) -> Any:
     from sfumato.core.family import SampleRequest
 
-    return SampleRequest(num=rows, labels_N=None, options=model.options())
+    return SampleRequest(num=rows, options=model.options())
 
 
 @pytest.mark.parametrize(("sampling", "how"), [("end", "slerp"), ("end", "lerp"), ("full", "lerp")])

@@ -46,7 +46,9 @@ def test_averages_follow_the_formula_of_the_paper() -> None:
         total = [0.9 * total[k] + 0.1 * sums[k] for k in range(K)]
         draws = config.draws(rng(step, Piece(0, 0, 16)), (2, 2), 16)
         state = config.advance(state, config.sums(z, codes, draws))
-        torch.testing.assert_close(state["codes.count"], torch.tensor(count, dtype=torch.float64), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            state["codes.count"], torch.tensor(count, dtype=torch.float64), rtol=1e-12, atol=0
+        )
         torch.testing.assert_close(state["codes.sum"], torch.stack(total), rtol=1e-12, atol=1e-12)
     shares = torch.tensor(count) / sum(count)
     expected = float((-(shares * shares.log()).sum()).exp())

@@ -1,25 +1,30 @@
-"""Starts the ranks of training runs as processes and reads what they wrote."""
+"""Starts the ranks of training runs and reads what they wrote."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
-import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-SCRIPT = Path(__file__).with_name("train_rank.py")
+SCRIPT = Path(__file__).with_name("rank_server.py")
 
 Case = dict[str, Any]
 
 
 def launch(folder: Path, *, world_size: int, expect: int = 0, **case: Any) -> dict[str, Tensor]:
-    """Run one case to its end; the weights by "net/key", or nothing where the ranks were to die."""
+    """Run one case to its end; the weights by "net/key", or nothing where the ranks were to die.
+
+    `family` is the name of one of the package's families or the import path of another's configuration,
+    `module:Class`; its module is looked for in this folder and on PYTHONPATH as it is now.
+    """
     (result,) = launch_all(folder, [case], world_size=world_size, expect=expect)
     if isinstance(result, str):
         raise AssertionError(result)
@@ -27,52 +32,70 @@ def launch(folder: Path, *, world_size: int, expect: int = 0, **case: Any) -> di
 
 
 def launch_all(
-    folder: Path, cases: list[Case], *, world_size: int, expect: int = 0, timeout: float = 800
+    folder: Path, cases: list[Case], *, world_size: int, expect: int = 0
 ) -> list[dict[str, Tensor] | str]:
-    """Run the cases one after another in the same `world_size` processes.
+    """Run the cases one after another, each in `world_size` processes of its own.
 
     For each the weights, averages and losses, or why it failed. A case is what `train_rank.train` takes.
     """
+    return [
+        _launched(folder / f"{number}", case, world_size=world_size, expect=expect)
+        for number, case in enumerate(cases)
+    ]
+
+
+def _launched(folder: Path, case: Case, *, world_size: int, expect: int) -> dict[str, Tensor] | str:
     folder.mkdir(parents=True, exist_ok=True)
-    for number, case in enumerate(cases):
-        case["out"] = str(folder / f"out-{world_size}-{number}.safetensors")
-    path = folder / f"cases-{world_size}.json"
-    path.write_text(json.dumps(cases))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(world_size):
-        env = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "GLOO_SOCKET_IFNAME": "lo",
+    out = folder / f"out-{world_size}.safetensors"
+    codes = _server().run(
+        {
+            "case": {**case, "out": str(out)},
+            "world_size": world_size,
+            "folder": str(folder),
+            "environment": dict(os.environ),
         }
-        log = (folder / f"rank-{world_size}-{rank}.log").open("w")
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", str(SCRIPT), str(path)],
-                env=env,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        )
-    codes = [rank.wait(timeout=timeout) for rank in ranks]
+    )
     if expect:
         assert all(code == expect for code in codes), f"ranks exited with {codes}"
-        return [{} for _ in cases]
-    return [_result(Path(case["out"]), codes, folder) for case in cases]
-
-
-def _result(out: Path, codes: list[int], folder: Path) -> dict[str, Tensor] | str:
-    if out.is_file():
-        return load_file(out)
+        return {}
     failure = out.with_suffix(".error")
     if failure.is_file():
         return failure.read_text()
+    if out.is_file() and not any(codes):
+        return load_file(out)
     logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("rank-*.log")))
     return f"the case was never finished; ranks exited with {codes}\n{logs}"
+
+
+class _Server:
+    """The process that forks ranks (rank_server.py); it lives as long as this one."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(SCRIPT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        atexit.register(self._end)
+
+    def run(self, job: dict[str, Any]) -> list[int]:
+        """Exit codes by rank."""
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        assert answer, f"the server of ranks ended: {process.wait()}"
+        found: list[int] = json.loads(answer)
+        return found
+
+    def _end(self) -> None:
+        self._process.kill()  # and with it the ranks
+        self._process.wait()
+
+
+@cache
+def _server() -> _Server:
+    return _Server()

@@ -1,16 +1,13 @@
-"""One rank of training runs in plain processes, without Ray: `python train_rank.py CASES.json`.
+"""One rank of a training run in plain processes, without Ray; rank_server.py starts it.
 
-Trains members of families on packed data through the real loop, strategies and checkpoints, one case after
-another in the same process group, and lets rank 0 write all weights and averages as safetensors.
+Trains a member of a family on packed data through the real loop, strategies and checkpoints, and lets rank 0
+write all weights and averages as safetensors.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import json
 import os
-import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -125,18 +122,14 @@ def _killed(shares, kill_at, start, batch):
         images += batch
 
 
-def main(cases: list[dict]) -> None:
+def main(case: dict) -> None:
+    """Train the case in this process; what fails is told in a file beside the case's `out`."""
     torch.set_num_threads(1)
-    # A case that fails on one rank alone leaves the others waiting: they give up soon.
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    for case in cases:
-        try:
-            train(case)
-        except Exception:  # noqa: BLE001 (whatever it was, the test of this case reports it)
-            Path(case["out"]).with_suffix(".error").write_text(traceback.format_exc())
-        gc.collect()  # engines and sharded networks hold on to themselves in circles
+    # Nobody waits so long: the server ends the ranks that wait for one that has failed.
+    dist.init_process_group("gloo", timeout=timedelta(hours=1))
+    try:
+        train(case)
+    except Exception:
+        Path(case["out"]).with_suffix(".error").write_text(traceback.format_exc())
+        raise
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))

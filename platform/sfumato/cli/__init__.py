@@ -17,10 +17,12 @@ from rich.markup import escape
 
 from sfumato import __version__
 from sfumato.cli import compare, data, ema, jobs, machine, models, precompute, recipes, runs, tune
+from sfumato.cli.plain_help import PlainGroup
 from sfumato.errors import Interrupted, SfumatoError
 
 app = typer.Typer(
     name="sfumato",
+    cls=PlainGroup,
     help="Train, evaluate, sample and compare generative image models on Ray, from one recipe file.",
     no_args_is_help=True,
     add_completion=False,

@@ -90,13 +90,18 @@ def open_display() -> Display:
 
 
 def pairs(items: list[str]) -> dict[str, str]:
-    pairs = {}
+    return dict(values(items))
+
+
+def values(items: list[str]) -> list[tuple[str, str]]:
+    """The pairs in the order given; a key may come several times."""
+    found = []
     for item in items:
         key, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"{item!r} is not of the form key=value")
-        pairs[key] = value
-    return pairs
+        found.append((key, value))
+    return found
 
 
 def show(result: dict[str, Any], as_json: bool, text: str) -> None:

@@ -32,6 +32,7 @@ from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCu
 
 from sfumato.core.config import Config, fields_at
 from sfumato.core.finding import Folder, import_path, nearest
+from sfumato.core.validation import shown
 from sfumato.errors import ConfigError
 
 UNKNOWN_KEY = "extra_forbidden"
@@ -143,21 +144,21 @@ class Components(Generic[C]):
         if not isinstance(value, Mapping):
             name = f"a name such as {self.default}, or " if self.base.brief else ""
             raise ValueError(f"expected {name}a mapping, such as {{kind: {self.default}}}")
-        kind = str(value.get("kind", self.default))
+        kind = value.get("kind", self.default)
         try:
-            found = self.find(kind)
+            found = self.find(kind if isinstance(kind, str) else "")
         except ConfigError as error:
             raise self._unknown(kind, error) from None
         return read(found, {**value, "kind": kind} if "kind" in value else value)
 
-    def _unknown(self, kind: str, error: ConfigError) -> Exception:
-        if ":" in kind:
+    def _unknown(self, kind: object, error: ConfigError) -> Exception:
+        if isinstance(kind, str) and ":" in kind:
             return ValueError("; ".join(error.problems))
         if self.base.brief:
             return unknown_name(self.names())
-        near = nearest(kind, self.names())
+        near = nearest(str(kind), self.names())
         there = "There are" if near else "there are"
-        return ValueError(f"kind: got {kind!r}; {near}{there} {', '.join(self.names())}")
+        return ValueError(f"kind: got {shown(kind)}; {near}{there} {', '.join(self.names())}")
 
 
 class Names:

@@ -14,7 +14,8 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.batch import Batch, DataSpec, Texts
+from sfumato.core.conditions import Condition, Conditions
 from sfumato.core.config import Config, Neutral
 from sfumato.core.first_stage import StageSpec
 from sfumato.core.optimizer import OptimizerConfig
@@ -120,16 +121,28 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """What to generate: one image a label, or `num` images without labels.
+    """What to generate: `num` images, each by its row of every condition.
 
-    `options` is the family's own sampling configuration (`FamilyConfig.sampling`). `captions_N` are texts,
-    one for each image, for a family that takes them (`FamilyConfig.takes_captions`).
+    `conditions` has what `FamilyConfig.conditions` names, each with `num` rows: required ones always, others
+    where they were given (negative ones as `negative_NAME`). `options` is the family's own sampling
+    configuration (`FamilyConfig.sampling`).
     """
 
     num: int
-    labels_N: Tensor | None
     options: Any
-    captions_N: Sequence[str] | None = None
+    conditions: Conditions = field(default_factory=dict)
+
+    def tensor(self, name: str) -> Tensor | None:
+        """The rows of a condition that is no text, None where it was not given."""
+        value = self.conditions.get(name)
+        assert value is None or isinstance(value, Tensor), f"{name} holds texts"
+        return value
+
+    def texts(self, name: str) -> Texts | None:
+        """The rows of a text, None where it was not given."""
+        value = self.conditions.get(name)
+        assert value is None or isinstance(value, Texts), f"{name} holds no texts"
+        return value
 
 
 class Family(Protocol):
@@ -186,7 +199,7 @@ class HasLatent(Protocol):
     def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
         """The images [N, C, H, W] in [-1, 1] of any such vectors: deterministic, and not rounded to levels.
 
-        A conditional model needs the request's labels.
+        A conditional model needs the request's conditions.
         """
         ...
 
@@ -243,13 +256,9 @@ class FamilyConfig(Config, ABC):
         """Smallest instances of all members of the family, by name; contract and parity suites run each."""
         return {"tiny": cls.tiny()}
 
-    def conditional(self, data: DataSpec) -> bool:
-        """Whether sampling takes class labels; a family whose generation they steer overrides this."""
-        return False
-
-    def takes_captions(self, data: DataSpec) -> bool:
-        """Whether sampling takes texts; a family whose generation they steer overrides this."""
-        return False
+    def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
+        """What steers the images; a class-conditional family returns `core.conditions.LABEL` alone."""
+        return ()
 
     def as_first_stage(self, data: DataSpec) -> StageSpec | None:
         """The network that other models may use as their frozen first stage, if there is one."""

@@ -29,6 +29,7 @@ from torch import nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config, NeutralBeside
 from sfumato.core.finding import built_in_only
+from sfumato.core.validation import first_problem
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -256,9 +257,7 @@ def card_config(card: StoredModelCard, find: Callable[[str], type[FamilyConfig]]
         with built_in_only():  # loading others would run their code
             return find(card.family).model_validate(card.config)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{field}: {where}: {first['msg']}") from None
+        raise ConfigError(f"{field}: {first_problem(error)}") from None
 
 
 def recorded(card: Mapping[str, Any]) -> StoredModelCard:
@@ -267,7 +266,7 @@ def recorded(card: Mapping[str, Any]) -> StoredModelCard:
         known = {key: card[key] for key in ("family", "config", "data")}
         return StoredModelCard.model_validate({**known, "trained_on": card.get("trained_on")})
     except ValidationError as error:
-        raise ConfigError(error.errors()[0]["msg"]) from None
+        raise ConfigError(first_problem(error, StoredModelCard)) from None
 
 
 def references(content: Any, field: str, kind: type[Found]) -> Iterator[tuple[str, Found]]:

@@ -43,21 +43,6 @@ class ReadsCaptions(Protocol):
         ...
 
 
-def captions_in_turn(images: object, first: int, num: int, size: int, what: str) -> list[str]:
-    """`num` captions of a set of `size` images from position `first` on; after the last comes the first.
-
-    Raises DataError where the set has none.
-    """
-    if not (isinstance(images, Captioned) and images.captioned):
-        raise DataError(f"{what} draws images for captions, and the reference has none: pack captions too")
-    found: list[str] = []
-    while len(found) < num:
-        start = (first + len(found)) % size
-        stop = min(start + num - len(found), size)
-        found += images.captions(start, stop) or [""] * (stop - start)
-    return found
-
-
 def every_one(captions: Sequence[str | None], names: Sequence[str], where: str) -> list[str]:
     """The captions. Raises DataError for the first image that has none."""
     for caption, name in zip(captions, names, strict=True):

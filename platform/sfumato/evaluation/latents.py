@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sfumato.core.conditions import Source
 from sfumato.core.config import Config
 from sfumato.core.family import HasLatent, SampleRequest
 from sfumato.core.rng import SampleRng
 from sfumato.core.seeds import derive
+from sfumato.evaluation.conditions import of_block
 from sfumato.evaluation.metrics.metric import MetricSettings
 from sfumato.evaluation.metrics.path_length import interpolated
 from sfumato.evaluation.statistics import Int64Array
@@ -19,6 +21,7 @@ class Steps:
     """Pairs of images a step apart, for a source around a generator whose family `HasLatent`."""
 
     _generator: Generator
+    _given: Source
     _options: Config
     block: int
 
@@ -28,8 +31,8 @@ class Steps:
     ) -> tuple[Tensor, Tensor]:
         """Pairs `index * block` onwards, [block, C, H, W] in [-1, 1] each.
 
-        Pair i depends on (seed, i, its label) alone; its latents are no sample's. The points of a path are
-        computed in float64, since float32 would move them by a thousandth of the step.
+        Pair i depends on (seed, i, its conditions) alone; its latents are no sample's. The points of a path
+        are computed in float64, since float32 would move them by a thousandth of the step.
         """
         family, nets, progress = self._generator.family, self._generator.nets, self._generator.progress
         assert isinstance(family, HasLatent)
@@ -41,8 +44,8 @@ class Steps:
         t_B = torch.zeros(self.block, dtype=torch.float64)
         if settings.path_sampling == "full":
             t_B = SampleRng(derive(seed, "path", "place"), rows).uniform().double()
-        labels_N = None if labels_B is None else torch.from_numpy(labels_B)
-        request = SampleRequest(num=self.block, labels_N=labels_N, options=self._options)
+        conditions = of_block(self._generator, self._given, index, labels_B)
+        request = SampleRequest(num=self.block, conditions=conditions, options=self._options)
 
         def image(t_B: Tensor) -> Tensor:
             z_BD = interpolated(a_BD, b_BD, t_B, settings.path_interpolation)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.conditions import Condition, Source
 from sfumato.data.format.faults import OnError
 from sfumato.data.format.manifest import Manifest
+from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.data.reading.local_reader import read_all
 from sfumato.evaluation.captions import every_one
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
@@ -74,6 +76,10 @@ class PackedReference:
             texts += columns["text"].tolist()
         names = [f"image {first + row}" for row in range(len(texts))]
         return every_one(texts, names, str(self._folder))
+
+    def conditions(self, taken: Sequence[Condition]) -> Source:
+        """Its columns for those of the conditions that it has some for."""
+        return rows_of_data(str(self._folder), taken, self._on_error, missing=True)
 
     def _columns(self, first: int, stop: int | None) -> Iterator[ImageBlock]:
         found = read_all(

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
+from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 from sfumato.evaluation.features import all_features
 from sfumato.evaluation.features.extractor import FeatureKind
@@ -226,10 +227,7 @@ def _option_problems(settings: EvaluateSettings) -> list[str]:
         try:
             all_features()[name].options(**values)
         except ValidationError as error:
-            found += [
-                f"evaluate.feature_options.{name}.{'.'.join(map(str, item['loc']))}: {item['msg']}"
-                for item in error.errors()
-            ]
+            found += explain(error, all_features()[name].options, ("evaluate", "feature_options", name))
     return found
 
 

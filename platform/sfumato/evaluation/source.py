@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.batch import Batch, DataSpec, Texts
+from sfumato.core.conditions import LABEL, Source
 from sfumato.core.family import HasLatent, HasLikelihood, Reconstructs, likelihood_of
 from sfumato.core.rng import SampleRng
 from sfumato.errors import CapabilityError, SfumatoError
-from sfumato.evaluation.captions import Captioned, captions_in_turn
+from sfumato.evaluation.captions import Captioned
+from sfumato.evaluation.conditions import given_by, of_block
 from sfumato.evaluation.images import Resized
 from sfumato.evaluation.latents import Steps
 from sfumato.evaluation.metrics.metric import MetricSettings
@@ -134,33 +136,32 @@ class GeneratorSource:
     def __init__(
         self, generator: Generator, sampling: Mapping[str, Any], device: str, reference: Reference
     ) -> None:
-        """A model that draws for captions is given those of the reference, in their order."""
+        """Conditions other than classes are those of the reference's images, in their order."""
         self._generator = generator
-        self._reference = reference
+        self._given = given_by(reference, generator)
         self._options = generator.options(sampling)
         self.block = generator.block
         self.spec = generator.data
-        self.conditional = generator.config.conditional(self.spec)
-        self.captioned = generator.config.takes_captions(self.spec)
+        self.conditional = LABEL in generator.conditions
+        self.captioned = any(rows.kind == "text" for rows in self._given.values())
         options = self._options.model_dump(mode="json")
-        self.digest = digest(
-            generator.digest, options, device, *([reference.digest] if self.captioned else [])
-        )
+        self.digest = digest(generator.digest, options, device, *([reference.digest] if self._given else []))
 
     def draw(self, index: int, *, seed: int, labels_B: Int64Array | None) -> Drawn:
-        """Samples; sample i depends on (seed, i, its label, its caption) alone."""
-        labels = None if labels_B is None else labels_B.tolist()
-        captions = self.captions_of(index) if self.captioned else None
+        """Samples; sample i depends on (seed, i, its conditions) alone."""
+        conditions = of_block(self._generator, self._given, index, labels_B)
         with _Passes(self._generator.nets.values()) as passes:
             images_BCHW = self._generator.sample_block(
-                index * self.block, seed=seed, labels=labels, options=self._options, captions=captions
+                index * self.block, seed=seed, conditions=conditions, options=self._options
             )
         return Drawn(_as_bytes(images_BCHW, f"block {index}"), evaluations=passes.rows / self.block)
 
     def captions_of(self, index: int) -> list[str]:
         """Sample i is drawn for the caption of the reference's image i, and after the last of the first."""
-        first, what = index * self.block, f"family {self._generator.config.family!r}"
-        return captions_in_turn(self._reference, first, self.block, self._reference.size, what)
+        name = next(name for name, rows in self._given.items() if rows.kind == "text")
+        texts = of_block(self._generator, self._given, index, None)[name]
+        assert isinstance(texts, Texts)
+        return texts
 
 
 class ReconstructionSource:
@@ -171,6 +172,7 @@ class ReconstructionSource:
     def __init__(self, generator: Generator, reference: Reference, device: str) -> None:
         self._generator = generator
         self._reference = reference
+        self._given = given_by(reference, generator)
         self.block = generator.block
         self.spec = generator.data
         self.size: int | None = reference.size
@@ -185,7 +187,7 @@ class ReconstructionSource:
         assert isinstance(family, Reconstructs)
         first = index * self.block
         real, label_B = self._reference.read(first, min(first + self.block, self._reference.size))
-        batch, rng = _full_batch(self._generator, (real, label_B), index, seed)
+        batch, rng = _full_batch(self._generator, self._given, (real, label_B), index, seed)
         with _Passes(self._generator.nets.values()) as passes:
             made_BCHW = family.reconstruct(self._generator.nets, batch, self._generator.progress, rng)[
                 : len(real)
@@ -204,6 +206,7 @@ class _Likelihood:
     """Bits per dimension of real images, for a source around a generator."""
 
     _generator: Generator
+    _given: Source
 
     @property
     def likelihood_of(self) -> str:
@@ -216,7 +219,7 @@ class _Likelihood:
         """[n] float64; what a bound draws depends on the seed and on the image's position alone."""
         family = self._generator.family
         assert isinstance(family, HasLikelihood)
-        batch, rng = _full_batch(self._generator, real, index, seed)
+        batch, rng = _full_batch(self._generator, self._given, real, index, seed)
         bits_B = family.bits_per_dim(self._generator.nets, batch, self._generator.progress, rng)[
             : len(real[0])
         ]
@@ -281,16 +284,22 @@ def _with_options(generator: Generator, sampling: Mapping[str, Any], device: str
     )
 
 
-def _full_batch(generator: Generator, real: ImageBlock, index: int, seed: int) -> tuple[Batch, SampleRng]:
+def _full_batch(
+    generator: Generator, given: Source, real: ImageBlock, index: int, seed: int
+) -> tuple[Batch, SampleRng]:
     """A batch of exactly `generator.block` rows, filled up by repeats: networks see one shape alone."""
     images, label_B = real
     rows_B = np.minimum(np.arange(generator.block), len(images) - 1)
     device = next((p.device for net in generator.nets.values() for p in net.parameters()), None)
     image_BCHW = torch.from_numpy(images[rows_B]).permute(0, 3, 1, 2).to(device)
-    batch = {"image": image_BCHW.float().div(127.5).sub(1.0)}
+    batch: dict[str, Tensor] = {"image": image_BCHW.float().div(127.5).sub(1.0)}
     if label_B is not None:
         batch["label"] = torch.from_numpy(label_B[rows_B]).to(device)
     first = index * generator.block
+    for condition in generator.conditions:
+        if rows := given.get(condition.name):
+            values = rows.read([(first + int(row)) % len(rows) for row in rows_B])
+            batch[condition.column] = cast("Tensor", values.to(device))
     return batch, SampleRng(seed, range(first, first + generator.block))
 
 

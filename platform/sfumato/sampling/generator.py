@@ -1,6 +1,6 @@
 """Draw images from a trained model: the same request gives the same bytes.
 
-Sample i depends on the seed, on i and on its label alone. Two things make it so:
+Sample i depends on the seed, on i and on its conditions alone. Two things make it so:
 
 - its noise comes from a generator of its own, seeded by (seed, i) (`core.rng.SampleRng`), on the CPU
   whatever device the network runs on;
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.conditions import Condition, Conditions, Source, conditions_of
 from sfumato.core.config import Config
 from sfumato.core.family import EmaOf, Family, FamilyConfig, Frozen, Nets, SampleRequest, Trainable
 from sfumato.core.pretrained import Weights as Base
@@ -33,8 +34,9 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.core.state import initial
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.sampling.conditions import Takes
 from sfumato.sampling.model_folder import Weights, read_model_folder
-from sfumato.sampling.options import apply_options, check_labels
+from sfumato.sampling.options import apply_options
 from sfumato.sampling.pixels import Images, to_uint8
 from sfumato.sampling.pretrained_files import cast_parameters, load_stored, moved
 
@@ -127,33 +129,29 @@ class Generator:
         """The model's sampling defaults with changes. Raises ConfigError for what it does not know."""
         return apply_options(self.config, self.data, overrides or {})
 
-    def labels(self, num: int, labels: Sequence[int] | None = None) -> list[int] | None:
-        """The label of each of `num` samples: as given, or all classes in turn; None for a model without."""
-        return check_labels(labels, num, self.config, self.data)
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What the model takes."""
+        return self.config.conditions(self.data)
+
+    @property
+    def takes(self) -> Takes:
+        """The same, with all that is needed to understand what a user gives."""
+        return Takes(self.conditions, self.data, self.config.family)
+
+    def conditions_of(self, source: Source, rows: Sequence[int]) -> Conditions:
+        """The conditions of samples `rows`. Raises ConfigError for what the model cannot take or lacks."""
+        return conditions_of(source, rows, self.conditions, self.data)
 
     @torch.no_grad()
-    def sample_block(
-        self,
-        first_index: int,
-        *,
-        seed: int,
-        labels: Sequence[int] | None,
-        options: Config,
-        captions: Sequence[str] | None = None,
-    ) -> Tensor:
+    def sample_block(self, first_index: int, *, seed: int, conditions: Conditions, options: Config) -> Tensor:
         """Samples `first_index` to `first_index + block - 1`: [block, C, H, W] float32 in [-1, 1].
 
-        `first_index` is a multiple of `block`. `labels` are those of the block's first rows, as many as
-        are wanted; the rows after them are drawn with a label of no importance. `captions`, for a model that
-        takes them, has `block` texts.
+        `first_index` is a multiple of `block`; `conditions` have `block` rows.
         """
         if first_index % self.block:
             raise ValueError(f"first_index must be a multiple of {self.block}, got {first_index}")
-        labels_N = None
-        if labels is not None:
-            labels_N = torch.zeros(self.block, dtype=torch.int64)
-            labels_N[: len(labels)] = torch.tensor(labels, dtype=torch.int64)
-        request = SampleRequest(num=self.block, labels_N=labels_N, options=options, captions_N=captions)
+        request = SampleRequest(num=self.block, conditions=conditions, options=options)
         rng = SampleRng(seed, range(first_index, first_index + self.block))
         return self.family.sample(self.nets, request, self.progress, rng)
 
@@ -163,6 +161,9 @@ class Generator:
         *,
         seed: int = 0,
         labels: Sequence[int] | None = None,
+        prompts: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | None = None,
+        conditions: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
     ) -> Iterator[Images]:
@@ -175,7 +176,10 @@ class Generator:
             if value < 1:
                 raise ConfigError(f"{what}: must be at least 1, got {value}")
         rows = -(-(batch_size or self.block) // self.block) * self.block
-        return self._draw(num, rows, seed, self.labels(num, labels), self.options(options))
+        source = self.takes.source(
+            num, labels=labels, prompts=prompts, negative=negative, conditions=conditions
+        )
+        return self._draw(num, rows, seed, source, self.options(options))
 
     def sample(
         self,
@@ -183,6 +187,9 @@ class Generator:
         *,
         seed: int = 0,
         labels: Sequence[int] | None = None,
+        prompts: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | None = None,
+        conditions: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -193,27 +200,38 @@ class Generator:
             num: how many.
             seed: of all randomness.
             labels: class of each sample; None draws all classes in turn.
+            prompts: for a model that takes texts: one, or several in turn.
+            negative: texts to be guided away from: one, or several in turn.
+            conditions: any condition of the model by name, a row or several in turn: texts, labels, images
+                (uint8 [N, H, W, C], float32 [N, C, H, W] in [-1, 1], or paths), arrays [N, ...].
             options: changes of the model's sampling defaults, such as `{"steps": 25}`.
             batch_size: samples in memory at once, rounded up to whole blocks.
             progress: called with (drawn, num) after each batch.
         """
         drawn: list[Images] = []
-        for images in self.batches(num, seed=seed, labels=labels, options=options, batch_size=batch_size):
+        for images in self.batches(
+            num,
+            seed=seed,
+            labels=labels,
+            prompts=prompts,
+            negative=negative,
+            conditions=conditions,
+            options=options,
+            batch_size=batch_size,
+        ):
             drawn.append(images)
             if progress is not None:
                 progress(sum(map(len, drawn)), num)
         return np.concatenate(drawn)
 
-    def _draw(
-        self, num: int, rows: int, seed: int, labels: list[int] | None, options: Config
-    ) -> Iterator[Images]:
+    def _draw(self, num: int, rows: int, seed: int, source: Source, options: Config) -> Iterator[Images]:
         for start in range(0, num, rows):
             stop = min(start + rows, num)
             blocks = [
                 self.sample_block(
                     first,
                     seed=seed,
-                    labels=None if labels is None else labels[first : first + self.block],
+                    conditions=self.conditions_of(source, range(first, first + self.block)),
                     options=options,
                 )
                 for first in range(start, stop, self.block)

@@ -32,6 +32,7 @@ from sfumato.core.pretrained import Weights as Base
 from sfumato.core.pretrained import built_as
 from sfumato.core.progress import Progress
 from sfumato.core.state import State, initial, mismatch
+from sfumato.core.validation import first_problem
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.model_files import CARD, FORMAT, read_card, read_weights, write_weights
 from sfumato.sampling.pretrained_files import base_of, base_record
@@ -57,6 +58,7 @@ class StoredModel:
     digest: str
     bases: Mapping[str, Base]
     """Where the rest of the weights is, of networks that are stored as adapters alone."""
+    trained_on: str | None
 
 
 def save_model_folder(
@@ -155,6 +157,7 @@ def _described(path: Path, card: Mapping[str, Any], digest: str, *, trust: bool)
         notes=card["notes"],
         weights={},
         digest=digest,
+        trained_on=card.get("trained_on"),
         bases={net: base_of(record, path / CARD) for net, record in card.get("bases", {}).items()},
     )
 
@@ -181,10 +184,9 @@ def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[F
         with built_in_only(not trust):  # of components, too
             config = kind.model_validate(card["config"])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        problem = first_problem(error, kind)
         raise CheckpointError(
-            f"{path / CARD} has a configuration that {family} does not take: {where}: {first['msg']}"
+            f"{path / CARD} has a configuration that {family} does not take: {problem}"
         ) from None
     try:
         data = DataSpec.from_card(card["data"])

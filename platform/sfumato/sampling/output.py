@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sfumato import __version__
+from sfumato.core.conditions import LABEL, Source, told
 from sfumato.core.rng import SampleRng
 from sfumato.errors import ConfigError
 from sfumato.sampling.generator import Generator
@@ -33,6 +34,7 @@ def write_samples(
     *,
     seed: int = 0,
     labels: Sequence[int] | None = None,
+    conditions: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
@@ -45,14 +47,13 @@ def write_samples(
 
     Raises:
         ConfigError: `out` holds something and `overwrite` is not set, or holds what is not a set of
-            samples; or labels or options that the model cannot take. All before the first image is drawn.
+            samples; or conditions or options that the model cannot take. All before the first image is drawn.
     """
     target = Path(out)
     _check_place(target, overwrite=overwrite)
-    drawn = generator.batches(num, seed=seed, labels=labels, options=options, batch_size=batch_size)
-    lines = _lines(
-        generator, num, seed, generator.labels(num, labels), generator.options(options).model_dump()
-    )
+    source = generator.takes.source(num, labels=labels, conditions=conditions)
+    drawn = generator.batches(num, seed=seed, conditions=source, options=options, batch_size=batch_size)
+    lines = _lines(generator, num, seed, source, generator.options(options).model_dump())
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -94,11 +95,14 @@ def _write(
 
 
 def _lines(
-    generator: Generator, num: int, seed: int, labels: list[int] | None, options: dict[str, Any]
+    generator: Generator, num: int, seed: int, source: Source, options: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """What made each image: enough to draw it again."""
     for index in range(num):
-        label = None if labels is None else labels[index]
+        conditions = told(source, index)
+        label = conditions.pop(LABEL.name, None)
+        if isinstance(label, dict):  # of a data set: the number says more than the place
+            label = int(generator.conditions_of(source, [index])[LABEL.name][0])
         yield {
             "file": file_name(index),
             "index": index,
@@ -106,6 +110,7 @@ def _lines(
             "row_seed": SampleRng(seed, [index]).seeds[0],
             "label": label,
             "class": None if label is None else generator.data.classes[label],
+            "conditions": conditions,
             "options": options,
             "model": generator.name,
             "model_digest": generator.digest,

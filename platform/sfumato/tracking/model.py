@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sfumato
+from sfumato.core.conditions import NEGATIVE, Condition
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.generator import Generator
 from sfumato.tracking.run import TrackerHandle
@@ -17,6 +18,7 @@ from sfumato.tracking.run import TrackerHandle
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec
 
 # What the package's sampling side imports; the package itself travels with the model.
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "numpy", "pandas", "pillow", "pydantic", "safetensors")
@@ -111,14 +113,17 @@ def _version(package: str) -> str:
 
 
 def signature(generator: Generator) -> ModelSignature:
-    """seed and, for a conditional model, label -> uint8 images; sampling options as parameters."""
+    """seed and the model's conditions by name -> uint8 images; sampling options as parameters.
+
+    Labels are numbers, texts and tags strings, images the bytes of PNG, JPEG or WebP files, all else nested
+    lists of numbers.
+    """
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     columns: list[ColSpec | TensorSpec] = [ColSpec("long", "seed")]
-    if generator.labels(1) is not None:
-        columns.append(ColSpec("long", "label", required=False))
+    columns += [spec for condition in generator.conditions for spec in _columns(condition)]
     data = generator.data
     image = TensorSpec(np.dtype("uint8"), (-1, data.height, data.width, data.channels), name="image")
     kinds: dict[type, str] = {bool: "boolean", int: "long", float: "double", str: "string"}
@@ -127,6 +132,23 @@ def signature(generator: Generator) -> ModelSignature:
         ParamSpec(name, kinds[type(value)], value) for name, value in options.items() if type(value) in kinds
     ]
     return ModelSignature(Schema(columns), Schema([image]), ParamSchema(params))
+
+
+def _columns(condition: Condition) -> list[ColSpec]:
+    """The column of a condition, and of the negative one where there is one."""
+    from mlflow.types import ColSpec, DataType
+    from mlflow.types.schema import Array
+
+    scalars = {"label": "long", "text": "string", "tags": "string", "image": "binary"}
+    kind: Any = scalars.get(condition.kind)
+    if kind is None:
+        kind = DataType.double
+        for _ in condition.shape:
+            kind = Array(kind)
+    found = [ColSpec(kind, condition.name, required=condition.required)]
+    if condition.negative:
+        found.append(ColSpec(kind, NEGATIVE + condition.name, required=False))
+    return found
 
 
 def _ensure_registered(client: MlflowClient, name: str) -> None:

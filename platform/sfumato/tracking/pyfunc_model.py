@@ -10,11 +10,13 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
+from sfumato.core.conditions import NEGATIVE, Condition
+from sfumato.sampling.condition_columns import column_rows
 from sfumato.sampling.generator import Generator
 
 
 class SfumatoModel(PythonModel):
-    """Draws one image a row from columns `seed` and, for a model with classes, `label`.
+    """Draws one image a row from columns `seed` and, by name, the conditions that the model takes.
 
     Rows of equal seed are samples 0, 1, ... of that seed, the ones that `sfumato sample --seed` draws.
     """
@@ -30,10 +32,20 @@ class SfumatoModel(PythonModel):
         frame = model_input.reset_index(drop=True)
         images: dict[int, npt.NDArray[np.uint8]] = {}
         for seed, rows in frame.groupby("seed", sort=False):
-            labels = [int(label) for label in rows["label"]] if "label" in rows else None
-            drawn = self._generator.sample(len(rows), seed=int(str(seed)), labels=labels, options=params)
+            given = {
+                name: column_rows(name, condition, rows[name].tolist(), self._generator.takes)
+                for name, condition in self._columns().items()
+                if name in rows and not rows[name].isna().all()
+            }
+            drawn = self._generator.sample(len(rows), seed=int(str(seed)), conditions=given, options=params)
             images.update(zip(rows.index, drawn, strict=True))
         return np.stack([images[row] for row in range(len(frame))])
+
+    def _columns(self) -> dict[str, Condition]:
+        """The columns that may be there, beside `seed`."""
+        taken = self._generator.conditions
+        negative = {NEGATIVE + condition.name: condition for condition in taken if condition.negative}
+        return {condition.name: condition for condition in taken} | negative
 
 
 set_model(SfumatoModel())

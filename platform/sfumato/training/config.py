@@ -48,6 +48,21 @@ class SnapshotSettings(Config):
         return value
 
 
+class PreviewConditions(Config):
+    """What the preview grids are drawn for, the same every time; image i takes row i, in turn."""
+
+    prompts: tuple[str, ...] = Field((), description="Texts, for a model that takes one.")
+    negative: tuple[str, ...] = Field((), description="Texts that the images are guided away from.")
+    labels: tuple[int | str, ...] = Field(
+        (), description="Classes, by name or number; empty draws all classes in turn."
+    )
+    data: str | None = Field(
+        None,
+        description="Packed data set whose first rows give the conditions that nothing above gives. Null: "
+        "the data that the model trains on, for conditions that it needs.",
+    )
+
+
 class TrainSettings(Config):
     """How long to train, on which batches, at which precision. All intervals are in images seen."""
 
@@ -82,6 +97,9 @@ class TrainSettings(Config):
     )
     preview_samples: Neutral[int] = Field(
         40, ge=0, description="Images in a preview grid; 0 turns previews off."
+    )
+    preview_conditions: Neutral[PreviewConditions] = Field(
+        PreviewConditions(), description="What the images in a preview grid are drawn for."
     )
     checkpoint: Neutral[CheckpointSettings] = Field(CheckpointSettings(), description="Checkpoints.")
     snapshots: SnapshotSettings = Field(SnapshotSettings(), description="Averages for `sfumato ema`.")

@@ -65,12 +65,12 @@ def test_one_name_does_as_well_as_a_list() -> None:
         (
             {"feature_options": {"classifier": {"seen": 0}}},
             DIGITS,
-            "evaluate.feature_options.classifier.seen: Input should be greater than 0",
+            "evaluate.feature_options.classifier.seen: must be greater than 0",
         ),
         (
             {"feature_options": {"classifier": {"steps": 3}}},
             DIGITS,
-            "evaluate.feature_options.classifier.steps: Extra inputs are not permitted",
+            "evaluate.feature_options.classifier.steps: unknown key",
         ),
         ({"features": "efficientnet_lite0"}, DataSpec(4, 32, 32), "needs 1 or 3 channels, this data has 4"),
     ],

@@ -28,8 +28,8 @@ torch.set_num_threads(int(sys.argv[3]))
 generator = sfumato.load(sys.argv[1])
 blocks = {}
 for first in map(int, sys.argv[4:]):
-    labels = [i % 3 for i in range(first, min(150, first + generator.block))]
-    drawn = generator.sample_block(first, seed=3, labels=labels, options=generator.options())
+    conditions = generator.conditions_of({}, range(first, first + generator.block))
+    drawn = generator.sample_block(first, seed=3, conditions=conditions, options=generator.options())
     blocks[str(first)] = drawn.numpy()
 numpy.savez(sys.argv[2], **blocks)
 """
@@ -95,7 +95,8 @@ def test_seed_index_and_label_all_matter(generator: Generator, reference: np.nda
 
 
 def test_labels_default_to_all_classes_in_turn(generator: Generator, reference: np.ndarray) -> None:
-    assert generator.labels(7) == [0, 1, 2, 0, 1, 2, 0]
+    given = generator.conditions_of({}, range(7))
+    assert given["label"].tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert generator.sample(7, seed=3, labels=[0, 1, 2, 0, 1, 2, 0]).tobytes() == reference[:7].tobytes()
 
 
@@ -148,7 +149,7 @@ def test_arguments_are_checked_before_the_first_image(generator: Generator) -> N
 
 def test_a_block_starts_at_a_multiple(generator: Generator) -> None:
     with pytest.raises(ValueError, match="multiple of 64"):
-        generator.sample_block(10, seed=0, labels=None, options=generator.options())
+        generator.sample_block(10, seed=0, conditions={}, options=generator.options())
 
 
 def test_an_unconditional_model_takes_no_labels() -> None:
@@ -158,7 +159,7 @@ def test_an_unconditional_model_takes_no_labels() -> None:
     with seeded(0):
         net = config.build(DATA).nets["network"].build()
     model = Generator(config, DATA, {"ema": net})
-    assert model.labels(5) is None
+    assert model.conditions_of({}, range(5)) == {}
     assert model.sample(2).shape == (2, 8, 8, 1)
     with pytest.raises(ConfigError, match="takes none"):
         model.sample(2, labels=[0, 1])

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sfumato.core.columns import ARRAY_TYPES, Kind, check_name
 from sfumato.core.config import Config
@@ -76,6 +77,18 @@ class ColumnSource(Config):
 Sources = Mapping[str, ColumnSource]
 
 
+def _given(value: Any) -> Any:
+    """A mapping as text, from a command line."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            "columns are given as {name: {kind: image, member: line.png}}; this is no YAML"
+        ) from error
+
+
 def check_sources(sources: Sources) -> Sources:
     """Raises ValueError for names that no further column can have."""
     for name, source in sources.items():
@@ -92,6 +105,7 @@ class WeightedTexts(NamedTuple):
     weights: list[float] | None = None
 
 
+ColumnsOption = Annotated[Sources, BeforeValidator(_given), AfterValidator(check_sources)]
 Value = WeightedTexts | list[str] | int | NDArray[Any]
 
 

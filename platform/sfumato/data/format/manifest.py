@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
+from sfumato.core.validation import first_problem
 from sfumato.data.format.columns import (
     TEXT,
     TEXT_COLUMN,
@@ -164,9 +165,8 @@ class Manifest(Config):
         try:
             return cls.model_validate_json(read_bytes(str(folder), FILE))
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise DataError(f"{folder}/{FILE}: {place}: {first['msg']}; pack the data set again") from error
+            problem = first_problem(error, cls)
+            raise DataError(f"{folder}/{FILE}: {problem}; pack the data set again") from error
 
     def save(self, folder: str | Path) -> None:
         """Write it: whole, or not at all."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.conditions import LABEL, Condition
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.optimizer import OptimizerConfig
@@ -40,13 +41,14 @@ class AutoregressiveConfig(FamilyConfig):
     ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights, which is what samples.")
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
-    def conditional(self, data: DataSpec) -> bool:
-        """Whether the network sees class labels, and sampling takes them."""
-        return self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
+    def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
+        """The class of an image, unless the recipe or the data has none."""
+        classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
+        return (LABEL,) if classes else ()
 
     def build(self, data: DataSpec) -> Family:
         """The family for images of this kind."""
-        classes = data.num_classes if self.conditional(data) else 0
+        classes = data.num_classes if self.conditions(data) else 0
         stage = None if self.first_stage is None else self.first_stage.open(config_class)
         return self.network.build(Parts(self.optimizer, self.ema, classes, stage), data)
 
@@ -105,7 +107,7 @@ class AutoregressiveConfig(FamilyConfig):
         guided = f"model.sampling.guidance: {self.sampling.guidance:g}"
         if self.network.dropped is None:
             return [f"{guided}, but a {self.network.kind} is not trained for guidance; set it to 1"]
-        if not self.conditional(data):
+        if not self.conditions(data):
             return [f"{guided}, but the model is not conditional; set it to 1"]
         if not self.network.dropped:
             return [f"{guided} needs model.network.label_dropout above 0; set guidance to 1"]

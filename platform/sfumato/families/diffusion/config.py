@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.components import OneOf, read
+from sfumato.core.conditions import LABEL, Condition
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.optimizer import OptimizerConfig
@@ -84,9 +85,10 @@ class DiffusionConfig(FamilyConfig):
             )
         return given
 
-    def conditional(self, data: DataSpec) -> bool:
-        """Whether the network sees class labels, and sampling takes them."""
-        return self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
+    def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
+        """The class of an image, unless the recipe or the data has none."""
+        classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
+        return (LABEL,) if classes else ()
 
     def takes_several_sizes(self) -> bool:
         """A network that can, on pixels, does."""
@@ -94,7 +96,7 @@ class DiffusionConfig(FamilyConfig):
 
     def label_dropout(self, data: DataSpec) -> float:
         """The share of labels that training drops."""
-        if not self.conditional(data) or not isinstance(self.objective, GuidableObjective):
+        if not self.conditions(data) or not isinstance(self.objective, GuidableObjective):
             return 0.0
         chosen = self.objective.label_dropout
         return DEFAULT_LABEL_DROPOUT if chosen is None else chosen
@@ -161,7 +163,7 @@ class DiffusionConfig(FamilyConfig):
         dropout = getattr(self.objective, "label_dropout", None)
         guidance = self.sampling.guidance if isinstance(self.sampling, GuidedSampling) else 1.0
         found = []
-        if not self.conditional(data):
+        if not self.conditions(data):
             why = "the data has no classes" if not data.num_classes else "model.condition is 'none'"
             if dropout:
                 found.append(f"model.objective.label_dropout: {dropout:g}, but {why}; leave it out")

@@ -30,7 +30,7 @@ class DiffusionFamily:
     def __init__(self, config: DiffusionConfig, data: DataSpec) -> None:
         self._config = config
         self._data = data
-        self._conditional = config.conditional(data)
+        self._conditional = bool(config.conditions(data))
         self._objective = config.objective.build(latents=config.first_stage is not None)
         self._labels = LabelDropout(
             data.num_classes if self._conditional else None, config.label_dropout(data)
@@ -94,7 +94,8 @@ class DiffusionFamily:
         null_class = self._data.num_classes
         if not self._conditional:
             return Guided(network, None, 1.0, null_class)
-        if request.labels_N is None:
+        label_N = request.tensor("label")
+        if label_N is None:
             if not self._labels.probability:
                 raise ConfigError(
                     f"labels: required; this {self._config.objective.kind} model was trained without "
@@ -102,7 +103,7 @@ class DiffusionFamily:
                 )
             return Guided(network, torch.full((rows,), null_class, device=device), 1.0, null_class)
         weight = getattr(request.options, "guidance", 1.0)
-        return Guided(network, request.labels_N.to(device), weight, null_class)
+        return Guided(network, label_N.to(device), weight, null_class)
 
     def _clip(self, options: Any) -> bool:
         return True if options.clip is None else bool(options.clip)

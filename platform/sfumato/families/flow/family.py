@@ -26,7 +26,7 @@ class FlowFamily:
     def __init__(self, config: FlowConfig, data: DataSpec) -> None:
         self._config = config
         self._data = data
-        self._classes = data.num_classes if config.conditional(data) else 0
+        self._classes = data.num_classes if config.conditions(data) else 0
         self._normal_noise = config.dequantization.normal_noise
         self.nets: Mapping[str, NetSpec] = {
             "network": Trainable(build=self._build, optimizer=config.optimizer),
@@ -49,7 +49,7 @@ class FlowFamily:
         A conditional model without labels draws all classes in turn.
         """
         return from_unit(
-            self._decode(nets, self.latents(nets, request.options, progress, rng), request.labels_N)
+            self._decode(nets, self.latents(nets, request.options, progress, rng), request.tensor("label"))
         )
 
     def latents(self, nets: Nets, options: SamplingConfig, progress: Progress, rng: SampleRng) -> Tensor:
@@ -58,7 +58,7 @@ class FlowFamily:
 
     def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
         """Images [N, C, H, W] between the levels; the same as `sample`'s to half a level."""
-        x_NCHW = self._decode(nets, z_ND, request.labels_N)
+        x_NCHW = self._decode(nets, z_ND, request.tensor("label"))
         return (x_NCHW * LEVELS - 0.5).clamp(0, LEVELS - 1) / 127.5 - 1
 
     def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:

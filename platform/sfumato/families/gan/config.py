@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.conditions import LABEL, Condition
 from sfumato.core.config import Config
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.optimizer import OptimizerConfig
@@ -87,9 +88,10 @@ class GanConfig(FamilyConfig):
     ema: EmaSchedule = Field(EmaSchedule(), description="Average of the generator, which is what samples.")
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
-    def conditional(self, data: DataSpec) -> bool:
-        """Whether the networks see class labels, and sampling takes them."""
-        return self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
+    def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
+        """The class of an image, unless the recipe or the data has none."""
+        classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
+        return (LABEL,) if classes else ()
 
     def couples_rows(self) -> bool:
         """Batch normalisation mixes the rows of a micro-batch."""

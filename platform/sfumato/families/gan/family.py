@@ -28,7 +28,7 @@ class GanFamily:
     def __init__(self, config: GanConfig, data: DataSpec) -> None:
         self._config = config
         self._data = data
-        self._classes = data.num_classes if config.conditional(data) else 0
+        self._classes = data.num_classes if config.conditions(data) else 0
         self._game = config.objective.loss
         self._statistics = Statistics(config.latent, self._classes)
         self._running = RunningStatistics() if config.batch_statistics == "running" else None
@@ -122,7 +122,7 @@ class GanFamily:
 
     def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
         """The averaged generator's images [N, C, H, W]."""
-        generator, label_N = nets["ema"], request.labels_N
+        generator, label_N = nets["ema"], request.tensor("label")
         if self._running is not None:
             self._running.stand(generator, progress.state)
         else:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.conditions import LABEL, Condition
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.first_stage import StageSpec
 from sfumato.core.optimizer import OptimizerConfig
@@ -38,11 +39,10 @@ class VaeConfig(FamilyConfig):
     ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights, which is what is used.")
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
-    def conditional(self, data: DataSpec) -> bool:
-        """Whether the network sees class labels, and sampling takes them."""
-        if not self.latent.has_prior:
-            return False
-        return self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
+    def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
+        """The class of an image, unless the recipe or the data has none; first stages take none."""
+        classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
+        return (LABEL,) if classes and self.latent.has_prior else ()
 
     def samples(self, data: DataSpec) -> bool:
         """Only latents with a prior, those of the Gaussian VAE, can be drawn."""
@@ -54,7 +54,7 @@ class VaeConfig(FamilyConfig):
 
     def build(self, data: DataSpec) -> Family:
         """The family for images of this kind."""
-        classes = data.num_classes if self.conditional(data) else 0
+        classes = data.num_classes if self.conditions(data) else 0
         return self.latent.build(Parts(self.network, self.optimizer, self.ema, classes), data)
 
     @classmethod

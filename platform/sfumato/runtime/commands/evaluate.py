@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
+from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.images import Resize, Resized, open_images
@@ -199,7 +200,7 @@ def _settings(recipe: Recipe | None, request: Request) -> EvaluateSettings:
     try:
         return EvaluateSettings.model_validate(dict(request.changes))
     except ValidationError as error:
-        raise ConfigError(*recipes.explain(error, EvaluateSettings, ("evaluate",))) from None
+        raise ConfigError(*explain(error, EvaluateSettings, ("evaluate",))) from None
 
 
 def _reference(

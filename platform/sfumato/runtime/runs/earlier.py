@@ -70,7 +70,7 @@ def take_over(folder: RunFolder, recipe: Recipe, manifest_digest: str) -> None:
 
 
 def _is_of(folder: RunFolder, recipe: Recipe, data_digest: str) -> bool:
-    """Whether the run is this recipe's, on this data: by its digest, or by its recipe if older."""
+    """Whether the run is of this recipe and data: by its digest, or by its own recipe if that is older."""
     known = _known(folder)
     if known["data_digest"] != data_digest:
         return False

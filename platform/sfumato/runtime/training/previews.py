@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -11,13 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.conditions import LABEL, Conditions, Source, complete, conditions_of
 from sfumato.core.config import Config
 from sfumato.core.family import Family, SampleRequest
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng
+from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.parallel.strategy import Strategy
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder
+from sfumato.sampling.conditions import Takes
 from sfumato.sampling.grid import image_grid
 from sfumato.sampling.pixels import to_uint8
 from sfumato.tracking.run import Tracker
@@ -39,20 +43,24 @@ class Previews:
     ) -> None:
         self._recipe, self._family, self._strategy, self._data = recipe, family, strategy, data
         self._folder, self._tracker = folder, tracker
+        self._source: Source | None = None
 
     def __call__(self, progress: Progress) -> None:
         model = self._recipe.model
         if not model.samples(self._data):
             return
         num = self._recipe.train.preview_samples
+        if num and self._source is None:
+            self._source = preview_source(self._recipe, self._data)
         image = preview(
             self._family,
             self._strategy,
-            self._data,
+            self._conditions,
             model.sampling,
             progress,
             num=num,
             seed=self._recipe.seed,
+            columns=self._columns,
         )
         if image is not None and self._tracker is not None:
             path = self._folder.path / "previews" / f"images-{progress.images:012d}.png"
@@ -63,37 +71,61 @@ class Previews:
                 log.warning("the preview at %s images was not kept: %s", f"{progress.images:,}", error)
             self._tracker.image("samples", image, step=progress.images)
 
+    def _conditions(self, rows: Sequence[int]) -> Conditions:
+        assert self._source is not None, "found before the first grid is drawn"
+        return conditions_of(self._source, rows, self._recipe.model.conditions(self._data), self._data)
+
+    @property
+    def _columns(self) -> int | None:
+        """A column for every class, where these take turns."""
+        chosen = self._recipe.train.preview_conditions.labels
+        classes = LABEL in self._recipe.model.conditions(self._data) and not chosen
+        return self._data.num_classes if classes else None
+
+
+def preview_source(recipe: Recipe, data: DataSpec) -> Source:
+    """The conditions of previews: those that the recipe names; for those that the model needs besides, the
+    first rows of the data; for classes all in turn.
+
+    Raises ConfigError for what the model does not take, DataError where the data has no such column.
+    """
+    taken = recipe.model.conditions(data)
+    found = dict(recipe.preview_asked().source(Takes(taken, data, recipe.model.family)))
+    needed = [condition for condition in taken if condition.required and condition.name not in found]
+    needed = [condition for condition in needed if condition != LABEL]
+    if needed:
+        found |= rows_of_data(recipe.data.path, needed, recipe.data.on_error)
+    return complete(found, taken, data)
+
 
 def preview(
     family: Family,
     strategy: Strategy,
-    data: DataSpec,
+    conditions: Callable[[Sequence[int]], Conditions],
     options: Config,
     progress: Progress,
     *,
     num: int,
     seed: int,
+    columns: int | None = None,
 ) -> Image.Image | None:
-    """A grid of `num` samples on rank 0, None elsewhere. Sample i has the same noise and class every time.
+    """A grid of `num` samples on rank 0, None elsewhere. Sample i has the same noise and conditions every
+    time: `conditions` gives those of any rows.
 
     Every rank must call it: under a sharded strategy all of them put the networks together.
     """
     placement = strategy.placement
     share = math.ceil(num / placement.world_size)
     indices = [min(placement.rank * share + i, num - 1) for i in range(share)]
-    labels = [i % data.num_classes for i in indices] if data.num_classes else None
-    request = SampleRequest(
-        num=share,
-        labels_N=None if labels is None else torch.tensor(labels, device=placement.device),
-        options=options,
-    )
-    with torch.no_grad(), strategy.whole(family.samplers) as nets:
+    given = {name: value.to(placement.device) for name, value in conditions(indices).items()}
+    request = SampleRequest(num=share, conditions=given, options=options)
+    with torch.no_grad(), strategy.gathered(family.samplers) as nets:
         images = family.sample(nets, request, progress, SampleRng(seed, indices, placement.device))
     mine = torch.from_numpy(to_uint8(images)).to(placement.device)
     parts = _gather(mine, placement.world_size)
     if placement.rank != 0:
         return None
-    return image_grid(torch.cat(parts)[:num].cpu().numpy(), columns=data.num_classes or None)
+    return image_grid(torch.cat(parts)[:num].cpu().numpy(), columns=columns)
 
 
 def _gather(tensor: Tensor, world_size: int) -> list[Tensor]:

@@ -32,8 +32,8 @@ def config(**parts: object) -> DiffusionConfig:
 def test_defaults_fit_labelled_and_unlabelled_data() -> None:
     assert config().problems(DIGITS) == []
     assert config().problems(PLAIN) == []
-    assert config().conditional(DIGITS)
-    assert not config().conditional(PLAIN)
+    assert config().conditions(DIGITS)
+    assert not config().conditions(PLAIN)
     assert config().label_dropout(DIGITS) == 0.1
     assert config().label_dropout(PLAIN) == 0.0
 

@@ -73,7 +73,7 @@ def test_samples_are_decoded_latents() -> None:
     """A network of zero velocity leaves the noise as it is: the image is what the decoder makes of it."""
     chosen = config(latent_scale=0.5)
     nets = installed(chosen)  # a fresh transformer answers zero
-    request = SampleRequest(num=3, labels_N=torch.tensor([0, 1, 0]), options=chosen.sampling)
+    request = SampleRequest(num=3, conditions={"label": torch.tensor([0, 1, 0])}, options=chosen.sampling)
     with torch.no_grad():
         found = chosen.build(DATA).sample(nets, request, PROGRESS, SampleRng(5, range(3)))
         expected = nets["first_stage"].decode(SampleRng(5, range(3)).normal(2, 4, 4) / 0.5)
@@ -120,14 +120,16 @@ def test_without_labels_a_model_draws_from_its_null_class_if_it_has_one() -> Non
     drawn = []
     for labels in (None, torch.tensor([2, 2]), torch.tensor([0, 1])):
         options = chosen.sampling.model_copy(update={"guidance": 1.0})
-        request = SampleRequest(num=2, labels_N=labels, options=options)
+        request = SampleRequest(
+            num=2, conditions={} if labels is None else {"label": labels}, options=options
+        )
         with torch.no_grad():
             drawn.append(chosen.build(DATA).sample(nets, request, PROGRESS, SampleRng(5, range(2))))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 
     consistency = DiffusionConfig.variants()["consistency"]
-    request = SampleRequest(num=2, labels_N=None, options=consistency.sampling)
+    request = SampleRequest(num=2, options=consistency.sampling)
     with pytest.raises(ConfigError, match="knows no null class"):
         consistency.build(DATA).sample(installed(consistency), request, PROGRESS, SampleRng(5, range(2)))
 

@@ -87,7 +87,7 @@ class PixelCnn:
         network = nets["ema"]
         assert isinstance(network, PixelCnnNetwork)
         device = next(network.parameters()).device
-        label_N = request.labels_N
+        label_N = request.tensor("label")
         if self._classes and label_N is None:
             label_N = rng.integers(self._classes)
         channels, height, width = self._data.shape

@@ -104,17 +104,16 @@ class CodeTransformer:
         network, stage = nets["ema"], nets["first_stage"]
         assert isinstance(network, CodeNetwork)
         assert isinstance(stage, Tokenizer)
-        if self._classes and request.labels_N is None and not self._label_dropout:
+        asked_N = request.tensor("label") if self._classes else None
+        if self._classes and asked_N is None and not self._label_dropout:
             raise ConfigError(
                 "labels: required; this transformer was trained without dropping labels, so it knows no "
                 "null class"
             )
-        label_N = torch.full((rng.rows,), self._classes)
-        guided = self._classes > 0 and request.labels_N is not None
-        if guided and request.labels_N is not None:
-            label_N = request.labels_N
+        label_N = torch.full((rng.rows,), self._classes) if asked_N is None else asked_N
         device = network.positions.device
         uniform_NT = rng.uniform(self._length).to(device)
+        guided = asked_N is not None
         codes_NT = draw_codes(network, label_N.to(device), uniform_NT, request.options, self._classes, guided)
         return stage.decode_codes(codes_NT.view(-1, *self._grid))
 

@@ -130,7 +130,7 @@ class GaussianVae:
         options: SamplingConfig = request.options
         network = nets["ema"]
         assert isinstance(network, GaussianNetwork)
-        label_N = request.labels_N
+        label_N = request.tensor("label")
         z_ND = self.latents(nets, options, progress, rng)
         if self._classes and label_N is None:
             label_N = rng.integers(self._classes)
@@ -147,7 +147,7 @@ class GaussianVae:
         """The expected images [N, C, H, W], also where `sample` would draw pixels around them."""
         network = nets["ema"]
         assert isinstance(network, GaussianNetwork)
-        return network.likelihood.mean(self._decode(network, z_ND, request.labels_N))
+        return network.likelihood.mean(self._decode(network, z_ND, request.tensor("label")))
 
     def _decode(self, network: GaussianNetwork, z_ND: Tensor, label_N: Tensor | None) -> Tensor:
         device = next(network.parameters()).device
