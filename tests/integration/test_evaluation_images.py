@@ -35,11 +35,6 @@ from sfumato.sampling.output import write_samples
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every third digit as a PNG in the folder of its class."""
     place = tmp_path_factory.mktemp("pictures")
