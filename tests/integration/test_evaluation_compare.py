@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from sfumato import cli
 from sfumato.evaluation.compare.figures import pareto_front
 from sfumato.evaluation.compare.study import questions
 from sfumato.evaluation.config import EvaluateSettings
@@ -52,19 +50,11 @@ def project(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def call(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def call(project: Path, monkeypatch: pytest.MonkeyPatch, sfumato_here: Any) -> Any:
     """A command in the project's folder: (status, standard output, standard error)."""
     monkeypatch.chdir(project)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def called(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sfumato", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return called
+    return sfumato_here
 
 
 def test_the_worse_run_is_told_from_the_best_and_its_equal_is_not(call: Any) -> None:

@@ -33,11 +33,6 @@ from sfumato.sampling.output import write_samples
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every third digit as a PNG in the folder of its class."""
     place = tmp_path_factory.mktemp("pictures")
@@ -173,7 +168,7 @@ def test_every_metric_that_labelled_images_allow_is_had_by_its_name_with_an_inte
     names = [
         name
         for name, metric in all_metrics().items()
-        if not (metric.needs_likelihood or metric.needs_captions or metric.needs_paths)
+        if not any(wanted.of_source for wanted in metric.inputs)
         and not metric.only_features
         and name != "lpips_diversity"  # needs weights and larger images
     ]

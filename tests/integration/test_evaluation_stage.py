@@ -42,11 +42,6 @@ settings = partial(tiny_evaluation.settings, samples=SAMPLES)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def model(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny diffusion model, untrained: it makes images of the right kind, which is all that is needed."""
     return untrained(
