@@ -1,5 +1,5 @@
-"""What follows training as state of a family (codebook, running averages, power iterations) is the same on any
-number of ranks and after a kill."""
+"""State that follows training (codebook, running averages, power iterations) is the same on any number of
+ranks and after a kill."""
 
 from __future__ import annotations
 
