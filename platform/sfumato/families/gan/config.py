@@ -147,6 +147,7 @@ class GanConfig(FamilyConfig):
         if objective.loss.needs_bound and not objective.gradient_penalty and norm != "spectral":
             found.append(
                 f"model.objective.loss: {objective.loss.kind} needs a bounded critic, and "
-                f"discriminator_norm={norm} does not bound it; set model.objective.gradient_penalty=10 or discriminator_norm=spectral"
+                f"discriminator_norm={norm} does not bound it; set model.objective.gradient_penalty=10 or "
+                "discriminator_norm=spectral"
             )
         return found
