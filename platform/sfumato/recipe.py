@@ -146,8 +146,8 @@ class Recipe(Config):
 
         taken = self.model.conditions(spec)
         found = [
-            f"model: needs the column {condition.column!r} for its condition {condition.name!r}, and batches have "
-            f"{', '.join(spec.columns)}: name it in data.columns, or pack it"
+            f"model: needs the column {condition.column!r} for its condition {condition.name!r}, and batches "
+            f"have {', '.join(spec.columns)}: name it in data.columns, or pack it"
             for condition in taken
             if condition.required and condition.column not in spec.columns
         ]

@@ -19,7 +19,7 @@ from repository import DIGITS
 import sfumato
 from sfumato.data.format.manifest import Manifest
 from sfumato.families.diffusion import Config
-from sfumato.runtime.runs.resolve import model_of
+from sfumato.runtime.runs.targets import model_of
 from sfumato.sampling.model_files import read_card
 
 RECIPE = DIGITS

@@ -168,7 +168,7 @@ def test_every_metric_that_labelled_images_allow_is_had_by_its_name_with_an_inte
     names = [
         name
         for name, metric in all_metrics().items()
-        if not (metric.needs_likelihood or metric.needs_captions or metric.needs_paths)
+        if not any(wanted.of_source for wanted in metric.inputs)
         and not metric.only_features
         and name != "lpips_diversity"  # needs weights and larger images
     ]

@@ -14,12 +14,15 @@ import torch
 from PIL import Image
 
 from sfumato import families, recipe
+from sfumato.core.batch import to_device
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
+from sfumato.data.columns import spec_of
 from sfumato.data.config import DataSettings
 from sfumato.data.format.index import load
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.packing.pack import pack
+from sfumato.data.packing.precompute import Addition, encode_shard, finish, place_set
 from sfumato.data.packing.sources.digits import DigitsSource
 from sfumato.data.reading import local_reader
 from sfumato.data.storage.write import entries
@@ -89,29 +92,26 @@ def members(folder: Path, shard: str) -> dict[str, bytes]:
         return {member.name: tar.extractfile(member).read() for member in tar}
 
 
-def test_shards_keep_their_samples_and_gain_arrays(stage: Path, digits: Path, coded: Path) -> None:
+def test_a_set_gains_columns_and_keeps_everything_else(stage: Path, digits: Path, coded: Path) -> None:
     before, after = Manifest.load(digits), verify(coded, "checksum")
     assert (after.samples, after.classes, after.image) == (before.samples, before.classes, before.image)
-    assert after.encoder is not None
+    assert after.digest == before.digest
     generator = Generator.load(stage)
-    assert after.encoder.digest == generator.digest
-    assert after.encoder.images == before.digest
-    assert [(a.name, a.shape) for a in after.encoder.arrays] == [("codes", (4, 4))]
+    assert after.encoders["codes"].digest == generator.digest
+    assert after.encoders["codes"].images == before.digest
+    info = after.columns["codes"]
+    assert (info.dtype, info.shape, info.encoder, info.samples) == ("int64", (4, 4), "codes", before.samples)
     for shard in before.shards:
-        old, new = members(digits, shard.name), members(coded, shard.name)
-        assert {name: new[name] for name in old} == old
-        keys = [name.removesuffix(".png") for name in old if name.endswith(".png")]
-        assert new.keys() - old.keys() == {f"{key}.codes.npy" for key in keys}
-    for old_index, new_index in zip(load(digits, before), load(coded, after), strict=True):
-        assert old_index.keys.equals(new_index.keys)
-        assert (old_index.labels == new_index.labels).all()
+        assert (digits / shard.name).samefile(coded / shard.name)  # a link, not a copy
     # One sample by hand, with numpy's own reader.
-    key = keys[7]
-    found = np.load(io.BytesIO(new[f"{key}.codes.npy"]), allow_pickle=False)
-    pixels = np.asarray(Image.open(io.BytesIO(new[f"{key}.png"])), np.float32)
+    shard, file = before.shards[-1], coded / info.files[before.shards[-1].name].name
+    found = np.fromfile(file, np.int64).reshape(shard.samples, 4, 4)
+    index = load(coded, after)[-1]
+    content = members(digits, shard.name)[f"{index.keys[7]}.png"]
+    pixels = np.asarray(Image.open(io.BytesIO(content)), np.float32)
     with torch.no_grad():
         codes = generator.nets["ema"].codes(torch.from_numpy(pixels / 127.5 - 1)[None, None])
-    assert found.dtype == np.int64 and (found == codes[0].numpy()).all()
+    assert (found[7] == codes[0].numpy()).all()
 
 
 def recipe_on(stage: Path, data: Path) -> Recipe:
@@ -142,7 +142,7 @@ def recipe_on(stage: Path, data: Path) -> Recipe:
 def losses(job: Recipe) -> list[float]:
     manifest = Manifest.load(job.data.path)
     check_data(job, manifest)
-    family, strategy = job.model.build(manifest.spec), Single(Placement())
+    family, strategy = job.model.build(spec_of(job.data, manifest)), Single(Placement())
     install(family, strategy, seed=0)
     found: list[float] = []
     settings = TrainSettings.model_validate(job.train.model_dump())
@@ -184,7 +184,7 @@ def test_latents_are_read_as_they_were_computed(digits: Path, tmp_path: Path) ->
     shares = local_reader.read(
         data, manifest, seed=1, batch=32, micro_batch=None, rank=0, world_size=1, images=64
     )
-    batch = next(shares)[0].batch
+    batch = to_device(next(shares)[0].batch, torch.device("cpu"))
     with torch.no_grad():
         latent = Generator.load(folder).nets["ema"].encode(batch["image"])
     torch.testing.assert_close(batch["latent_mean"], latent.mean, rtol=1e-5, atol=1e-6)
@@ -204,24 +204,31 @@ def test_finished_shards_are_kept(stage: Path, digits: Path, coded: Path, tmp_pa
     dest = tmp_path / "codes"
     with pytest.raises(DataError, match="checksum differs"):
         run(stage, broken, dest)
-    stage_config = precompute._stage(str(stage), tmp_path)
-    manifest = Manifest.load(broken)
-    info = precompute._stage_info(stage_config, manifest, str(stage), "auto")
-    draft = precompute.draft_of(dest, info)
-    place = Path(draft.place)
-    encoder = precompute.AutoencoderEncoder(stage_config, info)
+    job, manifest = by_hand(stage, broken, dest), Manifest.load(broken)
+    encoder = job.encoder("cpu")
     for number in (0, 1):
-        precompute.encode_shard(str(broken), manifest, number, encoder, draft)
+        encode_shard(str(broken), manifest, number, encoder, job.addition)
     with pytest.raises(DataError, match=str(index.keys[3])):
-        precompute.encode_shard(str(broken), manifest, 2, encoder, draft)
-    assert not dest.exists()
-    times = {path.name: path.stat().st_mtime_ns for path in place.glob("*.tar")}
+        encode_shard(str(broken), manifest, 2, encoder, job.addition)
+    assert not Manifest.exists(dest)
+    times = {path.name: path.stat().st_mtime_ns for path in dest.glob("*.bin")}
     assert len(times) == 2
     (broken / shard.name).write_bytes(good)
     run(stage, broken, dest)
-    assert not place.exists()
+    assert not list(dest.glob("_precomputing*"))
+    assert not list(dest.glob(".*.part"))
     assert {name: (dest / name).stat().st_mtime_ns for name in times} == times
-    assert Manifest.load(dest).digest == Manifest.load(coded).digest
+    assert Manifest.load(dest).columns == Manifest.load(coded).columns
+
+
+def by_hand(stage: Path, data: Path | str, dest: Path | str) -> precompute.Job:
+    """What `precompute` would do, of data that `verify` need not find good."""
+    config = precompute._stage(str(stage), Path.cwd())
+    manifest = Manifest.load(data)
+    place_set(str(data), manifest, str(dest))
+    info = precompute._stage_info(config, manifest, str(stage))
+    columns = precompute._stage_columns(config, "auto", "float32", str(stage))
+    return precompute.Job(config, str(data), Addition(str(dest), "codes", info, columns))
 
 
 def test_data_of_another_encoder_is_refused(stage: Path, digits: Path, coded: Path, tmp_path: Path) -> None:
@@ -231,8 +238,14 @@ def test_data_of_another_encoder_is_refused(stage: Path, digits: Path, coded: Pa
 
 
 def test_what_cannot_be_is_one_line(stage: Path, digits: Path, coded: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds a data set already"):
-        run(stage, digits, coded)
+    other = tmp_path / "other"
+    pack(DigitsSource(), other, shard_size=700)
+    with pytest.raises(DataError, match="holds another data set"):
+        run(stage, other, coded)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"is not empty \(notes.txt\)"):
+        run(stage, digits, tmp_path / "full")
     kl = save_stage(tmp_path / "kl", digits, "kl")
     with pytest.raises(ConfigError, match="has no codes; use --arrays latents"):
         run(kl, digits, tmp_path / "x", kind="codes")
@@ -248,25 +261,20 @@ def test_shards_are_encoded_from_and_into_object_storage(
         monkeypatch.setenv(name, value)
     source, dest = (f"s3://{s3_server.bucket}/precompute/{name}" for name in ("in", "out"))
     pack(DigitsSource(), source, shard_size=500)
-    config = precompute._stage(str(stage), digits)
-    manifest = Manifest.load(source)
-    info = precompute._stage_info(config, manifest, str(stage), "auto")
-    draft = precompute.draft_of(dest, info)
-    encoder = precompute.AutoencoderEncoder(config, info)
+    job, manifest = by_hand(stage, source, dest), Manifest.load(source)
+    encoder = job.encoder("cpu")
     for number in range(3):
-        precompute.encode_shard(source, manifest, number, encoder, draft)
-    # The work was interrupted: no data set yet, no place for another, and the same work goes on.
+        encode_shard(source, manifest, number, encoder, job.addition)
+    # The work was interrupted: no data set yet, and the same work goes on.
     assert not Manifest.exists(dest)
-    with pytest.raises(DataError, match="unfinished work of another encoder"):
-        run(save_stage(digits.parent / "other", digits, seed=1), source, dest)
-    before = {file.path: file.mtime_ns for file in entries(dest) if file.path.endswith(".tar")}
+    before = {file.path: file.mtime_ns for file in entries(dest) if file.path.endswith((".tar", ".bin"))}
     # The cluster's actors were started without the storage's variables; here the rest is done by hand.
-    whole = [precompute.encode_shard(source, manifest, n, encoder, draft) for n in range(4)]
-    precompute.finish(manifest, whole, info, draft)
-    after = {file.path: file.mtime_ns for file in entries(dest) if file.path.endswith(".tar")}
+    files = [encode_shard(source, manifest, n, encoder, job.addition) for n in range(4)]
+    finish(manifest, files, job.addition)
+    after = {file.path: file.mtime_ns for file in entries(dest) if file.path.endswith((".tar", ".bin"))}
     assert before.items() < after.items()
     assert not [file.path for file in entries(dest) if "_precomputing" in file.path]
-    assert verify(dest, "checksum").digest == Manifest.load(coded).digest
+    assert verify(dest, "checksum").columns == Manifest.load(coded).columns
     data = DataSettings(path=dest, streams=4, shuffle_window=100)
     there = next(local_reader.read(data, Manifest.load(dest), seed=1, batch=32, images=64))[0].batch
     data = data.model_copy(update={"path": str(coded)})

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from sfumato import recipe as recipes
 from sfumato.core.progress import Progress
+from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.run_folder import RunFolder, snapshot_folder
 from sfumato.runtime.training import progress_actor as boards
 from sfumato.runtime.training.backpressure import Brake
+from sfumato.runtime.training.validation import TrainingEvaluations
+from sfumato.sampling.model_folder import CARD
 
 EVERY, TOTAL = 100, 400
 
@@ -40,3 +49,32 @@ def test_no_more_snapshots_wait_than_may(ahead: int | None) -> None:
         assert passed[-1] == may
     thread.join(10)
     assert passed[-1] == TOTAL
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_training_does_not_wait_for_a_thread_that_died(tmp_path: Path) -> None:
+    """Something in `snapshots/` that no evaluation wrote ends the thread that looks there."""
+    digits = Path(__file__).parents[2] / "pipelines" / "digits" / "ddpm.yaml"
+    recipe = recipes.load(digits, [f"evaluate.every={EVERY}", "evaluate.ahead=1", f"storage={tmp_path}"])
+    folder, board, said = RunFolder(tmp_path / "run"), boards.create("dead"), io.StringIO()
+    tracker = SimpleNamespace(open=lambda what: SimpleNamespace(close=lambda: None))
+    display = Display(Console(file=said, width=200))
+    brake = Brake(board, ahead=1, leads=True, agree=lambda value: value)
+    stray = folder.path / "snapshots" / "images-unknown"
+    stray.mkdir(parents=True)
+    (stray / CARD).write_text("{}")
+
+    def train() -> None:
+        for images in range(EVERY, TOTAL, EVERY):
+            brake(Progress(images // 10, images, TOTAL, 10))
+
+    thread = threading.Thread(target=train, daemon=True)
+    with TrainingEvaluations(recipe, folder, tracker, display, board):  # type: ignore[arg-type]
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive(), "training waits for an evaluation that nobody makes"
+        assert "evaluations during training have ended (ValueError: " in said.getvalue()
+        left = snapshot_folder(folder, EVERY)
+        left.mkdir()
+        (left / CARD).write_text("{}")
+    assert "not evaluated" in said.getvalue()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sfumato.data.format.faults import Fault
 from sfumato.runtime.runs.run_folder import RunFolder
-from sfumato.runtime.training.skipped import SkippedSamples
+from sfumato.runtime.training.bad_samples import SkippedSamples
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.run import Tracker
 

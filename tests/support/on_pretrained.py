@@ -85,7 +85,7 @@ class OnPretrained(FamilyConfig):
     kind: Literal["adapter", "student"] = Field("adapter", description="What is trained.")
     nested: dict[str, tuple[Pretrained, ...]] = Field({}, description="The pretrained network, under `it`.")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="Of what is trained.")
-    sampling: Config = NoOptions()
+    sampling: NoOptions = NoOptions()
 
     @property
     def pretrained(self) -> Pretrained:

@@ -106,6 +106,13 @@ def index(
     ] = None,
     label: Annotated[str, typer.Option(help="Where classes are: an extension, or json.NAME.")] = "cls",
     caption: Annotated[str, typer.Option(help="Where captions are: an extension, or json.NAME.")] = "txt",
+    columns: Annotated[
+        str,
+        typer.Option(
+            help="Further columns: {control: {kind: image, member: line.png}, "
+            "words: {kind: tags, field: keywords}}."
+        ),
+    ] = "{}",
     classes: Annotated[str | None, typer.Option(help="Names of the classes in order: a,b,c.")] = None,
     channels: Annotated[Literal["auto", "1", "3"], typer.Option(help="1 grey, 3 RGB.")] = "auto",
     name: Annotated[str | None, typer.Option(help="Name of the data set. Default: the folder's.")] = None,
@@ -130,7 +137,7 @@ def index(
             path,
             dest=dest,
             shards=shards,
-            fields={"image": image, "label": label, "caption": caption},
+            fields={"image": image, "label": label, "caption": caption, "columns": columns},
             options=options,
             on_error=on_error,
             max_errors=max_errors,

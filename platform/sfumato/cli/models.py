@@ -9,6 +9,15 @@ import typer
 
 from sfumato.cli.arguments import AsJson, RunName, open_display, pairs, show, values
 
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Where the base of an adapter is, if it is no longer where it was in training.",
+        show_default=False,
+    ),
+]
+
 
 def sample(
     run: RunName,
@@ -74,6 +83,7 @@ def sample(
         str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1; auto: a GPU where there is one.")
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace samples that lie in OUT.")] = False,
+    base: Base = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw images from a trained run: PNGs, a grid, and a JSON line an image with what made it."""
@@ -96,6 +106,7 @@ def sample(
             batch_size=batch_size,
             overwrite=overwrite,
             device=device,
+            base=base,
             root=Path.cwd(),
             display=display,
         )
@@ -114,11 +125,19 @@ def export(
         Literal["safetensors", "diffusers"],
         typer.Option("--format", help="A model folder for sfumato.load, or a diffusers pipeline."),
     ] = "safetensors",
+    with_base: Annotated[
+        bool,
+        typer.Option(
+            "--with-base",
+            help="Write an adapter with its base: a folder that needs no other.",
+        ),
+    ] = False,
+    base: Base = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a trained model for use elsewhere."""
     from sfumato.runtime.commands import sample
 
     with open_display() as display:
-        sample.export(run, dest, kind=kind, root=Path.cwd(), display=display)
+        sample.export(run, dest, kind=kind, with_base=with_base, base=base, root=Path.cwd(), display=display)
     show({"folder": str(dest), "format": kind}, as_json, str(dest))

@@ -1,6 +1,7 @@
 """Fields of a configuration that hold one of several components: objectives, networks, losses, samplers.
 
-A component is a subclass of `Component`, alone in a module of its kind's folder, which it names by `COMPONENT`:
+A component is a subclass of `Component`, alone in a module of its kind's folder, which it names by
+`COMPONENT`:
 
     # networks/dit.py
     class DiTConfig(NetworkConfig):
@@ -11,15 +12,15 @@ A component is a subclass of `Component`, alone in a module of its kind's folder
 
     COMPONENT = DiTConfig
 
-The folder's `__init__` has what its components implement; every other module is one component, of the name that
-recipes choose it by. The configuration on top of them says:
+The folder's `__init__` has what its components implement; every other module is one component, of the name
+that recipes choose it by. The configuration on top of them says:
 
     NETWORKS = Components("sfumato.families.diffusion.networks", NetworkConfig, default="unet")
 
     network: Annotated[NetworkConfig, NETWORKS] = Field(UNetConfig(), description="...")
 
-Then a file in the folder is all that another component takes, and a recipe may name a class of the user's own by
-its import path, `kind: "my_package.my_module:MyNetwork"`. Modules are imported when they are chosen.
+Then a file in the folder is all that another component takes, and a recipe may name a class of the user's
+own by its import path, `kind: "my_package.my_module:MyNetwork"`. Modules are imported when they are chosen.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCu
 
 from sfumato.core.config import Config, fields_at
 from sfumato.core.finding import Folder, import_path, nearest
+from sfumato.core.validation import shown
 from sfumato.errors import ConfigError
 
 UNKNOWN_KEY = "extra_forbidden"
@@ -39,7 +41,7 @@ UNKNOWN_KEY = "extra_forbidden"
 
 
 class Component(Config):
-    """What a recipe chooses by `kind`. One that is not built in leaves `kind` alone: it is its import path."""
+    """What a recipe chooses by `kind`; of one that is not built in it is the import path."""
 
     brief: ClassVar[bool] = False
     """Whether a bare name does for one without settings of its own; a base says it for all of its kind."""
@@ -67,8 +69,9 @@ C = TypeVar("C", bound=Component)
 class Components(Generic[C]):
     """The components of one kind, as the annotation of a field that holds one of them.
 
-    `package` is their folder, `base` what they derive from, `default` the name that a mapping without `kind`
-    means. Where the base is `brief`, a recipe may give a bare name, and one without settings is shown as that.
+    `package` is their folder, `base` what they derive from, `default` the name that a mapping without
+    `kind` means. Where the base is `brief`, a recipe may give a bare name, and one without settings is
+    shown as that.
     """
 
     def __init__(
@@ -143,21 +146,21 @@ class Components(Generic[C]):
         if not isinstance(value, Mapping):
             name = f"a name such as {self.default}, or " if self.base.brief else ""
             raise ValueError(f"expected {name}a mapping, such as {{kind: {self.default}}}")
-        kind = str(value.get("kind", self.default))
+        kind = value.get("kind", self.default)
         try:
-            found = self.find(kind)
+            found = self.find(kind if isinstance(kind, str) else "")
         except ConfigError as error:
             raise self._unknown(kind, error) from None
         return read(found, {**value, "kind": kind} if "kind" in value else value)
 
-    def _unknown(self, kind: str, error: ConfigError) -> Exception:
-        if ":" in kind:
+    def _unknown(self, kind: object, error: ConfigError) -> Exception:
+        if isinstance(kind, str) and ":" in kind:
             return ValueError("; ".join(error.problems))
         if self.base.brief:
             return unknown_name(self.names())
-        near = nearest(kind, self.names())
+        near = nearest(str(kind), self.names())
         there = "There are" if near else "there are"
-        return ValueError(f"kind: got {kind!r}; {near}{there} {', '.join(self.names())}")
+        return ValueError(f"kind: got {shown(kind)}; {near}{there} {', '.join(self.names())}")
 
 
 class Names:
@@ -231,7 +234,9 @@ def _told(item: ErrorDetails, kind: type[Config]) -> InitErrorDetails:
 
 
 def _plain(value: Component, info: core_schema.SerializationInfo) -> Any:
-    """A bare name, or all of it; of settings without their defaults the kind is left, which says whose they are."""
+    """A bare name, or all of it; of settings without their defaults the kind is left, which says whose they
+    are.
+    """
     if value.bare is not None:
         return value.bare
     if not info.exclude_defaults:

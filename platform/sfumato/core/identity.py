@@ -11,7 +11,7 @@ Two views of a configuration, both plain data without the fields marked `Neutral
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -46,13 +46,18 @@ def changed(config: BaseModel) -> dict[str, Any]:
     return found
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """The fields in which two recipes differ, dotted, with both values, the first one's first."""
-    before, after = (dict(_flat(recipe, into_lists=False)) for recipe in (theirs, ours))
+def differences(record: Mapping[str, Any], config: BaseModel) -> list[str]:
+    """The fields in which a record of `counted` and `config` differ, dotted, with both values.
+
+    Fields that are younger than the record and have their defaults are left out.
+    """
+    parts = (record, counted(config), changed(config))
+    before, now, moved = (dict(_flat(part, into_lists=False)) for part in parts)
+    young = {key for key in now if not any(key == other or key.startswith(f"{other}.") for other in moved)}
     return [
-        f"{key}: {before.get(key, 'absent')} there, {after.get(key, 'absent')} here"
-        for key in sorted({**before, **after})
-        if before.get(key, _NO_DEFAULT) != after.get(key, _NO_DEFAULT)
+        f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} here"
+        for key in sorted(before.keys() | now.keys() - (young - before.keys()))
+        if before.get(key, _NO_DEFAULT) != now.get(key, _NO_DEFAULT)
     ]
 
 
@@ -83,23 +88,24 @@ def _changed_value(value: Any, *, named: bool) -> Any:
 
 def _plain(value: Any, of_model: Any) -> Any:
     """JSON values; configurations in lists and mappings too by `of_model`."""
-    if isinstance(value, Component) and value.bare is not None:
-        return value.bare
     if isinstance(value, BaseModel):
-        return of_model(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner, of_model) for key, inner in value.items()}
+        bare = value.bare if isinstance(value, Component) else None
+        return of_model(value) if bare is None else bare  # a recipe has the name alone, and always had
     if isinstance(value, list | tuple):
         return [_plain(inner, of_model) for inner in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, of_model) for key, inner in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        known = {field.name: (getattr(value, field.name), field.default) for field in fields(value)}
-        plain = {name: _plain(inner, of_model) for name, (inner, _) in known.items()}
         return {
-            name: part
-            for name, part in plain.items()
-            if of_model is counted or known[name][0] != known[name][1]
+            field.name: _plain(getattr(value, field.name), of_model)
+            for field in fields(value)
+            if of_model is counted or getattr(value, field.name) != _default_of(field)
         }
     return value
+
+
+def _default_of(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _fields(config: BaseModel) -> Iterator[tuple[str, FieldInfo]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfumato.data.format import index
+from sfumato.data.format.columns import ColumnInfo
 from sfumato.data.format.faults import ImageFault
 from sfumato.data.format.images import U8, bombs_refused, decoded
 from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo
@@ -36,7 +37,8 @@ class _Part:
     total_C: NDArray[np.float64]
     squares_C: NDArray[np.float64]
     bad: int
-    pictures: list[U8]
+    pictures: list[list[U8]]
+    """Of each sample its image and its further images, in the order of the columns."""
 
 
 def inspect(
@@ -46,8 +48,9 @@ def inspect(
     pictures: int = 100,
     run: Runner = in_process,
     progress: OnProgress | None = None,
-) -> tuple[dict[str, Any], list[U8]]:
-    """A description of the set as plain data, and up to `pictures` of its images, spread over it.
+) -> tuple[dict[str, Any], list[list[U8]]]:
+    """A description of the set as plain data, and up to `pictures` samples spread over it: of each its image
+    and its further images.
 
     Counts come from the indexes. Mean and standard deviation, in 0 to 1, are those of `measure` samples
     spread evenly (0: of all).
@@ -56,7 +59,7 @@ def inspect(
     measured = _spread(manifest, measure or manifest.samples)
     shown = _spread(manifest, pictures)
     tasks = [
-        _InspectTask(str(folder), shard, manifest.image_of(shard), measured[n], set(shown[n]))
+        _InspectTask(str(folder), manifest, shard, manifest.image_of(shard), measured[n], set(shown[n]))
         for n, shard in enumerate(manifest.shards)
     ]
     parts = list(run(tasks, Tally(progress, sum(map(len, measured)))))
@@ -77,6 +80,7 @@ def _spread(manifest: Manifest, count: int) -> list[list[int]]:
 @dataclass(frozen=True, slots=True)
 class _InspectTask:
     folder: str
+    manifest: Manifest
     shard: ShardInfo
     image: ImageInfo
     measured: Sequence[int]
@@ -103,12 +107,25 @@ class _InspectTask:
                 squares_C += np.square(flat).sum(0)
                 pixels += len(flat)
                 if row in self.shown:
-                    pictures.append(image_HWC)
+                    pictures.append([image_HWC, *self._further(rows, row, file)])
                 if done - told == _TELL:
                     yield _TELL
                     told = done
         labels = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
         yield _Part(labels, int(rows.sizes.sum()), pixels, total_C, squares_C, bad, pictures)
+
+    def _further(self, rows: index.ShardIndex, row: int, file: File) -> list[U8]:
+        """The further images of a sample; white where there is none that can be used."""
+        found = []
+        for name, look in self.manifest.further_images(self.manifest.columns, self.image).items():
+            picture = np.full((look.height, look.width, look.channels), 255, np.uint8)
+            place = rows.extra[name][row].as_py()
+            if place is not None:
+                file.seek(place["offset"])
+                with contextlib.suppress(ImageFault):
+                    picture = decoded(bytes(file.read(place["size"])), look)
+            found.append(picture)
+        return found
 
     @contextlib.contextmanager
     def _opened(self, wanted: int) -> Iterator[File]:
@@ -145,6 +162,7 @@ def _described(manifest: Manifest, parts: Sequence[_Part]) -> dict[str, Any]:
         "classes": {name: labels.get(number, 0) for number, name in enumerate(manifest.classes)},
         "unlabelled": labels.get(index.NO_LABEL, 0) if manifest.classes else manifest.samples,
         "captions": manifest.captions,
+        "columns": described(manifest.columns),
         "mean": mean_C.round(6).tolist(),
         "std": np.sqrt(np.maximum(squares_C - mean_C**2, 0)).round(6).tolist(),
         "undecodable": sum(part.bad for part in parts),
@@ -154,14 +172,35 @@ def _described(manifest: Manifest, parts: Sequence[_Part]) -> dict[str, Any]:
     }
 
 
-def contact_sheet(pictures: Sequence[U8]) -> Image.Image:
-    """The pictures in rows of ten on white, small ones enlarged by whole factors, large ones scaled down."""
-    tiles = [_tile(picture) for picture in pictures]
-    rows = -(-len(tiles) // _COLUMNS)
+def described(columns: Mapping[str, ColumnInfo]) -> dict[str, str]:
+    """A few words on each further column."""
+    found = {}
+    for name, info in columns.items():
+        size = "x".join(str(side) for side in info.shape)
+        words = [info.kind, *(() if info.dtype in ("str", "int64") and not size else (info.dtype, size))]
+        words.append(f"of {info.samples:,}" if info.samples else "of all")
+        found[name] = " ".join(word for word in words if word) + (
+            f", by {info.encoder}" if info.encoder else ""
+        )
+    return found
+
+
+def contact_sheet(samples: Sequence[Sequence[U8]]) -> Image.Image:
+    """Pictures of samples in rows of ten on white, small ones enlarged by whole factors, large ones scaled
+    down. Below a row of images are those of their further columns, a row a column."""
+    tiles: list[Image.Image] = []
+    width = min(len(samples), _COLUMNS)
+    for first in range(0, len(samples), _COLUMNS):
+        group = samples[first : first + _COLUMNS]
+        for pictures in zip(*group, strict=True):
+            blank = [Image.new("RGB", (1, 1), "white")] * (width - len(group))
+            tiles += [*map(_tile, pictures), *blank]
+    width = max(width, 1)
+    rows = -(-len(tiles) // width)
     cell = _SIDE + 2
-    sheet = Image.new("RGB", (cell * min(len(tiles), _COLUMNS), cell * rows), "white")
+    sheet = Image.new("RGB", (cell * min(len(tiles), width), cell * rows), "white")
     for number, tile in enumerate(tiles):
-        left, top = number % _COLUMNS * cell, number // _COLUMNS * cell
+        left, top = number % width * cell, number // width * cell
         sheet.paste(tile, (left + (cell - tile.width) // 2, top + (cell - tile.height) // 2))
     return sheet
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sfumato.data.format import index
+from sfumato.data.format.arrays import Place, read_arrays
+from sfumato.data.format.columns import ColumnInfo
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import bombs_refused, decoded
 from sfumato.data.format.index import ShardIndex
-from sfumato.data.format.manifest import Manifest, ShardInfo, file_digest
+from sfumato.data.format.manifest import Manifest, ShardInfo, difference, file_digest
 from sfumato.data.format.samples import grouped
 from sfumato.data.format.tar import scan
 from sfumato.data.packing.tasks import OnProgress, Runner, Tally, in_process
+from sfumato.data.reading.further import check as check_values
+from sfumato.data.reading.further import values_of
 from sfumato.data.storage.read import local_copy, size_of
 from sfumato.errors import DataError
 
@@ -71,9 +77,10 @@ class _CheckTask:
                 raise DataError("missing")
             rows = index.load_shard(self.folder, self.shard)
             with local_copy(self.folder, name) as path:  # fetched once, where it is remote
-                faults = self._file(path) + self._places(path, rows)
+                faults = self._file(path) + self._places(path, rows) + self._side_files()
                 if self.decode:
                     yield from self._images(path, rows, faults)
+                    faults += self._columns(path, rows)
         except DataError as error:
             yield self.shard.samples
             yield _Checked([Fault(name, "", str(error).removeprefix(f"{self.folder}: "))], [])
@@ -101,12 +108,67 @@ class _CheckTask:
                     found.update({(m.offset, m.size): key for _, m in members if not m.problem})
             except DataError as error:
                 return [self._fault(str(error).removeprefix(f"{self.shard.name}: "))]
-        places = zip(rows.offsets.tolist(), rows.sizes.tolist(), rows.keys.to_pylist(), strict=True)
-        return [
+        keys = rows.keys.to_pylist()
+        faults = [
             self._fault("is not where the index says", key)
-            for offset, size, key in places
+            for offset, size, key in zip(rows.offsets.tolist(), rows.sizes.tolist(), keys, strict=True)
             if found.get((offset, size)) != key
         ]
+        for name, info in self.manifest.columns.items():
+            places = rows.extra[name].to_pylist() if info.stored == "members" else ()
+            faults += [
+                self._fault(f"its {name} is not where the index says", key)
+                for place, key in zip(places, keys, strict=False)
+                if place is not None and found.get((place["offset"], place["size"])) != key
+            ]
+        return faults
+
+    def _side_files(self) -> list[Fault]:
+        """Whether the files beside the shard are what the manifest says."""
+        faults = []
+        for name, info in self.manifest.columns.items():
+            if info.stored == "side":
+                file = info.files.get(self.shard.name)
+                reason = difference(self.folder, file, checksums=True) if file else "not in the manifest"
+                if not reason and file and file.bytes != self.shard.samples * info.row_bytes:
+                    reason = f"{file.bytes:,} bytes are not those of {self.shard.samples:,} samples"
+                if reason:
+                    faults.append(self._fault(f"the file of its column {name}: {reason}"))
+        return faults
+
+    def _columns(self, path: Path, rows: ShardIndex) -> list[Fault]:
+        """Every value of every further column; a sample may lack one."""
+        looks = self.manifest.further_images(self.manifest.columns, self.manifest.image_of(self.shard))
+        infos = {n: info for n, info in self.manifest.columns.items() if info.stored in ("index", "members")}
+        chosen = np.arange(len(rows))
+        faults = []
+        with path.open("rb") as file, bombs_refused():
+            for row, values in enumerate(values_of(rows, chosen, infos, self.shard.name)):
+                for name, value in values.items():
+                    if value is None:
+                        continue
+                    try:
+                        if name in looks:
+                            file.seek(value[0])
+                            decoded(file.read(value[1]), looks[name])
+                        elif infos[name].stored == "index":
+                            check_values({name: value}, {name: infos[name]})
+                    except ImageFault as fault:
+                        faults.append(self._fault(f"its {name}: {fault}", str(rows.keys[row])))
+        return faults + self._arrays(rows, infos)
+
+    def _arrays(self, rows: ShardIndex, infos: Mapping[str, ColumnInfo]) -> list[Fault]:
+        faults = []
+        keys = rows.keys.to_pylist()
+        for name, info in infos.items():
+            if info.stored != "members" or info.kind == "image":
+                continue
+            for row in np.flatnonzero(rows.extra[name].is_valid().to_numpy(zero_copy_only=False)).tolist():
+                try:
+                    read_arrays(self.folder, [Place(self.shard, row, keys[row])], {name: info})
+                except DataError as error:
+                    faults.append(self._fault(str(error).removeprefix(f"{self.folder}: "), keys[row]))
+        return faults
 
     def _images(self, path: Path, rows: ShardIndex, faults: list[Fault]) -> Iterator[int]:
         info, classes, told = self.manifest.image_of(self.shard), len(self.manifest.classes), 0

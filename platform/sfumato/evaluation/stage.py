@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.data.format.faults import OnError
-from sfumato.evaluation.block_workers import actors_for
-from sfumato.evaluation.checks import check_comparable, check_enough, held_out_images, selected
+from sfumato.evaluation.block_workers import Making, ProgressCallback, actors_for, make_missing
+from sfumato.evaluation.checks import check_comparable, check_enough, narrowed, selected
 from sfumato.evaluation.compute import measure
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.features.extractor import Extractor
-from sfumato.evaluation.making import Making, ProgressCallback, make_missing
-from sfumato.evaluation.metric_inputs import Extras, generated_features
+from sfumato.evaluation.metric_inputs import Prepared, Setting
 from sfumato.evaluation.metrics.metric import FeatureSet
-from sfumato.evaluation.metrics.path_length import Ruler
 from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
 from sfumato.evaluation.pictures import write_neighbours, write_preview
 from sfumato.evaluation.plan import Plan, plan_blocks
@@ -32,7 +30,7 @@ from sfumato.evaluation.reference import PackedReference, Reference
 from sfumato.evaluation.reference_features import reference_features
 from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.report import TERMS, EvaluationReport
-from sfumato.evaluation.selection import Selection
+from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.source import ImageSource, LoadSource, SampleSource, load_model
 from sfumato.evaluation.store import write_arrays
 
@@ -119,23 +117,24 @@ def evaluate_source(
     source = load(model_folder, settings.sampling)
     check_comparable(source, reference)
     if isinstance(reference, StatisticsReference):
-        settings = reference.narrowed(settings)
+        settings = narrowed(settings, reference)
     selection = selected(settings, source, reference)
     check_enough(selection, settings, source, reference)
-    held_out = held_out_images(settings, selection, reference)
+    opened = {
+        name: wanted.open(settings, selection.options, reference) for name, wanted in selection.inputs.items()
+    }
     features = FeatureCache(settings.cache or cache)
     extractors = [
         kind.build(reference, options, features.folder or cache)
         for kind, options in selection.features.items()
     ]
     real = {extractor.name: reference_features(reference, extractor, features) for extractor in extractors}
-    extras = Extras.of(selection, reference, held_out, extractors, features, settings.samples)
-    ruler = Ruler.of(settings.metric_options) if selection.needs_paths else None
-    plan = plan_blocks(settings, selection, source, extractors, real, reference, ruler, blocks or out)
-    captions = selection.needs_captions
-    making = Making(load, model_folder, settings, extractors, selection.pairs, reference, captions, ruler)
+    setting = Setting(settings, selection.options, source, reference, extractors, features)
+    inputs = {name: wanted.prepare(setting, opened[name]) for name, wanted in selection.inputs.items()}
+    plan = plan_blocks(settings, selection, source, extractors, real, inputs, blocks or out)
+    making = Making(load, model_folder, settings, extractors, selection.pairs, inputs)
     make_missing(plan, settings, making, source, progress)
-    report = _report(settings, selection, source, reference, extractors, plan, real, extras, out)
+    report = _report(settings, selection, source, reference, extractors, plan, real, inputs, out)
     report = replace(report, seconds=time.perf_counter() - start)
     report.write(out)
     return report
@@ -149,16 +148,16 @@ def _report(
     extractors: list[Extractor],
     plan: Plan,
     real: Mapping[str, FeatureSet],
-    extras: Extras,
+    inputs: Mapping[str, Prepared],
     out: Path,
 ) -> EvaluationReport:
     """Everything that is computed from finished blocks, on the driver."""
-    generated = generated_features(real, plan)
+    generated = _generated(real, plan, inputs)
     largest = max(len(features) for features in (*real.values(), *generated.values()))
     options = replace(selection.options, spread=_spread(settings, largest))
     figures = measure(
         replace(selection, options=options),
-        extras.with_reference(real, plan, reference),
+        _with_inputs(real, plan, inputs, reference),
         generated,
         plan.pair_values(selection.pairs),
         intervals=settings.interval,
@@ -190,12 +189,39 @@ def _report(
         computed_on={
             name: (metric.name, kind.name)
             for metric, kind, name in selection.metrics
-            if not (metric.needs_likelihood or metric.needs_paths)
+            if metric.reads_features
         },
         source_digest=source.digest,
         labels_digest=plan.labels_digest,
         blocks=plan.store.folder.name,
     )
+
+
+def _generated(
+    real: Mapping[str, FeatureSet], plan: Plan, inputs: Mapping[str, Prepared]
+) -> dict[str, FeatureSet]:
+    """Features of what was made, with what metrics read beside them; by the features' name."""
+    found = {name: plan.store.features(plan.tasks, name, plan.samples, plan.label_N) for name in real}
+    for wanted, prepared in inputs.items():
+        found = {
+            name: prepared.of_generated(features, name, plan.made(wanted)) for name, features in found.items()
+        }
+    return found
+
+
+def _with_inputs(
+    real: Mapping[str, FeatureSet], plan: Plan, inputs: Mapping[str, Prepared], reference: Reference
+) -> dict[str, FeatureSet]:
+    """The reference's features with its images and what metrics read beside them."""
+    found = {
+        name: replace(features, images=lambda: (images for images, _ in reference.blocks()))
+        for name, features in real.items()
+    }
+    for wanted, prepared in inputs.items():
+        found = {
+            name: prepared.of_reference(features, name, plan.made(wanted)) for name, features in found.items()
+        }
+    return found
 
 
 def _images(folder: Path, sampling: Mapping[str, Any], *, images: Reference) -> SampleSource:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from sfumato.core.pretrained import LibraryModel, OpenNetwork, Pretrained
+from sfumato.core.validation import first_problem
 from sfumato.errors import CapabilityError, CheckpointError, ConfigError, with_extra
 
 CONFIG = "config.json"
@@ -56,7 +57,7 @@ def described(folder: Path) -> LibraryModel:
     try:
         model = LibraryModel(library=library, name=name, config=_safe(content))
     except ValidationError as error:
-        raise ConfigError(f"{file}: {error.errors()[0]['msg']}") from None
+        raise ConfigError(f"{file}: {first_problem(error, LibraryModel)}") from None
     _class_of(model)
     return model
 

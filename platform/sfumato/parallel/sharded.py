@@ -37,12 +37,12 @@ class Sharded(Ddp):
         super().add_trainable(name, module, optimizer, blocks, base)
         self._plain[name] = empty(module)
 
-    def add_shadow(self, name: str, source: str) -> None:
-        super().add_shadow(name, source)
+    def add_ema(self, name: str, source: str) -> None:
+        super().add_ema(name, source)
         self._plain[name] = empty(self._raw[name])
 
     @contextmanager
-    def whole(self, names: Iterable[str]) -> Iterator[Nets]:
+    def gathered(self, names: Iterable[str]) -> Iterator[Nets]:
         self._activate(None)
         nets = {name: module for name, module in self._raw.items() if name not in self._plain}
         for name in names:

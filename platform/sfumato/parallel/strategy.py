@@ -109,7 +109,7 @@ class Strategy(ABC):
         """
 
     @abstractmethod
-    def add_shadow(self, name: str, source: str) -> None:
+    def add_ema(self, name: str, source: str) -> None:
         """Create a copy of a trainable network that `follow` moves towards it."""
 
     @abstractmethod
@@ -121,7 +121,7 @@ class Strategy(ABC):
         """All networks by name: `trains` wrapped, with gradients; the others raw, frozen, in eval mode."""
 
     @abstractmethod
-    def whole(self, names: Iterable[str]) -> AbstractContextManager[Nets]:
+    def gathered(self, names: Iterable[str]) -> AbstractContextManager[Nets]:
         """The named networks whole on every rank, frozen and in eval mode, with all that every rank keeps
         whole anyway.
 
@@ -150,8 +150,8 @@ class Strategy(ABC):
         """
 
     @abstractmethod
-    def follow(self, shadow: str, weight: float) -> None:
-        """shadow <- shadow + weight * (source - shadow), buffers copied."""
+    def follow(self, ema: str, weight: float) -> None:
+        """ema <- ema + weight * (source - ema), buffers copied."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ from sfumato.core.columns import Kind
 from sfumato.core.conditions import (
     NEGATIVE,
     Condition,
-    Kind,
     Listed,
     Rows,
     Source,

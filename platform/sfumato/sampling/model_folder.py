@@ -28,10 +28,10 @@ from sfumato import families
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import Family, FamilyConfig, Trainable
 from sfumato.core.finding import built_in_only
-from sfumato.core.pretrained import Weights as Base
 from sfumato.core.pretrained import built_as
 from sfumato.core.progress import Progress
 from sfumato.core.state import State, initial, mismatch
+from sfumato.core.stored import Weights as Base
 from sfumato.core.validation import first_problem
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.model_files import CARD, FORMAT, read_card, read_weights, write_weights
@@ -58,6 +58,7 @@ class StoredModel:
     digest: str
     bases: Mapping[str, Base]
     """Where the rest of the weights is, of networks that are stored as adapters alone."""
+    trained_on: str | None
 
 
 def save_model_folder(
@@ -156,6 +157,7 @@ def _described(path: Path, card: Mapping[str, Any], digest: str, *, trust: bool)
         notes=card["notes"],
         weights={},
         digest=digest,
+        trained_on=card.get("trained_on"),
         bases={net: base_of(record, path / CARD) for net, record in card.get("bases", {}).items()},
     )
 

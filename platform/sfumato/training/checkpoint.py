@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from sfumato.core.identity import agrees, counted, differences
+from sfumato.core.identity import agrees, differences
 from sfumato.core.validation import first_problem
 from sfumato.errors import CheckpointError
 from sfumato.training import dcp
@@ -126,7 +126,7 @@ def check_recipe(store: Store, checkpoint: Checkpoint, digest: str, recipe: Base
     """
     manifest = checkpoint.manifest
     if manifest.recipe_digest != digest and not (manifest.recipe and agrees(manifest.recipe, recipe)):
-        differ = differences(manifest.recipe, counted(recipe))
+        differ = differences(manifest.recipe, recipe)
         raise CheckpointError(
             f"{store.describe(checkpoint.name)} was written by another recipe ({'; '.join(differ)}); "
             "choose another train.checkpoint.uri or name, or train anew with --fresh"

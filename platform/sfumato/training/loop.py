@@ -79,7 +79,7 @@ def install(
             strategy.add_frozen(name, module, shard=spec.shard)
     for name, spec in {**family.nets, **(averages or {})}.items():
         if isinstance(spec, EmaOf):
-            strategy.add_shadow(name, spec.source)
+            strategy.add_ema(name, spec.source)
     strategy.ready()
 
 
@@ -141,7 +141,7 @@ class Trainer:
         self._family = family
         self._strategy = strategy
         self._settings = settings
-        self._hooks = hooks
+        self._hooks = list(hooks)
         self._report = report
         self._means = Means()
         self._skips = Skips()
@@ -165,6 +165,10 @@ class Trainer:
             state=self._state,
         )
         self.progress = replace(progress_at(family, settings), state=self._state.values)
+
+    def add_hooks(self, hooks: Sequence[Hook]) -> None:
+        """More hooks, after those that there are; for those that need the trainer themselves."""
+        self._hooks += hooks
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint has to hold beside the strategy's state: the family's, the same on every rank."""

@@ -35,15 +35,15 @@ class Profile:
     sigma_rel: float
 
 
-def shadow_name(source: str, sigma_rel: float) -> str:
+def ema_name(source: str, sigma_rel: float) -> str:
     return f"{source}{_MARK}{sigma_rel:g}"
 
 
-def shadows(family: Family, sigma_rels: Sequence[float]) -> dict[str, EmaOf]:
+def emas(family: Family, sigma_rels: Sequence[float]) -> dict[str, EmaOf]:
     """The averages to keep for snapshots: one a width of every network that the family averages."""
     sources = {spec.source for spec in family.nets.values() if isinstance(spec, EmaOf)}
     return {
-        shadow_name(source, sigma): EmaOf(source=source, decay=partial(_decay, sigma))
+        ema_name(source, sigma): EmaOf(source=source, decay=partial(_decay, sigma))
         for source in sorted(sources)
         for sigma in sigma_rels
     }
@@ -116,7 +116,7 @@ def reconstruct(
     weights = coefficients(given, wanted)
     total: dict[str, Tensor] = {}
     for (profile, tensors), weight in zip(parts, weights, strict=True):
-        prefix = f"nets/{shadow_name(source, profile.sigma_rel)}/"
+        prefix = f"nets/{ema_name(source, profile.sigma_rel)}/"
         for name in tensors:
             if not name.startswith(prefix):
                 continue

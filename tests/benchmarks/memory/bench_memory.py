@@ -1,5 +1,8 @@
 """What a rank holds of a 50-million-parameter network: parameters, optimizer state and average, in bytes.
 
+Then of the same network frozen, in bfloat16 with `Frozen.shard`, and as the base of an adapter (of one of its
+48 layers) with an average.
+
     make bench-memory ARGS="--ranks 2 4 --strategies ddp fsdp zero3"
 
 Counts tensors after one step, not the process's memory, so it says the same on CPU and GPU. Gradients and
@@ -18,11 +21,17 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sfumato.core.optimizer import OptimizerConfig
-from sfumato.parallel import ParallelSettings, Placement, make
+from sfumato.parallel import ParallelSettings, Placement, Strategy, make
+from sfumato.parallel.adapters import Base
+from sfumato.parallel.capabilities import Feature
 
-WIDTH, DEPTH = 1024, 47  # 48 layers of 1024 x 1024 and their biases: 50.4 million parameters
+WIDTH, DEPTH = (
+    int(os.environ.get("BENCH_WIDTH", "1024")),
+    47,
+)  # by default 48 layers of 1024 x 1024 and their biases: 50.4 million parameters
 
 
 class Mlp(nn.Module):
@@ -42,7 +51,11 @@ def measure(name: str) -> dict[str, int]:
     """Bytes on this rank after one step."""
     strategy = make(ParallelSettings(strategy=name), Placement.current())
     strategy.add_trainable("net", Mlp(), OptimizerConfig(name="adamw"))
-    strategy.add_shadow("ema", "net")
+    strategy.add_ema("ema", "net")
+    strategy.add_frozen("frozen", Mlp().to(torch.bfloat16), shard=True)
+    if Feature.ADAPTERS in strategy.features:
+        strategy.add_trainable("adapter", Mlp(), OptimizerConfig(), base=Base(("blocks.0.*",), stored=True))
+        strategy.add_ema("adapter-ema", "adapter")
     strategy.ready()
     with strategy.accumulate("net", last=True):
         strategy.backward("net", strategy.view("net")["net"](torch.ones(1, WIDTH)).square().mean())
@@ -61,7 +74,21 @@ def measure(name: str) -> dict[str, int]:
         "parameters": size(nets["net"]),
         "optimizer": size([*moments, *masters]) - shared(masters, nets["net"]),
         "average": size(nets["ema"]),
+        "frozen": held(strategy, "frozen"),
+        "adapter": held(strategy, "adapter", "adapter-ema") if "adapter" in strategy._raw else 0,
     }
+
+
+def held(strategy: Strategy, *names: str) -> int:
+    """Bytes that a rank holds of networks after they were called, memory that they share counted once."""
+    x = torch.ones(1, WIDTH)
+    for name in names:
+        net = strategy._raw[name]
+        with torch.no_grad():
+            net(x.to(next(net.parameters()).dtype))
+    parts = [part for name in names for part in strategy._raw[name].parameters()]
+    local = [part.to_local() if isinstance(part, DTensor) else part for part in parts]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}.values())
 
 
 def size(tensors: list[Tensor]) -> int:
@@ -125,7 +152,8 @@ def main() -> None:
     rows = [row for ranks in options.ranks for row in launch(ranks, options.strategies)]
     for row in rows:
         parts = ", ".join(
-            f"{key} {row[key] / 2**20:,.0f} MiB" for key in ("parameters", "optimizer", "average")
+            f"{key} {row[key] / 2**20:,.0f} MiB"
+            for key in ("parameters", "optimizer", "average", "frozen", "adapter")
         )
         print(f"{row['strategy']:>6} x {row['ranks']}: {parts}")
     print(json.dumps(rows))

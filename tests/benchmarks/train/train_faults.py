@@ -38,7 +38,7 @@ def checkpoint(threads: int) -> dict[str, float]:
     strategy = make(ParallelSettings(strategy="single"), Placement.current())
     layers = [torch.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)]
     strategy.add_trainable("net", torch.nn.Sequential(*layers), OptimizerConfig(name="adamw"))
-    strategy.add_shadow("ema", "net")
+    strategy.add_ema("ema", "net")
     strategy.ready()
 
     def step() -> float:

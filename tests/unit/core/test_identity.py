@@ -138,12 +138,15 @@ def test_a_field_that_another_one_identifies_counts_without_it() -> None:
     assert changed(Stage(run="a", digest="d")) == changed(Stage(run="b", digest="d")) == {"digest": "d"}
 
 
-def test_differences_of_recipes_are_listed() -> None:
-    theirs = {"seed": 1, "train": {"batch": 4, "images": 9}, "mix": [1]}
-    ours = {"seed": 2, "train": {"batch": 4, "images": 9, "more": None}, "mix": []}
-    assert differences(theirs, ours) == [
-        "mix: [1] there, [] here",
-        "seed: 1 there, 2 here",
-        "train.more: absent there, None here",
+def test_differences_of_a_record_and_a_recipe_are_listed() -> None:
+    recipe = recipes.parse({**BASE, "seed": 2})
+    record = recipe.counted()
+    assert differences(record, recipe) == []
+    del record["train"]["precision"], record["seed"]  # fields that the record's version did not know
+    record["gone"] = {"x": 1}
+    record["data"]["mix"] = [{"weight": 2.0}]
+    assert differences(record, recipe) == [
+        "data.mix: [{'weight': 2.0}] there, [] here",
+        "gone.x: 1 there, absent here",
+        "seed: absent there, 2 here",
     ]
-    assert differences(ours, ours) == []

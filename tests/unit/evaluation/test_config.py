@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.finding import Members
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.registry import discover
 
 DIGITS = DataSpec(1, 8, 8, tuple("0123456789"))
 PICTURES = DataSpec(3, 64, 64)
@@ -65,12 +65,12 @@ def test_one_name_does_as_well_as_a_list() -> None:
         (
             {"feature_options": {"classifier": {"seen": 0}}},
             DIGITS,
-            "evaluate.feature_options.classifier.seen: Input should be greater than 0",
+            "evaluate.feature_options.classifier.seen: must be greater than 0",
         ),
         (
             {"feature_options": {"classifier": {"steps": 3}}},
             DIGITS,
-            "evaluate.feature_options.classifier.steps: Extra inputs are not permitted",
+            "evaluate.feature_options.classifier.steps: unknown key",
         ),
         ({"features": "efficientnet_lite0"}, DataSpec(4, 32, 32), "needs 1 or 3 channels, this data has 4"),
     ],
@@ -108,4 +108,4 @@ def test_two_members_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(accuracy, "METRICS", frechet.METRICS)
     assert isinstance(metrics, types.ModuleType)
     with pytest.raises(ValueError, match="two members called 'fd'"):
-        discover(metrics, "METRICS")
+        Members("sfumato.evaluation.metrics", "METRICS").all()

@@ -69,7 +69,7 @@ def test_recomputation_changes_neither_gradients_nor_buffers() -> None:
 def test_an_average_is_not_tied_to_its_source_by_recomputation() -> None:
     strategy = Single(Placement(), Options(activation_checkpointing=True))
     strategy.add_trainable("net", Stack(), OptimizerConfig())
-    strategy.add_shadow("ema", "net")
+    strategy.add_ema("ema", "net")
     strategy.ready()
     nets = strategy.view("net")
     with torch.no_grad():

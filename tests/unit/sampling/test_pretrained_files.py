@@ -124,7 +124,7 @@ def outside(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (no_weights, r"has only diffusion_pytorch_model\.bin; a pickle is never read.*convert it"),
         (outside, "which is no safetensors file of this folder"),
-        (lambda folder: damage(folder, _class_name="os.system"), "should match pattern"),
+        (lambda folder: damage(folder, _class_name="os.system"), "must match the pattern"),
         (lambda folder: damage(folder, _class_name="DDIMScheduler"), "has no network 'DDIMScheduler'"),
         (lambda folder: damage(folder, _class_name="Mine"), "has no network 'Mine'; code from elsewhere"),
         (lambda folder: damage(folder, _class_name=None), "names no class"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato.core.progress import Progress
 from sfumato.core.schedules import EmaSchedule, power_exponent
 from sfumato.errors import CheckpointError
-from sfumato.training.post_hoc import Profile, coefficients, correlation, reconstruct, shadow_name, widths
+from sfumato.training.post_hoc import Profile, coefficients, correlation, ema_name, reconstruct, widths
 
 BATCH, STEPS = 64, 400
 
@@ -74,8 +74,8 @@ def snapshots(every: int, dtype: torch.dtype) -> list[tuple[int, dict[str, Tenso
         (
             step * BATCH,
             {
-                **{f"nets/{shadow_name('net', s)}/w": kept[s][step - 1].to(dtype) for s in kept},
-                **{f"nets/{shadow_name('net', s)}/count": torch.tensor(step) for s in kept},
+                **{f"nets/{ema_name('net', s)}/w": kept[s][step - 1].to(dtype) for s in kept},
+                **{f"nets/{ema_name('net', s)}/count": torch.tensor(step) for s in kept},
             },
         )
         for step in range(every, STEPS + 1, every)

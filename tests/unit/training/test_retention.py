@@ -37,13 +37,3 @@ def test_what_is_no_checkpoint_cannot_be_the_best(tmp_path: Path) -> None:
     (tmp_path / "best.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"best\.json is damaged"):
         best(store)
-
-
-def test_differences_of_recipes_are_listed() -> None:
-    theirs = {"seed": 0, "train": {"batch": 128, "precision": "fp32"}, "gone": {"x": 1}}
-    ours = {"seed": 0, "train": {"batch": 64, "precision": "fp32"}, "new": None}
-    assert checkpoints.differences(theirs, ours) == [
-        "gone.x: 1 there, absent here",
-        "new: absent there, None here",
-        "train.batch: 128 there, 64 here",
-    ]

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sfumato.core.columns import ARRAY_TYPES, Kind, check_name
 from sfumato.core.config import Config
@@ -76,6 +77,18 @@ class ColumnSource(Config):
 Sources = Mapping[str, ColumnSource]
 
 
+def _given(value: Any) -> Any:
+    """A mapping as text, from a command line."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            "columns are given as {name: {kind: image, member: line.png}}; this is no YAML"
+        ) from error
+
+
 def check_sources(sources: Sources) -> Sources:
     """Raises ValueError for names that no further column can have."""
     for name, source in sources.items():
@@ -92,6 +105,7 @@ class WeightedTexts(NamedTuple):
     weights: list[float] | None = None
 
 
+ColumnsOption = Annotated[Sources, BeforeValidator(_given), AfterValidator(check_sources)]
 Value = WeightedTexts | list[str] | int | NDArray[Any]
 
 
@@ -112,7 +126,7 @@ def value_of(name: str, source: ColumnSource, raw: Any, weights: Any = None) -> 
 
 
 def _texts(name: str, raw: Any, weights: Any) -> WeightedTexts | None:
-    texts = [raw] if isinstance(raw, str) else _listed(name, raw, "a text, or a list of texts")
+    texts = _several(raw) if isinstance(raw, str) else _listed(name, raw, "a text, or a list of texts")
     if not all(isinstance(text, str) for text in texts):
         raise ImageFault(f"its {name} is {str(raw)[:40]!r}; wanted a text, or a list of texts")
     texts = [text.strip() for text in texts]
@@ -126,6 +140,18 @@ def _texts(name: str, raw: Any, weights: Any) -> WeightedTexts | None:
             f"its {name} has {len(texts)} texts and the weights {factors}; wanted one for each, not negative"
         )
     return WeightedTexts(texts, factors)
+
+
+def _several(text: str) -> list[str]:
+    """The texts in a cell of a table: a JSON list of texts means several, anything else is one."""
+    if text.startswith("["):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return [text]
+        if isinstance(found, list) and all(isinstance(one, str) for one in found):
+            return found
+    return [text]
 
 
 def _tags(name: str, raw: Any) -> list[str]:

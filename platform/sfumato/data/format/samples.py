@@ -12,17 +12,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from sfumato.core.config import Config
 from sfumato.data.format.column_sources import (
+    ColumnsOption,
     ColumnSource,
-    Sources,
     Value,
     WeightedTexts,
-    check_sources,
     value_of,
 )
 from sfumato.data.format.columns import TEXT
@@ -53,7 +52,7 @@ class Fields(Config):
     caption: str = Field(
         "txt", description="Where the caption is: an extension that holds text, or json.NAME as above."
     )
-    columns: Annotated[Sources, AfterValidator(check_sources)] = Field(
+    columns: ColumnsOption = Field(
         default_factory=dict,
         description="Further columns by name, each with its kind and a member or a field, for example "
         "{control: {kind: image, member: line.png}, tags: {kind: tags, field: keywords}}.",
@@ -119,7 +118,7 @@ class SampleReader:
         used: set[str] = set()
         for name, source in self.fields.columns.items():
             if source.member is not None:
-                extension = next((e for e in _extensions(source.member) if e in found), None)
+                extension = next((e for e in extensions(source.member) if e in found), None)
                 if extension is None:
                     continue
                 used.add(extension)
@@ -172,7 +171,7 @@ class SampleReader:
         self.ignored.update(name for name in found if name not in used)
 
 
-def _extensions(member: str) -> tuple[str, ...]:
+def extensions(member: str) -> tuple[str, ...]:
     """The extensions that a column's `member` may mean: itself, or itself as an image or array."""
     return (member.lower(), *(f"{member.lower()}.{extension}" for extension in IMAGE_EXTENSIONS))
 

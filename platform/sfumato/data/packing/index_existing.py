@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from sfumato.data.format import index
+from sfumato.data.format.column_sources import ColumnSource
+from sfumato.data.format.columns import ColumnInfo
 from sfumato.data.format.faults import Fault, FaultLog, ImageFault
 from sfumato.data.format.images import Channels, bombs_refused, packed_look
 from sfumato.data.format.manifest import FILE, ImageInfo, Manifest, ShardInfo, file_digest
 from sfumato.data.format.samples import Fields, Row, SampleReader
+from sfumato.data.format.tar import Member
+from sfumato.data.packing.further import Look, info_of, look_of, look_of_member, usual, with_columns
 from sfumato.data.packing.layout import file_stem
 from sfumato.data.packing.sources import files
 from sfumato.data.packing.sources.webdataset import check_pattern, tars
@@ -35,6 +39,8 @@ class _Sample(NamedTuple):
     row: Row
     size: Size
     grey: bool
+    looks: Mapping[str, Look]
+    """Of the further columns that it has."""
 
 
 @dataclass
@@ -106,6 +112,8 @@ def make_index(
         if labelled:
             bare = [sample.row.key for sample in tar.samples if sample.row.label is None]
             _leave_out(tar, log, [Fault(tar.path, key, "it has no label") for key in bare])
+    for name, source in options.fields.columns.items():
+        _refuse_other_looks(found, name, source, log)
     manifest = _written(found, place, root, options, log)
     ignored = sum((tar.ignored for tar in found), Counter[str]())
     return IndexReport(manifest, log.faults, dict(sorted(ignored.items())))
@@ -154,14 +162,25 @@ class _IndexTask:
         where, reader = result.path, SampleReader(self.fields)
         told = count = 0
         with path.open("rb") as file, bombs_refused():
+
+            def read(member: Member) -> bytes:
+                file.seek(member.offset)
+                return file.read(member.size)
+
             for count, row in enumerate(reader.rows(file, result.bytes, where), start=1):
                 if isinstance(row, Fault):
                     result.faults.append(row)
                     continue
-                file.seek(row.image.offset)
+
                 try:
-                    width, height, grey = packed_look(file.read(row.image.size), self.max_pixels)
-                    result.samples.append(_Sample(row._replace(meta=None), (width, height), grey))
+                    width, height, grey = packed_look(read(row.image), self.max_pixels)
+                    looks = {
+                        name: look_of_member(name, self.fields.columns[name], read(value), self.max_pixels)
+                        if isinstance(value, Member)
+                        else look_of(name, self.fields.columns[name], value)
+                        for name, value in row.extra.items()
+                    }
+                    result.samples.append(_Sample(row._replace(meta=None), (width, height), grey, looks))
                 except ImageFault as fault:
                     result.faults.append(Fault(where, row.key, str(fault)))
                 if count - told >= _TELL:
@@ -204,6 +223,42 @@ def _refuse_other_sizes(tar: _Tar, log: FaultLog) -> None:
         _leave_out(tar, log, faults)
 
 
+def _refuse_other_looks(found: Sequence[_Tar], name: str, source: ColumnSource, log: FaultLog) -> None:
+    """All values of a column have one type and shape; of further images, all of a shard."""
+    groups = [[tar] for tar in found] if source.kind == "image" else [list(found)]
+    for group in groups:
+        looks = [_size_alone(source, s.looks[name]) for tar in group for s in tar.samples if name in s.looks]
+        if len(set(looks)) < 2:
+            continue
+        most = usual(looks)
+        for tar in group:
+            odd = [s for s in tar.samples if name in s.looks and _size_alone(source, s.looks[name]) != most]
+            reason = f"its {name} is {{}}, where most are {most}"
+            faults = [Fault(tar.path, s.row.key, reason.format(s.looks[name])) for s in odd]
+            _leave_out(tar, log, faults)
+
+
+def _size_alone(source: ColumnSource, look: Look) -> Look:
+    """Images may be grey or coloured: they are brought to the same channels when they are read."""
+    return look._replace(shape=look.shape[1:]) if source.kind == "image" else look
+
+
+def _columns(
+    found: Sequence[_Tar], options: IndexOptions, channels: Channels
+) -> dict[str, list[tuple[ImageInfo, ColumnInfo]]]:
+    """What each tar has of each column, beside images of its size."""
+    columns: dict[str, list[tuple[ImageInfo, ColumnInfo]]] = {}
+    for name, source in options.fields.columns.items():
+        parts = columns.setdefault(name, [])
+        for tar in found:
+            info = info_of(source, [sample.looks[name] for sample in tar.samples if name in sample.looks])
+            if info is not None:
+                parts.append((_image(_size(tar), channels), info))
+        if not parts:
+            raise DataError(f"column {name}: no sample has it ({source.member or source.field} is missing)")
+    return columns
+
+
 def _written(found: Sequence[_Tar], place: str, root: str, options: IndexOptions, log: FaultLog) -> Manifest:
     labels, classes = files.numbered(
         [sample.row.label for tar in found for sample in tar.samples], options.classes, root
@@ -212,7 +267,8 @@ def _written(found: Sequence[_Tar], place: str, root: str, options: IndexOptions
     samples = Counter[Size]()
     for tar in found:
         samples[_size(tar)] += len(tar.samples)
-    usual = _image(max(samples, key=lambda size: (samples[size], size)), channels)
+    most = _image(max(samples, key=lambda size: (samples[size], size)), channels)
+    columns = _columns(found, options, channels)
     try:
         if not is_remote(place):
             Path(place).mkdir(parents=True, exist_ok=True)
@@ -221,19 +277,20 @@ def _written(found: Sequence[_Tar], place: str, root: str, options: IndexOptions
         for tar in (tar for tar in found if tar.samples):
             last = first + len(tar.samples)
             numbers = [index.NO_LABEL] * (last - first) if labels is None else labels[first:last].tolist()
-            shards.append(_save(tar, numbers, place, _image(_size(tar), channels), usual))
+            shards.append(_save(tar, numbers, place, _image(_size(tar), channels), most, options))
             first = last
         if not shards:
             raise DataError(f"{root}: no sample that can be used; the first: {log.faults[0]}")
         manifest = Manifest(
             name=file_stem(options.name or _name(place)),
             shards=tuple(shards),
-            image=usual,
+            image=most,
             classes=classes,
             captions=sum(sample.row.caption is not None for tar in found for sample in tar.samples),
             source=f"WebDataset {_name(root)}",
             licence=options.licence,
         )
+        manifest = with_columns(manifest, columns, place)
         manifest.save(place)
     except OSError as error:
         raise DataError(f"{place}: cannot be written: {error.strerror or error}") from error
@@ -244,17 +301,20 @@ def _name(place: str) -> str:
     return Path(filesystem(place)[1] if is_remote(place) else place).resolve().name
 
 
-def _save(tar: _Tar, labels: Sequence[int], place: str, image: ImageInfo, usual: ImageInfo) -> ShardInfo:
+def _save(
+    tar: _Tar, labels: Sequence[int], place: str, image: ImageInfo, most: ImageInfo, options: IndexOptions
+) -> ShardInfo:
     shard = ShardInfo(
         name=tar.name,
         samples=len(tar.samples),
         bytes=tar.bytes,
         sha256=tar.sha256,
-        image=None if image == usual else image,
+        image=None if image == most else image,
     )
     if not is_remote(place):
         _link(Path(place) / tar.name, Path(tar.path))
-    index.of_rows([sample.row for sample in tar.samples], labels).save(place, shard)
+    rows = [sample.row for sample in tar.samples]
+    index.of_rows(rows, labels, options.fields.columns).save(place, shard)
     return shard
 
 

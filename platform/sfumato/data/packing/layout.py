@@ -17,6 +17,7 @@ import PIL
 from PIL import features
 
 from sfumato.core.seeds import derive
+from sfumato.data.format.column_sources import Sources
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import Channels
 from sfumato.data.packing.dedupe import Duplicate, near_duplicates
@@ -42,6 +43,8 @@ class ShardPlan:
     rows: tuple[int, ...]
     geometry: Geometry
     digest: str
+    further: tuple[tuple[str, Geometry], ...] = ()
+    """What becomes of further images, by column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +76,14 @@ def layout(
             raise DataError(f"val={config.val} leaves no sample for {split}; choose another share")
         for size, members in _by_size(rows, sizes).items():
             geometry = geometry_of(config, channels, size, max_pixels)
+            further = _further(config, size, seen, max_pixels)
             stem = file_stem(config.name) + (f"-{size[0]}x{size[1]}" if several else "")
             count = shard_size or _shard_size(size, channels)
             for number, first in enumerate(range(0, len(members), count)):
                 chosen = tuple(members[first : first + count])
-                digest = _digest(source, chosen, marks, geometry)
-                shards.append(ShardPlan(split, f"{stem}-{number:06d}.tar", chosen, geometry, digest))
+                digest = _digest(source, chosen, marks, geometry, (config.columns, further))
+                name = f"{stem}-{number:06d}.tar"
+                shards.append(ShardPlan(split, name, chosen, geometry, digest, further))
     return Layout(tuple(shards), channels, tuple(faults), tuple(duplicates))
 
 
@@ -199,7 +204,7 @@ def _by_size(rows: Sequence[int], sizes: dict[int, Size]) -> dict[Size, list[int
     return dict(sorted(found.items()))
 
 
-def geometry_of(config: SourceConfig, channels: Channels, size: Size, max_pixels: int) -> Geometry:
+def geometry_of(config: SourceConfig, channels: Channels, size: Size | None, max_pixels: int) -> Geometry:
     """What the options make of an image that is to have this size (width, height)."""
     return Geometry(
         channels,
@@ -219,11 +224,37 @@ def _shard_size(size: Size, channels: int) -> int:
     return max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, 1 << max(fitting, 1).bit_length() - 1))
 
 
-def _digest(source: Source, rows: Sequence[int], marks: Mapping[int, str], geometry: Geometry) -> str:
+def _further(
+    config: SourceConfig, size: Size, seen: Sequence[Seen], max_pixels: int
+) -> tuple[tuple[str, Geometry], ...]:
+    """What becomes of further images beside images of a size: the same, each with channels of its own."""
+    found = []
+    for name, column in config.columns.items():
+        if column.kind != "image":
+            continue
+        channels: Channels
+        if column.channels == "auto":
+            channels = 1 if all(one.further[name].grey for one in seen if name in one.further) else 3
+        else:
+            channels = column.channels
+        wanted = size if config.size is not None or config.buckets else None
+        found.append((name, geometry_of(config, channels, wanted, max_pixels)))
+    return tuple(found)
+
+
+def _digest(
+    source: Source,
+    rows: Sequence[int],
+    marks: Mapping[int, str],
+    geometry: Geometry,
+    further: tuple[Sources, tuple[tuple[str, Geometry], ...]],
+) -> str:
     """Of everything that the bytes of a shard depend on, the encoders' versions included."""
     digest = hashlib.sha256()
     encoders = [features.version(name) for name in ("zlib", "jpg", "webp")]
     digest.update(json.dumps([_FORMAT, PIL.__version__, encoders, repr(geometry)]).encode())
+    if further[0]:
+        digest.update(repr(sorted(further[0].items())).encode() + repr(further[1]).encode())
     for row in rows:
         label = None if source.labels is None else int(source.labels[row])
         digest.update(json.dumps([source.keys[row], marks[row], label]).encode())

@@ -18,6 +18,7 @@ from sfumato.data.format.faults import Fault, FaultLog, OnError
 from sfumato.data.format.images import MAX_PIXELS, bombs_refused
 from sfumato.data.format.manifest import ImageInfo, Manifest
 from sfumato.data.packing import download
+from sfumato.data.packing.further import with_columns
 from sfumato.data.packing.layout import TRAIN, Layout, ShardPlan, file_stem, layout
 from sfumato.data.packing.remote_staging import remote_draft_of
 from sfumato.data.packing.scan import Seen, assumed, needed, survey
@@ -68,7 +69,10 @@ class _Pack:
         plan = layout(source, self.config, self._seen(source), self.max_pixels, self.shard_size)
         self._log(plan.faults)
         results = self._packed(source, plan, draft)
-        manifests = self._manifests(source, results)
+        manifests = {
+            split: self._with_columns(split, manifest, results, draft)
+            for split, manifest in self._manifests(source, results).items()
+        }
         draft.put_in_place(manifests)
         pairs = tuple((source.keys[twin.row], source.keys[twin.kept], twin.bits) for twin in plan.duplicates)
         return PackReport(manifests, self.log.faults, pairs, len(self.kept))
@@ -116,7 +120,8 @@ class _Pack:
 
     def _task(self, source: Source, shard: ShardPlan, draft: Draft) -> ShardTask:
         limit = 0 if self.log.on_error == "fail" else self.log.max_errors
-        return ShardTask(source.only(shard.rows), shard, draft.place(shard.split), limit)
+        place = draft.place(shard.split)
+        return ShardTask(source.only(shard.rows), shard, place, limit, self.config.columns)
 
     def _manifests(self, source: Source, results: Sequence[ShardResult]) -> dict[str, Manifest]:
         images = Counter[ImageInfo]()
@@ -128,6 +133,25 @@ class _Pack:
         usual = max(images, key=lambda image: (images[image], image.height, image.width))
         splits = dict.fromkeys(result.plan.split for result in results)
         return {split: self._manifest(source, split, results, usual) for split in splits}
+
+    def _with_columns(
+        self, split: str, manifest: Manifest, results: Sequence[ShardResult], draft: Draft
+    ) -> Manifest:
+        mine = [result for result in results if result.plan.split == split]
+        parts = {
+            name: [
+                (result.info.image, result.columns[name])
+                for result in mine
+                if result.info is not None and result.info.image is not None and name in result.columns
+            ]
+            for name in self.config.columns
+        }
+        if missing := [name for name, held in parts.items() if not held]:
+            source = self.config.columns[missing[0]]
+            raise DataError(
+                f"column {missing[0]}: no sample has it ({source.member or source.field} is missing)"
+            )
+        return with_columns(manifest, parts, draft.place(split))
 
     def _manifest(
         self, source: Source, split: str, results: Sequence[ShardResult], usual: ImageInfo

@@ -7,8 +7,8 @@ anywhere; headers alone are read unless duplicates are looked for.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,7 @@ from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import Channels, bombs_refused, opened
 from sfumato.data.packing.dedupe import Print, print_of
 from sfumato.data.packing.resizing import Encoded, Look, look, upright
-from sfumato.data.packing.sources.source import Source, SourceConfig
+from sfumato.data.packing.sources.source import Source, SourceConfig, as_image
 from sfumato.data.packing.tasks import Runner
 
 _ROWS = 512
@@ -32,6 +32,8 @@ class Seen:
     look: Look
     mark: str
     print: Print | None
+    further: Mapping[str, Look] = field(default_factory=dict)
+    """Of its further images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ def needed(config: SourceConfig, source: Source) -> bool:
     """Whether packing has to know each image's size or colour beforehand."""
     if config.dedupe is not None:
         return True
+    if any(column.kind == "image" and column.channels == "auto" for column in config.columns.values()):
+        return True
     return source.uniform is None and (
         config.channels == "auto" or config.size is None or bool(config.buckets)
     )
@@ -54,8 +58,11 @@ def survey(
 ) -> tuple[list[Seen], list[Fault]]:
     """Every sample that can be used, and faults for the others, in the order of the source."""
     prints = config.dedupe is not None
+    images = frozenset(name for name, column in config.columns.items() if column.kind == "image")
     tasks = [
-        _LookTask(source.only(range(first, min(first + _ROWS, len(source.keys)))), first, max_pixels, prints)
+        _LookTask(
+            source.only(range(first, min(first + _ROWS, len(source.keys)))), first, max_pixels, prints, images
+        )
         for first in range(0, len(source.keys), _ROWS)
     ]
     parts = list(run(tasks, advance))
@@ -77,6 +84,8 @@ class _LookTask:
     first: int
     max_pixels: int
     prints: bool
+    images: frozenset[str] = frozenset()
+    """The further columns that are images."""
 
     def __call__(self) -> Iterator[int | _Part]:
         seen: list[Seen] = []
@@ -95,10 +104,16 @@ class _LookTask:
         yield _Part(seen, faults)
 
     def _see(self, row: int) -> Seen:
-        image = self.part.read(row).image
+        record = self.part.read(row)
+        image = record.image
         found = look(image, self.max_pixels)
+        further = {
+            name: look(as_image(value), self.max_pixels)
+            for name, value in record.extra.items()
+            if name in self.images
+        }
         bits = print_of(_decoded(image, found, self.max_pixels)) if self.prints else None
-        return Seen(self.first + row, found, self.part.mark(row), bits)
+        return Seen(self.first + row, found, self.part.mark(row), bits, further)
 
 
 def _decoded(image: Encoded, found: Look, max_pixels: int) -> Image.Image:

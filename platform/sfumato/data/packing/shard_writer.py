@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from sfumato.data.format import index
+from sfumato.data.format.arrays import npy
+from sfumato.data.format.column_sources import Sources
+from sfumato.data.format.columns import ColumnInfo
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import bombs_refused
 from sfumato.data.format.manifest import ImageInfo, ShardInfo
+from sfumato.data.format.samples import Fields
 from sfumato.data.format.tar import TarWriter
+from sfumato.data.packing.further import Look, as_fields, info_of, look_of, packed_sources
 from sfumato.data.packing.layout import ShardPlan
-from sfumato.data.packing.resizing import Size
-from sfumato.data.packing.sources.source import NO_LABEL, Source
+from sfumato.data.packing.resizing import Encoded, Geometry, Size, look
+from sfumato.data.packing.resizing import Look as Header
+from sfumato.data.packing.sources.source import NO_LABEL, Record, Source, as_image
 from sfumato.data.storage.write import publish, workplace
 from sfumato.errors import DataError
 
@@ -30,6 +39,8 @@ class ShardResult:
     info: ShardInfo | None
     captions: int
     faults: tuple[Fault, ...]
+    columns: Mapping[str, ColumnInfo] = field(default_factory=dict, hash=False)
+    """What it has of the further columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class ShardTask:
     plan: ShardPlan
     folder: str
     max_faults: int
+    columns: Sources = field(default_factory=dict, hash=False)
 
     def __call__(self) -> Iterator[int | ShardResult]:
         name = self.plan.name
@@ -63,12 +75,13 @@ class ShardTask:
     def _packed(self, target: Path, draft: Path) -> Generator[int, None, ShardResult]:
         faults: list[Fault] = []
         sizes: set[Size] = set()
+        looks: dict[str, list[Look]] = {name: [] for name in self.columns}
         told = count = 0
         with draft.open("wb") as file, bombs_refused():
             tar = TarWriter(file)
             for row, key in enumerate(self.part.keys):
                 try:
-                    sizes.add(self._add(tar, row, key))
+                    sizes.add(self._add(tar, row, key, looks))
                     count += 1
                 except ImageFault as fault:
                     faults.append(Fault(self.part.description, self.part.name(row), str(fault)))
@@ -87,24 +100,80 @@ class ShardTask:
         image = ImageInfo(channels=self.plan.geometry.channels, height=size[1], width=size[0])
         info = ShardInfo(name=target.name, samples=count, bytes=tar.bytes, sha256=digest, image=image)
         os.replace(draft, target)
-        built = index.build(target.parent, target.name)
+        built = index.build(target.parent, target.name, Fields(columns=packed_sources(self.columns)))
         built.save(target.parent, info)
-        return ShardResult(self.plan, info, len(built) - built.captions.null_count, tuple(faults))
+        columns = {
+            name: found for name, source in self.columns.items() if (found := info_of(source, looks[name]))
+        }
+        return ShardResult(self.plan, info, len(built) - built.captions.null_count, tuple(faults), columns)
 
-    def _add(self, tar: TarWriter, row: int, key: str) -> Size:
+    def _add(self, tar: TarWriter, row: int, key: str, looks: dict[str, list[Look]]) -> Size:
         record = self.part.read(row)
         extension, data, size = self.plan.geometry.encode(record.image, key)
-        meta = (
-            None
-            if not record.meta
-            else json.dumps(record.meta, ensure_ascii=False, sort_keys=True, default=str)
-        )
+        members, fields, found = self._further(key, record, looks)
+        meta = {**(record.meta or {}), **fields}
         tar.add(f"{key}.{extension}", data)
         labels = self.part.labels
         if labels is not None and labels[row] != NO_LABEL:
             tar.add(f"{key}.cls", str(labels[row]).encode())
         if record.caption is not None:
             tar.add(f"{key}.txt", record.caption.encode("utf-8", "replace"))
-        if meta is not None:
-            tar.add(f"{key}.json", meta.encode("utf-8", "replace"))
+        for name, content in members.items():
+            tar.add(f"{key}.{name}", content)
+        if meta:
+            said = json.dumps(meta, ensure_ascii=False, sort_keys=True, default=str)
+            tar.add(f"{key}.json", said.encode("utf-8", "replace"))
+        for name, one in found.items():
+            looks[name].append(one)
         return size
+
+    def _further(
+        self, key: str, record: Record, looks: Mapping[str, list[Look]]
+    ) -> tuple[dict[str, bytes], dict[str, Any], dict[str, Look]]:
+        """The members and JSON fields of a sample's further columns, and what its values look like.
+
+        Raises ImageFault for a value that is not like the others of the shard.
+        """
+        members: dict[str, bytes] = {}
+        fields: dict[str, Any] = {}
+        found: dict[str, Look] = {}
+        geometries = dict(self.plan.further)
+        for name, value in record.extra.items():
+            source = self.columns[name]
+            if source.kind == "image":
+                geometry = geometries[name]
+                extension, content, size = _encoded(geometry, name, as_image(value), record.image, key)
+                members[f"{name}.{extension}"] = content
+                found[name] = Look("uint8", (geometry.channels, size[1], size[0]))
+            else:
+                assert not isinstance(value, bytes | Path), "a value"
+                found[name] = look_of(name, source, value)
+                if source.in_members:
+                    assert isinstance(value, np.ndarray), "numbers"
+                    members[f"{name}.npy"] = npy(value)
+                else:
+                    fields |= as_fields(name, value)
+            if looks[name] and looks[name][0] != found[name]:
+                raise ImageFault(
+                    f"its {name} is {found[name]}, where the first of its shard is {looks[name][0]}"
+                )
+        return members, fields, found
+
+
+def _encoded(
+    geometry: Geometry, name: str, value: Encoded, image: Encoded, key: str
+) -> tuple[str, bytes, Size]:
+    """A further image as it is packed. Raises ImageFault."""
+    try:
+        if geometry.crop == "random" and geometry.size is not None:
+            _check_one_size(look(value, geometry.max_pixels), look(image, geometry.max_pixels))
+        return geometry.encode(value, key)
+    except ImageFault as fault:
+        raise ImageFault(f"its {name}: {fault}") from fault
+
+
+def _check_one_size(further: Header, image: Header) -> None:
+    """A random crop cuts both alike only where both have one size. Raises ImageFault."""
+    sizes = [f"{one.width}x{one.height}" for one in (further, image)]
+    if sizes[0] != sizes[1]:
+        raise ImageFault(f"{sizes[0]} beside an image of {sizes[1]}; a random crop needs both of one size")

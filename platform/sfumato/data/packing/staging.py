@@ -20,6 +20,7 @@ from typing import Protocol
 from pydantic import TypeAdapter, ValidationError
 
 from sfumato.data.format import index
+from sfumato.data.format.columns import ColumnInfo
 from sfumato.data.format.faults import Fault
 from sfumato.data.format.manifest import FILE, Manifest, ShardInfo, file_digest
 from sfumato.data.packing.layout import TRAIN, ShardPlan
@@ -28,6 +29,7 @@ from sfumato.data.storage.filesystems import filesystem
 from sfumato.errors import DataError
 
 _FAULTS = TypeAdapter(tuple[Fault, ...])
+_COLUMNS = TypeAdapter(dict[str, ColumnInfo])
 TAKEN = "exists and is not a packed data set; choose another place"
 HOLDS_ONE = "holds a data set already; choose another place, or overwrite it"
 
@@ -64,6 +66,7 @@ def written(result: ShardResult) -> bytes:
         "info": None if result.info is None else result.info.model_dump(mode="json"),
         "captions": result.captions,
         "faults": _FAULTS.dump_python(result.faults, mode="json"),
+        "columns": _COLUMNS.dump_python(dict(result.columns), mode="json"),
     }
     return json.dumps(content).encode()
 
@@ -75,7 +78,9 @@ def understood(record: bytes, plan: ShardPlan) -> ShardResult | None:
         if content["digest"] != plan.digest:
             return None
         info = None if content["info"] is None else ShardInfo.model_validate(content["info"])
-        return ShardResult(plan, info, int(content["captions"]), _FAULTS.validate_python(content["faults"]))
+        faults = _FAULTS.validate_python(content["faults"])
+        columns = _COLUMNS.validate_python(content["columns"])
+        return ShardResult(plan, info, int(content["captions"]), faults, columns)
     except (ValueError, KeyError, TypeError, ValidationError):
         return None
 

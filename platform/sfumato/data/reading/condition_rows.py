@@ -115,7 +115,8 @@ def rows_of_data(
     if not wanted and not missing:
         asked = ", ".join(sorted({condition.column for condition in taken})) or "none"
         raise DataError(
-            f"{folder}: it has the columns {', '.join(sorted(columns))}, and this model's conditions are of {asked}"
+            f"{folder}: it has the columns {', '.join(sorted(columns))}, and this model's conditions are of "
+            f"{asked}"
         )
     reading = _Reading(folder, manifest, on_error, wanted)
     return {condition.name: DataRows(condition, reading) for condition in wanted}

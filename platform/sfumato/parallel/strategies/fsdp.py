@@ -99,19 +99,19 @@ class Fsdp(Sharded):
             root.set_requires_gradient_sync(True)
         super().backward(trains, loss)
 
-    def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
+    def _before_step(self, trains: str) -> None:
         sharded = dict(self._raw[trains].named_parameters())
         for key, piece in self._parameters[trains].items():
             grad = sharded[key].grad
             piece.grad = None if grad is None else _local(grad)
             sharded[key].grad = None
-        norm = super().step(trains, lr=lr, max_norm=max_norm, scale=scale)
-        self._free(trains)
-        return norm
 
-    def follow(self, shadow: str, weight: float) -> None:
-        super().follow(shadow, weight)
-        self._free(shadow)
+    def _after_step(self, trains: str) -> None:
+        self._free(trains)
+
+    def follow(self, ema: str, weight: float) -> None:
+        super().follow(ema, weight)
+        self._free(ema)
 
     @contextmanager
     def _kept_whole(self, trains: str) -> Iterator[None]:
@@ -148,24 +148,24 @@ class Fsdp(Sharded):
         )
         return module
 
-    def _wrap_shadow(self, name: str) -> None:
+    def _wrap_ema(self, name: str) -> None:
         blocks = blocks_of(self._raw[name], self._training[self._source[name]].blocks)
         # Nothing follows a forward pass of an average, so its root is freed at once as well.
         self._shard(name, blocks, True, root=True)
         if self._base(name) is not None:
             self._share_base(name)
 
-    def _share_base(self, shadow: str) -> None:
+    def _share_base(self, ema: str) -> None:
         """Let an adapter's average use its source's pieces of the base.
 
         FSDP takes up parameters that were exchanged, when the network is called for the first time. It pads
         a piece then where the ranks' are unequal, so that only such a one is there twice.
         """
-        theirs = dict(self._raw[self._source[shadow]].named_parameters(remove_duplicate=False))
-        for key, _ in list(self._raw[shadow].named_parameters(remove_duplicate=False)):
-            if not self._changes(shadow, key):
+        theirs = dict(self._raw[self._source[ema]].named_parameters(remove_duplicate=False))
+        for key, _ in list(self._raw[ema].named_parameters(remove_duplicate=False)):
+            if not self._changes(ema, key):
                 owner, _, leaf = key.rpartition(".")
-                setattr(self._raw[shadow].get_submodule(owner), leaf, theirs[key])
+                setattr(self._raw[ema].get_submodule(owner), leaf, theirs[key])
 
     def _shard(self, name: str, blocks: list[nn.Module], reshard: bool, root: bool | None = None) -> None:
         module = self._raw[name]

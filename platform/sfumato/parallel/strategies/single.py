@@ -90,7 +90,7 @@ class Single(Strategy):
         self._raw[name] = module.to(self.placement.device).eval().requires_grad_(False)
         self._frozen.add(name)
 
-    def add_shadow(self, name: str, source: str) -> None:
+    def add_ema(self, name: str, source: str) -> None:
         # The source is copied without its wrapper, and before anything hangs on its forward.
         base = self._training[source].base
         copied = copy.deepcopy(self._raw[source]) if base is None else base.copy(self._raw[source])
@@ -106,11 +106,11 @@ class Single(Strategy):
             if self.options.compile:
                 module.compile()  # in place: names in the state dict stay as they are
             self._lay_out(name)
-        for shadow, source in self._source.items():
-            self._wrap_shadow(shadow)
+        for ema, source in self._source.items():
+            self._wrap_ema(ema)
             # Listed once: walking the modules costs as much as the update of a small network.
-            self._followed[shadow] = (self._held(shadow), self._held(source))
-            self._copied[shadow] = (self._buffers(shadow), self._buffers(source))
+            self._followed[ema] = (self._held(ema), self._held(source))
+            self._copied[ema] = (self._buffers(ema), self._buffers(source))
 
     def view(self, trains: str) -> Nets:
         if trains != self._active:
@@ -118,7 +118,7 @@ class Single(Strategy):
         return {**self._raw, trains: self._trained[trains]}
 
     @contextmanager
-    def whole(self, names: Iterable[str]) -> Iterator[Nets]:
+    def gathered(self, names: Iterable[str]) -> Iterator[Nets]:
         self._activate(None)
         yield self._raw
 
@@ -132,6 +132,7 @@ class Single(Strategy):
 
     def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
         parameters, optimizer = self._parameters[trains].values(), self._optimizers[trains]
+        self._before_step(trains)
         grads = [p.grad for p in parameters if p.grad is not None]
         if scale is not None and grads:
             torch._foreach_mul_(grads, scale.to(grads[0]))
@@ -139,14 +140,17 @@ class Single(Strategy):
         if max_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         set_rates(optimizer, lr)
-        update(optimizer, norm)
+        with skipping(optimizer, norm) as due:
+            if due:
+                optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self._after_step(trains)
         return norm
 
     @torch.no_grad()
-    def follow(self, shadow: str, weight: float) -> None:
-        torch._foreach_lerp_(*self._followed[shadow], weight)
-        mine, theirs = self._copied[shadow]
+    def follow(self, ema: str, weight: float) -> None:
+        torch._foreach_lerp_(*self._followed[ema], weight)
+        mine, theirs = self._copied[ema]
         if mine:
             torch._foreach_copy_(mine, theirs)
 
@@ -200,7 +204,7 @@ class Single(Strategy):
         """What a phase calls to train the module."""
         return module
 
-    def _wrap_shadow(self, name: str) -> None:
+    def _wrap_ema(self, name: str) -> None:
         """Lay out an average as its source is."""
 
     def _updated(self, name: str) -> dict[str, nn.Parameter]:
@@ -228,6 +232,12 @@ class Single(Strategy):
         """Whether a tensor belongs into an export: all but what can be loaded from elsewhere."""
         base = self._base(name)
         return base is None or not base.stored or not base.has(key)
+
+    def _before_step(self, trains: str) -> None:
+        """Bring the gradient to the parameters that the optimizer updates."""
+
+    def _after_step(self, trains: str) -> None:
+        """Forget what the update has made old."""
 
     def _norm(self, grads: Tensors) -> Tensor:
         """Norm of the whole gradient."""
@@ -289,20 +299,20 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get(LR_FACTOR, 1.0)
 
 
-def update(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-    """One step of an optimizer, which leaves everything as it is where `norm` is not finite.
+@contextmanager
+def skipping(optimizer: torch.optim.Optimizer, norm: Tensor) -> Iterator[bool]:
+    """Around an optimizer's step, which then leaves everything as it is where `norm` is not finite.
 
     The fused kernels decide on the device, by the flag that gradient scalers use, so the host does not wait.
-    For an optimizer without that flag it looks at the norm.
+    For an optimizer without that flag the host looks at the norm, and False says that no step is due.
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        if torch.isfinite(norm):
-            optimizer.step()
+        yield bool(torch.isfinite(norm))
         return
     skipped = torch.isfinite(norm).logical_not().float()
     fresh = not optimizer.state
     optimizer.grad_scale, optimizer.found_inf = None, skipped  # type: ignore[attr-defined]
-    optimizer.step()
+    yield True
     if fresh:  # SGD's first momentum is the gradient itself, which a skipped step leaves unwritten
         for moments in optimizer.state.values():
             momentum = moments.get("momentum_buffer")

@@ -28,12 +28,12 @@ class Zero3(Zero, Sharded):
     def _place(self, module: nn.Module) -> nn.Module:
         return module  # the engine brings it to the device, cut
 
-    def follow(self, shadow: str, weight: float) -> None:
+    def follow(self, ema: str, weight: float) -> None:
         # DeepSpeed may point its parameters at other memory with every update.
-        self._followed[shadow] = (self._held(shadow), self._held(self._source[shadow]))
-        super().follow(shadow, weight)
+        self._followed[ema] = (self._held(ema), self._held(self._source[ema]))
+        super().follow(ema, weight)
 
-    def _wrap_shadow(self, name: str) -> None:
+    def _wrap_ema(self, name: str) -> None:
         self._engines[name] = make_engine(self._raw[name], None, self.stage)
 
     def _held(self, name: str) -> Tensors:

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from sfumato.data.format.faults import FaultLog, OnError
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.samples import PICKLES, Fields
-from sfumato.data.inspection import contact_sheet, inspect
+from sfumato.data.inspection import contact_sheet, described, inspect
 from sfumato.data.packing.index_existing import IndexOptions, make_index
 from sfumato.data.verification import check
-from sfumato.errors import DataError
+from sfumato.errors import ConfigError, DataError
+from sfumato.recipe import explain
 from sfumato.runtime.cluster.pool import Pool
 from sfumato.runtime.runs.display import Display
 
@@ -37,7 +40,7 @@ def index(
     with Pool(workers) as pool:
         report = make_index(
             folder,
-            IndexOptions(shards=shards, fields=Fields(**fields), **options),
+            IndexOptions(shards=shards, fields=_fields(fields), **options),
             FaultLog(on_error, max_errors),
             max_pixels=MAX_PIXELS,
             overwrite=overwrite,
@@ -60,10 +63,18 @@ def index(
         "image": [manifest.image.channels, manifest.image.height, manifest.image.width],
         "classes": list(manifest.classes),
         "captions": manifest.captions,
+        "columns": described(manifest.columns),
         "digest": manifest.digest,
         "ignored": report.ignored,
         "skipped": [str(fault) for fault in report.skipped],
     }
+
+
+def _fields(given: Mapping[str, Any]) -> Fields:
+    try:
+        return Fields.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(*explain(error, Fields)) from None
 
 
 def describe(
@@ -88,7 +99,8 @@ def describe(
 
 def text_of(found: Mapping[str, Any]) -> str:
     """The description for people: a line a fact, and a bar a class."""
-    lines = [f"{key:<16} {_plain(value)}" for key, value in found.items() if key != "classes" and value != ""]
+    facts = {key: value for key, value in found.items() if key != "classes" and value not in ("", {})}
+    lines = [f"{key:<16} {_plain(value)}" for key, value in facts.items()]
     most = max(found["classes"].values(), default=0)
     for name, count in found["classes"].items():
         lines.append(f"  {name:<20.20} {count:>10,} {'▇' * round(30 * count / max(most, 1))}")
@@ -97,7 +109,7 @@ def text_of(found: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {count:,}" for name, count in value.items())
+        return ", ".join(f"{name}: {_plain(held)}" for name, held in value.items())
     if isinstance(value, list):
         return ", ".join(f"{item:.4f}" for item in value)
     return f"{value:,}" if isinstance(value, int) else str(value)

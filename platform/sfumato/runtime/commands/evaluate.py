@@ -30,9 +30,8 @@ from sfumato.evaluation.stage import evaluate, evaluate_images
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs.display import Display
-from sfumato.runtime.runs.resolve import model_of
 from sfumato.runtime.runs.run_folder import RunFolder
-from sfumato.runtime.runs.targets import Target
+from sfumato.runtime.runs.targets import Target, model_of
 from sfumato.sampling.model_folder import read_model_folder
 from sfumato.tracking.run import TrackerHandle
 from sfumato.tracking.store import Store

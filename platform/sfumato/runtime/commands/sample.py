@@ -12,9 +12,10 @@ import torch
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
 from sfumato.runtime.runs.display import Display
-from sfumato.runtime.runs.resolve import model_of
+from sfumato.runtime.runs.targets import Found, model_of
 from sfumato.sampling.conditions import Asked
 from sfumato.sampling.generator import Generator
+from sfumato.sampling.model_folder import read_model_folder, save_model_folder
 from sfumato.sampling.output import write_samples
 
 DEFAULT_IMAGES = 64
@@ -31,6 +32,7 @@ def draw(
     batch_size: int | None,
     overwrite: bool,
     device: str,
+    base: Path | None = None,
     root: Path,
     display: Display,
 ) -> Path:
@@ -38,11 +40,12 @@ def draw(
 
     Without `num` it is one image a prompt of a file of prompts, or 64. `asked` are the conditions.
     The same request on the same device gives the same bytes. `device` is a name of PyTorch's, or "auto".
+    `base` is where the base of an adapter is, None for where it was in training.
     """
     place = device_of(device)
     with model_of(run, root=root) as found:
         display.line(found.about)
-        generator = Generator.load(found.model, place, trust=found.trusted)
+        generator = Generator.load(found.model, place, trust=found.trusted, base=base)
         conditions = asked.source(generator.takes)
         num = num or asked.images() or DEFAULT_IMAGES
         display.stage("sample")
@@ -61,8 +64,20 @@ def draw(
     return folder
 
 
-def export(run: str, dest: Path, *, kind: str, root: Path, display: Display) -> None:
+def export(
+    run: str,
+    dest: Path,
+    *,
+    kind: str,
+    with_base: bool = False,
+    base: Path | None = None,
+    root: Path,
+    display: Display,
+) -> None:
     """Write a run's model to `dest` as a model folder or as a diffusers pipeline.
+
+    A model folder has an adapter alone and says where its base is, unless `with_base` asks for both. `base`
+    is that place, None for where it was in training.
 
     Raises ConfigError when `dest` exists or the family has no such export.
     """
@@ -70,16 +85,37 @@ def export(run: str, dest: Path, *, kind: str, root: Path, display: Display) -> 
         raise ConfigError(f"{dest} exists; choose another place or remove it")
     with model_of(run, root=root) as found:
         display.line(found.about)
-        if kind == "safetensors":
+        if kind == "safetensors" and not with_base:
             shutil.copytree(found.model, dest)
             return
-        generator = Generator.load(found.model, trust=found.trusted)
+        generator = Generator.load(found.model, trust=found.trusted, base=base)
+        if kind == "safetensors":
+            _write_whole(dest, found, generator)
+            return
         family = generator.family
         if not isinstance(family, ExportsDiffusers):
             raise ConfigError(
                 f"family {generator.config.family!r} has no diffusers export; use --format safetensors"
             )
         family.export_diffusers(generator.nets, str(dest), generator.config.sampling)
+
+
+def _write_whole(dest: Path, found: Found, generator: Generator) -> None:
+    """A model folder with all weights of all networks."""
+    stored = read_model_folder(found.model, trust=found.trusted)
+    if not stored.bases:
+        raise ConfigError("--with-base: this model has no adapter, so it is complete without; leave it out")
+    save_model_folder(
+        dest,
+        stored.config,
+        stored.data,
+        {name: net.state_dict() for name, net in generator.nets.items()},
+        name=stored.name,
+        progress=stored.progress,
+        notes=stored.notes,
+        trained_on=stored.trained_on,
+        whole=True,
+    )
 
 
 def device_of(name: str) -> torch.device:

@@ -94,6 +94,8 @@ def examine(
         why = "not done yet"
     elif inputs is None:
         why = "its data is not there"
+    elif "recipe" in latest.inputs and "schema" not in latest.inputs["recipe"]:
+        why = "recorded by an earlier version; what its run has finished is kept"
     else:
         why = ", ".join(differences(latest.inputs, inputs))
     return Step(name, settings.kind, "run", why, settings=settings, inputs=inputs)
@@ -115,9 +117,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Differences between the earlier and the current inputs, readable: dotted fields, old and new values."""
     before, after = dict(_flat(old)), dict(_flat(new))
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    lines = [_difference(key, before.get(key), after.get(key)) for key in changed[:_MOST_NAMED]]
+    lines = [
+        _difference(key, *(_value(part, key) for part in (before, after))) for key in changed[:_MOST_NAMED]
+    ]
     more = len(changed) - _MOST_NAMED
     return [*lines, f"and {more} more"] if more > 0 else lines
+
+
+def _value(inputs: Mapping[str, Any], key: str) -> Any:
+    """A recipe's and an evaluation's identity leave out what has its default."""
+    absent = "default" if key.startswith(("recipe.", "settings.")) else None
+    return inputs.get(key, absent)
 
 
 def _difference(key: str, old: Any, new: Any) -> str:

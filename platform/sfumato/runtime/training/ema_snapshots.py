@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sfumato.core.family import EmaOf, Family
@@ -19,7 +20,7 @@ from sfumato.training.store import open_store
 def averages_of(recipe: Recipe, family: Family) -> dict[str, EmaOf]:
     """The averages that a run of this recipe keeps beside those of its family."""
     settings = recipe.train.snapshots
-    return {} if settings.every is None else post_hoc.shadows(family, settings.sigma_rel)
+    return {} if settings.every is None else post_hoc.emas(family, settings.sigma_rel)
 
 
 def averages_uri(recipe: Recipe, folder: RunFolder) -> str:
@@ -28,12 +29,26 @@ def averages_uri(recipe: Recipe, folder: RunFolder) -> str:
     return str(folder.path / "averages") if uri is None else f"{uri.rstrip('/')}/{folder.id}-averages"
 
 
-class AveragesKeeper:
-    """Writes them every so many images, as checkpoints that are never removed. Every rank has one."""
+Tell = Callable[[Sequence[str]], None]
 
-    def __init__(self, recipe: Recipe, strategy: Strategy, folder: RunFolder, scratch: Path) -> None:
+
+def _nobody(failures: Sequence[str]) -> None:
+    """For a keeper whose failures nobody wants to hear of."""
+
+
+class AveragesKeeper:
+    """Writes them every so many images, as checkpoints that are never removed. Every rank has one.
+
+    `tell` hears of all that could not be written so far, again and again.
+    """
+
+    def __init__(
+        self, recipe: Recipe, strategy: Strategy, folder: RunFolder, scratch: Path, tell: Tell = _nobody
+    ) -> None:
         self._every = recipe.train.snapshots.every
         self._strategy = strategy
+        self._tell = tell
+        self._at = 0
         self._writer = (
             None
             if self._every is None
@@ -47,18 +62,27 @@ class AveragesKeeper:
         )
 
     def hooks(self) -> list[Hook]:
-        return [] if self._every is None else [Hook(self._every, self._save)]
-
-    @property
-    def failures(self) -> list[str]:
-        """Why averages could not be written, oldest first."""
-        return [] if self._writer is None else self._writer.failures
+        return [] if self._every is None else [Hook(self._every, self.save)]
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+            self._say()
 
-    def _save(self, progress: Progress) -> None:
+    def _say(self) -> None:
         assert self._writer is not None
+        self._tell([f"averages: {failure}" for failure in self._writer.failures])
+
+    def save(self, progress: Progress) -> None:
+        """Start to write them; nothing where the recipe keeps none."""
+        if self._writer is None:
+            return
+        self._at = progress.images
         state = {**post_hoc.snapshot(self._strategy.state()), **stored(progress.state)}
         self._writer.save(state, images=progress.images, step=progress.step)
+        self._say()
+
+    def save_once(self, progress: Progress) -> None:
+        """As `save`, where they are not yet written of the same images."""
+        if self._at != progress.images:
+            self.save(progress)

@@ -43,8 +43,9 @@ class TrainJob:
         return self.folder().checkpoint_uri(recipe)
 
 
-def run_job(config: dict[str, Any]) -> dict[str, Any] | None:
-    """What Ray Train runs on each worker, with the job as `config["job"]`."""
-    from sfumato.runtime.training.worker import train_worker
+def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What Ray Train runs on each worker, with the job as `config["job"]`; rank 0's summary."""
+    from sfumato.runtime.training.worker import opened
 
-    return train_worker(config)
+    with opened(config["job"]) as worker:
+        return None if worker is None else worker.train()

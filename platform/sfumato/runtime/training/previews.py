@@ -119,7 +119,7 @@ def preview(
     indices = [min(placement.rank * share + i, num - 1) for i in range(share)]
     given = {name: value.to(placement.device) for name, value in conditions(indices).items()}
     request = SampleRequest(num=share, conditions=given, options=options)
-    with torch.no_grad(), strategy.whole(family.samplers) as nets:
+    with torch.no_grad(), strategy.gathered(family.samplers) as nets:
         images = family.sample(nets, request, progress, SampleRng(seed, indices, placement.device))
     mine = torch.from_numpy(to_uint8(images)).to(placement.device)
     parts = _gather(mine, placement.world_size)

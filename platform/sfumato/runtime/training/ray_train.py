@@ -29,7 +29,7 @@ from sfumato.runtime.training import progress_actor as boards
 from sfumato.runtime.training import watchdog
 from sfumato.runtime.training.beside import beside
 from sfumato.runtime.training.introduce import Introduce
-from sfumato.runtime.training.job import TrainJob, run_job
+from sfumato.runtime.training.job import TrainJob, train_worker
 from sfumato.runtime.training.preemption import SaveBeforeResize
 from sfumato.runtime.training.validation import TrainingEvaluations
 from sfumato.tracking.run import TrackerHandle
@@ -75,7 +75,7 @@ def fit(
         resources["GPU"] = parallel.gpus_per_worker
     streams = RankStreams(recipe.data, manifest, recipe.seed, cpus_per_worker=parallel.cpus_per_worker)
     trainer = TorchTrainer(
-        cast(Any, run_job),  # typed as if it could not return anything
+        cast(Any, train_worker),  # typed as if it could not return anything
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if parallel.gpus_per_worker else "gloo"),
         scaling_config=cast(Any, ScalingConfig)(  # typed as that of Ray Train's first version

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 DURING = "evaluation/during.json"
 BEST = "best"
+NO_MORE = sys.maxsize
+"""Images up to which all snapshots count as evaluated where none will be any more: nothing waits for them."""
 _POLL_S = 1.0
 
 
@@ -111,13 +114,27 @@ class TrainingEvaluations:
         if kind is not None:
             self._given_up.set()
         elif left := len(self._waiting()):
-            self._display.line(f"evaluate: {left} snapshot{'s' if left > 1 else ''} of the training left")
+            count = f"{left} snapshot{'s' if left > 1 else ''} of the training"
+            lives = self._thread.is_alive()
+            self._display.line(f"evaluate: {count} left" if lives else f"evaluate: {count} not evaluated")
         self._ended.set()
         self._thread.join()
         if self._tracker is not None:
             self._tracker.close()
 
     def _watch(self) -> None:
+        try:
+            self._evaluate_all()
+        except Exception as error:
+            self._board.evaluated.remote(NO_MORE)
+            reason = str(error).strip().splitlines()[:1]
+            self._display.note(
+                f"evaluations during training have ended ({': '.join([type(error).__name__, *reason])}); "
+                "training goes on without them"
+            )
+            log.exception("evaluations during training have ended")
+
+    def _evaluate_all(self) -> None:
         while not self._given_up.is_set():
             ended = self._ended.is_set()  # looked at first: what was written before it is not missed
             waiting = self._waiting()

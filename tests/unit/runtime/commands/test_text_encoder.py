@@ -13,7 +13,7 @@ from sfumato.core.rng import seeded
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.packing.pack import pack
-from sfumato.data.packing.precompute import encode_shard, finish
+from sfumato.data.packing.precompute import encode_shard, finish, place_set
 from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError
 from sfumato.runtime.commands import precompute
@@ -57,13 +57,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_captions_are_encoded_as_transformers_does(clip: Path, captioned: Path, tmp_path: Path) -> None:
-    job = precompute._job(str(clip), str(captioned), str(tmp_path / "text"), "text", 7, tmp_path)
+    dest = str(tmp_path / "text")
+    job = precompute._job(str(clip), str(captioned), dest, "text", tmp_path, tokens=7)
     encoder, before = job.encoder("cpu"), Manifest.load(captioned)
-    shards = [encode_shard(job.folder, before, n, encoder, job.draft) for n in range(len(before.shards))]
-    finish(before, shards, job.info, job.draft)
-    manifest = verify(tmp_path / "text", "checksum")
-    assert manifest.encoder is not None
-    assert (manifest.captions, manifest.encoder.family) == (9, "clip")
+    place_set(str(captioned), before, dest)
+    files = [encode_shard(job.folder, before, n, encoder, job.addition) for n in range(len(before.shards))]
+    finish(before, files, job.addition)
+    manifest = verify(dest, "checksum")
+    assert (manifest.captions, manifest.encoders["text"].family) == (9, "clip")
     data = DataSettings(path=str(tmp_path / "text"), streams=1, shuffle_window=4, text=True)
     batch = next(local_reader.read(data, manifest, seed=1, batch=12))[0].batch
     model = transformers.CLIPTextModel.from_pretrained(clip).eval()
@@ -89,6 +90,6 @@ def test_what_cannot_encode_captions_is_one_line(
         (tmp_path, captioned, "codes", 3, "--tokens has an effect with --arrays text alone"),
     ):
         with pytest.raises(ConfigError, match=words) as error:
-            precompute._job(str(target), str(data), str(tmp_path / "x"), kind, tokens, tmp_path)
+            precompute._job(str(target), str(data), str(tmp_path / "x"), kind, tmp_path, tokens=tokens)
         assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())

@@ -156,7 +156,7 @@ def test_a_plan_says_what_is_done_and_why_the_rest_is_not(pipeline: Pipeline, di
     path = pipeline.place.folder / "pipeline.yaml"
     changed = load(path, ["train.train.images=100", "train.seed=3"], root=pipeline.place.root)
     why = plan(changed, records)[1].why
-    assert "train.images: 48000 -> 100" in why and "seed: 0 -> 3" in why
+    assert "train.images: 48000 -> 100" in why and "seed: default -> 3" in why
     workers = load(path, ["train.parallel.workers=1"], root=pipeline.place.root)
     assert "workers" not in plan(workers, records)[1].why, "which changes no number"
 

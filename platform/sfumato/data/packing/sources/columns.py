@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
+from sfumato.data.format.column_sources import Sources
 from sfumato.data.packing.sources.source import SourceConfig, Words
 from sfumato.errors import DataError
 
@@ -20,6 +21,8 @@ _CAPTION = ("caption", "text", "txt", "prompt")
 
 class ColumnOptions(SourceConfig):
     """What sources of tables have in common."""
+
+    TAKES_COLUMNS: ClassVar[bool] = True
 
     image: str | None = Field(
         None, description="Column of the images; null: found by its type or usual name."
@@ -45,11 +48,13 @@ class Columns:
     key: str | None
     keep: tuple[str, ...]
     class_names: tuple[str, ...]
+    further: Sources = field(default_factory=dict)
 
     @property
     def all(self) -> list[str]:
         """Every column that is needed, once."""
-        named = (self.image, self.label, self.caption, self.key, *self.keep)
+        further = [name for source in self.further.values() for name in (source.field, source.weights)]
+        named = (self.image, self.label, self.caption, self.key, *self.keep, *further)
         return list(dict.fromkeys(name for name in named if name is not None))
 
 
@@ -66,7 +71,18 @@ def chosen(options: ColumnOptions, schema: pa.Schema, where: str) -> Columns:
         None if options.key is None else _present(options.key, schema, "key", where),
         options.keep,
         options.classes or _class_names(features, label),
+        _further(options.columns, schema, where),
     )
+
+
+def _further(sources: Sources, schema: pa.Schema, where: str) -> Sources:
+    for name, source in sources.items():
+        if source.field is None:
+            raise DataError(f"{where}: columns: {name}: give the field, a column of the table")
+        _present(source.field, schema, f"columns: {name}", where)
+        if source.weights is not None:
+            _present(source.weights, schema, f"columns: {name}: weights", where)
+    return sources
 
 
 def _present(name: str, schema: pa.Schema, option: str, where: str) -> str:

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sfumato.data.format.column_sources import ColumnSource, WeightedTexts
 from sfumato.data.format.faults import ImageFault
 from sfumato.data.format.samples import parse_meta
+from sfumato.data.packing.further import loaded_npy
 from sfumato.data.packing.sources.source import I64, MAX_CLASSES, NO_LABEL
 from sfumato.errors import DataError
 
 Label = int | str | None
 _MAX_SIDECAR = 1 << 22
+_MAX_ARRAY = 1 << 28
 
 
 def state(path: Path) -> str:
@@ -98,6 +102,20 @@ def sidecar_meta(path: Path) -> dict[str, Any] | None:
     """A JSON object beside an image; None where there is no such file. Raises ImageFault."""
     raw = _sidecar(path, "metadata")
     return None if raw is None else parse_meta(raw)
+
+
+def further(name: str, source: ColumnSource, path: Path) -> Path | WeightedTexts | NDArray[Any]:
+    """A further column from a file of its own: an image, a text or an npy file. Raises ImageFault."""
+    if source.kind == "image":
+        return path
+    if source.kind == "text":
+        return WeightedTexts([sidecar_text(path) or ""])
+    try:
+        if path.stat().st_size > _MAX_ARRAY:
+            raise ImageFault(f"its {name} {path.name} has more than {_MAX_ARRAY:,} bytes")
+        return loaded_npy(name, path.read_bytes())
+    except OSError as error:
+        raise ImageFault(f"its {name} {path.name} cannot be read: {error.strerror}") from error
 
 
 def _sidecar(path: Path, what: str) -> bytes | None:

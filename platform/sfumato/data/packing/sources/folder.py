@@ -4,23 +4,30 @@ metadata."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from sfumato.data.format.column_sources import ColumnSource, Sources, WeightedTexts, value_of
+from sfumato.data.format.columns import TEXT
 from sfumato.data.format.faults import Fault, ImageFault
+from sfumato.data.format.samples import extensions
 from sfumato.data.packing.resizing import Look
 from sfumato.data.packing.sources import files
-from sfumato.data.packing.sources.source import I64, Opening, Record, Source, SourceConfig
+from sfumato.data.packing.sources.source import I64, Further, Opening, Record, Source, SourceConfig
 from sfumato.errors import DataError
 
+_NONE: Sources = MappingProxyType({})
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class FolderSource(SourceConfig):
     """A folder of images, at any depth."""
+
+    TAKES_COLUMNS: ClassVar[bool] = True
 
     kind: Literal["folder"] = Field("folder", description="A folder of image files.")
     path: str = Field(description="The folder.")
@@ -44,13 +51,15 @@ class FolderSource(SourceConfig):
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise DataError(f"{root}: no such folder")
-        found = sorted(_image_files(root))
+        found = sorted(file for file in _image_files(root) if not _is_member(file, self.columns))
         if not found:
             raise DataError(f"{root}: no images found (looked for {' '.join(SUFFIXES)} at any depth)")
         good, faults = _printable(root, found)
         labels, classes = self._labels(root, good)
         description = f"folder {root.resolve().name}"
-        return FileSource(root, good, labels, classes, self.caption, faults, description)
+        return FileSource(
+            root, good, labels, classes, self.caption, faults, description, columns=self.columns
+        )
 
     def _labels(self, root: Path, found: Sequence[str]) -> tuple[I64 | None, tuple[str, ...]]:
         if self.labels == "none":
@@ -77,8 +86,9 @@ class FileSource:
         faults: Sequence[Fault],
         description: str,
         keys: Sequence[str] | None = None,
+        columns: Sources = _NONE,
     ) -> None:
-        self._root, self._files, self._caption = root, found, caption
+        self._root, self._files, self._caption, self._columns = root, found, caption, columns
         self.labels, self.classes, self.faults, self.description = labels, classes, faults, description
         self.keys = files.unique_keys(map(files.without_suffix, found)) if keys is None else keys
 
@@ -92,6 +102,7 @@ class FileSource:
             (),
             self.description,
             [self.keys[row] for row in rows],
+            self._columns,
         )
 
     def name(self, row: int) -> str:
@@ -99,17 +110,36 @@ class FileSource:
 
     def mark(self, row: int) -> str:
         image = self._root / self._files[row]
-        return "|".join(
-            files.state(path) for path in (image, *(image.with_suffix(s) for s in (".txt", ".json")))
-        )
+        beside = [image.with_suffix(suffix) for suffix in (".txt", ".json")]
+        beside += [path for source in self._columns.values() if (path := _member(image, source)) is not None]
+        return "|".join(files.state(path) for path in (image, *beside))
 
     def read(self, row: int) -> Record:
         image = self._root / self._files[row]
         meta = files.sidecar_meta(image.with_suffix(".json"))
+        extra = self._extra(image, meta or {})
+        if TEXT in self._columns:
+            texts = extra.get(TEXT)
+            return Record(image, texts.texts[0] if isinstance(texts, WeightedTexts) else None, meta, extra)
         if self._caption == "txt":
-            return Record(image, files.sidecar_text(image.with_suffix(".txt")), meta)
+            return Record(image, files.sidecar_text(image.with_suffix(".txt")), meta, extra)
         said = (meta or {}).get(self._caption.removeprefix("json."))
-        return Record(image, None if said is None else str(said), meta)
+        return Record(image, None if said is None else str(said), meta, extra)
+
+    def _extra(self, image: Path, meta: Mapping[str, Any]) -> dict[str, Further]:
+        """What the files beside an image have of the further columns."""
+        extra: dict[str, Further] = {}
+        for name, source in self._columns.items():
+            value: Further | None
+            if source.field is not None:
+                weights = None if source.weights is None else meta.get(source.weights)
+                value = value_of(name, source, meta.get(source.field), weights)
+            else:
+                path = _member(image, source)
+                value = None if path is None else files.further(name, source, path)
+            if value is not None:
+                extra[name] = value
+        return extra
 
 
 def _image_files(root: Path) -> Iterator[str]:
@@ -119,6 +149,25 @@ def _image_files(root: Path) -> Iterator[str]:
         for name in names:
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
                 yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _is_member(file: str, columns: Sources) -> bool:
+    """Whether an image file is a further column of another, and no sample of its own."""
+    name = file.rpartition("/")[2].lower()
+    return any(
+        source.member is not None and name.endswith(tuple(f".{e}" for e in extensions(source.member)))
+        for source in columns.values()
+    )
+
+
+def _member(image: Path, source: ColumnSource) -> Path | None:
+    """The file of a further column beside an image: STEM.MEMBER, the stem that of the image's name, or what
+    stands before its first dot."""
+    if source.member is None:
+        return None
+    stems = dict.fromkeys((image.stem, image.name.partition(".")[0]))
+    names = [f"{stem}.{extension}" for stem in stems for extension in extensions(source.member)]
+    return next((path for name in names if (path := image.with_name(name)).is_file()), None)
 
 
 def _printable(root: Path, found: Sequence[str]) -> tuple[list[str], list[Fault]]:

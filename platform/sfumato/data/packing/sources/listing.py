@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from sfumato.data.format.column_sources import ColumnSource, Sources, WeightedTexts, value_of
+from sfumato.data.format.columns import TEXT
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.packing.resizing import Look
 from sfumato.data.packing.sources import files
-from sfumato.data.packing.sources.source import I64, Opening, Record, Source, SourceConfig, Words
+from sfumato.data.packing.sources.source import I64, Further, Opening, Record, Source, SourceConfig, Words
 from sfumato.errors import DataError
 
 _FILE = ("file_name", "file", "filename", "path", "image", "image_path")
 _LABEL = ("label", "class", "category")
 _CAPTION = ("caption", "text", "prompt")
+_NONE: Sources = MappingProxyType({})
 Rows = list[dict[str, Any]]
 
 
 class ListingSource(SourceConfig):
     """The files that a table names, relative to its own folder or `root`."""
+
+    TAKES_COLUMNS: ClassVar[bool] = True
 
     kind: Literal["listing"] = Field("listing", description="A CSV or JSONL file that names image files.")
     path: str = Field(description="The file: .csv or .tsv with a header line, or .jsonl.")
@@ -57,6 +63,10 @@ class ListingSource(SourceConfig):
         key = _column(path, present, self.key, (), "key")
         for name in self.keep:
             _column(path, present, name, (), "keep")
+        for name, source in self.columns.items():
+            if source.field is None:
+                raise DataError(f"{path}: columns: {name}: give the field of the listing that it comes from")
+            _column(path, present, source.field, (), f"columns: {name}")
         root = Path(self.root).expanduser() if self.root else path.parent
         rows, faults = _usable(rows, root, file, key, path)
         labels, classes = files.numbered([_label(row, label) for row in rows], self.classes, str(path))
@@ -66,7 +76,22 @@ class ListingSource(SourceConfig):
         texts = [_text(row.get(caption)) if caption else None for row in rows]
         metas = [{name: row.get(name) for name in self.keep} or None for row in rows]
         names = [str(row[file]) for row in rows]
-        return ListedSource(root, names, texts, metas, labels, classes, faults, f"listing {path.name}", keys)
+        cells = [_cells(row, self.columns) for row in rows]
+        if (several := self.columns.get(TEXT)) is not None:
+            texts = [_first(row, several) for row in rows]
+        return ListedSource(
+            root,
+            names,
+            texts,
+            metas,
+            labels,
+            classes,
+            faults,
+            f"listing {path.name}",
+            keys,
+            self.columns,
+            cells,
+        )
 
 
 class ListedSource:
@@ -85,8 +110,11 @@ class ListedSource:
         faults: Sequence[Fault],
         description: str,
         keys: Sequence[str],
+        columns: Sources = _NONE,
+        cells: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._root, self._names, self._captions, self._metas = root, names, captions, metas
+        self._columns, self._cells = columns, cells
         self.labels, self.classes, self.faults, self.keys = labels, classes, faults, keys
         self.description = description
 
@@ -101,6 +129,8 @@ class ListedSource:
             (),
             self.description,
             [self.keys[row] for row in rows],
+            self._columns,
+            [self._cells[row] for row in rows] if self._columns else (),
         )
 
     def name(self, row: int) -> str:
@@ -108,13 +138,50 @@ class ListedSource:
 
     def mark(self, row: int) -> str:
         said = json.dumps([self._captions[row], self._metas[row]], default=str)
-        return f"{files.state(self._root / self._names[row])}|{said}"
+        mark = f"{files.state(self._root / self._names[row])}|{said}"
+        if not self._columns:
+            return mark
+        cells = self._cells[row]
+        fields = [column.field or "" for column in self._columns.values() if column.kind == "image"]
+        images = [cells[field] for field in fields if cells.get(field)]
+        states = [files.state(self._root / str(name)) for name in images]
+        return f"{mark}|{json.dumps([cells, states], default=str)}"
 
     def read(self, row: int) -> Record:
         path = files.inside(self._root, self._names[row])
         if not path.is_file():
             raise ImageFault("no such file")
-        return Record(path, self._captions[row], self._metas[row])
+        return Record(path, self._captions[row], self._metas[row], self._extra(row))
+
+    def _extra(self, row: int) -> dict[str, Further]:
+        extra: dict[str, Further] = {}
+        for name, source in self._columns.items():
+            raw = self._cells[row].get(source.field or "")
+            value: Further | None = None
+            if source.kind == "image" and raw:
+                value = files.inside(self._root, str(raw))
+                if not value.is_file():
+                    raise ImageFault(f"its {name} {str(raw)[:80]} is missing")
+            elif source.kind != "image":
+                value = value_of(name, source, raw, self._cells[row].get(source.weights or ""))
+            if value is not None:
+                extra[name] = value
+        return extra
+
+
+def _cells(row: Mapping[str, Any], columns: Sources) -> dict[str, Any]:
+    """What a row says of the further columns; an empty cell says nothing."""
+    fields = [field for source in columns.values() for field in (source.field, source.weights) if field]
+    return {field: None if row.get(field) == "" else row.get(field) for field in fields}
+
+
+def _first(row: Mapping[str, Any], source: ColumnSource) -> str | None:
+    """The first of several texts, which stands for a sample where one is wanted."""
+    try:
+        found = value_of(TEXT, source, _cells(row, {TEXT: source}).get(source.field or ""))
+    except ImageFault:
+        return None  # reading the sample will say what is wrong
+    return found.texts[0] if isinstance(found, WeightedTexts) else None
 
 
 def _rows(path: Path) -> Rows:

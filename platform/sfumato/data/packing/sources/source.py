@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from sfumato.core.config import Config
+from sfumato.data.format.column_sources import ColumnsOption, Value
 from sfumato.data.format.faults import Fault
 from sfumato.data.packing.resizing import Crop, Encoded, Format, Look, Resample
 from sfumato.data.packing.tasks import OnProgress, Runner
@@ -38,6 +39,15 @@ ChannelsOption = Annotated[Literal["auto", 1, 3], BeforeValidator(_number)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_parted)]
 
 
+Further = Encoded | Value
+
+
+def as_image(value: Further) -> Encoded:
+    """A further column's value that is an image."""
+    assert isinstance(value, Path | bytes | np.ndarray), "an image"
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One sample: an image as a file, its bytes or uint8 pixels [H, W, C], and the texts beside it."""
@@ -45,6 +55,8 @@ class Record:
     image: Encoded
     caption: str | None = None
     meta: Mapping[str, Any] | None = None
+    extra: Mapping[str, Further] = field(default_factory=dict)
+    """What it has of the further columns: of images files, bytes or pixels; of others values."""
 
 
 class Source(Protocol):
@@ -149,6 +161,24 @@ class SourceConfig(Config, ABC):
         description="Leave out near duplicates: images whose 64-bit perceptual hashes differ in at most so "
         "many bits (4 is a good start). null keeps all.",
     )
+
+    columns: ColumnsOption = Field(
+        default_factory=dict,
+        description="Further columns by name, each with its kind and where it comes from: {control: {kind: "
+        "image, member: line.png}, words: {kind: tags, field: keywords}}. Further images get the geometry "
+        "of the image.",
+    )
+
+    TAKES_COLUMNS: ClassVar[bool] = False
+    """Whether samples of this kind of source can have further columns."""
+
+    @model_validator(mode="after")
+    def _columns_possible(self) -> Self:
+        if self.columns and not self.TAKES_COLUMNS:
+            raise ValueError(
+                f"columns: samples of kind {self.kind} have none beside image, label and caption"
+            )
+        return self
 
     @property
     @abstractmethod

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sfumato.data.format.column_sources import WeightedTexts, value_of
+from sfumato.data.format.columns import TEXT
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.packing.resizing import Look
 from sfumato.data.packing.sources import files
 from sfumato.data.packing.sources.columns import Columns
-from sfumato.data.packing.sources.source import I64, Record
+from sfumato.data.packing.sources.source import I64, Further, Record
 from sfumato.errors import DataError
 
 
@@ -65,7 +67,27 @@ class TableSource:
         image = self._image(table.column(self.columns.image)[at].as_py())
         caption = None if self.columns.caption is None else table.column(self.columns.caption)[at].as_py()
         meta = {name: table.column(name)[at].as_py() for name in self.columns.keep}
-        return Record(image, None if caption is None else str(caption), meta or None)
+        extra = self._extra(table, at)
+        if TEXT in self.columns.further:
+            texts = extra.get(TEXT)
+            caption = texts.texts[0] if isinstance(texts, WeightedTexts) else None
+        return Record(image, None if caption is None else str(caption), meta or None, extra)
+
+    def _extra(self, table: pa.Table, at: int) -> dict[str, Further]:
+        """What a row has of the further columns."""
+        extra: dict[str, Further] = {}
+        for name, source in self.columns.further.items():
+            raw = table.column(source.field)[at].as_py()
+            if raw is None:
+                continue
+            if source.kind == "image":
+                extra[name] = self._image(raw)
+                continue
+            weights = None if source.weights is None else table.column(source.weights)[at].as_py()
+            value = value_of(name, source, raw, weights)
+            if value is not None:
+                extra[name] = value
+        return extra
 
     def _image(self, value: Any) -> bytes | Path:
         if isinstance(value, dict):

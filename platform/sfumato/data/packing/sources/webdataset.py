@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from sfumato.data.format.column_sources import ColumnSource, Sources
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.samples import Fields, Row, SampleReader
+from sfumato.data.format.tar import Member
+from sfumato.data.packing.further import loaded_npy
 from sfumato.data.packing.resizing import Look
 from sfumato.data.packing.sources import files
-from sfumato.data.packing.sources.source import I64, Opening, Record, Source, SourceConfig, Words
+from sfumato.data.packing.sources.source import I64, Further, Opening, Record, Source, SourceConfig, Words
 from sfumato.data.packing.tasks import Tally
 from sfumato.errors import DataError
 
@@ -24,6 +27,8 @@ _OPEN_FILES = 64
 
 class WebDatasetSource(SourceConfig):
     """Tar files of a WebDataset in one folder."""
+
+    TAKES_COLUMNS: ClassVar[bool] = True
 
     kind: Literal["webdataset"] = Field("webdataset", description="Tar files of another WebDataset.")
     path: str = Field(description="A tar, or the folder of the tars.")
@@ -39,7 +44,7 @@ class WebDatasetSource(SourceConfig):
 
     def open(self, opening: Opening) -> Source:
         paths = tars(Path(self.path).expanduser(), self.shards)
-        fields = Fields(image=self.image, label=self.label, caption=self.caption)
+        fields = Fields(image=self.image, label=self.label, caption=self.caption, columns=self.columns)
         tasks = [partial(_listed, path, fields) for path in paths]
         listed = list(opening.run(tasks, Tally(opening.progress, None)))
         faults = [fault for part in listed for fault in part.faults]
@@ -53,7 +58,15 @@ class WebDatasetSource(SourceConfig):
         description = f"WebDataset {Path(self.path).resolve().name}"
         states = tuple(files.state(path) for path in paths)
         return TarSource(
-            tuple(paths), states, tuple(rows), keys, labels, classes, description, (*faults, *twice)
+            tuple(paths),
+            states,
+            tuple(rows),
+            keys,
+            labels,
+            classes,
+            description,
+            (*faults, *twice),
+            columns=self.columns,
         )
 
 
@@ -126,6 +139,7 @@ class TarSource:
     description: str
     faults: Sequence[Fault] = ()
     uniform: Look | None = None
+    columns: Sources = field(default_factory=dict)
 
     def only(self, rows: Sequence[int]) -> TarSource:
         return TarSource(
@@ -136,6 +150,7 @@ class TarSource:
             None if self.labels is None else self.labels[np.asarray(rows, np.int64)],
             self.classes,
             self.description,
+            columns=self.columns,
         )
 
     def name(self, row: int) -> str:
@@ -153,7 +168,19 @@ class TarSource:
         data = file.read(sample.image.size)
         if len(data) < sample.image.size:
             raise ImageFault("the shard ends before it")
-        return Record(data, sample.caption, sample.meta)
+        extra: dict[str, Further] = {}
+        for name, value in sample.extra.items():
+            extra[name] = (
+                _of_member(file, name, value, self.columns[name]) if isinstance(value, Member) else value
+            )
+        return Record(data, sample.caption, sample.meta, extra)
+
+
+def _of_member(file: BinaryIO, name: str, member: Member, source: ColumnSource) -> Further:
+    """The bytes of an image, or the numbers of an npy file. Raises ImageFault."""
+    file.seek(member.offset)
+    content = file.read(member.size)
+    return content if source.kind == "image" else loaded_npy(name, content)
 
 
 @lru_cache(maxsize=_OPEN_FILES)

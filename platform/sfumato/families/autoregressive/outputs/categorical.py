@@ -80,8 +80,8 @@ class CategoricalConfig(OutputConfig):
         if data.channels == 1:
             return []
         return [
-            f"model.network.output: categorical takes grey images, the data has {data.channels} "
-            "channels; use model.network.output.kind=logistic"
+            f"model.network.output: {self.kind} takes grey images, the data has {data.channels} channels; use "
+             "model.network.output.kind=logistic"
         ]
 
     def to_levels(self, image_BCHW: Tensor, rng: Rng) -> Tensor:

@@ -1,0 +1,79 @@
+"""The checkpoints of a training worker: written while it trains, and resumed from."""
+
+from __future__ import annotations
+
+from sfumato.core.progress import Progress
+from sfumato.errors import CheckpointError
+from sfumato.runtime.training.rank import Rank
+from sfumato.runtime.training.reading import Reading
+from sfumato.runtime.training.reporting import Reporter
+from sfumato.training import checkpoint as checkpoints
+from sfumato.training.loop import Trainer
+from sfumato.training.resume import newest_whole
+from sfumato.training.store import open_store
+
+
+class RunCheckpoints:
+    """Every rank has one and calls it alike."""
+
+    def __init__(self, rank: Rank, reporter: Reporter, reading: Reading, trainer: Trainer) -> None:
+        self._rank, self._reporter, self._reading, self._trainer = rank, reporter, reading, trainer
+        recipe = rank.recipe
+        self._store = open_store(rank.job.checkpoint_uri(recipe))
+        self._writer = checkpoints.Writer(
+            self._store,
+            keep=recipe.train.checkpoint.keep,
+            recipe_digest=recipe.digest(),
+            strategy=recipe.parallel.strategy,
+            scratch=rank.scratch,
+            recipe=recipe.counted(),
+            keep_every=recipe.train.checkpoint.keep_every,
+        )
+        self._at = 0
+
+    def resume(self) -> int:
+        """Load the newest whole checkpoint, the same on every rank; the images it stands at, 0 without one.
+
+        Raises CheckpointError for one of another recipe.
+        """
+        self._writer.wait()
+        rank, scratch = self._rank, self._rank.scratch
+        saved = newest_whole(self._store, scratch, rank.ranks)
+        if saved is None:
+            self._writer.goes_on_from(0)
+            return 0
+        checkpoints.check_recipe(self._store, saved, rank.recipe.digest(), rank.recipe)
+        stored = checkpoints.tensors(self._store, saved, scratch)
+        rank.strategy.load(stored)
+        self._trainer.resume(saved.manifest.images, saved.manifest.step, stored)
+        self._store.drop_copies(saved.name, scratch)
+        self._writer.goes_on_from(saved.images)
+        self._at = saved.images
+        self._reporter.note(f"training goes on from the checkpoint at {saved.images:,} images")
+        return saved.images
+
+    def save(self, progress: Progress) -> None:
+        """Start to write one; waits only for the one before."""
+        self._at = progress.images
+        self._trainer.log()
+        self._reading.list_skipped()
+        state = {**self._rank.strategy.state(), **self._trainer.state()}
+        self._writer.save(state, images=progress.images, step=progress.step)
+        self._reporter.failures(self._writer.failures)
+
+    def save_once(self, progress: Progress) -> None:
+        """As `save`, where there is none of the same images yet."""
+        if self._at != progress.images:
+            self.save(progress)
+
+    def save_now(self, progress: Progress) -> None:
+        """As `save_once`, and wait until it counts."""
+        self.save_once(progress)
+        self._writer.wait()
+
+    def close(self, progress: Progress) -> None:
+        """Wait for the last one. Raises CheckpointError where the run's end could not be written."""
+        self._writer.close()
+        self._reporter.failures(self._writer.failures)
+        if self._writer.failures and self._writer.reached < progress.images:
+            raise CheckpointError(self._writer.failures[-1])

@@ -1,0 +1,48 @@
+"""What a training worker tells: figures to MLflow and the board, notes to the user. Rank 0 alone speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sfumato.core.progress import Progress
+from sfumato.errors import Interrupted
+from sfumato.runtime.training.progress_actor import BoardHandler
+from sfumato.runtime.training.rank import Rank
+
+
+class Reporter:
+    """Every rank has one and calls it alike."""
+
+    def __init__(self, rank: Rank) -> None:
+        leads = rank.ranks.leads
+        self._folder, self._board, self._leads = rank.folder, rank.job.board, leads
+        self._token = rank.folder.claim() if leads else ""
+        self._handler = BoardHandler(rank.job.board) if leads else None
+        self._failures: set[str] = set()
+        self.tracker = rank.job.tracker.open() if leads else None
+        self.attempt = rank.ranks.agree(self._token)
+        """Tells this group of workers from those before it, on every rank."""
+
+    def progress(self, progress: Progress, metrics: dict[str, float]) -> None:
+        """Raises Interrupted where a later attempt has taken over the run."""
+        if self.tracker is None:
+            return
+        if not self._folder.holds(self._token):
+            raise Interrupted("another process has taken over this run")
+        self.tracker.metrics(metrics, step=progress.images)
+        self._board.progress.remote(progress.images, progress.total_images, metrics)
+
+    def note(self, text: str) -> None:
+        if self._leads and text:
+            self._board.note.remote(text)
+
+    def failures(self, failures: Sequence[str]) -> None:
+        """What could not be written, each once."""
+        for failure in failures:
+            if failure not in self._failures:
+                self._failures.add(failure)
+                self.note(f"{failure}; what was written before it stays, training goes on")
+
+    def close(self) -> None:
+        if self.tracker is not None:
+            self.tracker.close()
