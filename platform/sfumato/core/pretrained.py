@@ -153,11 +153,13 @@ class Pretrained(Reference):
         """
         kind, place = self.source
         if self.model is None:
-            raise ConfigError(
-                f"{kind}: {place!r} has not been looked up"
-                if kind == "run"
-                else f"{kind}: {place!r} is no run of Sfumato; name one in run"
-            )
+            if kind != "run":
+                reason = "is no run of Sfumato; name one in run"
+            elif self.digest is None:
+                reason = "has not been looked up"
+            else:
+                reason = "is of a family outside Sfumato, whose code is not run for it; use a built-in one"
+            raise ConfigError(f"{kind}: {place!r} {reason}")
         config = card_config(self.model, find, "model.config")
         family = config.build(self.model.data)
         name = self.network or next(iter(family.samplers))

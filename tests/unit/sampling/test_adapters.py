@@ -45,7 +45,7 @@ def moved_by_one_step(config: OnPretrained) -> Single:
     """A strategy whose adapter is no longer what it was built with."""
     strategy = Single(Placement())
     install(config.build(DATA), strategy, seed=0)
-    for step in range(2):
+    for _ in range(2):
         nets = strategy.view("network")
         found = nets["network"](torch.ones(2, 1, 8, 8, dtype=torch.bfloat16), torch.zeros(2)).sample
         strategy.backward("network", found.float().square().mean())
@@ -79,7 +79,7 @@ def test_training_leaves_the_base_alone_and_averages_share_it(base: Path) -> Non
     layers = [m for m in nets["network"].modules() if hasattr(m, "lora_up")]
     assert layers and all(m.training and m.drop.training for m in layers)
     strategy.view("network")
-    with strategy.whole(["ema"]):
+    with strategy.gathered(["ema"]):
         assert not any(m.training for m in layers)
 
 
@@ -106,7 +106,7 @@ def test_a_base_that_moved_is_named_and_another_one_is_refused(base: Path, tmp_p
     assert "\n" not in str(told.value)
     assert (sfumato.load(folder, trust=True, base=tmp_path / "moved").sample(2) == images).all()
     save_unet(base, seed=1)
-    with pytest.raises(CheckpointError, match="is not the content that this .* was started with"):
+    with pytest.raises(CheckpointError, match=r"is not the content that this .* was started with"):
         Generator.load(folder, trust=True)
 
 

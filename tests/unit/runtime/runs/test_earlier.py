@@ -14,12 +14,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 from torch import nn
+from typer.testing import CliRunner
 
 from sfumato import recipe as recipes
+from sfumato.cli import app
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.recipe import Recipe
 from sfumato.runtime.commands import stages
-from sfumato.runtime.commands.sample import draw, export
+from sfumato.runtime.commands.sample import export
 from sfumato.runtime.runs import earlier
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder
@@ -157,8 +159,9 @@ def test_a_checkpoint_says_which_recipe_wrote_it(earlier_run: EarlierRun, tmp_pa
 def test_an_old_model_draws_the_same_images_and_is_exported(earlier_run: EarlierRun, tmp_path: Path) -> None:
     run = earlier_run("runs", tmp_path)
     display = Display(Console(file=io.StringIO()))
-    request = {"num": 6, "seed": 5, "batch_size": None, "overwrite": False, "device": "cpu"}
-    out = _drawn(run, tmp_path, display, **request)
+    out = tmp_path / "drawn"
+    command = ["sample", str(run), "--num", "6", "--seed", "5", "--device", "cpu", "--out", str(out)]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
     for before in sorted((OLD / "samples").glob("0*.png")):
         now, then = (np.asarray(Image.open(path), np.int16) for path in (out / before.name, before))
         assert np.abs(now - then).max() <= (0 if SAME_ARITHMETIC else 1), before.name
@@ -174,7 +177,3 @@ def test_an_old_checkpoint_is_exported(earlier_run: EarlierRun, tmp_path: Path) 
     display = Display(Console(file=io.StringIO()))
     export(str(checkpoint), tmp_path / "half", kind="safetensors", root=tmp_path, display=display)
     assert Generator.load(tmp_path / "half").images == 320
-
-
-def _drawn(run: Path, root: Path, display: Display, **request: object) -> Path:
-    return draw(str(run), root / "drawn", label=None, options={}, root=root, display=display, **request)  # type: ignore[arg-type]
