@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from sfumato.errors import CapabilityError, SfumatoError
+from sfumato.evaluation.block_plan import BlockPlan
 from sfumato.evaluation.blocks import BlockMaker, FeatureBlock, Task
 from sfumato.evaluation.config import AUTO, EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation, Opened
 from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.metric_inputs import Prepared
 from sfumato.evaluation.metrics.metric import PairMetric
-from sfumato.evaluation.plan import BlockPlan
 from sfumato.evaluation.source import SampleSource
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from sfumato.evaluation.block_plan import BlockPlan, plan_blocks
 from sfumato.evaluation.block_workers import actors_for, make_missing
 from sfumato.evaluation.checks import check_comparable, check_enough, narrowed, selected
 from sfumato.evaluation.compute import measure
@@ -19,7 +20,6 @@ from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.metric_inputs import Setting
 from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
 from sfumato.evaluation.pictures import write_neighbours, write_preview
-from sfumato.evaluation.plan import BlockPlan, plan_blocks
 from sfumato.evaluation.reference_features import reference_features
 from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.report import TERMS, EvaluationReport

@@ -17,7 +17,7 @@ from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.sweep import prepare
-from sfumato.runtime.sweep.plan import SweepPlan
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.tuning.config import PbtSettings, TuneSettings
 from sfumato.tuning.journal import Journal, Trial
 

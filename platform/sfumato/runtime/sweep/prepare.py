@@ -12,7 +12,7 @@ from sfumato.core.family import Trainable
 from sfumato.errors import ConfigError
 from sfumato.evaluation.metrics import all_metrics, all_pair_metrics
 from sfumato.recipe import Recipe
-from sfumato.runtime.sweep.plan import SweepPlan
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.tuning import fields
 from sfumato.tuning import space as spaces
 from sfumato.tuning.config import AshaSettings, MedianSettings, NoScheduler, PbtSettings, TuneSettings

@@ -8,8 +8,8 @@ from typing import Any
 
 from ray.tune import Callback
 
-from sfumato.runtime.sweep.plan import SweepPlan
 from sfumato.runtime.sweep.screen import Screen
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.runtime.sweep.training import FAILURE
 from sfumato.runtime.sweep.trial import values_of
 from sfumato.tuning.journal import Journal

@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 
-from sfumato.runtime.sweep.plan import SweepPlan
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.runtime.sweep.training import PROGRESS
 from sfumato.tuning import table
 from sfumato.tuning.journal import Journal, Trial, best_of

@@ -6,8 +6,8 @@ from typing import Any
 
 from ray.tune import Stopper
 
-from sfumato.runtime.sweep.plan import SweepPlan
 from sfumato.runtime.sweep.progress import Progress
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.tuning.config import BudgetSettings
 
 

@@ -16,9 +16,9 @@ from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import prepared
-from sfumato.runtime.sweep import on_ray, prepare, report
+from sfumato.runtime.sweep import on_ray, prepare, results
 from sfumato.runtime.sweep.on_ray import Sweep
-from sfumato.runtime.sweep.plan import PLAN, SweepPlan, changes_for, sweep_folder
+from sfumato.runtime.sweep.sweep_plan import PLAN, SweepPlan, changes_for, sweep_folder
 from sfumato.tracking.run import Tracker
 from sfumato.tracking.start import DatasetInfo
 from sfumato.tuning.config import TuneSettings
@@ -70,12 +70,12 @@ def run(
     with _tracked(plan, recipe, tune, manifest, root) as tracker:
         plan = replace(plan, parent=tracker.run_id)
         plan.save()
-        report.log_space(tracker, plan, tune)
+        results.log_space(tracker, plan, tune)
         try:
             on_ray.run(Sweep(plan, recipe, tune, manifest, journal), display)
         finally:
-            report.close_trials(plan, recipe, journal)
-        result = report.finish(plan, recipe, tune, journal, tracker)
+            results.close_trials(plan, recipe, journal)
+        result = results.finish(plan, recipe, tune, journal, tracker)
     if best_of(journal.in_order(), plan.mode) is None:
         reasons = {f"trial {t.number}: {t.reason}" for t in journal.in_order() if t.status == "failed"}
         raise TrainingError("no trial produced a result\n" + "\n".join(sorted(reasons)))

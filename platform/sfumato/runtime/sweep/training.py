@@ -22,7 +22,7 @@ from sfumato.runtime.runs.child import Child
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import open_session, prepared
-from sfumato.runtime.sweep.plan import SweepPlan
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.runtime.training.controller_handle import unpacked
 from sfumato.runtime.training.progress_actor import Snapshot
 from sfumato.runtime.training.validation import read_records

@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from sfumato.errors import CheckpointError
-from sfumato.runtime.sweep.plan import SweepPlan
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.runtime.sweep.training import TrialRun, forget_reports, recipe_of, wait_for_former
 from sfumato.training import hand_over
 from sfumato.training.store import open_store

@@ -11,8 +11,8 @@ import yaml
 
 from sfumato.recipe import Recipe
 from sfumato.runtime.commands.evaluate import tracker_handle
-from sfumato.runtime.sweep.plan import SweepPlan
 from sfumato.runtime.sweep.prepare import lookup
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.tracking.run import Status, Tracker
 from sfumato.tuning import fields, importance, plots
 from sfumato.tuning.config import TuneSettings
