@@ -25,9 +25,9 @@ help: ## Show what can be made
 demo: $(VENV)/.runtime ## Train, evaluate and track a generator of handwritten digits
 	@$(BIN)/sfumato run pipelines/digits/ddpm.yaml
 
-# A file's tests stay together, for their fixtures; the long files come first in the alphabet of folders.
+# A file's tests stay together, for their fixtures, and those that use Ray, for one cluster (tests/conftest.py).
 test: $(VENV)/.dev ## Run the test suite (ARGS="-k name" to choose)
-	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes: lost drivers and nodes, hangs, ctrl-C
 	@$(BIN)/python -m pytest -m slow $(ARGS)

@@ -40,6 +40,57 @@ import torch
 torch.set_num_threads(1)
 
 
+# What takes longest starts first, so that nobody waits for it in the end.
+_LONGEST = (
+    "ray",
+    "tests/integration/test_jobs.py",
+    "tests/integration/test_train_failures.py",
+    "tests/e2e/test_digits.py",
+    "tests/parity/",
+    "tests/integration/",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups for xdist's `--dist loadgroup`: tests of a file stay together, for their fixtures, and all files
+    that use `ray_local` are one group, which starts one cluster. A test may name a group of its own."""
+    on_ray = {item.path for item in items if "ray_local" in getattr(item, "fixturenames", ())}
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            file = item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else file))
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    """Where a test stands among those that take long."""
+    mark = item.get_closest_marker("xdist_group")
+    group = mark.args[0] if mark is not None and mark.args else ""
+    found = (n for n, start in enumerate(_LONGEST) if group == start or item.nodeid.startswith(start))
+    return next(found, len(_LONGEST))
+
+
+@pytest.fixture
+def sfumato_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """A command in this process and folder: (status, standard output, standard error).
+
+    A test uses it wherever start-up, signals and the end of a process are not what it is about.
+    """
+    from sfumato import cli
+
+    def called(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sfumato", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return called
+
+
 @pytest.fixture(scope="session")
 def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The private cluster that commands open, with four logical CPUs: two workers leave Ray Data some."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from members import DATA, MEMBERS, PROGRESS, ROWS, Nets, batch, build, view
+from members import DATA, MEMBERS, ROWS, Nets, batch, build, progress_of, view
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -162,8 +162,8 @@ def test_training_keeps_to_the_device(family: Family, nets: Nets) -> None:
                 with torch.no_grad():
                     family.initialise(view(nets, None), rows(), rng)
             with torch.no_grad():
-                prepared = family.prepare(view(nets, None), rows(), PROGRESS, rng)
-            out = phase.loss(view(nets, phase.trains), prepared, PROGRESS, rng)
+                prepared = family.prepare(view(nets, None), rows(), progress_of(family, DEVICE), rng)
+            out = phase.loss(view(nets, phase.trains), prepared, progress_of(family, DEVICE), rng)
             out.loss_B.mean().backward()
             means = Means()
             for name, value in {"loss": out.loss_B, **out.metrics}.items():
@@ -179,7 +179,9 @@ def test_likelihood_keeps_to_the_device(family: Family, nets: Nets) -> None:
     if not isinstance(family, HasLikelihood):
         pytest.skip("a likelihood is optional (core.family.HasLikelihood), and this member has none")
     with TwoDevices():
-        bits = family.bits_per_dim(used(family, nets), rows(), PROGRESS, SampleRng(1, range(ROWS)))
+        bits = family.bits_per_dim(
+            used(family, nets), rows(), progress_of(family, DEVICE), SampleRng(1, range(ROWS))
+        )
     assert bits.device == DEVICE
 
 
@@ -191,13 +193,20 @@ def test_sampling_keeps_to_the_device(config: FamilyConfig, family: Family, nets
     for conditions in (given, {}):
         request = SampleRequest(num=ROWS, conditions=conditions, options=config.sampling)
         with TwoDevices(), suppress(() if conditions else ConfigError):  # some ask for labels
-            images = family.sample(used(family, nets), request, PROGRESS, SampleRng(7, range(ROWS)))
+            images = family.sample(
+                used(family, nets), request, progress_of(family, DEVICE), SampleRng(7, range(ROWS))
+            )
             assert images.device == DEVICE and images.shape == (ROWS, *DATA.shape)
     if isinstance(family, HasLatent):
         request = SampleRequest(num=ROWS, conditions=given, options=config.sampling)
         with TwoDevices():
-            z_ND = family.latents(used(family, nets), config.sampling, PROGRESS, SampleRng(7, range(ROWS)))
-            assert family.decode_latents(used(family, nets), z_ND, request, PROGRESS).device == DEVICE
+            z_ND = family.latents(
+                used(family, nets), config.sampling, progress_of(family, DEVICE), SampleRng(7, range(ROWS))
+            )
+            assert (
+                family.decode_latents(used(family, nets), z_ND, request, progress_of(family, DEVICE)).device
+                == DEVICE
+            )
 
 
 @torch.no_grad()
@@ -205,5 +214,7 @@ def test_reconstruction_keeps_to_the_device(family: Family, nets: Nets) -> None:
     if not isinstance(family, Reconstructs):
         pytest.skip("reconstruction is optional (core.family.Reconstructs), and this member has none")
     with TwoDevices():
-        images = family.reconstruct(used(family, nets), rows(), PROGRESS, SampleRng(1, range(ROWS)))
+        images = family.reconstruct(
+            used(family, nets), rows(), progress_of(family, DEVICE), SampleRng(1, range(ROWS))
+        )
     assert images.device == DEVICE

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from members import DATA, MEMBERS, PROGRESS, ROWS, Nets, batch, build, view
+from members import DATA, MEMBERS, PROGRESS, ROWS, Nets, batch, build, progress_of, view
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ from sfumato.core.family import (
 )
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
+from sfumato.core.state import initial
 from sfumato.errors import CapabilityError
 from sfumato.layers.batch_norm import BatchNorm
 from sfumato.sampling.generator import Generator
@@ -59,8 +60,8 @@ def noise(*pieces: Piece, phase: str, images: int = 64) -> StreamRng:
 
 def loss_of(family: Family, nets: Nets, phase: Phase, rows: Mapping[str, Tensor], rng: StreamRng) -> Tensor:
     with torch.no_grad():
-        prepared = family.prepare(view(nets, None), rows, PROGRESS, rng)
-    return phase.loss(view(nets, phase.trains), prepared, PROGRESS, rng).loss_B
+        prepared = family.prepare(view(nets, None), rows, progress_of(family), rng)
+    return phase.loss(view(nets, phase.trains), prepared, progress_of(family), rng).loss_B
 
 
 def skip_where_rows_are_coupled(nets: Nets) -> None:
@@ -110,7 +111,10 @@ def test_losses_have_one_finite_value_a_row(family: Family, nets: Nets) -> None:
     for phase in family.phases:
         rng = noise(Piece(0, 0, ROWS), phase=phase.name)
         out = phase.loss(
-            view(nets, phase.trains), family.prepare(nets, batch(), PROGRESS, rng), PROGRESS, rng
+            view(nets, phase.trains),
+            family.prepare(nets, batch(), progress_of(family), rng),
+            progress_of(family),
+            rng,
         )
         assert out.loss_B.shape == (ROWS,)
         assert out.loss_B.isfinite().all()
@@ -184,7 +188,7 @@ def test_prepare_changes_neither_batch_nor_networks(family: Family, nets: Nets) 
     rows, kept = batch(), batch()
     state = {name: copy.deepcopy(net.state_dict()) for name, net in nets.items()}
     first, second = (
-        family.prepare(nets, rows, PROGRESS, noise(Piece(0, 0, ROWS), phase="p")) for _ in range(2)
+        family.prepare(nets, rows, progress_of(family), noise(Piece(0, 0, ROWS), phase="p")) for _ in range(2)
     )
     assert all(torch.equal(rows[key], kept[key]) for key in kept)
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -197,7 +201,10 @@ def draw(config: FamilyConfig, family: Family, nets: Nets, indices: range) -> Te
     request = SampleRequest(num=len(indices), conditions=conditions, options=config.sampling)
     with torch.no_grad():
         return family.sample(
-            {name: nets[name].eval() for name in family.samplers}, request, PROGRESS, SampleRng(7, indices)
+            {name: nets[name].eval() for name in family.samplers},
+            request,
+            progress_of(family),
+            SampleRng(7, indices),
         )
 
 
@@ -242,11 +249,11 @@ def test_reconstructions_are_images_each_of_its_own_row(family: Family, nets: Ne
     if not isinstance(family, Reconstructs):
         pytest.skip("reconstruction is optional (core.family.Reconstructs), and this member has none")
     rows = batch()
-    images = family.reconstruct(used(family, nets), rows, PROGRESS, SampleRng(1, range(ROWS)))
+    images = family.reconstruct(used(family, nets), rows, progress_of(family), SampleRng(1, range(ROWS)))
     assert images.shape == rows["image"].shape
     assert images.isfinite().all() and images.abs().max() <= 1
     one = {key: value[1:2] for key, value in rows.items()}
-    alone = family.reconstruct(used(family, nets), one, PROGRESS, SampleRng(1, range(1, 2)))
+    alone = family.reconstruct(used(family, nets), one, progress_of(family), SampleRng(1, range(1, 2)))
     torch.testing.assert_close(alone, images[1:2], rtol=1e-4, atol=1e-5)
 
 
@@ -260,10 +267,10 @@ def test_what_a_latent_decodes_to_is_what_is_sampled(
     request = SampleRequest(num=ROWS, conditions=conditions, options=config.sampling)
     chosen = {name: nets[name].eval() for name in family.samplers}
     with torch.no_grad():
-        sampled = family.sample(chosen, request, PROGRESS, SampleRng(3, range(ROWS)))
-        z_ND = family.latents(chosen, config.sampling, PROGRESS, SampleRng(3, range(ROWS)))
-        decoded = family.decode_latents(chosen, z_ND, request, PROGRESS)
-        moved = family.decode_latents(chosen, z_ND + 1e-3, request, PROGRESS)
+        sampled = family.sample(chosen, request, progress_of(family), SampleRng(3, range(ROWS)))
+        z_ND = family.latents(chosen, config.sampling, progress_of(family), SampleRng(3, range(ROWS)))
+        decoded = family.decode_latents(chosen, z_ND, request, progress_of(family))
+        moved = family.decode_latents(chosen, z_ND + 1e-3, request, progress_of(family))
     assert z_ND.shape[0] == ROWS
     # A sample may be rounded to a level, which its latent's image is not.
     torch.testing.assert_close(decoded, sampled, rtol=0, atol=0.5 / 127.5 + 1e-6)
@@ -274,10 +281,10 @@ def test_bits_per_dim_are_of_each_row(family: Family, nets: Nets) -> None:
     if not isinstance(family, HasLikelihood):
         pytest.skip("a likelihood is optional (core.family.HasLikelihood), and this member has none")
     rows = batch()
-    bits = family.bits_per_dim(used(family, nets), rows, PROGRESS, SampleRng(1, range(ROWS)))
+    bits = family.bits_per_dim(used(family, nets), rows, progress_of(family), SampleRng(1, range(ROWS)))
     assert bits.shape == (ROWS,) and bits.isfinite().all() and (bits > 0).all()
     one = {key: value[1:2] for key, value in rows.items()}
-    alone = family.bits_per_dim(used(family, nets), one, PROGRESS, SampleRng(1, range(1, 2)))
+    alone = family.bits_per_dim(used(family, nets), one, progress_of(family), SampleRng(1, range(1, 2)))
     torch.testing.assert_close(alone, bits[1:2], rtol=1e-4, atol=1e-5)
 
 
@@ -294,7 +301,10 @@ def test_a_likelihood_says_what_it_is_of(family: Family, nets: Nets) -> None:
             weight.add_(0.05)
     one, two = (
         family.bits_per_dim(
-            used(family, nets), {**batch(), "image": value / 127.5 - 1}, PROGRESS, SampleRng(1, range(ROWS))
+            used(family, nets),
+            {**batch(), "image": value / 127.5 - 1},
+            progress_of(family),
+            SampleRng(1, range(ROWS)),
         )
         for value in (byte, moved)
     )
@@ -313,14 +323,23 @@ def test_a_model_folder_keeps_the_model(
     config: FamilyConfig, family: Family, nets: Nets, tmp_path: Path
 ) -> None:
     states = {name: nets[name].state_dict() for name in family.samplers}
-    save_model_folder(tmp_path / "model", config, DATA, states, name="tiny", progress=PROGRESS)
+    save_model_folder(tmp_path / "model", config, DATA, states, name="tiny", progress=progress_of(family))
     loaded = Generator.load(tmp_path / "model")
-    assert (loaded.config, loaded.data, loaded.progress, loaded.name) == (config, DATA, PROGRESS, "tiny")
+    assert (loaded.config, loaded.data, loaded.progress, loaded.name) == (
+        config,
+        DATA,
+        progress_of(family),
+        "tiny",
+    )
+    for name, value in initial(family).items():
+        assert torch.equal(loaded.progress.state[name], value), name
     for name, state in states.items():
         found = loaded.nets[name].state_dict()
         assert found.keys() == state.keys()
         assert all(torch.equal(found[key], value) for key, value in state.items())
     if not config.samples(DATA):
         return
-    kept = Generator(config, DATA, {name: nets[name] for name in family.samplers}, progress=PROGRESS)
+    kept = Generator(
+        config, DATA, {name: nets[name] for name in family.samplers}, progress=progress_of(family)
+    )
     assert (loaded.sample(3, seed=2) == kept.sample(3, seed=2)).all()

@@ -17,10 +17,9 @@ from PIL import Image
 from repository import DIGITS
 
 import sfumato
-from sfumato import cli
 from sfumato.data.format.manifest import Manifest
 from sfumato.families.diffusion import Config
-from sfumato.runtime.runs.resolve import model_of
+from sfumato.runtime.runs.targets import model_of
 from sfumato.sampling.model_files import read_card
 
 RECIPE = DIGITS
@@ -72,17 +71,9 @@ def run(project: Path) -> dict:
 
 
 @pytest.fixture
-def call(run: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def call(run: dict, sfumato_here):
     """A command in this process: (status, standard output, standard error)."""
-
-    def called(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sfumato", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return called
+    return sfumato_here
 
 
 def test_the_run_leaves_everything_behind(run: dict, project: Path) -> None:

@@ -17,6 +17,12 @@ from typing import ClassVar
 import pytest
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of references, and the classifier that makes them, trained once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 class S3Server:
     """A real S3 server (SeaweedFS) on loopback, with one bucket, `data`."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from sfumato import cli
 from sfumato.evaluation.compare.figures import pareto_front
 from sfumato.evaluation.compare.study import questions
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.images import open_images
-from sfumato.evaluation.stage import evaluate_images
+from sfumato.evaluation.stage import evaluate
 
 SETTINGS = EvaluateSettings(
     actors=0, samples=400, feature_options={"classifier": {"seen": 4000, "base": 8, "dim": 16}}
@@ -41,30 +40,24 @@ def project(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Three evaluations: two of nearly the same quality and one that is clearly worse."""
     root = tmp_path_factory.mktemp("project")
     for name, noise in (("clean", 2.0), ("alike", 3.0), ("noisy", 60.0)):
-        evaluate_images(
-            SETTINGS,
-            images=open_images(str(noisy_digits(root / "images" / name, noise))),
-            reference=open_images(str(digits_data)),
-            out=root / name,
-            cache=root / "runs" / ".cache",
+        evaluate(
+            Evaluation.of_images(
+                SETTINGS,
+                images=open_images(str(noisy_digits(root / "images" / name, noise))),
+                reference=open_images(str(digits_data)),
+                out=root / name,
+                cache=root / "runs" / ".cache",
+            )
         )
     return root
 
 
 @pytest.fixture
-def call(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def call(project: Path, monkeypatch: pytest.MonkeyPatch, sfumato_here: Any) -> Any:
     """A command in the project's folder: (status, standard output, standard error)."""
     monkeypatch.chdir(project)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def called(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sfumato", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return called
+    return sfumato_here
 
 
 def test_the_worse_run_is_told_from_the_best_and_its_equal_is_not(call: Any) -> None:
@@ -111,12 +104,14 @@ def test_the_page_needs_nothing_but_itself_and_says_everything(call: Any, projec
 def test_evaluations_that_do_not_compare_are_said_and_nothing_is_best(
     call: Any, project: Path, digits_data: Path
 ) -> None:
-    evaluate_images(
-        SETTINGS.model_copy(update={"samples": 200}),
-        images=open_images(str(project / "images" / "clean")),
-        reference=open_images(str(digits_data)),
-        out=project / "half",
-        cache=project / "runs" / ".cache",
+    evaluate(
+        Evaluation.of_images(
+            SETTINGS.model_copy(update={"samples": 200}),
+            images=open_images(str(project / "images" / "clean")),
+            reference=open_images(str(digits_data)),
+            out=project / "half",
+            cache=project / "runs" / ".cache",
+        )
     )
     status, out, err = call("compare", "clean", "half", "--json")
     assert status == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import yaml
 from mlflow import MlflowClient
 from repository import DIGITS
 
-from sfumato import cli
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.evaluation.report import read_report
 from sfumato.families.diffusion import Config
@@ -84,15 +82,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def call(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def call(project: Path, sfumato_here: Any) -> Any:
     """`sfumato run pipeline.yaml`: (status, JSON, standard error)."""
 
     def called(*arguments: str) -> tuple[int, dict[str, Any], str]:
-        monkeypatch.setattr(sys, "argv", ["sfumato", "run", "pipeline.yaml", "--json", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), json.loads(out), err
+        status, out, err = sfumato_here("run", "pipeline.yaml", "--json", *arguments)
+        return status, json.loads(out), err
 
     return called
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from train_runs import TIMEOUT_S, assert_model_is, reference, sfumato, write_recipe
+import pytest
+from train_runs import assert_model_is, reference, write_recipe
 
 
-def test_no_read_tasks(digits_data: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray_local")
+def test_no_read_tasks(
+    digits_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sfumato_here: Callable[..., tuple[int, str, str]],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     train = {"images": 3_000, "checkpoint": {"every": 1_500}}
     path = write_recipe(tmp_path, digits_data, train=train, data={"read_tasks": 0})
-    with sfumato(tmp_path, "train", str(path)) as process:
-        _, said = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, said
+    status, _, said = sfumato_here("train", str(path))
+    assert status == 0, said
     assert_model_is(tmp_path, reference(tmp_path, digits_data, **train))

@@ -22,7 +22,8 @@ from sfumato.evaluation.metrics.frechet import frechet_distance, root_trace
 from sfumato.evaluation.metrics.frechet_infinity import extrapolate
 from sfumato.evaluation.metrics.inception_score import inception_scores
 from sfumato.evaluation.metrics.kid import kernel_distance, subset_distances
-from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions, MetricSettings, reported_name
+from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions, reported_name
+from sfumato.evaluation.metrics.settings import settings_class
 from sfumato.evaluation.statistics import Moments
 
 Singles = NDArray[np.float32]
@@ -141,7 +142,7 @@ def test_the_kernel_distance_equals_a_double_loop() -> None:
 def test_kid_equals_torch_fidelity_subset_by_subset(most: int) -> None:
     """In one pass over all pairs, and where there are too many, over those of each subset."""
     x, y = gaussian(0, 900, 128), gaussian(1, 700, 128, 0.9, 0.1)
-    settings = MetricSettings(kid_subsets=8, kid_subset_size=600, kid_all_samples=most)
+    settings = settings_class()(kid_subsets=8, kid_subset_size=600, kid_all_samples=most)
     theirs = kid_features_to_metric(
         torch.from_numpy(x),
         torch.from_numpy(y),

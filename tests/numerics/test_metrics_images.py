@@ -14,7 +14,8 @@ from sfumato.core.batch import DataSpec
 from sfumato.errors import DataError
 from sfumato.evaluation.metrics import all_metrics, all_pair_metrics
 from sfumato.evaluation.metrics.clip_score import clip_scores
-from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions, MetricSettings
+from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
+from sfumato.evaluation.metrics.settings import settings_class
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 
 
@@ -92,7 +93,7 @@ def test_the_classification_score_sees_wrong_labels_and_lost_variety() -> None:
     images, labels = digits()
     test, train = slice(0, 400), slice(700, 1797)
     real = with_images(images[test], labels[test])
-    options = MetricOptions(settings=MetricSettings(cas_seen=2500))
+    options = MetricOptions(settings=settings_class()(cas_seen=2500))
     metric = all_metrics()["classification_score"]
     good = metric.compute(real, with_images(images[train], labels[train]), options)
     assert good.value > 0.85
@@ -115,7 +116,7 @@ def test_the_classification_score_names_what_it_lacks() -> None:
         DataError, match=r"needs 10 samples of a class or more, class \d has \d: raise evaluate\.sam"
     ):
         metric.compute(real, few, MetricOptions())
-    short = MetricOptions(settings=MetricSettings(cas_seen=128))
+    short = MetricOptions(settings=settings_class()(cas_seen=128))
     assert metric.compute(real, real, short).value == metric.compute(real, real, short).value
     with pytest.raises(DataError, match="class-conditional model"):
         metric.compute(real, dataclasses.replace(few, label_N=None), MetricOptions())

@@ -19,10 +19,11 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.rng import seeded
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.latents import PathSettings, interpolated
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.lpips import Lpips, load
-from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions, MetricSettings
-from sfumato.evaluation.metrics.path_length import Ruler, interpolated, trimmed
+from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
+from sfumato.evaluation.metrics.path_length import Ruler, trimmed
 from sfumato.evaluation.source import LatentGenerator
 from sfumato.families.gan.config import DcganConfig, GanConfig
 from sfumato.sampling.generator import Generator
@@ -99,7 +100,7 @@ def test_the_path_length_equals_torchmetrics(
     from sfumato.core.seeds import derive
 
     model = gan()
-    settings = MetricSettings(path_sampling=sampling, path_interpolation=how)
+    settings = PathSettings(path_sampling=sampling, path_interpolation=how)
     source = LatentGenerator(model, {}, "cpu", None)  # type: ignore[arg-type]
     ours = Ruler.of(settings).lengths(*source.steps(0, seed=5, labels_B=None, settings=settings))
 
@@ -135,7 +136,7 @@ def test_the_mean_leaves_the_ends_out_and_has_a_trimmed_means_error() -> None:
 
 
 def test_a_model_that_does_not_move_has_length_nothing_and_a_livelier_one_is_longer() -> None:
-    settings = MetricSettings()
+    settings = PathSettings()
     found = []
     for factor in (0.0, 0.2, 1.0):
         model = gan()
@@ -153,7 +154,7 @@ def test_what_it_needs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     (small,) = metric.problems(DataSpec(3, 28, 28))
     assert small == "lpips needs images of 31x31 or more, this data is 28x28: leave it out"
     settings = EvaluateSettings(metrics=metric.name, features="efficientnet_lite0")
-    assert settings.select(SPEC, conditional=False, latent=True).needs_paths
+    assert "latent_paths" in settings.select(SPEC, conditional=False, gives=lambda wanted: True).inputs
     with pytest.raises(
         ConfigError, match=r"needs a model with a latent vector \(gan, vae, flow\), and this one"
     ):

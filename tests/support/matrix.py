@@ -1,21 +1,19 @@
-"""Every member of every family under every strategy: which cases there are, and their results.
-
-All cases of one number of ranks run in the same processes, started once and lazily; a test looks up its
-case. Starting a process group costs more than training twenty tiny members.
-"""
+"""Every member of every family under every strategy: which cases there are, and their results."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from launch import launch_all
+from launch import launch
 from torch import Tensor
 
 from sfumato import families
 from sfumato.core.batch import DataSpec
+from sfumato.core.family import Phase
 from sfumato.errors import SfumatoError
 from sfumato.parallel import STRATEGIES, ParallelSettings
 from sfumato.training.capabilities import phase_problems
@@ -27,24 +25,23 @@ Member = tuple[str, str]
 
 
 @cache
-def members() -> list[Member]:
-    """(family, variant) of all that can be built for the digits without a file of the user's."""
-    found = []
+def _phases() -> dict[Member, Sequence[Phase]]:
+    """The phases of all that can be built for the digits without a file of the user's."""
+    found: dict[Member, Sequence[Phase]] = {}
     for family in families.names():
         for variant, config in families.config_class(family).variants().items():
-            try:
-                config.build(DIGITS)
-            except SfumatoError:
-                continue
-            found.append((family, variant))
+            with suppress(SfumatoError):
+                found[family, variant] = config.build(DIGITS).phases
     return found
 
 
-@cache
+def members() -> list[Member]:
+    """(family, variant) of those."""
+    return list(_phases())
+
+
 def refused(member: Member, strategy: str) -> list[str]:
-    family, variant = member
-    config = families.config_class(family).variants()[variant]
-    return phase_problems(config.build(DIGITS).phases, ParallelSettings(strategy=strategy))
+    return phase_problems(_phases()[member], ParallelSettings(strategy=strategy))
 
 
 def strategies() -> list[str]:
@@ -68,39 +65,27 @@ def cases(*, core: bool) -> list[tuple[str, Member]]:
 
 @dataclass
 class Matrix:
-    """Results of the cases, by strategy, member and number of ranks."""
+    """Results of cases; what one process computes is computed once for all strategies."""
 
     folder: Path
     data: Path
-    results: dict[tuple[str, Member, int], dict[str, Tensor] | str] = field(default_factory=dict)
+    references: dict[Member, dict[str, Tensor]] = field(default_factory=dict)
 
     def reference(self, member: Member) -> dict[str, Tensor]:
         """What a single process computes."""
-        return self.get("single", member, 1, [("single", each) for each in members()])
+        if member not in self.references:
+            self.references[member] = self.get("single", member, 1)
+        return self.references[member]
 
-    def get(
-        self, strategy: str, member: Member, world_size: int, together: list[tuple[str, Member]]
-    ) -> dict[str, Tensor]:
-        """The result of a case; the first call runs all of `together` on so many ranks."""
-        if (strategy, member, world_size) not in self.results:
-            wanted = [case for case in together if (*case, world_size) not in self.results]
-            found = launch_all(
-                self.folder / f"{len(self.results)}-{world_size}",
-                [self._case(*case) for case in wanted],
-                world_size=world_size,
-            )
-            self.results |= {(*case, world_size): result for case, result in zip(wanted, found, strict=True)}
-        result = self.results[strategy, member, world_size]
-        if isinstance(result, str):
-            raise AssertionError(f"{strategy} on {world_size} ranks: {member}: {result}")
-        return result
-
-    def _case(self, strategy: str, member: Member) -> dict[str, Any]:
+    def get(self, strategy: str, member: Member, world_size: int) -> dict[str, Tensor]:
+        """The result of a case on so many ranks."""
         family, variant = member
-        return {
-            "family": family,
-            "variant": variant,
-            "strategy": strategy,
-            "data": str(self.data),
-            "train": TRAIN,
-        }
+        return launch(
+            self.folder / f"{strategy}-{family}-{variant}-{world_size}",
+            world_size=world_size,
+            family=family,
+            variant=variant,
+            strategy=strategy,
+            data=str(self.data),
+            train=TRAIN,
+        )

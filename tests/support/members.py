@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,12 +13,19 @@ from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import EmaOf, Family
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
+from sfumato.core.state import initial
 
 DATA = DataSpec(channels=1, height=8, width=8, classes=("zero", "one", "two"))
 ROWS = 4
 PROGRESS = Progress(step=0, images=64, total_images=1_000, batch=ROWS)
 
 Nets = dict[str, nn.Module]
+
+
+def progress_of(family: Family, device: torch.device | str = "cpu") -> Progress:
+    """`PROGRESS`, with the first state of a family that has any."""
+    return replace(PROGRESS, state={name: value.to(device) for name, value in initial(family).items()})
+
 
 MEMBERS = [(name, member) for name in families.names() for member in families.config_class(name).variants()]
 

@@ -1,6 +1,7 @@
 """Fields of a configuration that hold one of several components: objectives, networks, losses, samplers.
 
-A component is a subclass of `Component`, alone in a module of its kind's folder, which it names by `COMPONENT`:
+A component is a subclass of `Component`, alone in a module of its kind's folder, which it names by
+`COMPONENT`:
 
     # networks/dit.py
     class DiTConfig(NetworkConfig):
@@ -11,15 +12,15 @@ A component is a subclass of `Component`, alone in a module of its kind's folder
 
     COMPONENT = DiTConfig
 
-The folder's `__init__` has what its components implement; every other module is one component, of the name that
-recipes choose it by. The configuration on top of them says:
+The folder's `__init__` has what its components implement; every other module is one component, of the name
+that recipes choose it by. The configuration on top of them says:
 
     NETWORKS = Components("sfumato.families.diffusion.networks", NetworkConfig, default="unet")
 
     network: Annotated[NetworkConfig, NETWORKS] = Field(UNetConfig(), description="...")
 
-Then a file in the folder is all that another component takes, and a recipe may name a class of the user's own by
-its import path, `kind: "my_package.my_module:MyNetwork"`. Modules are imported when they are chosen.
+Then a file in the folder is all that another component takes, and a recipe may name a class of the user's
+own by its import path, `kind: "my_package.my_module:MyNetwork"`. Modules are imported when they are chosen.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ UNKNOWN_KEY = "extra_forbidden"
 
 
 class Component(Config):
-    """What a recipe chooses by `kind`. One that is not built in leaves `kind` alone: it is its import path."""
+    """What a recipe chooses by `kind`; of one that is not built in it is the import path."""
 
     brief: ClassVar[bool] = False
     """Whether a bare name does for one without settings of its own; a base says it for all of its kind."""
@@ -68,8 +69,9 @@ C = TypeVar("C", bound=Component)
 class Components(Generic[C]):
     """The components of one kind, as the annotation of a field that holds one of them.
 
-    `package` is their folder, `base` what they derive from, `default` the name that a mapping without `kind`
-    means. Where the base is `brief`, a recipe may give a bare name, and one without settings is shown as that.
+    `package` is their folder, `base` what they derive from, `default` the name that a mapping without
+    `kind` means. Where the base is `brief`, a recipe may give a bare name, and one without settings is
+    shown as that.
     """
 
     def __init__(
@@ -232,7 +234,9 @@ def _told(item: ErrorDetails, kind: type[Config]) -> InitErrorDetails:
 
 
 def _plain(value: Component, info: core_schema.SerializationInfo) -> Any:
-    """A bare name, or all of it; of settings without their defaults the kind is left, which says whose they are."""
+    """A bare name, or all of it; of settings without their defaults the kind is left, which says whose they
+    are.
+    """
     if value.bare is not None:
         return value.bare
     if not info.exclude_defaults:

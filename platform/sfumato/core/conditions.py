@@ -120,7 +120,9 @@ def complete(source: Source, taken: Sequence[Condition], data: DataSpec) -> Sour
     """
     by_name = {condition.name: condition for condition in taken}
     by_name |= {NEGATIVE + condition.name: condition for condition in taken if condition.negative}
-    problems = [_unknown(name, list(by_name)) for name in source if name not in by_name]
+    if unknown := [_unknown(name, list(by_name)) for name in source if name not in by_name]:
+        raise ConfigError(*unknown)
+    problems: list[str] = []
     found = dict(source)
     for condition in taken:
         classes = classes_of(condition, data)
@@ -129,8 +131,7 @@ def complete(source: Source, taken: Sequence[Condition], data: DataSpec) -> Sour
         elif condition.required and condition.name not in source:
             problems.append(f"{condition.name}: this model needs one for every image ({_words(condition)})")
     for name, rows in found.items():
-        if name in by_name:
-            problems += _misfits(name, rows, by_name[name], classes_of(by_name[name], data))
+        problems += _misfits(name, rows, by_name[name], classes_of(by_name[name], data))
     if problems:
         raise ConfigError(*problems)
     return found

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from sfumato.core.batch import Batch, DataSpec, Texts
 from sfumato.core.conditions import Condition, Conditions
 from sfumato.core.config import Config, Neutral
-from sfumato.core.first_stage import StageSpec
 from sfumato.core.optimizer import OptimizerConfig
-from sfumato.core.pretrained import Weights
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.core.stored import StageSpec, Weights
 
 Nets = Mapping[str, nn.Module]
 

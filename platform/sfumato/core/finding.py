@@ -177,3 +177,23 @@ class Members(Generic[M]):
                     raise ValueError(f"{self.package} has two members called {member.name!r}")
                 found[member.name] = member
         return found
+
+    def imported(self, path: str, methods: Iterable[str]) -> M:
+        """The member of an import path: an instance, or a class that is made into one.
+
+        Raises ConfigError for something that has none of the `methods` that such members have.
+        """
+        found = imported(path)
+        member: M = found() if isinstance(found, type) else found
+        if not any(callable(getattr(member, method, None)) for method in methods):
+            raise ConfigError(f"{path!r} is none that can stand here; it needs {' or '.join(methods)}")
+        return member
+
+
+def unknown_names(field: str, names: Iterable[str], known: Mapping[str, object]) -> list[str]:
+    """One line for every name that is not known, with the nearest one that is."""
+    return [
+        f"{field}: no {name!r}; {nearest(name, known, 0.4)}known: {', '.join(known)}"
+        for name in names
+        if name not in known
+    ]

@@ -17,17 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.pretrained import IDENTIFIED, Reference, StoredModelCard, StoredNet, card_config
+from sfumato.core.family import FamilyConfig
+from sfumato.core.pretrained import IDENTIFIED, Reference, StoredModelCard, card_config
+from sfumato.core.stored import StageSpec, StoredNet
 from sfumato.errors import ConfigError
-
-if TYPE_CHECKING:
-    from sfumato.core.family import FamilyConfig
 
 
 class Latent(NamedTuple):
@@ -80,20 +79,6 @@ def latent_of(stage: FirstStage, batch: Batch) -> Latent:
 def codes_of(stage: Tokenizer, batch: Batch) -> Tensor:
     """The codes of a batch, int64 [B, h, w]: those that the data brings, else of its images."""
     return batch[CODES] if CODES in batch else stage.codes(batch["image"])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageSpec:
-    """What a family says of the network that others may use as a first stage."""
-
-    network: str
-    """Its name among the family's networks, and so the weights' name in a model folder."""
-    build: Callable[[], nn.Module]
-    """Makes it, with weights that are yet to be loaded; a `FirstStage`, or a `Tokenizer` with codes."""
-    latent: tuple[int, int, int]
-    """(C, h, w) of its latents."""
-    num_codes: int = 0
-    """How many codes there are; 0 where it has none."""
 
 
 class FirstStageConfig(Reference):

@@ -17,87 +17,26 @@ Nothing is ever downloaded and nothing is unpickled. Everything here is plain da
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_serializer, model_validator
 from torch import nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config, NeutralBeside
+from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.finding import built_in_only
+from sfumato.core.stored import StoredFile, StoredFolder, StoredNet, Weights
 from sfumato.core.validation import first_problem
 from sfumato.errors import ConfigError
-
-if TYPE_CHECKING:
-    from sfumato.core.family import Family, FamilyConfig
 
 BUILT_IN = r"^[a-z][a-z0-9_]*$"
 Found = TypeVar("Found", bound="Reference")
 IDENTIFIED = NeutralBeside("digest")
 """Marks what says nothing more of a run's numbers once the digest is known: where it lies, what is in it."""
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a tensor's dotted name matches one of the patterns (`*.lora_*`)."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """Stored weights of known content, and how they fit the network that takes them."""
-
-    digest: str
-    into: str = ""
-    """The part of the network that takes them, by its dotted name; empty for the network itself."""
-    fresh: tuple[str, ...] = ()
-    """Patterns over names of the network's tensors that may be absent and then keep what `build` gave."""
-    unused: tuple[str, ...] = ()
-    """Patterns over names of stored tensors that are left out."""
-
-    @property
-    def place(self) -> str:
-        """The folder or file that they are in."""
-        raise AssertionError("every kind has its own")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredNet(Weights):
-    """A network of a model folder; `digest` is the folder's."""
-
-    folder: str
-    network: str
-
-    @property
-    def place(self) -> str:
-        return self.folder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredFolder(Weights):
-    """A folder of diffusers or transformers; `digest` covers its config.json and its safetensors files."""
-
-    folder: str
-
-    @property
-    def place(self) -> str:
-        return self.folder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredFile(Weights):
-    """One safetensors file with the sha256 `digest`; of its tensors those whose names start with `prefix`,
-    which is cut off."""
-
-    file: str
-    prefix: str = ""
-
-    @property
-    def place(self) -> str:
-        return self.file
 
 
 class StoredModelCard(Config):
@@ -214,11 +153,13 @@ class Pretrained(Reference):
         """
         kind, place = self.source
         if self.model is None:
-            raise ConfigError(
-                f"{kind}: {place!r} has not been looked up"
-                if kind == "run"
-                else f"{kind}: {place!r} is no run of Sfumato; name one in run"
-            )
+            if kind != "run":
+                reason = "is no run of Sfumato; name one in run"
+            elif self.digest is None:
+                reason = "has not been looked up"
+            else:
+                reason = "is of a family outside Sfumato, whose code is not run for it; use a built-in one"
+            raise ConfigError(f"{kind}: {place!r} {reason}")
         config = card_config(self.model, find, "model.config")
         family = config.build(self.model.data)
         name = self.network or next(iter(family.samplers))

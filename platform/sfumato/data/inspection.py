@@ -195,11 +195,12 @@ def contact_sheet(samples: Sequence[Sequence[U8]]) -> Image.Image:
         for pictures in zip(*group, strict=True):
             blank = [Image.new("RGB", (1, 1), "white")] * (width - len(group))
             tiles += [*map(_tile, pictures), *blank]
-    rows = -(-len(tiles) // _COLUMNS)
+    width = max(width, 1)
+    rows = -(-len(tiles) // width)
     cell = _SIDE + 2
-    sheet = Image.new("RGB", (cell * min(len(tiles), _COLUMNS), cell * rows), "white")
+    sheet = Image.new("RGB", (cell * min(len(tiles), width), cell * rows), "white")
     for number, tile in enumerate(tiles):
-        left, top = number % _COLUMNS * cell, number // _COLUMNS * cell
+        left, top = number % width * cell, number // width * cell
         sheet.paste(tile, (left + (cell - tile.width) // 2, top + (cell - tile.height) // 2))
     return sheet
 

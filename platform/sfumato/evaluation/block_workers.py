@@ -1,16 +1,25 @@
-"""Block makers as Ray actors. The caller has started Ray."""
+"""Making the blocks that are missing: in this process, or by Ray actors as many as the cluster holds.
+
+The caller has started Ray.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from sfumato.errors import CapabilityError, SfumatoError
 from sfumato.evaluation.blocks import Block, BlockMaker, Task
-from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.selection import AUTO
+from sfumato.evaluation.config import AUTO, EvaluateSettings
+from sfumato.evaluation.evaluation import Evaluation, Opened
+from sfumato.evaluation.features.extractor import Extractor
+from sfumato.evaluation.metric_inputs import Prepared
+from sfumato.evaluation.metrics.metric import PairMetric
+from sfumato.evaluation.plan import Plan
+from sfumato.evaluation.source import SampleSource
 
 if TYPE_CHECKING:
     import ray
@@ -21,6 +30,62 @@ Build = list["ray.ObjectRef[Callable[[], BlockMaker]]"]
 RESTARTS = 3
 IN_FLIGHT = 2
 """Tasks queued on an actor: one at work, one waiting, so that no actor waits for the driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """What a worker needs to build its block maker; it travels to every one of them."""
+
+    evaluation: Evaluation
+    extractors: Sequence[Extractor]
+    pairs: Mapping[str, PairMetric]
+    inputs: Mapping[str, Prepared]
+
+    @classmethod
+    def of(cls, opened: Opened) -> Self:
+        """Without the source, since every worker has its own, and without the reference's features."""
+        evaluation = opened.evaluation.for_workers()
+        return cls(evaluation, opened.extractors, opened.selection.pairs, opened.inputs)
+
+    def __call__(self) -> BlockMaker:
+        """The maker, with a model of its own."""
+        return self.with_source(self.evaluation.source())
+
+    def with_source(self, source: SampleSource) -> BlockMaker:
+        """The maker around a model that is already here."""
+        seed = self.evaluation.settings.seed
+        return BlockMaker(source, self.extractors, seed=seed, pairs=self.pairs, inputs=self.inputs)
+
+
+def make_missing(opened: Opened, plan: Plan) -> None:
+    """Makes and stores every block of the plan that is not stored yet."""
+    everything = [*plan.tasks, *(task for tasks in plan.further.values() for task in tasks)]
+    tasks = plan.store.missing(everything)
+    total = plan.samples + sum(plan.rows.values())
+    done = len(everything) - len(tasks)
+
+    def tell() -> None:
+        if opened.evaluation.progress:
+            opened.evaluation.progress(min(done * plan.block, total), total)
+
+    tell()
+    for block in _blocks(tasks, opened):
+        plan.store.save(block)
+        done += 1
+        tell()
+
+
+def _blocks(tasks: Sequence[Task], opened: Opened) -> Iterator[Block]:
+    if not tasks:
+        return
+    settings, making = opened.evaluation.settings, Making.of(opened)
+    if settings.actors == 0:
+        yield from map(making.with_source(opened.source).make, tasks)
+        return
+    at_once = -(-(settings.batch_size or 1) // opened.source.block)
+    calls = -(-len(tasks) // at_once)
+    with RayPool(making, settings, actors_for(settings, calls)) as pool:
+        yield from pool.run(tasks, at_once)
 
 
 class Worker:

@@ -11,45 +11,41 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from sfumato.errors import SfumatoError
-from sfumato.evaluation.captions import GivesCaptions, ReadsCaptions
+from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extractor, one_thread
-from sfumato.evaluation.metrics.metric import FeatureSet, PairMetric
-from sfumato.evaluation.metrics.path_length import Ruler
-from sfumato.evaluation.reference import Reference
-from sfumato.evaluation.source import Drawn, GivesLikelihood, SampleSource, WalksLatents
-from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
+from sfumato.evaluation.metric_inputs import Prepared
+from sfumato.evaluation.metrics.metric import PairMetric
+from sfumato.evaluation.source import Drawn, SampleSource
+from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array, is_whole, read_arrays, write_arrays
 
 IMAGES = "images"
 LABEL = "label"
-TEXT = "text"
 PAIR = "pair"
-BITS = "bits"
-PATH = "path"
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """One block to make: its index, the labels [block] where the model takes them, whether to keep images.
 
-    A block of `bits` holds the bits per dimension of the reference's images of that index instead, one of
-    `path` the lengths of steps in the model's latents.
+    A block of an input (`metric_inputs.py`) holds rows of its own instead; `kind` is then the input's name
+    and `stored_as` the name of its file and array.
     """
 
     index: int
     labels_B: Int64Array | None
     keep_images: bool
-    kind: Literal["images", "bits", "path"] = "images"
+    kind: str = IMAGES
+    stored_as: str = ""
 
     @property
     def name(self) -> str:
         """Its file, without the suffix."""
-        return f"{self.index:06d}" if self.kind == "images" else f"{self.kind}-{self.index:06d}"
+        return f"{self.stored_as}-{self.index:06d}" if self.stored_as else f"{self.index:06d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +72,22 @@ class BlockMaker:
         *,
         seed: int,
         pairs: Mapping[str, PairMetric],
-        reference: Reference | None = None,
-        captions: bool = False,
-        ruler: Ruler | None = None,
+        inputs: Mapping[str, Prepared] | None = None,
     ) -> None:
-        """`captions`: extract features of the images' captions too. `ruler` measures steps in latents."""
         self._source = source
         self._extractors = extractors
         self._seed = seed
         self._pairs = pairs
-        self._reference = reference
-        self._captions = captions
-        self._ruler = ruler
+        self._inputs = inputs or {}
 
     def make(self, task: Task) -> Block:
         start = time.perf_counter()
-        if task.kind != "images":
+        if task.kind != IMAGES:
             with one_thread():
-                value_B = self._bits(task.index) if task.kind == BITS else self._path(task)
-            return Block(task.name, {task.kind: value_B}, len(value_B), time.perf_counter() - start)
+                value_B = self._inputs[task.kind].block(
+                    self._source, task.index, seed=self._seed, labels_B=task.labels_B
+                )
+            return Block(task.name, {task.stored_as: value_B}, len(value_B), time.perf_counter() - start)
         with one_thread():
             drawn = self._source.draw(task.index, seed=self._seed, labels_B=task.labels_B)
         seconds = time.perf_counter() - start
@@ -114,31 +107,12 @@ class BlockMaker:
             arrays[f"{extractor.name}.embedding"] = extracted.embedding_ND
             if extracted.logits_NK is not None:
                 arrays[f"{extractor.name}.logits"] = extracted.logits_NK
-        if self._captions:
-            assert isinstance(self._source, GivesCaptions)
-            texts = self._source.captions_of(index)[: len(drawn.images)]
-            for extractor in self._extractors:
-                if isinstance(extractor, ReadsCaptions):
-                    arrays[f"{extractor.name}.{TEXT}"] = extractor.extract_text(texts)
+        for prepared in self._inputs.values():
+            arrays |= prepared.beside(self._source, index, drawn, self._extractors)
         if drawn.real is not None:
             for name, metric in self._pairs.items():
                 arrays[f"{PAIR}.{name}"] = metric.compare(drawn.real, drawn.images)
         return arrays
-
-    def _bits(self, index: int) -> Float64Array:
-        assert self._reference is not None
-        assert isinstance(self._source, GivesLikelihood)
-        first = index * self._source.block
-        real = self._reference.read(first, min(first + self._source.block, self._reference.size))
-        return self._source.bits(index, real, seed=self._seed)
-
-    def _path(self, task: Task) -> Float64Array:
-        assert isinstance(self._source, WalksLatents)
-        assert self._ruler is not None
-        a_BCHW, b_BCHW = self._source.steps(
-            task.index, seed=self._seed, labels_B=task.labels_B, settings=self._ruler.settings
-        )
-        return self._ruler.lengths(a_BCHW, b_BCHW)
 
     def _check_images(self, index: int, images: UInt8Array) -> None:
         spec, source = self._source.spec, self._source
@@ -191,8 +165,8 @@ class BlockStore:
         embedding = self.arrays(tasks, f"{name}.embedding", num)
         assert embedding is not None, f"blocks without features {name}"
         own = self.arrays(tasks, LABEL, num) if label_N is None else label_N
-        logits, text = (self.arrays(tasks, f"{name}.{part}", num) for part in ("logits", TEXT))
-        return FeatureSet(embedding, logits, own, images=lambda: self.images(tasks, num), text_ND=text)
+        logits = self.arrays(tasks, f"{name}.logits", num)
+        return FeatureSet(embedding, logits, own, images=lambda: self.images(tasks, num))
 
     def images(self, tasks: Sequence[Task], num: int) -> Iterator[UInt8Array]:
         """The first `num` images, a block at a time; of blocks that kept them."""

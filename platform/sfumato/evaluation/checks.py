@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.captions import GivesCaptions
-from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.images import check_same_kind, open_images
-from sfumato.evaluation.metrics.memorisation import least_held_out
+from sfumato.evaluation.config import AUTO, EvaluateSettings
+from sfumato.evaluation.images import check_same_kind
 from sfumato.evaluation.reference import Reference
-from sfumato.evaluation.reference_statistics import StatisticsReference
-from sfumato.evaluation.selection import Selection
-from sfumato.evaluation.source import GivesLikelihood, SampleSource, WalksLatents
+from sfumato.evaluation.reference_statistics import ONLY, StatisticsReference
+from sfumato.evaluation.selected import Selection
+from sfumato.evaluation.selection import Offer, select
+from sfumato.evaluation.source import SampleSource
 
 
 def selected(settings: EvaluateSettings, source: SampleSource, reference: Reference) -> Selection:
     """The metrics that suit this source and this reference. Raises ConfigError for others by name."""
     # Classes of a folder of images are those of the reference only if they have the same names.
     same_classes = source.kind != "images" or source.spec.classes == reference.spec.classes
-    return settings.select(
-        reference.spec,
-        conditional=source.conditional and same_classes,
-        likelihood=isinstance(source, GivesLikelihood),
-        captions=isinstance(source, GivesCaptions) and source.captioned,
-        latent=isinstance(source, WalksLatents),
-        kind=source.kind,
-    )
+    offer = Offer(source.conditional and same_classes, lambda wanted: wanted.given_by(source), source.kind)
+    return select(settings, reference.spec, offer)
+
+
+def narrowed(settings: EvaluateSettings, reference: StatisticsReference) -> EvaluateSettings:
+    """The settings with the one metric that moments allow. Raises ConfigError for others by name."""
+    if settings.features == AUTO:
+        raise ConfigError(f"{reference.path} does not say which features it is of: pass --features")
+    asked = [settings.metrics] if isinstance(settings.metrics, str) else list(settings.metrics)
+    if asked not in ([AUTO], [ONLY]):
+        other = next(name for name in asked if name != ONLY)
+        raise ConfigError(f"{other} needs the reference's images, and {reference.path} has moments alone")
+    return settings.model_copy(update={"metrics": ONLY})
 
 
 def check_comparable(source: SampleSource, reference: Reference) -> None:
@@ -57,25 +62,3 @@ def check_enough(
             raise DataError(f"{name} needs {least} reference images or more, got {reference.size}")
         if have < least:
             raise DataError(f"{name} needs {least} images or more, got {have}")
-
-
-def held_out_images(
-    settings: EvaluateSettings, selection: Selection, reference: Reference
-) -> Reference | None:
-    """The real images that the model was not trained on, where the settings name some.
-
-    Raises DataError for another kind of images or too few, ConfigError for the reference itself.
-    """
-    if settings.held_out is None or not selection.needs_held_out:
-        return None
-    images = open_images(settings.held_out)
-    check_same_kind(images.spec, reference.spec, what="the held-out images are")
-    if images.digest == reference.digest:
-        raise ConfigError(
-            f"evaluate.held_out={settings.held_out} is the reference itself: name images that were not "
-            "trained on, such as the val part of the data"
-        )
-    least = least_held_out(selection.options)
-    if images.size < least:
-        raise DataError(f"memorisation needs {least} held-out images or more, got {images.size}")
-    return images

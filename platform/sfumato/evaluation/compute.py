@@ -9,7 +9,7 @@ import numpy as np
 
 from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.report import finite
-from sfumato.evaluation.selection import Selection
+from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.statistics import Float64Array
 from sfumato.evaluation.uncertainty import IntervalSettings, interval
 

@@ -1,21 +1,27 @@
-"""The `evaluate:` part of a recipe."""
+"""The `evaluate:` part of a recipe; `selection` says what it comes to."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from sfumato.core import identity
 from sfumato.core.batch import DataSpec
+from sfumato.core.components import OneOf, read
 from sfumato.core.config import Config, Neutral
-from sfumato.evaluation import selection
+from sfumato.errors import ConfigError
 from sfumato.evaluation.early_stopping import BestSettings, EarlyStopSettings
-from sfumato.evaluation.metrics.metric import MetricSettings
-from sfumato.evaluation.selection import AUTO, Selection
+from sfumato.evaluation.metric_inputs import MetricInput
+from sfumato.evaluation.metric_options import MetricSettings
+from sfumato.evaluation.metrics.settings import own_names, settings_class
+from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.source import Kind
 from sfumato.evaluation.uncertainty import IntervalSettings
+
+AUTO: Literal["auto"] = "auto"
 
 
 class EvaluateSettings(Config):
@@ -37,7 +43,9 @@ class EvaluateSettings(Config):
         "features and the model permit.",
     )
     k: int = Field(3, ge=1, description="Nearest neighbour that sets a ball's radius.")
-    metric_options: MetricSettings = Field(MetricSettings(), description="Options of single metrics.")
+    metric_options: Annotated[MetricSettings, OneOf(MetricSettings, lambda: [settings_class()])] = Field(
+        settings_class()(), description="Options of single metrics."
+    )
     seed: int = Field(0, ge=0, description="Seed of the samples; sample i depends on it and on i alone.")
     sampling: dict[str, Any] = Field(
         default_factory=dict, description="Overrides of the family's own sampling options."
@@ -108,8 +116,22 @@ class EvaluateSettings(Config):
         "several machines share; null: the project's own.",
     )
 
+    @field_validator("metric_options", mode="before")
+    @classmethod
+    def _of_the_metrics(cls, content: Any, info: ValidationInfo) -> Any:
+        """Metrics of the user's own bring their settings, too."""
+        if not isinstance(content, Mapping):
+            return content
+        try:
+            kind = settings_class(own_names(info.data.get("metrics", ())))
+        except ConfigError as error:
+            raise ValueError("; ".join(error.problems)) from None
+        return read(kind, content)
+
     def problems(self, data: DataSpec) -> list[str]:
         """What of this cannot be measured on this data on this machine, one line each."""
+        from sfumato.evaluation import selection  # which reads these settings
+
         return selection.problems(self, data)
 
     def select(
@@ -117,21 +139,17 @@ class EvaluateSettings(Config):
         data: DataSpec,
         *,
         conditional: bool,
-        likelihood: bool = False,
-        captions: bool = False,
-        latent: bool = False,
+        gives: Callable[[MetricInput], bool] = lambda wanted: not wanted.of_source,
         kind: Kind = "samples",
     ) -> Selection:
         """The features and metrics for this data and what is evaluated on it.
 
-        `conditional`: its images have classes, asked for or their own; `likelihood`, `captions`, `latent`: it
-        gives bits per dimension, its images have captions, it draws from a latent vector. Raises ConfigError
-        with all `problems`.
+        `conditional`: its images have classes, asked for or their own; `gives`: which inputs of metrics it
+        can give. Raises ConfigError with all `problems`.
         """
-        offer = selection.Offer(
-            conditional=conditional, likelihood=likelihood, captions=captions, latent=latent, kind=kind
-        )
-        return selection.select(self, data, offer)
+        from sfumato.evaluation import selection  # which reads these settings
+
+        return selection.select(self, data, selection.Offer(conditional, gives, kind))
 
     def during(self) -> EvaluateSettings:
         """The settings of the evaluations that are made while training goes on."""

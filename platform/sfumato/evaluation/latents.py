@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sfumato.core.conditions import Source
@@ -11,10 +14,42 @@ from sfumato.core.family import HasLatent, SampleRequest
 from sfumato.core.rng import SampleRng
 from sfumato.core.seeds import derive
 from sfumato.evaluation.conditions import of_block
-from sfumato.evaluation.metrics.metric import MetricSettings
-from sfumato.evaluation.metrics.path_length import interpolated
 from sfumato.evaluation.statistics import Int64Array
 from sfumato.sampling.generator import Generator
+
+Interpolation = Literal["slerp", "lerp"]
+
+
+class PathSettings(Config):
+    """Which steps the perceptual path length is measured on."""
+
+    path_pairs: int = Field(
+        1_000, ge=100, description="perceptual_path_length: pairs of images, a step apart."
+    )
+    path_epsilon: float = Field(1e-4, gt=0, le=0.1, description="perceptual_path_length: length of the step.")
+    path_interpolation: Interpolation = Field(
+        "slerp", description="perceptual_path_length: along the great circle, or straight (lerp)."
+    )
+    path_sampling: Literal["full", "end"] = Field(
+        "full", description="perceptual_path_length: steps anywhere on a path, or at its start."
+    )
+
+
+def interpolated(a_ND: Tensor, b_ND: Tensor, t_N: Tensor, how: Interpolation) -> Tensor:
+    """The point t of the way from a to b [N, D], row by row; in the precision of the arguments.
+
+    `slerp` goes along the great circle and lets the norm go evenly; parallel rows, where no circle is
+    defined, are interpolated linearly.
+    """
+    t_N1 = t_N[:, None]
+    straight_ND = a_ND + (b_ND - a_ND) * t_N1
+    if how == "lerp":
+        return straight_ND
+    unit_a, unit_b = (x / x.norm(dim=1, keepdim=True).clamp_min(1e-12) for x in (a_ND, b_ND))
+    angle_N1 = (unit_a * unit_b).sum(1, keepdim=True).clamp(-1, 1).acos()
+    sine_N1 = angle_N1.sin()
+    round_ND = (((1 - t_N1) * angle_N1).sin() * a_ND + (t_N1 * angle_N1).sin() * b_ND) / sine_N1
+    return torch.where(sine_N1 < 1e-6, straight_ND, round_ND)
 
 
 class Steps:
@@ -27,7 +62,7 @@ class Steps:
 
     @torch.no_grad()
     def steps(
-        self, index: int, *, seed: int, labels_B: Int64Array | None, settings: MetricSettings
+        self, index: int, *, seed: int, labels_B: Int64Array | None, settings: PathSettings
     ) -> tuple[Tensor, Tensor]:
         """Pairs `index * block` onwards, [block, C, H, W] in [-1, 1] each.
 

@@ -4,39 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from sfumato.evaluation.blocks import BITS, PAIR, PATH, BlockStore, Task
-from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.features.extractor import Extractor
+from sfumato.evaluation.blocks import PAIR, BlockStore, Task
+from sfumato.evaluation.evaluation import Opened
 from sfumato.evaluation.labels import stratified_labels
-from sfumato.evaluation.metrics.metric import FeatureSet
-from sfumato.evaluation.metrics.path_length import Ruler
-from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.metric_inputs import Made, Prepared
 from sfumato.evaluation.reference_features import class_counts
-from sfumato.evaluation.selection import Selection
-from sfumato.evaluation.source import GivesLikelihood, SampleSource
 from sfumato.evaluation.statistics import Float64Array, Int64Array
 from sfumato.evaluation.store import digest
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`tasks` are the blocks of images, `likelihood` those of bits per dimension of reference images, `paths`
-    those of steps in the model's latents."""
+    """`tasks` are the blocks of images, `further` those of inputs with `rows` of their own, by the input's
+    name.
+    """
 
     tasks: Sequence[Task]
-    likelihood: Sequence[Task]
-    paths: Sequence[Task]
+    further: Mapping[str, Sequence[Task]]
+    rows: Mapping[str, int]
     store: BlockStore
     block: int
     samples: int
-    real_images: int
-    pairs: int
-    bits_of: str
-    """The variable that the model's likelihood is of; empty where it has none."""
     label_N: Int64Array | None
     """The classes asked for [samples]; None where the model takes none, or the images bring their own."""
 
@@ -44,13 +35,11 @@ class Plan:
     def labels_digest(self) -> str:
         return digest(None if self.label_N is None else self.label_N.tolist())
 
-    def bits(self) -> Float64Array | None:
-        """Bits per dimension of the first reference images, or None where no metric asked for them."""
-        return self.store.arrays(self.likelihood, BITS, self.real_images) if self.likelihood else None
-
-    def path_lengths(self) -> Float64Array | None:
-        """The length of every step, or None where no metric asked for them."""
-        return self.store.arrays(self.paths, PATH, self.pairs) if self.paths else None
+    def made(self, name: str) -> Made:
+        """What was made for an input."""
+        tasks = self.further.get(name, ())
+        own = self.store.arrays(tasks, tasks[0].stored_as, self.rows[name]) if tasks else None
+        return Made(own, lambda array: self.store.arrays(self.tasks, array, self.samples))
 
     def pair_values(self, names: Iterable[str]) -> dict[str, Float64Array]:
         """The value of every image and its reconstruction, by metric."""
@@ -64,26 +53,19 @@ class Plan:
         return sum(b.seconds for b in blocks) / rows, sum(b.evaluations for b in blocks) / len(blocks)
 
 
-def plan_blocks(
-    settings: EvaluateSettings,
-    selection: Selection,
-    source: SampleSource,
-    extractors: Sequence[Extractor],
-    real: Mapping[str, FeatureSet],
-    reference: Reference,
-    ruler: Ruler | None,
-    out: Path,
-) -> Plan:
+def plan_blocks(opened: Opened) -> Plan:
     """What has to be made, in the order in which it is put together."""
+    settings, selection, source = opened.evaluation.settings, opened.selection, opened.source
+    extractors, real, inputs = opened.extractors, opened.real, opened.inputs
     samples = settings.samples if source.size is None else min(settings.samples, source.size)
     blocks = -(-samples // source.block)
     asked = source.kind == "samples" and source.conditional
     counts_K = class_counts(next(iter(real.values())), source.spec.num_classes) if asked else None
     if asked and counts_K is None:  # a reference whose images are not there: all classes alike
         counts_K = np.ones(source.spec.num_classes, np.int64)
-    pairs = 0 if ruler is None else ruler.settings.path_pairs
-    path_blocks = -(-pairs // source.block)
-    most = max(blocks, path_blocks) * source.block
+    rows = {name: prepared.rows for name, prepared in inputs.items() if prepared.rows}
+    labelled = [-(-number // source.block) for name, number in rows.items() if inputs[name].labelled]
+    most = max(blocks, *labelled, 0) * source.block
     label_N = None if counts_K is None else stratified_labels(counts_K, most)
 
     def labels(index: int) -> Int64Array | None:
@@ -93,11 +75,19 @@ def plan_blocks(
         Task(index, labels(index), selection.needs_images or index * source.block < settings.preview)
         for index in range(blocks)
     ]
-    real_images = min(settings.likelihood_images, reference.size) if selection.needs_likelihood else 0
-    likelihood = [
-        Task(index, None, keep_images=False, kind="bits") for index in range(-(-real_images // source.block))
-    ]
-    paths = [Task(index, labels(index), keep_images=False, kind="path") for index in range(path_blocks)]
+    further = {
+        name: [
+            Task(
+                index,
+                labels(index) if inputs[name].labelled else None,
+                keep_images=False,
+                kind=name,
+                stored_as=inputs[name].stored_as or name,
+            )
+            for index in range(-(-number // source.block))
+        ]
+        for name, number in rows.items()
+    }
     # All that a block's content depends on: a folder of this name holds blocks of this evaluation alone.
     identity = digest(
         source.digest,
@@ -107,11 +97,19 @@ def plan_blocks(
         "all" if selection.needs_images else settings.preview,
         None if counts_K is None else counts_K.tolist(),
         sorted(selection.pairs),
-        reference.digest if likelihood else None,
-        None if ruler is None else ruler.identity,
-        selection.needs_captions,
+        *_identities(inputs),
     )
-    bits_of = source.likelihood_of if isinstance(source, GivesLikelihood) else ""
     kept = None if label_N is None else label_N[:samples]
-    store = BlockStore(out / f"blocks-{identity}")
-    return Plan(tasks, likelihood, paths, store, source.block, samples, real_images, pairs, bits_of, kept)
+    store = BlockStore(opened.evaluation.blocks_folder / f"blocks-{identity}")
+    return Plan(tasks, further, rows, store, source.block, samples, kept)
+
+
+_ALWAYS = {"likelihood": None, "latent_paths": None, "captions": False}
+"""Inputs that have a place in the identity of blocks even where they are not made, and what stands there."""
+
+
+def _identities(inputs: Mapping[str, Prepared]) -> list[object]:
+    """What blocks depend on through inputs."""
+    found = {name: prepared.identity for name, prepared in inputs.items()}
+    first = [found.pop(name, absent) for name, absent in _ALWAYS.items()]
+    return first + [[name, identity] for name, identity in sorted(found.items()) if identity is not None]

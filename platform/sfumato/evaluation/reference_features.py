@@ -9,8 +9,8 @@ import numpy as np
 from sfumato.errors import DataError
 from sfumato.evaluation.captions import Captioned, ReadsCaptions
 from sfumato.evaluation.feature_cache import FeatureCache
+from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extracted, Extractor
-from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.evaluation.reference import ImageBlock, Reference
 from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.statistics import Float32Array, Int64Array

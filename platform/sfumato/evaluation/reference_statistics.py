@@ -17,12 +17,10 @@ import numpy as np
 
 from sfumato.core.batch import DataSpec
 from sfumato.data.format.manifest import file_digest
-from sfumato.errors import ConfigError, DataError
-from sfumato.evaluation.config import EvaluateSettings
+from sfumato.errors import DataError
+from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extractor
-from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.evaluation.reference import ImageBlock
-from sfumato.evaluation.selection import AUTO
 from sfumato.evaluation.statistics import Moments
 from sfumato.evaluation.store import write_bytes
 
@@ -53,35 +51,25 @@ class StatisticsReference:
     """
 
     def __init__(self, path: str | Path, spec: DataSpec) -> None:
-        self._path = Path(path)
-        self._moments = read_statistics(self._path)
+        self.path = Path(path)
+        self._moments = read_statistics(self.path)
         self.spec = DataSpec(spec.channels, spec.height, spec.width)
         self.size = self._moments.n
-        self.digest = file_digest(str(self._path.parent), self._path.name)
+        self.digest = file_digest(str(self.path.parent), self.path.name)
 
     def features(self, extractor: Extractor) -> FeatureSet:
         """The moments as a feature set. Raises DataError where they are of other features."""
         dim = len(self._moments.mean_D)
         if dim != extractor.dim:
             raise DataError(
-                f"{self._path} has {dim} dimensions and features {extractor.name} {extractor.dim}: name the "
+                f"{self.path} has {dim} dimensions and features {extractor.name} {extractor.dim}: name the "
                 "features that it was made with (--features)"
             )
         return MomentsOnly(np.zeros((0, dim), np.float32), given=self._moments)
 
-    def narrowed(self, settings: EvaluateSettings) -> EvaluateSettings:
-        """The settings with the one metric that is possible. Raises ConfigError for others by name."""
-        if settings.features == AUTO:
-            raise ConfigError(f"{self._path} does not say which features it is of: pass --features")
-        asked = [settings.metrics] if isinstance(settings.metrics, str) else list(settings.metrics)
-        if asked not in ([AUTO], [ONLY]):
-            other = next(name for name in asked if name != ONLY)
-            raise ConfigError(f"{other} needs the reference's images, and {self._path} has moments alone")
-        return settings.model_copy(update={"metrics": ONLY})
-
     def read(self, first: int, stop: int) -> ImageBlock:
         """Never: the images are not there."""
-        raise DataError(f"{self._path} holds statistics alone, and this needs the reference's images")
+        raise DataError(f"{self.path} holds statistics alone, and this needs the reference's images")
 
     def blocks(self) -> Iterator[ImageBlock]:
         """Never, as `read`."""

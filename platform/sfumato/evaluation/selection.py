@@ -2,85 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
 from sfumato.core.batch import DataSpec
-from sfumato.core.config import Config
+from sfumato.core.finding import unknown_names
 from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
-from sfumato.evaluation.features import all_features
+from sfumato.evaluation.config import AUTO, EvaluateSettings
+from sfumato.evaluation.features import all_features, own_features
 from sfumato.evaluation.features.extractor import FeatureKind
-from sfumato.evaluation.metrics import all_metrics, all_pair_metrics
+from sfumato.evaluation.metric_inputs import HeldOut, MetricInput
+from sfumato.evaluation.metrics import all_metrics, all_pair_metrics, own_metric
 from sfumato.evaluation.metrics.metric import Metric, MetricOptions, PairMetric, reported_name
-from sfumato.evaluation.registry import unknown_names
+from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.source import Kind
 
-if TYPE_CHECKING:
-    from sfumato.evaluation.config import EvaluateSettings
-
-AUTO: Literal["auto"] = "auto"
 FALLBACK_ORDER = ("classifier", "efficientnet_lite0")
 """What `auto` features try, in order: the first that this data and this machine can have."""
-OF_RECONSTRUCTIONS = ("fd",)
-"""Metrics of features that `auto` computes on reconstructions, beside those of pairs of images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What is evaluated can do: see `EvaluateSettings.select`."""
+    """What is evaluated: whether its images have classes, asked for or their own, which inputs it gives, and
+    what its images are (None: not known yet)."""
 
     conditional: bool
-    likelihood: bool
-    captions: bool
-    latent: bool
+    gives: Callable[[MetricInput], bool]
     kind: Kind | None
-    """None: not known yet."""
 
 
-ANYTHING = Offer(conditional=True, likelihood=True, captions=True, latent=True, kind=None)
+def everything(wanted: MetricInput) -> bool:
+    """For what is not known yet."""
+    return True
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """The feature kinds with their options, and the metrics with the features each is computed on.
-
-    `pairs` are computed on images and their reconstructions.
-    """
-
-    features: Mapping[FeatureKind, Config]
-    metrics: Sequence[tuple[Metric, FeatureKind, str]]
-    options: MetricOptions
-    pairs: Mapping[str, PairMetric]
-
-    @property
-    def needs_images(self) -> bool:
-        return any(metric.needs_images for metric, _, _ in self.metrics)
-
-    @property
-    def needs_likelihood(self) -> bool:
-        return any(metric.needs_likelihood for metric, _, _ in self.metrics)
-
-    @property
-    def needs_captions(self) -> bool:
-        return any(metric.needs_captions for metric, _, _ in self.metrics)
-
-    @property
-    def needs_held_out(self) -> bool:
-        return any(metric.reads_held_out for metric, _, _ in self.metrics)
-
-    @property
-    def needs_paths(self) -> bool:
-        return any(metric.needs_paths for metric, _, _ in self.metrics)
-
-    @property
-    def higher_is_better(self) -> dict[str, bool]:
-        """By figure."""
-        found = {name: metric.higher_is_better for metric, _, name in self.metrics}
-        return found | {name: metric.higher_is_better for name, metric in self.pairs.items()}
+ANYTHING = Offer(conditional=True, gives=everything, kind=None)
 
 
 def problems(settings: EvaluateSettings, data: DataSpec) -> list[str]:
@@ -93,11 +52,11 @@ def problems(settings: EvaluateSettings, data: DataSpec) -> list[str]:
         found += kind.problems(data)
     found += _option_problems(settings)
     for name in _metric_names(settings, data, ANYTHING):
-        found += _metric_problems(settings, all_metrics()[name], kinds, data)
+        found += _metric_problems(settings, metric_of(name), kinds, data)
     for name in _pair_names(settings, data, ANYTHING):
-        found += all_pair_metrics()[name].problems(data)
-    names = _metric_names(settings, data, ANYTHING)
-    if settings.held_out is not None and not any(all_metrics()[name].reads_held_out for name in names):
+        found += pair_metric_of(name).problems(data)
+    wanted = [each for name in _metric_names(settings, data, ANYTHING) for each in metric_of(name).inputs]
+    if settings.held_out is not None and not any(isinstance(each, HeldOut) for each in wanted):
         found.append("evaluate.held_out is read by metric memorisation alone: add it to evaluate.metrics")
     return found + _during_problems(settings, data, kinds)
 
@@ -110,7 +69,7 @@ def select(settings: EvaluateSettings, data: DataSpec, offer: Offer) -> Selectio
     kinds = _kinds(settings, data)
     chosen: list[tuple[Metric, FeatureKind, str]] = []
     for name in _metric_names(settings, data, offer):
-        metric = all_metrics()[name]
+        metric = metric_of(name)
         _check_offered(metric, offer)
         chosen += _on_features(metric, kinds, offer)
     names = _pair_names(settings, data, offer)
@@ -120,23 +79,16 @@ def select(settings: EvaluateSettings, data: DataSpec, offer: Offer) -> Selectio
             f"{offer.kind}: leave it out of evaluate.metrics"
         )
     options = {kind: kind.options(**settings.feature_options.get(kind.name, {})) for kind in kinds}
-    pairs = {name: all_pair_metrics()[name] for name in names}
+    pairs = {pair_metric_of(name).name: pair_metric_of(name) for name in names}
     return Selection(options, chosen, _metric_options(settings), pairs)
 
 
 def _check_offered(metric: Metric, offer: Offer) -> None:
-    what = "these images have none" if offer.kind == "images" else "this one takes no labels"
-    lacking = None
+    lacking = next((wanted.lacking(offer.kind) for wanted in metric.inputs if not offer.gives(wanted)), None)
     if metric.needs_labels and not offer.conditional:
+        what = "these images have none" if offer.kind == "images" else "this one takes no labels"
         of = "images with classes" if offer.kind == "images" else "a class-conditional model"
         lacking = f"{of}, and {what}"
-    elif metric.needs_likelihood and not offer.likelihood:
-        lacking = "a model with a likelihood, and this one has none"
-    elif metric.needs_paths and not offer.latent:
-        of = "and these are images" if offer.kind == "images" else "and this one has none"
-        lacking = f"a model with a latent vector (gan, vae, flow), {of}"
-    elif metric.needs_captions and not offer.captions:
-        lacking = "images with captions, and these have none"
     if lacking:
         raise ConfigError(f"metric {metric.name} needs {lacking}: leave it out of evaluate.metrics")
 
@@ -145,8 +97,8 @@ def _on_features(
     metric: Metric, kinds: Sequence[FeatureKind], offer: Offer
 ) -> list[tuple[Metric, FeatureKind, str]]:
     """The metric on every kind of features that suits it, each under its name in the report."""
-    if metric.needs_likelihood or metric.needs_paths:
-        return [(metric, kinds[0], metric.name)]  # it reads no features
+    if not metric.reads_features:
+        return [(metric, kinds[0], metric.name)]
     able = [kind for kind in kinds if _suits(metric, kind)]
     prefix = "r" if offer.kind == "reconstructions" else ""
     return [(metric, kind, prefix + reported_name(metric, kind.name, several=len(able) > 1)) for kind in able]
@@ -202,22 +154,56 @@ def _figures(settings: EvaluateSettings, data: DataSpec, kinds: Sequence[Feature
     for kind in kinds_of_images:
         offer = replace(ANYTHING, kind=kind)
         for name in _metric_names(settings, data, offer):
-            found |= dict.fromkeys(figure for _, _, figure in _on_features(all_metrics()[name], kinds, offer))
+            found |= dict.fromkeys(figure for _, _, figure in _on_features(metric_of(name), kinds, offer))
         found |= dict.fromkeys(_pair_names(settings, data, offer))
     return found
 
 
+def metric_of(name: str) -> Metric:
+    """A built-in metric, or one of an import path."""
+    return own_metric(name) if ":" in name else all_metrics()[name]  # type: ignore[return-value]
+
+
+def pair_metric_of(name: str) -> PairMetric:
+    """A built-in metric of reconstructions, or one of an import path."""
+    return own_metric(name) if ":" in name else all_pair_metrics()[name]  # type: ignore[return-value]
+
+
+def features_of(name: str) -> FeatureKind:
+    """A built-in kind of features, or one of an import path."""
+    return own_features(name) if ":" in name else all_features()[name]
+
+
+def _is_pair(name: str) -> bool:
+    return hasattr(own_metric(name), "compare") if ":" in name else name in all_pair_metrics()
+
+
 def _unknown(settings: EvaluateSettings) -> list[str]:
-    found = unknown_names("evaluate.feature_options", settings.feature_options, all_features())
+    kinds, metrics = _listed(settings.features), _listed(settings.metrics)
+    found = _not_there(
+        "evaluate.feature_options", list(settings.feature_options), all_features(), own_features
+    )
     if settings.features != AUTO:
-        found += unknown_names("evaluate.features", _listed(settings.features), all_features())
+        found += _not_there("evaluate.features", kinds, all_features(), own_features)
     if settings.metrics != AUTO:
         known = {**all_metrics(), **all_pair_metrics()}
-        found += unknown_names("evaluate.metrics", _listed(settings.metrics), known)
-    for field, value in (("features", settings.features), ("metrics", settings.metrics)):
-        names = _listed(value)
+        found += _not_there("evaluate.metrics", metrics, known, own_metric)
+    for field, names in (("features", kinds), ("metrics", metrics)):
         if not names or len(set(names)) < len(names):
             found.append(f"evaluate.{field}: needs one name or more, each once, got {list(names)}")
+    return found
+
+
+def _not_there(
+    field: str, names: Sequence[str], known: Mapping[str, object], own: Callable[[str], object]
+) -> list[str]:
+    """Names and import paths of nothing, one line each."""
+    found = unknown_names(field, [name for name in names if ":" not in name], known)
+    for path in (name for name in names if ":" in name):
+        try:
+            own(path)
+        except ConfigError as error:
+            found += [f"{field}: {problem}" for problem in error.problems]
     return found
 
 
@@ -225,23 +211,23 @@ def _option_problems(settings: EvaluateSettings) -> list[str]:
     found = []
     for name, values in settings.feature_options.items():
         try:
-            all_features()[name].options(**values)
+            features_of(name).options(**values)
         except ValidationError as error:
             found += explain(error, all_features()[name].options, ("evaluate", "feature_options", name))
     return found
 
 
 def _kinds(settings: EvaluateSettings, data: DataSpec) -> list[FeatureKind]:
-    known = all_features()
     if settings.features != AUTO:
-        return [known[name] for name in _listed(settings.features)]
+        return [features_of(name) for name in _listed(settings.features)]
+    known = all_features()
     able = [name for name in FALLBACK_ORDER if not known[name].problems(data)]
     return [known[(able or FALLBACK_ORDER[-1:])[0]]]
 
 
 def _metric_names(settings: EvaluateSettings, data: DataSpec, offer: Offer) -> list[str]:
     if settings.metrics != AUTO:
-        return [name for name in _listed(settings.metrics) if name not in all_pair_metrics()]
+        return [name for name in _listed(settings.metrics) if not _is_pair(name)]
     classifies = any(kind.classifies for kind in _kinds(settings, data))
     return [
         name
@@ -249,15 +235,14 @@ def _metric_names(settings: EvaluateSettings, data: DataSpec, offer: Offer) -> l
         if metric.in_auto
         and (classifies or not metric.needs_logits)
         and (not metric.needs_labels or (offer.conditional and data.num_classes > 0))
-        and (offer.likelihood or not metric.needs_likelihood)
-        and (offer.captions or not metric.needs_captions)
-        and (offer.kind != "reconstructions" or name in OF_RECONSTRUCTIONS or metric.needs_likelihood)
+        and all(offer.gives(wanted) for wanted in metric.inputs)
+        and (offer.kind != "reconstructions" or metric.of_reconstructions)
     ]
 
 
 def _pair_names(settings: EvaluateSettings, data: DataSpec, offer: Offer) -> list[str]:
     if settings.metrics != AUTO:
-        return [name for name in _listed(settings.metrics) if name in all_pair_metrics()]
+        return [name for name in _listed(settings.metrics) if _is_pair(name)]
     if offer.kind != "reconstructions":
         return []
     return [name for name, metric in all_pair_metrics().items() if not metric.problems(data)]

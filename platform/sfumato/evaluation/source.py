@@ -19,8 +19,7 @@ from sfumato.errors import CapabilityError, SfumatoError
 from sfumato.evaluation.captions import Captioned
 from sfumato.evaluation.conditions import given_by, of_block
 from sfumato.evaluation.images import Resized
-from sfumato.evaluation.latents import Steps
-from sfumato.evaluation.metrics.metric import MetricSettings
+from sfumato.evaluation.latents import PathSettings, Steps
 from sfumato.evaluation.reference import ImageBlock, Reference
 from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
 from sfumato.evaluation.store import digest
@@ -83,7 +82,7 @@ class WalksLatents(Protocol):
     """A source whose model draws from a latent vector."""
 
     def steps(
-        self, index: int, *, seed: int, labels_B: Int64Array | None, settings: MetricSettings
+        self, index: int, *, seed: int, labels_B: Int64Array | None, settings: PathSettings
     ) -> tuple[Tensor, Tensor]:
         """Pairs of images [block, C, H, W] in [-1, 1], a small step of the latents apart."""
         ...

@@ -1,4 +1,4 @@
-"""Batch normalisation without running averages (Ioffe & Szegedy 2015).
+"""Batch normalisation that keeps nothing of its own (Ioffe & Szegedy 2015).
 
 In training every pass normalises by the statistics of its own rows, those of one micro-batch, whether the
 network is the one that is trained or a passive one in eval mode: generator and discriminator so meet the
@@ -9,6 +9,9 @@ For sampling, where an image must not depend on its neighbours, `measure` fixes 
 chosen passes: "standing statistics" (Brock, Donahue, Simonyan 2019, sec. 4.1), which unlike running averages
 belong to the weights at hand, averaged ones included. There is nothing to save, to reduce over ranks or to
 resume.
+
+Running averages, which the papers sample with, are the family's to keep as its state (`core.state`): `watch`
+and `taken` give the statistics of a pass, `running_after` moves the averages, `stand` normalises by them.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 EPS = 1e-5
+MOMENTUM = 0.1
+"""Weight of a step's statistics in the running averages, as in torch."""
 
 
 class BatchNorm(nn.Module):
@@ -31,6 +36,7 @@ class BatchNorm(nn.Module):
         self.eps = eps
         self._standing: tuple[Tensor, Tensor] | None = None
         self._moments: list[tuple[Tensor, Tensor]] | None = None
+        self._count = 0
 
     def forward(self, x_BC: Tensor) -> Tensor:
         if self._standing is not None:
@@ -38,6 +44,7 @@ class BatchNorm(nn.Module):
             return F.batch_norm(x_BC, mean_C, variance_C, training=False, eps=self.eps)
         if self._moments is not None:
             self._moments.append(_moments(x_BC))
+            self._count = x_BC.numel() // self.channels
         return F.batch_norm(x_BC, None, None, training=True, eps=self.eps)
 
     def extra_repr(self) -> str:
@@ -46,6 +53,17 @@ class BatchNorm(nn.Module):
     def watch(self) -> None:
         """Forget the standing statistics, and keep the moments of the passes to come."""
         self._standing, self._moments = None, []
+
+    def taken(self) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance [C] float64 of the one pass since `watch`, which ends with this."""
+        ((mean_C, square_C),) = self._moments or ()
+        self._moments = None
+        variance_C = (square_C - mean_C.square()).clamp_min(0)
+        return mean_C, variance_C * self._count / max(1, self._count - 1)
+
+    def stand(self, mean_C: Tensor, variance_C: Tensor) -> None:
+        """Normalise from now on by these statistics."""
+        self._standing = (mean_C.float(), variance_C.float())
 
     def settle(self) -> None:
         """Normalise from now on by the mean moments of the passes since `watch`, which have equal rows."""
@@ -76,6 +94,12 @@ def measure(network: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
 def layers_of(network: nn.Module) -> Iterator[BatchNorm]:
     """All batch normalisations of a network."""
     return (module for module in network.modules() if isinstance(module, BatchNorm))
+
+
+def running_after(running: Tensor, summed: Tensor, passes: Tensor, momentum: float = MOMENTUM) -> Tensor:
+    """(1 - momentum) running + momentum (mean over the passes); `running` where there was no pass."""
+    moved = (1 - momentum) * running + momentum * summed / passes.clamp_min(1)
+    return torch.where(passes > 0, moved, running)
 
 
 def _moments(x_BC: Tensor) -> tuple[Tensor, Tensor]:

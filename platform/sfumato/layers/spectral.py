@@ -7,6 +7,10 @@ depends on how many passes there were, which changes with the number of workers,
 a resumed run. Here u comes anew from a few Lanczos steps with a fixed start: they cost as many products
 with W as power iterations do, which is little beside a convolution, and converge so much faster that the
 start does not matter.
+
+The paper's way is there as well: a layer that is told to `carry` a vector u takes one power iteration from it
+in every pass, and leaves the improved one in `improved`. u is then state of the family (`core.state`), which
+moves on once a step, whatever the number of passes and ranks.
 """
 
 from __future__ import annotations
@@ -75,10 +79,59 @@ def _first_left(matrix: Tensor, start: Tensor, steps: int) -> Tensor:
     return F.normalize(known.T @ power.index_select(1, longest).squeeze(1), dim=0, eps=_TINY)
 
 
-class SpectralConv2d(nn.Conv2d):
-    """A convolution whose weight, seen as [out, in * height * width], has spectral norm 1."""
+class Spectral(nn.Module):
+    """What the layers have in common: a weight that is seen as a matrix [rows, rest] of spectral norm 1."""
 
+    weight: Tensor
     start: Tensor
+    carried: Tensor
+    improved: Tensor | None = None
+    """The carried vector after the iteration of the last pass."""
+
+    def follow(self) -> None:
+        """Take power iterations from a carried vector, from now on."""
+        self.register_buffer("carried", first_carried(len(self.weight)), persistent=False)
+
+    @property
+    def follows(self) -> bool:
+        """Whether it carries a vector."""
+        return "carried" in self._buffers
+
+    @torch.no_grad()
+    def carry(self, u: Tensor) -> None:
+        """Start from this unit vector [rows] in the passes to come."""
+        self.carried.copy_(u)
+
+    def _normalised(self) -> Tensor:
+        if not self.follows:
+            norm = spectral_norm(self.weight, self.start)
+        else:
+            norm, self.improved = power_iteration(self.weight, self.carried)
+        return self.weight / norm.clamp_min(_TINY).to(self.weight.dtype)
+
+
+def power_iteration(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The estimate u' W v of the largest singular value after one iteration v = W' u, u = W v (Miyato et al.
+    2018, Algorithm 1), a scalar with gradient u v', and the new u."""
+    with torch.autocast(weight.device.type, enabled=False):
+        matrix = weight.flatten(1)
+        if matrix.dtype != torch.float64:
+            matrix = matrix.float()
+        with torch.no_grad():
+            v = F.normalize(matrix.T @ u.to(matrix.dtype), dim=0, eps=_TINY)
+            u = F.normalize(matrix @ v, dim=0, eps=_TINY)
+        norm: Tensor = u @ (matrix @ v)
+        return norm, u
+
+
+def first_carried(rows: int) -> Tensor:
+    """The unit vector that power iterations begin with."""
+    with seeded("power iteration", rows):
+        return F.normalize(torch.randn(rows), dim=0)
+
+
+class SpectralConv2d(nn.Conv2d, Spectral):
+    """A convolution whose weight, seen as [out, in * height * width], has spectral norm 1."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
@@ -87,35 +140,27 @@ class SpectralConv2d(nn.Conv2d):
         self.register_buffer("start", start_vector(self.weight), persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        out_BCHW: Tensor = self._conv_forward(x_BCHW, _normalised(self.weight, self.start), self.bias)
+        out_BCHW: Tensor = self._conv_forward(x_BCHW, self._normalised(), self.bias)
         return out_BCHW
 
 
-class SpectralLinear(nn.Linear):
+class SpectralLinear(nn.Linear, Spectral):
     """A linear map of spectral norm 1."""
-
-    start: Tensor
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
         self.register_buffer("start", start_vector(self.weight), persistent=False)
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        return F.linear(x_BC, _normalised(self.weight, self.start), self.bias)
+        return F.linear(x_BC, self._normalised(), self.bias)
 
 
-class SpectralEmbedding(nn.Embedding):
+class SpectralEmbedding(nn.Embedding, Spectral):
     """Rows of a matrix of spectral norm 1."""
-
-    start: Tensor
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__(num_embeddings, embedding_dim)
         self.register_buffer("start", start_vector(self.weight), persistent=False)
 
     def forward(self, index_B: Tensor) -> Tensor:
-        return F.embedding(index_B, _normalised(self.weight, self.start))
-
-
-def _normalised(weight: Tensor, start: Tensor) -> Tensor:
-    return weight / spectral_norm(weight, start).clamp_min(_TINY).to(weight.dtype)
+        return F.embedding(index_B, self._normalised())

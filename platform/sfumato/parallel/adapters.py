@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sfumato.core.pretrained import matches
+from sfumato.core.stored import matches
 from sfumato.errors import CapabilityError
 
 

@@ -45,8 +45,8 @@ class ParallelSettings(Config):
         "ddp",
         description="`single` keeps the networks in one worker; `ddp` replicates them over all; `fsdp` "
         "shards parameters, gradients, optimizer state and averages (FSDP2); `zero1`, `zero2` and `zero3` "
-        "are DeepSpeed's, sharding optimizer state, gradients too, parameters too. Your own: its import path, "
-        "package.module:Class.",
+        "are DeepSpeed's, sharding optimizer state, gradients too, parameters too. Your own: its import "
+        "path, package.module:Class.",
     )
     options: dict[str, Any] = Field(
         {},

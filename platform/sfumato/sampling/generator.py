@@ -28,11 +28,11 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import Condition, Conditions, Source, conditions_of
 from sfumato.core.config import Config
 from sfumato.core.family import EmaOf, Family, FamilyConfig, Frozen, Nets, SampleRequest, Trainable
-from sfumato.core.pretrained import Weights as Base
-from sfumato.core.pretrained import matches
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.core.state import initial
+from sfumato.core.stored import Weights as Base
+from sfumato.core.stored import matches
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.conditions import Takes
 from sfumato.sampling.model_folder import Weights, read_model_folder

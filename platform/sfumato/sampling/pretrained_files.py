@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sfumato.core.pretrained import StoredFile, StoredFolder, StoredNet, Weights, matches
+from sfumato.core.stored import StoredFile, StoredFolder, StoredNet, Weights, matches
 from sfumato.errors import CheckpointError
 from sfumato.layers import library_networks
 from sfumato.sampling.model_files import read_card, read_weights

@@ -8,8 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from sfumato.core.family import NetSpec, Phase, Trainable
-from sfumato.core.pretrained import matches
 from sfumato.core.rng import seeded
+from sfumato.core.stored import matches
 from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 from sfumato.parallel import STRATEGIES, ParallelSettings, Strategy

@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.finding import Members
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.registry import discover
 
 DIGITS = DataSpec(1, 8, 8, tuple("0123456789"))
 PICTURES = DataSpec(3, 64, 64)
@@ -108,4 +108,4 @@ def test_two_members_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(accuracy, "METRICS", frechet.METRICS)
     assert isinstance(metrics, types.ModuleType)
     with pytest.raises(ValueError, match="two members called 'fd'"):
-        discover(metrics, "METRICS")
+        Members("sfumato.evaluation.metrics", "METRICS").all()

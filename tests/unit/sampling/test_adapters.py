@@ -10,15 +10,16 @@ import torch
 from library_folders import save_unet
 from on_pretrained import PATTERNS, OnPretrained
 from safetensors.torch import load_file
-from sfumato.parallel.strategies.single import Single
 
 import sfumato
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import Trainable
-from sfumato.core.pretrained import Pretrained, StoredNet, matches
+from sfumato.core.pretrained import Pretrained
 from sfumato.core.progress import Progress
+from sfumato.core.stored import StoredNet, matches
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.parallel import Placement
+from sfumato.parallel.strategies.single import Single
 from sfumato.runtime.commands.sample import export
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.pretrained import look_up
@@ -44,7 +45,7 @@ def moved_by_one_step(config: OnPretrained) -> Single:
     """A strategy whose adapter is no longer what it was built with."""
     strategy = Single(Placement())
     install(config.build(DATA), strategy, seed=0)
-    for step in range(2):
+    for _ in range(2):
         nets = strategy.view("network")
         found = nets["network"](torch.ones(2, 1, 8, 8, dtype=torch.bfloat16), torch.zeros(2)).sample
         strategy.backward("network", found.float().square().mean())
@@ -105,7 +106,7 @@ def test_a_base_that_moved_is_named_and_another_one_is_refused(base: Path, tmp_p
     assert "\n" not in str(told.value)
     assert (sfumato.load(folder, trust=True, base=tmp_path / "moved").sample(2) == images).all()
     save_unet(base, seed=1)
-    with pytest.raises(CheckpointError, match="is not the content that this .* was started with"):
+    with pytest.raises(CheckpointError, match=r"is not the content that this .* was started with"):
         Generator.load(folder, trust=True)
 
 

@@ -126,7 +126,7 @@ def value_of(name: str, source: ColumnSource, raw: Any, weights: Any = None) -> 
 
 
 def _texts(name: str, raw: Any, weights: Any) -> WeightedTexts | None:
-    texts = [raw] if isinstance(raw, str) else _listed(name, raw, "a text, or a list of texts")
+    texts = _several(raw) if isinstance(raw, str) else _listed(name, raw, "a text, or a list of texts")
     if not all(isinstance(text, str) for text in texts):
         raise ImageFault(f"its {name} is {str(raw)[:40]!r}; wanted a text, or a list of texts")
     texts = [text.strip() for text in texts]
@@ -140,6 +140,18 @@ def _texts(name: str, raw: Any, weights: Any) -> WeightedTexts | None:
             f"its {name} has {len(texts)} texts and the weights {factors}; wanted one for each, not negative"
         )
     return WeightedTexts(texts, factors)
+
+
+def _several(text: str) -> list[str]:
+    """The texts in a cell of a table: a JSON list of texts means several, anything else is one."""
+    if text.startswith("["):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return [text]
+        if isinstance(found, list) and all(isinstance(one, str) for one in found):
+            return found
+    return [text]
 
 
 def _tags(name: str, raw: Any) -> list[str]:

@@ -12,19 +12,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from pyarrow import fs
 
+from sfumato.core.config import Config
 from sfumato.data.packing.tasks import OnProgress
 from sfumato.data.storage.filesystems import above, check_bucket, explained, filesystem, is_remote, retried
 from sfumato.data.storage.read import download
 from sfumato.data.storage.write import entries
 from sfumato.errors import DataError
 
-if TYPE_CHECKING:
-    from sfumato.data.packing.sources import SourceSettings
-
+S = TypeVar("S", bound=Config)
 _AT_ONCE = 16
 _CLOCK_TICK_NS = 2 * 10**9
 """What was written in the same tick as it was fetched may have changed since and show the same time: object
@@ -33,9 +32,7 @@ _WITH_NEIGHBOURS = ("idx", "listing")
 """Kinds of which a single file means others beside it."""
 
 
-def local(
-    config: SourceSettings, scratch: Path, progress: OnProgress | None, stage: Callable[[str], None]
-) -> SourceSettings:
+def local(config: S, scratch: Path, progress: OnProgress | None, stage: Callable[[str], None]) -> S:
     """The source as it is, or, where its path is a URI, of files fetched into `scratch`.
 
     `scratch` has to be on a disk that all workers see. Raises DataError where nothing can be fetched.
@@ -44,7 +41,7 @@ def local(
     if not is_remote(path):
         return config
     stage("fetch")
-    if config.kind in _WITH_NEIGHBOURS and [name for name, _ in listed(path)] == [""]:
+    if getattr(config, "kind", "") in _WITH_NEIGHBOURS and [name for name, _ in listed(path)] == [""]:
         folder, name = above(path)
         place = fetched(folder, scratch / "source", progress) / name
     else:

@@ -1,21 +1,33 @@
-"""One file a metric. To add one, add a file that lists its metrics in `METRICS`; nothing else changes."""
+"""One file a metric. To add one, add a file that lists its metrics in `METRICS`; nothing else changes.
+
+Metrics outside of the folder are named by import path, `package.module:MyMetric`.
+"""
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 
+from sfumato.core.finding import Members
 from sfumato.evaluation.metrics.metric import Metric, PairMetric
-from sfumato.evaluation.registry import discover
+
+_METRICS: Members[Metric] = Members("sfumato.evaluation.metrics", "METRICS")
+_PAIRS: Members[PairMetric] = Members("sfumato.evaluation.metrics", "PAIR_METRICS")
 
 
 @cache
 def all_metrics() -> dict[str, Metric]:
     """Every metric by name."""
-    return discover(sys.modules[__name__], "METRICS")
+    return _METRICS.all()
 
 
 @cache
 def all_pair_metrics() -> dict[str, PairMetric]:
     """Every metric of reconstructions by name."""
-    return discover(sys.modules[__name__], "PAIR_METRICS")
+    return _PAIRS.all()
+
+
+@cache
+def own_metric(path: str) -> Metric | PairMetric:
+    """The metric of an import path. Raises ConfigError for what is none."""
+    found: Metric | PairMetric = _METRICS.imported(path, ("compute", "compare"))
+    return found

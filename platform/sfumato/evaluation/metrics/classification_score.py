@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.config import Config
 from sfumato.core.rng import seeded
 from sfumato.errors import DataError
 from sfumato.evaluation.features.extractor import one_thread
@@ -24,6 +26,14 @@ BATCH = 64
 RATE = 3e-3
 CHANNELS = 32
 FEATURES = 64
+
+
+class ClassificationScoreSettings(Config):
+    """How long its classifier is trained."""
+
+    cas_seen: int = Field(
+        40_000, gt=0, description="classification_score: samples that its classifier sees, repeats counted."
+    )
 
 
 def classification_hits(
@@ -56,6 +66,7 @@ def _channels_first(images_NHWC: UInt8Array) -> Tensor:
 class ClassificationScore(BaseMetric):
     """Part of the real images that a classifier trained on the samples gets right; higher is better."""
 
+    Settings = ClassificationScoreSettings
     name = "classification_score"
     higher_is_better = True
     needs_labels = True
@@ -86,10 +97,10 @@ class ClassificationScore(BaseMetric):
                 f"{self.name} needs {LEAST_PER_CLASS} samples of a class or more, class "
                 f"{label_K[count_K.argmin()]} has {count_K.min()}: raise evaluate.samples"
             )
-        settings = options.settings
+        settings = options.of(ClassificationScoreSettings)
         images_NHWC = np.concatenate(list(generated.images()))
         hit_M = classification_hits(
-            images_NHWC, generated.label_N, reference, seen=settings.cas_seen, seed=settings.seed
+            images_NHWC, generated.label_N, reference, seen=settings.cas_seen, seed=options.settings.seed
         )
         details = {
             "per_class": {

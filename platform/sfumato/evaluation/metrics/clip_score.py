@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from sfumato.errors import DataError
+from sfumato.evaluation.metric_inputs import Captions
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Float32Array, Float64Array
 
@@ -30,7 +31,7 @@ class ClipScore(BaseMetric):
 
     name = "clip_score"
     higher_is_better = True
-    needs_captions = True
+    inputs = (Captions(),)
     only_features: tuple[str, ...] = ("clip",)
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:

@@ -14,7 +14,6 @@ On InceptionV3 pool3 features this number is called FID; on any other features i
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
 import torch
 
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
@@ -49,6 +48,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 def root_trace(a_DD: Float64Array, b_DD: Float64Array) -> float:
     """tr((A B)^{1/2}) of two covariances."""
+    import scipy.linalg  # here: whoever reads a recipe imports this module
+
     lower_DD = _cholesky(a_DD)
     if lower_DD is not None and _cholesky(b_DD) is not None:
         # L^T B L by two triangular products; BLAS has them, NumPy does not.
@@ -62,6 +63,8 @@ def root_trace(a_DD: Float64Array, b_DD: Float64Array) -> float:
 
 def _cholesky(covariance_DD: Float64Array) -> Float64Array | None:
     """The lower factor [D, D] of a well-conditioned covariance, otherwise None."""
+    import scipy.linalg  # here: whoever reads a recipe imports this module
+
     lower_DD, failed = scipy.linalg.lapack.dpotrf(covariance_DD, lower=1, clean=1)
     if failed:
         return None
@@ -77,6 +80,7 @@ class FrechetDistance(BaseMetric):
     """Lower is better; 0 for equal means and covariances. It falls with the number of samples (bias)."""
 
     name = "fd"
+    of_reconstructions = True
     in_auto = True
     always_suffixed = True
     published: str | None = "fid"

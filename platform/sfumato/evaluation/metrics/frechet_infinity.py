@@ -11,7 +11,9 @@ evaluation's own, not drawn by a Sobol sequence in the latent space. The referen
 from __future__ import annotations
 
 import numpy as np
+from pydantic import Field
 
+from sfumato.core.config import Config
 from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Float64Array, Int64Array, Moments
@@ -31,9 +33,21 @@ def extrapolate(size_P: Int64Array, value_P: Float64Array) -> tuple[float, float
     return intercept, float(np.sqrt(error))
 
 
+class InfinitySettings(Config):
+    """Where the distance is computed."""
+
+    infinity_points: int = Field(
+        15, ge=3, description="fd_infinity: numbers of samples at which the distance is computed."
+    )
+    infinity_start: float = Field(
+        0.1, gt=0, lt=1, description="fd_infinity: the smallest of them, as a part of all samples."
+    )
+
+
 class FrechetInfinity(BaseMetric):
     """Lower is better. May fall below 0 for samples of the reference's own distribution."""
 
+    Settings = InfinitySettings
     name = "fd_infinity"
     always_suffixed = True
     published: str | None = "fid_infinity"
@@ -43,10 +57,10 @@ class FrechetInfinity(BaseMetric):
         return LEAST
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
-        settings, total = options.settings, len(generated)
+        settings, total = options.of(InfinitySettings), len(generated)
         start = max(2, int(total * settings.infinity_start))
         size_P = np.linspace(start, total, settings.infinity_points).astype(np.int64)
-        rng = np.random.default_rng(settings.seed)
+        rng = np.random.default_rng(options.settings.seed)
         value_P = np.array(
             [
                 frechet_distance(

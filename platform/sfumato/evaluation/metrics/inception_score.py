@@ -10,11 +10,20 @@ The samples are shuffled and split into parts as torch-fidelity does it; the fig
 from __future__ import annotations
 
 import numpy as np
-import scipy.special
+from pydantic import Field
 
+from sfumato.core.config import Config
 from sfumato.errors import DataError
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Float32Array, Float64Array
+
+
+class InceptionScoreSettings(Config):
+    """Parts."""
+
+    inception_score_splits: int = Field(
+        10, ge=1, description="inception_score: parts that the score is computed on."
+    )
 
 
 def inception_scores(logits_NK: Float32Array, splits: int, seed: int) -> Float64Array:
@@ -24,6 +33,8 @@ def inception_scores(logits_NK: Float32Array, splits: int, seed: int) -> Float64
         raise ValueError(f"{splits} parts need {splits} samples or more, got {rows}")
     # NumPy's old generator: the order, and so the figure, is then torch-fidelity's.
     order_N = np.random.RandomState(seed).permutation(rows)
+    import scipy.special  # here: whoever reads a recipe imports this module
+
     log_p_NK = scipy.special.log_softmax(logits_NK[order_N].astype(np.float64), axis=1)
     p_NK = np.exp(log_p_NK)
     scores = []
@@ -38,6 +49,7 @@ def inception_scores(logits_NK: Float32Array, splits: int, seed: int) -> Float64
 class InceptionScore(BaseMetric):
     """Higher is better, from 1 to the number of classes."""
 
+    Settings = InceptionScoreSettings
     name = "inception_score"
     higher_is_better = True
     needs_any_logits = True
@@ -46,12 +58,12 @@ class InceptionScore(BaseMetric):
 
     def least_samples(self, options: MetricOptions) -> int:
         """One a part."""
-        return options.settings.inception_score_splits
+        return options.of(InceptionScoreSettings).inception_score_splits
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         if generated.logits_NK is None:
             raise DataError("inception_score needs features that classify, got no logits")
-        splits = options.settings.inception_score_splits
+        splits = options.of(InceptionScoreSettings).inception_score_splits
         score_S = inception_scores(generated.logits_NK, splits, options.settings.seed)
         details = {"splits": splits, "split_std": float(score_S.std())}
         return MetricResult(

@@ -9,10 +9,25 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from pydantic import Field
 
+from sfumato.core.config import Config
 from sfumato.evaluation.kernels import cubic, less, subset_sums, sum_between, unbiased_mmd2
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Float32Array, Float64Array
+
+
+class KidSettings(Config):
+    """Subsets, and when all samples are compared."""
+
+    kid_subsets: int = Field(100, ge=1, description="kid: random subsets that the distance is averaged over.")
+    kid_subset_size: int = Field(1000, ge=2, description="kid: images in a subset, of either set.")
+    kid_all_samples: int = Field(
+        20_000,
+        ge=0,
+        description="kid: where neither set has more images, the estimate on all of them is computed too, "
+        "whose cost grows with their square.",
+    )
 
 
 def kernel_distance(a_ND: Float32Array, b_MD: Float32Array) -> float:
@@ -59,22 +74,23 @@ def subset_distances(
 class KernelDistance(BaseMetric):
     """Lower is better; near 0, and on either side of it, for samples of the reference's own distribution."""
 
+    Settings = KidSettings
     name = "kid"
     always_suffixed = True
     published: str | None = "kid"
 
     def least_samples(self, options: MetricOptions) -> int:
         """One subset."""
-        return options.settings.kid_subset_size
+        return options.of(KidSettings).kid_subset_size
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
-        settings = options.settings
+        settings = options.of(KidSettings)
         distance_S, all_samples = subset_distances(
             generated.embedding_ND,
             reference.embedding_ND,
             subsets=settings.kid_subsets,
             size=settings.kid_subset_size,
-            seed=settings.seed,
+            seed=options.settings.seed,
             all_samples=max(len(generated), len(reference)) <= settings.kid_all_samples,
         )
         details = {

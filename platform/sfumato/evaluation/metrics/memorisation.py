@@ -13,14 +13,29 @@ distances, standardised (Meehan et al. 2020, eq. 1: data-copying when far below 
 from __future__ import annotations
 
 import numpy as np
+from pydantic import Field
 
+from sfumato.core.config import Config
 from sfumato.errors import DataError
+from sfumato.evaluation.metric_inputs import HeldOut
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.neighbours.nearest import nearest_in
 from sfumato.evaluation.neighbours.sets import nearest_reference, own_neighbours
 from sfumato.evaluation.statistics import Float64Array
 
 SHOWN = 16
+
+
+class MemorisationSettings(Config):
+    """What counts as a copy."""
+
+    memorisation_quantile: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="memorisation: a sample counts as copied when it is closer to a training image than all "
+        "but this part of real images that are no copies.",
+    )
 
 
 def memorisation(
@@ -36,11 +51,11 @@ def memorisation(
     near = nearest_reference(training, generated, options)
     distance_M = np.sqrt(near.squared_Nk[:, 0])
     real_N = _distances_of_no_copies(training, options, held_out)
-    limit = float(np.quantile(real_N, options.settings.memorisation_quantile))
+    limit = float(np.quantile(real_N, options.of(MemorisationSettings).memorisation_quantile))
     copied_M = distance_M < limit
     closest = np.argsort(distance_M, kind="stable")[:SHOWN]
     details: dict[str, object] = {
-        "quantile": options.settings.memorisation_quantile,
+        "quantile": options.of(MemorisationSettings).memorisation_quantile,
         "distance_limit": limit,
         "compared_with": "training images, each left out" if held_out is None else "held-out images",
         "median_distance": float(np.median(distance_M)),
@@ -81,15 +96,16 @@ def _distances_of_no_copies(
 
 def least_held_out(options: MetricOptions) -> int:
     """So many distances that their quantile is one of them."""
-    return int(np.ceil(1 / options.settings.memorisation_quantile))
+    return int(np.ceil(1 / options.of(MemorisationSettings).memorisation_quantile))
 
 
 class Memorisation(BaseMetric):
     """Part of copied samples, in [0, 1]; lower is better. The reference is taken for the training images."""
 
+    Settings = MemorisationSettings
     name = "memorisation"
     needs_images = True  # of the closest pairs, wherever they are
-    reads_held_out = True
+    inputs = (HeldOut(least_held_out),)
 
     def least_samples(self, options: MetricOptions) -> int:
         """Enough for the quantile to be one, and for a k-th neighbour."""

@@ -2,134 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal, Protocol, TypeVar
-
-import numpy as np
-import numpy.typing as npt
-from pydantic import Field
+from typing import ClassVar, Protocol
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
-from sfumato.evaluation.parallel_map import Spread, in_process
-from sfumato.evaluation.statistics import Float32Array, Float64Array, Int64Array, Moments, UInt8Array
+from sfumato.evaluation.feature_set import FeatureSet, ImageBlocks
+from sfumato.evaluation.metric_inputs import MetricInput
+from sfumato.evaluation.metric_options import MetricOptions, MetricSettings
+from sfumato.evaluation.statistics import Float64Array, UInt8Array
 
-T = TypeVar("T")
-Interpolation = Literal["slerp", "lerp"]
-ImageBlocks = Callable[[], Iterator[UInt8Array]]
-"""Opens a set's images: uint8 [n, H, W, C], a block at a time, in sample order."""
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureSet:
-    """Features of one set of images, in sample order.
-
-    `embedding_ND` float32; `logits_NK` float32 where the extractor classifies; `label_N` int64 in [0, K)
-    where the images have classes (for generated images: the class that was asked for). Some metrics read
-    more: `images` themselves, `text_ND` float32 (features of the captions in the same space; of a reference,
-    of its first images), `bits_N` float64 (bits per dimension that the model under evaluation gives these
-    images) and of what variable, `bits_of`, `path_M` float64 (lengths of the model's steps in its latents),
-    `held_out` (of a reference: real images that the model was not trained on).
-    """
-
-    embedding_ND: Float32Array
-    logits_NK: Float32Array | None = None
-    label_N: Int64Array | None = None
-    images: ImageBlocks | None = None
-    text_ND: Float32Array | None = None
-    bits_N: Float64Array | None = None
-    bits_of: str = ""
-    path_M: Float64Array | None = None
-    held_out: FeatureSet | None = None
-    _derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.embedding_ND)
-
-    def take(self, rows: Int64Array | npt.NDArray[np.bool_]) -> FeatureSet:
-        """The features of some of the images, in the order asked for; with nothing else but their texts."""
-
-        def part(array: npt.NDArray[Any] | None) -> Any:
-            return None if array is None else array[rows]
-
-        return FeatureSet(
-            self.embedding_ND[rows],
-            part(self.logits_NK),
-            part(self.label_N),
-            text_ND=part(self.text_ND),
-            bits_N=part(self.bits_N),
-        )
-
-    @cached_property
-    def moments(self) -> Moments:
-        return Moments.of(self.embedding_ND)
-
-    def derived(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
-        """`make()`, once for each key: what several metrics need of this set, such as its neighbours."""
-        if key not in self._derived:
-            self._derived[key] = make()
-        result: T = self._derived[key]
-        return result
-
-
-class MetricSettings(Config):
-    """What single metrics let the user choose. Figures compare at equal settings only."""
-
-    kid_subsets: int = Field(100, ge=1, description="kid: random subsets that the distance is averaged over.")
-    kid_subset_size: int = Field(1000, ge=2, description="kid: images in a subset, of either set.")
-    kid_all_samples: int = Field(
-        20_000,
-        ge=0,
-        description="kid: where neither set has more images, the estimate on all of them is computed too, "
-        "whose cost grows with their square.",
-    )
-    inception_score_splits: int = Field(
-        10, ge=1, description="inception_score: parts that the score is computed on."
-    )
-    infinity_points: int = Field(
-        15, ge=3, description="fd_infinity: numbers of samples at which the distance is computed."
-    )
-    infinity_start: float = Field(
-        0.1, gt=0, lt=1, description="fd_infinity: the smallest of them, as a part of all samples."
-    )
-    memorisation_quantile: float = Field(
-        0.01,
-        gt=0,
-        lt=1,
-        description="memorisation: a sample counts as copied when it is closer to a training image than all "
-        "but this part of real images that are no copies.",
-    )
-    cas_seen: int = Field(
-        40_000, gt=0, description="classification_score: samples that its classifier sees, repeats counted."
-    )
-    path_pairs: int = Field(
-        1_000, ge=100, description="perceptual_path_length: pairs of images, a step apart."
-    )
-    path_epsilon: float = Field(1e-4, gt=0, le=0.1, description="perceptual_path_length: length of the step.")
-    path_interpolation: Interpolation = Field(
-        "slerp", description="perceptual_path_length: along the great circle, or straight (lerp)."
-    )
-    path_sampling: Literal["full", "end"] = Field(
-        "full", description="perceptual_path_length: steps anywhere on a path, or at its start."
-    )
-    seed: int = Field(2020, ge=0, description="Seed of random subsets; torch-fidelity's default.")
-
-
-DEFAULTS = MetricSettings()
-
-
-@dataclass(frozen=True, slots=True)
-class MetricOptions:
-    """The settings that metrics share.
-
-    `spread` runs the parts of large computations, in this process or on workers; no number depends on it.
-    """
-
-    k: int = 3
-    settings: MetricSettings = DEFAULTS
-    spread: Spread = in_process
+__all__ = [
+    "BaseMetric",
+    "FeatureSet",
+    "ImageBlocks",
+    "Metric",
+    "MetricOptions",
+    "MetricResult",
+    "MetricSettings",
+    "PairMetric",
+    "reported_name",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +62,15 @@ class Metric(Protocol):
     """It compares by class: the samples must have been asked for by class."""
     needs_images: bool
     """It reads `FeatureSet.images` of both sets."""
-    needs_captions: bool
-    """It reads `FeatureSet.text_ND` of the generated set."""
-    needs_likelihood: bool
-    """It reads `FeatureSet.bits_N` of the reference: the model must have a likelihood."""
-    reads_held_out: bool
-    """It reads `FeatureSet.held_out` of the reference where there is one."""
-    needs_paths: bool
-    """It reads `FeatureSet.path_M` of the generated set: the model must have a latent vector."""
+    inputs: tuple[MetricInput, ...]
+    """What it reads beside features: captions, a likelihood, whatever its own file provides."""
+    reads_features: bool
+    """Whether its figure depends on the features; one that does not is computed once, under its plain name.
+    """
+    of_reconstructions: bool
+    """Whether `evaluate.metrics=auto` computes it on reconstructions, too."""
+    Settings: type[Config] | None
+    """The class of its settings, whose fields are part of `evaluate.metric_options`; None for none."""
     only_features: tuple[str, ...]
     """Names of the only features that it is defined on; empty: all."""
     always_suffixed: bool
@@ -205,10 +100,10 @@ class BaseMetric:
     needs_any_logits = False
     needs_labels = False
     needs_images = False
-    needs_captions = False
-    needs_likelihood = False
-    reads_held_out = False
-    needs_paths = False
+    inputs: tuple[MetricInput, ...] = ()
+    reads_features = True
+    of_reconstructions = False
+    Settings: ClassVar[type[Config] | None] = None
     only_features: tuple[str, ...] = ()
     always_suffixed = False
     published: str | None = None

@@ -17,7 +17,7 @@ models whose images hardly move.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,38 +28,16 @@ from sfumato.errors import DataError
 from sfumato.evaluation.features.extractor import device, one_thread, placed
 from sfumato.evaluation.features.resize import three_channels
 from sfumato.evaluation.features.weights import sha256_of
+from sfumato.evaluation.latents import PathSettings
+from sfumato.evaluation.metric_inputs import Made, MetricInput, Prepared, Setting
 from sfumato.evaluation.metrics.lpips import Lpips, given, load, problems_of
-from sfumato.evaluation.metrics.metric import (
-    BaseMetric,
-    FeatureSet,
-    Interpolation,
-    Metric,
-    MetricOptions,
-    MetricResult,
-    MetricSettings,
-)
-from sfumato.evaluation.statistics import Float64Array
+from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.source import Kind, SampleSource, WalksLatents
+from sfumato.evaluation.statistics import Float64Array, Int64Array
 
 NAME = "perceptual_path_length"
 DISCARDED = 0.01
 """Share of the distances that is left out at either end."""
-
-
-def interpolated(a_ND: Tensor, b_ND: Tensor, t_N: Tensor, how: Interpolation) -> Tensor:
-    """The point t of the way from a to b [N, D], row by row; in the precision of the arguments.
-
-    `slerp` goes along the great circle and lets the norm go evenly; parallel rows, where no circle is
-    defined, are interpolated linearly.
-    """
-    t_N1 = t_N[:, None]
-    straight_ND = a_ND + (b_ND - a_ND) * t_N1
-    if how == "lerp":
-        return straight_ND
-    unit_a, unit_b = (x / x.norm(dim=1, keepdim=True).clamp_min(1e-12) for x in (a_ND, b_ND))
-    angle_N1 = (unit_a * unit_b).sum(1, keepdim=True).clamp(-1, 1).acos()
-    sine_N1 = angle_N1.sin()
-    round_ND = (((1 - t_N1) * angle_N1).sin() * a_ND + (t_N1 * angle_N1).sin() * b_ND) / sine_N1
-    return torch.where(sine_N1 < 1e-6, straight_ND, round_ND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +45,11 @@ class Ruler:
     """Measures steps by LPIPS. It travels to the workers with its network: they need no file of weights."""
 
     network: Lpips
-    settings: MetricSettings
+    settings: PathSettings
     weights_sha256: str
 
     @classmethod
-    def of(cls, settings: MetricSettings) -> Ruler:
+    def of(cls, settings: PathSettings) -> Ruler:
         """With the weights that the environment names. Raises CapabilityError where it names none."""
         path = given()
         return cls(copy.deepcopy(load(path)).double(), settings, sha256_of(path))
@@ -96,6 +74,56 @@ class Ruler:
         return length_B
 
 
+@dataclass(frozen=True)
+class PreparedPaths(Prepared):
+    """Measures a length for each pair, in blocks of their own."""
+
+    ruler: Ruler
+    stored_as = "path"
+    labelled = True
+
+    @property
+    def rows(self) -> int:
+        """One a pair."""
+        return self.ruler.settings.path_pairs
+
+    @property
+    def identity(self) -> object:
+        """That of the ruler."""
+        return self.ruler.identity
+
+    def block(
+        self, source: SampleSource, index: int, *, seed: int, labels_B: Int64Array | None
+    ) -> Float64Array:
+        """Lengths of the model's steps."""
+        assert isinstance(source, WalksLatents)
+        a_BCHW, b_BCHW = source.steps(index, seed=seed, labels_B=labels_B, settings=self.ruler.settings)
+        return self.ruler.lengths(a_BCHW, b_BCHW)
+
+    def of_generated(self, features: FeatureSet, name: str, made: Made) -> FeatureSet:
+        """With the lengths."""
+        return replace(features, path_M=made.own)
+
+
+class LatentPaths(MetricInput):
+    """Lengths of steps in the model's latents."""
+
+    name = "latent_paths"
+
+    def given_by(self, source: SampleSource) -> bool:
+        """By a model that draws from a latent vector."""
+        return isinstance(source, WalksLatents)
+
+    def lacking(self, kind: Kind | None) -> str:
+        """What else is needed."""
+        of = "and these are images" if kind == "images" else "and this one has none"
+        return f"a model with a latent vector (gan, vae, flow), {of}"
+
+    def prepare(self, setting: Setting, opened: object) -> PreparedPaths:
+        """With the weights that the environment names. Raises CapabilityError where it names none."""
+        return PreparedPaths(Ruler.of(setting.options.of(PathSettings)))
+
+
 def trimmed(length_M: Float64Array) -> tuple[float, float]:
     """The mean between the 1st and the 99th percentile, and its standard error.
 
@@ -115,7 +143,9 @@ class PerceptualPathLength(BaseMetric):
     """0 and up, lower is smoother; for families with a latent vector (GAN, VAE, flow)."""
 
     name = NAME
-    needs_paths = True
+    inputs = (LatentPaths(),)
+    reads_features = False
+    Settings = PathSettings
 
     def problems(self, data: DataSpec) -> list[str]:
         """Missing weights of LPIPS, small images, other channels."""
@@ -128,7 +158,7 @@ class PerceptualPathLength(BaseMetric):
                 f"{self.name} needs a model with a latent vector: leave it out of evaluate.metrics"
             )
         value, error = trimmed(length_M)
-        settings = options.settings
+        settings = options.of(PathSettings)
         details: dict[str, object] = {
             "pairs": len(length_M),
             "epsilon": settings.path_epsilon,

@@ -69,6 +69,17 @@ class GanConfig(FamilyConfig):
     condition: Literal["auto", "class", "none"] = Field(
         "auto", description="What generation is conditioned on; auto means class where the data has classes."
     )
+    batch_statistics: Literal["standing", "running"] = Field(
+        "standing",
+        description="What a generator with batch normalisation samples with: statistics of its own images, "
+        "measured anew for its weights (Brock et al. 2019), or averages over training (Ioffe & Szegedy "
+        "2015).",
+    )
+    spectral_norm: Literal["converged", "power_iteration"] = Field(
+        "converged",
+        description="How a spectrally normalised discriminator finds the norm: from the weight alone, or by "
+        "one power iteration from a vector that is carried from step to step (Miyato et al. 2018).",
+    )
     latent: int = Field(64, ge=1, description="Numbers in the generator's input.")
     network: Annotated[NetworkConfig, NETWORKS] = Field(DcganConfig(), description="The two networks.")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="Loss, penalties, critic steps.")
@@ -110,11 +121,18 @@ class GanConfig(FamilyConfig):
         return found
 
     def _sampling_problems(self) -> list[str]:
-        (norm, _), given = self.network.norms, self.sampling.statistics
-        if norm == "batch" or given == SamplingConfig.model_fields["statistics"].default:
-            return []
-        where = f"model.network.generator_norm={norm}"
-        return [f"model.sampling.statistics: {given} has no effect on {where}; leave it out"]
+        (norm, other), given = self.network.norms, self.sampling.statistics
+        found = []
+        if self.batch_statistics == "running" and norm != "batch":
+            found.append(f"model.batch_statistics: no effect on generator_norm={norm}; leave it out")
+        if self.spectral_norm == "power_iteration" and other != "spectral":
+            found.append(f"model.spectral_norm: no effect on discriminator_norm={other}; leave it out")
+        if given != SamplingConfig.model_fields["statistics"].default:
+            where = f"model.network.generator_norm={norm}" if norm != "batch" else ""
+            where = where or ("model.batch_statistics=running" if self.batch_statistics == "running" else "")
+            if where:
+                found.append(f"model.sampling.statistics: {given} has no effect on {where}; leave it out")
+        return found
 
     def _penalty_problems(self) -> list[str]:
         objective, (_, norm) = self.objective, self.network.norms
@@ -128,7 +146,8 @@ class GanConfig(FamilyConfig):
                 )
         if objective.loss.needs_bound and not objective.gradient_penalty and norm != "spectral":
             found.append(
-                f"model.objective.loss: {objective.loss.kind} needs a bounded critic, and discriminator_norm={norm} "
-                "does not bound it; set model.objective.gradient_penalty=10 or discriminator_norm=spectral"
+                f"model.objective.loss: {objective.loss.kind} needs a bounded critic, and "
+                f"discriminator_norm={norm} does not bound it; set model.objective.gradient_penalty=10 or "
+                "discriminator_norm=spectral"
             )
         return found

@@ -23,6 +23,12 @@ def variants() -> dict[str, dict[str, Any]]:
         "r1-finite-difference": _member(PLAIN, r1={**R1, "estimator": "finite_difference"}),
         "unconditional": {**_member(RESIDUAL), "condition": "none"},
     }
+    running = _member({"channels": [8]})
+    found["running"] = {
+        **{key: value for key, value in running.items() if key != "sampling"},
+        "batch_statistics": "running",
+        "spectral_norm": "power_iteration",
+    }
     networks = {member["network"].kind for member in found.values()}
     losses = {member["objective"].get("loss", LOSSES.default) for member in found.values()}
     found |= {name: _member(PLAIN, loss=name) for name in LOSSES.names() if name not in losses}

@@ -10,9 +10,9 @@ from pydantic import Field
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import LABEL, Condition
 from sfumato.core.family import Family, FamilyConfig
-from sfumato.core.first_stage import StageSpec
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.schedules import EmaSchedule, LearningRate
+from sfumato.core.stored import StageSpec
 from sfumato.families.vae.coders import NetworkConfig
 from sfumato.families.vae.latents import LATENTS, LatentConfig, Parts
 from sfumato.families.vae.latents.gaussian import GaussianLatent

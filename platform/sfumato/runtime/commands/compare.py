@@ -23,8 +23,8 @@ from sfumato.evaluation.store import write_bytes
 from sfumato.recipe import Recipe
 from sfumato.runtime.commands.evaluate import CACHE
 from sfumato.runtime.runs.display import Display
-from sfumato.runtime.runs.resolve import run_folder_of
 from sfumato.runtime.runs.run_folder import RunFolder
+from sfumato.runtime.runs.targets import run_folder_of
 from sfumato.runtime.training.validation import read_records
 from sfumato.tracking.history import Point, metric_history
 

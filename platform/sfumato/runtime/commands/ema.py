@@ -15,7 +15,7 @@ from sfumato.core.schedules import power_exponent
 from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.runtime.runs.resolve import run_folder_of
+from sfumato.runtime.runs.targets import run_folder_of
 from sfumato.runtime.training.ema_snapshots import averages_uri
 from sfumato.sampling.model_folder import read_model_folder, save_model_folder
 from sfumato.training import checkpoint as checkpoints

@@ -12,7 +12,7 @@ import torch
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
 from sfumato.runtime.runs.display import Display
-from sfumato.runtime.runs.resolve import Found, model_of
+from sfumato.runtime.runs.targets import Found, model_of
 from sfumato.sampling.conditions import Asked
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import read_model_folder, save_model_folder

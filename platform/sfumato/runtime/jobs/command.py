@@ -1,7 +1,7 @@
 """What follows `--` in `sfumato submit`: a command on a recipe, read and checked on this machine.
 
-Nothing of the recipe runs here: a family or component that it names by import path is imported only with `--trust`, since
-that runs the module, here and on the cluster.
+Nothing of the recipe runs here: a family or component that it names by import path is imported only with
+`--trust`, since that runs the module, here and on the cluster.
 """
 
 from __future__ import annotations

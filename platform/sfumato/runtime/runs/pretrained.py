@@ -15,7 +15,7 @@ from sfumato.core.pretrained import Pretrained, Reference, recorded, replaced
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.layers import library_networks
 from sfumato.recipe import Recipe
-from sfumato.runtime.runs.resolve import model_of
+from sfumato.runtime.runs.targets import model_of
 from sfumato.sampling.model_files import CARD, read_card
 from sfumato.sampling.pretrained_files import file_digest, folder_digest
 

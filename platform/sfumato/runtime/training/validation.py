@@ -25,10 +25,11 @@ from typing import Any, Self
 
 import ray
 
-from sfumato.data.format.faults import OnError
 from sfumato.errors import CheckpointError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.early_stopping import Point, best_of, should_stop
+from sfumato.evaluation.evaluation import Evaluation
+from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate
 from sfumato.recipe import Recipe
@@ -257,41 +258,23 @@ def _start(
         max_retries=2,
         scheduling_strategy="DEFAULT",  # not among the resources of a trial, where a sweep calls
     )
-    return work.remote(
+    evaluation = Evaluation.of_model(
         settings.model_copy(update={"actors": 0}) if alone else settings,
-        snapshot,
-        recipe.data.path,
-        folder.path / "evaluation" / snapshot.name,
-        folder.path / "evaluation",
-        Path(recipe.storage) / CACHE,
-        recipe.data.on_error,
-        keep_blocks,
-    )
-
-
-def _evaluate_snapshot(
-    settings: EvaluateSettings,
-    snapshot: Path,
-    data: str,
-    out: Path,
-    blocks: Path,
-    cache: Path,
-    on_error: OnError,
-    keep_blocks: bool,
-) -> EvaluationReport:
-    """Runs in the task. Blocks of the last snapshot stay: the evaluation after training goes on from them."""
-    report = evaluate(
-        settings,
         model_folder=snapshot,
-        data_folder=data,
-        out=out,
-        blocks=blocks,
-        cache=cache,
-        on_error=on_error,
+        reference=PackedReference(recipe.data.path, recipe.data.on_error),
+        out=folder.path / "evaluation" / snapshot.name,
+        cache=Path(recipe.storage) / CACHE,
+        blocks=folder.path / "evaluation",
         trust=True,
     )
+    return work.remote(evaluation, keep_blocks)
+
+
+def _evaluate_snapshot(evaluation: Evaluation, keep_blocks: bool) -> EvaluationReport:
+    """Runs in the task. Blocks of the last snapshot stay: the evaluation after training resumes from them."""
+    report = evaluate(evaluation)
     if not keep_blocks:
-        shutil.rmtree(blocks / report.blocks, ignore_errors=True)
+        shutil.rmtree(evaluation.blocks_folder / report.blocks, ignore_errors=True)
     return report
 
 

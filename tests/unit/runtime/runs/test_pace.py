@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from sfumato.runtime.runs import display as shown
-from sfumato.runtime.runs.display import Display
-from sfumato.runtime.runs.pace import WINDOW_S, Pace
+from sfumato.runtime.runs.display import WINDOW_S, Display, Pace
 
 
 def test_start_up_does_not_count() -> None:

@@ -142,7 +142,8 @@ class ListedSource:
         if not self._columns:
             return mark
         cells = self._cells[row]
-        images = [cells[c.field] for c in self._columns.values() if c.kind == "image" and cells.get(c.field)]
+        fields = [column.field or "" for column in self._columns.values() if column.kind == "image"]
+        images = [cells[field] for field in fields if cells.get(field)]
         states = [files.state(self._root / str(name)) for name in images]
         return f"{mark}|{json.dumps([cells, states], default=str)}"
 

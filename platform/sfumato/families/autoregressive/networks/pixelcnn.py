@@ -54,8 +54,8 @@ class PixelCnnConfig(NetworkConfig):
         found = self.output.problems(data)
         if not self.output.takes_temperature and (sampling.temperature != 1 or sampling.top_k):
             found.append(
-                f"model.sampling: temperature and top_k have no effect on network.output.kind={self.output.kind}; "
-                "leave them out, or use categorical"
+                "model.sampling: temperature and top_k have no effect on "
+                f"network.output.kind={self.output.kind}; leave them out, or use categorical"
             )
         return found
 

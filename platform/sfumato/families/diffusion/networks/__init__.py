@@ -1,7 +1,7 @@
 """The networks: each takes (x_BCHW, t, label_B or None, return_dict=False) and returns a tuple of one tensor.
 
-The signature is that of diffusers' `UNet2DModel`, so that every objective trains every network. A file here is
-a network: its configuration, a `NetworkConfig`, and what that builds.
+The signature is that of diffusers' `UNet2DModel`, so that every objective trains every network. A file here
+is a network: its configuration, a `NetworkConfig`, and what that builds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The objectives: what the network learns, and the sampler that belongs to it.
 
-A file (or a folder) here is an objective: its configuration, an `ObjectiveConfig`, with the class of its sampling
-options, and the `Objective` that the configuration builds.
+A file (or a folder) here is an objective: its configuration, an `ObjectiveConfig`, with the class of its
+sampling options, and the `Objective` that the configuration builds.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Sampler(Component, ABC):
 
     @abstractmethod
     def scheduler(self, levels: NoiseLevels, *, clip: bool) -> Any:
-        """A fresh one: it holds the state of one trajectory. `clip` bounds every predicted image to [-1, 1]."""
+        """A fresh one, with the state of one trajectory; `clip` bounds predicted images to [-1, 1]."""
 
 
 SAMPLERS = Components(

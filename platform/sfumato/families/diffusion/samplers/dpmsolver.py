@@ -21,8 +21,8 @@ class DpmSolver(Sampler):
     def scheduler(self, levels: NoiseLevels, *, clip: bool) -> Any:
         """diffusers' `DPMSolverMultistepScheduler`.
 
-        It knows clipping as dynamic thresholding (Saharia et al. 2022) whose threshold may not exceed 1, which
-        is the same thing.
+        It knows clipping as dynamic thresholding (Saharia et al. 2022) whose threshold may not exceed 1,
+        which is the same thing.
         """
         from diffusers import DPMSolverMultistepScheduler  # takes seconds: only where something is sampled
 

@@ -3,7 +3,8 @@
 generator       latent [B, D], class [B]  ->  image [B, C, H, W] in [-1, 1]
 discriminator   groups of images, their classes  ->  scores [B] of each group, any real number
 
-A file here is a pair: its configuration, a `NetworkConfig`, and the generator and discriminator that it builds.
+A file here is a pair: its configuration, a `NetworkConfig`, and the generator and discriminator that it
+builds.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ NETWORKS = Components("sfumato.families.gan.networks", NetworkConfig, default="d
 
 
 def side_problems(channels: Sequence[int], down: Sequence[int], data: DataSpec) -> list[str]:
-    """Sides that a generator with a doubling for each of `channels`, or a discriminator with a halving for each
-    of `down`, does not fit; one line each."""
+    """Sides that a generator with a doubling for each of `channels`, or a discriminator with a halving for
+    each of `down`, does not fit; one line each.
+    """
     found = []
     doublings = len(channels)
     for name, side in (("height", data.height), ("width", data.width)):

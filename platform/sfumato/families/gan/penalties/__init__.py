@@ -1,7 +1,8 @@
 """Penalties on the discriminator that are phases of their own, as often as they say.
 
-A file here is a penalty. `objective.penalties` lists those of a recipe; `objective.r1` is a shorter way to say the
-one of kind `r1`. (The gradient penalty between real and generated images is a part of the discriminator's own step.)
+A file here is a penalty. `objective.penalties` lists those of a recipe; `objective.r1` is a shorter way to
+say the one of kind `r1`. (The gradient penalty between real and generated images is a part of the
+discriminator's own step.)
 """
 
 from __future__ import annotations

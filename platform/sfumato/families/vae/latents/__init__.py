@@ -1,6 +1,7 @@
 """What lies between encoder and decoder: which autoencoder it is.
 
-A file here is a kind of latents: its configuration, a `LatentConfig`, and the network and family that it builds.
+A file here is a kind of latents: its configuration, a `LatentConfig`, and the network and family that it
+builds.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import ClassVar
 from sfumato.core.batch import DataSpec
 from sfumato.core.components import Component, Components
 from sfumato.core.family import Family
-from sfumato.core.first_stage import StageSpec
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.schedules import EmaSchedule
+from sfumato.core.stored import StageSpec
 from sfumato.families.vae.coders import NetworkConfig
 
 

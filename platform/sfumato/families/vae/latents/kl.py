@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import LossOut, Nets
-from sfumato.core.first_stage import Latent, StageSpec
+from sfumato.core.first_stage import Latent
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
+from sfumato.core.stored import StageSpec
 from sfumato.families.vae.autoencoder import AutoencoderFamily, distance
 from sfumato.families.vae.coders import NetworkConfig, decoder, encoder
 from sfumato.families.vae.latents import LatentConfig, Parts

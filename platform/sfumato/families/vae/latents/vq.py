@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from dataclasses import replace
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field
@@ -10,13 +11,21 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import LossOut, Nets
-from sfumato.core.first_stage import Latent, StageSpec
+from sfumato.core.first_stage import Latent
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
+from sfumato.core.state import State
+from sfumato.core.stored import StageSpec
 from sfumato.families.vae.autoencoder import AutoencoderFamily, distance
 from sfumato.families.vae.coders import NetworkConfig, decoder, encoder
 from sfumato.families.vae.latents import LatentConfig, Parts
-from sfumato.families.vae.quantizers import QUANTIZERS, Quantized, QuantizerConfig
+from sfumato.families.vae.quantizers import (
+    QUANTIZERS,
+    Codebook,
+    FollowingConfig,
+    Quantized,
+    QuantizerConfig,
+)
 from sfumato.families.vae.quantizers.codebook import LearnedCodebook
 
 
@@ -37,6 +46,8 @@ class VqLatent(LatentConfig):
 
     def build(self, parts: Parts, data: DataSpec) -> VqAutoencoderFamily:
         """A quantised autoencoder."""
+        if isinstance(self.quantizer, FollowingConfig):
+            return FollowingVqFamily(parts, self, self.quantizer, data)
         return VqAutoencoderFamily(parts, self, data)
 
     def stage(self, network: NetworkConfig, data: DataSpec) -> StageSpec:
@@ -50,6 +61,19 @@ class VqLatent(LatentConfig):
         )
 
 
+class Coded(NamedTuple):
+    """What a pass through the network gives."""
+
+    output_BCHW: Tensor
+    """Reconstruction."""
+    codes_Bhw: Tensor
+    """int64."""
+    loss_B: Tensor
+    """The quantiser's."""
+    z_BChw: Tensor
+    """The latents before quantisation, without gradients."""
+
+
 class VqAutoencoder(nn.Module):
     """Implements `core.first_stage.Tokenizer`."""
 
@@ -59,11 +83,14 @@ class VqAutoencoder(nn.Module):
         self.quantizer = latent.quantizer.build(latent.channels)
         self.decoder = decoder(network, latent.channels, data.channels)
 
-    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction [B, C, H, W], codes int64 [B, h, w], and the quantiser's loss [B]."""
-        quantized = self._quantize(x_BCHW)
+    def forward(self, x_BCHW: Tensor, codebook: Codebook | None = None) -> Coded:
+        """Encode, quantise and decode, by `codebook` where the quantiser's is state of the family."""
+        if codebook is not None:
+            self.quantizer.use(codebook)
+        z_BChw = self.encoder(x_BCHW)
+        quantized: Quantized = self.quantizer(z_BChw)
         output: Tensor = self.decoder(quantized.straight_through)
-        return output.float(), quantized.codes_Bhw, quantized.loss_B
+        return Coded(output.float(), quantized.codes_Bhw, quantized.loss_B, z_BChw.detach())
 
     def encode(self, image_BCHW: Tensor) -> Latent:
         """The latents before quantisation, which `decode` repeats; their `std` is zero."""
@@ -77,16 +104,13 @@ class VqAutoencoder(nn.Module):
 
     def codes(self, image_BCHW: Tensor) -> Tensor:
         """int64 [B, h, w]."""
-        return self._quantize(image_BCHW).codes_Bhw
+        quantized: Quantized = self.quantizer(self.encoder(image_BCHW))
+        return quantized.codes_Bhw
 
     def decode_codes(self, codes_Bhw: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1]."""
         output: Tensor = self.decoder(self.quantizer.vectors(codes_Bhw))
         return output.float().clamp(-1, 1)
-
-    def _quantize(self, image_BCHW: Tensor) -> Quantized:
-        quantized: Quantized = self.quantizer(self.encoder(image_BCHW))
-        return quantized
 
 
 class VqAutoencoderFamily(AutoencoderFamily):
@@ -99,14 +123,44 @@ class VqAutoencoderFamily(AutoencoderFamily):
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """Distance of the images plus what keeps codes and latents together."""
         x_BCHW = batch["image"]
-        output_BCHW, codes_Bhw, quantizer_B = nets["network"](x_BCHW)
-        distance_B = distance(self._latent.reconstruction, x_BCHW, output_BCHW)
+        return self._weigh(x_BCHW, nets["network"](x_BCHW))
+
+    def _weigh(self, x_BCHW: Tensor, coded: Coded) -> LossOut:
+        distance_B = distance(self._latent.reconstruction, x_BCHW, coded.output_BCHW)
         metrics = {
             "distance": distance_B.detach(),
-            "quantizer": quantizer_B.detach(),
-            "different_codes": _different(codes_Bhw),
+            "quantizer": coded.loss_B.detach(),
+            "different_codes": _different(coded.codes_Bhw),
         }
-        return LossOut(distance_B + quantizer_B, metrics)
+        return LossOut(distance_B + coded.loss_B, metrics)
+
+
+class FollowingVqFamily(VqAutoencoderFamily):
+    """The same with a codebook that follows the latents. Implements `core.state.HasState`.
+
+    The network keeps the codebook of its last step, so that it is complete as a first stage.
+    """
+
+    def __init__(self, parts: Parts, latent: VqLatent, quantizer: FollowingConfig, data: DataSpec) -> None:
+        super().__init__(parts, latent, data)
+        self._quantizer = quantizer
+        self.state = quantizer.state(latent.channels)
+
+    def advance(self, state: State, sums: State, progress: Progress) -> State:
+        """The codebook after a step."""
+        return self._quantizer.advance(state, sums)
+
+    def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
+        x_BCHW, quantizer = batch["image"], self._quantizer
+        coded: Coded = nets["network"](x_BCHW, quantizer.codebook(progress.state))
+        out = self._weigh(x_BCHW, coded)
+        height, width = coded.codes_Bhw.shape[1:]
+        draws_Bhw = quantizer.draws(rng, (height, width), progress.batch)
+        return replace(
+            out,
+            metrics={**out.metrics, **quantizer.metrics(progress.state)},
+            sums=quantizer.sums(coded.z_BChw, coded.codes_Bhw, draws_Bhw),
+        )
 
 
 def _different(codes_Bhw: Tensor) -> Tensor:

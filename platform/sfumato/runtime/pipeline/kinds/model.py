@@ -12,9 +12,9 @@ from sfumato.errors import CheckpointError
 from sfumato.recipe import Recipe
 from sfumato.runtime.pipeline.kinds.stage import Work
 from sfumato.runtime.pipeline.place import Place
-from sfumato.runtime.runs.resolve import run_folder_of
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import Session, open_session
+from sfumato.runtime.runs.targets import run_folder_of
 from sfumato.sampling.model_files import CARD, read_card
 
 

@@ -10,9 +10,9 @@ from repository import DIGITS
 from sfumato import recipe as recipes
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.runtime.commands.sample import device_of
-from sfumato.runtime.runs.resolve import folder_of_checkpoint, run_folder_of
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import absolute
+from sfumato.runtime.runs.targets import folder_of_checkpoint, run_folder_of
 
 
 def test_a_run_that_a_server_tracks_is_found_by_its_name_its_id_and_its_folders_name(tmp_path: Path) -> None:

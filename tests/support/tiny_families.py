@@ -1,5 +1,5 @@
-"""Families outside the package, each around one thing that the loop offers: state, weights of rows, phases
-that start and stop, growth by progress, groups of parameters."""
+"""Families outside the package, each around one thing that the loop offers: state (with groups of
+parameters), weights of rows, phases that start and stop, growth by progress."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TinyConfig(FamilyConfig):
     """One small family of each kind."""
 
     family: Literal["tiny_families:TinyConfig"] = Field("tiny_families:TinyConfig", description="This one.")
-    kind: Literal["state", "weights", "phases", "growth", "groups"] = Field("state", description="Which.")
+    kind: Literal["state", "weights", "phases", "growth"] = Field("state", description="Which.")
     optimizer: OptimizerConfig = Field(OPTIMIZER, description="How networks are trained.")
     sampling: NoOptions = Field(NoOptions(), description="Nothing.")
 
@@ -63,8 +63,10 @@ class TinyConfig(FamilyConfig):
     def variants(cls) -> Mapping[str, TinyConfig]:
         grouped = OPTIMIZER.model_copy(update={"groups": GROUPS})
         return {
-            **{kind: cls(kind=kind) for kind in ("state", "weights", "phases", "growth")},
-            "groups": cls(kind="groups", optimizer=grouped),
+            "state": cls(optimizer=grouped),
+            "weights": cls(kind="weights"),
+            "phases": cls(kind="phases"),
+            "growth": cls(kind="growth"),
         }
 
 

@@ -1,0 +1,105 @@
+"""References to what was trained: found by type wherever they stand, recorded, part of a run's identity."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from library_folders import save_unet
+
+from sfumato import families, recipe
+from sfumato.core.batch import DataSpec
+from sfumato.core.first_stage import FirstStageConfig
+from sfumato.core.pretrained import Pretrained, Reference, StoredNet, references
+from sfumato.core.progress import Progress
+from sfumato.core.rng import seeded
+from sfumato.errors import ConfigError
+from sfumato.families import config_class
+from sfumato.recipe import Recipe
+from sfumato.runtime.jobs.command import relative_places
+from sfumato.runtime.runs.pretrained import look_up, resolved
+from sfumato.sampling.model_folder import save_model_folder
+
+DATA = DataSpec(1, 8, 8, ("a", "b"))
+
+
+def recipe_on(strategy: str = "single", **pretrained: str) -> Recipe:
+    return recipe.parse(
+        {
+            "name": "student",
+            "data": {"path": "data"},
+            "model": {"family": "on_pretrained:OnPretrained", "nested": {"it": [pretrained]}},
+            "train": {"images": 64},
+            "parallel": {"strategy": strategy, "workers": 1},
+        }
+    )
+
+
+def test_a_reference_is_found_and_recorded_wherever_it_stands(tmp_path: Path) -> None:
+    save_unet(tmp_path / "unet")
+    found = resolved(recipe_on(folder="unet"), tmp_path)
+    (field, reference), *others = references(found.model, "model", Reference)
+    assert not others and field == "model.nested.it.0"
+    assert isinstance(reference, Pretrained) and reference.library is not None
+    assert (reference.folder, reference.library.name) == (str(tmp_path / "unet"), "UNet2DModel")
+    assert recipe.parse(found.model_dump(mode="json")) == found == resolved(found, tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.nested\.it\.0\.folder: 'none'"):
+        resolved(recipe_on(folder="none"), tmp_path)
+
+
+def test_what_a_reference_holds_makes_the_run_and_not_where_it_lies(tmp_path: Path) -> None:
+    save_unet(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "same")
+    save_unet(tmp_path / "other", seed=1)
+    digests = [resolved(recipe_on(folder=name), tmp_path).digest() for name in ("one", "same", "other")]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_submitted_recipe_is_told_of_relative_places() -> None:
+    assert "model.nested.it.0.folder=unet" in relative_places(recipe_on(folder="unet"))
+    assert not any("nested" in place for place in relative_places(recipe_on(run="name")))
+
+
+def test_an_adapter_is_refused_where_its_strategy_has_none(tmp_path: Path) -> None:
+    save_unet(tmp_path / "unet")
+    assert not [p for p in resolved(recipe_on(folder="unet"), tmp_path).problems(DATA) if "adapter" in p]
+    found = resolved(recipe_on("zero3", folder="unet"), tmp_path).problems(DATA)
+    refused = [problem for problem in found if "adapter" in problem]
+    assert len(refused) == 1
+    assert "network 'network' is an adapter: parallel.strategy=zero3 has no adapters" in refused[0]
+
+
+def trained(folder: Path) -> Path:
+    config = families.config_class("diffusion").variants()["ddpm"]
+    with seeded(0, "teacher"):
+        network = config.build(DATA).nets["network"].build()
+    weights = {"ema": network.state_dict()}
+    save_model_folder(folder, config, DATA, weights, name="teacher", progress=Progress.at(1))
+    return folder
+
+
+def test_any_network_of_a_run_can_be_built_and_loaded(tmp_path: Path) -> None:
+    trained(tmp_path / "run")
+    found = look_up(Pretrained(run="run"), tmp_path, "model.teacher")
+    opened = found.open(config_class)
+    assert opened.weights == StoredNet(folder=str(tmp_path / "run"), digest=found.digest, network="ema")
+    assert opened.data == DATA and opened.family.samplers == ("ema",)
+    assert type(opened.build()).__name__ == "UNet2DModel"
+    with pytest.raises(ConfigError, match="has no network 'network'; set network to one of ema"):
+        look_up(Pretrained(run="run", network="network"), tmp_path, "model.teacher")
+
+
+def test_a_run_that_is_not_looked_up_or_no_run_cannot_be_opened() -> None:
+    with pytest.raises(ConfigError, match="'x' has not been looked up"):
+        Pretrained(run="x").open(config_class)
+    with pytest.raises(ConfigError, match="'x' is no run of Sfumato"):
+        Pretrained(folder="x").open(config_class)
+    with pytest.raises(ConfigError, match="is of a family outside Sfumato"):
+        Pretrained(run="x", digest="0" * 64).open(config_class)
+
+
+def test_a_first_stage_is_one_use_of_a_reference() -> None:
+    stage = FirstStageConfig(run="x")
+    assert isinstance(stage, Reference) and stage.source == ("run", "x") and not stage.recorded
+    assert list(stage.model_dump()) == ["run", "digest", "model", "other_data"]

@@ -1,0 +1,65 @@
+"""Previews give a model the conditions that it takes, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from sfumato import recipe as recipes
+from sfumato.core.batch import DataSpec
+from sfumato.core.family import Nets, SampleRequest
+from sfumato.core.progress import Progress
+from sfumato.core.rng import SampleRng
+from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.diffusion.family import DiffusionFamily
+from sfumato.parallel import Placement
+from sfumato.parallel.strategies.single import Single
+from sfumato.recipe import Recipe
+from sfumato.runtime.runs.run_folder import RunFolder
+from sfumato.runtime.training.previews import Previews
+from sfumato.training.loop import install
+
+DATA = DataSpec(1, 8, 8, ("a", "b", "c"))
+
+
+class Watched(DiffusionFamily):
+    """The family, with a note of what it is asked for."""
+
+    asked: list[Mapping[str, Any]]
+
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
+        self.asked.append(request.conditions)
+        return super().sample(nets, request, progress, rng)
+
+
+def asked(tmp_path: Path, condition: str, **train: Any) -> list[Mapping[str, Any]]:
+    model = {**DiffusionConfig.tiny().model_dump(), "condition": condition}
+    content = {"name": "x", "data": {"path": str(tmp_path)}, "model": model}
+    recipe: Recipe = recipes.parse(
+        {**content, "train": {"images": 8, "batch": 8, "preview_samples": 5, **train}}
+    )
+    assert isinstance(recipe.model, DiffusionConfig)
+    family = Watched(recipe.model, DATA)
+    family.asked = []
+    strategy = Single(Placement())
+    install(family, strategy, 0)
+    Previews(recipe, family, strategy, DATA, RunFolder(tmp_path), None)(Progress(0, 0, 8, 8))
+    return family.asked
+
+
+def test_an_unconditional_model_is_never_handed_labels(tmp_path: Path) -> None:
+    assert asked(tmp_path, "none") == [{}]
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted"), [((), [0, 1, 2, 0, 1]), (("b",), [1] * 5), (("c", "0"), [2, 0, 2, 0, 2])]
+)
+def test_classes_take_turns_or_are_those_of_the_recipe(
+    tmp_path: Path, labels: tuple[str, ...], wanted: list[int]
+) -> None:
+    (conditions,) = asked(tmp_path, "class", preview_conditions={"labels": list(labels)})
+    assert conditions["label"].tolist() == wanted
