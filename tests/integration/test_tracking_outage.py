@@ -80,13 +80,13 @@ def outage(tmp_path: Path, *, away: float) -> None:
         tracker = Tracker.start(url, root=tmp_path, folder=tmp_path / "run", run_name="outage")
         training = Training(tracker)
         training.start()
-        wait_for("points", lambda: len(points(tmp_path, tracker, "train/loss")) > 50, seconds=30)
+        wait_for("points", lambda: len(points(tmp_path, tracker, "train/loss")) > 50, seconds=600)
         kill(ui)
         killed_at = training.step
     time.sleep(away)
     assert training.step > killed_at + away / STEP_S / 4, "training went on"
     with started(database, port) as ui:
-        wait_for("points", lambda: max(points(tmp_path, tracker, "train/loss")) > killed_at + 10, seconds=60)
+        wait_for("points", lambda: max(points(tmp_path, tracker, "train/loss")) > killed_at + 10, seconds=600)
         hang = stopped(ui)
         hang(signal.SIGSTOP)  # a server that takes requests and never answers
         begin = training.step

@@ -117,7 +117,7 @@ def test_a_place_names_the_line_and_the_one_of_ours_that_led_to_it() -> None:
     assert arrived.wait(30)
     place = place_of(sys._current_frames()[thread.ident or 0])
     leave.set()
-    thread.join(30)
+    thread.join(600)
     inner, ours = place.text.split(", called in ")
     assert inner.startswith("threading.py:") and inner.endswith(" wait")
     assert ours.startswith("sfumato/runtime/training/backpressure.py:") and ours.endswith(" __call__")
