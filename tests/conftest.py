@@ -51,6 +51,7 @@ _LONGEST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups for xdist's `--dist loadgroup`: tests of a file stay together, for their fixtures, and all files
     that use `ray_local` are one group, which starts one cluster. A test may name a group of its own."""

@@ -43,7 +43,7 @@ from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training.config import PreviewConditions
 from sfumato.training.loop import Trainer, install
 
-ROWS = 16
+ROWS = 32
 WORDS = ("dark", "bright", "middle")
 LEVELS = {"dark": 30, "bright": 220, "middle": 128}
 
@@ -67,7 +67,7 @@ def control(row: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen images with a class, the brightness that their caption names, and a control each."""
+    """Images with a class, the brightness that their caption names, and a control each."""
     folder = tmp_path_factory.mktemp("conditions") / "data"
     folder.mkdir()
     with tarfile.open(folder / "s-0.tar", "w") as tar:
@@ -264,12 +264,12 @@ def test_the_command_line_takes_images_and_rows_of_a_data_set(
     wanted = load(paint).sample(3, seed=1, conditions={"control": controls})
     assert all(np.array_equal(pixels(tmp_path / "a", i), wanted[i, :, :, 0]) for i in range(3))
     assert lines(tmp_path / "a")[1]["conditions"] == {"control": str(tmp_path / "5.png")}
-    rows = ["--conditions-from", str(data), "--num", "18", "--seed", "1"]
+    rows = ["--conditions-from", str(data), "--num", "34", "--seed", "1"]
     assert sample(monkeypatch, str(paint.run), "--out", str(tmp_path / "b"), *rows) == 0
-    everything = np.stack([control(row % ROWS) for row in range(18)])[..., None]
-    wanted = load(paint).sample(18, seed=1, conditions={"control": everything})
-    assert all(np.array_equal(pixels(tmp_path / "b", i), wanted[i, :, :, 0]) for i in range(18))
-    assert lines(tmp_path / "b")[17]["conditions"] == {"control": {"data": str(data), "row": 1}}
+    everything = np.stack([control(row % ROWS) for row in range(34)])[..., None]
+    wanted = load(paint).sample(34, seed=1, conditions={"control": everything})
+    assert all(np.array_equal(pixels(tmp_path / "b", i), wanted[i, :, :, 0]) for i in range(34))
+    assert lines(tmp_path / "b")[33]["conditions"] == {"control": {"data": str(data), "row": 1}}
 
 
 @pytest.mark.parametrize(

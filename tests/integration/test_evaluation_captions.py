@@ -21,9 +21,10 @@ from sfumato.core.rng import SampleRng
 from sfumato.data.packing.pack import pack
 from sfumato.errors import CapabilityError, ConfigError, DataError
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.images import open_images
 from sfumato.evaluation.source import Drawn, GeneratorSource
-from sfumato.evaluation.stage import evaluate_images, evaluate_source
+from sfumato.evaluation.stage import evaluate
 from sfumato.sampling.generator import Generator
 
 pytest.importorskip("transformers")
@@ -76,12 +77,14 @@ def test_images_are_scored_with_the_captions_beside_them(
     expected = by_hand(clip_folder, [picture(i) for i in range(8)], WORDS)
     assert expected.max() > 0
     for number, place in enumerate((captioned, tmp_path / "shards")):
-        report = evaluate_images(
-            settings,
-            images=open_images(str(place)),
-            reference=open_images(str(captioned)),
-            out=tmp_path / f"out-{number}",
-            cache=tmp_path / "cache",
+        report = evaluate(
+            Evaluation.of_images(
+                settings,
+                images=open_images(str(place)),
+                reference=open_images(str(captioned)),
+                out=tmp_path / f"out-{number}",
+                cache=tmp_path / "cache",
+            )
         )
         assert report.metrics["clip_score"] == pytest.approx(expected.mean(), rel=1e-3)
         details = report.details["clip_score"]
@@ -96,12 +99,14 @@ def test_what_is_missing_is_said_before_anything_is_scored(
     settings: EvaluateSettings, captioned: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
     def run(images: Path, reference: Path = captioned, changed: EvaluateSettings = settings) -> None:
-        evaluate_images(
-            changed,
-            images=open_images(str(images)),
-            reference=open_images(str(reference)),
-            out=tmp_path / "out",
-            cache=tmp_path / "cache",
+        evaluate(
+            Evaluation.of_images(
+                changed,
+                images=open_images(str(images)),
+                reference=open_images(str(reference)),
+                out=tmp_path / "out",
+                cache=tmp_path / "cache",
+            )
         )
 
     plain = tmp_path / "plain"
@@ -187,18 +192,22 @@ def test_a_model_that_takes_captions_draws_for_those_of_the_reference(
     expected = [127.5 * (len(text) / 8 + 0.5) for text in captions]
     np.testing.assert_allclose(drawn.images.mean(axis=(1, 2, 3)), expected, atol=1)
 
-    report = evaluate_source(
-        settings.model_copy(update={"samples": 20}),
-        load=load,
-        model_folder=captioned,
-        reference=reference,
-        out=tmp_path / "out",
-        cache=tmp_path / "cache",
+    report = evaluate(
+        Evaluation(
+            settings.model_copy(update={"samples": 20}),
+            load=load,
+            model_folder=captioned,
+            reference=reference,
+            out=tmp_path / "out",
+            cache=tmp_path / "cache",
+        )
     )
     scores = by_hand(clip_folder, drawn.images[:20], captions[:20])
     assert report.metrics["clip_score"] == pytest.approx(scores.mean(), rel=1e-3)
     (captioned / "0.txt").unlink()
     with pytest.raises(DataError, match="0 has no caption"):
-        evaluate_source(
-            settings, load=load, model_folder=captioned, reference=reference, out=tmp_path, cache=tmp_path
+        evaluate(
+            Evaluation(
+                settings, load=load, model_folder=captioned, reference=reference, out=tmp_path, cache=tmp_path
+            )
         )

@@ -15,8 +15,9 @@ from sklearn.datasets import load_digits
 from sfumato.evaluation.compare.figures import pareto_front
 from sfumato.evaluation.compare.study import questions
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.images import open_images
-from sfumato.evaluation.stage import evaluate_images
+from sfumato.evaluation.stage import evaluate
 
 SETTINGS = EvaluateSettings(
     actors=0, samples=400, feature_options={"classifier": {"seen": 4000, "base": 8, "dim": 16}}
@@ -39,12 +40,14 @@ def project(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Three evaluations: two of nearly the same quality and one that is clearly worse."""
     root = tmp_path_factory.mktemp("project")
     for name, noise in (("clean", 2.0), ("alike", 3.0), ("noisy", 60.0)):
-        evaluate_images(
-            SETTINGS,
-            images=open_images(str(noisy_digits(root / "images" / name, noise))),
-            reference=open_images(str(digits_data)),
-            out=root / name,
-            cache=root / "runs" / ".cache",
+        evaluate(
+            Evaluation.of_images(
+                SETTINGS,
+                images=open_images(str(noisy_digits(root / "images" / name, noise))),
+                reference=open_images(str(digits_data)),
+                out=root / name,
+                cache=root / "runs" / ".cache",
+            )
         )
     return root
 
@@ -101,12 +104,14 @@ def test_the_page_needs_nothing_but_itself_and_says_everything(call: Any, projec
 def test_evaluations_that_do_not_compare_are_said_and_nothing_is_best(
     call: Any, project: Path, digits_data: Path
 ) -> None:
-    evaluate_images(
-        SETTINGS.model_copy(update={"samples": 200}),
-        images=open_images(str(project / "images" / "clean")),
-        reference=open_images(str(digits_data)),
-        out=project / "half",
-        cache=project / "runs" / ".cache",
+    evaluate(
+        Evaluation.of_images(
+            SETTINGS.model_copy(update={"samples": 200}),
+            images=open_images(str(project / "images" / "clean")),
+            reference=open_images(str(digits_data)),
+            out=project / "half",
+            cache=project / "runs" / ".cache",
+        )
     )
     status, out, err = call("compare", "clean", "half", "--json")
     assert status == 0

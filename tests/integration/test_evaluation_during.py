@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from sfumato import recipe as recipes
+from sfumato.evaluation.evaluation import Evaluation
+from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.stage import evaluate
 from sfumato.families.diffusion import Config
 from sfumato.runtime.commands import stages
@@ -70,11 +72,13 @@ def test_a_run_that_gets_no_better_stops_early_and_keeps_its_best_model(
     best = Generator.load(folder.path / "best")
     assert best.images == records[values.index(min(values))].images
     alone = evaluate(
-        settings.model_copy(update={"samples": 100, "actors": 0}),
-        model_folder=folder.path / "best",
-        data_folder=digits_data,
-        out=tmp_path / "alone",
-        cache=tmp_path / "cache",
+        Evaluation.of_model(
+            settings.model_copy(update={"samples": 100, "actors": 0}),
+            model_folder=folder.path / "best",
+            reference=PackedReference(digits_data),
+            out=tmp_path / "alone",
+            cache=tmp_path / "cache",
+        )
     )
     assert dict(alone.metrics) == records[values.index(min(values))].metrics
 

@@ -18,10 +18,12 @@ from sfumato.core.progress import Progress
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing.pack import pack
 from sfumato.errors import ConfigError, DataError, SfumatoError
+from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.images import Resized, open_images
 from sfumato.evaluation.metrics import all_metrics
+from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.report import read_report
-from sfumato.evaluation.stage import evaluate, evaluate_images
+from sfumato.evaluation.stage import evaluate
 from sfumato.families.diffusion import Config as Diffusion
 from sfumato.families.vae import Config as Vae
 from sfumato.runtime.commands.evaluate import Request, measure
@@ -53,12 +55,14 @@ def test_a_folder_an_archive_and_shards_of_the_same_images_have_the_same_figures
     labels = np.array([int(path.parent.name) for path in files])
     np.savez(tmp_path / "images.npz", images=pixels, labels=labels)
     reports = [
-        evaluate_images(
-            settings(samples=599),
-            images=open_images(str(place)),
-            reference=open_images(str(digits_data)),
-            out=tmp_path / f"out-{number}",
-            cache=cache,
+        evaluate(
+            Evaluation.of_images(
+                settings(samples=599),
+                images=open_images(str(place)),
+                reference=open_images(str(digits_data)),
+                out=tmp_path / f"out-{number}",
+                cache=cache,
+            )
         )
         for number, place in enumerate((folder, tmp_path / "shards", tmp_path / "images.npz"))
     ]
@@ -96,7 +100,13 @@ def test_an_autoencoder_is_measured_by_what_it_reconstructs(
     config = next(c for c in Vae.variants().values() if not c.samples(spec))
     model = untrained(tmp_path / "model", config, spec)
     report = evaluate(
-        settings(samples=130), model_folder=model, data_folder=digits_data, out=tmp_path / "o", cache=cache
+        Evaluation.of_model(
+            settings(samples=130),
+            model_folder=model,
+            reference=PackedReference(digits_data),
+            out=tmp_path / "o",
+            cache=cache,
+        )
     )
     assert report.kind == "reconstructions"
     assert "rfd_classifier" in report.metrics and "precision" not in report.metrics
@@ -128,7 +138,15 @@ def test_a_model_that_gives_no_numbers_is_refused_and_not_rounded_to_black(
     }
     save_model_folder(model, generator.config, spec, broken, name="tiny", progress=Progress.at(0))
     with pytest.raises(SfumatoError, match="block 0: the model gave NaN or infinite pixels"):
-        evaluate(settings(samples=64), model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache)
+        evaluate(
+            Evaluation.of_model(
+                settings(samples=64),
+                model_folder=model,
+                reference=PackedReference(digits_data),
+                out=tmp_path,
+                cache=cache,
+            )
+        )
 
 
 def test_statistics_in_the_usual_file_stand_in_for_the_images_of_a_reference(
@@ -173,12 +191,16 @@ def test_every_metric_that_labelled_images_allow_is_had_by_its_name_with_an_inte
         and name != "lpips_diversity"  # needs weights and larger images
     ]
     assert {"fd_infinity", "intra_fd", "kid", "realism", "authenticity", "classification_score"} < set(names)
-    report = evaluate_images(
-        settings(samples=1_000, metrics=tuple(names), metric_options={"cas_seen": 2_000, "kid_subsets": 20}),
-        images=open_images(str(digits_data)),
-        reference=open_images(str(digits_data)),
-        out=tmp_path / "out",
-        cache=cache,
+    report = evaluate(
+        Evaluation.of_images(
+            settings(
+                samples=1_000, metrics=tuple(names), metric_options={"cas_seen": 2_000, "kid_subsets": 20}
+            ),
+            images=open_images(str(digits_data)),
+            reference=open_images(str(digits_data)),
+            out=tmp_path / "out",
+            cache=cache,
+        )
     )
     assert {metric for metric, _ in report.computed_on.values()} == set(names)
     for figure, value in report.metrics.items():
@@ -204,12 +226,14 @@ def test_copies_are_told_from_new_images_by_held_out_ones_and_shown(
     held_out = str(tmp_path / "val.npz")
     chosen = settings(metrics="memorisation", held_out=held_out, preview=8)
     found = {
-        name: evaluate_images(
-            chosen.model_copy(update={"samples": 280}),
-            images=open_images(str(tmp_path / f"{name}.npz")),
-            reference=open_images(str(tmp_path / "train.npz")),
-            out=tmp_path / name,
-            cache=cache,
+        name: evaluate(
+            Evaluation.of_images(
+                chosen.model_copy(update={"samples": 280}),
+                images=open_images(str(tmp_path / f"{name}.npz")),
+                reference=open_images(str(tmp_path / "train.npz")),
+                out=tmp_path / name,
+                cache=cache,
+            )
         )
         for name in ("new", "mixed")
     }
@@ -229,7 +253,7 @@ def test_held_out_images_that_do_not_help_are_refused(digits_data: Path, cache: 
     def run(held_out: Path, **fields: Any) -> None:
         real = open_images(str(digits_data))
         chosen = settings(samples=200, **{"metrics": "memorisation", "held_out": str(held_out)} | fields)
-        evaluate_images(chosen, images=real, reference=real, out=tmp_path / "out", cache=cache)
+        evaluate(Evaluation.of_images(chosen, images=real, reference=real, out=tmp_path / "out", cache=cache))
 
     with pytest.raises(ConfigError, match="is the reference itself: name images that were not trained on"):
         run(digits_data)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing.pack import pack
 from sfumato.errors import CapabilityError, CheckpointError, ConfigError, DataError, SfumatoError
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.metrics.lpips import Lpips
 from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.source import Drawn
-from sfumato.evaluation.stage import evaluate, evaluate_source
+from sfumato.evaluation.stage import evaluate
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.gan.config import GanConfig
 from sfumato.sampling.generator import Generator
@@ -67,7 +69,11 @@ def alone(
 ) -> tuple[EvaluationReport, dict[str, bytes]]:
     """The evaluation in this process, which all others must equal."""
     out = tmp_path_factory.mktemp("alone")
-    report = evaluate(settings(), model_folder=model, data_folder=digits_data, out=out, cache=cache)
+    report = evaluate(
+        Evaluation.of_model(
+            settings(), model_folder=model, reference=PackedReference(digits_data), out=out, cache=cache
+        )
+    )
     return report, content(out)
 
 
@@ -84,12 +90,14 @@ def test_the_numbers_are_the_same_for_any_number_of_actors_and_batch_size(
 ) -> None:
     seen: list[tuple[int, int]] = []
     report = evaluate(
-        settings(actors=actors, cpus_per_actor=0.5, batch_size=batch_size),
-        model_folder=model,
-        data_folder=digits_data,
-        out=tmp_path,
-        cache=cache,
-        progress=lambda done, total: seen.append((done, total)),
+        Evaluation.of_model(
+            settings(actors=actors, cpus_per_actor=0.5, batch_size=batch_size),
+            model_folder=model,
+            reference=PackedReference(digits_data),
+            out=tmp_path,
+            cache=cache,
+            progress=lambda done, total: seen.append((done, total)),
+        )
     )
     assert dict(report.metrics) == dict(alone[0].metrics)
     assert report.details == alone[0].details
@@ -104,7 +112,11 @@ def test_the_report(
     cache: Path,
     tmp_path: Path,
 ) -> None:
-    report = evaluate(settings(), model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache)
+    report = evaluate(
+        Evaluation.of_model(
+            settings(), model_folder=model, reference=PackedReference(digits_data), out=tmp_path, cache=cache
+        )
+    )
     stored = json.loads((tmp_path / "report.json").read_text())
     assert set(stored["metrics"]) == {"fd_classifier", "precision", "recall", "class_accuracy"}
     assert stored["metrics"] == dict(report.metrics)
@@ -125,7 +137,15 @@ def test_a_sample_depends_on_its_index_alone_not_on_how_many_there_are(
     cache: Path,
     tmp_path: Path,
 ) -> None:
-    evaluate(settings(samples=100), model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache)
+    evaluate(
+        Evaluation.of_model(
+            settings(samples=100),
+            model_folder=model,
+            reference=PackedReference(digits_data),
+            out=tmp_path,
+            cache=cache,
+        )
+    )
     some = content(tmp_path)
     assert len(some) < len(alone[1])
     assert some.items() <= alone[1].items()
@@ -141,7 +161,13 @@ def test_another_seed_and_other_sampling_options_give_other_samples(
     for number, fields in enumerate(({"seed": 1}, {"sampling": {"steps": 2}})):
         # One folder for all: blocks of another evaluation must not be taken for this one's.
         report = evaluate(
-            settings(**fields), model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache
+            Evaluation.of_model(
+                settings(**fields),
+                model_folder=model,
+                reference=PackedReference(digits_data),
+                out=tmp_path,
+                cache=cache,
+            )
         )
         assert report.metrics["fd_classifier"] != alone[0].metrics["fd_classifier"]
         assert len(list(tmp_path.glob("blocks-*"))) == number + 1
@@ -159,11 +185,11 @@ def test_a_killed_evaluation_goes_on_where_it_stood(
         if done >= 128:
             raise KeyboardInterrupt
 
-    run = partial(
-        evaluate, settings(), model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache
+    whole = Evaluation.of_model(
+        settings(), model_folder=model, reference=PackedReference(digits_data), out=tmp_path, cache=cache
     )
     with pytest.raises(KeyboardInterrupt):
-        run(progress=stop_after_two_blocks)
+        evaluate(replace(whole, progress=stop_after_two_blocks))
     assert not (tmp_path / "report.json").exists()
     (folder,) = tmp_path.glob("blocks-*")
     (folder / "000000.safetensors").write_bytes(b"torn by a full disk")
@@ -175,12 +201,12 @@ def test_a_killed_evaluation_goes_on_where_it_stood(
         "sample_block",
         lambda self, first, **rest: made.append(first) or original(self, first, **rest),
     )
-    report = run()
+    report = evaluate(whole)
     assert made == [0, 128, 192], "block 1 was whole and is not made again"
     assert dict(report.metrics) == dict(alone[0].metrics)
     assert content(tmp_path) == alone[1]
     made.clear()
-    run()
+    evaluate(whole)
     assert made == []
 
 
@@ -188,13 +214,15 @@ KILLED = """
 import sys
 from pathlib import Path
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.evaluation import Evaluation
+from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.stage import evaluate
 settings, model, data, out, cache = sys.argv[1:]
-evaluate(
+evaluate(Evaluation.of_model(
     EvaluateSettings.model_validate_json(settings),
-    model_folder=Path(model), data_folder=data, out=Path(out), cache=Path(cache),
+    model_folder=Path(model), reference=PackedReference(data), out=Path(out), cache=Path(cache),
     progress=lambda done, total: print(done, flush=True),
-)
+))
 """
 
 
@@ -228,7 +256,11 @@ def test_a_process_that_was_killed_outright_leaves_blocks_that_the_next_goes_on_
         "sample_block",
         lambda self, first, **rest: made.append(first // 64) or original(self, first, **rest),
     )
-    report = evaluate(chosen, model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache)
+    report = evaluate(
+        Evaluation.of_model(
+            chosen, model_folder=model, reference=PackedReference(digits_data), out=tmp_path, cache=cache
+        )
+    )
     assert made == sorted({0, 1, 2, 3} - whole)
     assert dict(report.metrics) == dict(alone[0].metrics)
     assert content(tmp_path) == alone[1]
@@ -287,13 +319,15 @@ def by_value() -> Any:
 
 def play(digits: Path, out: Path, cache: Path, actors: int = 0, **options: Any) -> EvaluationReport:
     chosen = {"sampling": {"data": str(digits)} | options, "actors": actors, "cpus_per_actor": 0.5}
-    return evaluate_source(
-        settings(**chosen, samples=400),
-        load=Playback,
-        model_folder=out,
-        reference=PackedReference(digits),
-        out=out,
-        cache=cache,
+    return evaluate(
+        Evaluation(
+            settings(**chosen, samples=400),
+            load=Playback,
+            model_folder=out,
+            reference=PackedReference(digits),
+            out=out,
+            cache=cache,
+        )
     )
 
 
@@ -315,18 +349,20 @@ def test_path_lengths_are_made_by_workers_without_a_file_of_weights_and_are_the_
     save_model_folder(tmp_path / "gan", config, spec, {"ema": network}, name="gan", progress=Progress.at(0))
     found = [
         evaluate(
-            EvaluateSettings(
-                samples=70,
-                actors=actors,
-                feature_options={"classifier": {"seen": 256, "base": 8, "dim": 8}},
-                metrics=("perceptual_path_length", "memorisation"),
-                metric_options={"path_pairs": 130, "memorisation_quantile": 0.1},
-                cpus_per_actor=0.5,
-            ),
-            model_folder=tmp_path / "gan",
-            data_folder=tmp_path / "few",
-            out=tmp_path / f"out-{actors}",
-            cache=cache,
+            Evaluation.of_model(
+                EvaluateSettings(
+                    samples=70,
+                    actors=actors,
+                    feature_options={"classifier": {"seen": 256, "base": 8, "dim": 8}},
+                    metrics=("perceptual_path_length", "memorisation"),
+                    metric_options={"path_pairs": 130, "memorisation_quantile": 0.1},
+                    cpus_per_actor=0.5,
+                ),
+                model_folder=tmp_path / "gan",
+                reference=PackedReference(tmp_path / "few"),
+                out=tmp_path / f"out-{actors}",
+                cache=cache,
+            )
         )
         for actors in (0, 1)
     ]
@@ -389,7 +425,12 @@ def test_actors_that_fit_nowhere_are_refused_at_once_and_a_full_cluster_after_th
 ) -> None:
     import ray
 
-    run = partial(evaluate, model_folder=model, data_folder=digits_data, out=tmp_path, cache=cache)
+    def run(chosen: EvaluateSettings) -> None:
+        reference = PackedReference(digits_data)
+        evaluate(
+            Evaluation.of_model(chosen, model_folder=model, reference=reference, out=tmp_path, cache=cache)
+        )
+
     with pytest.raises(CapabilityError, match=r"cpus_per_actor=64 fits no machine .* largest has 4 CPUs"):
         run(settings(actors=1, cpus_per_actor=64))
 
@@ -418,25 +459,47 @@ def test_images_of_another_kind_than_the_reference_are_refused(
     classes = tuple("0123456789")
     other = untrained(tmp_path / "rgb", DiffusionConfig.tiny(), DataSpec(3, 16, 16, classes))
     with pytest.raises(DataError, match="makes 16x16 3-channel images and the reference holds 8x8 grey"):
-        evaluate(settings(), model_folder=other, data_folder=digits_data, out=tmp_path / "o", cache=cache)
+        evaluate(
+            Evaluation.of_model(
+                settings(),
+                model_folder=other,
+                reference=PackedReference(digits_data),
+                out=tmp_path / "o",
+                cache=cache,
+            )
+        )
     fewer = untrained(tmp_path / "few", DiffusionConfig.tiny(), DataSpec(1, 8, 8, classes[:4]))
     with pytest.raises(DataError, match="has 4 classes and the reference 10"):
-        evaluate(settings(), model_folder=fewer, data_folder=digits_data, out=tmp_path / "o", cache=cache)
+        evaluate(
+            Evaluation.of_model(
+                settings(),
+                model_folder=fewer,
+                reference=PackedReference(digits_data),
+                out=tmp_path / "o",
+                cache=cache,
+            )
+        )
     assert not (tmp_path / "o").exists()
 
 
 def test_bad_settings_folders_and_options_are_refused_before_anything_is_made(
     model: Path, digits_data: Path, tmp_path: Path
 ) -> None:
-    run = partial(evaluate, out=tmp_path / "o", cache=tmp_path / "c")
+    def run(chosen: EvaluateSettings, model_folder: Path, data: Path) -> None:
+        out, cache = tmp_path / "o", tmp_path / "c"
+        reference = PackedReference(data)
+        evaluate(
+            Evaluation.of_model(chosen, model_folder=model_folder, reference=reference, out=out, cache=cache)
+        )
+
     with pytest.raises(DataError, match=r"no manifest\.json"):
-        run(settings(), model_folder=model, data_folder=tmp_path)
+        run(settings(), model_folder=model, data=tmp_path)
     with pytest.raises(CheckpointError):
-        run(settings(), model_folder=tmp_path, data_folder=digits_data)
+        run(settings(), model_folder=tmp_path, data=digits_data)
     with pytest.raises(ConfigError, match="did you mean 'steps'"):
-        run(settings(sampling={"stepps": 3}), model_folder=model, data_folder=digits_data)
+        run(settings(sampling={"stepps": 3}), model_folder=model, data=digits_data)
     with pytest.raises(ConfigError, match="too few for precision"):
-        run(settings(samples=5, k=9), model_folder=model, data_folder=digits_data)
+        run(settings(samples=5, k=9), model_folder=model, data=digits_data)
     assert not (tmp_path / "o").exists()
     assert not (tmp_path / "c").exists()
 
@@ -446,7 +509,15 @@ def test_a_reference_smaller_than_k_is_refused(tmp_path: Path, cache: Path) -> N
     pack(str(tmp_path / "few.npz"), tmp_path / "few")
     few = untrained(tmp_path / "m", DiffusionConfig.tiny(), Manifest.load(tmp_path / "few").spec)
     with pytest.raises(DataError, match="precision needs 4 reference images or more, got 3"):
-        evaluate(settings(), model_folder=few, data_folder=tmp_path / "few", out=tmp_path / "o", cache=cache)
+        evaluate(
+            Evaluation.of_model(
+                settings(),
+                model_folder=few,
+                reference=PackedReference(tmp_path / "few"),
+                out=tmp_path / "o",
+                cache=cache,
+            )
+        )
 
 
 def test_a_model_that_gives_no_images_is_found_out(digits_data: Path, cache: Path, tmp_path: Path) -> None:

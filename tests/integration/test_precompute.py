@@ -22,7 +22,8 @@ from sfumato.data.config import DataSettings
 from sfumato.data.format.index import load
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.packing.pack import pack
-from sfumato.data.packing.precompute import Addition, encode_shard, finish, place_set
+from sfumato.data.packing.placing import place_set
+from sfumato.data.packing.precompute import Addition, encode_shard, finish
 from sfumato.data.packing.sources.digits import DigitsSource
 from sfumato.data.reading import local_reader
 from sfumato.data.storage.write import entries

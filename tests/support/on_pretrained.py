@@ -146,6 +146,7 @@ class OnPretrainedFamily:
 def _restored(unet: Any, x: Tensor) -> Tensor:
     """What a U-Net of diffusers makes of images, [B, C, H, W] float32."""
     time = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    labels = {"class_labels": time} if unet.config.num_class_embeds else {}
+    config = getattr(unet, "module", unet).config  # the trained network may be wrapped
+    labels = {"class_labels": time} if config.num_class_embeds else {}
     found: Tensor = unet(x.to(torch.bfloat16), time, **labels).sample
     return found.float()

@@ -130,6 +130,8 @@ def main(case: dict) -> None:
     try:
         train(case)
     except Exception:
-        Path(case["out"]).with_suffix(".error").write_text(traceback.format_exc())
+        # The first to fail writes first; others then fail for the lack of it.
+        with Path(case["out"]).with_suffix(".error").open("a") as failure:
+            failure.write(f"rank {dist.get_rank()}: {traceback.format_exc()}")
         raise
     dist.destroy_process_group()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -111,6 +112,51 @@ def test_every_setting_is_described() -> None:
         if not field.description and name not in {"family", "kind"} and not is_base(cls)
     ]
     assert not silent
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    """Neither when they are imported nor for annotations: a circle is two modules that are one."""
+    files = {name: Path(spec.origin) for name in MODULES if (spec := find_spec(name)) and spec.origin}
+    uses = {name: used_by(file, name) & files.keys() for name, file in files.items()}
+    assert circles(uses) == []
+
+
+def test_circles_are_found() -> None:
+    """Of three in a row, two in a circle, and one that uses itself by way of two others."""
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circles({"a": {"b"}, "b": {"a"}, "c": {"a"}}) == [["a", "b"]]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"c"}}) == [["a", "b", "c"]]
+
+
+def used_by(file: Path, name: str) -> set[str]:
+    """What a module imports at its top level, `if TYPE_CHECKING:` included: modules or names in them."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = list(ast.parse(file.read_text()).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            # A package is used by whoever takes from it what is no module of its own.
+            found |= inner if inner <= set(MODULES) else inner | {node.module}
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.expr):
+            waiting += ast.iter_child_nodes(node)
+    return found - {name}
+
+
+def circles(uses: dict[str, set[str]]) -> list[list[str]]:
+    """Sets of modules that all use one another, by way of others or not."""
+    reach: dict[str, set[str]] = {}
+    for start in uses:
+        seen, waiting = set[str](), [start]
+        while waiting:
+            for used in uses[waiting.pop()] - seen:
+                seen.add(used)
+                waiting.append(used)
+        reach[start] = seen
+    found = {frozenset(a for a in reach[b] if b in reach[a]) for b in reach}
+    return sorted(sorted(circle) for circle in found if circle)
 
 
 def test_layout() -> None:

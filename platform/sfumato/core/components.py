@@ -194,12 +194,20 @@ class OneOf:
         self._options = options
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.is_instance_schema(self._base, serialization=core_schema.simple_ser_schema("any"))
+        return core_schema.no_info_plain_validator_function(
+            self._check, serialization=core_schema.simple_ser_schema("any")
+        )
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return {"anyOf": [handler(found.__pydantic_core_schema__) for found in self._options()]}
+
+
+    def _check(self, value: Any) -> Any:
+        if not isinstance(value, self._base):
+            raise ValueError(f"expected a mapping, such as {{{next(iter(self._base.model_fields))}: ...}}")
+        return value
 
 
 S = TypeVar("S", bound=Config)

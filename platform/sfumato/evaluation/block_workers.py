@@ -9,17 +9,17 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sfumato.errors import CapabilityError, SfumatoError
-from sfumato.evaluation.blocks import Block, BlockMaker, Task
+from sfumato.evaluation.block_plan import BlockPlan
+from sfumato.evaluation.blocks import BlockMaker, FeatureBlock, Task
 from sfumato.evaluation.config import AUTO, EvaluateSettings
+from sfumato.evaluation.evaluation import Evaluation, Opened
 from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.metric_inputs import Prepared
 from sfumato.evaluation.metrics.metric import PairMetric
-from sfumato.evaluation.plan import Plan
-from sfumato.evaluation.source import LoadSource, SampleSource
+from sfumato.evaluation.source import SampleSource
 
 if TYPE_CHECKING:
     import ray
@@ -30,43 +30,34 @@ Build = list["ray.ObjectRef[Callable[[], BlockMaker]]"]
 RESTARTS = 3
 IN_FLIGHT = 2
 """Tasks queued on an actor: one at work, one waiting, so that no actor waits for the driver."""
-ProgressCallback = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Making:
     """What a worker needs to build its block maker; it travels to every one of them."""
 
-    load: LoadSource
-    model_folder: Path
-    settings: EvaluateSettings
+    evaluation: Evaluation
     extractors: Sequence[Extractor]
     pairs: Mapping[str, PairMetric]
     inputs: Mapping[str, Prepared]
 
+    @classmethod
+    def of(cls, opened: Opened) -> Self:
+        """Without the source, since every worker has its own, and without the reference's features."""
+        evaluation = opened.evaluation.for_workers()
+        return cls(evaluation, opened.extractors, opened.selection.pairs, opened.inputs)
+
     def __call__(self) -> BlockMaker:
         """The maker, with a model of its own."""
-        return self.with_source(self.load(self.model_folder, self.settings.sampling))
+        return self.with_source(self.evaluation.source())
 
     def with_source(self, source: SampleSource) -> BlockMaker:
         """The maker around a model that is already here."""
-        return BlockMaker(
-            source,
-            self.extractors,
-            seed=self.settings.seed,
-            pairs=self.pairs,
-            inputs=self.inputs,
-        )
+        seed = self.evaluation.settings.seed
+        return BlockMaker(source, self.extractors, seed=seed, pairs=self.pairs, inputs=self.inputs)
 
 
-def make_missing(
-    plan: Plan,
-    settings: EvaluateSettings,
-    making: Making,
-    source: SampleSource,
-    progress: ProgressCallback | None,
-) -> None:
+def make_missing(opened: Opened, plan: BlockPlan) -> None:
     """Makes and stores every block of the plan that is not stored yet."""
     everything = [*plan.tasks, *(task for tasks in plan.further.values() for task in tasks)]
     tasks = plan.store.missing(everything)
@@ -74,25 +65,24 @@ def make_missing(
     done = len(everything) - len(tasks)
 
     def tell() -> None:
-        if progress:
-            progress(min(done * plan.block, total), total)
+        if opened.evaluation.progress:
+            opened.evaluation.progress(min(done * plan.block, total), total)
 
     tell()
-    for block in _blocks(tasks, settings, making, source):
+    for block in _blocks(tasks, opened):
         plan.store.save(block)
         done += 1
         tell()
 
 
-def _blocks(
-    tasks: Sequence[Task], settings: EvaluateSettings, making: Making, source: SampleSource
-) -> Iterator[Block]:
+def _blocks(tasks: Sequence[Task], opened: Opened) -> Iterator[FeatureBlock]:
     if not tasks:
         return
+    settings, making = opened.evaluation.settings, Making.of(opened)
     if settings.actors == 0:
-        yield from map(making.with_source(source).make, tasks)
+        yield from map(making.with_source(opened.source).make, tasks)
         return
-    at_once = -(-(settings.batch_size or 1) // source.block)
+    at_once = -(-(settings.batch_size or 1) // opened.source.block)
     calls = -(-len(tasks) // at_once)
     with RayPool(making, settings, actors_for(settings, calls)) as pool:
         yield from pool.run(tasks, at_once)
@@ -108,7 +98,7 @@ class Worker:
         """Returns once the maker is built."""
         self._built(build)
 
-    def make(self, tasks: Sequence[Task], build: Build) -> list[Block]:
+    def make(self, tasks: Sequence[Task], build: Build) -> list[FeatureBlock]:
         maker = self._built(build)
         return [maker.make(task) for task in tasks]
 
@@ -152,7 +142,7 @@ class RayPool:
         for actor in self._actors:
             ray.kill(actor)
 
-    def run(self, tasks: Sequence[Task], at_once: int = 1) -> Iterator[Block]:
+    def run(self, tasks: Sequence[Task], at_once: int = 1) -> Iterator[FeatureBlock]:
         """All blocks, `at_once` of them a call of an actor.
 
         Raises the SfumatoError of a task, or one that says why the actors failed.
@@ -161,7 +151,7 @@ class RayPool:
 
         waiting = deque(tasks[first : first + at_once] for first in range(0, len(tasks), at_once))
         starting = {actor.ready.remote(self._build): actor for actor in self._actors}
-        working: dict[ray.ObjectRef[list[Block]], Any] = {}
+        working: dict[ray.ObjectRef[list[FeatureBlock]], Any] = {}
         while waiting or working:
             patience = None if working else self._settings.start_timeout
             done, _ = ray.wait([*working, *starting], num_returns=1, timeout=patience)

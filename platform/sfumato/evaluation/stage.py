@@ -8,156 +8,79 @@ therefore the same for any number of actors, and a killed evaluation goes on whe
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any
 
-from sfumato.data.format.faults import OnError
-from sfumato.evaluation.block_workers import Making, ProgressCallback, actors_for, make_missing
+from sfumato.evaluation.block_plan import BlockPlan, plan_blocks
+from sfumato.evaluation.block_workers import actors_for, make_missing
 from sfumato.evaluation.checks import check_comparable, check_enough, narrowed, selected
 from sfumato.evaluation.compute import measure
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.feature_cache import FeatureCache
-from sfumato.evaluation.features.extractor import Extractor
-from sfumato.evaluation.metric_inputs import Prepared, Setting
-from sfumato.evaluation.metrics.metric import FeatureSet
+from sfumato.evaluation.evaluation import Evaluation, Opened
+from sfumato.evaluation.feature_set import FeatureSet
+from sfumato.evaluation.metric_inputs import Setting
 from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
 from sfumato.evaluation.pictures import write_neighbours, write_preview
-from sfumato.evaluation.plan import Plan, plan_blocks
-from sfumato.evaluation.reference import PackedReference, Reference
 from sfumato.evaluation.reference_features import reference_features
 from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.report import TERMS, EvaluationReport
-from sfumato.evaluation.selected import Selection
-from sfumato.evaluation.source import ImageSource, LoadSource, SampleSource, load_model
+from sfumato.evaluation.source import ImageSource
 from sfumato.evaluation.store import write_arrays
-
-__all__ = ["ProgressCallback", "evaluate", "evaluate_images", "evaluate_source"]
 
 SPREAD_FROM = 20_000
 """Images from which on neighbours are looked for on workers; below, sending the features costs more."""
 
 
-def evaluate(
-    settings: EvaluateSettings,
-    *,
-    model_folder: Path,
-    data_folder: Path | str,
-    out: Path,
-    cache: Path,
-    on_error: OnError = "fail",
-    progress: ProgressCallback | None = None,
-    trust: bool = False,
-    reference: Reference | None = None,
-    blocks: Path | None = None,
-) -> EvaluationReport:
-    """Measures the model in `model_folder` against the packed data in `data_folder`, or any `reference`.
+def evaluate(evaluation: Evaluation) -> EvaluationReport:
+    """Measures, and writes `report.json`, pictures and the blocks' features into the evaluation's folder.
 
     A model that cannot draw images (an autoencoder without a prior) reconstructs those of the reference, and
-    the report says so. Writes `report.json`, pictures and the blocks' features into `out`, trained
-    classifiers and reference features into `cache`. `on_error` says what a reference image that cannot
-    be used does. With `settings.actors` not 0, Ray must have been started. `trust` permits a family by
-    import path. `blocks` is the folder that finished blocks are kept in; None: `out`.
+    the report says so. With `settings.actors` not 0, Ray must have been started.
 
     Raises ConfigError (settings), DataError (reference, or images of another kind than it), CheckpointError
     (model), CapabilityError (no actor can be placed), each one line and before images are generated.
     """
-    real = reference or PackedReference(data_folder, on_error)
-    return evaluate_source(
-        settings,
-        load=partial(load_model, device=_device(settings), trust=trust, reference=real),
-        model_folder=model_folder,
-        reference=real,
-        out=out,
-        cache=cache,
-        progress=progress,
-        blocks=blocks,
-    )
-
-
-def evaluate_images(
-    settings: EvaluateSettings,
-    *,
-    images: Reference,
-    reference: Reference,
-    out: Path,
-    cache: Path,
-    progress: ProgressCallback | None = None,
-) -> EvaluationReport:
-    """Measures images as they are, such as another program's samples, against a reference.
-
-    The first `settings.samples` of them count. Raises as `evaluate` does.
-    """
-    return evaluate_source(
-        settings,
-        load=partial(_images, images=images),
-        model_folder=out,
-        reference=reference,
-        out=out,
-        cache=cache,
-        progress=progress,
-    )
-
-
-def evaluate_source(
-    settings: EvaluateSettings,
-    *,
-    load: LoadSource,
-    model_folder: Path,
-    reference: Reference,
-    out: Path,
-    cache: Path,
-    progress: ProgressCallback | None = None,
-    blocks: Path | None = None,
-) -> EvaluationReport:
-    """`evaluate` for anything that gives images and anything that gives reference images."""
     start = time.perf_counter()
-    source = load(model_folder, settings.sampling)
+    opened = _opened(evaluation)
+    plan = plan_blocks(opened)
+    make_missing(opened, plan)
+    report = replace(_report(opened, plan), seconds=time.perf_counter() - start)
+    report.write(evaluation.out)
+    return report
+
+
+def _opened(evaluation: Evaluation) -> Opened:
+    """Everything that is refused is refused here; extracts the reference's features where they are new."""
+    reference, source = evaluation.reference, evaluation.source()
     check_comparable(source, reference)
     if isinstance(reference, StatisticsReference):
-        settings = narrowed(settings, reference)
+        evaluation = replace(evaluation, settings=narrowed(evaluation.settings, reference))
+    settings = evaluation.settings
     selection = selected(settings, source, reference)
     check_enough(selection, settings, source, reference)
-    opened = {
+    found = {
         name: wanted.open(settings, selection.options, reference) for name, wanted in selection.inputs.items()
     }
-    features = FeatureCache(settings.cache or cache)
+    features = evaluation.features
     extractors = [
-        kind.build(reference, options, features.folder or cache)
+        kind.build(reference, options, features.folder or evaluation.cache)
         for kind, options in selection.features.items()
     ]
     real = {extractor.name: reference_features(reference, extractor, features) for extractor in extractors}
     setting = Setting(settings, selection.options, source, reference, extractors, features)
-    inputs = {name: wanted.prepare(setting, opened[name]) for name, wanted in selection.inputs.items()}
-    plan = plan_blocks(settings, selection, source, extractors, real, inputs, blocks or out)
-    making = Making(load, model_folder, settings, extractors, selection.pairs, inputs)
-    make_missing(plan, settings, making, source, progress)
-    report = _report(settings, selection, source, reference, extractors, plan, real, inputs, out)
-    report = replace(report, seconds=time.perf_counter() - start)
-    report.write(out)
-    return report
+    inputs = {name: wanted.prepare(setting, found[name]) for name, wanted in selection.inputs.items()}
+    return Opened(evaluation, source, selection, extractors, real, inputs)
 
 
-def _report(
-    settings: EvaluateSettings,
-    selection: Selection,
-    source: SampleSource,
-    reference: Reference,
-    extractors: list[Extractor],
-    plan: Plan,
-    real: Mapping[str, FeatureSet],
-    inputs: Mapping[str, Prepared],
-    out: Path,
-) -> EvaluationReport:
+def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
     """Everything that is computed from finished blocks, on the driver."""
-    generated = _generated(real, plan, inputs)
+    evaluation, source, selection = opened.evaluation, opened.source, opened.selection
+    settings, reference, real, out = evaluation.settings, evaluation.reference, opened.real, evaluation.out
+    generated = _generated(opened, plan)
     largest = max(len(features) for features in (*real.values(), *generated.values()))
     options = replace(selection.options, spread=_spread(settings, largest))
     figures = measure(
         replace(selection, options=options),
-        _with_inputs(real, plan, inputs, reference),
+        _with_inputs(opened, plan),
         generated,
         plan.pair_values(selection.pairs),
         intervals=settings.interval,
@@ -172,7 +95,7 @@ def _report(
     return EvaluationReport(
         metrics=figures.values,
         details=figures.details,
-        features={e.name: {"dim": e.dim, "digest": e.digest, **e.facts} for e in extractors},
+        features={e.name: {"dim": e.dim, "digest": e.digest, **e.facts} for e in opened.extractors},
         higher_is_better=selection.higher_is_better,
         samples=count,
         reference_samples=len(real[first]),
@@ -197,35 +120,28 @@ def _report(
     )
 
 
-def _generated(
-    real: Mapping[str, FeatureSet], plan: Plan, inputs: Mapping[str, Prepared]
-) -> dict[str, FeatureSet]:
+def _generated(opened: Opened, plan: BlockPlan) -> dict[str, FeatureSet]:
     """Features of what was made, with what metrics read beside them; by the features' name."""
-    found = {name: plan.store.features(plan.tasks, name, plan.samples, plan.label_N) for name in real}
-    for wanted, prepared in inputs.items():
+    found = {name: plan.store.features(plan.tasks, name, plan.samples, plan.label_N) for name in opened.real}
+    for wanted, prepared in opened.inputs.items():
         found = {
             name: prepared.of_generated(features, name, plan.made(wanted)) for name, features in found.items()
         }
     return found
 
 
-def _with_inputs(
-    real: Mapping[str, FeatureSet], plan: Plan, inputs: Mapping[str, Prepared], reference: Reference
-) -> dict[str, FeatureSet]:
+def _with_inputs(opened: Opened, plan: BlockPlan) -> dict[str, FeatureSet]:
     """The reference's features with its images and what metrics read beside them."""
+    reference = opened.evaluation.reference
     found = {
         name: replace(features, images=lambda: (images for images, _ in reference.blocks()))
-        for name, features in real.items()
+        for name, features in opened.real.items()
     }
-    for wanted, prepared in inputs.items():
+    for wanted, prepared in opened.inputs.items():
         found = {
             name: prepared.of_reference(features, name, plan.made(wanted)) for name, features in found.items()
         }
     return found
-
-
-def _images(folder: Path, sampling: Mapping[str, Any], *, images: Reference) -> SampleSource:
-    return ImageSource(images)
 
 
 def _spread(settings: EvaluateSettings, rows: int) -> Spread:
@@ -233,7 +149,3 @@ def _spread(settings: EvaluateSettings, rows: int) -> Spread:
     if settings.actors == 0 or rows < SPREAD_FROM:
         return in_process
     return OnRay(actors_for(settings, rows), settings.cpus_per_actor)
-
-
-def _device(settings: EvaluateSettings) -> str:
-    return "cuda" if settings.gpus_per_actor else "cpu"

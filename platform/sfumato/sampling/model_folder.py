@@ -27,7 +27,7 @@ from torch import Tensor
 from sfumato import families
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import Family, FamilyConfig, Trainable
-from sfumato.core.finding import built_in_only
+from sfumato.core.finding import built_in_only, paths_in
 from sfumato.core.pretrained import built_as
 from sfumato.core.progress import Progress
 from sfumato.core.state import State, initial, mismatch
@@ -174,14 +174,16 @@ def bases_of(family: Family, nets: Iterable[str]) -> dict[str, Base]:
 
 def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[FamilyConfig, DataSpec]:
     family = card["family"]
-    if ":" in family and not trust:
+    own = next(paths_in([family, card["config"]]), family if ":" in family else None)
+    if own is not None and not trust:
+        what = "family" if own == family else "component"
         raise ConfigError(
-            f"{path} needs the family {family!r}, which is not part of Sfumato; loading it runs its code: "
+            f"{path} needs the {what} {own!r}, which is not part of Sfumato; loading it runs its code: "
             "allow that with trust=True"
         )
     kind = families.config_class(family)
     try:
-        with built_in_only(not trust):  # of components, too
+        with built_in_only(not trust):
             config = kind.model_validate(card["config"])
     except ValidationError as error:
         problem = first_problem(error, kind)

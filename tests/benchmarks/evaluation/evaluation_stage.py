@@ -51,6 +51,8 @@ def prepare(root: Path) -> None:
 def stage(root: Path, samples: int, actors: int) -> tuple[float, float]:
     """Seconds of a whole evaluation, and of these until the first block was there."""
     from sfumato.evaluation.config import EvaluateSettings
+    from sfumato.evaluation.evaluation import Evaluation
+    from sfumato.evaluation.reference import PackedReference
     from sfumato.evaluation.stage import evaluate
 
     first: list[float] = []
@@ -62,12 +64,14 @@ def stage(root: Path, samples: int, actors: int) -> tuple[float, float]:
 
     with tempfile.TemporaryDirectory(dir=root) as out:
         evaluate(
-            EvaluateSettings(samples=samples, actors=actors),
-            model_folder=root / "model",
-            data_folder=root / "data",
-            out=Path(out),
-            cache=root / "cache",
-            progress=progress,
+            Evaluation.of_model(
+                EvaluateSettings(samples=samples, actors=actors),
+                model_folder=root / "model",
+                reference=PackedReference(root / "data"),
+                out=Path(out),
+                cache=root / "cache",
+                progress=progress,
+            )
         )
         return time.perf_counter() - start, first[0]
 

@@ -8,55 +8,27 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from sfumato.data.format import index
 from sfumato.data.format.column_sources import ColumnSource
 from sfumato.data.format.columns import ColumnInfo
-from sfumato.data.format.faults import Fault, FaultLog, ImageFault
-from sfumato.data.format.images import Channels, bombs_refused, packed_look
-from sfumato.data.format.manifest import FILE, ImageInfo, Manifest, ShardInfo, file_digest
-from sfumato.data.format.samples import Fields, Row, SampleReader
-from sfumato.data.format.tar import Member
-from sfumato.data.packing.further import Look, info_of, look_of, look_of_member, usual, with_columns
+from sfumato.data.format.faults import Fault, FaultLog
+from sfumato.data.format.images import Channels
+from sfumato.data.format.manifest import FILE, ImageInfo, Manifest, ShardInfo
+from sfumato.data.format.samples import Fields
+from sfumato.data.packing.further import Look, info_of, usual, with_columns
 from sfumato.data.packing.layout import file_stem
 from sfumato.data.packing.sources import files
 from sfumato.data.packing.sources.webdataset import check_pattern, tars
+from sfumato.data.packing.tar_scan import ScanTask, Size, Tar
 from sfumato.data.packing.tasks import OnProgress, Runner, Tally, in_process
-from sfumato.data.storage.filesystems import above, below, check_bucket, filesystem, is_remote
-from sfumato.data.storage.read import local_copy
+from sfumato.data.storage.filesystems import check_bucket, filesystem, is_remote
 from sfumato.data.storage.write import names_in
 from sfumato.errors import DataError
-
-_TELL = 256
-Size = tuple[int, int]
-
-
-class _Sample(NamedTuple):
-    row: Row
-    size: Size
-    grey: bool
-    looks: Mapping[str, Look]
-    """Of the further columns that it has."""
-
-
-@dataclass
-class _Tar:
-    """What a task found in one tar."""
-
-    path: str
-    sha256: str
-    bytes: int
-    samples: list[_Sample] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def name(self) -> str:
-        return above(self.path)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +73,7 @@ def make_index(
     if Manifest.exists(place) and not overwrite:
         raise DataError(f"{place}: has a {FILE} already; choose to overwrite it, or another place")
     tars_found = _tars(root, options.shards)
-    tasks = [_IndexTask(where, name, options.fields, max_pixels) for where, name in tars_found]
+    tasks = [ScanTask(where, name, options.fields, max_pixels) for where, name in tars_found]
     found = list(run(tasks, Tally(progress, None)))
     for tar in found:
         _leave_out(tar, log, tar.faults)
@@ -144,53 +116,7 @@ def _tars(root: str, pattern: str) -> list[tuple[str, str]]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _IndexTask:
-    folder: str
-    name: str
-    fields: Fields
-    max_pixels: int
-
-    def __call__(self) -> Iterator[int | _Tar]:
-        where = below(self.folder, self.name)
-        with local_copy(self.folder, self.name) as path:
-            result = _Tar(where, file_digest(str(path.parent), path.name), path.stat().st_size)
-            yield from self._samples(path, result)
-        yield result
-
-    def _samples(self, path: Path, result: _Tar) -> Iterator[int]:
-        where, reader = result.path, SampleReader(self.fields)
-        told = count = 0
-        with path.open("rb") as file, bombs_refused():
-
-            def read(member: Member) -> bytes:
-                file.seek(member.offset)
-                return file.read(member.size)
-
-            for count, row in enumerate(reader.rows(file, result.bytes, where), start=1):
-                if isinstance(row, Fault):
-                    result.faults.append(row)
-                    continue
-
-                try:
-                    width, height, grey = packed_look(read(row.image), self.max_pixels)
-                    looks = {
-                        name: look_of_member(name, self.fields.columns[name], read(value), self.max_pixels)
-                        if isinstance(value, Member)
-                        else look_of(name, self.fields.columns[name], value)
-                        for name, value in row.extra.items()
-                    }
-                    result.samples.append(_Sample(row._replace(meta=None), (width, height), grey, looks))
-                except ImageFault as fault:
-                    result.faults.append(Fault(where, row.key, str(fault)))
-                if count - told >= _TELL:
-                    yield count - told
-                    told = count
-        result.ignored = reader.ignored
-        yield count - told
-
-
-def _leave_out(tar: _Tar, log: FaultLog, faults: Sequence[Fault]) -> None:
+def _leave_out(tar: Tar, log: FaultLog, faults: Sequence[Fault]) -> None:
     for fault in faults:
         log.add(fault)
     gone = {fault.key for fault in faults}
@@ -198,7 +124,7 @@ def _leave_out(tar: _Tar, log: FaultLog, faults: Sequence[Fault]) -> None:
         tar.samples = [sample for sample in tar.samples if sample.row.key not in gone]
 
 
-def _refuse_twins(found: Sequence[_Tar], log: FaultLog) -> None:
+def _refuse_twins(found: Sequence[Tar], log: FaultLog) -> None:
     first: dict[str, str] = {}
     for tar in found:
         twins = []
@@ -210,7 +136,7 @@ def _refuse_twins(found: Sequence[_Tar], log: FaultLog) -> None:
         _leave_out(tar, log, twins)
 
 
-def _refuse_other_sizes(tar: _Tar, log: FaultLog) -> None:
+def _refuse_other_sizes(tar: Tar, log: FaultLog) -> None:
     """All images of a shard have one size: that of most of them."""
     sizes = Counter(sample.size for sample in tar.samples)
     if len(sizes) > 1:
@@ -223,7 +149,7 @@ def _refuse_other_sizes(tar: _Tar, log: FaultLog) -> None:
         _leave_out(tar, log, faults)
 
 
-def _refuse_other_looks(found: Sequence[_Tar], name: str, source: ColumnSource, log: FaultLog) -> None:
+def _refuse_other_looks(found: Sequence[Tar], name: str, source: ColumnSource, log: FaultLog) -> None:
     """All values of a column have one type and shape; of further images, all of a shard."""
     groups = [[tar] for tar in found] if source.kind == "image" else [list(found)]
     for group in groups:
@@ -244,7 +170,7 @@ def _size_alone(source: ColumnSource, look: Look) -> Look:
 
 
 def _columns(
-    found: Sequence[_Tar], options: IndexOptions, channels: Channels
+    found: Sequence[Tar], options: IndexOptions, channels: Channels
 ) -> dict[str, list[tuple[ImageInfo, ColumnInfo]]]:
     """What each tar has of each column, beside images of its size."""
     columns: dict[str, list[tuple[ImageInfo, ColumnInfo]]] = {}
@@ -259,7 +185,7 @@ def _columns(
     return columns
 
 
-def _written(found: Sequence[_Tar], place: str, root: str, options: IndexOptions, log: FaultLog) -> Manifest:
+def _written(found: Sequence[Tar], place: str, root: str, options: IndexOptions, log: FaultLog) -> Manifest:
     labels, classes = files.numbered(
         [sample.row.label for tar in found for sample in tar.samples], options.classes, root
     )
@@ -302,7 +228,7 @@ def _name(place: str) -> str:
 
 
 def _save(
-    tar: _Tar, labels: Sequence[int], place: str, image: ImageInfo, most: ImageInfo, options: IndexOptions
+    tar: Tar, labels: Sequence[int], place: str, image: ImageInfo, most: ImageInfo, options: IndexOptions
 ) -> ShardInfo:
     shard = ShardInfo(
         name=tar.name,
@@ -325,7 +251,7 @@ def _link(link: Path, tar: Path) -> None:
         raise DataError(f"{link}: another file of that name lies there; choose another place")
 
 
-def _size(tar: _Tar) -> Size:
+def _size(tar: Tar) -> Size:
     return tar.samples[0].size if tar.samples else (1, 1)
 
 
@@ -333,7 +259,7 @@ def _image(size: Size, channels: Channels) -> ImageInfo:
     return ImageInfo(channels=channels, height=size[1], width=size[0])
 
 
-def _channels(found: Sequence[_Tar], options: IndexOptions) -> Channels:
+def _channels(found: Sequence[Tar], options: IndexOptions) -> Channels:
     if options.channels != "auto":
         return options.channels
     kinds = {sample.grey: sample.row.key for tar in found for sample in tar.samples}

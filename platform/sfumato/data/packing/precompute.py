@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,21 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from sfumato.data.format import index
 from sfumato.data.format.columns import BFLOAT16, ColumnInfo, EncoderInfo, SideFile
 from sfumato.data.format.faults import ImageFault
 from sfumato.data.format.images import bombs_refused, decoded
 from sfumato.data.format.index import load_shard
 from sfumato.data.format.manifest import Manifest, ShardInfo, difference
-from sfumato.data.storage.filesystems import check_bucket, filesystem, is_remote
+from sfumato.data.storage.filesystems import filesystem, is_remote
 from sfumato.data.storage.read import local_copy, read_bytes, size_of
-from sfumato.data.storage.write import names_in, publish, remove_tree, upload, workplace, write_bytes
+from sfumato.data.storage.write import publish, remove_tree, workplace, write_bytes
 from sfumato.errors import DataError
 
 ROWS = 64
 """Images that an encoder sees at once, always as many: the arithmetic of a sample does not depend on which
 others are computed with it."""
-_WORKING = "_precomputing-"
+WORKING = "_precomputing-"
 Files = Mapping[str, SideFile]
 """By column, the side file of one shard."""
 _FILES = TypeAdapter(dict[str, SideFile])
@@ -80,7 +78,7 @@ class Addition:
     @property
     def records(self) -> str:
         """Folder, in `dest`, of the records of finished shards."""
-        return f"{_WORKING}{self.identity}"
+        return f"{WORKING}{self.identity}"
 
     def file(self, shard: str, column: str) -> str:
         """`NAME-000000.tar` -> `NAME-000000.COLUMN.IDENTITY.bin`."""
@@ -199,87 +197,6 @@ def _remove_old(dest: str, before: Manifest, after: Manifest) -> None:
         for file in info.files.values():
             if file.name not in used:
                 (Path(filesystem(dest)[1]) / file.name).unlink(missing_ok=True)
-
-
-def check_destination(folder: str, manifest: Manifest, addition: Addition) -> None:
-    """Raises DataError where the columns cannot go there: another set, or something else, lies there."""
-    dest = addition.dest
-    if is_remote(dest):
-        check_bucket(dest)
-    if Manifest.exists(dest):
-        there = Manifest.load(dest)
-        if there.digest != manifest.digest:
-            raise DataError(
-                f"{dest}: holds another data set than {folder}; choose another place, or leave DEST out "
-                "to add the columns to the set itself"
-            )
-        _check_free(there, addition)
-        return
-    place = None if is_remote(dest) else Path(filesystem(dest)[1])
-    if place is not None and place.exists() and not place.is_dir():
-        raise DataError(f"{dest}: exists and is not a folder; choose another place")
-    found = set() if place is not None and not place.exists() else names_in(dest)
-    expected = {name for shard in manifest.shards for name in (shard.name, index.file_name(shard.name))}
-    expected |= {file.name for info in manifest.columns.values() for file in info.files.values()}
-    other = sorted(
-        name for name in found - expected if not name.startswith(_WORKING) and addition.identity not in name
-    )
-    if other:
-        raise DataError(f"{dest}: is not empty ({other[0]}); choose another place")
-
-
-def _check_free(there: Manifest, addition: Addition) -> None:
-    for name in addition.columns:
-        info = there.columns.get(name)
-        if info is not None and info.encoder != addition.name:
-            raise DataError(
-                f"{addition.dest}: has a column {name!r} already"
-                + (f", of the encoder {info.encoder!r}" if info.encoder else "")
-                + "; give the new one another name (--name)"
-            )
-
-
-def place_set(folder: str, manifest: Manifest, dest: str) -> None:
-    """Have all files of a set but its manifest at another place, too: linked, or copied.
-
-    What lies there already is kept. Nothing happens where both are one place.
-    """
-    if Manifest.exists(dest):
-        return
-    names = [name for shard in manifest.shards for name in (shard.name, index.file_name(shard.name))]
-    names += [file.name for info in manifest.columns.values() for file in info.files.values()]
-    names += [
-        name
-        for shard in manifest.shards
-        if size_of(folder, name := f"{shard.name.removesuffix('.tar')}.arrays.arrow") is not None
-    ]
-    for name in names:
-        if size_of(dest, name) != size_of(folder, name):
-            _place(folder, name, dest)
-
-
-def _place(folder: str, name: str, dest: str) -> None:
-    with local_copy(folder, name) as path:
-        if is_remote(dest):
-            upload(dest, name, path)
-            return
-        target = Path(filesystem(dest)[1]) / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{name}.part")
-        draft.unlink(missing_ok=True)
-        if is_remote(folder):
-            shutil.copyfile(path, draft)
-        else:
-            _link(path.resolve(), draft)
-        os.replace(draft, target)
-
-
-def _link(path: Path, link: Path) -> None:
-    """A second name of the file, or a symbolic link where it lies on another disk."""
-    try:
-        os.link(path, link)
-    except OSError:
-        link.symlink_to(path)
 
 
 def _encoded(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from typing import ClassVar
 
 from pydantic import create_model
 
@@ -13,6 +14,19 @@ from sfumato.evaluation.metrics import all_metrics, own_metric
 
 _FIRST = ("kid", "inception_score", "fd_infinity", "memorisation", "classification_score")
 """Whose settings have always come first in a recipe that is written out; the others follow by name."""
+
+
+class _Composed(MetricSettings):
+    """A class that is made here is pickled as what it is made of."""
+
+    own: ClassVar[tuple[str, ...]] = ()
+
+    def __reduce__(self) -> tuple[Callable[..., MetricSettings], tuple[object, ...]]:
+        return _rebuilt, (self.own, self.model_dump())
+
+
+def _rebuilt(own: tuple[str, ...], content: Mapping[str, object]) -> MetricSettings:
+    return settings_class(own).model_validate(content)
 
 
 def settings_class(own: tuple[str, ...] = ()) -> type[MetricSettings]:
@@ -28,12 +42,13 @@ def _made(own: tuple[str, ...]) -> type[MetricSettings]:
     kinds += [getattr(own_metric(path), "Settings", None) for path in own]
     parts: list[type[Config]] = list(dict.fromkeys(kind for kind in kinds if kind is not None))
     # Fields of the last base come first.
-    made: type[MetricSettings] = create_model(
+    made = create_model(
         "MetricSettings",
-        __base__=(MetricSettings, *reversed(parts)),
+        __base__=(_Composed, *reversed(parts)),
         __doc__="What single metrics let the user choose. Figures compare at equal settings only.",
         __module__=__name__,
     )
+    made.own = own
     return made
 
 

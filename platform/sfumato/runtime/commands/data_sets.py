@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sfumato.core.validation import explain
 from sfumato.data.format.faults import FaultLog, OnError
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.samples import PICKLES, Fields
@@ -15,7 +16,6 @@ from sfumato.data.inspection import contact_sheet, described, inspect
 from sfumato.data.packing.index_existing import IndexOptions, make_index
 from sfumato.data.verification import check
 from sfumato.errors import ConfigError, DataError
-from sfumato.recipe import explain
 from sfumato.runtime.cluster.pool import Pool
 from sfumato.runtime.runs.display import Display
 

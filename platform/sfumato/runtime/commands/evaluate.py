@@ -17,6 +17,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.images import Resize, Resized, open_images
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.reference_features import reference_features
@@ -26,7 +27,7 @@ from sfumato.evaluation.reference_statistics import (
     write_statistics,
 )
 from sfumato.evaluation.report import EvaluationReport
-from sfumato.evaluation.stage import evaluate, evaluate_images
+from sfumato.evaluation.stage import evaluate
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs.display import Display
@@ -34,7 +35,7 @@ from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.targets import Target, model_of
 from sfumato.sampling.model_folder import read_model_folder
 from sfumato.tracking.run import TrackerHandle
-from sfumato.tracking.store import Store
+from sfumato.tracking.store import TrackingStore
 
 FOLDER = "evaluations"
 CACHE = ".cache"
@@ -81,33 +82,19 @@ def measure(
         recipe = recipes.load(target.recipe, [*overrides, *request.overrides()])
     elif overrides:
         raise ConfigError(f"{overrides[0]!r} changes a recipe, and {target.about} has none: use the flags")
-    settings = _settings(recipe, request)
-    images = open_images(target.place) if target.kind == "images" else None
     if request.statistics is not None:
-        return _write_statistics(target, images, settings, request.statistics, root, display)
-    reference = _reference(target, request, recipe, images, root)
-    if images is not None:
-        images = _resized(images, reference, request.resize)
-        settings = _all_of(images, settings, request)
-    elif request.resize is not None:
-        raise ConfigError("--resize is for images; a model's samples are measured at the size it makes")
-    out = request.out or _place(target, request, root)
-    display.line(f"{target.about} against {reference.size:,} reference images")
-    display.stage("evaluate")
-    cache = root / "runs" / CACHE if recipe is None else Path(root, recipe.storage) / CACHE
-    with _workers(settings, out):
-        if images is not None:
-            report = evaluate_images(
-                settings, images=images, reference=reference, out=out, cache=cache, progress=display.update
-            )
-        else:
-            report = _model(target, settings, reference, out, cache, root, display)
+        return _write_statistics(target, _settings(recipe, request), request.statistics, root, display)
+    with _evaluation(target, request, recipe, root=root, display=display) as evaluation:
+        display.line(f"{target.about} against {evaluation.reference.size:,} reference images")
+        display.stage("evaluate")
+        with _workers(evaluation):
+            report = evaluate(evaluation)
     if report.kind == "reconstructions":
         display.note(f"{target.about} draws no images of its own: its reconstructions count")
     display.done(f"{report.samples:,} {report.kind}")
     if target.kind == "checkpoint" and target.run is not None and recipe is not None and request.plain:
         _record(target, recipe, report, root)
-    return result_of(report, out)
+    return result_of(report, evaluation.out)
 
 
 def result_of(report: EvaluationReport, out: Path) -> dict[str, Any]:
@@ -147,7 +134,7 @@ def tracker_handle(recipe: Recipe, folder: RunFolder, root: Path) -> TrackerHand
     if not recipe.tracking.enabled or "mlflow_run_id" not in known:
         return None
     return TrackerHandle(
-        Store.of(recipe.tracking, root),
+        TrackingStore.of(recipe.tracking, root),
         known["mlflow_experiment_id"],
         known["mlflow_run_id"],
         0.0,
@@ -156,25 +143,38 @@ def tracker_handle(recipe: Recipe, folder: RunFolder, root: Path) -> TrackerHand
     )
 
 
-def _model(
-    target: Target,
-    settings: EvaluateSettings,
-    reference: Reference,
-    out: Path,
-    cache: Path,
-    root: Path,
-    display: Display,
-) -> EvaluationReport:
-    with model_of(_model_place(target), root=root) as found:
-        return evaluate(
-            settings,
-            model_folder=found.model,
-            data_folder="",
+@contextlib.contextmanager
+def _evaluation(
+    target: Target, request: Request, recipe: Recipe | None, *, root: Path, display: Display
+) -> Iterator[Evaluation]:
+    """What the command asks for; a model made from a checkpoint lasts as long as the block."""
+    settings = _settings(recipe, request)
+    images = open_images(target.place) if target.kind == "images" else None
+    reference = _reference(target, request, recipe, images, root)
+    out = request.out or _place(target, request, root)
+    cache = root / "runs" / CACHE if recipe is None else Path(root, recipe.storage) / CACHE
+    if images is not None:
+        images = _resized(images, reference, request.resize)
+        yield Evaluation.of_images(
+            _all_of(images, settings, request),
+            images=images,
             reference=reference,
             out=out,
             cache=cache,
-            trust=found.trusted,
             progress=display.update,
+        )
+        return
+    if request.resize is not None:
+        raise ConfigError("--resize is for images; a model's samples are measured at the size it makes")
+    with model_of(_model_place(target), root=root) as found:
+        yield Evaluation.of_model(
+            settings,
+            model_folder=found.model,
+            reference=reference,
+            out=out,
+            cache=cache,
+            progress=display.update,
+            trust=found.trusted,
         )
 
 
@@ -227,18 +227,14 @@ def _model_place(target: Target) -> str:
 
 
 def _write_statistics(
-    target: Target,
-    images: Reference | None,
-    settings: EvaluateSettings,
-    path: Path,
-    root: Path,
-    display: Display,
+    target: Target, settings: EvaluateSettings, path: Path, root: Path, display: Display
 ) -> dict[str, Any]:
     """Mean and covariance of features of all images, one file for each kind of features."""
-    if images is None:
+    if target.kind != "images":
         raise ConfigError(
             f"--statistics is for images, and {target.about} is none: sample it to a folder first"
         )
+    images = open_images(target.place)
     display.stage("evaluate")
     cache = root / "runs" / CACHE
     chosen = settings.select(images.spec, conditional=images.spec.num_classes > 0, kind="images")
@@ -283,12 +279,13 @@ def _place(target: Target, request: Request, root: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _workers(settings: EvaluateSettings, out: Path) -> Iterator[None]:
+def _workers(evaluation: Evaluation) -> Iterator[None]:
+    settings = evaluation.settings
     if settings.actors == 0:
         yield
         return
     cpus = ray_cluster.cpus_of(settings)
-    with ray_cluster.cluster(cpus, out / "logs", gpus=settings.gpus_per_actor):
+    with ray_cluster.cluster(cpus, evaluation.out / "logs", gpus=settings.gpus_per_actor):
         yield
 
 

@@ -32,15 +32,8 @@ from sfumato.core.first_stage import (
 )
 from sfumato.data.format.columns import ColumnInfo, EncoderInfo
 from sfumato.data.format.manifest import Manifest, verify
-from sfumato.data.packing.precompute import (
-    Addition,
-    Files,
-    ShardEncoder,
-    check_destination,
-    encode_shard,
-    finish,
-    place_set,
-)
+from sfumato.data.packing.placing import check_destination, place_set
+from sfumato.data.packing.precompute import Addition, Files, ShardEncoder, encode_shard, finish
 from sfumato.data.reading.batches import to_batch
 from sfumato.data.storage.filesystems import is_remote
 from sfumato.errors import ConfigError, DataError, SfumatoError

@@ -111,21 +111,24 @@ def evaluate(session: Session) -> dict[str, Any]:
     if done is not None and (grid.is_file() or not draws):
         display.skipped("evaluate", f"{done['samples']:,} {done['kind']}, done before")
         return done
-    from sfumato.evaluation.stage import evaluate as run_stage  # takes seconds to import
+    from sfumato.evaluation import stage  # takes seconds to import
+    from sfumato.evaluation.evaluation import Evaluation
+    from sfumato.evaluation.reference import PackedReference
     from sfumato.runtime.commands.evaluate import CACHE, result_of
 
     display.stage("evaluate")
     if not draws:
         display.note(f"family {recipe.model.family} draws no images of its own: its reconstructions count")
-    report = run_stage(
-        settings,
-        model_folder=folder.model,
-        data_folder=recipe.data.path,
-        out=folder.path / "evaluation",
-        cache=Path(recipe.storage) / CACHE,
-        on_error=recipe.data.on_error,
-        trust=True,
-        progress=display.update,
+    report = stage.evaluate(
+        Evaluation.of_model(
+            settings,
+            model_folder=folder.model,
+            reference=PackedReference(recipe.data.path, recipe.data.on_error),
+            out=folder.path / "evaluation",
+            cache=Path(recipe.storage) / CACHE,
+            trust=True,
+            progress=display.update,
+        )
     )
     torch.set_num_threads(ray_cluster.cores())
     if draws:

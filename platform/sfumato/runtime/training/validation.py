@@ -25,10 +25,11 @@ from typing import Any, Self
 
 import ray
 
-from sfumato.data.format.faults import OnError
 from sfumato.errors import CheckpointError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.early_stopping import Point, best_of, should_stop
+from sfumato.evaluation.evaluation import Evaluation
+from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate
 from sfumato.recipe import Recipe
@@ -51,7 +52,7 @@ _POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class EvaluationRecord:
     """One evaluation in training: the figures, and when training stood there."""
 
     images: int
@@ -69,9 +70,9 @@ class Record:
         return Point(self.images, self.metrics, self.higher_is_better)
 
 
-def read_records(folder: RunFolder) -> list[Record]:
+def read_records(folder: RunFolder) -> list[EvaluationRecord]:
     """The evaluations of a run so far, in the order of images."""
-    found = [Record(**record) for record in folder.read_json(DURING) or []]
+    found = [EvaluationRecord(**record) for record in folder.read_json(DURING) or []]
     return sorted(found, key=lambda record: record.images)
 
 
@@ -205,7 +206,7 @@ class TrainingEvaluations:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
         self._display.line(f"evaluate: at {images:,} images  {shown}")
 
-    def _keep_best(self, snapshot: Path, images: int, records: Sequence[Record]) -> None:
+    def _keep_best(self, snapshot: Path, images: int, records: Sequence[EvaluationRecord]) -> None:
         choice = self._recipe.evaluate.best or self._recipe.evaluate.early_stop
         if choice is None:
             return
@@ -234,8 +235,8 @@ class TrainingEvaluations:
             self._board.stop.remote(reason)
 
 
-def _record(images: int, reached: float, report: EvaluationReport) -> Record:
-    return Record(
+def _record(images: int, reached: float, report: EvaluationReport) -> EvaluationRecord:
+    return EvaluationRecord(
         images,
         reached,
         report.samples,
@@ -257,41 +258,23 @@ def _start(
         max_retries=2,
         scheduling_strategy="DEFAULT",  # not among the resources of a trial, where a sweep calls
     )
-    return work.remote(
+    evaluation = Evaluation.of_model(
         settings.model_copy(update={"actors": 0}) if alone else settings,
-        snapshot,
-        recipe.data.path,
-        folder.path / "evaluation" / snapshot.name,
-        folder.path / "evaluation",
-        Path(recipe.storage) / CACHE,
-        recipe.data.on_error,
-        keep_blocks,
-    )
-
-
-def _evaluate_snapshot(
-    settings: EvaluateSettings,
-    snapshot: Path,
-    data: str,
-    out: Path,
-    blocks: Path,
-    cache: Path,
-    on_error: OnError,
-    keep_blocks: bool,
-) -> EvaluationReport:
-    """Runs in the task. Blocks of the last snapshot stay: the evaluation after training goes on from them."""
-    report = evaluate(
-        settings,
         model_folder=snapshot,
-        data_folder=data,
-        out=out,
-        blocks=blocks,
-        cache=cache,
-        on_error=on_error,
+        reference=PackedReference(recipe.data.path, recipe.data.on_error),
+        out=folder.path / "evaluation" / snapshot.name,
+        cache=Path(recipe.storage) / CACHE,
+        blocks=folder.path / "evaluation",
         trust=True,
     )
+    return work.remote(evaluation, keep_blocks)
+
+
+def _evaluate_snapshot(evaluation: Evaluation, keep_blocks: bool) -> EvaluationReport:
+    """Runs in the task. Blocks of the last snapshot stay: the evaluation after training resumes from them."""
+    report = evaluate(evaluation)
     if not keep_blocks:
-        shutil.rmtree(blocks / report.blocks, ignore_errors=True)
+        shutil.rmtree(evaluation.blocks_folder / report.blocks, ignore_errors=True)
     return report
 
 

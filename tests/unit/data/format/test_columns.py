@@ -6,18 +6,23 @@ encoder: latent_mean is the sum of groups of two pixels, latent_std that over 51
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from sfumato.core.batch import to_device
 from sfumato.core.columns import Column
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import ImageInfo, Manifest, verify
 from sfumato.data.order.pools import content_digest
 from sfumato.data.reading import local_reader
+from sfumato.data.reading.transforms import Crop, Flip
 from sfumato.data.verification import check
 from sfumato.errors import DataError
 
@@ -111,3 +116,19 @@ def test_a_damaged_older_set_is_one_line(tmp_path: Path) -> None:
     settings = DataSettings(path=str(tmp_path / "set"), streams=1, shuffle_window=6)
     with pytest.raises(DataError, match=r"arrays\.arrow: damaged"):
         next(local_reader.read(settings, Manifest.load(tmp_path / "set"), seed=1, batch=6))
+
+
+def test_batches_have_the_bits_that_version_1_0_gave_them() -> None:
+    settings = DataSettings(
+        path=str(OLDER),
+        streams=2,
+        shuffle_window=3,
+        transforms=(Flip(), Crop(pad=2), Crop(pad=1, fill="zero")),
+    )
+    digest = hashlib.sha256()
+    for (micro,) in islice(local_reader.read(settings, Manifest.load(OLDER), seed=9, batch=4), 12):
+        batch = to_device(micro.batch, torch.device("cpu"))
+        for name in sorted(batch):
+            digest.update(name.encode() + str(batch[name].dtype).encode())
+            digest.update(batch[name].contiguous().numpy().tobytes())
+    assert digest.hexdigest() == "bf123b99e3c09fede377ea57001dc3cf501bd0618702b1724ae4c47ff71c2c2c"

@@ -18,14 +18,8 @@ from sfumato.data.format.columns import ColumnInfo, EncoderInfo
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.order.pools import content_digest
 from sfumato.data.packing.pack import pack
-from sfumato.data.packing.precompute import (
-    Addition,
-    check_destination,
-    encode_shard,
-    finish,
-    place_set,
-    stored,
-)
+from sfumato.data.packing.placing import check_destination, place_set
+from sfumato.data.packing.precompute import Addition, encode_shard, finish, stored
 from sfumato.data.packing.sources.npz import NpzSource
 from sfumato.data.reading import local_reader
 from sfumato.data.verification import check

@@ -13,7 +13,8 @@ from sfumato.core.rng import seeded
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.packing.pack import pack
-from sfumato.data.packing.precompute import encode_shard, finish, place_set
+from sfumato.data.packing.placing import place_set
+from sfumato.data.packing.precompute import encode_shard, finish
 from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError
 from sfumato.runtime.commands import precompute

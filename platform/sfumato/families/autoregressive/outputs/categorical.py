@@ -79,10 +79,8 @@ class CategoricalConfig(OutputConfig):
         """Colours."""
         if data.channels == 1:
             return []
-        return [
-            f"model.network.output: {self.kind} takes grey images, the data has {data.channels} channels; use "
-             "model.network.output.kind=logistic"
-        ]
+        problem = f"{self.kind} takes grey images, the data has {data.channels} channels"
+        return [f"model.network.output: {problem}; use model.network.output.kind=logistic"]
 
     def to_levels(self, image_BCHW: Tensor, rng: Rng) -> Tensor:
         """The level of each pixel, int64 in [0, levels): equal parts of 0..255, or a binarisation."""

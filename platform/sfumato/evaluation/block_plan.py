@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from sfumato.evaluation.blocks import PAIR, BlockStore, Task
-from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.features.extractor import Extractor
+from sfumato.evaluation.evaluation import Opened
 from sfumato.evaluation.labels import stratified_labels
 from sfumato.evaluation.metric_inputs import Made, Prepared
-from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.evaluation.reference_features import class_counts
-from sfumato.evaluation.selected import Selection
-from sfumato.evaluation.source import SampleSource
 from sfumato.evaluation.statistics import Float64Array, Int64Array
 from sfumato.evaluation.store import digest
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BlockPlan:
     """`tasks` are the blocks of images, `further` those of inputs with `rows` of their own, by the input's
     name.
     """
@@ -58,16 +53,10 @@ class Plan:
         return sum(b.seconds for b in blocks) / rows, sum(b.evaluations for b in blocks) / len(blocks)
 
 
-def plan_blocks(
-    settings: EvaluateSettings,
-    selection: Selection,
-    source: SampleSource,
-    extractors: Sequence[Extractor],
-    real: Mapping[str, FeatureSet],
-    inputs: Mapping[str, Prepared],
-    out: Path,
-) -> Plan:
+def plan_blocks(opened: Opened) -> BlockPlan:
     """What has to be made, in the order in which it is put together."""
+    settings, selection, source = opened.evaluation.settings, opened.selection, opened.source
+    extractors, real, inputs = opened.extractors, opened.real, opened.inputs
     samples = settings.samples if source.size is None else min(settings.samples, source.size)
     blocks = -(-samples // source.block)
     asked = source.kind == "samples" and source.conditional
@@ -111,8 +100,8 @@ def plan_blocks(
         *_identities(inputs),
     )
     kept = None if label_N is None else label_N[:samples]
-    store = BlockStore(out / f"blocks-{identity}")
-    return Plan(tasks, further, rows, store, source.block, samples, kept)
+    store = BlockStore(opened.evaluation.blocks_folder / f"blocks-{identity}")
+    return BlockPlan(tasks, further, rows, store, source.block, samples, kept)
 
 
 _ALWAYS = {"likelihood": None, "latent_paths": None, "captions": False}

@@ -1,0 +1,111 @@
+"""An evaluation as one object: what is measured against what, by which settings, and where its files go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.feature_cache import FeatureCache
+from sfumato.evaluation.feature_set import FeatureSet
+from sfumato.evaluation.features.extractor import Extractor
+from sfumato.evaluation.metric_inputs import Prepared
+from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.selected import Selection
+from sfumato.evaluation.source import ImageSource, LoadSource, SampleSource, load_model
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All that decides an evaluation and where it leaves what it makes.
+
+    `load` makes what is measured of `model_folder` and the settings' sampling options, on the driver and in
+    every worker. `out` gets `report.json`, pictures and the blocks' features; `cache` trained classifiers and
+    features of references. `blocks` is the folder that finished blocks are kept in; None: `out`.
+    """
+
+    settings: EvaluateSettings
+    load: LoadSource
+    model_folder: Path
+    reference: Reference
+    out: Path
+    cache: Path
+    progress: ProgressCallback | None = None
+    blocks: Path | None = None
+
+    @classmethod
+    def of_model(
+        cls,
+        settings: EvaluateSettings,
+        *,
+        model_folder: Path,
+        reference: Reference,
+        out: Path,
+        cache: Path,
+        progress: ProgressCallback | None = None,
+        blocks: Path | None = None,
+        trust: bool = False,
+    ) -> Self:
+        """Of a trained model; one that cannot draw images reconstructs those of the reference.
+
+        `trust` permits a family by import path.
+        """
+        device = "cuda" if settings.gpus_per_actor else "cpu"
+        load = partial(load_model, device=device, trust=trust, reference=reference)
+        return cls(settings, load, model_folder, reference, out, cache, progress, blocks)
+
+    @classmethod
+    def of_images(
+        cls,
+        settings: EvaluateSettings,
+        *,
+        images: Reference,
+        reference: Reference,
+        out: Path,
+        cache: Path,
+        progress: ProgressCallback | None = None,
+    ) -> Self:
+        """Of images as they are, such as another program's samples; the first `settings.samples` count."""
+        return cls(settings, partial(_images, images=images), out, reference, out, cache, progress)
+
+    @property
+    def features(self) -> FeatureCache:
+        """Where features of references are kept."""
+        return FeatureCache(self.settings.cache or self.cache)
+
+    @property
+    def blocks_folder(self) -> Path:
+        """Where finished blocks are kept."""
+        return self.blocks or self.out
+
+    def source(self) -> SampleSource:
+        """What is measured. Raises CheckpointError, ConfigError or CapabilityError as `load_model` does."""
+        return self.load(self.model_folder, self.settings.sampling)
+
+    def for_workers(self) -> Evaluation:
+        """Without what stays on the driver."""
+        return replace(self, progress=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An evaluation under way: what its settings come to for the source and the reference at hand."""
+
+    evaluation: Evaluation
+    source: SampleSource
+    selection: Selection
+    extractors: Sequence[Extractor]
+    real: Mapping[str, FeatureSet]
+    """Features of the reference, by the features' name."""
+    inputs: Mapping[str, Prepared]
+    """What metrics read beside features, by the input's name."""
+
+
+def _images(folder: Path, sampling: Mapping[str, Any], *, images: Reference) -> SampleSource:
+    return ImageSource(images)

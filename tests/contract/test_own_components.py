@@ -1,0 +1,394 @@
+"""A component of each kind in a package outside of Sfumato, one file and no edit elsewhere, trained and measured."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sfumato import recipe as recipes
+from sfumato.core.progress import Progress
+from sfumato.data.format.manifest import Manifest
+from sfumato.data.reading import local_reader
+from sfumato.errors import ConfigError
+from sfumato.evaluation.stage import evaluate
+from sfumato.parallel import Placement, make
+from sfumato.recipe import Recipe
+from sfumato.sampling.generator import Generator
+from sfumato.sampling.model_folder import save_model_folder
+from sfumato.training.loop import Trainer, install
+
+PARTS = '''
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from pydantic import Field
+from torch import nn
+
+from sfumato.core.config import Config
+from sfumato.core.family import LossOut
+from sfumato.evaluation.features.extractor import Extracted
+from sfumato.evaluation.metric_inputs import MetricInput, Prepared
+from sfumato.evaluation.metrics.metric import BaseMetric, MetricResult
+from sfumato.families.diffusion.networks import NetworkConfig, predict
+from sfumato.families.diffusion.objectives import Objective, ObjectiveConfig, SamplingBase
+from sfumato.families.diffusion.samplers import Sampler
+from sfumato.families.gan.losses import Loss
+from sfumato.parallel.strategies.single import Single
+
+
+class Plain(NetworkConfig):
+    """Two convolutions; time and class are added between them."""
+
+    width: int = Field(4, ge=1, description="Channels.")
+
+    def build(self, data, *, conditional):
+        return Convolutions(self.width, data, conditional)
+
+
+class Convolutions(nn.Module):
+    def __init__(self, width, data, conditional):
+        super().__init__()
+        self.first = nn.Conv2d(data.channels, width, 3, padding=1)
+        self.time = nn.Linear(1, width)
+        self.label = nn.Embedding(data.num_classes + 1, width) if conditional else None
+        self.last = nn.Conv2d(width, data.channels, 3, padding=1)
+
+    def forward(self, x, t, label=None, return_dict=False):
+        shift = self.time(t.to(x.device).float().expand(len(x))[:, None])
+        if self.label is not None:
+            shift = shift + self.label(label)
+        return (self.last(torch.relu(self.first(x) + shift[:, :, None, None])),)
+
+
+class Halving(SamplingBase):
+    """Options of the sampler below."""
+
+    steps: int = Field(3, ge=1, description="Halvings of the noise.")
+
+
+class OneLevel(ObjectiveConfig):
+    """Denoising at one level of noise."""
+
+    Sampling: ClassVar[type[SamplingBase]] = Halving
+    level: float = Field(1.0, gt=0, description="Standard deviation of the noise.")
+
+    def build(self, *, latents=False):
+        return Denoising(self.level)
+
+
+class Denoising(Objective):
+    phase = "denoise"
+
+    def __init__(self, level):
+        self.level = level
+
+    def loss(self, nets, batch, labels, progress, rng):
+        x = batch["image"]
+        noisy = x + self.level * rng.normal(*x.shape[1:])
+        found = predict(nets["network"], noisy, torch.ones(len(x)), labels.draw(batch, rng))
+        return LossOut((found - x).square().mean(dim=(1, 2, 3)))
+
+    def sample(self, network, noise_NCHW, options, rng, *, clip):
+        x = self.level * noise_NCHW
+        for _ in range(options.steps):
+            x = (x + network(x, torch.ones(()))) / 2
+        return x
+
+
+class Leading(Sampler):
+    """DDIM that starts below the last timestep."""
+
+    offset: int = Field(0, ge=0, description="Timesteps that are left out.")
+
+    def scheduler(self, levels, *, clip):
+        settings = levels.for_diffusers() | {"timestep_spacing": "leading", "steps_offset": self.offset}
+        return DDIMScheduler(**settings, clip_sample=clip)
+
+
+class Margin(Loss):
+    """A hinge whose margin is a setting."""
+
+    margin: float = Field(1.0, gt=0, description="The margin.")
+
+    def discriminator(self, s_B, f_B):
+        return torch.relu(self.margin - s_B) + torch.relu(self.margin + f_B)
+
+    def generator(self, f_B):
+        return -f_B
+
+
+class Slow(Single):
+    """Takes smaller steps."""
+
+    class Settings(Config):
+        factor: float = Field(0.5, gt=0, description="Of every learning rate.")
+
+    name = "slow"
+    about = "everything, in one process"
+    taken: ClassVar[list[float]] = []
+
+    def step(self, trains, *, lr, **how):
+        self.taken.append(lr * self.options.own.factor)
+        return super().step(trains, lr=self.taken[-1], **how)
+
+
+class Edges(MetricInput):
+    """The mean absolute difference of neighbouring pixels of every image, and numbers of its own."""
+
+    name = "edges"
+
+    def prepare(self, setting, opened):
+        return PreparedEdges(setting.reference, setting.options.of(EdgeSettings).rows)
+
+
+@dataclass(frozen=True)
+class PreparedEdges(Prepared):
+    reference: object
+    number: int
+
+    @property
+    def rows(self):
+        return self.number
+
+    def beside(self, source, index, drawn, extractors):
+        return {"edges": edges(drawn.images)}
+
+    def block(self, source, index, *, seed, labels_B):
+        first = index * source.block
+        return np.arange(first, min(first + source.block, self.number), dtype=np.float64)
+
+    def of_reference(self, features, name, made):
+        return replace(features, inputs={"edges": edges(self.reference.read(0, 100)[0]), "own": made.own})
+
+    def of_generated(self, features, name, made):
+        return replace(features, inputs={"edges": made.beside("edges")})
+
+
+def edges(images):
+    return np.abs(np.diff(images.astype(np.float64), axis=1)).mean(axis=(1, 2, 3))
+
+
+class EdgeSettings(Config):
+    edge_scale: float = Field(1.0, gt=0, description="edge_gap: factor of the figure.")
+    rows: int = Field(70, ge=1, description="edge_gap: numbers of its own.")
+
+
+class EdgeGap(BaseMetric):
+    """How much sharper samples are than real images."""
+
+    name = "edge_gap"
+    inputs = (Edges(),)
+    Settings = EdgeSettings
+
+    def compute(self, reference, generated, options):
+        terms = generated.inputs["edges"] - reference.inputs["edges"].mean()
+        scale = options.of(EdgeSettings).edge_scale
+        own = float(reference.inputs["own"].sum())
+        return MetricResult(self.name, scale * float(terms.mean()), {"own": own}, scale * terms)
+
+
+class Means:
+    """The mean of every channel and row."""
+
+    name = "means"
+    classifies = gives_logits = False
+    options = Config
+
+    def problems(self, data):
+        return []
+
+    def build(self, reference, options, cache):
+        return MeanExtractor(reference.spec.channels * reference.spec.height)
+
+
+@dataclass(frozen=True)
+class MeanExtractor:
+    dim: int
+    name = "means"
+    digest = "means"
+    facts = {}
+
+    def extract(self, images):
+        return Extracted(images.mean(axis=2).reshape(len(images), -1).astype(np.float32), None)
+'''
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The package, on the path under a name that no other test has."""
+    folder = tmp_path / "own_parts"
+    folder.mkdir()
+    (folder / "__init__.py").write_text('"""Components of a user."""\n')
+    (folder / "parts.py").write_text(f'"""All in one file."""\n\nfrom __future__ import annotations\n{PARTS}')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    yield importlib.import_module("own_parts.parts")
+
+
+def recipe(data: Path, model: dict[str, Any], **sections: Any) -> Recipe:
+    content = {
+        "name": "own",
+        "data": {"path": str(data), "streams": 8, "shuffle_window": 100},
+        "model": model,
+        "train": {"images": 192, "batch": 64, "log_every": 64},
+        "parallel": {"strategy": "single"},
+    }
+    found = recipes.parse(content | sections)
+    found.check(Manifest.load(data).spec)
+    return found
+
+
+def trained(chosen: Recipe, folder: Path) -> list[float]:
+    """Three steps of the real loop under the recipe's strategy, stored as a model folder; the losses."""
+    manifest = Manifest.load(chosen.data.path)
+    family, strategy = chosen.model.build(manifest.spec), make(chosen.parallel, Placement())
+    install(family, strategy, seed=chosen.seed)
+    losses: list[float] = []
+    trainer = Trainer(
+        family,
+        strategy,
+        chosen.train,
+        seed=chosen.seed,
+        streams=chosen.data.streams,
+        report=lambda _, found: losses.extend(v for k, v in sorted(found.items()) if k.endswith("/loss")),
+    )
+    trainer.run(local_reader.read(chosen.data, manifest, seed=chosen.seed, batch=64))
+    weights = strategy.weights(family.samplers)
+    save_model_folder(folder, chosen.model, manifest.spec, weights, name="own", progress=Progress.at(192))
+    return losses
+
+
+@pytest.mark.usefixtures("parts")
+def test_network_objective_strategy_and_metric(parts: Any, digits_data: Path, tmp_path: Path) -> None:
+    model = {
+        "family": "diffusion",
+        "network": {"kind": "own_parts.parts:Plain", "width": 6},
+        "objective": {"kind": "own_parts.parts:OneLevel", "level": 0.5},
+        "optimizer": {"lr": {"peak": 0.1}},
+        "sampling": {"steps": 2},
+    }
+    measure = {
+        "metrics": ["own_parts.parts:EdgeGap", "precision"],
+        "features": "own_parts.parts:Means",
+        "metric_options": {"edge_scale": 2.0},
+        "samples": 80,
+        "actors": 0,
+        "preview": 0,
+    }
+    strategy = {"strategy": "own_parts.parts:Slow", "options": {"factor": 0.25}}
+    chosen = recipe(digits_data, model, parallel=strategy, evaluate=measure)
+    again = recipes.parse(yaml.safe_load(chosen.to_yaml()))
+    assert again == chosen
+    assert pickle.loads(pickle.dumps(chosen)) == chosen  # noqa: S301
+    wider = recipe(digits_data, {**model, "network": {**model["network"], "width": 7}})
+    assert wider.digest() != chosen.digest()
+
+    losses = trained(chosen, tmp_path / "model")
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    rates = parts.Slow.taken
+    assert len(rates) == 3
+    assert max(rates) <= 0.25 * chosen.model.optimizer.lr.peak
+
+    with pytest.raises(ConfigError, match="allow that with trust=True"):
+        Generator.load(tmp_path / "model")
+    images = Generator.load(tmp_path / "model", trust=True).sample(4, seed=0)
+    assert images.shape == (4, 8, 8, 1)
+
+    report = evaluate(
+        chosen.evaluate,
+        model_folder=tmp_path / "model",
+        data_folder=digits_data,
+        out=tmp_path / "evaluation",
+        cache=tmp_path / "cache",
+        trust=True,
+    )
+    assert set(report.metrics) == {"edge_gap", "precision"}
+    made = Generator.load(tmp_path / "model", trust=True).sample(80, seed=0)
+    real, _ = next(iter(report_reference(digits_data)))
+    assert report.details["edge_gap"]["own"] == sum(range(70))
+    labels_differ = abs(
+        report.metrics["edge_gap"] - 2 * (parts.edges(made) - parts.edges(real).mean()).mean()
+    )
+    assert labels_differ < 5, "the same model, other classes"
+
+
+def report_reference(data: Path) -> Iterator[Any]:
+    from sfumato.evaluation.reference import PackedReference
+
+    yield PackedReference(data, "fail").read(0, 100)
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_sampler_with_settings(digits_data: Path, tmp_path: Path) -> None:
+    sampler = {"kind": "own_parts.parts:Leading", "offset": 1}
+    tiny = {"channels": [8, 16], "head_dim": 8, "norm_groups": 4}
+    model = {"family": "diffusion", "network": tiny, "objective": {"timesteps": 20}}
+    chosen = recipe(digits_data, {**model, "sampling": {"sampler": sampler, "steps": 3}})
+    trained(chosen, tmp_path / "model")
+    generator = Generator.load(tmp_path / "model", trust=True)
+    own = generator.sample(4, seed=0)
+    plain = generator.sample(4, seed=0, options={"sampler": "ddim"})
+    assert own.shape == plain.shape
+    assert not (own == plain).all()
+    assert chosen.model.model_dump()["sampling"]["sampler"] == sampler
+    (line,) = mistakes({**model, "sampling": {"sampler": {**sampler, "ofset": 1}}})
+    assert line == "model.sampling.sampler.ofset: unknown key; did you mean 'offset'?"
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_loss_of_two_networks(digits_data: Path, tmp_path: Path) -> None:
+    network = {"channels": [8], "generator_norm": "group"}
+    losses = {
+        name: trained(
+            recipe(digits_data, {"family": "gan", "network": network, "objective": {"loss": loss}}),
+            tmp_path / name,
+        )
+        for name, loss in {
+            "hinge": "hinge",
+            "same": "own_parts.parts:Margin",
+            "wider": {"kind": "own_parts.parts:Margin", "margin": 3},
+        }.items()
+    }
+    assert losses["same"] == losses["hinge"]
+    assert losses["wider"][0] != losses["hinge"][0]
+
+
+@pytest.mark.usefixtures("parts")
+def test_what_is_no_component_is_one_line() -> None:
+    diffusion = {"family": "diffusion"}
+    for model, expected in (
+        (
+            {"network": {"kind": "own_parts.parts:Plane"}},
+            "model.network: 'own_parts.parts:Plane' was imported",
+        ),
+        ({"network": {"kind": "own_parts.part:Plain"}}, "model.network: module 'own_parts.part'"),
+        ({"network": {"kind": "own_parts.parts:Margin"}}, "it must subclass .*NetworkConfig"),
+        (
+            {"network": {"kind": "own_parts.parts:Plain", "wide": 1}},
+            "network.wide: unknown key; did you mean 'width'",
+        ),
+        (
+            {"objective": {"kind": "own_parts.parts:OneLevel"}, "sampling": {"eta": 1}},
+            "known keys: clip, steps",
+        ),
+    ):
+        (line,) = mistakes({**diffusion, **model})
+        assert re.search(expected, line), line
+
+
+def mistakes(model: dict[str, Any]) -> list[str]:
+    content = {"name": "x", "data": {"path": "d"}, "train": {"images": 8, "batch": 8}, "model": model}
+    with pytest.raises(ConfigError) as caught:
+        recipes.parse(content)
+    return list(caught.value.problems)
