@@ -203,7 +203,6 @@ class OneOf:
     ) -> dict[str, Any]:
         return {"anyOf": [handler(found.__pydantic_core_schema__) for found in self._options()]}
 
-
     def _check(self, value: Any) -> Any:
         if not isinstance(value, self._base):
             raise ValueError(f"expected a mapping, such as {{{next(iter(self._base.model_fields))}: ...}}")
