@@ -48,7 +48,7 @@ class S3Server:
             self._process = subprocess.Popen(
                 command, cwd=self._folder, stdout=log, stderr=log, env={**os.environ, **self.environment}
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not self._answers():
             assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
             assert time.monotonic() < deadline, "the S3 server does not answer"
@@ -99,7 +99,7 @@ class GoogleServer:
         ]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while True:
             assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
             assert time.monotonic() < deadline, "the emulator does not answer"

@@ -30,7 +30,7 @@ class Corners:
 
     def extract(self, images_NHWC: np.ndarray) -> Extracted:
         if self._gate is not None and self.calls == 0:
-            self._gate.wait(timeout=20)  # both have found the cache empty
+            self._gate.wait(timeout=600)  # both have found the cache empty
         self.calls += 1
         corners = images_NHWC[:, [0, 0, -1, -1], [0, -1, 0, -1], 0]
         return Extracted(corners.astype(np.float32))

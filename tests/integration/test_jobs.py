@@ -137,7 +137,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     served = ("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", agent)
     try:
         with node(environment, folder / "ray-start.txt", *arguments, *served) as process:
-            wait_for("dashboard", lambda: listens(dashboard), seconds=120)
+            wait_for("dashboard", lambda: listens(dashboard), seconds=600)
             yield Head(f"http://127.0.0.1:{dashboard}", folder, token, process.pid)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -262,14 +262,14 @@ def test_detach_attach_and_stop(head: Head, console: Console, recipe: str, tmp_p
     assert f"job '{name}'" in said and "is working on this run already" in said
 
     console.begin("jobs", "attach", name)
-    wait_for("log", lambda: "train: started" in console.said(), seconds=120)
+    wait_for("log", lambda: "train: started" in console.said(), seconds=600)
     console.process.send_signal(signal.SIGINT)
     answer = console.end()
     assert answer.status == 130, answer.err
     assert answer.err.splitlines()[-1] == (
         f"detached; job {name} continues: sfumato jobs attach {name} --address {head.address}"
     )
-    wait_for("checkpoint", lambda: list(tmp_path.glob("runs/*/checkpoints/*/manifest.json")), seconds=120)
+    wait_for("checkpoint", lambda: list(tmp_path.glob("runs/*/checkpoints/*/manifest.json")), seconds=600)
     shown = "\0".join(command_lines(head.pid))
     assert "sfumato jobs start" in shown, "the job's processes are among them"
     assert not any(secret in shown for secret in PLANTED.values())

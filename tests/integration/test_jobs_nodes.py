@@ -72,7 +72,7 @@ def test_the_node_with_the_trainer_is_lost_and_the_job_finishes(
     trainer = (f"--address=127.0.0.2:{port}", "--num-cpus=1", '--resources={"trainer": 1}')
     first = (*head, "--node-ip-address=127.0.0.2", "--num-cpus=3", f"--temp-dir={folder}")
     with node(environment, said, *first):
-        wait_for("head", lambda: sfumato(tmp_path, environment, "jobs", "list").returncode == 0, seconds=120)
+        wait_for("head", lambda: sfumato(tmp_path, environment, "jobs", "list").returncode == 0, seconds=600)
         submit = (
             "submit",
             "--root",
@@ -90,7 +90,7 @@ def test_the_node_with_the_trainer_is_lost_and_the_job_finishes(
             sent = wait_for(
                 "job that there is room for",
                 lambda: (answer := sfumato(tmp_path, environment, *submit)).returncode == 0 and answer,
-                seconds=120,
+                seconds=600,
             )
             name = json.loads(sent.stdout)["job"]
             wait_for("checkpoint in the bucket", found, seconds=300)

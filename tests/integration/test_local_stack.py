@@ -52,7 +52,7 @@ def answer(url: str, *, token: str | None = None) -> int:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         request = urllib.request.Request(url, headers=headers)  # noqa: S310 - loopback
-        return int(urllib.request.urlopen(request, timeout=30).status)  # noqa: S310
+        return int(urllib.request.urlopen(request, timeout=600).status)  # noqa: S310
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -70,7 +70,7 @@ def folder() -> Iterator[Path]:
         known = processes(path)
         stopped = stack("down", path)
     assert stopped.returncode == 0
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while left := [process for process in known if process.is_running() and process.status() != "zombie"]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)

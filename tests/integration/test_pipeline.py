@@ -19,7 +19,7 @@ from sfumato.evaluation.report import read_report
 from sfumato.families.diffusion import Config
 from sfumato.runtime.pipeline.kinds.gate import GateClosed, GateStage
 from sfumato.runtime.pipeline.kinds.stage import Outputs, Work
-from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.runs.display import Display
 from sfumato.tracking.champion import champion_of, set_alias
 from sfumato.tracking.config import TrackingSettings
@@ -197,7 +197,7 @@ def measured(first: dict[str, Any], folder: Path, shift: float) -> Path:
 
 def gate(project: Path, report: Path, **changes: Any) -> Outputs:
     stage = {"kind": "gate", "report": str(report), "model": str(report), "name": "digits", "better": BETTER}
-    work = Work(place=Place(project, project), display=Display())
+    work = Work(place=PipelinePlace(project, project), display=Display())
     return GateStage.model_validate(stage | changes).perform(work)
 
 

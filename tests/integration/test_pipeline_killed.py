@@ -54,7 +54,7 @@ def test_the_next_call_goes_on(sign: signal.Signals, tmp_path: Path) -> None:
     wait_for("a checkpoint", lambda: list(tmp_path.glob(pattern)), process=first)
     left = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(sign)
-    out, err = first.communicate(timeout=120)
+    out, err = first.communicate(timeout=600)
     assert first.returncode == (130 if sign == signal.SIGINT else -signal.SIGKILL), err
     if sign == signal.SIGINT:
         assert out == "" and "interrupted" in err.splitlines()[-1] and "Traceback" not in err

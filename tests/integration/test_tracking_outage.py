@@ -17,7 +17,7 @@ from waiting import wait_for
 
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.run import Tracker
-from sfumato.tracking.store import Store
+from sfumato.tracking.store import TrackingStore
 from sfumato.tracking.ui import Running, started
 
 STEP_S = 0.02
@@ -72,7 +72,7 @@ def test_curves_are_complete_after_the_server_was_gone_for_a_minute(tmp_path: Pa
 
 def outage(tmp_path: Path, *, away: float) -> None:
     settings = TrackingSettings(system_metrics=False)
-    database = Store.of(settings, tmp_path)
+    database = TrackingStore.of(settings, tmp_path)
     database.create()
     port = free_port()
     url = TrackingSettings(uri=f"http://127.0.0.1:{port}", system_metrics=False)
@@ -80,13 +80,13 @@ def outage(tmp_path: Path, *, away: float) -> None:
         tracker = Tracker.start(url, root=tmp_path, folder=tmp_path / "run", run_name="outage")
         training = Training(tracker)
         training.start()
-        wait_for("points", lambda: len(points(tmp_path, tracker, "train/loss")) > 50, seconds=30)
+        wait_for("points", lambda: len(points(tmp_path, tracker, "train/loss")) > 50, seconds=600)
         kill(ui)
         killed_at = training.step
     time.sleep(away)
     assert training.step > killed_at + away / STEP_S / 4, "training went on"
     with started(database, port) as ui:
-        wait_for("points", lambda: max(points(tmp_path, tracker, "train/loss")) > killed_at + 10, seconds=60)
+        wait_for("points", lambda: max(points(tmp_path, tracker, "train/loss")) > killed_at + 10, seconds=600)
         hang = stopped(ui)
         hang(signal.SIGSTOP)  # a server that takes requests and never answers
         begin = training.step
@@ -98,7 +98,7 @@ def outage(tmp_path: Path, *, away: float) -> None:
     steps = list(range(1, training.step + 1))
     assert points(tmp_path, tracker, "train/loss") == steps, "each step once, in order, without a gap"
     assert points(tmp_path, tracker, "train/speed") == steps
-    client = Store.of(settings, tmp_path).client()
+    client = TrackingStore.of(settings, tmp_path).client()
     values = {m.step: m.value for m in client.get_metric_history(tracker.run_id, "train/speed")}
     assert values == {step: 2.0 * step for step in steps}
     assert sorted(images(client, tracker.run_id)) == [step for step in steps if step % 50 == 0]
@@ -108,7 +108,7 @@ def outage(tmp_path: Path, *, away: float) -> None:
 
 def points(root: Path, tracker: Tracker, key: str) -> list[int]:
     """Steps of a curve as the store has them, in the order in which they arrived."""
-    client = Store.of(TrackingSettings(), root).client()
+    client = TrackingStore.of(TrackingSettings(), root).client()
     history = client.get_metric_history(tracker.run_id, key)
     return [metric.step for metric in history] or [0]
 

@@ -133,7 +133,7 @@ def test_the_ui_serves_loopback_alone_and_ends_on_ctrl_c(project: tuple[Path, li
             assert answer.status == 200
         assert listeners(port) == {"0100007F"}
         ui.send_signal(signal.SIGINT)
-        assert ui.wait(timeout=60) == 0
+        assert ui.wait(timeout=600) == 0
         assert listeners(port) == set(), "the server and its worker have ended"
     finally:
         ui.kill()

@@ -36,7 +36,7 @@ def own(frame):
     return [
         f"{Path(entry.filename).relative_to(PACKAGE)}:{entry.name}"
         for entry in traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)
-        if entry.filename.startswith(PACKAGE)
+        if entry.filename.startswith(PACKAGE) and entry.name != "<module>"
     ][::-1]
 
 

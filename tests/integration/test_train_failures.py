@@ -61,7 +61,7 @@ def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Pat
                 process=process,
             )
             process.send_signal(sign)
-            _, said = process.communicate(timeout=120)
+            _, said = process.communicate(timeout=600)
         assert process.returncode == 130, said
         assert "training goes on from the checkpoint at" in said
         assert "interrupted" in said and "same command goes on" in said

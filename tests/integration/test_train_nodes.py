@@ -123,7 +123,7 @@ class Run:
             assert self.process.poll() is None, self.process.stderr and self.process.stderr.read()
             return any(m["world_size"] == workers and m["images"] >= images for m in self.checkpoints())
 
-        wait_for(what, found, seconds=240)
+        wait_for(what, found, seconds=600)
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """Their manifests, oldest first."""
@@ -156,7 +156,7 @@ def run(
 def assert_ends_as(calm: dict[str, torch.Tensor], running: Run) -> str:
     """The run finishes, has counted every image once, and has the weights of the reference; what it said."""
     running.pace(0)
-    _, said = running.process.communicate(timeout=400)
+    _, said = running.process.communicate(timeout=600)
     assert running.process.returncode == 0, said
     assert "Traceback" not in said
     (folder,) = running.folder.glob("runs/tiny-*")
@@ -200,11 +200,11 @@ def test_a_node_is_taken_away_with_notice(
     """No checkpoint is due for long, and no failure is endured: growth and the notice are none."""
     notice_s = 20.0
     with run(tmp_path, digits_data, cluster.environment, every=1_000_000, max_failures=0) as running:
-        wait_for("one worker", running.attempt, seconds=120)
+        wait_for("one worker", running.attempt, seconds=600)
         alone = running.attempt()
         with cluster.second() as second:
             running.wait("checkpoint before there are two workers", 1, workers=1)
-            wait_for("two workers", lambda: running.attempt() != alone, seconds=120)
+            wait_for("two workers", lambda: running.attempt() != alone, seconds=600)
             time.sleep(8)
             (grown,) = running.checkpoints()
             cluster.drain("127.0.0.3", notice_s)

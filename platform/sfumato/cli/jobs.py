@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sfumato.runtime.jobs.cluster import Cluster, Job
     from sfumato.runtime.jobs.command import Command
     from sfumato.runtime.jobs.kubectl import Kubectl
-    from sfumato.runtime.jobs.submit import Options
+    from sfumato.runtime.jobs.submit import SubmitOptions
 
 app = typer.Typer(name="jobs", help="Jobs on a Ray cluster or on Kubernetes.", no_args_is_help=True)
 DETACHED = 130
@@ -108,7 +108,7 @@ def submit(
     from sfumato.runtime.jobs import submit as submitting
     from sfumato.runtime.jobs.pods import PodSettings
 
-    options = submitting.Options(
+    options = submitting.SubmitOptions(
         name=name,
         root=root or ("/runs" if kubernetes else None),
         secrets=tuple(secret or ()),
@@ -238,7 +238,9 @@ def start(order: Annotated[Path, typer.Argument(help="The job's order, in its pa
     cli.main()
 
 
-def _submit_to_ray(command: Command, options: Options, cluster: Cluster, detach: bool, as_json: bool) -> None:
+def _submit_to_ray(
+    command: Command, options: SubmitOptions, cluster: Cluster, detach: bool, as_json: bool
+) -> None:
     from sfumato.runtime.jobs import submit as submitting
     from sfumato.runtime.jobs.follow import attach_command
 

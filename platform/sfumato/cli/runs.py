@@ -41,7 +41,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Pack, train, evaluate and register, or run a pipeline; skips finished stages, resumes the rest."""
-    from sfumato.runtime.commands import report, stages
+    from sfumato.runtime.commands import printed, stages
     from sfumato.runtime.pipeline.settings import is_pipeline
 
     if is_pipeline(recipe):
@@ -55,23 +55,23 @@ def run(
         raise ConfigError(f"{recipe} is a recipe; --dry-run and --from are for pipelines")
     with open_session(recipe, overrides, fresh=fresh, new_record=new_record) as session:
         results = stages.run(session)
-    report.show(session, results, as_json=as_json)
+    printed.show(session, results, as_json=as_json)
 
 
 def _run_pipeline(
     path: Path, overrides: list[str] | None, *, fresh: bool, dry_run: bool, first: str | None, as_json: bool
 ) -> None:
-    from sfumato.runtime.pipeline import controller, plan, report, settings
+    from sfumato.runtime.pipeline import controller, plan, printed, settings
 
     if fresh:
         raise ConfigError("--fresh is for recipes; `--from STAGE` reruns the stages of a pipeline")
     pipeline = settings.load(path, overrides or [], root=Path.cwd())
     if dry_run:
-        report.show_plan(pipeline, plan.preview(pipeline, first=first), as_json=as_json)
+        printed.show_plan(pipeline, plan.preview(pipeline, first=first), as_json=as_json)
         return
     with open_display() as display:
         result = controller.run(pipeline, display, first=first)
-    report.show(pipeline, result, as_json=as_json)
+    printed.show(pipeline, result, as_json=as_json)
 
 
 def train(
@@ -82,14 +82,14 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe's model; resumes from its newest checkpoint."""
-    from sfumato.runtime.commands import report, stages
+    from sfumato.runtime.commands import printed, stages
 
     with (
         open_session(recipe, overrides, fresh=fresh, new_record=new_record) as session,
         stages.cluster_to_train(session),
     ):
         results = {"train": stages.train(session)}
-    report.show(session, results, as_json=as_json)
+    printed.show(session, results, as_json=as_json)
 
 
 def evaluate(
@@ -143,7 +143,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a run, a checkpoint, or images against real ones; reuses a finished identical evaluation."""
-    from sfumato.runtime.commands import report, stages
+    from sfumato.runtime.commands import printed, stages
     from sfumato.runtime.commands.evaluate import Request, measure
     from sfumato.runtime.runs.targets import target_of
 
@@ -175,7 +175,7 @@ def evaluate(
             stages.cluster_to_evaluate(session),
         ):
             results = {"evaluate": stages.evaluate(session)}
-        report.show(session, results, as_json=as_json)
+        printed.show(session, results, as_json=as_json)
         return
     if new_record:
         raise ConfigError(
@@ -184,6 +184,6 @@ def evaluate(
     with open_display() as display:
         result = measure(found, request, overrides or [], root=Path.cwd(), display=display)
         if not as_json:
-            display.table(found.about, report.figures(result))
+            display.table(found.about, printed.figures(result))
     written = result.get("statistics") or [str(Path(result["folder"]) / "report.json")]
     show(result, as_json, "\n".join(written))

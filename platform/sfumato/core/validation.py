@@ -164,7 +164,9 @@ def _many(count: object, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what.replace('entry', 'entrie')}s"
 
 
-_MAPPINGS = frozenset({"dict_type", "mapping_type", "model_type", "model_attributes_type", "dataclass_type"})
+_MAPPINGS = frozenset(
+    {"dict_type", "mapping_type", "model_type", "model_attributes_type", "dataclass_type", "is_instance_of"}
+)
 _LISTS = frozenset({"list_type", "tuple_type", "set_type", "frozen_set_type", "iterable_type"})
 _TEXTS = frozenset({"string_type", "string_sub_type", "string_unicode", "path_type"})
 _WHOLE = "expected a whole number, for example 8"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.data.format import index
-from sfumato.data.format.arrays import Place, read_arrays
+from sfumato.data.format.arrays import SamplePlace, read_arrays
 from sfumato.data.format.columns import ColumnInfo
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import bombs_refused, decoded
@@ -165,7 +165,7 @@ class _CheckTask:
                 continue
             for row in np.flatnonzero(rows.extra[name].is_valid().to_numpy(zero_copy_only=False)).tolist():
                 try:
-                    read_arrays(self.folder, [Place(self.shard, row, keys[row])], {name: info})
+                    read_arrays(self.folder, [SamplePlace(self.shard, row, keys[row])], {name: info})
                 except DataError as error:
                     faults.append(self._fault(str(error).removeprefix(f"{self.folder}: "), keys[row]))
         return faults

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from sfumato.errors import CapabilityError, SfumatoError
-from sfumato.evaluation.blocks import Block, BlockMaker, Task
+from sfumato.evaluation.block_plan import BlockPlan
+from sfumato.evaluation.blocks import BlockMaker, FeatureBlock, Task
 from sfumato.evaluation.config import AUTO, EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation, Opened
 from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.metric_inputs import Prepared
 from sfumato.evaluation.metrics.metric import PairMetric
-from sfumato.evaluation.plan import Plan
 from sfumato.evaluation.source import SampleSource
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Making:
         return BlockMaker(source, self.extractors, seed=seed, pairs=self.pairs, inputs=self.inputs)
 
 
-def make_missing(opened: Opened, plan: Plan) -> None:
+def make_missing(opened: Opened, plan: BlockPlan) -> None:
     """Makes and stores every block of the plan that is not stored yet."""
     everything = [*plan.tasks, *(task for tasks in plan.further.values() for task in tasks)]
     tasks = plan.store.missing(everything)
@@ -75,7 +75,7 @@ def make_missing(opened: Opened, plan: Plan) -> None:
         tell()
 
 
-def _blocks(tasks: Sequence[Task], opened: Opened) -> Iterator[Block]:
+def _blocks(tasks: Sequence[Task], opened: Opened) -> Iterator[FeatureBlock]:
     if not tasks:
         return
     settings, making = opened.evaluation.settings, Making.of(opened)
@@ -98,7 +98,7 @@ class Worker:
         """Returns once the maker is built."""
         self._built(build)
 
-    def make(self, tasks: Sequence[Task], build: Build) -> list[Block]:
+    def make(self, tasks: Sequence[Task], build: Build) -> list[FeatureBlock]:
         maker = self._built(build)
         return [maker.make(task) for task in tasks]
 
@@ -142,7 +142,7 @@ class RayPool:
         for actor in self._actors:
             ray.kill(actor)
 
-    def run(self, tasks: Sequence[Task], at_once: int = 1) -> Iterator[Block]:
+    def run(self, tasks: Sequence[Task], at_once: int = 1) -> Iterator[FeatureBlock]:
         """All blocks, `at_once` of them a call of an actor.
 
         Raises the SfumatoError of a task, or one that says why the actors failed.
@@ -151,7 +151,7 @@ class RayPool:
 
         waiting = deque(tasks[first : first + at_once] for first in range(0, len(tasks), at_once))
         starting = {actor.ready.remote(self._build): actor for actor in self._actors}
-        working: dict[ray.ObjectRef[list[Block]], Any] = {}
+        working: dict[ray.ObjectRef[list[FeatureBlock]], Any] = {}
         while waiting or working:
             patience = None if working else self._settings.start_timeout
             done, _ = ray.wait([*working, *starting], num_returns=1, timeout=patience)

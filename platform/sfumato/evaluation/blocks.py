@@ -49,7 +49,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class FeatureBlock:
     """A finished block: its name, arrays by name, and the seconds that its `rows` images took.
 
     `evaluations` are the network passes of one image.
@@ -80,14 +80,16 @@ class BlockMaker:
         self._pairs = pairs
         self._inputs = inputs or {}
 
-    def make(self, task: Task) -> Block:
+    def make(self, task: Task) -> FeatureBlock:
         start = time.perf_counter()
         if task.kind != IMAGES:
             with one_thread():
                 value_B = self._inputs[task.kind].block(
                     self._source, task.index, seed=self._seed, labels_B=task.labels_B
                 )
-            return Block(task.name, {task.stored_as: value_B}, len(value_B), time.perf_counter() - start)
+            return FeatureBlock(
+                task.name, {task.stored_as: value_B}, len(value_B), time.perf_counter() - start
+            )
         with one_thread():
             drawn = self._source.draw(task.index, seed=self._seed, labels_B=task.labels_B)
         seconds = time.perf_counter() - start
@@ -96,7 +98,7 @@ class BlockMaker:
         if drawn.label_B is not None:
             arrays[LABEL] = drawn.label_B
         arrays |= self._measured(task.index, drawn)
-        return Block(task.name, arrays, len(drawn.images), seconds, drawn.evaluations)
+        return FeatureBlock(task.name, arrays, len(drawn.images), seconds, drawn.evaluations)
 
     def _measured(self, index: int, drawn: Drawn) -> dict[str, Array]:
         arrays: dict[str, Array] = {}
@@ -139,18 +141,18 @@ class BlockStore:
         """Those without a whole file."""
         return [task for task in tasks if not is_whole(self._path(task.name))]
 
-    def save(self, block: Block) -> None:
+    def save(self, block: FeatureBlock) -> None:
         facts = {"rows": block.rows, "seconds": block.seconds, "evaluations": block.evaluations}
         write_arrays(self._path(block.name), block.arrays, facts)
 
-    def load(self, task: Task, only: str | None = None) -> Block:
+    def load(self, task: Task, only: str | None = None) -> FeatureBlock:
         """A block, or of its arrays one alone."""
         path = self._path(task.name)
         stored = read_arrays(path, only)
         if stored is None:
             raise SfumatoError(f"{path} vanished or was damaged: evaluate again to make it anew")
         arrays, facts = stored
-        return Block(
+        return FeatureBlock(
             task.name, arrays, int(facts["rows"]), float(facts["seconds"]), float(facts["evaluations"])
         )
 

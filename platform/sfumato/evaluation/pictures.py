@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sfumato.evaluation.block_plan import BlockPlan
 from sfumato.evaluation.blocks import BlockStore, Task
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.neighbours.sets import nearest_reference
-from sfumato.evaluation.plan import Plan
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import write_bytes
@@ -31,7 +31,7 @@ def write_preview(store: BlockStore, tasks: Sequence[Task], num: int, out: Path)
 
 
 def write_neighbours(
-    plan: Plan,
+    plan: BlockPlan,
     num: int,
     generated: FeatureSet,
     real: FeatureSet,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from sfumato.evaluation.block_plan import BlockPlan, plan_blocks
 from sfumato.evaluation.block_workers import actors_for, make_missing
 from sfumato.evaluation.checks import check_comparable, check_enough, narrowed, selected
 from sfumato.evaluation.compute import measure
@@ -19,7 +20,6 @@ from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.metric_inputs import Setting
 from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
 from sfumato.evaluation.pictures import write_neighbours, write_preview
-from sfumato.evaluation.plan import Plan, plan_blocks
 from sfumato.evaluation.reference_features import reference_features
 from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.report import TERMS, EvaluationReport
@@ -71,7 +71,7 @@ def _opened(evaluation: Evaluation) -> Opened:
     return Opened(evaluation, source, selection, extractors, real, inputs)
 
 
-def _report(opened: Opened, plan: Plan) -> EvaluationReport:
+def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
     """Everything that is computed from finished blocks, on the driver."""
     evaluation, source, selection = opened.evaluation, opened.source, opened.selection
     settings, reference, real, out = evaluation.settings, evaluation.reference, opened.real, evaluation.out
@@ -120,7 +120,7 @@ def _report(opened: Opened, plan: Plan) -> EvaluationReport:
     )
 
 
-def _generated(opened: Opened, plan: Plan) -> dict[str, FeatureSet]:
+def _generated(opened: Opened, plan: BlockPlan) -> dict[str, FeatureSet]:
     """Features of what was made, with what metrics read beside them; by the features' name."""
     found = {name: plan.store.features(plan.tasks, name, plan.samples, plan.label_N) for name in opened.real}
     for wanted, prepared in opened.inputs.items():
@@ -130,7 +130,7 @@ def _generated(opened: Opened, plan: Plan) -> dict[str, FeatureSet]:
     return found
 
 
-def _with_inputs(opened: Opened, plan: Plan) -> dict[str, FeatureSet]:
+def _with_inputs(opened: Opened, plan: BlockPlan) -> dict[str, FeatureSet]:
     """The reference's features with its images and what metrics read beside them."""
     reference = opened.evaluation.reference
     found = {

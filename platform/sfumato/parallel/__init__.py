@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from sfumato.core.finding import Folder
 from sfumato.errors import CapabilityError
 from sfumato.parallel.config import ParallelSettings
-from sfumato.parallel.strategy import Options, Placement, Strategy
+from sfumato.parallel.strategy import Placement, Strategy, StrategyOptions
 
 
 class _Strategies(Mapping[str, type[Strategy]]):
@@ -28,7 +28,7 @@ class _Strategies(Mapping[str, type[Strategy]]):
 
 STRATEGIES: Mapping[str, type[Strategy]] = _Strategies()
 
-__all__ = ["STRATEGIES", "Options", "ParallelSettings", "Placement", "Strategy", "make"]
+__all__ = ["STRATEGIES", "ParallelSettings", "Placement", "Strategy", "StrategyOptions", "make"]
 
 
 def make(
@@ -42,7 +42,7 @@ def make(
     kind = STRATEGIES[settings.strategy]
     if reason := kind.unavailable():
         raise CapabilityError(reason)
-    options = Options(
+    options = StrategyOptions(
         compile=compile,
         activation_checkpointing=activation_checkpointing,
         offload=settings.offload,

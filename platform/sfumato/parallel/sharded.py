@@ -14,7 +14,7 @@ from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.parallel.adapters import Base
 from sfumato.parallel.strategies.ddp import Ddp
-from sfumato.parallel.strategy import Options, Placement
+from sfumato.parallel.strategy import Placement, StrategyOptions
 
 
 class Sharded(Ddp):
@@ -22,7 +22,7 @@ class Sharded(Ddp):
 
     even_passes = True
 
-    def __init__(self, placement: Placement, options: Options | None = None) -> None:
+    def __init__(self, placement: Placement, options: StrategyOptions | None = None) -> None:
         super().__init__(placement, options)
         self._plain: dict[str, nn.Module] = {}
 

@@ -43,7 +43,7 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class StrategyOptions:
     """How a strategy lays out and runs networks; none of it changes what is computed, but for rounding."""
 
     compile: bool = False
@@ -72,9 +72,9 @@ class Strategy(ABC):
     even_passes: ClassVar[bool] = False
     """Whether a forward pass needs all ranks, so that every rank has to run equally many."""
 
-    def __init__(self, placement: Placement, options: Options | None = None) -> None:
+    def __init__(self, placement: Placement, options: StrategyOptions | None = None) -> None:
         self.placement = placement
-        self.options = options or Options()
+        self.options = options or StrategyOptions()
 
     @classmethod
     def settings(cls, parallel: ParallelSettings) -> Config:

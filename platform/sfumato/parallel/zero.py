@@ -25,9 +25,9 @@ from sfumato.parallel import state_dict
 from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.strategies.ddp import Ddp
 from sfumato.parallel.strategies.single import set_rates
-from sfumato.parallel.strategy import Options, Placement
+from sfumato.parallel.strategy import Placement, StrategyOptions
 from sfumato.parallel.zero_engine import make_engine
-from sfumato.parallel.zero_pieces import Piece, flats, pieces
+from sfumato.parallel.zero_pieces import FlatPiece, flats, pieces
 
 
 class Zero(Ddp):
@@ -45,7 +45,7 @@ class Zero(Ddp):
             )
         return None
 
-    def __init__(self, placement: Placement, options: Options | None = None) -> None:
+    def __init__(self, placement: Placement, options: StrategyOptions | None = None) -> None:
         super().__init__(placement, options)
         self._engines: dict[str, Any] = {}
         self._shapes: dict[str, dict[str, torch.Size]] = {}
@@ -135,7 +135,7 @@ class Zero(Ddp):
         self._settings[name] = state_dict.settings(self._engines[name].optimizer.optimizer)
         self._trained[name] = module
 
-    def _pieces(self, name: str) -> dict[str, Piece]:
+    def _pieces(self, name: str) -> dict[str, FlatPiece]:
         """What this rank's optimizer holds of each parameter of a trained network."""
         return pieces(self._raw[name], self._engines[name].optimizer, self.stage, self.placement.rank)
 

@@ -12,7 +12,7 @@ from sfumato.parallel import state_dict
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class FlatPiece:
     """Elements `offset .. offset + numel - 1` of a parameter, at `start` in the flat tensor `flat`."""
 
     flat: Tensor
@@ -40,7 +40,7 @@ def flats(optimizer: Any, stage: int) -> list[Tensor]:
     )
 
 
-def pieces(module: nn.Module, optimizer: Any, stage: int, rank: int) -> dict[str, Piece]:
+def pieces(module: nn.Module, optimizer: Any, stage: int, rank: int) -> dict[str, FlatPiece]:
     """This rank's pieces of a trained network, by parameter; absent where it holds nothing of one."""
     where = flats(optimizer, stage)
     found = {}
@@ -53,27 +53,27 @@ def pieces(module: nn.Module, optimizer: Any, stage: int, rank: int) -> dict[str
     return found
 
 
-def stored_piece(parameter: nn.Parameter, rank: int) -> Piece | None:
+def stored_piece(parameter: nn.Parameter, rank: int) -> FlatPiece | None:
     """What a rank holds of the parameter itself under stage 3; None where it has only padding."""
     flat: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
     offset = rank * flat.numel()
     numel = min(flat.numel(), parameter.ds_numel - offset)  # type: ignore[attr-defined]
-    return Piece(flat.data, 0, numel, offset) if numel > 0 else None
+    return FlatPiece(flat.data, 0, numel, offset) if numel > 0 else None
 
 
-def _of_stages_1_2(parameter: Any, where: list[Tensor]) -> Piece | None:
+def _of_stages_1_2(parameter: Any, where: list[Tensor]) -> FlatPiece | None:
     mapping = getattr(parameter, "_hp_mapping", None)  # absent where the optimizer does not update it
     if mapping is None:
         return None
     there, here = mapping.hp_fragment_address, mapping.lp_fragment_address
-    return Piece(where[mapping.param_group_index], there.start, there.numel, here.start)
+    return FlatPiece(where[mapping.param_group_index], there.start, there.numel, here.start)
 
 
-def _of_stage_3(parameter: Any, optimizer: Any, where: list[Tensor], rank: int) -> Piece | None:
+def _of_stage_3(parameter: Any, optimizer: Any, where: list[Tensor], rank: int) -> FlatPiece | None:
     position = optimizer.grad_position.get(optimizer.get_param_id(parameter))
     if position is None:
         return None
     group, start, share = position  # the last rank's share may be padded
     offset = rank * share
     numel = min(share, parameter.ds_numel - offset)
-    return Piece(where[group], start, numel, offset) if numel > 0 else None
+    return FlatPiece(where[group], start, numel, offset) if numel > 0 else None

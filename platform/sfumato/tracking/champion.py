@@ -9,7 +9,7 @@ from typing import Any
 
 from sfumato.errors import ConfigError
 from sfumato.tracking.config import TrackingSettings
-from sfumato.tracking.store import Store
+from sfumato.tracking.store import TrackingStore
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 COMPARABLE = "sfumato.evaluation"
@@ -37,7 +37,7 @@ def champion_of(
     settings: TrackingSettings, name: str, *, root: Path, alias: str = CHAMPION
 ) -> Champion | None:
     """The version that has the alias; None where there is none. Raises SfumatoError without an answer."""
-    store = Store.of(settings, root)
+    store = TrackingStore.of(settings, root)
     if store.database is not None and not store.database.exists():
         return None
     client = store.client()
@@ -59,7 +59,7 @@ def set_alias(settings: TrackingSettings, name: str, alias: str, version: str, *
 
     A champion that was challenger is no challenger any more. Raises ConfigError where the version is missing.
     """
-    store = Store.of(settings, root)
+    store = TrackingStore.of(settings, root)
     client = store.client()
     if not has_version(settings, name, version, root=root):
         raise ConfigError(f"there is no version {version} of model {name!r} in {store.shown}")
@@ -73,7 +73,7 @@ def set_alias(settings: TrackingSettings, name: str, alias: str, version: str, *
 
 def has_version(settings: TrackingSettings, name: str, version: str, *, root: Path) -> bool:
     """Whether the registry has this version of a model."""
-    store = Store.of(settings, root)
+    store = TrackingStore.of(settings, root)
     if store.database is not None and not store.database.exists():
         return False
     client = store.client()

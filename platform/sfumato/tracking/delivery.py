@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sfumato.tracking.spool import Event, Segment
-from sfumato.tracking.store import Store, is_permanent
+from sfumato.tracking.store import TrackingStore, is_permanent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,7 +27,7 @@ _IMAGE = re.compile(r"images/(?P<key>[^+%]+)[+%]step[+%](?P<step>\d+)[+%].*compr
 class Delivery:
     """Sends the events of one run."""
 
-    def __init__(self, store: Store, run_id: str) -> None:
+    def __init__(self, store: TrackingStore, run_id: str) -> None:
         self._store = store
         self._run_id = run_id
         self._client: MlflowClient | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.tracking.config import TrackingSettings
-from sfumato.tracking.store import Store
+from sfumato.tracking.store import TrackingStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ def metric_history(
 
     Raises SfumatoError where the store does not answer.
     """
-    store = Store.of(settings, root)
+    store = TrackingStore.of(settings, root)
     if store.database is not None and not store.database.exists():
         return {}
     client = store.client()

@@ -24,7 +24,7 @@ from sfumato.tracking.redact import clean
 from sfumato.tracking.sender import Sender, drain_others
 from sfumato.tracking.spool import Segment
 from sfumato.tracking.start import Beginning, DatasetInfo, open_run
-from sfumato.tracking.store import Store
+from sfumato.tracking.store import TrackingStore
 from sfumato.tracking.system import SystemSampler
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _IMAGE_KEY = re.compile(r"[^\w\-. /]", re.ASCII)
 class TrackerHandle:
     """What another process needs to write into a run: plain values that pickle."""
 
-    store: Store
+    store: TrackingStore
     experiment_id: str
     run_id: str
     started: float
@@ -100,7 +100,7 @@ class Tracker:
         """
         if not run_name.strip():
             raise ConfigError("the run's name is empty: give it one, for example the name of its recipe")
-        store, spool = Store.of(settings, root), str((folder / "tracking").resolve())
+        store, spool = TrackingStore.of(settings, root), str((folder / "tracking").resolve())
         if not settings.enabled:
             return TrackerHandle(store, "", "", time.time(), spool, settings).open()
         beginning = Beginning(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.errors import ConfigError
 from sfumato.tracking.config import TrackingSettings
-from sfumato.tracking.store import Store
+from sfumato.tracking.store import TrackingStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,7 +41,7 @@ def find_run(run: str, settings: TrackingSettings, *, root: Path) -> RunInfo:
 
     Raises ConfigError with the nearest names where there is none.
     """
-    store = Store.of(settings, root)
+    store = TrackingStore.of(settings, root)
     client = _existing(store, run)
     if _ID.fullmatch(run):
         found = _by_id(store, client, run)
@@ -60,14 +60,14 @@ def list_runs(
     settings: TrackingSettings, *, root: Path, experiment: str | None = None, limit: int = 100
 ) -> list[RunInfo]:
     """The runs of an experiment, or of all, newest first; none where there is no store yet."""
-    store = Store.of(settings, root)
+    store = TrackingStore.of(settings, root)
     if store.database is not None and not store.database.exists():
         return []
     found = _search(store, store.client(), "", experiment=experiment, limit=limit)
     return [_info(item, f"run {item.info.run_id} '{item.info.run_name}'") for item in found]
 
 
-def _existing(store: Store, run: str) -> MlflowClient:
+def _existing(store: TrackingStore, run: str) -> MlflowClient:
     """A client of a store that is there; looking for a run must not make an empty one."""
     if store.database is not None and not store.database.exists():
         raise ConfigError(
@@ -77,7 +77,7 @@ def _existing(store: Store, run: str) -> MlflowClient:
     return store.client()
 
 
-def _by_id(store: Store, client: MlflowClient, run_id: str) -> RunInfo | None:
+def _by_id(store: TrackingStore, client: MlflowClient, run_id: str) -> RunInfo | None:
     from mlflow.exceptions import MlflowException
 
     def get() -> Any:
@@ -93,7 +93,7 @@ def _by_id(store: Store, client: MlflowClient, run_id: str) -> RunInfo | None:
 
 
 def _search(
-    store: Store,
+    store: TrackingStore,
     client: MlflowClient,
     where: str,
     *,
@@ -126,7 +126,7 @@ def _info(run: Any, said: str) -> RunInfo:
     )
 
 
-def _unknown(run: str, store: Store, names: list[str]) -> str:
+def _unknown(run: str, store: TrackingStore, names: list[str]) -> str:
     known = list(dict.fromkeys(name for name in names if name))
     near = difflib.get_close_matches(run, known, n=3) or known[:3]
     if not near:

@@ -13,7 +13,7 @@ from sfumato.errors import ConfigError
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.environment import environment_json, git_tags, lock
 from sfumato.tracking.redact import clean, clean_uri, clean_yaml, flat_params
-from sfumato.tracking.store import Store
+from sfumato.tracking.store import TrackingStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,7 +44,7 @@ class Beginning:
 
 
 def open_run(
-    store: Store, settings: TrackingSettings, root: Path, beginning: Beginning, run_id: str | None
+    store: TrackingStore, settings: TrackingSettings, root: Path, beginning: Beginning, run_id: str | None
 ) -> tuple[str, str, float]:
     """(experiment id, run id, start in unix seconds) of a new run, or of `run_id`, set running again."""
     client = store.create()
@@ -63,7 +63,7 @@ def open_run(
     return experiment, made, run.info.start_time / 1000
 
 
-def _reopen(store: Store, client: MlflowClient, run_id: str) -> tuple[str, str, float]:
+def _reopen(store: TrackingStore, client: MlflowClient, run_id: str) -> tuple[str, str, float]:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -76,14 +76,14 @@ def _reopen(store: Store, client: MlflowClient, run_id: str) -> tuple[str, str, 
     return info.experiment_id, run_id, info.start_time / 1000
 
 
-def _gone(run_id: str, store: Store) -> str:
+def _gone(run_id: str, store: TrackingStore) -> str:
     return (
         f"run {run_id} is not in {store.shown}: it may have been deleted there, or tracking.uri is not "
         "the one that it was started with; --new-record keeps the run and its checkpoints and records it anew"
     )
 
 
-def _log_params(store: Store, client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+def _log_params(store: TrackingStore, client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
     from mlflow.entities import Param
 
     all_params = [Param(key, value) for key, value in params.items()]
@@ -92,7 +92,7 @@ def _log_params(store: Store, client: MlflowClient, run_id: str, params: Mapping
         store.reach(lambda some=some: client.log_batch(run_id, params=some, synchronous=True))  # type: ignore[misc]
 
 
-def _log_dataset(store: Store, client: MlflowClient, run_id: str, info: DatasetInfo) -> None:
+def _log_dataset(store: TrackingStore, client: MlflowClient, run_id: str, info: DatasetInfo) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     source = clean_uri(info.source)
@@ -108,7 +108,7 @@ def _log_dataset(store: Store, client: MlflowClient, run_id: str, info: DatasetI
     store.reach(lambda: client.log_inputs(run_id, datasets=[use]))
 
 
-def _log_files(store: Store, client: MlflowClient, run_id: str, recipe_yaml: str | None) -> None:
+def _log_files(store: TrackingStore, client: MlflowClient, run_id: str, recipe_yaml: str | None) -> None:
     with tempfile.TemporaryDirectory(prefix="sfumato-") as folder:
         Path(folder, "environment.json").write_text(environment_json())
         Path(folder, "requirements.txt").write_text(lock())

@@ -30,14 +30,14 @@ _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///(?P<path>[^?]+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class TrackingStore:
     """An MLflow store; `artifacts` is where an embedded store keeps files (a server knows by itself)."""
 
     uri: str
     artifacts: str | None
 
     @classmethod
-    def of(cls, settings: TrackingSettings, root: Path) -> Store:
+    def of(cls, settings: TrackingSettings, root: Path) -> TrackingStore:
         """The store that the settings name; `root` is the project's folder."""
         root = root.resolve()
         if settings.uri is None:

@@ -19,7 +19,7 @@ from typing import IO
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.exposure import Accounts, check_host
-from sfumato.tracking.store import Store
+from sfumato.tracking.store import TrackingStore
 
 HOST = "127.0.0.1"
 READY_SECONDS = 120.0
@@ -39,7 +39,7 @@ def serve(
     `host` without an account.
     """
     check_host(host, accounts, port=port)
-    store = Store.of(settings, root)
+    store = TrackingStore.of(settings, root)
     if store.uri.startswith("http"):
         print(f"The tracking server has its own UI: {store.shown}")
         return
@@ -62,7 +62,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def started(store: Store, port: int, host: str = HOST, accounts: Accounts | None = None) -> Iterator[Running]:
+def started(
+    store: TrackingStore, port: int, host: str = HOST, accounts: Accounts | None = None
+) -> Iterator[Running]:
     """The UI while its server runs; the server and its workers end with the block."""
     if store.database is not None and not store.database.exists():
         raise ConfigError(
@@ -88,7 +90,7 @@ def started(store: Store, port: int, host: str = HOST, accounts: Accounts | None
             _end(server)
 
 
-def command(store: Store, port: int, host: str = HOST, accounts: Accounts | None = None) -> list[str]:
+def command(store: TrackingStore, port: int, host: str = HOST, accounts: Accounts | None = None) -> list[str]:
     """The server's command line: one worker, no more than it needs. It holds no secret."""
     files = ["--default-artifact-root", store.artifacts] if store.artifacts else []
     return [

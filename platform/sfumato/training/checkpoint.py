@@ -28,7 +28,7 @@ from sfumato.errors import CheckpointError
 from sfumato.training import dcp
 from sfumato.training.ranks import Ranks
 from sfumato.training.retention import best, kept_names
-from sfumato.training.store import Store
+from sfumato.training.store import CheckpointStore
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Checkpoint(BaseModel):
         return self.manifest.images
 
 
-def complete(store: Store) -> list[Checkpoint]:
+def complete(store: CheckpointStore) -> list[Checkpoint]:
     """The checkpoints that count, newest first. An unreadable manifest is passed over with a warning."""
     found = []
     for name in store.folders():
@@ -81,7 +81,7 @@ def complete(store: Store) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.images, reverse=True)
 
 
-def read_manifest(store: Store, name: str) -> Checkpoint:
+def read_manifest(store: CheckpointStore, name: str) -> Checkpoint:
     """The checkpoint of that folder name. Raises CheckpointError when it is incomplete or unreadable."""
     path = f"{name}/{MANIFEST}"
     if not store.exists(path):
@@ -93,7 +93,7 @@ def read_manifest(store: Store, name: str) -> Checkpoint:
         raise CheckpointError(f"{store.describe(path)} cannot be read: {problem}") from error
 
 
-def load(store: Store, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
+def load(store: CheckpointStore, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
     """The tensors of a checkpoint, all files checked first, by one process. `scratch` receives those of a
     remote store.
 
@@ -103,7 +103,7 @@ def load(store: Store, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
     return tensors(store, checkpoint, scratch)
 
 
-def tensors(store: Store, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
+def tensors(store: CheckpointStore, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
     """The tensors of a checkpoint that has been checked (`training.resume`): what is asked for is read."""
 
     def open_file(name: str) -> BinaryIO:
@@ -119,7 +119,7 @@ def sizes_and_sums(checkpoint: Checkpoint) -> dict[str, tuple[int, str]]:
     return {name: (entry.bytes, entry.sha256) for name, entry in checkpoint.manifest.files.items()}
 
 
-def check_recipe(store: Store, checkpoint: Checkpoint, digest: str, recipe: BaseModel) -> None:
+def check_recipe(store: CheckpointStore, checkpoint: Checkpoint, digest: str, recipe: BaseModel) -> None:
     """Raises CheckpointError, with the fields that differ, where another recipe wrote the checkpoint.
 
     An earlier version may have written it: then its digest is another one, and the recorded fields decide.
@@ -138,7 +138,7 @@ class Writer:
 
     def __init__(
         self,
-        store: Store,
+        store: CheckpointStore,
         *,
         keep: int | None,
         recipe_digest: str,

@@ -17,13 +17,18 @@ from typing import Any
 
 from sfumato.errors import CheckpointError
 from sfumato.training.checkpoint import MANIFEST, CheckpointManifest, complete
-from sfumato.training.store import Store
+from sfumato.training.store import CheckpointStore
 
 _POLL_S = 0.25
 
 
 def take_out(
-    store: Store, images: int, folder: Path, *, wait_s: float, going_on: Callable[[], bool] = lambda: True
+    store: CheckpointStore,
+    images: int,
+    folder: Path,
+    *,
+    wait_s: float,
+    going_on: Callable[[], bool] = lambda: True,
 ) -> int:
     """Copy the newest checkpoint at `images` or later into `folder`, with its manifest; its images.
 
@@ -47,7 +52,7 @@ def take_out(
 
 
 def put_in(
-    store: Store, folder: Path, *, token: str, recipe_digest: str, recipe: Mapping[str, Any]
+    store: CheckpointStore, folder: Path, *, token: str, recipe_digest: str, recipe: Mapping[str, Any]
 ) -> CheckpointManifest:
     """Make the checkpoint in `folder` the only one of a run with that recipe; its new manifest.
 
@@ -69,7 +74,7 @@ def put_in(
     return adopted
 
 
-def _copy(store: Store, name: str, manifest: CheckpointManifest, folder: Path) -> int:
+def _copy(store: CheckpointStore, name: str, manifest: CheckpointManifest, folder: Path) -> int:
     sizes_and_sums = {file: (entry.bytes, entry.sha256) for file, entry in manifest.files.items()}
     with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
         source = store.materialise(name, sizes_and_sums, Path(scratch))

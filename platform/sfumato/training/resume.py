@@ -8,12 +8,12 @@ from pathlib import Path
 from sfumato.errors import CheckpointError
 from sfumato.training.checkpoint import Checkpoint, complete, said, sizes_and_sums
 from sfumato.training.ranks import ALONE, Ranks
-from sfumato.training.store import Store, writer_of
+from sfumato.training.store import CheckpointStore, writer_of
 
 log = logging.getLogger(__name__)
 
 
-def newest_whole(store: Store, scratch: Path, ranks: Ranks = ALONE) -> Checkpoint | None:
+def newest_whole(store: CheckpointStore, scratch: Path, ranks: Ranks = ALONE) -> Checkpoint | None:
     """The newest checkpoint that is whole; a damaged one is named and the one before it taken.
 
     Every rank calls it and gets the same. Rank 0 looks which there are, since the ranks look at the store at
@@ -37,7 +37,7 @@ class _Unread(str):
     """Why a file could not be read, which does not say that it is damaged."""
 
 
-def _check_share(store: Store, checkpoint: Checkpoint, scratch: Path, ranks: Ranks) -> str | None:
+def _check_share(store: CheckpointStore, checkpoint: Checkpoint, scratch: Path, ranks: Ranks) -> str | None:
     """What is wrong with this rank's share of a checkpoint's files; None where nothing is."""
     share = {
         name: value

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from sfumato.errors import CheckpointError
-from sfumato.training.store import Store
+from sfumato.training.store import CheckpointStore
 
 BEST = "best.json"
 
@@ -34,7 +34,7 @@ def kept_names(found: Sequence[Saved], newest: int, every: int | None, best: str
     return kept | ({best} if best is not None else set())
 
 
-def mark_best(store: Store, name: str, *, metric: str, value: float) -> None:
+def mark_best(store: CheckpointStore, name: str, *, metric: str, value: float) -> None:
     """Keep the checkpoint of that name as the best so far, whatever comes after it.
 
     Raises CheckpointError when there is no such checkpoint.
@@ -44,7 +44,7 @@ def mark_best(store: Store, name: str, *, metric: str, value: float) -> None:
     store.write(BEST, json.dumps({"name": name, "metric": metric, "value": value}, indent=1).encode())
 
 
-def best(store: Store) -> str | None:
+def best(store: CheckpointStore) -> str | None:
     """Name of the checkpoint that was marked last as the best, or None."""
     if not store.exists(BEST):
         return None

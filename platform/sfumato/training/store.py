@@ -16,7 +16,7 @@ from sfumato.data.storage.filesystems import hasty, names_below, patient
 from sfumato.errors import CheckpointError, ConfigError
 
 
-class Store(Protocol):
+class CheckpointStore(Protocol):
     """The few operations that the checkpoint protocol needs, on names relative to the store's root."""
 
     def folders(self) -> list[str]:
@@ -61,7 +61,7 @@ class Store(Protocol):
         ...
 
 
-def open_store(uri: str) -> Store:
+def open_store(uri: str) -> CheckpointStore:
     """A store by path or URI. Raises ConfigError for a scheme that there is no filesystem for."""
     if "://" not in uri:
         return LocalStore(Path(uri))

@@ -118,9 +118,9 @@ class Victim:
     def points(self) -> list[tuple[float, int]]:
         """When each step was logged (seconds since the epoch), and its images."""
         from sfumato.tracking.config import TrackingSettings
-        from sfumato.tracking.store import Store
+        from sfumato.tracking.store import TrackingStore
 
-        store = Store.of(TrackingSettings(), self._folder)
+        store = TrackingStore.of(TrackingSettings(), self._folder)
         if store.database is None or not store.database.exists():
             return []
         client = store.client()

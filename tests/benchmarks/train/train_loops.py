@@ -215,12 +215,12 @@ def ours(recipe: Any, root: Path, skip: int) -> float:
     from sfumato.runtime.commands import stages
     from sfumato.runtime.runs.display import Display
     from sfumato.runtime.runs.session import open_session
-    from sfumato.tracking.store import Store
+    from sfumato.tracking.store import TrackingStore
 
     with Display() as display, open_session(recipe, display, root=root, fresh=True) as session:
         with stages.cluster_to_train(session):
             stages.train(session)
-        client = Store.of(recipe.tracking, root).client()
+        client = TrackingStore.of(recipe.tracking, root).client()
         points = client.get_metric_history(session.tracker.run_id, "train/images_per_second")
     points = sorted(points, key=lambda point: point.step)
     settled = points[0].timestamp + SETTLE_S * 1000

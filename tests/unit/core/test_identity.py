@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field, create_model
+from repository import ROOT
 
 from sfumato import recipe as recipes
 from sfumato.core.config import Config, Neutral, NeutralBeside
@@ -15,7 +15,7 @@ from sfumato.core.identity import agrees, changed, counted, differences
 from sfumato.recipe import Recipe
 from sfumato.training.config import TrainSettings
 
-OLD = json.loads((Path(__file__).parents[2] / "data" / "runs-0.1" / "identities.json").read_text())
+OLD = json.loads((ROOT / "tests" / "data" / "runs-0.1" / "identities.json").read_text())
 BASE = {"name": "a", "data": {"path": "d"}, "model": {"family": "gan"}, "train": {"images": 640}}
 
 

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.errors import CapabilityError
-from sfumato.parallel import Options, Placement
+from sfumato.parallel import Placement, StrategyOptions
 from sfumato.parallel.adapters import Base
 from sfumato.parallel.strategies.fsdp import Fsdp
 from sfumato.parallel.strategies.single import Single
@@ -79,7 +79,7 @@ def one_rank() -> Iterator[None]:
 @pytest.mark.parametrize("offload", [False, True])
 def test_a_sharded_frozen_network_is_gathered_for_every_method(offload: bool, one_rank: None) -> None:
     plain, x = tiny_autoencoder().eval(), torch.randn(2, 1, 8, 8)
-    strategy = Fsdp(Placement(), Options(offload=offload))
+    strategy = Fsdp(Placement(), StrategyOptions(offload=offload))
     strategy.add_frozen("vae", tiny_autoencoder(), shard=True)
     strategy.add_trainable("net", nn.Linear(2, 2), OptimizerConfig())
     strategy.ready()

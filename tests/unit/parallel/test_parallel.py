@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sfumato.core.family import LossOut, Phase
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.errors import CapabilityError, CheckpointError
-from sfumato.parallel import STRATEGIES, Options, ParallelSettings, Placement, make
+from sfumato.parallel import STRATEGIES, ParallelSettings, Placement, StrategyOptions, make
 from sfumato.parallel.blocks import blocks_of
 from sfumato.parallel.recompute import recompute
 from sfumato.parallel.strategies.single import Single
@@ -67,7 +67,7 @@ def test_recomputation_changes_neither_gradients_nor_buffers() -> None:
 
 
 def test_an_average_is_not_tied_to_its_source_by_recomputation() -> None:
-    strategy = Single(Placement(), Options(activation_checkpointing=True))
+    strategy = Single(Placement(), StrategyOptions(activation_checkpointing=True))
     strategy.add_trainable("net", Stack(), OptimizerConfig())
     strategy.add_ema("ema", "net")
     strategy.ready()

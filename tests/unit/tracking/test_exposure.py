@@ -13,7 +13,7 @@ import pytest
 from sfumato.errors import ConfigError
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.exposure import Accounts, check_host, is_loopback
-from sfumato.tracking.store import Store
+from sfumato.tracking.store import TrackingStore
 from sfumato.tracking.ui import command, serve, server_environment, started
 
 
@@ -60,7 +60,7 @@ def test_accounts_that_would_keep_nobody_out(tmp_path: Path) -> None:
 def test_no_password_is_in_the_command_line(tmp_path: Path) -> None:
     pytest.importorskip("flask_wtf", reason="MLflow's accounts are not installed (extra `cluster`)")
     known = Accounts.load(accounts_file(tmp_path, "long-enough-and-new"))
-    words = command(Store.of(TrackingSettings(), tmp_path), 5000, "0.0.0.0", known)  # noqa: S104
+    words = command(TrackingStore.of(TrackingSettings(), tmp_path), 5000, "0.0.0.0", known)  # noqa: S104
     assert words[words.index("--app-name") + 1] == "basic-auth"
     environment = server_environment(known)
     assert environment["MLFLOW_AUTH_CONFIG_PATH"] == str(tmp_path / "accounts.ini")
@@ -72,7 +72,7 @@ def test_no_password_is_in_the_command_line(tmp_path: Path) -> None:
 def test_a_server_with_accounts_turns_strangers_away(tmp_path: Path) -> None:
     pytest.importorskip("flask_wtf", reason="MLflow's accounts are not installed (extra `cluster`)")
     known = Accounts.load(accounts_file(tmp_path, "long-enough-and-new"))
-    store = Store.of(TrackingSettings(), tmp_path)
+    store = TrackingStore.of(TrackingSettings(), tmp_path)
     subprocess.run(
         [sys.executable, "-m", "mlflow", "db", "upgrade", store.uri], check=True, capture_output=True
     )

@@ -12,7 +12,7 @@ from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.delivery import METRICS_A_REQUEST, groups
 from sfumato.tracking.sender import locked
 from sfumato.tracking.spool import Segment
-from sfumato.tracking.store import Store
+from sfumato.tracking.store import TrackingStore
 
 
 def test_events_come_back_in_order_from_where_sending_stopped(tmp_path: Path) -> None:
@@ -100,6 +100,6 @@ def test_groups_keep_order_and_size(kinds: list[int | str]) -> None:
     ],
 )
 def test_addresses_are_absolute(uri: str | None, expected: str, tmp_path: Path) -> None:
-    store = Store.of(TrackingSettings(uri=uri), tmp_path)
+    store = TrackingStore.of(TrackingSettings(uri=uri), tmp_path)
     assert store.uri == expected.format(root=tmp_path.resolve())
     assert (store.artifacts is None) == (store.database is None)

@@ -33,7 +33,7 @@ class Meeting:
 
     def __post_init__(self) -> None:
         self.values = [None] * self.world_size
-        self.barrier = threading.Barrier(self.world_size, timeout=30)
+        self.barrier = threading.Barrier(self.world_size, timeout=600)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def newest_on_ranks(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(600)
     return found
 
 

@@ -27,7 +27,7 @@ Array = NDArray[Any]
 AGAIN = "pack or precompute the data set again"
 
 
-class Place(NamedTuple):
+class SamplePlace(NamedTuple):
     """Where a sample is: its shard, its row in the shard's index, and its key."""
 
     shard: ShardInfo
@@ -50,7 +50,9 @@ def npy(array: Array) -> bytes:
     return out.getvalue()
 
 
-def read_arrays(folder: str, places: Sequence[Place], columns: Mapping[str, ColumnInfo]) -> dict[str, Array]:
+def read_arrays(
+    folder: str, places: Sequence[SamplePlace], columns: Mapping[str, ColumnInfo]
+) -> dict[str, Array]:
     """The values of samples in columns that do not lie in the index, by name: [n, *shape] each.
 
     Raises DataError, naming the sample, where one is missing or not as the manifest says.
@@ -71,7 +73,7 @@ def read_arrays(folder: str, places: Sequence[Place], columns: Mapping[str, Colu
 
 
 def _pieces(
-    folder: str, places: Sequence[Place], numbers: Sequence[int], columns: Mapping[str, ColumnInfo]
+    folder: str, places: Sequence[SamplePlace], numbers: Sequence[int], columns: Mapping[str, ColumnInfo]
 ) -> dict[str, list[_Piece]]:
     """By file, what has to be read for these samples, which are all of one shard."""
     shard = places[numbers[0]].shard
@@ -86,7 +88,7 @@ def _pieces(
 
 
 def _ranges(
-    folder: str, shard: ShardInfo, places: Sequence[Place], name: str, info: ColumnInfo
+    folder: str, shard: ShardInfo, places: Sequence[SamplePlace], name: str, info: ColumnInfo
 ) -> Iterator[Range]:
     """Where the column's value of each sample is."""
     if info.stored == "side":

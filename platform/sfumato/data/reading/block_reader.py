@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.data.format.arrays import Place, read_arrays
+from sfumato.data.format.arrays import SamplePlace, read_arrays
 from sfumato.data.format.columns import ColumnInfo
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import bombs_refused, decoded
@@ -171,7 +171,9 @@ class BlockReader:
             elif name in self.images:
                 columns[name] = images[name]
         arrays = {name: info for name, info in self.columns.items() if name not in columns}
-        return columns | read_arrays(self.folder, [Place(s.shard, s.row, s.key) for s in samples], arrays)
+        return columns | read_arrays(
+            self.folder, [SamplePlace(s.shard, s.row, s.key) for s in samples], arrays
+        )
 
     def _next_good(
         self, samples: Sequence[_Sample], row: int, places: Mapping[str, U8], fault: Fault

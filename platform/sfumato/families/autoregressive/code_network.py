@@ -14,7 +14,7 @@ Cache = tuple[Tensor, Tensor]
 """Keys and values of the positions so far, [B, heads, t, width / heads] each."""
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and MLP, each with its residual."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -49,7 +49,7 @@ class CodeNetwork(nn.Module):
         self.classes = nn.Embedding(classes, width)
         self.codes = nn.Embedding(codes, width)
         self.positions = nn.Parameter(torch.empty(length, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, codes, bias=False)
         for weight in (self.classes.weight, self.codes.weight, self.positions, self.head.weight):

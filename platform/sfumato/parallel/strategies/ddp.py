@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sfumato.errors import CapabilityError
 from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.strategies.single import Single
-from sfumato.parallel.strategy import Options, Placement
+from sfumato.parallel.strategy import Placement, StrategyOptions
 
 _PART = 1 << 18
 """Numbers that `sum_in_order` gathers at a time."""
@@ -26,7 +26,7 @@ class Ddp(Single):
     about = "everything; gradients are averaged"
     features = Single.features | {Feature.MANY_WORKERS}
 
-    def __init__(self, placement: Placement, options: Options | None = None) -> None:
+    def __init__(self, placement: Placement, options: StrategyOptions | None = None) -> None:
         if not dist.is_initialized():
             raise CapabilityError(
                 f"parallel.strategy={self.name} needs a process group; use parallel.strategy=single"

@@ -34,7 +34,7 @@ from sfumato.parallel.gathering import gather_for_methods
 from sfumato.parallel.sharded import Sharded, empty
 from sfumato.parallel.strategies.ddp import Ddp
 from sfumato.parallel.strategies.single import Tensors
-from sfumato.parallel.strategy import Options, Placement
+from sfumato.parallel.strategy import Placement, StrategyOptions
 
 
 class Fsdp(Sharded):
@@ -51,7 +51,7 @@ class Fsdp(Sharded):
         Feature.SHARDED_PARAMETERS,
     }
 
-    def __init__(self, placement: Placement, options: Options | None = None) -> None:
+    def __init__(self, placement: Placement, options: StrategyOptions | None = None) -> None:
         super().__init__(placement, options)
         own = self.options.own
         self._own_settings = own if isinstance(own, FsdpSettings) else FsdpSettings()

@@ -19,7 +19,7 @@ from sfumato.parallel.adapters import Base
 from sfumato.parallel.blocks import blocks_of
 from sfumato.parallel.capabilities import Feature
 from sfumato.parallel.recompute import recompute
-from sfumato.parallel.strategy import Options, Placement, Strategy
+from sfumato.parallel.strategy import Placement, Strategy, StrategyOptions
 
 Tensors = list[Tensor]
 
@@ -50,7 +50,7 @@ class Single(Strategy):
         }
     )
 
-    def __init__(self, placement: Placement, options: Options | None = None) -> None:
+    def __init__(self, placement: Placement, options: StrategyOptions | None = None) -> None:
         super().__init__(placement, options)
         self._raw: dict[str, nn.Module] = {}
         self._training: dict[str, Training] = {}

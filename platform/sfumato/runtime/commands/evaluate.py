@@ -35,7 +35,7 @@ from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.targets import Target, model_of
 from sfumato.sampling.model_folder import read_model_folder
 from sfumato.tracking.run import TrackerHandle
-from sfumato.tracking.store import Store
+from sfumato.tracking.store import TrackingStore
 
 FOLDER = "evaluations"
 CACHE = ".cache"
@@ -134,7 +134,7 @@ def tracker_handle(recipe: Recipe, folder: RunFolder, root: Path) -> TrackerHand
     if not recipe.tracking.enabled or "mlflow_run_id" not in known:
         return None
     return TrackerHandle(
-        Store.of(recipe.tracking, root),
+        TrackingStore.of(recipe.tracking, root),
         known["mlflow_experiment_id"],
         known["mlflow_run_id"],
         0.0,

@@ -9,7 +9,7 @@ from PIL import Image
 from sfumato.evaluation.report import FILE, read_report
 from sfumato.runtime.commands.stages import record_evaluation
 from sfumato.runtime.runs.session import Session
-from sfumato.runtime.training.validation import Record, read_records
+from sfumato.runtime.training.validation import EvaluationRecord, read_records
 from sfumato.sampling.model_files import CARD
 from sfumato.sampling.model_folder import read_model_card
 from sfumato.tracking.champion import has_version
@@ -36,7 +36,7 @@ def record_again(session: Session) -> None:
     )
 
 
-def _figures(record: Record, prefix: str) -> Iterator[tuple[str, float]]:
+def _figures(record: EvaluationRecord, prefix: str) -> Iterator[tuple[str, float]]:
     for name, value in record.metrics.items():
         yield f"{prefix}/{name}", value
     for name, found in record.intervals.items():

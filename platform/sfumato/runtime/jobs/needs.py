@@ -17,7 +17,7 @@ from sfumato.runtime.jobs.command import Command
 
 
 @dataclass(frozen=True)
-class Place:
+class Room:
     """So many equal things (workers, actors), each of which has to fit on one node."""
 
     what: str
@@ -32,7 +32,7 @@ class Needs:
     """Totals over the cluster, and what has to fit on single nodes, stage by stage."""
 
     cpus: int
-    places: tuple[Place, ...]
+    places: tuple[Room, ...]
 
 
 def needs_of(command: Command) -> Needs:
@@ -56,13 +56,13 @@ def needs_of(command: Command) -> Needs:
     return Needs(cpus, tuple(places))
 
 
-def training_workers(recipe: Recipe) -> Place:
+def training_workers(recipe: Recipe) -> Room:
     parallel = recipe.parallel
     each = {"CPU": parallel.cpus_per_worker, **parallel.resources_per_worker}
     if parallel.gpus_per_worker:
         each["GPU"] = parallel.gpus_per_worker
     field = "parallel.min_workers" if parallel.elastic else "parallel.workers"
-    return Place("training workers", parallel.least_workers, each, f"{field}, parallel.*_per_worker")
+    return Room("training workers", parallel.least_workers, each, f"{field}, parallel.*_per_worker")
 
 
 def lacking(needs: Needs, nodes: Sequence[Resources]) -> list[str]:
@@ -89,12 +89,12 @@ def text_of(nodes: Sequence[Resources]) -> str:
     return "; ".join(_text(node) or "nothing" for node in nodes) or "no node"
 
 
-def _actors(recipe: Recipe, count: int, field: str) -> Place:
+def _actors(recipe: Recipe, count: int, field: str) -> Room:
     settings = recipe.evaluate
     each = {"CPU": settings.cpus_per_actor}
     if settings.gpus_per_actor:
         each["GPU"] = settings.gpus_per_actor
-    return Place("evaluation actors", count, each, f"{field}, evaluate.*_per_actor")
+    return Room("evaluation actors", count, each, f"{field}, evaluate.*_per_actor")
 
 
 def _fitting(each: Resources, node: Resources) -> int:

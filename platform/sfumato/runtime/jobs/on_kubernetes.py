@@ -15,13 +15,13 @@ from sfumato.runtime.jobs.command import Command
 from sfumato.runtime.jobs.kubectl import Kubectl
 from sfumato.runtime.jobs.manifest import JobSettings
 from sfumato.runtime.jobs.pods import PodSettings
-from sfumato.runtime.jobs.submit import Options, choose_name
+from sfumato.runtime.jobs.submit import SubmitOptions, choose_name
 
 _POLL_S = 3.0
 
 
 def settings_of(
-    options: Options, *, namespace: str, queue: str | None, token_secret: str | None, pods: PodSettings
+    options: SubmitOptions, *, namespace: str, queue: str | None, token_secret: str | None, pods: PodSettings
 ) -> JobSettings:
     """The job's settings; environment and secrets come from the options.
 
@@ -53,7 +53,7 @@ def settings_of(
 
 
 def render(
-    command: Command, options: Options, settings: JobSettings, *, project: Path, name: str
+    command: Command, options: SubmitOptions, settings: JobSettings, *, project: Path, name: str
 ) -> list[dict[str, Any]]:
     """The manifests of the job."""
     order = package.order(command, root=settings.pods.root, secrets=options.secret_names())
@@ -62,7 +62,7 @@ def render(
 
 
 def send(
-    command: Command, options: Options, settings: JobSettings, kubectl: Kubectl, *, project: Path
+    command: Command, options: SubmitOptions, settings: JobSettings, kubectl: Kubectl, *, project: Path
 ) -> str:
     """Apply the manifests; the job's name. Raises ConfigError before anything is made where it cannot run."""
     name = options.name or f"{manifest.run_label(command)}-1"

@@ -25,7 +25,7 @@ _STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
 
 
 @dataclass(frozen=True)
-class Options:
+class SubmitOptions:
     """How a command is to be run elsewhere; the same for a Ray cluster and for Kubernetes."""
 
     name: str | None = None
@@ -59,7 +59,7 @@ class Options:
         return values
 
 
-def read(words: Sequence[str], options: Options) -> Command:
+def read(words: Sequence[str], options: SubmitOptions) -> Command:
     """The command, checked as far as this machine can. Raises ConfigError."""
     if options.name is not None and not _NAME.fullmatch(options.name):
         raise ConfigError(
@@ -77,7 +77,9 @@ def read(words: Sequence[str], options: Options) -> Command:
     return command
 
 
-def submit(command: Command, options: Options, cluster: Cluster, *, project: Path) -> tuple[str, list[str]]:
+def submit(
+    command: Command, options: SubmitOptions, cluster: Cluster, *, project: Path
+) -> tuple[str, list[str]]:
     """Send a command to the cluster; the job's name, and what the user should know.
 
     Raises ConfigError or CapabilityError with everything that keeps it from running there.

@@ -20,7 +20,7 @@ from sfumato.runtime.pipeline import graph, relay, schedule
 from sfumato.runtime.pipeline.kinds.stage import Outputs, digest
 from sfumato.runtime.pipeline.parent import Parent
 from sfumato.runtime.pipeline.plan import Step, examine, inputs_of
-from sfumato.runtime.pipeline.records import Record, Records
+from sfumato.runtime.pipeline.records import Records, StageRecord
 from sfumato.runtime.pipeline.result import Result
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.pipeline.settings import Pipeline
@@ -134,7 +134,7 @@ class Call:
         assert step.settings is not None
         inputs = step.inputs or inputs_of(self._pipeline, name, step.settings, self.result.outputs)
         assert inputs is not None, "what a stage read is there once it has run"
-        self._records.finish(name, Record(digest(inputs), inputs, outputs, seconds, time.time()))
+        self._records.finish(name, StageRecord(digest(inputs), inputs, outputs, seconds, time.time()))
         self.result.outputs[name] = outputs
         self.result.ran[name] = seconds
         self._parent.done(name, outputs, seconds)

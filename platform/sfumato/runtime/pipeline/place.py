@@ -15,7 +15,7 @@ from sfumato.tracking.config import TrackingSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PipelinePlace:
     """Plain values that travel to the process of a stage."""
 
     root: Path

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.runtime.pipeline import graph
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, digest
-from sfumato.runtime.pipeline.records import Record, Records
+from sfumato.runtime.pipeline.records import Records, StageRecord
 from sfumato.runtime.pipeline.settings import Pipeline
 
 _MOST_NAMED = 3
@@ -25,7 +25,7 @@ class Step:
     kind: str
     state: Literal["done", "run", "wait"]
     why: str
-    record: Record | None = None
+    record: StageRecord | None = None
     """The outputs of a finished stage."""
     settings: StageSettings | None = None
     """The stage with its references resolved, once their values exist."""

@@ -25,7 +25,7 @@ from sfumato.runtime.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class StageRecord:
     """A stage that finished."""
 
     key: str
@@ -45,19 +45,19 @@ class Records:
         self.folder = folder
         self._files = RunFolder(folder)
 
-    def find(self, stage: str, key: str) -> Record | None:
+    def find(self, stage: str, key: str) -> StageRecord | None:
         """The stage's outputs for these inputs."""
         content = self._files.read_json(self._name(stage, key))
-        return None if content is None else Record(**content)
+        return None if content is None else StageRecord(**content)
 
-    def latest(self, stage: str) -> Record | None:
+    def latest(self, stage: str) -> StageRecord | None:
         """The last time that the stage finished, on whatever inputs."""
         found = [
             self._files.read_json(str(path)) for path in (self.folder / "stages" / stage).glob("[!.]*.json")
         ]
-        return Record(**max(found, key=lambda record: record["finished"])) if found else None
+        return StageRecord(**max(found, key=lambda record: record["finished"])) if found else None
 
-    def finish(self, stage: str, record: Record) -> None:
+    def finish(self, stage: str, record: StageRecord) -> None:
         """Record a finished stage and drop any request to rerun it."""
         self._files.write_json(self._name(stage, record.key), asdict(record))
         (self.folder / "again" / f"{stage}.json").unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from sfumato.runtime.pipeline import graph, references
 from sfumato.runtime.pipeline.kinds import KINDS
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings
 from sfumato.runtime.pipeline.overrides import apply
-from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.tracking.config import TrackingSettings
 
 _STAGE_NAME = r"^[a-z][a-z0-9_-]*$"
@@ -48,7 +48,7 @@ class Pipeline:
     """A pipeline whose stages are well formed and whose references exist."""
 
     settings: PipelineSettings
-    place: Place
+    place: PipelinePlace
     kinds: Mapping[str, type[StageSettings]]
 
     @cached_property
@@ -129,7 +129,7 @@ def load(path: Path, overrides: Sequence[str], *, root: Path) -> Pipeline:
         raise ConfigError(
             "tracking.enabled: false, but a pipeline records its stages in MLflow: leave it out"
         )
-    place = Place(root.resolve(), path.resolve().parent, settings.storage, settings.tracking)
+    place = PipelinePlace(root.resolve(), path.resolve().parent, settings.storage, settings.tracking)
     pipeline = Pipeline(settings, place, _kinds(settings))
     problems = (_name_problems(settings), _reference_problems(pipeline), _evaluation_problems(settings))
     if lines := [line for found in problems for line in found]:

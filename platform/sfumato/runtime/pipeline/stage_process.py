@@ -16,7 +16,7 @@ import torch
 
 from sfumato.errors import SfumatoError
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
-from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.relay import RelayDisplay
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.run import Tracker
@@ -29,7 +29,7 @@ class Order:
     name: str
     pipeline: str
     settings: StageSettings
-    place: Place
+    place: PipelinePlace
     state: str
     """The stage's own folder in the pipeline's state."""
     parent: str

@@ -17,7 +17,7 @@ from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.sweep import prepare
-from sfumato.runtime.sweep.plan import Plan
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.tuning.config import PbtSettings, TuneSettings
 from sfumato.tuning.journal import Journal, Trial
 
@@ -36,7 +36,7 @@ _VARIABLES = {
 class Sweep:
     """A running sweep; `recipe` has absolute paths."""
 
-    plan: Plan
+    plan: SweepPlan
     recipe: Recipe
     settings: TuneSettings
     manifest: Manifest

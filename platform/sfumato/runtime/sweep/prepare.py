@@ -12,7 +12,7 @@ from sfumato.core.family import Trainable
 from sfumato.errors import ConfigError
 from sfumato.evaluation.metrics import all_metrics, all_pair_metrics
 from sfumato.recipe import Recipe
-from sfumato.runtime.sweep.plan import Plan
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.tuning import fields
 from sfumato.tuning import space as spaces
 from sfumato.tuning.config import AshaSettings, MedianSettings, NoScheduler, PbtSettings, TuneSettings
@@ -106,7 +106,7 @@ def own_values(tune: TuneSettings, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_trials(
-    plan: Plan,
+    plan: SweepPlan,
     tune: TuneSettings,
     recipe: Recipe,
     spec: DataSpec,
@@ -130,7 +130,9 @@ def check_trials(
         raise ConfigError(*shown[:_SHOWN], *more)
 
 
-def _shape_problems(plan: Plan, tune: TuneSettings, spec: DataSpec, known: Mapping[str, Any]) -> list[str]:
+def _shape_problems(
+    plan: SweepPlan, tune: TuneSettings, spec: DataSpec, known: Mapping[str, Any]
+) -> list[str]:
     """Fields that change the networks, whose weights then cannot be handed over."""
     own = own_values(tune, known)
     before = _shapes(plan.recipe(0, own), spec)

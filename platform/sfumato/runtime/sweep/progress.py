@@ -8,8 +8,8 @@ from typing import Any
 
 from ray.tune import Callback
 
-from sfumato.runtime.sweep.plan import Plan
 from sfumato.runtime.sweep.screen import Screen
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.runtime.sweep.training import FAILURE
 from sfumato.runtime.sweep.trial import values_of
 from sfumato.tuning.journal import Journal
@@ -20,7 +20,7 @@ _TIME_S = 20.0
 class Progress(Callback):
     """Tune's trials by their numbers; a trial's name is its number, whatever weights it took over."""
 
-    def __init__(self, plan: Plan, journal: Journal, screen: Screen, scheduler: str) -> None:
+    def __init__(self, plan: SweepPlan, journal: Journal, screen: Screen, scheduler: str) -> None:
         self._plan = plan
         self._journal = journal
         self._screen = screen

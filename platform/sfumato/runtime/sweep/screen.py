@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 
-from sfumato.runtime.sweep.plan import Plan
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.runtime.sweep.training import PROGRESS
 from sfumato.tuning import table
 from sfumato.tuning.journal import Journal, Trial, best_of
@@ -22,7 +22,7 @@ class Screen:
     """Shows the journal's trials; events appear once they are recorded."""
 
     def __init__(
-        self, console: Console, plan: Plan, journal: Journal, fields: Sequence[str], trials: int | None
+        self, console: Console, plan: SweepPlan, journal: Journal, fields: Sequence[str], trials: int | None
     ) -> None:
         self._console = console
         self._plan = plan

@@ -6,8 +6,8 @@ from typing import Any
 
 from ray.tune import Stopper
 
-from sfumato.runtime.sweep.plan import Plan
 from sfumato.runtime.sweep.progress import Progress
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.tuning.config import BudgetSettings
 
 
@@ -15,7 +15,7 @@ class SweepStopper(Stopper):
     """Asked by Tune after every result. `reason` says why all was stopped; `missing` lists the metrics that
     there are where the sweep's is none of them."""
 
-    def __init__(self, plan: Plan, budget: BudgetSettings, progress: Progress) -> None:
+    def __init__(self, plan: SweepPlan, budget: BudgetSettings, progress: Progress) -> None:
         self._plan = plan
         self._budget = budget
         self._progress = progress

@@ -16,9 +16,9 @@ from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import prepared
-from sfumato.runtime.sweep import on_ray, prepare, report
+from sfumato.runtime.sweep import on_ray, prepare, results
 from sfumato.runtime.sweep.on_ray import Sweep
-from sfumato.runtime.sweep.plan import PLAN, Plan, changes_for, sweep_folder
+from sfumato.runtime.sweep.sweep_plan import PLAN, SweepPlan, changes_for, sweep_folder
 from sfumato.tracking.run import Tracker
 from sfumato.tracking.start import DatasetInfo
 from sfumato.tuning.config import TuneSettings
@@ -70,12 +70,12 @@ def run(
     with _tracked(plan, recipe, tune, manifest, root) as tracker:
         plan = replace(plan, parent=tracker.run_id)
         plan.save()
-        report.log_space(tracker, plan, tune)
+        results.log_space(tracker, plan, tune)
         try:
             on_ray.run(Sweep(plan, recipe, tune, manifest, journal), display)
         finally:
-            report.close_trials(plan, recipe, journal)
-        result = report.finish(plan, recipe, tune, journal, tracker)
+            results.close_trials(plan, recipe, journal)
+        result = results.finish(plan, recipe, tune, journal, tracker)
     if best_of(journal.in_order(), plan.mode) is None:
         reasons = {f"trial {t.number}: {t.reason}" for t in journal.in_order() if t.status == "failed"}
         raise TrainingError("no trial produced a result\n" + "\n".join(sorted(reasons)))
@@ -99,8 +99,10 @@ def _read(content: Mapping[str, Any]) -> tuple[Recipe, TuneSettings]:
     return recipe, recipe.tune
 
 
-def _plan(content: Mapping[str, Any], recipe: Recipe, tune: TuneSettings, folder: Path, root: Path) -> Plan:
-    return Plan(
+def _plan(
+    content: Mapping[str, Any], recipe: Recipe, tune: TuneSettings, folder: Path, root: Path
+) -> SweepPlan:
+    return SweepPlan(
         content={key: value for key, value in content.items() if key != "tune"},
         path=str(folder),
         root=str(root.resolve()),
@@ -134,14 +136,14 @@ def _folder(recipe: Recipe, content: Mapping[str, Any], root: Path, *, resume: b
 def _forget_records(folder: Path) -> None:
     """What MLflow had of the sweep and its trials is gone; they start new runs there."""
     if (folder / PLAN).is_file():
-        replace(Plan.load(str(folder)), parent="").save()
+        replace(SweepPlan.load(str(folder)), parent="").save()
     for known in (folder / "trials").glob("*/run.json"):
         RunFolder(known.parent).forget_record()
 
 
-def _tracked(plan: Plan, recipe: Recipe, tune: TuneSettings, manifest: Manifest, root: Path) -> Tracker:
+def _tracked(plan: SweepPlan, recipe: Recipe, tune: TuneSettings, manifest: Manifest, root: Path) -> Tracker:
     """The sweep's own run in MLflow, parent of those of its trials."""
-    known = Plan.load(plan.path).parent or None if (Path(plan.path) / PLAN).is_file() else None
+    known = SweepPlan.load(plan.path).parent or None if (Path(plan.path) / PLAN).is_file() else None
     return Tracker.start(
         recipe.tracking,
         root=root,

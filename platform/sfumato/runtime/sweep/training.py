@@ -22,7 +22,7 @@ from sfumato.runtime.runs.child import Child
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import open_session, prepared
-from sfumato.runtime.sweep.plan import Plan
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.runtime.training.controller_handle import unpacked
 from sfumato.runtime.training.progress_actor import Snapshot
 from sfumato.runtime.training.validation import read_records
@@ -45,7 +45,7 @@ Result = dict[str, Any]
 class TrialRun:
     """Trains a trial and hands out its reports, one a call of `next_result`."""
 
-    def __init__(self, plan: Plan, number: int, values: Mapping[str, Any]) -> None:
+    def __init__(self, plan: SweepPlan, number: int, values: Mapping[str, Any]) -> None:
         self._plan = plan
         self._number = number
         self._recipe = plan.recipe(number, values)
@@ -209,18 +209,18 @@ def wait_for_former(folder: RunFolder) -> None:
         time.sleep(_POLL_S)
 
 
-def forget_former(plan: Plan, number: int) -> None:
+def forget_former(plan: SweepPlan, number: int) -> None:
     """After a killed driver, no process trains the trial."""
     (plan.folder(number).path / _LIFE).unlink(missing_ok=True)
 
 
-def recipe_of(plan: Plan, number: int, values: Mapping[str, Any]) -> Recipe:
+def recipe_of(plan: SweepPlan, number: int, values: Mapping[str, Any]) -> Recipe:
     """A trial's recipe with all paths and digests resolved, as its own process has it."""
     quiet = Display(Console(quiet=True))
     return prepared(plan.recipe(number, values), quiet, root=Path(plan.root))[0]
 
 
-def forget_reports(plan: Plan, number: int, images: int, value: float) -> None:
+def forget_reports(plan: SweepPlan, number: int, images: int, value: float) -> None:
     """What a trial reported before it took over the weights of another one, which stand at `images`."""
     folder = plan.folder(number)
     folder.write_json(_REPORTED, {"images": images, "value": value})

@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from sfumato.errors import CheckpointError
-from sfumato.runtime.sweep.plan import Plan
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.runtime.sweep.training import TrialRun, forget_reports, recipe_of, wait_for_former
 from sfumato.training import hand_over
 from sfumato.training.store import open_store
@@ -45,7 +45,7 @@ class TrialActor(tune.Trainable):
         self._assign(config)
 
     def _assign(self, config: Mapping[str, Any]) -> None:
-        self._plan = Plan.load(config["sweep"])
+        self._plan = SweepPlan.load(config["sweep"])
         self._values = values_of(config)
         # The name and not the configuration: with weights, a trial is handed the giver's configuration.
         self._number = int(self.trial_name)

@@ -34,7 +34,7 @@ def interval(timeout_s: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CodePosition:
     """Where a thread is. `waits`: in a call that returns only when other ranks take part."""
 
     text: str
@@ -48,7 +48,7 @@ class Beat:
     steps: int
     images: int
     counts: bool
-    place: Place
+    place: CodePosition
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Pulse:
                 return
 
 
-def place_of(frame: FrameType | None) -> Place:
+def place_of(frame: FrameType | None) -> CodePosition:
     """The innermost line that is executed, and the line of this package that led to it."""
     lines: list[tuple[str, str]] = []
     waits = False
@@ -189,10 +189,10 @@ def place_of(frame: FrameType | None) -> Place:
         waits = waits or path.startswith("torch/distributed/") or function == "_engine_run_backward"
         frame = frame.f_back
     if not lines:
-        return Place("no thread", waits=False)
+        return CodePosition("no thread", waits=False)
     inner = lines[0][1]
     ours = next((text for path, text in lines if path.startswith(f"{_PACKAGE}/")), inner)
-    return Place(inner if ours == inner else f"{inner}, called in {ours}", waits)
+    return CodePosition(inner if ours == inner else f"{inner}, called in {ours}", waits)
 
 
 def _short(path: str) -> str:

@@ -52,7 +52,7 @@ _POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class EvaluationRecord:
     """One evaluation in training: the figures, and when training stood there."""
 
     images: int
@@ -70,9 +70,9 @@ class Record:
         return Point(self.images, self.metrics, self.higher_is_better)
 
 
-def read_records(folder: RunFolder) -> list[Record]:
+def read_records(folder: RunFolder) -> list[EvaluationRecord]:
     """The evaluations of a run so far, in the order of images."""
-    found = [Record(**record) for record in folder.read_json(DURING) or []]
+    found = [EvaluationRecord(**record) for record in folder.read_json(DURING) or []]
     return sorted(found, key=lambda record: record.images)
 
 
@@ -206,7 +206,7 @@ class TrainingEvaluations:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
         self._display.line(f"evaluate: at {images:,} images  {shown}")
 
-    def _keep_best(self, snapshot: Path, images: int, records: Sequence[Record]) -> None:
+    def _keep_best(self, snapshot: Path, images: int, records: Sequence[EvaluationRecord]) -> None:
         choice = self._recipe.evaluate.best or self._recipe.evaluate.early_stop
         if choice is None:
             return
@@ -235,8 +235,8 @@ class TrainingEvaluations:
             self._board.stop.remote(reason)
 
 
-def _record(images: int, reached: float, report: EvaluationReport) -> Record:
-    return Record(
+def _record(images: int, reached: float, report: EvaluationReport) -> EvaluationRecord:
+    return EvaluationRecord(
         images,
         reached,
         report.samples,

@@ -28,7 +28,7 @@ from sfumato.runtime.jobs import command as commands
 from sfumato.runtime.jobs import on_kubernetes
 from sfumato.runtime.jobs.kubectl import Kubectl
 from sfumato.runtime.jobs.pods import PodSettings
-from sfumato.runtime.jobs.submit import Options
+from sfumato.runtime.jobs.submit import SubmitOptions
 
 CRDS = Path(os.environ.get("SFUMATO_SHARED_CRDS", ROOT.parent / "shared" / "crds"))
 IMAGE = "registry.example.com/sfumato-gpu:0.1.0"
@@ -52,10 +52,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rendered(
-    project: Path, *overrides: str, options: Options | None = None, image: str = IMAGE, **more: Any
+    project: Path, *overrides: str, options: SubmitOptions | None = None, image: str = IMAGE, **more: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(ConfigMap, RayJob)"""
-    options = options or Options(root="/runs")
+    options = options or SubmitOptions(root="/runs")
     command = commands.parse(["run", "tiny.yaml", *overrides], trust=False)
     pods = PodSettings(image=image, root="/runs", claim="runs", **more.pop("pods", {}))
     settings = on_kubernetes.settings_of(
@@ -109,7 +109,9 @@ def ray_job_schema() -> jsonschema.Draft202012Validator:
 def test_the_job_is_what_the_schema_allows(
     project: Path, ray_job_schema: jsonschema.Draft202012Validator, overrides: tuple[str, ...]
 ) -> None:
-    options = Options(root="/runs", secrets=("AWS_SECRET_ACCESS_KEY=store/secret",), environment=("LEVEL=3",))
+    options = SubmitOptions(
+        root="/runs", secrets=("AWS_SECRET_ACCESS_KEY=store/secret",), environment=("LEVEL=3",)
+    )
     pods = {"secret_sets": ("mlflow",), "node_selector": {"gpu": "h100"}, "memory": "20Gi"}
     _, job = rendered(project, *overrides, options=options, queue="team", token_secret="ray-token", pods=pods)
     assert not [f"{list(e.absolute_path)}: {e.message}" for e in ray_job_schema.iter_errors(job)]
@@ -118,7 +120,7 @@ def test_the_job_is_what_the_schema_allows(
 
 
 def test_the_pods_are_what_kubernetes_and_our_policy_allow(project: Path) -> None:
-    options = Options(root="/runs", secrets=("AWS_SECRET_ACCESS_KEY=store/secret",))
+    options = SubmitOptions(root="/runs", secrets=("AWS_SECRET_ACCESS_KEY=store/secret",))
     config, job = rendered(project, *GPUS, options=options)
     kubernetes_validate.validate(config, "1.32", strict=True)
     for name, template in pods_of(job).items():
@@ -194,17 +196,21 @@ def test_an_image_without_a_version_is_refused(project: Path, image: str) -> Non
 
 def test_other_bad_input(project: Path) -> None:
     with pytest.raises(ConfigError, match="expected NAME=SECRET/KEY"):
-        rendered(project, options=Options(root="/runs", secrets=("TOKEN=OTHER",)))
+        rendered(project, options=SubmitOptions(root="/runs", secrets=("TOKEN=OTHER",)))
     command = commands.parse(["run", "tiny.yaml"], trust=False)
     settings = on_kubernetes.settings_of(
-        Options(), namespace="n", queue=None, token_secret=None, pods=PodSettings(IMAGE, "/runs", "runs")
+        SubmitOptions(),
+        namespace="n",
+        queue=None,
+        token_secret=None,
+        pods=PodSettings(IMAGE, "/runs", "runs"),
     )
     with pytest.raises(ConfigError, match=r"a ConfigMap holds 1,000,000 \(mine/big.bin alone"):
         on_kubernetes.manifest.documents(
             command, {"mine/big.bin": bytes(1_000_001)}, name="job-1", settings=settings
         )
     with pytest.raises(ConfigError, match="expected lower-case letters"):
-        on_kubernetes.render(command, Options(), settings, project=project, name="Job_1")
+        on_kubernetes.render(command, SubmitOptions(), settings, project=project, name="Job_1")
 
 
 class Api(BaseHTTPRequestHandler):
@@ -328,7 +334,7 @@ def api(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Api]]:
 def test_kubectl_sends_a_job_and_tells_how_it_goes(api: type[Api], project: Path) -> None:
     kubectl = Kubectl("sfumato", "here")
     command = commands.parse(["run", "tiny.yaml"], trust=False)
-    options = Options(root="/runs")
+    options = SubmitOptions(root="/runs")
     settings = on_kubernetes.settings_of(
         options, namespace="sfumato", queue=None, token_secret=None, pods=PodSettings(IMAGE, "/runs", "runs")
     )

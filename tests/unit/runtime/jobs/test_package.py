@@ -17,7 +17,7 @@ from sfumato.runtime.jobs import command as commands
 from sfumato.runtime.jobs import local_code, package
 from sfumato.runtime.jobs.ignore import Ignored
 from sfumato.runtime.jobs.start import prepare
-from sfumato.runtime.jobs.submit import Options, read
+from sfumato.runtime.jobs.submit import SubmitOptions, read
 
 TINY = {
     "name": "tiny",
@@ -197,13 +197,13 @@ def test_secrets_by_reference_are_taken(project: Path, monkeypatch: pytest.Monke
     files = packed(command, project, secrets=("KEY_HERE",))
     assert not any(b"swordfish" in content for content in files.values())
     assert json.loads(files["job.json"])["secrets"] == ["KEY_HERE"]
-    renamed = Options(secrets=("KEY", "TOKEN=OTHER"), environment=("LEVEL=3",))
+    renamed = SubmitOptions(secrets=("KEY", "TOKEN=OTHER"), environment=("LEVEL=3",))
     assert renamed.variables() == {"LEVEL": "3", "TOKEN": "${OTHER}"}
     assert renamed.secret_names() == ("KEY", "TOKEN")
     with pytest.raises(ConfigError, match="holds a secret"):
-        Options(environment=("AWS_SECRET_ACCESS_KEY=abc",)).variables()
+        SubmitOptions(environment=("AWS_SECRET_ACCESS_KEY=abc",)).variables()
     with pytest.raises(ConfigError, match="never a value"):
-        Options(secrets=("TOKEN=abc",)).variables()
+        SubmitOptions(secrets=("TOKEN=abc",)).variables()
 
 
 @pytest.mark.parametrize(
@@ -223,14 +223,14 @@ def test_secrets_by_reference_are_taken(project: Path, monkeypatch: pytest.Monke
 )
 def test_bad_commands(project: Path, words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        read(words, Options())
+        read(words, SubmitOptions())
 
 
 def test_names_and_roots(project: Path) -> None:
     with pytest.raises(ConfigError, match="--name 'a b': expected letters"):
-        read(["run", "tiny.yaml"], Options(name="a b"))
+        read(["run", "tiny.yaml"], SubmitOptions(name="a b"))
     with pytest.raises(ConfigError, match="--root shared: expected an absolute folder"):
-        read(["run", "tiny.yaml"], Options(root="shared"))
+        read(["run", "tiny.yaml"], SubmitOptions(root="shared"))
 
 
 def test_another_version_on_the_cluster_is_refused_with_both_named(

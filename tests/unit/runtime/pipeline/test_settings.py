@@ -14,7 +14,7 @@ from repository import PIPELINES
 from sfumato import cli
 from sfumato.runtime.pipeline.kinds.stage import digest
 from sfumato.runtime.pipeline.plan import again_from, examine, plan
-from sfumato.runtime.pipeline.records import Record, Records
+from sfumato.runtime.pipeline.records import Records, StageRecord
 from sfumato.runtime.pipeline.settings import Pipeline, is_pipeline, load
 
 RECIPES = PIPELINES / "digits"
@@ -135,7 +135,7 @@ def finish(
 ) -> None:
     step = examine(pipeline, records, name, before)
     assert step.inputs is not None
-    records.finish(name, Record(digest(step.inputs), step.inputs, outputs, 1.0, 1.0))
+    records.finish(name, StageRecord(digest(step.inputs), step.inputs, outputs, 1.0, 1.0))
 
 
 def test_a_plan_says_what_is_done_and_why_the_rest_is_not(pipeline: Pipeline, digits_data: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_plan_says_what_is_done_and_why_the_rest_is_not(pipeline: Pipeline, di
 
 def test_an_order_to_do_a_stage_anew_outlives_a_killed_call(tmp_path: Path) -> None:
     records = Records(tmp_path)
-    record = Record("k" * 64, {"a": 1}, {"digest": "1"}, 1.0, 1.0)
+    record = StageRecord("k" * 64, {"a": 1}, {"digest": "1"}, 1.0, 1.0)
     records.finish("train", record)
     records.order_again(["train"])
     run = tmp_path / "run-2"

@@ -180,14 +180,14 @@ def test_a_sweep_ends_when_its_budget_is_spent_and_every_waiting_trial_learns_of
 ) -> None:
     from rich.console import Console
 
-    from sfumato.runtime.sweep.plan import Plan
     from sfumato.runtime.sweep.progress import Progress
     from sfumato.runtime.sweep.screen import Screen
     from sfumato.runtime.sweep.stop import SweepStopper
+    from sfumato.runtime.sweep.sweep_plan import SweepPlan
 
     journal = _told(tmp_path / "journal.jsonl", [1.0, 2.0, 3.0, 4.0, 5.0])
     journal.add("time", seconds=61.0)  # of an earlier call
-    plan = Plan({"name": "n"}, str(tmp_path), str(tmp_path), "train/d/loss", "min", "", {})
+    plan = SweepPlan({"name": "n"}, str(tmp_path), str(tmp_path), "train/d/loss", "min", "", {})
     with (tmp_path / "screen").open("w") as file:
         screen = Screen(Console(file=file), plan, journal, [], 5)
         stopper = SweepStopper(plan, settings(budget=budget).budget, Progress(plan, journal, screen, "none"))

@@ -13,16 +13,23 @@ from torch import nn
 
 from sfumato.core.progress import Progress
 from sfumato.runtime.training.backpressure import Brake
-from sfumato.runtime.training.heartbeat import Beat, Place, Pulses, Seen, Who, place_of
+from sfumato.runtime.training.heartbeat import Beat, CodePosition, Pulses, Seen, Who, place_of
 from sfumato.runtime.training.watchdog import judge
 
 TIMEOUT_S = 10.0
-COMPUTES = Place("sfumato/families/gan/losses.py:7 penalty", waits=False)
-WAITS = Place("torch/distributed/distributed_c10d.py:9 all_reduce, called in sfumato/x.py:1 sum", waits=True)
+COMPUTES = CodePosition("sfumato/families/gan/losses.py:7 penalty", waits=False)
+WAITS = CodePosition(
+    "torch/distributed/distributed_c10d.py:9 all_reduce, called in sfumato/x.py:1 sum", waits=True
+)
 
 
 def seen(
-    *, silent: float = 0.5, still: float = 0.0, place: Place = COMPUTES, counts: bool = True, rank: int = 0
+    *,
+    silent: float = 0.5,
+    still: float = 0.0,
+    place: CodePosition = COMPUTES,
+    counts: bool = True,
+    rank: int = 0,
 ) -> Seen:
     return Seen(Who(1000 + rank, "10.0.0.7", b""), Beat(5, 640, counts, place), silent, still)
 
@@ -110,19 +117,19 @@ def test_a_place_names_the_line_and_the_one_of_ours_that_led_to_it() -> None:
     assert arrived.wait(30)
     place = place_of(sys._current_frames()[thread.ident or 0])
     leave.set()
-    thread.join(30)
+    thread.join(600)
     inner, ours = place.text.split(", called in ")
     assert inner.startswith("threading.py:") and inner.endswith(" wait")
     assert ours.startswith("sfumato/runtime/training/backpressure.py:") and ours.endswith(" __call__")
     assert not place.waits and place_of(None).text == "no thread"
 
 
-def here() -> Place:
+def here() -> CodePosition:
     return place_of(sys._getframe())
 
 
 class _Backward(torch.autograd.Function):
-    places: ClassVar[list[Place]] = []
+    places: ClassVar[list[CodePosition]] = []
 
     @staticmethod
     def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
@@ -137,7 +144,7 @@ class _Backward(torch.autograd.Function):
 class _Sent:
     """Looks where it is when it is sent to other ranks."""
 
-    places: ClassVar[list[Place]] = []
+    places: ClassVar[list[CodePosition]] = []
 
     def __reduce__(self) -> tuple[object, tuple[()]]:
         _Sent.places.append(here())

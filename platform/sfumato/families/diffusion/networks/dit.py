@@ -89,7 +89,9 @@ class DiT(nn.Module):
         self.embed_patch = nn.Conv2d(data.channels, width, patch, stride=patch)
         self.embed_time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.embed_label = nn.Embedding(data.num_classes + 1, width) if conditional else None
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            DiTBlock(width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
         self.last = LastLayer(width, patch * patch * data.channels)
         # Fixed, so that weights of another size of image differ in nothing but this.
         self.register_buffer("position_TD", positions(*self._grid, width), persistent=False)
@@ -126,12 +128,12 @@ class DiT(nn.Module):
         if self.embed_label is not None:
             nn.init.normal_(self.embed_label.weight, std=0.02)
         for module in self.modules():
-            if isinstance(module, (Block, LastLayer)):
+            if isinstance(module, (DiTBlock, LastLayer)):
                 nn.init.zeros_(module.modulation.weight)
         nn.init.zeros_(self.last.out.weight)
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """Self-attention and MLP, each normalised, modulated and gated by the condition: adaLN-Zero."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:

@@ -18,7 +18,7 @@ from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands import stages
 from sfumato.runtime.pipeline.kinds.model import TrainedRun
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
-from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
 
 
@@ -34,13 +34,13 @@ class EvaluateStage(StageSettings):
         {}, description="Fields of `evaluate:` to change, for example samples: 5000 or metrics: [precision]."
     )
 
-    def check(self, place: Place) -> None:
+    def check(self, place: PipelinePlace) -> None:
         try:
             EvaluateSettings.model_validate(self.set)
         except ValidationError as error:
             raise ConfigError(*explain(error, EvaluateSettings, ("set",))) from None
 
-    def identity(self, place: Place) -> dict[str, Any]:
+    def identity(self, place: PipelinePlace) -> dict[str, Any]:
         trained = self._trained(place)
         return {
             "model": trained.digest,
@@ -48,11 +48,11 @@ class EvaluateStage(StageSettings):
             "settings": json.loads(trained.recipe.evaluate.identity()),
         }
 
-    def in_place(self, outputs: Outputs, place: Place) -> bool:
+    def in_place(self, outputs: Outputs, place: PipelinePlace) -> bool:
         report = Path(outputs["report"])
         return (report / FILE).is_file() and _figures(report) == outputs["digest"]
 
-    def demand(self, place: Place) -> Demand:
+    def demand(self, place: PipelinePlace) -> Demand:
         if not Path(self.run).is_dir():  # its training is yet to come, and takes as much as the recipe's own
             settings = EvaluateSettings.model_validate(self.set)
             return Demand(ray_cluster.cpus_of(settings), _gpus(settings))
@@ -81,7 +81,7 @@ class EvaluateStage(StageSettings):
             "mlflow_run_id": session.tracker.run_id,
         }
 
-    def _trained(self, place: Place) -> TrainedRun:
+    def _trained(self, place: PipelinePlace) -> TrainedRun:
         return TrainedRun.of(self.run, {"evaluate": self.set} if self.set else {}, place)
 
 

@@ -14,7 +14,7 @@ from sfumato.runtime.commands.evaluate import comparable
 from sfumato.runtime.pipeline.conditions import Condition
 from sfumato.runtime.pipeline.kinds.model import model_digest
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
-from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.tracking.champion import CHALLENGER, CHAMPION, Champion, champion_of
 from sfumato.tracking.config import TrackingSettings
 
@@ -51,7 +51,7 @@ class GateStage(StageSettings):
             Condition.parse(text)
         return require
 
-    def identity(self, place: Place) -> dict[str, Any]:
+    def identity(self, place: PipelinePlace) -> dict[str, Any]:
         report = read_report(Path(self.report))
         champion = self._champion(place)
         return {
@@ -62,7 +62,7 @@ class GateStage(StageSettings):
             "champion": None if champion is None else champion.version,
         }
 
-    def in_place(self, outputs: Outputs, place: Place) -> bool:
+    def in_place(self, outputs: Outputs, place: PipelinePlace) -> bool:
         return True
 
     def perform(self, work: Work) -> Outputs:
@@ -103,7 +103,7 @@ class GateStage(StageSettings):
                 "from chance; evaluate with evaluate.interval.enabled, or leave it out"
             )
 
-    def _champion(self, place: Place) -> Champion | None:
+    def _champion(self, place: PipelinePlace) -> Champion | None:
         """The champion of now; None where there is none, or the model is the champion itself."""
         found = champion_of(place.tracking or TrackingSettings(), self.name, root=place.root)
         return None if found is None or found.digest == self._digest() else found

@@ -11,7 +11,7 @@ from typing import Any
 from sfumato.errors import CheckpointError
 from sfumato.recipe import Recipe
 from sfumato.runtime.pipeline.kinds.stage import Work
-from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import Session, open_session
 from sfumato.runtime.runs.targets import run_folder_of
@@ -33,7 +33,7 @@ class TrainedRun:
     """Of its model."""
 
     @classmethod
-    def of(cls, run: str, changes: Mapping[str, Any], place: Place) -> TrainedRun:
+    def of(cls, run: str, changes: Mapping[str, Any], place: PipelinePlace) -> TrainedRun:
         """The run of that folder, name or id. Raises SfumatoError where it is missing or not trained."""
         folder, _ = run_folder_of(run, root=place.root)
         digest = model_digest(str(folder.model))

@@ -16,7 +16,7 @@ from sfumato.data.packing.sources import SourceSettings
 from sfumato.data.packing.sources.files import state
 from sfumato.errors import ConfigError, DataError
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
-from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.place import PipelinePlace
 
 
 class PackStage(StageSettings):
@@ -35,16 +35,16 @@ class PackStage(StageSettings):
         None, ge=1, description="Samples per shard; null: up to 128 MiB of pixels."
     )
 
-    def check(self, place: Place) -> None:
+    def check(self, place: PipelinePlace) -> None:
         if "://" in self.dest:
             raise ConfigError(f"dest: {self.dest}: pack into a local folder, then copy it")
 
-    def identity(self, place: Place) -> dict[str, Any]:
+    def identity(self, place: PipelinePlace) -> dict[str, Any]:
         """The source's settings, and names, sizes and times of its files."""
         settings = self.model_dump(mode="json", exclude={"kind", "needs", "dest"})
         return {"pack": settings, "dest": place.path(self.dest), "files": _files(self._source(place))}
 
-    def in_place(self, outputs: Outputs, place: Place) -> bool:
+    def in_place(self, outputs: Outputs, place: PipelinePlace) -> bool:
         before: str = outputs["digest"]
         return _digest_at(outputs["data"]) == before
 
@@ -81,7 +81,7 @@ class PackStage(StageSettings):
         work.display.done(f"{report.manifest.samples:,} images in {data}")
         return _outputs(data, adopted=False)
 
-    def _source(self, place: Place) -> SourceSettings:
+    def _source(self, place: PipelinePlace) -> SourceSettings:
         path = getattr(self.source, "path", None)
         if path is None:
             return self.source

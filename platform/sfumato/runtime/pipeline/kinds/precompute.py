@@ -13,7 +13,7 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, DataError
 from sfumato.runtime.commands import precompute as encoding
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
-from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.runs import first_stage
 
@@ -34,11 +34,11 @@ class PrecomputeStage(StageSettings):
     cpus_per_actor: float = Field(1.0, ge=0.1, description="CPUs of each actor.")
     gpus_per_actor: float = Field(0.0, ge=0, description="GPUs of each actor; a fraction shares one.")
 
-    def check(self, place: Place) -> None:
+    def check(self, place: PipelinePlace) -> None:
         if "://" in self.dest:
             raise ConfigError(f"dest: {self.dest}: precompute into a local folder, then copy it")
 
-    def identity(self, place: Place) -> dict[str, Any]:
+    def identity(self, place: PipelinePlace) -> dict[str, Any]:
         return {
             "encoder": self._encoder(place).digest,
             "data": Manifest.load(place.path(self.data)).digest,
@@ -46,11 +46,11 @@ class PrecomputeStage(StageSettings):
             "dest": place.path(self.dest),
         }
 
-    def in_place(self, outputs: Outputs, place: Place) -> bool:
+    def in_place(self, outputs: Outputs, place: PipelinePlace) -> bool:
         there = Manifest.exists(outputs["data"])
         return there and Manifest.load(outputs["data"]).digest == outputs["digest"]
 
-    def demand(self, place: Place) -> Demand:
+    def demand(self, place: PipelinePlace) -> Demand:
         return Demand(max(1.0, self.actors * self.cpus_per_actor), self.actors * self.gpus_per_actor)
 
     def perform(self, work: Work) -> Outputs:
@@ -80,10 +80,10 @@ class PrecomputeStage(StageSettings):
         )
         return _outputs(dest)
 
-    def _encoder(self, place: Place) -> FirstStageConfig:
+    def _encoder(self, place: PipelinePlace) -> FirstStageConfig:
         return first_stage.look_up(FirstStageConfig(run=self.encoder), place.root)
 
-    def _made(self, there: Manifest, place: Place) -> bool:
+    def _made(self, there: Manifest, place: PipelinePlace) -> bool:
         """Whether a data set is what this stage would make."""
         wanted = self.identity(place)
         made = {info.encoder for name, info in there.columns.items() if name in self._columns()}

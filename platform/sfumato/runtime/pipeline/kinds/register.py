@@ -9,7 +9,7 @@ from pydantic import Field
 from sfumato.runtime.commands import stages
 from sfumato.runtime.pipeline.kinds.model import TrainedRun
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
-from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.tracking.champion import has_version, set_alias
 from sfumato.tracking.config import TrackingSettings
@@ -30,16 +30,16 @@ class RegisterStage(StageSettings):
         None, pattern=r"^[A-Za-z0-9_$<>{}.\-]+$", description="Alias of the new version: ${gate.alias}."
     )
 
-    def identity(self, place: Place) -> dict[str, Any]:
+    def identity(self, place: PipelinePlace) -> dict[str, Any]:
         trained = self._trained(place)
         name = trained.recipe.registry.name or trained.recipe.name
         return {"model": trained.digest, "name": name, "alias": self.alias}
 
-    def in_place(self, outputs: Outputs, place: Place) -> bool:
+    def in_place(self, outputs: Outputs, place: PipelinePlace) -> bool:
         settings = place.tracking or TrackingSettings()
         return has_version(settings, outputs["name"], outputs["version"], root=place.root)
 
-    def demand(self, place: Place) -> Demand:
+    def demand(self, place: PipelinePlace) -> Demand:
         return Demand(run=self.run)
 
     def perform(self, work: Work) -> Outputs:
@@ -61,7 +61,7 @@ class RegisterStage(StageSettings):
             "mlflow_run_id": session.tracker.run_id,
         }
 
-    def _trained(self, place: Place) -> TrainedRun:
+    def _trained(self, place: PipelinePlace) -> TrainedRun:
         changes: dict[str, Any] = {"registry.enabled": True}
         if self.name is not None:
             changes["registry.name"] = self.name

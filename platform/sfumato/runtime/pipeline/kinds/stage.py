@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from sfumato.core.config import Config
-from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.runs.display import Display
 
@@ -30,7 +30,7 @@ def digest(content: Any) -> str:
 class Work:
     """What a stage is given to do its work."""
 
-    place: Place
+    place: PipelinePlace
     display: Display
     before: Mapping[str, Any] | None = None
     """The outputs of its last completed execution, whatever its inputs were."""
@@ -55,24 +55,24 @@ class StageSettings(Config, ABC):
     kind: str
     needs: tuple[str, ...] = Field((), description="Stages that have to be finished before.")
 
-    def check(self, place: Place) -> None:
+    def check(self, place: PipelinePlace) -> None:
         """Raise SfumatoError for errors that can be found before anything runs; references are unresolved."""
 
     @abstractmethod
-    def identity(self, place: Place) -> dict[str, Any] | None:
+    def identity(self, place: PipelinePlace) -> dict[str, Any] | None:
         """All that its outputs depend on, as plain data; None as long as that is not known.
 
         References are filled in. Raises SfumatoError where an input is missing.
         """
 
     @abstractmethod
-    def in_place(self, outputs: Outputs, place: Place) -> bool:
+    def in_place(self, outputs: Outputs, place: PipelinePlace) -> bool:
         """Whether the output of an earlier call is still there, unchanged."""
 
     @abstractmethod
     def perform(self, work: Work) -> Outputs:
         """Do it, on the connected cluster."""
 
-    def demand(self, place: Place) -> Demand:
+    def demand(self, place: PipelinePlace) -> Demand:
         """The resources it needs while it runs."""
         return Demand()

@@ -14,7 +14,7 @@ from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands import stages
 from sfumato.runtime.pipeline.kinds.model import model_digest
 from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
-from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.runs import pretrained
 from sfumato.runtime.runs.session import absolute, open_session
@@ -33,7 +33,7 @@ class TrainStage(StageSettings):
         description="Fields of the recipe to change, by dotted name, for example data.path: ${images.data}.",
     )
 
-    def check(self, place: Place) -> None:
+    def check(self, place: PipelinePlace) -> None:
         recipe = self._recipe(place)
         recipe.check()
         if place.tracking is None and recipe.tracking.uri is not None:
@@ -42,7 +42,7 @@ class TrainStage(StageSettings):
                 "run and those of its stages are in one store"
             )
 
-    def identity(self, place: Place) -> dict[str, Any] | None:
+    def identity(self, place: PipelinePlace) -> dict[str, Any] | None:
         """The recipe's identity and the digests of its data; not known as long as that is not packed."""
         recipe = self._resolved(place)
         sets = [recipe.data.path, *(other.path for other in recipe.data.mix)]
@@ -50,11 +50,11 @@ class TrainStage(StageSettings):
             return None
         return {"recipe": recipe.identity(), "data": [Manifest.load(data).digest for data in sets]}
 
-    def in_place(self, outputs: Outputs, place: Place) -> bool:
+    def in_place(self, outputs: Outputs, place: PipelinePlace) -> bool:
         digest: str = outputs["digest"]
         return model_digest(outputs["model"]) == digest
 
-    def demand(self, place: Place) -> Demand:
+    def demand(self, place: PipelinePlace) -> Demand:
         parallel = (recipe := self._recipe(place)).parallel
         cpus = max(ray_cluster.cpus_to_train(recipe), ray_cluster.cpus_to_evaluate(recipe))
         gpus = parallel.workers * parallel.gpus_per_worker
@@ -81,8 +81,8 @@ class TrainStage(StageSettings):
             "mlflow_run_id": session.tracker.run_id,
         }
 
-    def _recipe(self, place: Place) -> Recipe:
+    def _recipe(self, place: PipelinePlace) -> Recipe:
         return place.recipe(place.folder / Path(self.recipe), self.set)
 
-    def _resolved(self, place: Place) -> Recipe:
+    def _resolved(self, place: PipelinePlace) -> Recipe:
         return pretrained.resolved(absolute(self._recipe(place), place.root), place.root)

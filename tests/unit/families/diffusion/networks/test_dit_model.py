@@ -14,7 +14,7 @@ from torch import nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.networks.dit import Block, DiT, DiTConfig, positions, sinusoids, unpatch
+from sfumato.families.diffusion.networks.dit import DiT, DiTBlock, DiTConfig, positions, sinusoids, unpatch
 
 DATA = DataSpec(1, 8, 12, ("a", "b"))
 CONFIG = DiTConfig(kind="dit", patch=2, width=16, depth=2, heads=2)
@@ -43,8 +43,8 @@ def test_a_fresh_block_is_the_identity_and_a_fresh_network_answers_zero() -> Non
 
 def test_a_block_is_attention_and_mlp_modulated_and_gated() -> None:
     width, heads, rows, tokens = 16, 2, 3, 5
-    block = awake(Block(width, heads, 4.0))
-    assert isinstance(block, Block)
+    block = awake(DiTBlock(width, heads, 4.0))
+    assert isinstance(block, DiTBlock)
     x, c = torch.randn(rows, tokens, width), torch.randn(rows, width)
     attention = nn.MultiheadAttention(width, heads, batch_first=True)
     attention.in_proj_weight.data, attention.in_proj_bias.data = block.qkv.weight, block.qkv.bias

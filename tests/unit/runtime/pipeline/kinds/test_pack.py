@@ -14,7 +14,7 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.errors import DataError
 from sfumato.runtime.pipeline.kinds.pack import PackStage
 from sfumato.runtime.pipeline.kinds.stage import Outputs, Work
-from sfumato.runtime.pipeline.place import Place
+from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.runs.display import Display
 
 
@@ -22,7 +22,7 @@ class Project:
     """A folder with pictures, and a stage that packs them."""
 
     def __init__(self, folder: Path) -> None:
-        self.place = Place(folder, folder)
+        self.place = PipelinePlace(folder, folder)
         self.data = folder / "packed"
         for number in range(4):
             self.draw(f"{number}.png", number)

@@ -17,7 +17,7 @@ from sfumato.evaluation.store import digest
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BlockPlan:
     """`tasks` are the blocks of images, `further` those of inputs with `rows` of their own, by the input's
     name.
     """
@@ -53,7 +53,7 @@ class Plan:
         return sum(b.seconds for b in blocks) / rows, sum(b.evaluations for b in blocks) / len(blocks)
 
 
-def plan_blocks(opened: Opened) -> Plan:
+def plan_blocks(opened: Opened) -> BlockPlan:
     """What has to be made, in the order in which it is put together."""
     settings, selection, source = opened.evaluation.settings, opened.selection, opened.source
     extractors, real, inputs = opened.extractors, opened.real, opened.inputs
@@ -101,7 +101,7 @@ def plan_blocks(opened: Opened) -> Plan:
     )
     kept = None if label_N is None else label_N[:samples]
     store = BlockStore(opened.evaluation.blocks_folder / f"blocks-{identity}")
-    return Plan(tasks, further, rows, store, source.block, samples, kept)
+    return BlockPlan(tasks, further, rows, store, source.block, samples, kept)
 
 
 _ALWAYS = {"likelihood": None, "latent_paths": None, "captions": False}

@@ -11,8 +11,8 @@ import yaml
 
 from sfumato.recipe import Recipe
 from sfumato.runtime.commands.evaluate import tracker_handle
-from sfumato.runtime.sweep.plan import Plan
 from sfumato.runtime.sweep.prepare import lookup
+from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.tracking.run import Status, Tracker
 from sfumato.tuning import fields, importance, plots
 from sfumato.tuning.config import TuneSettings
@@ -22,14 +22,14 @@ BEST = "best.yaml"
 ARTIFACTS = "sweep"
 
 
-def log_space(tracker: Tracker, plan: Plan, tune: TuneSettings) -> None:
+def log_space(tracker: Tracker, plan: SweepPlan, tune: TuneSettings) -> None:
     """The space as it is searched, where the UI shows it."""
     path = Path(plan.path) / "space.json"
     path.write_text(json.dumps(tune.model_dump(mode="json", exclude_unset=True), indent=1) + "\n")
     tracker.artifact(path, ARTIFACTS)
 
 
-def close_trials(plan: Plan, recipe: Recipe, journal: Journal) -> None:
+def close_trials(plan: SweepPlan, recipe: Recipe, journal: Journal) -> None:
     """End the MLflow runs of trials whose process could not do so itself."""
     for trial in journal.in_order():
         status: Status | None = {"failed": "FAILED", "running": "KILLED"}.get(trial.status)  # type: ignore[assignment]
@@ -39,7 +39,7 @@ def close_trials(plan: Plan, recipe: Recipe, journal: Journal) -> None:
 
 
 def finish(
-    plan: Plan, recipe: Recipe, tune: TuneSettings, journal: Journal, tracker: Tracker
+    plan: SweepPlan, recipe: Recipe, tune: TuneSettings, journal: Journal, tracker: Tracker
 ) -> dict[str, Any]:
     """Write and log everything; the result of the command."""
     trials, folder = journal.in_order(), Path(plan.path)
@@ -69,7 +69,9 @@ def finish(
     return result
 
 
-def _result(plan: Plan, journal: Journal, best: Trial | None, shares: dict[str, float]) -> dict[str, Any]:
+def _result(
+    plan: SweepPlan, journal: Journal, best: Trial | None, shares: dict[str, float]
+) -> dict[str, Any]:
     trials = journal.in_order()
     images = common_images(trials)
     result: dict[str, Any] = {
@@ -110,7 +112,7 @@ def _result(plan: Plan, journal: Journal, best: Trial | None, shares: dict[str, 
     return result
 
 
-def _best(path: Path, plan: Plan, best: Trial) -> Path:
+def _best(path: Path, plan: SweepPlan, best: Trial) -> Path:
     """The best trial's recipe as the user would have written it, ready to run."""
     content = fields.with_values(plan.content, best.values)
     content["name"] = f"{plan.content['name']}-best"
@@ -126,7 +128,7 @@ def _best(path: Path, plan: Plan, best: Trial) -> Path:
     return path
 
 
-def _mark_best(plan: Plan, recipe: Recipe, trials: list[Trial], best: Trial) -> None:
+def _mark_best(plan: SweepPlan, recipe: Recipe, trials: list[Trial], best: Trial) -> None:
     for trial in trials:
         handle = tracker_handle(recipe, plan.folder(trial.number), Path(plan.root))
         if handle is not None:

@@ -21,7 +21,7 @@ PLAN = "sweep.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep as plain data. `content` is the recipe as its files and overrides say it, without `tune`."""
 
     content: dict[str, Any]
@@ -35,7 +35,7 @@ class Plan:
     """Fields in which every trial differs from the recipe: how it runs, and when it is measured."""
 
     @classmethod
-    def load(cls, path: str) -> Plan:
+    def load(cls, path: str) -> SweepPlan:
         return cls(**json.loads((Path(path) / PLAN).read_text()))
 
     def save(self) -> None:
