@@ -29,6 +29,7 @@ from sfumato.data.packing.index_existing import IndexOptions, make_index
 from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.images import open_images
 from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.source import load_model
@@ -329,12 +330,14 @@ def test_evaluation_draws_for_the_rows_of_the_reference(
         feature_options={"classifier": {"seen": 64, "base": 8, "dim": 4}},
     )
     report = evaluate(
-        settings,
-        model_folder=words.model,
-        data_folder=str(data),
-        out=tmp_path,
-        cache=tmp_path / "cache",
-        trust=True,
+        Evaluation.of_model(
+            settings,
+            model_folder=words.model,
+            reference=reference,
+            out=tmp_path,
+            cache=tmp_path / "cache",
+            trust=True,
+        )
     )
     assert report.samples == 16 and report.metrics["fd_classifier"] >= 0
     plain = tmp_path / "plain"

@@ -10,6 +10,7 @@ one that holds the other end of its standard input, and the ranks end with this 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -62,7 +63,13 @@ def preload() -> None:
                 config.build(digits)
 
 
+def _end_with_parent() -> None:
+    """However that ends; what a test run started does not outlive it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def serve() -> None:
+    _end_with_parent()
     preload()
     gc.collect()
     gc.freeze()  # collections in ranks leave these pages shared
@@ -120,9 +127,7 @@ def _fork(job: dict[str, Any], rank: int, port: int) -> int:
 
 def _become(job: dict[str, Any], rank: int, port: int) -> None:
     """The surroundings of one rank: its variables, its log, the paths of modules that the test wrote."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it does not outlive the server
+    _end_with_parent()
     size = job["world_size"]
     log = os.open(Path(job["folder"]) / f"rank-{size}-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     nothing = os.open(os.devnull, os.O_RDONLY)

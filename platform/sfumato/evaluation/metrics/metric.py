@@ -69,7 +69,7 @@ class Metric(Protocol):
     """
     of_reconstructions: bool
     """Whether `evaluate.metrics=auto` computes it on reconstructions, too."""
-    Settings: type[Config] | None
+    Settings: ClassVar[type[Config] | None]
     """The class of its settings, whose fields are part of `evaluate.metric_options`; None for none."""
     only_features: tuple[str, ...]
     """Names of the only features that it is defined on; empty: all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import create_model
 
@@ -42,14 +42,15 @@ def _made(own: tuple[str, ...]) -> type[MetricSettings]:
     kinds += [getattr(own_metric(path), "Settings", None) for path in own]
     parts: list[type[Config]] = list(dict.fromkeys(kind for kind in kinds if kind is not None))
     # Fields of the last base come first.
-    made = create_model(
+    made: Any = create_model(
         "MetricSettings",
         __base__=(_Composed, *reversed(parts)),
         __doc__="What single metrics let the user choose. Figures compare at equal settings only.",
         __module__=__name__,
     )
     made.own = own
-    return made
+    found: type[MetricSettings] = made
+    return found
 
 
 def own_names(metrics: str | Iterable[str]) -> tuple[str, ...]:
