@@ -163,7 +163,7 @@ def test_rows_of_a_data_set(tmp_path: Path) -> None:
     assert given(rows, *has)["caption"] == [f"text {order[row]}" for row in has]
     with pytest.raises(DataError, match=f"image {bare} has no text"):
         given(rows, bare)
-    with pytest.raises(DataError, match=r"has the columns .* conditions are of pose"):
+    with pytest.raises(DataError, match=r"has the columns .* conditions need pose"):
         rows_of_data(str(tmp_path / "data"), (POSE,))
 
 

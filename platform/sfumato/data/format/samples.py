@@ -85,7 +85,7 @@ class SampleReader:
         for key, members in grouped(scan(file, total, where)):
             try:
                 if key in seen:
-                    raise ImageFault("its key has come before in this shard")
+                    raise ImageFault("its key has appeared before in this shard")
                 seen.add(key)
                 yield self._row(file, key, members)
             except ImageFault as fault:

@@ -131,7 +131,7 @@ def _refuse_twins(found: Sequence[Tar], log: FaultLog) -> None:
         for sample in tar.samples:
             before = first.setdefault(sample.row.key, tar.name)
             if before != tar.name:
-                reason = f"its key has come before, in {before}"
+                reason = f"its key has appeared before, in {before}"
                 twins.append(Fault(tar.path, sample.row.key, reason))
         _leave_out(tar, log, twins)
 

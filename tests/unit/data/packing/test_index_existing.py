@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[Callable[[Add, tarfile.TarFile], Any], str]] = {
     "same key again": (lambda add, _: add("agood.png", png(9)), "holds .png twice"),
     "same key later": (
         lambda add, _: [add("x.png", png()), add("agood.png", png(9))],
-        "has come before",
+        "has appeared before",
     ),
     "bomb": (lambda add, _: add("x.png", bomb()), "max_pixels"),
     "npy bomb": (lambda add, _: add("x.npy", huge_npy()), "max_pixels"),

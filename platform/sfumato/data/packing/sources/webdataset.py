@@ -118,7 +118,7 @@ def _without_twins(
     good, faults = [], []
     for part, row in rows:
         if row.key in first:
-            reason = f"its key has come before, in {paths[first[row.key]].name}"
+            reason = f"its key has appeared before, in {paths[first[row.key]].name}"
             faults.append(Fault(str(paths[part]), row.key, reason))
         else:
             first[row.key] = part
