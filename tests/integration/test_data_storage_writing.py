@@ -130,7 +130,7 @@ def test_an_interrupted_pack_goes_on(place: str, tmp_path: Path) -> None:
 
 def test_an_overwritten_set_leaves_nothing_behind(place: str, tmp_path: Path) -> None:
     pack("digits", place, shard_size=400)
-    with pytest.raises(DataError, match="holds a data set already"):
+    with pytest.raises(DataError, match="already holds a data set"):
         pack("digits", place, shard_size=1000)
     with pytest.raises(DataError, match="no such folder"):
         pack(str(tmp_path / "nowhere"), place, overwrite=True)

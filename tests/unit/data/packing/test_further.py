@@ -223,7 +223,7 @@ def test_samples_that_are_not_like_the_others_are_faults(tmp_path: Path) -> None
     [
         ({"kind": "image"}, "either member, or field"),
         ({"kind": "tags", "member": "tags.txt"}, "comes from a field"),
-        ({"kind": "vector", "field": "v", "dtype": "float16"}, "dtype is that of an array"),
+        ({"kind": "vector", "field": "v", "dtype": "float16"}, "dtype applies only to an array"),
         ({"kind": "picture", "field": "v"}, "kind"),
     ],
 )
