@@ -1,4 +1,4 @@
-"""Captions of images: who has them, and how they are asked for."""
+"""Captions of images: which sets have them, and how to read them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sfumato.evaluation.statistics import Float32Array
 
 @runtime_checkable
 class Captioned(Protocol):
-    """A set of images that may have captions; `captioned` says whether any has."""
+    """A set of images that may have captions; `captioned` is true if any has."""
 
     captioned: bool
 
     def captions(self, first: int, stop: int) -> list[str]:
-        """Those of images `first` to `stop` - 1, as `read` gives these.
+        """Those of images `first` to `stop` - 1, in the order of `read`.
 
         Raises DataError for an image without one.
         """
@@ -25,7 +25,7 @@ class Captioned(Protocol):
 
 @runtime_checkable
 class GivesCaptions(Protocol):
-    """A source whose images were made for captions, or bring their own; `captioned` says whether."""
+    """A source whose images may be drawn for captions, or have their own; `captioned` is true if so."""
 
     captioned: bool
 
@@ -36,7 +36,7 @@ class GivesCaptions(Protocol):
 
 @runtime_checkable
 class ReadsCaptions(Protocol):
-    """An extractor that brings texts into the space of its images."""
+    """An extractor that embeds texts in the space of its images."""
 
     def extract_text(self, captions: Sequence[str]) -> Float32Array:
         """Embeddings [N, dim]."""

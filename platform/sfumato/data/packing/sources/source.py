@@ -175,9 +175,7 @@ class SourceConfig(Config, ABC):
     @model_validator(mode="after")
     def _columns_possible(self) -> Self:
         if self.columns and not self.TAKES_COLUMNS:
-            raise ValueError(
-                f"columns: samples of kind {self.kind} have only image, label and caption"
-            )
+            raise ValueError(f"columns: samples of kind {self.kind} have only image, label and caption")
         return self
 
     @property
