@@ -41,7 +41,7 @@ class Reporter:
         for failure in failures:
             if failure not in self._failures:
                 self._failures.add(failure)
-                self.note(f"{failure}; what was written before it stays, training goes on")
+                self.note(f"{failure}; what was written before it stays, training continues")
 
     def close(self) -> None:
         if self.tracker is not None:

@@ -6,7 +6,7 @@ CPUs and GPUs of its own; snapshots wait their turn in the order of images. Figu
 images of their snapshot, the best model stays as `best/`, and early stopping is a word on the board that
 all training workers read at the same step.
 
-What has been evaluated is in `evaluation/during.json`: a run that was killed goes on with what is missing.
+What has been evaluated is in `evaluation/during.json`: a killed run resumes with the missing ones.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class EvaluationRecord:
     higher_is_better: dict[str, bool]
     intervals: dict[str, Any] = field(default_factory=dict)
     finished: float = 0.0
-    """Unix seconds at which it was evaluated; training goes on from `reached` to here and beyond."""
+    """Unix seconds at which it was evaluated; training continues from `reached` to here and beyond."""
 
     @property
     def point(self) -> Point:
@@ -132,7 +132,7 @@ class TrainingEvaluations:
             reason = str(error).strip().splitlines()[:1]
             self._display.note(
                 f"evaluations during training have ended ({': '.join([type(error).__name__, *reason])}); "
-                "training goes on without them"
+                "training continues without them"
             )
             log.exception("evaluations during training have ended")
 
