@@ -241,8 +241,7 @@ def _told(item: ErrorDetails, kind: type[Config]) -> InitErrorDetails:
 
 
 def _plain(value: Component, info: core_schema.SerializationInfo) -> Any:
-    """The bare name, or the whole component; without defaults, the kind stays to identify the settings.
-    """
+    """The bare name, or the whole component; without defaults, the kind stays to identify the settings."""
     if value.bare is not None:
         return value.bare
     if not info.exclude_defaults:

@@ -221,7 +221,7 @@ class InitialisesFromData(Protocol):
         """Initialise freshly built networks, in place, from the first rows that training will see.
 
         This happens before step 0. `nets` holds the trainable networks, raw and whole, and the frozen ones
-        with their stored weights; averages are copied afterwards. Every rank uses the same rows. A resumed run
+        with their stored weights; averages are copied afterwards. Every rank uses the same rows. Resuming
         replaces the result with the checkpoint's weights.
         """
         ...
