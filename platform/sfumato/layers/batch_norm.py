@@ -10,7 +10,7 @@ chosen passes: "standing statistics" (Brock, Donahue, Simonyan 2019, sec. 4.1), 
 belong to the current weights, including averaged ones. There is nothing to save, to reduce over ranks or to
 resume.
 
-Running averages, which the papers use for sampling, are kept by the family as its state (`core.state`): `watch`
+The family keeps running averages, which the papers use for sampling, as its state (`core.state`): `watch`
 and `taken` give the statistics of a pass, `running_after` moves the averages, `stand` normalises by them.
 """
 

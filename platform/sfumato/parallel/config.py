@@ -57,7 +57,7 @@ class ParallelSettings(Config):
     min_workers: int | None = Field(
         None,
         ge=1,
-        description="Makes the run elastic: if nodes are lost, it continues with as few as this many workers, "
+        description="Makes the run elastic: if nodes are lost, it continues with as few workers as these, "
         "and grows to `workers` when there is room again, each time from the last checkpoint. null: always "
         "`workers`.",
     )

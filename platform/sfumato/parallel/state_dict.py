@@ -121,8 +121,8 @@ def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def moments(state: Mapping[str, Tensor], net: str) -> dict[str, dict[str, str]]:
-    """The names under which the optimizer's state of a network is stored, by parameter and kind (with the mark
-    of a number). A parameter is absent if the optimizer had not taken a step."""
+    """The names under which the optimizer's state of a network is stored, by parameter and kind (with the
+    mark of a number). A parameter is absent if the optimizer had not taken a step."""
     prefix = f"optim/{net}/"
     found: dict[str, dict[str, str]] = {}
     for name in state:

@@ -56,8 +56,8 @@ class StrategyOptions:
 class Strategy(ABC):
     """One layout of networks over ranks.
 
-    The gradient that `step` uses is that of the sum, over ranks, of the losses given to `backward`. A loop that
-    divides by the global batch thus gets the mean over the global batch for any distribution of its rows.
+    The gradient that `step` uses is that of the sum, over ranks, of the losses given to `backward`. A loop
+    that divides by the global batch thus gets the mean over the global batch for any distribution of its rows.
 
     Networks are added, then `ready` lays them out; no other method may be called before it.
     """
@@ -97,8 +97,8 @@ class Strategy(ABC):
     ) -> None:
         """Take over a freshly built network, the same on every rank. `blocks` is `Trainable.blocks`.
 
-        `base` is the part of an adapter's network that never changes: it takes no gradient, is in no state, and
-        shares its tensors with the averages.
+        `base` is the part of an adapter's network that never changes: it takes no gradient, is in no state,
+        and shares its tensors with the averages.
         """
 
     @abstractmethod
@@ -122,8 +122,8 @@ class Strategy(ABC):
 
     @abstractmethod
     def gathered(self, names: Iterable[str]) -> AbstractContextManager[Nets]:
-        """The named networks, whole on every rank, frozen and in eval mode, along with all networks that every
-        rank keeps whole anyway.
+        """The named networks, whole on every rank, frozen and in eval mode, along with all networks that
+        every rank keeps whole anyway.
 
         Each rank may call any of their methods any number of times. Every rank must enter the block.
         """
@@ -142,8 +142,8 @@ class Strategy(ABC):
     def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
         """Clip, update, and clear the gradient; returns its norm before clipping, a scalar on the device.
 
-        `scale`, the same on every rank, multiplies the gradient before its norm is taken. The learning rate of
-        a group of parameters is `lr` times its factor.
+        `scale`, the same on every rank, multiplies the gradient before its norm is taken. The learning rate
+        of a group of parameters is `lr` times its factor.
 
         A gradient that is not finite changes nothing: neither weights nor moments nor step count. The norm
         is the same on every rank.
