@@ -57,7 +57,7 @@ class Strategy(ABC):
     """One layout of networks over ranks.
 
     The gradient that `step` uses is that of the sum, over ranks, of the losses given to `backward`. A loop
-    that divides by the global batch thus gets the mean over the global batch for any distribution of its rows.
+    that divides by the global batch thus gets the mean over the global batch, however its rows are spread.
 
     Networks are added, then `ready` lays them out; no other method may be called before it.
     """

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 class GatedBlock(nn.Module):
-    """One layer of both stacks. Convolutions have no padding of their own: sampling calls them on windows."""
+    """One layer of both stacks. Convolutions have no padding: sampling calls them on windows."""
 
     def __init__(
         self, inputs: int, width: int, kernel: int, *, first: bool, last: bool, classes: int
@@ -28,7 +28,7 @@ class GatedBlock(nn.Module):
         self.vertical = nn.Conv2d(inputs, 2 * width, (self.reach + 1, kernel))
         self.link = nn.Conv2d(2 * width, 2 * width, 1)
         self.horizontal = nn.Conv2d(inputs, 2 * width, (1, self.reach if first else self.reach + 1))
-        # After the last block only what goes to the output counts.
+        # After the last block only the contribution to the output counts.
         self.residual = None if last else nn.Conv2d(width, width, 1)
         self.skip = nn.Conv2d(width, width, 1)
         self.condition = nn.Embedding(classes, 4 * width) if classes else None

@@ -54,7 +54,7 @@ def _parameters(network: PixelCnnNetwork, blocks: list[_Memory]) -> Tensor:
 
 
 class _Memory:
-    """What one block has to know of the pixels before."""
+    """What one block needs to remember of earlier pixels."""
 
     def __init__(self, block: GatedBlock, rows: int, width: int, label_B: Tensor | None) -> None:
         self._block = block
@@ -80,7 +80,7 @@ class _Memory:
         return out
 
     def remember(self, h: Tensor) -> None:
-        """Take in the horizontal input at a pixel, and go on to the next."""
+        """Store the horizontal input at a pixel, and move to the next."""
         self._left = torch.cat([self._left, h], dim=3)[..., 1:]
         self._column += 1
 

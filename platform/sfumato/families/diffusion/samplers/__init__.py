@@ -16,7 +16,7 @@ MAX_BETA = 0.999
 
 
 class NoiseLevels(NamedTuple):
-    """What a sampler has to know of the model: how many noise levels, which schedule, what it predicts."""
+    """What a sampler needs to know of the model: its number of noise levels, schedule and prediction."""
 
     timesteps: int
     schedule: Literal["linear", "cosine"]
@@ -36,7 +36,7 @@ class NoiseLevels(NamedTuple):
 
 
 class Sampler(Component, ABC):
-    """Makes the scheduler of a trajectory."""
+    """Builds the scheduler of a trajectory."""
 
     brief: ClassVar[bool] = True
     takes_eta: ClassVar[bool] = False

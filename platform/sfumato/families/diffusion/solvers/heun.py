@@ -20,7 +20,7 @@ class Heun(Solver):
     kind: Literal["heun"] = Field("heun", description="Selects Heun's method.")
 
     def step(self, slope: Slope, x_NCHW: Tensor, start: float, end: float) -> Tensor:
-        """Euler's step, corrected by the slope where it leads."""
+        """Euler's step, corrected by the slope at its end."""
         first_NCHW = slope(x_NCHW, start)
         euler_NCHW = x_NCHW + (end - start) * first_NCHW
         if end <= 0:

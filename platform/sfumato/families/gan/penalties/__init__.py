@@ -39,7 +39,7 @@ class Penalty(Component, PenaltySchedule, ABC):
 
     @property
     def factor(self) -> float:
-        """Of the penalty in the loss of a step: the weight, times the steps that it stands for."""
+        """The penalty's factor in the loss of a step: the weight, times the steps that it represents."""
         return self.every * self.weight
 
     @abstractmethod

@@ -27,7 +27,7 @@ class R1Config(PenaltySchedule):
 
     @model_validator(mode="after")
     def _step_has_effect(self) -> Self:
-        # By value, here and elsewhere: a stored configuration has every field set.
+        # Compare values, here and elsewhere: a stored configuration has every field set.
         if self.estimator == "exact" and self.step != type(self).model_fields["step"].default:
             raise ValueError(
                 f"step: {self.step:g} has no effect on estimator=exact; leave it out, or set "

@@ -39,7 +39,7 @@ class CodebookQuantizer(Quantizer):
 
     def __init__(self, config: LearnedCodebook, channels: int) -> None:
         super().__init__()
-        from vector_quantize_pytorch import SimVQ  # takes seconds: only where a network is built
+        from vector_quantize_pytorch import SimVQ  # takes seconds, so only when a network is built
 
         self._commitment = config.commitment
         self.codebook = SimVQ(
