@@ -1,6 +1,6 @@
 """The families of generators, found by folder: a family is a folder here that exposes `Config`.
 
-A recipe names a built-in family by its folder (`diffusion`) or a family of its own by import path
+A recipe names a built-in family by its folder (`diffusion`) or a user's own family by import path
 (`my_package.my_module:MyConfig`), so that users add families without touching this package.
 """
 

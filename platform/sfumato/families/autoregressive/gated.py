@@ -34,7 +34,7 @@ class GatedBlock(nn.Module):
         self.condition = nn.Embedding(classes, 4 * width) if classes else None
 
     def forward(self, v: Tensor, h: Tensor, label_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Next vertical and horizontal features, and what goes to the output: [B, width, H, W] each."""
+        """Next vertical and horizontal features, and the output's contribution: [B, width, H, W] each."""
         r = self.reach
         bias_v, bias_h = self.biases(label_B)
         above = self.vertical(F.pad(v, (r, r, r, 0)))
@@ -46,7 +46,7 @@ class GatedBlock(nn.Module):
     def join(
         self, left: Tensor, linked: Tensor, bias: Tensor | float, h: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The horizontal features after the gate, with their residual, and what goes to the output."""
+        """The horizontal features after the gate, with their residual, and the contribution to the output."""
         gated = gate(left + linked + bias)
         if self.residual is None:
             return gated, self.skip(gated)
@@ -71,7 +71,7 @@ def gate(features: Tensor) -> Tensor:
 class PixelCnnNetwork(nn.Module):
     """From images [B, C, H, W] in [-1, 1] to the parameters of each pixel's distribution, [B, outputs, H, W].
 
-    The parameters of a pixel depend on the pixels before it in raster order alone.
+    The parameters of a pixel depend only on the pixels before it in raster order.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Drawing pixels in raster order without computing anything twice.
 
 A pixel's parameters need the horizontal stack at that pixel alone, and the vertical stack at the row above,
-which is computed once a row. Each block keeps the last rows and columns of its inputs that its windows
-reach; an image costs about one forward pass in arithmetic instead of one a pixel.
+which is computed once per row. Each block keeps the last rows and columns of its inputs that its windows
+reach; an image costs about one forward pass in arithmetic instead of one per pixel.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _Memory:
         self._column += 1
 
     def finish_row(self, features: Tensor) -> Tensor:
-        """The vertical stack at a row that is complete; the row below will be linked to it."""
+        """The vertical stack at a complete row, to which the row below will be linked."""
         reach = self._block.reach
         window = torch.cat([self._above, features], dim=2)
         above = self._block.vertical(F.pad(window, (reach, reach)))

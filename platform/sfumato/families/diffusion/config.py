@@ -76,7 +76,7 @@ class DiffusionConfig(FamilyConfig):
     @classmethod
     def _read_sampling(cls, content: Any) -> Any:
         kind, given = content
-        if kind is None:  # the objective is wrong, and has an error of its own
+        if kind is None:  # the objective is wrong, and has its own error
             return DDPMSampling()
         if isinstance(given, Mapping):
             return read(kind, given)

@@ -113,7 +113,7 @@ class BoundedDiffusionFamily(DiffusionFamily):
     """A model of pixels with a variational bound; implements `core.family.HasLikelihood`."""
 
     def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
-        """Bound on the bits per dimension of 8-bit images, given their labels where there are any, [B]."""
+        """Bound on the bits per dimension of 8-bit images, given their labels if there are any, [B]."""
         steps, objective = self._config.sampling.bound_steps, self._objective
         assert isinstance(objective, BoundedObjective), "its sampling has steps of a bound"
         assert steps is not None, "build chooses this class where it is set"

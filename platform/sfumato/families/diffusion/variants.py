@@ -8,7 +8,7 @@ from sfumato.families.diffusion.networks import NETWORKS
 from sfumato.families.diffusion.objectives import OBJECTIVES
 
 PAIRED = "rectified_flow"
-"""The objective that trains the networks beside the default one."""
+"""The objective that trains the networks other than the default one."""
 TINY_AUTOENCODER = {
     "family": "vae",
     "latent": {"kind": "kl", "channels": 2},

@@ -58,7 +58,7 @@ class ActNorm(nn.Module):
 
 @contextmanager
 def fitting(network: nn.Module) -> Iterator[None]:
-    """Data-dependent initialisation: passes inside the block set every `ActNorm` of the network in turn."""
+    """Data-dependent initialisation: passes inside the block set every `ActNorm` of the network."""
     layers = [module for module in network.modules() if isinstance(module, ActNorm)]
     for layer in layers:
         layer.fit = True

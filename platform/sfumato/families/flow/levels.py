@@ -32,9 +32,9 @@ class Squeeze(Bijection):
 
 
 class Prior(nn.Module):
-    """The normal distribution of a level's latents: learned of what goes on (Glow), or standard (Real NVP).
+    """The normal distribution of a level's latents: learned from the passed part (Glow), or standard (Real NVP).
 
-    The last level has nothing that goes on, and learns a mean and scale for each class.
+    The last level passes nothing on, and learns a mean and scale for each class.
     """
 
     def __init__(self, kept: int, latent: int, classes: int, *, learned: bool) -> None:
@@ -56,7 +56,7 @@ class Prior(nn.Module):
 
 
 class Level(nn.Module):
-    """Bijections, then the split into what goes on and what becomes latents.
+    """Bijections, then the split into a part passed on and latents.
 
     `latent_shape` and `out_shape` are those of an image; the last level keeps nothing (0 channels).
     """

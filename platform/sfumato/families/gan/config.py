@@ -34,7 +34,7 @@ class ObjectiveConfig(Config):
     critic_steps: int = Field(
         1,
         ge=1,
-        description="Updates of the discriminator for one of the generator, each on a batch of its own.",
+        description="Updates of the discriminator per update of the generator, each on its own batch.",
     )
     gradient_penalty: float = Field(
         0.0,
@@ -71,8 +71,8 @@ class GanConfig(FamilyConfig):
     )
     batch_statistics: Literal["standing", "running"] = Field(
         "standing",
-        description="What a generator with batch normalisation samples with: statistics of its own images, "
-        "measured anew for its weights (Brock et al. 2019), or averages over training (Ioffe & Szegedy "
+        description="Statistics of a generator's batch normalisation in sampling: those of its own images, "
+        "measured for its current weights (Brock et al. 2019), or averages over training (Ioffe & Szegedy "
         "2015).",
     )
     spectral_norm: Literal["converged", "power_iteration"] = Field(

@@ -171,7 +171,7 @@ class GanFamily:
         label_B = self._labels(batch)
         self._carry(nets, progress)
         penalty_B, score_B = penalty.penalty(nets["discriminator"], batch["image"], label_B, rng)
-        # The last bias has no part in the gradient, but every parameter has to be in the loss.
+        # The last bias has no part in the gradient, but every parameter must be in the loss.
         loss_B = penalty.factor * penalty_B + 0 * score_B
         return LossOut(loss_B, {"penalty": penalty_B.detach()})
 

@@ -46,7 +46,7 @@ class NetworkConfig(Component, ABC):
         """Build the family for images of this kind."""
 
     def problems(self, data: DataSpec, sampling: SamplingConfig) -> list[str]:
-        """What makes it impossible for this data and these options, one line each with the nearest mend."""
+        """Reasons why it cannot use this data and these options, one line each, with the nearest fix."""
         return []
 
 

@@ -2,7 +2,7 @@
 
 They start at the last timestep ("trailing" spacing, Lin et al. 2023, table 2), which is the noise level that
 standard normal noise stands for, and work on the schedule that training used. A file here is a sampler; its
-settings, where it has some, stand beside its name: `sampler: {kind: name, ...}`.
+settings, if any, are given with its name: `sampler: {kind: name, ...}`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Heun's method (Karras et al. 2022, algorithm 1): a step averages the slope at both of its ends.
 
-It costs two slopes a step, 2 n - 1 in all when the last time is zero: the step that ends at zero noise, where
+It costs two slopes per step, 2 n - 1 in all if the last time is zero: the step that ends at zero noise, where
 the slope is not defined, stays first order.
 """
 

@@ -1,7 +1,7 @@
 """The games that the two networks play, with one loss per row.
 
-A file here is a game, given the scores s = D(x) of real and f = D(G(z)) of generated images. Settings, where
-it has some, stand beside its name: `loss: {kind: name, ...}`.
+A file here is a game, given the scores s = D(x) of real and f = D(G(z)) of generated images. Settings, if
+it has any, are given with its name: `loss: {kind: name, ...}`.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class R1(Penalty, R1Config):
 
     @property
     def factor(self) -> float:
-        """gamma / 2, times the steps that it stands for (Karras et al. 2020, app. B)."""
+        """gamma / 2, times the steps that it represents (Karras et al. 2020, app. B)."""
         return self.every * self.weight / 2
 
     def penalty(

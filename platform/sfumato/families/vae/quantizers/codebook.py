@@ -47,7 +47,7 @@ class CodebookQuantizer(Quantizer):
         )
 
     def forward(self, z_BChw: Tensor) -> Quantized:
-        """Codes, and |sg(z) - e|^2 + commitment |z - sg(e)|^2 (van den Oord et al. 2017, eq. 3) a row."""
+        """Codes, and |sg(z) - e|^2 + commitment |z - sg(e)|^2 (van den Oord et al. 2017, eq. 3) per row."""
         with torch.autocast(z_BChw.device.type, enabled=False):
             z_BChw = z_BChw.float()
             straight, codes_Bhw, _ = self.codebook(z_BChw)

@@ -26,7 +26,7 @@ from sfumato.core.state import State
 from sfumato.families.vae.quantizers import Codebook, FollowingConfig, Quantized, Quantizer
 
 _FEWEST = 1e-30
-"""An average below this is left as it is: a code that is never used nor revived keeps its vector."""
+"""An average below this is left unchanged: a code that is never used or revived keeps its vector."""
 
 
 class EmaCodebook(FollowingConfig):
@@ -139,7 +139,7 @@ class EmaQuantizer(Quantizer):
         self.codebook.copy_(codebook.vectors_KC)
 
     def forward(self, z_BChw: Tensor) -> Quantized:
-        """Codes, and commitment |z - e|^2 a row: van den Oord et al. 2017, eq. 3, without its second term."""
+        """Codes, and commitment |z - e|^2 per row (van den Oord et al. 2017, eq. 3, without term 2)."""
         with torch.autocast(z_BChw.device.type, enabled=False):
             z_BChw = z_BChw.float()
             # Relative to the codebook's mean: far from zero, the squares would drown the differences.
