@@ -32,7 +32,7 @@ class Squeeze(Bijection):
 
 
 class Prior(nn.Module):
-    """The normal distribution of a level's latents: learned from the passed part (Glow), or standard (Real NVP).
+    """The normal distribution of a level's latents: learned from the rest (Glow), or standard (Real NVP).
 
     The last level passes nothing on, and learns a mean and scale for each class.
     """

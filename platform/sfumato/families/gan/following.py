@@ -1,6 +1,6 @@
 """Layers that follow training: running averages of batch normalisation, power iterations of spectral norm.
 
-Both are state of the family (`core.state`). They follow the papers, and are alternatives to what depends on the
+Both are state of the family (`core.state`). They follow the papers; the alternatives depend on the
 weights alone. State and sums are named by the layer's place in its network.
 """
 

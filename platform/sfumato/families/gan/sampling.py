@@ -51,7 +51,7 @@ def latents(rng: SampleRng, size: int, truncation: float | None) -> Tensor:
 
 
 def class_of(index: int, classes: int, images: int) -> int:
-    """The class of image `index` of the statistics: all in turn; evenly spread ones if `classes` > `images`."""
+    """The class of image `index` of the statistics: all in turn, or evenly spread if `classes` > `images`."""
     return index * classes // images if classes > images else index % max(1, classes)
 
 
