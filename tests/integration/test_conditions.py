@@ -45,15 +45,10 @@ from sfumato.training.config import PreviewConditions
 from sfumato.training.loop import Trainer, install
 
 ROWS = 32
+FAMILIES = {"Words": "captions:CaptionsConfig", "Paint": "edges:EdgesConfig"}
+"""Of tests/examples."""
 WORDS = ("dark", "bright", "middle")
 LEVELS = {"dark": 30, "bright": 220, "middle": 128}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def importable() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent))
-        yield
 
 
 def png(pixels_HW: np.ndarray) -> bytes:
@@ -115,7 +110,7 @@ def trained(name: str, folder: Path, data: Path, images: int = 256, **train: Any
         {
             "name": name.lower(),
             "data": {"path": str(data), "streams": 2, "shuffle_window": 8, "columns": ["text", "control"]},
-            "model": {"family": f"conditional_families:{name}Config"},
+            "model": {"family": FAMILIES[name]},
             "train": {"images": images, "batch": 16, "log_every": 16, "preview_samples": 6, **train},
         }
     )
@@ -228,7 +223,7 @@ def test_a_recipe_is_checked_before_it_runs(data: Path, tmp_path: Path) -> None:
     recipe = {
         "name": "words",
         "data": {"path": str(data), "streams": 2, "shuffle_window": 8},
-        "model": {"family": "conditional_families:WordsConfig"},
+        "model": {"family": FAMILIES["Words"]},
         "train": {"images": 16, "batch": 16},
     }
     built = recipe_of(recipe)
@@ -277,7 +272,7 @@ def test_the_command_line_takes_images_and_rows_of_a_data_set(
     ("arguments", "says"),
     [
         ([], "control: this model needs one for every image (an image of 1x8x8)"),
-        (["--prompt", "a"], "--prompt: this conditional_families:PaintConfig model takes none"),
+        (["--prompt", "a"], "--prompt: this edges:EdgesConfig model takes none"),
         (
             ["--condition", "contrl=x.png"],
             "contrl: this model takes no such condition; did you mean 'control'",

@@ -416,7 +416,7 @@ def test_failures_in_a_worker_reach_the_user_in_one_line(
     with pytest.raises(SfumatoError, match="an actor died 2 times") as dead:
         play(digits_data, tmp_path / "c", cache, actors=1, die=True)
     assert "\n" not in str(dead.value)
-    assert "evaluate again to continue" in str(dead.value)
+    assert "evaluate again to resume" in str(dead.value)
 
 
 @pytest.mark.usefixtures("ray_local")

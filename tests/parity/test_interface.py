@@ -83,6 +83,7 @@ def test_the_state_is_that_of_the_images_seen(alone: dict[str, Result], digits_d
     """The running mean, by hand over the global batches in their order."""
     from tiny_families import DECAY
 
+    from sfumato.core.batch import to_device
     from sfumato.data.config import DataSettings
     from sfumato.data.format.manifest import Manifest
     from sfumato.data.reading import local_reader
@@ -91,6 +92,7 @@ def test_the_state_is_that_of_the_images_seen(alone: dict[str, Result], digits_d
     shares = local_reader.read(data, Manifest.load(str(digits_data)), seed=3, batch=64, micro_batch=None)
     mean = torch.zeros(64, dtype=torch.float64)
     for _, share in zip(range(10), shares, strict=False):
-        mean = DECAY * mean + (1 - DECAY) * share[0].batch["image"].flatten(1).double().mean(0)
+        image_BD = to_device(share[0].batch, torch.device("cpu"))["image"].flatten(1).double()
+        mean = DECAY * mean + (1 - DECAY) * image_BD.mean(0)
     torch.testing.assert_close(alone["state"]["state/mean"], mean, rtol=1e-12, atol=1e-12)
     assert alone["state"]["state/steps"] == 10

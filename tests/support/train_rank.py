@@ -17,11 +17,13 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from sfumato.core.progress import Progress
+from sfumato.data.columns import spec_of
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.reading import local_reader
 from sfumato.families import config_class
 from sfumato.parallel import ParallelSettings, Placement, make
+from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.config import TrainSettings
 from sfumato.training.loop import Hook, Trainer, install
@@ -30,17 +32,20 @@ from sfumato.training.store import LocalStore
 
 
 def train(case: dict) -> None:
-    """Train one case: family, variant or model, data, train, strategy; parallel, streams, checkpoints,
-    kill_at, stop_at."""
+    """Train one case: family, variant or model, data, train, strategy; parallel, streams, reading (further
+    settings of the data), checkpoints, kill_at, stop_at, model_folder (where the model is exported to)."""
     placement = Placement.current()
     manifest = Manifest.load(case["data"])
-    data = DataSettings(path=case["data"], streams=case.get("streams", 8), shuffle_window=100)
+    order = {"streams": case.get("streams", 8), "shuffle_window": 100}
+    data = DataSettings(path=case["data"], **order, **case.get("reading", {}))
+    spec = spec_of(data, manifest)
     settings = TrainSettings(**case["train"])
     reading = {"seed": 3, "batch": settings.batch, "micro_batch": settings.micro_batch}
     kind = config_class(case["family"])
     variants = kind.variants()
     config = case.get("model") or variants[case.get("variant") or next(iter(variants))].model_dump()
-    family = kind.model_validate(_steady(config)).build(manifest.spec)
+    model = kind.model_validate(_steady(config))
+    family = model.build(spec)
     strategy = make(
         ParallelSettings(strategy=case["strategy"], **case.get("parallel", {})),
         placement,
@@ -85,6 +90,12 @@ def train(case: dict) -> None:
     if store is not None:
         writer.close()
     weights = strategy.weights(family.nets)
+    if "model_folder" in case:
+        exported = {name: weights[name] for name in family.samplers}
+        if placement.rank == 0:
+            save_model_folder(
+                case["model_folder"], model, spec, exported, name="case", progress=trainer.progress
+            )
     if placement.rank == 0:
         flat = {f"{net}/{key}": value for net, state in weights.items() for key, value in state.items()}
         flat |= trainer.state()

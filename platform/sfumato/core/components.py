@@ -15,7 +15,7 @@ A component is a subclass of `Component`, alone in a module of its kind's folder
 The folder's `__init__` has what its components implement; every other module is one component, of the name
 that recipes choose it by. The configuration on top of them says:
 
-    NETWORKS = Components("sfumato.families.diffusion.networks", NetworkConfig, default="unet")
+    NETWORKS: Components[NetworkConfig] = Components("...diffusion.networks", NetworkConfig, default="unet")
 
     network: Annotated[NetworkConfig, NETWORKS] = Field(UNetConfig(), description="...")
 
@@ -26,7 +26,7 @@ own by its import path, `kind: "my_package.my_module:MyNetwork"`. Modules are im
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, field_validator
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
@@ -58,7 +58,7 @@ class Component(Config):
         return self.kind if self.brief and self == type(self)(kind=self.kind) else None
 
     @classmethod
-    def tiny(cls) -> Component:
+    def tiny(cls) -> Self:
         """The smallest real instance; contract and parity suites train it."""
         return cls()
 
@@ -77,14 +77,14 @@ class Components(Generic[C]):
     def __init__(
         self,
         package: str,
-        base: type[C],
+        base: Any,
         *,
         default: str,
         spelling: Mapping[str, str] | None = None,
     ) -> None:
         """`spelling` gives the names of modules that recipes spell otherwise than Python can."""
         self.folder: Folder[type[C]] = Folder(package, "COMPONENT", base, spelling)
-        self.base = base
+        self.base: type[C] = base
         self.default = default
 
     def names(self) -> list[str]:

@@ -92,7 +92,9 @@ class Listed:
         """As `Rows.read`."""
         if isinstance(self._values, Tensor):
             return self._values[torch.tensor(list(rows), dtype=torch.int64)]
-        return type(self._values)([self._values[row] for row in rows])
+        if isinstance(self._values, Texts):
+            return Texts([self._values[row] for row in rows])
+        return Tags([self._values[row] for row in rows])
 
     def told(self, row: int) -> Any:
         """The value itself."""

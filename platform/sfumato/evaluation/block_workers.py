@@ -201,7 +201,7 @@ def _result(reference: Any) -> Any:
     except ray.exceptions.RayActorError as error:
         raise SfumatoError(
             f"evaluation stopped: an actor died {RESTARTS + 1} times, last with {_one_line(error)}; "
-            "finished blocks are kept, evaluate again to continue"
+            "finished blocks are kept, evaluate again to resume"
         ) from error
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from sfumato.errors import ConfigError, DataError
-from sfumato.evaluation.captions import GivesCaptions
 from sfumato.evaluation.config import AUTO, EvaluateSettings
 from sfumato.evaluation.images import check_same_kind
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.reference_statistics import ONLY, StatisticsReference
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.selection import Offer, select
-from sfumato.evaluation.source import SampleSource
+from sfumato.evaluation.source import GivesCaptions, SampleSource
 
 
 def selected(settings: EvaluateSettings, source: SampleSource, reference: Reference) -> Selection:

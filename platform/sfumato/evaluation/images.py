@@ -26,8 +26,7 @@ from sfumato.data.packing.resizing import pixels_of, upright
 from sfumato.data.packing.sources import source_named
 from sfumato.data.packing.unpacked import InPlace
 from sfumato.errors import DataError
-from sfumato.evaluation.captions import Captioned, every_one
-from sfumato.evaluation.reference import ROWS, ImageBlock, PackedReference, Reference
+from sfumato.evaluation.reference import ROWS, Captioned, ImageBlock, PackedReference, Reference, every_one
 from sfumato.evaluation.statistics import UInt8Array
 from sfumato.evaluation.store import digest
 from sfumato.sampling.output import LINES

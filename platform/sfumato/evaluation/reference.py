@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from sfumato.data.format.faults import OnError
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.data.reading.local_reader import read_all
-from sfumato.evaluation.captions import every_one
+from sfumato.errors import DataError
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 
 ImageBlock = tuple[UInt8Array, Int64Array | None]
@@ -36,6 +36,20 @@ class Reference(Protocol):
 
     def blocks(self) -> Iterator[ImageBlock]:
         """All images in order, a block at a time."""
+        ...
+
+
+@runtime_checkable
+class Captioned(Protocol):
+    """A set of images that may have captions; `captioned` says whether any has."""
+
+    captioned: bool
+
+    def captions(self, first: int, stop: int) -> list[str]:
+        """Those of images `first` to `stop` - 1, as `read` gives these.
+
+        Raises DataError for an image without one.
+        """
         ...
 
 
@@ -87,3 +101,11 @@ class PackedReference:
         )
         for columns in found:
             yield columns["image"], columns.get("label")
+
+
+def every_one(captions: Sequence[str | None], names: Sequence[str], where: str) -> list[str]:
+    """The captions. Raises DataError for the first image that has none."""
+    for caption, name in zip(captions, names, strict=True):
+        if not caption:
+            raise DataError(f"{where}: {name} has no caption: give every image one, or leave clip_score out")
+    return [caption for caption in captions if caption]

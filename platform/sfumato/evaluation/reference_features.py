@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.errors import DataError
-from sfumato.evaluation.captions import Captioned, ReadsCaptions
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.feature_set import FeatureSet
-from sfumato.evaluation.features.extractor import Extracted, Extractor
-from sfumato.evaluation.reference import ImageBlock, Reference
+from sfumato.evaluation.features.extractor import Extracted, Extractor, ReadsCaptions
+from sfumato.evaluation.reference import Captioned, ImageBlock, Reference
 from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.statistics import Float32Array, Int64Array
 from sfumato.evaluation.store import Array, digest

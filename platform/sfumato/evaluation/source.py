@@ -16,11 +16,10 @@ from sfumato.core.conditions import LABEL, Source
 from sfumato.core.family import HasLatent, HasLikelihood, Reconstructs, likelihood_of
 from sfumato.core.rng import SampleRng
 from sfumato.errors import CapabilityError, SfumatoError
-from sfumato.evaluation.captions import Captioned
 from sfumato.evaluation.conditions import given_by, of_block
 from sfumato.evaluation.images import Resized
 from sfumato.evaluation.latents import PathSettings, Steps
-from sfumato.evaluation.reference import ImageBlock, Reference
+from sfumato.evaluation.reference import Captioned, ImageBlock, Reference
 from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
 from sfumato.evaluation.store import digest
 from sfumato.sampling.generator import Generator
@@ -60,6 +59,17 @@ class SampleSource(Protocol):
 
     def draw(self, index: int, *, seed: int, labels_B: Int64Array | None) -> Drawn:
         """Images `index * block` onwards: `block` of them, fewer only at the end of a set."""
+        ...
+
+
+@runtime_checkable
+class GivesCaptions(Protocol):
+    """A source whose images were made for captions, or bring their own; `captioned` says whether."""
+
+    captioned: bool
+
+    def captions_of(self, index: int) -> list[str]:
+        """One for each image of block `index`."""
         ...
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from sfumato import __version__
 from sfumato.core.conditions import LABEL, Source, told
@@ -102,7 +103,9 @@ def _lines(
         conditions = told(source, index)
         label = conditions.pop(LABEL.name, None)
         if isinstance(label, dict):  # from a data set: the number is more useful than the place
-            label = int(generator.conditions_of(source, [index])[LABEL.name][0])
+            rows = source[LABEL.name]
+            (number,) = rows.read([index % len(rows)])
+            label = int(number) if isinstance(number, Tensor) else None
         yield {
             "file": file_name(index),
             "index": index,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -42,6 +42,15 @@ class Extractor(Protocol):
 
     def extract(self, images_NHWC: UInt8Array) -> Extracted:
         """Features of uint8 images [N, H, W, C]; row i depends only on image i."""
+        ...
+
+
+@runtime_checkable
+class ReadsCaptions(Protocol):
+    """An extractor that brings texts into the space of its images."""
+
+    def extract_text(self, captions: Sequence[str]) -> Float32Array:
+        """Embeddings [N, dim]."""
         ...
 
 

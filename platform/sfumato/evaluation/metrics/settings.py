@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import create_model
 
@@ -42,7 +42,8 @@ def _made(own: tuple[str, ...]) -> type[MetricSettings]:
     kinds += [getattr(own_metric(path), "Settings", None) for path in own]
     parts: list[type[Config]] = list(dict.fromkeys(kind for kind in kinds if kind is not None))
     # Fields of the last base come first.
-    made = create_model(
+    compose: Any = create_model  # a class known only now, of which type checkers expect fields
+    made: type[_Composed] = compose(
         "MetricSettings",
         __base__=(_Composed, *reversed(parts)),
         __doc__="What single metrics let the user choose. Figures compare at equal settings only.",

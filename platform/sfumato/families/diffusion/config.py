@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from sfumato.core.batch import DataSpec
 from sfumato.core.components import OneOf, read
 from sfumato.core.conditions import LABEL, Condition
+from sfumato.core.config import Config
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.optimizer import OptimizerConfig
@@ -96,10 +97,10 @@ class DiffusionConfig(FamilyConfig):
 
     def label_dropout(self, data: DataSpec) -> float:
         """The share of labels that training drops."""
-        if not self.conditions(data) or not isinstance(self.objective, GuidableObjective):
+        objective: Config = self.objective
+        if not self.conditions(data) or not isinstance(objective, GuidableObjective):
             return 0.0
-        chosen = self.objective.label_dropout
-        return DEFAULT_LABEL_DROPOUT if chosen is None else chosen
+        return DEFAULT_LABEL_DROPOUT if objective.label_dropout is None else objective.label_dropout
 
     def build(self, data: DataSpec) -> Family:
         """The family for images of this kind."""

@@ -50,4 +50,6 @@ class NetworkConfig(Component, ABC):
         return []
 
 
-NETWORKS = Components("sfumato.families.autoregressive.networks", NetworkConfig, default="pixelcnn")
+NETWORKS: Components[NetworkConfig] = Components(
+    "sfumato.families.autoregressive.networks", NetworkConfig, default="pixelcnn"
+)

@@ -51,4 +51,6 @@ class OutputConfig(Component, ABC):
         return []
 
 
-OUTPUTS = Components("sfumato.families.autoregressive.outputs", OutputConfig, default="logistic")
+OUTPUTS: Components[OutputConfig] = Components(
+    "sfumato.families.autoregressive.outputs", OutputConfig, default="logistic"
+)

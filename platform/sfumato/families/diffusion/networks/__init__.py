@@ -40,7 +40,9 @@ class NetworkConfig(Component, ABC):
         return False
 
 
-NETWORKS = Components("sfumato.families.diffusion.networks", NetworkConfig, default="unet")
+NETWORKS: Components[NetworkConfig] = Components(
+    "sfumato.families.diffusion.networks", NetworkConfig, default="unet"
+)
 
 
 def predict(network: nn.Module, x_BCHW: Tensor, t_B: Tensor, label_B: Tensor | None) -> Tensor:

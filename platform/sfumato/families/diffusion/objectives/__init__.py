@@ -132,4 +132,6 @@ class ObjectiveConfig(Component, ABC):
         return cls.Sampling()
 
 
-OBJECTIVES = Components("sfumato.families.diffusion.objectives", ObjectiveConfig, default="ddpm")
+OBJECTIVES: Components[ObjectiveConfig] = Components(
+    "sfumato.families.diffusion.objectives", ObjectiveConfig, default="ddpm"
+)

@@ -47,7 +47,7 @@ class Sampler(Component, ABC):
         """A fresh one, with the state of one trajectory; `clip` bounds predicted images to [-1, 1]."""
 
 
-SAMPLERS = Components(
+SAMPLERS: Components[Sampler] = Components(
     "sfumato.families.diffusion.samplers",
     Sampler,
     default="ddim",

@@ -28,7 +28,7 @@ class Solver(Component, ABC):
         """x at `end`, given x at `start`; only `end` may be zero, where the slope is not defined."""
 
 
-SOLVERS = Components("sfumato.families.diffusion.solvers", Solver, default="heun")
+SOLVERS: Components[Solver] = Components("sfumato.families.diffusion.solvers", Solver, default="heun")
 
 
 def unchanged(x_NCHW: Tensor, t: float) -> tuple[Tensor, float]:

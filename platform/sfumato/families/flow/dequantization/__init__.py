@@ -36,7 +36,9 @@ class Dequantization(Component, ABC):
         """The network for images of this shape."""
 
 
-DEQUANTIZATIONS = Components("sfumato.families.flow.dequantization", Dequantization, default="uniform")
+DEQUANTIZATIONS: Components[Dequantization] = Components(
+    "sfumato.families.flow.dequantization", Dequantization, default="uniform"
+)
 
 
 def to_levels(image_BCHW: Tensor) -> Tensor:

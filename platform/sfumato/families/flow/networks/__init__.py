@@ -52,4 +52,6 @@ class NetworkConfig(Component, ABC):
         return f"a side of {max(2, -(-side // self.factor)) * self.factor}"
 
 
-NETWORKS = Components("sfumato.families.flow.networks", NetworkConfig, default="glow")
+NETWORKS: Components[NetworkConfig] = Components(
+    "sfumato.families.flow.networks", NetworkConfig, default="glow"
+)

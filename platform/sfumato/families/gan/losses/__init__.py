@@ -32,4 +32,4 @@ class Loss(Component, ABC):
         """L_G."""
 
 
-LOSSES = Components("sfumato.families.gan.losses", Loss, default="nonsaturating")
+LOSSES: Components[Loss] = Components("sfumato.families.gan.losses", Loss, default="nonsaturating")

@@ -73,7 +73,9 @@ class NetworkConfig(Component, ABC):
         return []
 
 
-NETWORKS = Components("sfumato.families.gan.networks", NetworkConfig, default="dcgan")
+NETWORKS: Components[NetworkConfig] = Components(
+    "sfumato.families.gan.networks", NetworkConfig, default="dcgan"
+)
 
 
 def side_problems(channels: Sequence[int], down: Sequence[int], data: DataSpec) -> list[str]:

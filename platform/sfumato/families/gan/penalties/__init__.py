@@ -49,4 +49,4 @@ class Penalty(Component, PenaltySchedule, ABC):
         """The penalty [B] before its weight, and scores [B] that all parameters have a part in."""
 
 
-PENALTIES = Components("sfumato.families.gan.penalties", Penalty, default="r1")
+PENALTIES: Components[Penalty] = Components("sfumato.families.gan.penalties", Penalty, default="r1")

@@ -44,4 +44,6 @@ class LatentConfig(Component, ABC):
         return None
 
 
-LATENTS = Components("sfumato.families.vae.latents", LatentConfig, default="gaussian")
+LATENTS: Components[LatentConfig] = Components(
+    "sfumato.families.vae.latents", LatentConfig, default="gaussian"
+)

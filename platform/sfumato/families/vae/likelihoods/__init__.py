@@ -55,7 +55,9 @@ class LikelihoodConfig(Component, ABC):
         return EIGHT_BIT
 
 
-LIKELIHOODS = Components("sfumato.families.vae.likelihoods", LikelihoodConfig, default="logistic")
+LIKELIHOODS: Components[LikelihoodConfig] = Components(
+    "sfumato.families.vae.likelihoods", LikelihoodConfig, default="logistic"
+)
 
 
 def bits_per_dim(nats_B: Tensor, dims: int) -> Tensor:

@@ -94,4 +94,6 @@ class FollowingConfig(QuantizerConfig):
         """How the codes are used, as scalars."""
 
 
-QUANTIZERS = Components("sfumato.families.vae.quantizers", QuantizerConfig, default="codebook")
+QUANTIZERS: Components[QuantizerConfig] = Components(
+    "sfumato.families.vae.quantizers", QuantizerConfig, default="codebook"
+)
