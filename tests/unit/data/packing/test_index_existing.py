@@ -92,7 +92,7 @@ FAULTS: dict[str, tuple[Callable[[Add, tarfile.TarFile], Any], str]] = {
     "path up": (lambda add, _: add("../../etc/x.png", png()), "leads out"),
     "absolute path": (lambda add, _: add("/etc/x.png", png()), "leads out"),
     "backslashes": (lambda add, _: add("c\\x.png", png()), "leads out"),
-    "control characters": (lambda add, _: add("x\ny.png", png()), "no text"),
+    "control characters": (lambda add, _: add("x\ny.png", png()), "not text"),
     "no key": (lambda add, _: add(".png", png()), "no key"),
     "symbolic link": (
         lambda add, _: add("x.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"),

@@ -280,7 +280,7 @@ BAD: dict[str, tuple[Callable[[Path], SourceSettings], str]] = {
     "csv cells": (text("a.csv", "file,label\nx.png\n"), "line 2: not as many cells"),
     "csv outside": (text("a.csv", "file\n../x.png\n"), "leads out of the folder"),
     "csv missing": (text("a.csv", "file\nx.png\n"), "x.png: no such file"),
-    "jsonl": (text("a.jsonl", '{"file": "x"}\n[1]\n'), "line 2: no JSON object"),
+    "jsonl": (text("a.jsonl", '{"file": "x"}\n[1]\n'), "line 2: not a JSON object"),
     "empty": (text("a.csv", "file\n"), "lists no files"),
     "no tars": (lambda at: WebDatasetSource(path=str(at)), "no file"),
 }
