@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from sfumato.core.conditions import (
     complete,
     no_class,
 )
+from sfumato.core.family import FamilyConfig
 from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.errors import ConfigError
 from sfumato.sampling.condition_files import ImageFiles, array_file, array_rows, read_prompts
@@ -152,6 +153,19 @@ def _number(label: int | str) -> int:
     return int(label)
 
 
+class PreviewSettings(Protocol):
+    """The part of a recipe that says what previews are drawn for."""
+
+    @property
+    def prompts(self) -> Sequence[str]: ...
+    @property
+    def negative(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> Sequence[int | str]: ...
+    @property
+    def data(self) -> str | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """The conditions given as options of `sfumato sample`."""
@@ -162,6 +176,12 @@ class Asked:
     prompt_file: Path | None = None
     values: Sequence[tuple[str, str]] = ()
     data: str | None = None
+
+    @classmethod
+    def of(cls, previews: PreviewSettings) -> Asked:
+        """What a recipe asks previews to be drawn for."""
+        labels = [str(label) for label in previews.labels]
+        return cls(labels, previews.prompts, previews.negative, data=previews.data)
 
     def source(self, takes: Takes) -> Source:
         """The rows of everything that was given; options that name a condition replace the data set's.
@@ -190,3 +210,19 @@ class Asked:
     def images(self) -> int | None:
         """How many images the prompts are for, if there is a file of them."""
         return len(read_prompts(self.prompt_file)["prompt"]) if self.prompt_file else None
+
+
+def condition_problems(model: FamilyConfig, data: DataSpec, previews: PreviewSettings) -> list[str]:
+    """What the data lacks that the model needs, and previews that it cannot draw, a line each."""
+    taken = model.conditions(data)
+    found = [
+        f"model: needs the column {condition.column!r} for its condition {condition.name!r}, and batches "
+        f"have {', '.join(data.columns)}: name it in data.columns, or pack it"
+        for condition in taken
+        if condition.required and condition.column not in data.columns
+    ]
+    try:
+        replace(Asked.of(previews), data=None).source(Takes(taken, data, model.family))
+    except ConfigError as error:
+        found += [f"train.preview_conditions: {problem}" for problem in error.problems]
+    return found

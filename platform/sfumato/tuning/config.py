@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sfumato.core.config import Config
+from sfumato.core.config import Config, Neutral
+from sfumato.core.identity import changed
 from sfumato.tuning.parameter import Parameter
 
 
