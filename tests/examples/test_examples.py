@@ -12,10 +12,10 @@ import torch
 import train_rank
 from adapter import PATTERNS
 from captions import CaptionsConfig
+from distilled import DistilledConfig
 from example_cases import TRAIN, Prepared
 from example_sets import camera_at, edges, view_of
 from growth import Growth, GrowthConfig
-from launch import launch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,7 +27,11 @@ from sfumato.core.stored import matches
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.reading import local_reader
+from sfumato.errors import CheckpointError
+from sfumato.parallel import Placement
+from sfumato.parallel.strategies.single import Single
 from sfumato.training import checkpoint as checkpoints
+from sfumato.training.loop import install
 from sfumato.training.store import LocalStore
 
 Alone = Callable[[str], Path]
@@ -111,17 +115,6 @@ def test_a_running_mean_is_that_of_the_images_seen(prepared: Prepared, reference
     assert found["state/steps"] == 10
 
 
-def test_a_running_mean_is_the_same_on_four_ranks(
-    prepared: Prepared, reference: Reference, tmp_path: Path
-) -> None:
-    expected = reference("running_mean")
-    found = launch(tmp_path, world_size=4, **prepared.case("running_mean", "ddp"))
-    assert found.keys() == expected.keys()
-    torch.testing.assert_close(found["state/mean"], expected["state/mean"], rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(found["ema/weight"], expected["ema/weight"], rtol=1e-5, atol=1e-5)
-    assert found["state/steps"] == expected["state/steps"]
-
-
 def test_phases_begin_late_and_end_early(prepared: Prepared, reference: Reference, tmp_path: Path) -> None:
     """A step reads 128 images: two batches for `refine`."""
 
@@ -134,8 +127,8 @@ def test_phases_begin_late_and_end_early(prepared: Prepared, reference: Referenc
     built = never["refine/weight"]
     assert not torch.equal(whole["refine/weight"], built), "it has begun"
     assert not torch.equal(whole["draft/weight"], never["draft/weight"]), "it has ended"
-    assert torch.equal(trained(refine_from=600)["refine/weight"], built), "the last step begins at 512"
-    assert torch.equal(trained(refine_from=500)["draft/weight"], whole["draft/weight"]), "of its own alone"
+    assert torch.equal(trained(refine_from=600, draft_until=641)["refine/weight"], built), "no step begins"
+    assert torch.equal(trained(refine_from=448)["draft/weight"], whole["draft/weight"]), "of its own alone"
 
 
 def test_a_network_grows_by_the_images_that_it_has_seen(prepared: Prepared, alone: Alone) -> None:
@@ -154,14 +147,22 @@ def test_a_network_grows_by_the_images_that_it_has_seen(prepared: Prepared, alon
 
 def test_rays_render_what_a_camera_sees_that_was_in_no_view(prepared: Prepared, tmp_path: Path) -> None:
     case = prepared.case("rays", out=str(tmp_path / "out.safetensors"), model_folder=str(tmp_path / "model"))
-    train_rank.train({**case, "train": {**TRAIN, "images": 3_200, "micro_batch": 64}})
+    train_rank.train({**case, "train": {**TRAIN, "images": 6_400, "micro_batch": 64, "clip_grad_norm": None}})
     model = sfumato.load(tmp_path / "model", trust=True)
     cameras = [camera_at(around, 0.2) for around in (0.1, 1.7, 3.3, 4.9)]
     views = np.stack([view_of(camera) for camera in cameras]).astype(float)
     seen = model.sample(4, conditions={"camera": np.stack(cameras).astype(np.float32)}).astype(float)
     error = [[np.abs(one - view).mean() for view in views] for one in seen]
-    print(np.round(error, 1))
     assert np.argmin(error, axis=1).tolist() == [0, 1, 2, 3], error
+
+
+def test_a_teacher_is_frozen_in_bfloat16(prepared: Prepared) -> None:
+    strategy = Single(Placement())
+    config = DistilledConfig.model_validate(prepared.case("distilled")["model"])
+    install(config.build(DataSpec(1, 8, 8)), strategy, seed=0)
+    teacher = strategy.view("student")["teacher"]
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.bfloat16}
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
 def test_a_student_samples_without_its_teacher(
@@ -174,7 +175,7 @@ def test_a_student_samples_without_its_teacher(
     shutil.move(place, tmp_path / "gone")
     try:
         assert np.array_equal(sfumato.load(model, trust=True).sample(2), wanted)
-        with pytest.raises(sfumato.errors.CheckpointError, match=str(place)):
+        with pytest.raises(CheckpointError, match=str(place)):
             train_rank.train(prepared.case("distilled", out=str(tmp_path / "out.safetensors")))
     finally:
         shutil.move(tmp_path / "gone", place)

@@ -31,7 +31,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def conditions(model: Generator, data: Path) -> dict[str, Any]:
     """Those of the first rows of the set."""
-    source = rows_of_data(model.conditions, str(data))
+    source = rows_of_data(str(data), model.conditions, missing=True)
     return {name: rows.read(range(NUM)) for name, rows in source.items()}
 
 
