@@ -136,7 +136,7 @@ def given() -> Path:
     """The file of AlexNet's weights. Raises CapabilityError if none is named."""
     value = os.environ.get(VARIABLE)
     if not value or not Path(value).is_file():
-        got = f"{value!r} is no file" if value else "none given"
+        got = f"{value!r} is not a file" if value else "none given"
         raise CapabilityError(f"lpips needs AlexNet's weights, {got}: set {VARIABLE}=FILE ({FILE})")
     return Path(value)
 

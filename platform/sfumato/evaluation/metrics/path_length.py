@@ -50,7 +50,7 @@ class Ruler:
 
     @classmethod
     def of(cls, settings: PathSettings) -> Ruler:
-        """With the weights that the environment names. Raises CapabilityError where it names none."""
+        """With the weights that the environment names. Raises CapabilityError if it names none."""
         path = given()
         return cls(copy.deepcopy(load(path)).double(), settings, sha256_of(path))
 
@@ -120,7 +120,7 @@ class LatentPaths(MetricInput):
         return f"a model with a latent vector (gan, vae, flow), {of}"
 
     def prepare(self, setting: Setting, opened: object) -> PreparedPaths:
-        """With the weights that the environment names. Raises CapabilityError where it names none."""
+        """With the weights that the environment names. Raises CapabilityError if it names none."""
         return PreparedPaths(Ruler.of(setting.options.of(PathSettings)))
 
 
