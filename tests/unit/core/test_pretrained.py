@@ -40,7 +40,7 @@ def recipe_on(strategy: str = "single", **pretrained: str) -> Recipe:
 class Nested(Config):
     """References at any depth."""
 
-    by_name: dict[str, tuple[Pretrained, ...]] = {}
+    by_name: dict[str, tuple[Pretrained, ...]]
 
 
 def test_references_are_found_and_replaced_at_any_depth() -> None:
@@ -111,7 +111,7 @@ def test_a_run_that_is_not_looked_up_or_no_run_cannot_be_opened() -> None:
         Pretrained(run="x").open(config_class)
     with pytest.raises(ConfigError, match="'x' is not a Sfumato run"):
         Pretrained(folder="x").open(config_class)
-    with pytest.raises(ConfigError, match="is of a family outside Sfumato"):
+    with pytest.raises(ConfigError, match="family outside Sfumato"):
         Pretrained(run="x", digest="0" * 64).open(config_class)
 
 
