@@ -168,8 +168,8 @@ def test_code_that_a_configuration_points_to_is_left_out() -> None:
     [
         ({}, "needs run"),
         ({"run": "a", "file": "b"}, "got run and file"),
-        ({"run": "a", "subfolder": "unet"}, "subfolder has an effect with folder alone"),
-        ({"folder": "a", "prefix": "x."}, "prefix has an effect with file alone"),
+        ({"run": "a", "subfolder": "unet"}, "subfolder has an effect only with folder"),
+        ({"folder": "a", "prefix": "x."}, "prefix has an effect only with file"),
     ],
 )
 def test_one_place_is_named(fields: dict[str, str], said: str) -> None:
