@@ -11,9 +11,8 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -31,13 +30,11 @@ from sfumato.data.order import micro_batches
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel import ParallelSettings
+from sfumato.sampling.conditions import condition_problems
 from sfumato.tracking.config import TrackingSettings
 from sfumato.training import capabilities, phases
 from sfumato.training.config import TrainSettings
 from sfumato.tuning.config import TuneSettings
-
-if TYPE_CHECKING:
-    from sfumato.sampling.conditions import Asked
 
 SCHEMA = 1
 """Part of every run's identity. Raise it whenever a default value changes: a recipe that relies on the
@@ -86,18 +83,6 @@ class Recipe(Config):
         """The resolved recipe; loading it gives an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
-    def preview_asked(self) -> Asked:
-        """The conditions that the recipe requests for previews."""
-        from sfumato.sampling.conditions import Asked
-
-        settings = self.train.preview_conditions
-        return Asked(
-            labels=[str(label) for label in settings.labels],
-            prompts=settings.prompts,
-            negative=settings.negative,
-            data=settings.data,
-        )
-
     def problems(self, spec: DataSpec | None = None, samples: int | None = None) -> list[str]:
         """Problems that make the run impossible although every field is valid, one line each.
 
@@ -128,30 +113,13 @@ class Recipe(Config):
             family_problems = self.model.problems(spec)
             found += family_problems
             found += self.evaluate.problems(spec)
-            found += self._condition_problems(spec)
+            found += condition_problems(self.model, spec, self.train.preview_conditions)
             if not family_problems:
                 family = self.model.build(spec)
                 found += capabilities.phase_problems(family.phases, self.parallel)
                 found += capabilities.adapter_problems(family.nets, self.parallel)
                 found += phases.problems(family.phases, self.train.images)
                 found += capabilities.optimizer_problems(family.nets)
-        return found
-
-    def _condition_problems(self, spec: DataSpec) -> list[str]:
-        """Columns that the model needs and the data lacks, and previews that the model cannot draw."""
-        from sfumato.sampling.conditions import Takes
-
-        taken = self.model.conditions(spec)
-        found = [
-            f"model: needs the column {condition.column!r} for its condition {condition.name!r}, and batches "
-            f"have {', '.join(spec.columns)}: name it in data.columns, or pack it"
-            for condition in taken
-            if condition.required and condition.column not in spec.columns
-        ]
-        try:
-            replace(self.preview_asked(), data=None).source(Takes(taken, spec, self.model.family))
-        except ConfigError as error:
-            found += [f"train.preview_conditions: {problem}" for problem in error.problems]
         return found
 
     def check(self, spec: DataSpec | None = None, samples: int | None = None) -> None:

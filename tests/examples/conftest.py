@@ -1,4 +1,4 @@
-"""What the examples need: packed data, a U-Net of diffusers, a trained teacher, and what one process trains."""
+"""What the examples need: packed data, a U-Net of diffusers, a trained teacher, what one process trains."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Image to image: a second image of every sample is the condition, and one draw flips both alike.
 
-The control image is the column `control`, of its own number of channels; here it holds the edges of the image.
-A recipe's `data.transforms` move it together with the image.
+The control image is the column `control`, of its own number of channels; here it holds the edges of the
+image. A recipe's `data.transforms` move it together with the image.
 
     data:  {path: ..., columns: [control], transforms: [{kind: flip}]}
     model: {family: "edges:EdgesConfig"}

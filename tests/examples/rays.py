@@ -1,11 +1,12 @@
 """Rays with cameras: a radiance field that is learnt from views, and renders the view of any camera.
 
-After NeRF (Mildenhall et al. 2020): a network says colour and density at a point, and a pixel is the sum along
-its ray (eq. 3). The camera of a sample is the column `camera` [3, 4], from camera to world: the columns are the
-directions right, down and forward, and the position. Training takes some rays of every view; sampling takes
-the camera as a condition.
+After NeRF (Mildenhall et al. 2020): a network says colour and density at a point, and a pixel is the sum
+along its ray (eq. 3). The camera of a sample is the column `camera` [3, 4], from camera to world: the columns
+are the directions right, down and forward, and the position. Training takes some rays of every view; sampling
+takes the camera as a condition. The column is packed from JSON by
+`columns: {camera: {kind: camera, field: ...}}`.
 
-    data:  {path: ..., columns: [camera]}        # packed from JSON: columns: {camera: {kind: camera, field: ...}}
+    data:  {path: ..., columns: [camera]}
     model: {family: "rays:RaysConfig"}
 """
 
@@ -41,7 +42,7 @@ class RaysConfig(FamilyConfig):
     rays: int = Field(16, ge=1, description="Rays of a view that a step of training looks at.")
     width: int = Field(32, ge=1, description="Width of the network.")
     optimizer: OptimizerConfig = Field(
-        OptimizerConfig(lr=LearningRate(peak=0.01)), description="How the field is trained."
+        OptimizerConfig(lr=LearningRate(peak=0.02)), description="How the field is trained."
     )
     sampling: Config = Field(Config(), description="Nothing to choose.")
 

@@ -1,8 +1,8 @@
 """State: a running mean of all images, the same on every rank, for any number of ranks and after a kill.
 
 The network learns on images from which the mean is taken, and sampling adds it. The mean is neither a weight
-nor a function of the images seen: losses return sums over their rows, the loop adds them up over micro-batches
-and ranks, and `advance` makes the next state of them once a step.
+nor a function of the images seen: losses return sums over their rows, the loop adds them up over
+micro-batches and ranks, and `advance` makes the next state of them once a step.
 
     model: {family: "running_mean:RunningMeanConfig"}
 """

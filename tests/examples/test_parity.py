@@ -12,17 +12,30 @@ from launch import launch
 from matrix import strategies
 from torch import Tensor
 
-from sfumato.families import config_class
-from sfumato.parallel import ParallelSettings
-from sfumato.training.capabilities import adapter_problems
+from sfumato.parallel import STRATEGIES
+from sfumato.parallel.capabilities import Feature
 
 Result = dict[str, Tensor]
 Reference = Callable[[str], Result]
-ZERO = [name for name in strategies() if name.startswith("zero")]
+CORE = ("adapter", "distilled", "growth", "running_mean")
+"""Those with more than plain networks to lay out: a base, a frozen network, groups, state."""
+
+
+def zero_cases() -> list[object]:
+    """(strategy, example) of what the stages of ZeRO take; the second stage stands for all, which share most
+    of their code, and the others take minutes."""
+    return [
+        pytest.param(strategy, name, marks=[] if fast else [pytest.mark.slow])
+        for strategy in strategies()
+        if strategy.startswith("zero")
+        for name in EXAMPLES
+        if name != "adapter" or Feature.ADAPTERS in STRATEGIES[strategy].features
+        for fast in [strategy == "zero2" and name in CORE]
+    ]
 
 
 def agree(found: Result, expected: Result, name: str) -> None:
-    """All weights, averages and moments of the state; losses where the whole run is at hand."""
+    """All weights, averages and the state; losses where the whole run is at hand."""
     if len(found["losses"]) < len(expected["losses"]):
         found, expected = ({k: v for k, v in r.items() if k != "losses"} for r in (found, expected))
     assert found.keys() == expected.keys()
@@ -48,3 +61,42 @@ def test_a_killed_run_ends_where_one_does_that_was_left_alone(
     case = prepared.case(name, "fsdp", checkpoints=str(tmp_path / "checkpoints"))
     launch(tmp_path / "killed", world_size=2, kill_at=EXAMPLES[name].stop, expect=9, **case)
     agree(launch(tmp_path / "resumed", world_size=2, **case), reference(name), name)
+
+
+@pytest.mark.parametrize(("strategy", "name"), zero_cases())
+def test_the_stages_of_zero_compute_it_too(
+    strategy: str, name: str, prepared: Prepared, reference: Reference, tmp_path: Path
+) -> None:
+    agree(launch(tmp_path, world_size=2, **prepared.case(name, strategy)), reference(name), name)
+
+
+def test_a_frozen_teacher_may_lie_in_host_memory(
+    prepared: Prepared, reference: Reference, tmp_path: Path
+) -> None:
+    case = prepared.case("distilled", "fsdp", parallel={"offload": True})
+    agree(launch(tmp_path, world_size=2, **case), reference("distilled"), "distilled")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "running_mean" else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES],
+)
+def test_four_ranks_compute_what_one_does(
+    name: str, prepared: Prepared, reference: Reference, tmp_path: Path
+) -> None:
+    """The state depends on it most; the others take minutes together."""
+    agree(launch(tmp_path, world_size=4, **prepared.case(name, "ddp")), reference(name), name)
+
+
+def test_state_is_taken_on_by_every_strategy_in_turn(
+    prepared: Prepared, reference: Reference, tmp_path: Path
+) -> None:
+    """Killed under ddp on two ranks, a step further under each strategy, and ended by one process."""
+    case = prepared.case("running_mean", checkpoints=str(tmp_path / "checkpoints"))
+    case["train"] = {**case["train"], "checkpoint": {"every": 64}}
+    launch(tmp_path / "killed", world_size=2, expect=9, **{**case, "strategy": "ddp", "kill_at": 192})
+    chain = [name for name in strategies() if name != "ddp"]
+    for turn, name in enumerate(chain, start=1):
+        part = {**case, "strategy": name, "stop_at": 192 + 64 * turn}
+        launch(tmp_path / name, world_size=2, **part)
+    agree(launch(tmp_path / "last", world_size=1, **case), reference("running_mean"), "running_mean")

@@ -240,7 +240,7 @@ def test_an_index_is_made_where_the_tars_are(place: str, tmp_path: Path) -> None
     assert Manifest.load(there).classes == ("even", "odd")
     with pytest.raises(DataError, match=r"has a manifest\.json already"):
         _index(there)
-    with pytest.raises(DataError, match="object storage has none"):
+    with pytest.raises(DataError, match="object storage does not have"):
         _index(there, dest=str(tmp_path / "elsewhere"))
     with pytest.raises(DataError, match=r"no file \*\.tar there"):
         _index(f"{place}/none")

@@ -522,6 +522,6 @@ def test_a_reference_smaller_than_k_is_refused(tmp_path: Path, cache: Path) -> N
 
 def test_a_model_that_gives_no_images_is_found_out(digits_data: Path, cache: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        SfumatoError, match=r"block 0: the model gave float32 .* where uint8 \(100, 8, 8, 1\)"
+        SfumatoError, match=r"block 0: the model gave float32 .*, wanted uint8 \(100, 8, 8, 1\)"
     ):
         play(digits_data, tmp_path, cache, wrong_dtype=True)

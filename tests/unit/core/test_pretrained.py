@@ -10,8 +10,9 @@ from library_folders import save_unet
 
 from sfumato import families, recipe
 from sfumato.core.batch import DataSpec
+from sfumato.core.config import Config
 from sfumato.core.first_stage import FirstStageConfig
-from sfumato.core.pretrained import Pretrained, Reference, StoredNet, references
+from sfumato.core.pretrained import Pretrained, Reference, StoredNet, references, replaced
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.errors import ConfigError
@@ -29,22 +30,37 @@ def recipe_on(strategy: str = "single", **pretrained: str) -> Recipe:
         {
             "name": "student",
             "data": {"path": "data"},
-            "model": {"family": "on_pretrained:OnPretrained", "nested": {"it": [pretrained]}},
+            "model": {"family": "adapter:AdapterConfig", "base": pretrained},
             "train": {"images": 64},
             "parallel": {"strategy": strategy, "workers": 1},
         }
     )
 
 
-def test_a_reference_is_found_and_recorded_wherever_it_stands(tmp_path: Path) -> None:
+class Nested(Config):
+    """References at any depth."""
+
+    by_name: dict[str, tuple[Pretrained, ...]]
+
+
+def test_references_are_found_and_replaced_at_any_depth() -> None:
+    content = Nested(by_name={"a": (Pretrained(run="x"), Pretrained(file="y")), "b": ()})
+    fields = [field for field, _ in references(content, "model", Reference)]
+    assert fields == ["model.by_name.a.0", "model.by_name.a.1"]
+    told = replaced(content, "model", lambda field, it: it.model_copy(update={"digest": field}))
+    assert [it.digest for it in told.by_name["a"]] == fields
+    assert replaced(content, "model", lambda field, it: it) is content
+
+
+def test_a_reference_is_looked_up_and_recorded(tmp_path: Path) -> None:
     save_unet(tmp_path / "unet")
     found = resolved(recipe_on(folder="unet"), tmp_path)
     (field, reference), *others = references(found.model, "model", Reference)
-    assert not others and field == "model.nested.it.0"
+    assert not others and field == "model.base"
     assert isinstance(reference, Pretrained) and reference.library is not None
     assert (reference.folder, reference.library.name) == (str(tmp_path / "unet"), "UNet2DModel")
     assert recipe.parse(found.model_dump(mode="json")) == found == resolved(found, tmp_path)
-    with pytest.raises(ConfigError, match=r"model\.nested\.it\.0\.folder: 'none'"):
+    with pytest.raises(ConfigError, match=r"model\.base\.folder: 'none'"):
         resolved(recipe_on(folder="none"), tmp_path)
 
 
@@ -57,8 +73,8 @@ def test_what_a_reference_holds_makes_the_run_and_not_where_it_lies(tmp_path: Pa
 
 
 def test_a_submitted_recipe_is_told_of_relative_places() -> None:
-    assert "model.nested.it.0.folder=unet" in relative_places(recipe_on(folder="unet"))
-    assert not any("nested" in place for place in relative_places(recipe_on(run="name")))
+    assert "model.base.folder=unet" in relative_places(recipe_on(folder="unet"))
+    assert not any("base" in place for place in relative_places(recipe_on(run="name")))
 
 
 def test_an_adapter_is_refused_where_its_strategy_has_none(tmp_path: Path) -> None:
@@ -95,7 +111,7 @@ def test_a_run_that_is_not_looked_up_or_no_run_cannot_be_opened() -> None:
         Pretrained(run="x").open(config_class)
     with pytest.raises(ConfigError, match="'x' is not a Sfumato run"):
         Pretrained(folder="x").open(config_class)
-    with pytest.raises(ConfigError, match="is of a family outside Sfumato"):
+    with pytest.raises(ConfigError, match="family outside Sfumato"):
         Pretrained(run="x", digest="0" * 64).open(config_class)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter import PATTERNS, AdapterConfig
 from library_folders import save_unet
-from on_pretrained import PATTERNS, OnPretrained
 from safetensors.torch import load_file
 
 import sfumato
@@ -36,12 +36,11 @@ def base(tmp_path: Path) -> Path:
     return save_unet(tmp_path / "unet")
 
 
-def config_on(base: Path, kind: str = "adapter") -> OnPretrained:
-    found = look_up(Pretrained(folder=str(base)), base.parent, "model.base")
-    return OnPretrained(kind=kind, nested={"it": (found,)})
+def config_on(base: Path) -> AdapterConfig:
+    return AdapterConfig(base=look_up(Pretrained(folder=str(base)), base.parent, "model.base"))
 
 
-def moved_by_one_step(config: OnPretrained) -> Single:
+def moved_by_one_step(config: AdapterConfig) -> Single:
     """A strategy whose adapter is no longer what it was built with."""
     strategy = Single(Placement())
     install(config.build(DATA), strategy, seed=0)
@@ -148,11 +147,3 @@ def test_a_base_that_changed_is_refused_when_a_run_goes_on(base: Path) -> None:
     save_unet(base, seed=1)
     with pytest.raises(CheckpointError, match="is not the content"):
         install(config.build(DATA), Single(Placement()), seed=0)
-
-
-def test_a_frozen_network_has_the_dtype_that_its_family_wants(base: Path) -> None:
-    strategy = Single(Placement())
-    install(config_on(base, "student").build(DATA), strategy, seed=0)
-    teacher = strategy.view("network")["teacher"]
-    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.bfloat16}
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())

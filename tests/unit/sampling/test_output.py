@@ -67,7 +67,7 @@ def test_an_existing_folder(generator: Generator, tmp_path: Path) -> None:
     write_samples(out, generator, 1, overwrite=True)
     assert len(list(out.iterdir())) == 3
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"'notes\.txt', which is no sample and would be lost"):
+    with pytest.raises(ConfigError, match=r"'notes\.txt', which is not a sample and would be lost"):
         write_samples(out, generator, 1, overwrite=True)
     with pytest.raises(ConfigError, match="is a file"):
         write_samples(out / "notes.txt", generator, 1)

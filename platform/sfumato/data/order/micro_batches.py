@@ -92,7 +92,7 @@ def coupling_problems(
     """Why the rows of a micro-batch would depend on the number of workers, in one line.
 
     A model whose rows influence one another (batch normalisation, dropout) computes the same on any number of
-    workers only where the cut is the same. An elastic run may meet every number from `least` to `workers`.
+    workers only if the cut is the same. An elastic run may meet every number from `least` to `workers`.
     """
     counts = [count for count in range(least or workers, workers + 1) if count > 1]
 

@@ -24,7 +24,7 @@ from sfumato.data.reading.transforms import Augmentation
 
 @dataclass(frozen=True)
 class RankPlan:
-    """What one rank reads, whoever reads it: in this process or by Ray Data."""
+    """What one rank reads, in this process or with Ray Data."""
 
     settings: DataSettings
     manifest: Manifest

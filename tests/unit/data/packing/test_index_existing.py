@@ -196,7 +196,7 @@ def test_tars_that_lie_end_in_one_error_and_never_in_a_loop(tmp_path: Path) -> N
             data[: 3 * BLOCK - 1],
             b"",
         ],
-        "behind the end mark": [data + data],
+        "after the end mark": [data + data],
     }
     for words, tars in cases.items():
         for tar in tars:

@@ -275,7 +275,7 @@ BAD: dict[str, tuple[Callable[[Path], SourceSettings], str]] = {
     "idx long": (idx_bytes(idx(GREY) + b"x"), "longer than its header says"),
     "idx bomb": (idx_bytes(struct.pack(">BBBB3I", 0, 0, 8, 3, *[0xFFFFFFFF] * 3)), "announces"),
     "idx gzip": (idx_bytes(gzip.compress(idx(GREY))[:-9]), "damaged|truncated"),
-    "parquet": (text("a.parquet", "no"), "not a Parquet file"),
+    "parquet": (text("a.parquet", "no"), "cannot be read as Parquet"),
     "csv column": (text("a.csv", "name,label\nx,1\n"), "no column of file names; it has name, label"),
     "csv cells": (text("a.csv", "file,label\nx.png\n"), "line 2: not as many cells"),
     "csv outside": (text("a.csv", "file\n../x.png\n"), "leads out of the folder"),
