@@ -40,7 +40,7 @@ def recipe_on(strategy: str = "single", **pretrained: str) -> Recipe:
 class Nested(Config):
     """References at any depth."""
 
-    by_name: dict[str, tuple[Pretrained, ...]] = {}
+    by_name: dict[str, tuple[Pretrained, ...]]
 
 
 def test_references_are_found_and_replaced_at_any_depth() -> None:
