@@ -1,4 +1,4 @@
-"""What users see when something is wrong: one line that says what, got what, and how to mend it.
+"""Errors that users see: one line with what is wrong, what was given, and how to fix it.
 
 The command line prints these without a traceback. `exit_status` is the process's status: 2 for bad
 input, 1 for work that failed.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class SfumatoError(Exception):
-    """Base of every error that is meant for the user's eyes."""
+    """Base of every error that is shown to the user."""
 
     exit_status = 1
 
@@ -27,17 +27,17 @@ class ConfigError(SfumatoError):
 
 
 class CapabilityError(ConfigError):
-    """A combination that is well formed but that a strategy or a machine cannot carry out."""
+    """A valid combination that a strategy or a machine does not support."""
 
 
 class DataError(SfumatoError):
-    """Data that is missing, damaged, or not what its manifest says."""
+    """Data that is missing, damaged, or does not match its manifest."""
 
     exit_status = 2
 
 
 class CheckpointError(SfumatoError):
-    """A checkpoint that is missing, incomplete, damaged, or of another recipe."""
+    """A checkpoint that is missing, incomplete or damaged, or belongs to another recipe."""
 
 
 class TrainingError(SfumatoError):
@@ -45,15 +45,15 @@ class TrainingError(SfumatoError):
 
 
 class WorkersLost(TrainingError):
-    """Training workers were lost more often than the recipe endures: another try may well succeed."""
+    """Training workers were lost more often than the recipe allows: another attempt may well succeed."""
 
 
 class Interrupted(SfumatoError):
-    """The user pressed ctrl-C; the message says how to go on."""
+    """The user pressed Ctrl-C; the message says how to resume."""
 
     exit_status = 130
 
 
 def with_extra(extra: str) -> str:
-    """How to install one of the package's extras: from its repository, for it is on no package index."""
+    """How to install one of the package's extras: from its repository, since no package index has it."""
     return f"pip install -c constraints.txt -e '.[{extra}]' in Sfumato's repository"

@@ -1,8 +1,8 @@
 """The recipe: the whole typed configuration of a run, from one YAML file.
 
 A file may build on another (`base: ../digits/ddpm.yaml`), interpolate (`${train.images}`), and be
-overridden from the command line (`train.images=1000`). Everything that is wrong with it is reported at
-once, one line each, before anything is started.
+overridden from the command line (`train.images=1000`). All errors are reported at once, one line each,
+before anything starts.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -31,17 +30,15 @@ from sfumato.data.order import micro_batches
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel import ParallelSettings
+from sfumato.sampling.conditions import condition_problems
 from sfumato.tracking.config import TrackingSettings
 from sfumato.training import capabilities, phases
 from sfumato.training.config import TrainSettings
 from sfumato.tuning.config import TuneSettings
 
-if TYPE_CHECKING:
-    from sfumato.sampling.conditions import Asked
-
 SCHEMA = 1
-"""Part of every run's identity. Raise it whenever a default changes its value: a recipe that relies on the
-default then stands for another run than before. A field that is added changes nothing."""
+"""Part of every run's identity. Raise it whenever a default value changes: a recipe that relies on the
+default then identifies another run than before. Adding a field changes nothing."""
 
 
 class RegistrySettings(Config):
@@ -63,48 +60,33 @@ class Recipe(Config):
     model: SerializeAsAny[FamilyConfig] = Field(..., description="The family and its configuration.")
     train: TrainSettings = Field(..., description="Length, batches, precision, intervals.")
     parallel: Neutral[ParallelSettings] = Field(ParallelSettings(), description="Workers and strategy.")
-    evaluate: Neutral[EvaluateSettings] = Field(
-        EvaluateSettings(), description="What is measured after training."
-    )
+    evaluate: Neutral[EvaluateSettings] = Field(EvaluateSettings(), description="Evaluation after training.")
     tracking: Neutral[TrackingSettings] = Field(TrackingSettings(), description="MLflow.")
     registry: Neutral[RegistrySettings] = Field(RegistrySettings(), description="The model registry.")
     tune: Neutral[TuneSettings | None] = Field(
-        None, description="What `sfumato tune` searches; null: nothing."
+        None, description="Search space of `sfumato tune`; null: none."
     )
 
     def identity(self) -> dict[str, Any]:
-        """What makes it another run: the fields that can change a number and differ from their defaults."""
+        """The fields that identify a run: those that can change a number and differ from their defaults."""
         return {"schema": SCHEMA, **identity.changed(self)}
 
     def digest(self) -> str:
-        """A hash of `identity`. An added field does not change it."""
+        """A hash of `identity`, unaffected by added fields."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def counted(self) -> dict[str, Any]:
-        """All fields that can change a number, defaults too: what a checkpoint records of its recipe."""
+        """All fields that can change a number, including defaults, as checkpoints record them."""
         return identity.counted(self)
 
     def to_yaml(self) -> str:
         """The resolved recipe; loading it gives an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
-    def preview_asked(self) -> Asked:
-        """What the recipe asks previews to be drawn for."""
-        from sfumato.sampling.conditions import Asked
-
-        settings = self.train.preview_conditions
-        return Asked(
-            labels=[str(label) for label in settings.labels],
-            prompts=settings.prompts,
-            negative=settings.negative,
-            data=settings.data,
-        )
-
     def problems(self, spec: DataSpec | None = None, samples: int | None = None) -> list[str]:
-        """What makes the run impossible although every field is well formed, one line each.
+        """Problems that make the run impossible although every field is valid, one line each.
 
-        `spec` and `samples` come from the data's manifest; without them the checks that need them are
-        left out.
+        `spec` and `samples` come from the data's manifest; without them, checks that need them are skipped.
         """
         found = micro_batches.problems(
             self.train.batch,
@@ -131,30 +113,13 @@ class Recipe(Config):
             family_problems = self.model.problems(spec)
             found += family_problems
             found += self.evaluate.problems(spec)
-            found += self._condition_problems(spec)
+            found += condition_problems(self.model, spec, self.train.preview_conditions)
             if not family_problems:
                 family = self.model.build(spec)
                 found += capabilities.phase_problems(family.phases, self.parallel)
                 found += capabilities.adapter_problems(family.nets, self.parallel)
                 found += phases.problems(family.phases, self.train.images)
                 found += capabilities.optimizer_problems(family.nets)
-        return found
-
-    def _condition_problems(self, spec: DataSpec) -> list[str]:
-        """What the data lacks that the model needs, and previews that it cannot draw."""
-        from sfumato.sampling.conditions import Takes
-
-        taken = self.model.conditions(spec)
-        found = [
-            f"model: needs the column {condition.column!r} for its condition {condition.name!r}, and batches "
-            f"have {', '.join(spec.columns)}: name it in data.columns, or pack it"
-            for condition in taken
-            if condition.required and condition.column not in spec.columns
-        ]
-        try:
-            replace(self.preview_asked(), data=None).source(Takes(taken, spec, self.model.family))
-        except ConfigError as error:
-            found += [f"train.preview_conditions: {problem}" for problem in error.problems]
         return found
 
     def check(self, spec: DataSpec | None = None, samples: int | None = None) -> None:
@@ -166,7 +131,7 @@ class Recipe(Config):
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, apply `key=value` overrides, and check every field.
 
-    Raises ConfigError with one line for each thing that is wrong.
+    Raises ConfigError with one line per problem.
     """
     return parse(read(path, overrides))
 
@@ -193,12 +158,12 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def parse(content: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain data. Raises ConfigError with one line for each thing that is wrong."""
+    """Build a recipe from plain data. Raises ConfigError with one line per problem."""
     lines: list[str] = []
     model = _parse_model(content.get("model"), lines) if "model" in content else None
     rest = {key: value for key, value in content.items() if key != "model"}
     try:
-        # Where the model is wrong, another stands in, so that the rest is checked all the same.
+        # A stand-in replaces an invalid model, so that the rest is still checked.
         return_value = Recipe.model_validate(
             {**rest, **({"model": model or _STAND_IN} if "model" in content else {})}
         )
@@ -244,15 +209,15 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> Any:
     resolved = path.resolve()
     if resolved in seen:
         raise ConfigError(
-            f"{path}: `base` goes round in a circle: {' -> '.join(p.name for p in (*seen, resolved))}"
+            f"{path}: `base` refers back to itself: {' -> '.join(p.name for p in (*seen, resolved))}"
         )
     if not path.is_file():
         raise ConfigError(f"recipe {str(path)!r} does not exist{_near_files(path)}")
     try:
         config = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-    except OSError as error:  # OmegaConf's own, too, for a file that holds a number or a word
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:  # OmegaConf raises it too, for a file with only a number or a word
         raise ConfigError(f"{path} cannot be read as a recipe: {error}") from error
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} holds no recipe: expected keys such as name, data, model, train")
@@ -263,13 +228,13 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> Any:
 
 
 def _merge(below: DictConfig, above: DictConfig) -> Any:
-    """`above` over `below`, key by key, but for parts that become another kind: these start anew."""
+    """Merge `above` over `below`, key by key; parts that change their kind start from scratch."""
     plain = [OmegaConf.to_container(config, resolve=False) for config in (below, above)]
     return OmegaConf.merge(OmegaConf.create(_of_same_kinds(*plain)), above)
 
 
 def _of_same_kinds(below: Any, above: Any) -> Any:
-    """`below` without the parts that `above` makes another `kind`, where their keys mean nothing."""
+    """`below` without the parts whose `kind` changes in `above`: their keys no longer apply."""
     if not isinstance(below, dict) or not isinstance(above, dict):
         return below
     if "kind" in below and "kind" in above and below["kind"] != above["kind"]:
@@ -291,7 +256,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class _StandIn(FamilyConfig):
-    """Takes the place of a model that is wrong, while the rest of its recipe is checked."""
+    """Replaces an invalid model while the rest of its recipe is checked."""
 
     sampling: Config = Config()
 

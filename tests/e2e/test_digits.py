@@ -221,7 +221,7 @@ def test_export_loads_in_diffusers_and_draws_the_same(
     ("arguments", "expected"),
     [
         (["sample", "tyni", "--out", "x"], "tiny"),
-        (["sample", "tiny", "--label", "seven", "--out", "x"], "is no class of this model"),
+        (["sample", "tiny", "--label", "seven", "--out", "x"], "is not a class of this model"),
         (["sample", "tiny", "--option", "stepz=3", "--out", "x"], "steps"),
         (["sample", "tiny", "--steps", "99", "--out", "x"], "20"),
         (["evaluate", "tiny", "evaluate.metrics=precison"], "precision"),

@@ -338,9 +338,9 @@ def test_evaluation_draws_for_the_rows_of_the_reference(
     plain = tmp_path / "plain"
     plain.mkdir()
     (plain / "a.png").write_bytes(png(control(1)))
-    with pytest.raises(DataError, match="for captions, and the reference has none: pack captions too"):
+    with pytest.raises(DataError, match="for captions, but the reference has none: pack captions too"):
         load_model(words.model, {}, device="cpu", trust=True, reference=open_images(str(plain)))
-    with pytest.raises(DataError, match="'control', and the reference has no column 'control'"):
+    with pytest.raises(DataError, match="'control', but the reference has no column 'control'"):
         load_model(paint.model, {}, device="cpu", trust=True, reference=open_images(str(plain)))
 
 

@@ -130,7 +130,7 @@ def test_an_interrupted_pack_goes_on(place: str, tmp_path: Path) -> None:
 
 def test_an_overwritten_set_leaves_nothing_behind(place: str, tmp_path: Path) -> None:
     pack("digits", place, shard_size=400)
-    with pytest.raises(DataError, match="holds a data set already"):
+    with pytest.raises(DataError, match="already holds a data set"):
         pack("digits", place, shard_size=1000)
     with pytest.raises(DataError, match="no such folder"):
         pack(str(tmp_path / "nowhere"), place, overwrite=True)
@@ -240,7 +240,7 @@ def test_an_index_is_made_where_the_tars_are(place: str, tmp_path: Path) -> None
     assert Manifest.load(there).classes == ("even", "odd")
     with pytest.raises(DataError, match=r"has a manifest\.json already"):
         _index(there)
-    with pytest.raises(DataError, match="object storage has none"):
+    with pytest.raises(DataError, match="object storage does not have"):
         _index(there, dest=str(tmp_path / "elsewhere"))
     with pytest.raises(DataError, match=r"no file \*\.tar there"):
         _index(f"{place}/none")

@@ -86,5 +86,5 @@ def test_an_entry_in_object_storage_serves_other_machines(
 
 
 def test_a_place_that_is_none_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nfs9://there/cache: not a place that can be read"):
+    with pytest.raises(DataError, match="nfs9://there/cache: this place cannot be read"):
         FeatureCache("nfs9://there/cache")

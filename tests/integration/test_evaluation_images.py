@@ -167,7 +167,7 @@ def test_statistics_in_the_usual_file_stand_in_for_the_images_of_a_reference(
     by_moments = run(few, tmp_path / "theirs.npz", tmp_path, **features)
     assert list(by_moments["metrics"]) == ["fd_efficientnet_lite0"]
     assert by_moments["metrics"] == pytest.approx(by_images["metrics"], rel=1e-9)
-    with pytest.raises(ConfigError, match="does not say which features it is of: pass --features"):
+    with pytest.raises(ConfigError, match="does not record which features it is of: pass --features"):
         run(few, tmp_path / "theirs.npz", tmp_path)
     wanted = {"features": ["efficientnet_lite0"], "metrics": ["fd", "recall"]}
     with pytest.raises(ConfigError, match="recall needs the reference's images"):
@@ -259,7 +259,7 @@ def test_held_out_images_that_do_not_help_are_refused(digits_data: Path, cache: 
         run(digits_data)
     with pytest.raises(DataError, match="memorisation needs 100 held-out images or more, got 4"):
         run(small(tmp_path / "few"))
-    with pytest.raises(DataError, match="the held-out images are 9x9 grey images and the reference"):
+    with pytest.raises(DataError, match="the held-out images are 9x9 grey images but the reference"):
         run(small(tmp_path / "large", (9, 9)))
     with pytest.raises(ConfigError, match="held_out is read by metric memorisation alone: add it to"):
         run(digits_data, metrics="fd")
@@ -310,7 +310,7 @@ def test_each_mistake_gets_its_line(digits_data: Path, tmp_path: Path) -> None:
     (torn / "1.png").write_bytes(b"no picture")
     np.savez(tmp_path / "floats.npz", images=np.full((4, 8, 8), np.nan, np.float32))
     cases += [
-        (stray, digits_data, {}, r"setup\.exe is no image"),
+        (stray, digits_data, {}, r"setup\.exe is not an image"),
         (torn, digits_data, {}, r"1\.png: not an image"),
         (tmp_path / "floats.npz", digits_data, {}, "images is float32; wanted uint8"),
     ]

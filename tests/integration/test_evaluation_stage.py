@@ -416,7 +416,7 @@ def test_failures_in_a_worker_reach_the_user_in_one_line(
     with pytest.raises(SfumatoError, match="an actor died 2 times") as dead:
         play(digits_data, tmp_path / "c", cache, actors=1, die=True)
     assert "\n" not in str(dead.value)
-    assert "evaluate again to go on" in str(dead.value)
+    assert "evaluate again to resume" in str(dead.value)
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -458,7 +458,7 @@ def test_images_of_another_kind_than_the_reference_are_refused(
 ) -> None:
     classes = tuple("0123456789")
     other = untrained(tmp_path / "rgb", DiffusionConfig.tiny(), DataSpec(3, 16, 16, classes))
-    with pytest.raises(DataError, match="makes 16x16 3-channel images and the reference holds 8x8 grey"):
+    with pytest.raises(DataError, match="makes 16x16 3-channel images but the reference holds 8x8 grey"):
         evaluate(
             Evaluation.of_model(
                 settings(),
@@ -522,6 +522,6 @@ def test_a_reference_smaller_than_k_is_refused(tmp_path: Path, cache: Path) -> N
 
 def test_a_model_that_gives_no_images_is_found_out(digits_data: Path, cache: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        SfumatoError, match=r"block 0: the model gave float32 .* where uint8 \(100, 8, 8, 1\)"
+        SfumatoError, match=r"block 0: the model gave float32 .*, wanted uint8 \(100, 8, 8, 1\)"
     ):
         play(digits_data, tmp_path, cache, wrong_dtype=True)

@@ -277,4 +277,4 @@ def test_detach_attach_and_stop(head: Head, console: Console, recipe: str, tmp_p
     assert console("jobs", "stop", name).status == 0
     answer = console("jobs", "attach", name)
     assert answer.status == 1 and f"job {name} was stopped" in answer.err
-    assert "same command goes on" in console("jobs", "logs", name).out, "it ended as at ctrl-C"
+    assert "same command resumes" in console("jobs", "logs", name).out, "it ended as at ctrl-C"

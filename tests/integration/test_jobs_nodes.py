@@ -98,7 +98,7 @@ def test_the_node_with_the_trainer_is_lost_and_the_job_finishes(
         with node(environment, said, *trainer, "--node-ip-address=127.0.0.4"):
             ended = sfumato(tmp_path, environment, "jobs", "attach", name)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "training goes on from the checkpoint at" in ended.stderr
+    assert "training resumes from the checkpoint at" in ended.stderr
     (run,) = (tmp_path / "shared" / "runs").glob("tiny-*")
     assert json.loads((run / "stages" / "train.json").read_text())["result"]["images"] >= 60_000
     assert (run / "model").is_dir()

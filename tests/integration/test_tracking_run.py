@@ -273,7 +273,7 @@ def test_a_run_goes_on_without_the_server_that_it_was_started_with(
     with pytest.raises(SfumatoError, match="does not answer"):
         Tracker.start(away, **known)
     again = Tracker.start(away, **known, experiment_id=tracker.experiment_id, started=5.0)
-    assert "goes on, and what it records waits on disk" in caplog.text
+    assert "continues, and what it records waits on disk" in caplog.text
     assert (again.run_id, again.experiment_id, again.handle.started) == (
         tracker.run_id,
         tracker.experiment_id,

@@ -32,7 +32,7 @@ def test_a_lost_worker_changes_no_bit(digits_data: Path, tmp_path: Path) -> None
         workers(process)[0].send_signal(signal.SIGKILL)
         _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said
-    assert "training goes on from the checkpoint at" in said and "Traceback" not in said
+    assert "training resumes from the checkpoint at" in said and "Traceback" not in said
     assert_model_is(tmp_path, calm)
 
 
@@ -51,7 +51,7 @@ def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Pat
     killed_at = newest(tmp_path)
     assert killed_at < 12_000, "the run was over before its driver died"
 
-    # The same command goes on; ctrl-C stops it in an orderly way, and so does what batch systems send.
+    # The same command resumes; ctrl-C stops it in an orderly way, and so does what batch systems send.
     for sign in (signal.SIGINT, signal.SIGTERM):
         before = newest(tmp_path)
         with sfumato(tmp_path, "train", recipe) as process:
@@ -63,8 +63,8 @@ def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Pat
             process.send_signal(sign)
             _, said = process.communicate(timeout=600)
         assert process.returncode == 130, said
-        assert "training goes on from the checkpoint at" in said
-        assert "interrupted" in said and "same command goes on" in said
+        assert "training resumes from the checkpoint at" in said
+        assert "interrupted" in said and "same command resumes" in said
         assert "Traceback" not in said and "***" not in said
     assert not list(tmp_path.glob("runs/*/model")), "an unfinished run has no model"
 
@@ -104,8 +104,8 @@ def test_a_full_disk_under_checkpoints_changes_no_bit(digits_data: Path, tmp_pat
         )
         _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said
-    assert "what was written before it stays, training goes on" in noted, noted
-    assert "training goes on from the checkpoint" not in said, "no worker was lost"
+    assert "what was written before it stays, training continues" in noted, noted
+    assert "training resumes from the checkpoint" not in said, "no worker was lost"
     assert "Traceback" not in said
     assert_model_is(tmp_path, calm)
 

@@ -72,7 +72,7 @@ def test_a_frozen_worker_is_named_and_changes_no_bit(digits_data: Path, tmp_path
     assert re.search(rf"rank [01] \(process {frozen.pid} on [0-9.]+\) does not answer", said), said
     assert re.search(r"rank [01] \(process \d+ on [0-9.]+\) is waiting for others in torch/", said), said
     assert said.count("training was stuck") == 1 and "Traceback" not in said
-    assert "training goes on from the checkpoint at" in said
+    assert "training resumes from the checkpoint at" in said
     assert_model_is(tmp_path, calm)
 
 

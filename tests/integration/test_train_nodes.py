@@ -190,8 +190,8 @@ def test_a_node_joins_and_is_lost(
             end_group(second)
         running.wait("checkpoint of the worker that is left", both + 1, workers=1)
         said = assert_ends_as(calm, running)
-    assert "training goes on with 2 workers" in said
-    assert said.count("training goes on from the checkpoint at") == 2, said
+    assert "training continues with 2 workers" in said
+    assert said.count("training resumes from the checkpoint at") == 2, said
 
 
 def test_a_node_is_taken_away_with_notice(
@@ -218,7 +218,7 @@ def test_a_node_is_taken_away_with_notice(
             said = assert_ends_as(calm, running)
     assert "1 node(s) with workers are about to be taken away: checkpoint at" in said
     for images in (grown["images"], saved[-1]):
-        assert f"training goes on from the checkpoint at {images:,} images" in said, said
+        assert f"training resumes from the checkpoint at {images:,} images" in said, said
 
 
 def test_workers_that_take_every_cpu_go_on_reading(

@@ -118,7 +118,7 @@ def test_bad_trials_are_stopped_and_failed_ones_told_while_the_sweep_goes_on(
 
     again = sweep.run(given, display=Display(), root=tmp_path, resume=True)
     assert again["trials"] == result["trials"], "nothing is left to do"
-    with pytest.raises(ConfigError, match="--resume goes on with it"):
+    with pytest.raises(ConfigError, match="--resume resumes it"):
         sweep.run(given, display=Display(), root=tmp_path)
 
 
@@ -226,6 +226,6 @@ def test_a_sweep_whose_driver_was_killed_goes_on(digits_data: Path, tmp_path: Pa
     assert [trial["status"] for trial in result["trials"]] == ["finished", "finished"]
     assert Journal(journal).trials[0] == before[0]
     log_text = next(journal.parent.glob("trials/*-001/logs/trial.txt")).read_text()
-    assert "training goes on from the checkpoint at" in log_text
+    assert "training resumes from the checkpoint at" in log_text
     runs = list_runs(TrackingSettings(), root=tmp_path)
     assert len(runs) == 3 and {run.status for run in runs} == {"FINISHED"}

@@ -133,18 +133,18 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not exist; did you mean '.*ddpm\.yaml'"):
         recipes.load(DIGITS.with_name("ddpn.yaml"))
     (tmp_path / "broken.yaml").write_text("a: [1, 2\n")
-    with pytest.raises(ConfigError, match="no valid YAML"):
+    with pytest.raises(ConfigError, match="not valid YAML"):
         recipes.load(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ConfigError, match="holds no recipe"):
         recipes.load(tmp_path / "list.yaml")
     (tmp_path / "code.yaml").write_text("name: !!python/object/apply:os.system ['touch executed']\n")
-    with pytest.raises(ConfigError, match="no valid YAML"):
+    with pytest.raises(ConfigError, match="not valid YAML"):
         recipes.load(tmp_path / "code.yaml")
     with pytest.raises(ConfigError, match="not of the form key=value"):
         recipes.load(DIGITS, ["train.images"])
     (tmp_path / "latin.yaml").write_bytes("name: Größe\n".encode("latin-1"))
-    with pytest.raises(ConfigError, match="no valid YAML"):
+    with pytest.raises(ConfigError, match="not valid YAML"):
         recipes.load(tmp_path / "latin.yaml")
     (tmp_path / "number.yaml").write_text("42\n")
     with pytest.raises(ConfigError, match="cannot be read as a recipe"):

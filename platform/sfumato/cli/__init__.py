@@ -1,4 +1,4 @@
-"""The command line: parses, calls one function a command, and turns errors into one line and a status.
+"""The command line: parses arguments, calls one function per command, and reports errors in one line.
 
 Standard output carries what a command returns (a table, JSON, a path), standard error its progress. A
 command is a function in a module of this package, listed in `_COMMANDS` in the order in which the help
@@ -49,7 +49,7 @@ for _command in _COMMANDS:
 for _group in _GROUPS:
     app.add_typer(_group)
 
-# Click's UsageError, whichever copy of click this typer brings.
+# Click's UsageError, from whichever copy of click this typer includes.
 _UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 
@@ -61,8 +61,8 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 def main() -> NoReturn:
-    """Run a command; errors that are meant for the user become lines on standard error, without traceback."""
-    # A recipe may name a family of the user's own, which lies beside it; Ray gives the path to its workers.
+    """Run a command; errors meant for the user become lines on standard error, without a traceback."""
+    # A recipe may name the user's own family, defined next to it; Ray passes the path to its workers.
     sys.path.append(os.getcwd())
     try:
         status = app(standalone_mode=False)  # an exit status where typer ended the command itself

@@ -1,4 +1,4 @@
-"""What the commands share: their arguments, and how they open a session and print what they return."""
+"""Shared by the commands: their arguments, opening a session, and printing results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NewRecord = Annotated[
     bool,
     typer.Option(
         "--new-record",
-        help="Record the run anew in MLflow, where its old record is gone; its checkpoints are kept.",
+        help="Create a new MLflow record if the run's old one is missing; its checkpoints are kept.",
     ),
 ]
 
@@ -94,7 +94,7 @@ def pairs(items: list[str]) -> dict[str, str]:
 
 
 def values(items: list[str]) -> list[tuple[str, str]]:
-    """The pairs in the order given; a key may come several times."""
+    """The pairs in the order given; a key may appear several times."""
     found = []
     for item in items:
         key, equals, value = item.partition("=")

@@ -37,7 +37,7 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="With --study: order and sides.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare evaluated runs: a table with intervals and tests, a page, or what people prefer."""
+    """Compare evaluated runs: a table with intervals and tests, a page, or a blind study."""
     from sfumato.runtime.commands import compare as comparing
 
     if votes:

@@ -98,7 +98,7 @@ def index(
     ],
     dest: Annotated[
         str | None,
-        typer.Option(help="Write manifest, indexes and links to the tars here, not beside the tars."),
+        typer.Option(help="Write manifest, indexes and links to the tars here, not next to the tars."),
     ] = None,
     shards: Annotated[str, typer.Option(help="Which tars, for example 'train-*.tar'.")] = "*.tar",
     image: Annotated[

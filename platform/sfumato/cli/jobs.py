@@ -33,7 +33,7 @@ Address = Annotated[
 ]
 CaFile = Annotated[Path | None, typer.Option(help="Certificate authority (PEM file) for an https address.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="The job's name.", show_default=False)]
-OnKubernetes = Annotated[bool, typer.Option("--kubernetes", help="A RayJob of KubeRay, by kubectl.")]
+OnKubernetes = Annotated[bool, typer.Option("--kubernetes", help="Submit a KubeRay RayJob with kubectl.")]
 Namespace = Annotated[str, typer.Option(help="Kubernetes: the namespace.")]
 Context = Annotated[str | None, typer.Option(help="Kubernetes: kubectl's context. Default: its current one.")]
 
@@ -68,7 +68,7 @@ def submit(
         ),
     ] = None,
     env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Environment variable that is no secret.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Environment variable that is not secret.")
     ] = None,
     trust: Annotated[
         bool,
@@ -89,7 +89,7 @@ def submit(
     ] = None,
     token_secret: Annotated[
         str | None,
-        typer.Option(help="Kubernetes: Secret with the cluster's token. Default: KubeRay makes one."),
+        typer.Option(help="Kubernetes: Secret with the cluster's token. Default: KubeRay creates one."),
     ] = None,
     memory: Annotated[str | None, typer.Option(help="Kubernetes: memory of a training pod.")] = None,
     node_selector: Annotated[
@@ -103,7 +103,7 @@ def submit(
 ) -> None:
     """Run a command on a cluster: pack the recipe, check that there is room, send it, follow it.
 
-    The exit status is the job's. Ctrl-C leaves the job alone.
+    The exit status is the job's. Ctrl-C leaves the job running.
     """
     from sfumato.runtime.jobs import submit as submitting
     from sfumato.runtime.jobs.pods import PodSettings
@@ -227,8 +227,8 @@ def stop(
 
 
 @app.command(hidden=True)
-def start(order: Annotated[Path, typer.Argument(help="The job's order, in its package.")]) -> None:
-    """Run on the cluster, by the cluster: the command that a submitted job stands for."""
+def start(order: Annotated[Path, typer.Argument(help="The job's instructions, in its package.")]) -> None:
+    """Runs a submitted job's command; called by the cluster, on the cluster."""
     from sfumato import cli
     from sfumato.runtime.jobs.start import prepare
 
@@ -280,7 +280,7 @@ def _follow_on_kubernetes(kubectl: Kubectl, name: str, as_json: bool) -> None:
 
 
 def _watch(follow: Callable[[Callable[[str], None]], Job], name: str, again: str, as_json: bool) -> None:
-    """Show a job to its end and exit with its status; ctrl-C leaves it alone."""
+    """Follow a job until it ends and exit with its status; Ctrl-C leaves it running."""
     from sfumato.runtime.jobs.follow import Output, ended
 
     try:

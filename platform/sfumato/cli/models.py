@@ -1,4 +1,4 @@
-"""Commands on a trained model: draw images from it, write it for use elsewhere."""
+"""Commands on a trained model: draw images, export."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Base = Annotated[
 
 def sample(
     run: RunName,
-    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must be empty or new.", show_default=False)],
     num: Annotated[
         int | None,
         typer.Option(
@@ -31,20 +31,22 @@ def sample(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Image i depends on the seed, on i and on its conditions alone.")
+        int, typer.Option(min=0, help="Image i depends only on the seed, on i and on its conditions.")
     ] = 0,
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="Class of the images, by name or number. Several are drawn in turn; without it, all classes."
+            help="Class of the images, by name or number. They cycle through several; without it, "
+            "through all classes."
         ),
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="Text that the images follow, for a model that takes one. Several take turns."),
+        typer.Option(help="Text that the images follow, if the model takes one. They cycle through several."),
     ] = None,
     negative: Annotated[
-        list[str] | None, typer.Option(help="Text that the images are guided away from. Several take turns.")
+        list[str] | None,
+        typer.Option(help="Text that the images are guided away from. They cycle through several."),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -59,7 +61,7 @@ def sample(
         typer.Option(
             metavar="NAME=VALUE",
             help="Any condition of the model by name: an image file or a folder of them, a .npy file, a "
-            "text, or a class. Several of one name take turns.",
+            "text, or a class. Images cycle through several of one name.",
         ),
     ] = None,
     conditions_from: Annotated[
@@ -77,16 +79,16 @@ def sample(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other sampling option of the family.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images in memory at once; changes no byte.")
+        int | None, typer.Option(min=1, help="Images in memory at once; does not change the images.")
     ] = None,
     device: Annotated[
-        str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1; auto: a GPU where there is one.")
+        str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1; auto: a GPU if available.")
     ] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace samples that lie in OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace samples in OUT.")] = False,
     base: Base = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw images from a trained run: PNGs, a grid, and a JSON line an image with what made it."""
+    """Draw images from a trained run: PNGs, a grid, and a JSON line per image that records its origin."""
     from sfumato.runtime.commands import sample
     from sfumato.sampling.conditions import Asked
 
@@ -129,7 +131,7 @@ def export(
         bool,
         typer.Option(
             "--with-base",
-            help="Write an adapter with its base: a folder that needs no other.",
+            help="Write an adapter together with its base, as a self-contained folder.",
         ),
     ] = False,
     base: Base = None,

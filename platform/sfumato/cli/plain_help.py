@@ -1,4 +1,4 @@
-"""Help pages without Python's names of types: a flag has none, a value is TEXT, NUMBER or PATH."""
+"""Help pages without Python's type names: a flag has none, a value is TEXT, NUMBER or PATH."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WORDS = {"int": "NUMBER", "float": "NUMBER", "str": "TEXT", "path": "PATH", "Pa
 
 
 class PlainGroup(TyperGroup):
-    """The root of the commands: all below it get plain help pages."""
+    """The root command: all commands below it get plain help pages."""
 
     def get_params(self, ctx: Any) -> Any:
         return [_plainly(param) for param in super().get_params(ctx)]
@@ -25,7 +25,7 @@ class PlainGroup(TyperGroup):
 
 
 def plain(label: str, *, argument: bool) -> str:
-    """What a help page shows for Typer's label of a type; an argument's own name says it already."""
+    """The help page's word for Typer's label of a type; an argument needs none, its name suffices."""
     inner = re.sub(r"^list\[(.*)\]$", r"\1", label.strip("<>")).removesuffix(" range")
     if argument or inner == "bool":
         return ""

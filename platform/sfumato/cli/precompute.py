@@ -27,7 +27,7 @@ def precompute(
         str | None,
         typer.Argument(
             metavar="[DEST]",
-            help="Folder or URI of a set to make of it, with links to its shards (copies in object storage). "
+            help="Folder or URI of a new data set, with links to DATA's shards (copies in object storage). "
             "Without it, the columns are added to DATA itself.",
             show_default=False,
         ),
@@ -41,7 +41,7 @@ def precompute(
     ] = "auto",
     tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="With text: tokens of a caption. Default: what the model has."),
+        typer.Option(min=1, help="With text: tokens per caption. Default: the model's own length."),
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"], typer.Option(help="Type of the latents or hidden states.")
@@ -49,8 +49,8 @@ def precompute(
     name: Annotated[
         str | None,
         typer.Option(
-            help="Name of the encoder, with which the names of its columns begin, to keep several of a kind. "
-            "Default: latents, codes or text, which replaces what was made under that name before."
+            help="Name of the encoder and prefix of its columns, to keep several of one kind. Default: "
+            "latents, codes or text; replaces the columns stored under that name."
         ),
     ] = None,
     actors: Annotated[int, typer.Option(min=1, help="How many shards are encoded in parallel.")] = 1,
@@ -58,7 +58,7 @@ def precompute(
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each actor; a fraction shares one.")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Add what a frozen encoder makes of a data set to it, as columns; resumes where it was interrupted."""
+    """Add a frozen encoder's outputs to a data set, as columns; resumes after an interruption."""
     from sfumato.runtime.commands import precompute as runtime
 
     with open_display() as display:

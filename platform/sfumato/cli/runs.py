@@ -119,7 +119,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the samples.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images an actor draws at a time; does not change results.")
+        int | None, typer.Option(min=1, help="Images that an actor draws at a time; does not change results.")
     ] = None,
     actors: Annotated[
         int | None, typer.Option(min=0, help="Ray actors; 0 works in this process. Does not change results.")
@@ -179,7 +179,7 @@ def evaluate(
         return
     if new_record:
         raise ConfigError(
-            f"--new-record is for runs and recipes, and this measures {found.about}: leave it out"
+            f"--new-record is for runs and recipes, but this measures {found.about}: leave it out"
         )
     with open_display() as display:
         result = measure(found, request, overrides or [], root=Path.cwd(), display=display)

@@ -1,4 +1,4 @@
-"""`sfumato tune`: search the fields that a recipe's `tune:` part names."""
+"""`sfumato tune`: search over the fields named under a recipe's `tune:`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tune(
     if resume and fresh:
         raise ConfigError("--resume resumes a sweep and --fresh starts another: give only one of them")
     content = recipes.read(recipe, overrides or [])
-    display = Display()  # its live bar is not opened: the sweep has a live table of its own
+    display = Display()  # its live bar is not opened: the sweep has its own live table
     if dry_run:
         found = sweep.planned(content, display=display, root=Path.cwd())
         print(json.dumps(found) if as_json else _listed(found))

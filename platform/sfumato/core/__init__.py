@@ -1,1 +1,1 @@
-"""The vocabulary that every other part speaks. Imports torch and pydantic alone."""
+"""The vocabulary that all other parts share. Imports only torch and pydantic."""

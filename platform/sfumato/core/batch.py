@@ -1,4 +1,4 @@
-"""Batches of images, how a global batch is cut, and the description of the data they come from."""
+"""Batches of images, the pieces of a global batch, and the description of the data they come from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Batch: TypeAlias = "Mapping[str, Tensor]"
-"""On the device: `image` [B, C, H, W] float32 in [-1, 1]; `label` [B] int64 where the data has classes;
-`text`, `Texts` of length B, where the recipe asks for captions; further columns by name, as `core.columns`
-says. (`Texts` and `Tags` are typed as if they were tensors, which all other columns are.)"""
+"""On the device: `image` [B, C, H, W] float32 in [-1, 1]; `label` [B] int64 if the data has classes;
+`text`, `Texts` of length B, if the recipe asks for captions; further columns by name, as `core.columns`
+describes. (`Texts` and `Tags` are typed as if they were tensors; all other columns are tensors.)"""
 
 
 class Texts(list[str]):
-    """Captions of a batch. They go wherever a batch is sent, and stay on the host."""
+    """The captions of a batch. They travel with the batch but stay on the host."""
 
     def to(self, *_: object, **__: object) -> Self:
         """As `Tensor.to`."""
@@ -27,7 +27,7 @@ class Texts(list[str]):
 
 
 class Tags(list[list[str]]):
-    """A list of words for each row of a batch. It stays on the host, as `Texts` do."""
+    """A list of words for each row of a batch. Like `Texts`, it stays on the host."""
 
     def to(self, *_: object, **__: object) -> Self:
         """As `Tensor.to`."""
@@ -45,9 +45,9 @@ class HostBatch(dict[str, "Tensor"]):
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on a device, its images float32 in [-1, 1] (x / 127.5 - 1).
 
-    Images travel as uint8 and are converted there: a quarter of the bytes, and none of the training
-    thread's time. To GPUs, tensors are copied from pinned memory without waiting. A plain mapping's
-    columns are moved as they are.
+    Images travel as uint8 and are converted on the device, which moves a quarter of the bytes and takes none
+    of the training thread's time. Copies to a GPU are asynchronous, from pinned memory. A plain mapping's
+    columns are moved unchanged.
     """
     images = batch.images if isinstance(batch, HostBatch) else frozenset[str]()
     return {
@@ -65,7 +65,7 @@ def _moved(column: Tensor, device: torch.device) -> Tensor:
 def _pixels(image_BCHW: Tensor) -> Tensor:
     """uint8 to float32 in [-1, 1], with the same bits on every device.
 
-    The divisor is a tensor on the device: by a Python number, CUDA multiplies with the reciprocal, which
+    The divisor is a tensor on the device: with a Python number, CUDA multiplies by the reciprocal, which
     rounds differently from a division.
     """
     value = image_BCHW.float()
@@ -74,14 +74,14 @@ def _pixels(image_BCHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class DataSpec:
-    """What a family has to know of the data before it can build its networks."""
+    """What a family needs to know about the data to build its networks."""
 
     channels: int
     height: int
     width: int
     classes: tuple[str, ...] = ()
     extra: Mapping[str, Column] = field(default_factory=dict, hash=False)
-    """Further columns of every sample, by name; `text` is among them where there are captions."""
+    """Further columns of every sample, by name, including `text` if there are captions."""
 
     def __post_init__(self) -> None:
         for name in self.extra:
@@ -89,20 +89,20 @@ class DataSpec:
 
     @property
     def columns(self) -> Mapping[str, Column]:
-        """All columns: `image`, `label` where there are classes, and the further ones."""
+        """All columns: `image`, `label` if there are classes, and the further ones."""
         columns = {"image": Column("image", "uint8", self.shape)}
         if self.classes:
             columns["label"] = Column("label", "int64", (), self.classes)
         return {**columns, **self.extra}
 
     def as_card(self) -> dict[str, Any]:
-        """Plain data for a model's card; without further columns it has no field for them."""
+        """Plain data for a model's card; it has a field for further columns only if there are any."""
         card = asdict(self)
         return card if self.extra else {name: value for name, value in card.items() if name != "extra"}
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> DataSpec:
-        """What `as_card` gave. Raises TypeError, KeyError or ValueError for anything else."""
+        """The inverse of `as_card`. Raises TypeError, KeyError or ValueError for any other input."""
         extra = {
             name: Column(**{**column, "shape": tuple(column["shape"]), "classes": tuple(column["classes"])})
             for name, column in dict(card.get("extra", {})).items()
@@ -130,9 +130,9 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """The rows of one global batch that one forward and backward pass of one rank sees.
+    """The rows of one global batch that one rank processes in one forward and backward pass.
 
-    The rows of `batch` are those of `pieces`, in their order.
+    The rows of `batch` are those of `pieces`, in the same order.
     """
 
     batch: Batch

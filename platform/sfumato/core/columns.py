@@ -1,11 +1,11 @@
-"""Named columns: what a data set holds of every sample beside its image, label and caption.
+"""Named columns: what a data set holds for every sample besides its image, label and caption.
 
-A column has a kind, which says how it travels and what transforms do to it:
+A column's kind decides how it travels and how transforms treat it:
 
     kind     in the data set             in a batch
     image    uint8 (C, H, W)             float32 [B, C, H, W] in [-1, 1]; flips and crops move it with `image`
     label    int64                       int64 [B], each below the number of `classes`
-    text     one or several strings      `Texts` of length B; of several one is drawn for each epoch
+    text     one or several strings      `Texts` of length B; if several, one is drawn for each epoch
     tags     a list of words             `Tags` of length B
     vector   float32 (D,)                float32 [B, D]
     camera   float32 of a fixed shape    float32 [B, ...]
@@ -32,12 +32,12 @@ _TYPES: Mapping[Kind, tuple[str, ...]] = {
 }
 NAME = r"^[a-z][a-z0-9_]*$"
 RESERVED = ("image", "label")
-"""Names of columns that every data set describes by itself."""
+"""Names of columns that are not further columns: every data set describes them itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. Raises ValueError where kind, type and shape do not go together.
+    """One column. Raises ValueError if kind, type and shape do not match.
 
     `shape` is that of one sample: (C, H, W) of an image, () of a label, text or tags. `classes` are the
     names of a label's numbers.
@@ -75,7 +75,7 @@ _SHAPES: Mapping[Kind, str] = {
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError for what cannot name a further column."""
+    """Raises ValueError if a further column cannot have this name."""
     if not re.match(NAME, name):
         raise ValueError(f"a column's name has lower-case letters, digits and _; got {name!r}")
     if name in RESERVED:

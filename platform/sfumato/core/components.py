@@ -1,7 +1,7 @@
-"""Fields of a configuration that hold one of several components: objectives, networks, losses, samplers.
+"""Configuration fields that hold one of several components: objectives, networks, losses, samplers.
 
-A component is a subclass of `Component`, alone in a module of its kind's folder, which it names by
-`COMPONENT`:
+A component is a subclass of `Component`. It has its own module in the folder of its kind, and the module
+names it in `COMPONENT`:
 
     # networks/dit.py
     class DiTConfig(NetworkConfig):
@@ -12,15 +12,15 @@ A component is a subclass of `Component`, alone in a module of its kind's folder
 
     COMPONENT = DiTConfig
 
-The folder's `__init__` has what its components implement; every other module is one component, of the name
-that recipes choose it by. The configuration on top of them says:
+The folder's `__init__` defines the interface of its components. Every other module is one component; recipes
+choose it by the module's name. The configuration that uses them declares:
 
     NETWORKS: Components[NetworkConfig] = Components("...diffusion.networks", NetworkConfig, default="unet")
 
     network: Annotated[NetworkConfig, NETWORKS] = Field(UNetConfig(), description="...")
 
-Then a file in the folder is all that another component takes, and a recipe may name a class of the user's
-own by its import path, `kind: "my_package.my_module:MyNetwork"`. Modules are imported when they are chosen.
+To add a component, add one file to the folder. A recipe may also name a user's own class by its import path,
+`kind: "my_package.my_module:MyNetwork"`. Modules are imported only when they are chosen.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from sfumato.core.validation import shown
 from sfumato.errors import ConfigError
 
 UNKNOWN_KEY = "extra_forbidden"
-"""Pydantic's type of this error, which is kept: whoever explains errors knows it."""
+"""Pydantic's type of this error; it is kept because the code that explains errors relies on it."""
 
 
 class Component(Config):
-    """What a recipe chooses by `kind`; of one that is not built in it is the import path."""
+    """A part that a recipe chooses by `kind`: a built-in name, or the import path of any other class."""
 
     brief: ClassVar[bool] = False
-    """Whether a bare name does for one without settings of its own; a base says it for all of its kind."""
+    """Whether a bare name may stand for a component with default settings; a base sets it for its kind."""
     kind: str = Field("", description="Which one: a built-in name, or package.module:ClassName.")
 
     @field_validator("kind", mode="before")
@@ -54,12 +54,12 @@ class Component(Config):
 
     @property
     def bare(self) -> str | None:
-        """The name that says all there is to it, where one does."""
+        """The name that describes it completely, if one does."""
         return self.kind if self.brief and self == type(self)(kind=self.kind) else None
 
     @classmethod
     def tiny(cls) -> Self:
-        """The smallest real instance; contract and parity suites train it."""
+        """The smallest real instance; contract and parity tests train it."""
         return cls()
 
 
@@ -67,11 +67,11 @@ C = TypeVar("C", bound=Component)
 
 
 class Components(Generic[C]):
-    """The components of one kind, as the annotation of a field that holds one of them.
+    """The components of one kind, used as the annotation of a field that holds one of them.
 
-    `package` is their folder, `base` what they derive from, `default` the name that a mapping without
-    `kind` means. Where the base is `brief`, a recipe may give a bare name, and one without settings is
-    shown as that.
+    `package` is their folder, `base` their base class, `default` the name that a mapping without `kind`
+    means. If the base is `brief`, a recipe may give a bare name, and a component with default settings is
+    shown as its bare name.
     """
 
     def __init__(
@@ -82,21 +82,21 @@ class Components(Generic[C]):
         default: str,
         spelling: Mapping[str, str] | None = None,
     ) -> None:
-        """`spelling` gives the names of modules that recipes spell otherwise than Python can."""
+        """`spelling` maps modules to the names in recipes, if these are not valid names of modules."""
         self.folder: Folder[type[C]] = Folder(package, "COMPONENT", base, spelling)
         self.base: type[C] = base
         self.default = default
 
     def names(self) -> list[str]:
-        """The built-in ones; imports none of them."""
+        """The names of the built-in components; imports none of them."""
         return self.folder.names()
 
     def find(self, name: str) -> type[C]:
-        """A built-in one by its name, or any by its import path. Raises ConfigError for what is none."""
+        """A built-in class by its name, or any by its import path. Raises ConfigError if there is none."""
         return self.folder.find(name)
 
     def all(self) -> dict[str, type[C]]:
-        """Every built-in one by name, imported."""
+        """Every built-in class by name, imported."""
         return self.folder.all()
 
     def make(self, name: str, **settings: Any) -> C:
@@ -104,7 +104,7 @@ class Components(Generic[C]):
         return self.find(name).model_validate(settings)
 
     def chosen(self, value: Any) -> type[C] | None:
-        """The class that `value` (an instance, a mapping, a bare name) means; None where it means none."""
+        """The class that `value` (an instance, a mapping or a bare name) selects; None if it selects none."""
         if isinstance(value, self.base):
             return type(value)
         if isinstance(value, str):
@@ -130,7 +130,7 @@ class Components(Generic[C]):
         options = []
         for name, found in self.all().items():
             option = dict(handler(found.__pydantic_core_schema__))
-            if name != self.default and "properties" in option:  # a mapping without `kind` is the default's
+            if name != self.default and "properties" in option:  # without `kind`, a mapping means the default
                 option["required"] = sorted({*option.get("required", ()), "kind"})
             options.append(option)
         path = {"type": "string", "pattern": ".+:.+"}
@@ -164,7 +164,7 @@ class Components(Generic[C]):
 
 
 class Names:
-    """Annotation of a text that names something in a folder, or by import path; imports none of it."""
+    """Annotation of a text that names something in a folder, or by import path; imports nothing."""
 
     def __init__(self, folder: Folder[Any]) -> None:
         self._folder = folder
@@ -184,9 +184,9 @@ class Names:
 
 
 class OneOf:
-    """Annotation of a field that holds an instance of `base`, of one of the classes that `options` gives.
+    """Annotation of a field that holds a `base`: an instance of one of the classes that `options` returns.
 
-    Validators of the model that has the field make the instance.
+    Validators of the model that has the field create the instance.
     """
 
     def __init__(self, base: type[Config], options: Callable[[], Iterable[type[Config]]]) -> None:
@@ -213,7 +213,7 @@ S = TypeVar("S", bound=Config)
 
 
 def read(kind: type[S], content: Mapping[str, Any]) -> S:
-    """`content` as this class. The error of an unknown key carries in its context the keys that there are."""
+    """`content` as this class. The context of the error for an unknown key lists the known keys."""
     try:
         return kind.model_validate(dict(content))
     except ValidationError as error:
@@ -226,7 +226,7 @@ def read(kind: type[S], content: Mapping[str, Any]) -> S:
 
 
 def unknown_name(known: Sequence[str]) -> PydanticCustomError:
-    """The error of a name that is none of `known`, as pydantic has it for a `Literal`."""
+    """The error for a name that is not in `known`, in the form that pydantic uses for a `Literal`."""
     *names, last = (repr(name) for name in known)
     expected = f"{', '.join(names)} or {last}" if names else last
     return PydanticCustomError("literal_error", "expected {expected}", {"expected": expected})
@@ -241,9 +241,7 @@ def _told(item: ErrorDetails, kind: type[Config]) -> InitErrorDetails:
 
 
 def _plain(value: Component, info: core_schema.SerializationInfo) -> Any:
-    """A bare name, or all of it; of settings without their defaults the kind is left, which says whose they
-    are.
-    """
+    """The bare name, or the whole component; without defaults, the kind stays to identify the settings."""
     if value.bare is not None:
         return value.bare
     if not info.exclude_defaults:

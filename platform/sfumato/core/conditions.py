@@ -1,9 +1,9 @@
-"""Conditions: what steers a model's images, from wherever it comes to the conditions of sample i.
+"""Conditions: the inputs that steer a model's images, from their source to sample i.
 
-A family names the conditions that its model takes (`FamilyConfig.conditions`). A *source* has the values of
+A family names the conditions that its model takes (`FamilyConfig.conditions`). A *source* holds the values of
 some of them, each as `Rows`: texts that a user typed, image files, a column of a data set. `conditions_of`
-is the only way from a source to what `Family.sample` sees. Sample i is given row i of every condition, and
-after the last row the first again, so that it depends on i and on the source alone.
+is the only way from a source to `Family.sample`. Sample i gets row i of every condition, starting over after
+the last row, so it depends only on i and the source.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from sfumato.core.columns import Kind
 from sfumato.errors import ConfigError
 
 Value: TypeAlias = Tensor | Texts | Tags
-"""One row a sample: `label` int64 [N]; `image` float32 [N, C, H, W] in [-1, 1]; `text` is `Texts` and `tags`
-`Tags` of length N; the others are [N, *shape]."""
+"""One row per sample: `label` int64 [N]; `image` float32 [N, C, H, W] in [-1, 1]; `text` is `Texts` and
+`tags` `Tags` of length N; the others are [N, *shape]."""
 Conditions: TypeAlias = Mapping[str, Value]
 NEGATIVE = "negative_"
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One thing that a model's images follow.
+    """One input that steers a model's images.
 
-    `column` is the column of the data set that it is trained on, `shape` that of one row, () for labels,
-    texts and tags. A `required` one must be given for every sample; a label that is not given is drawn from
-    all classes in turn. `negative` says that the model also takes one to be guided away from, which the
-    request has under the name `negative_NAME`.
+    `column` is the column of the data set that it is trained on; `shape` is that of one row, () for labels,
+    texts and tags. A `required` condition must be given for every sample; labels that are not given cycle
+    through all classes. `negative` means that the model also takes one to be guided away from, which the
+    request holds under the name `negative_NAME`.
     """
 
     name: str
@@ -53,8 +53,7 @@ LABEL = Condition("label", "label", "label")
 class Rows(Protocol):
     """The values of one condition, in order.
 
-    `kind` and `shape` are those of one row; `classes` is a number that all labels are below, 0 for other
-    kinds.
+    `kind` and `shape` are those of one row; `classes` is a number above all labels, 0 for other kinds.
     """
 
     kind: Kind
@@ -63,11 +62,11 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
     def read(self, rows: Sequence[int]) -> Value:
-        """These rows, in this order; one may come several times."""
+        """These rows, in this order; a row may occur several times."""
         ...
 
     def told(self, row: int) -> Any:
-        """What a row is, as JSON: the value, or where it came from."""
+        """A row as JSON: its value, or where it came from."""
         ...
 
 
@@ -76,7 +75,7 @@ Source: TypeAlias = Mapping[str, Rows]
 
 
 class Listed:
-    """Rows that lie in memory."""
+    """Rows in memory."""
 
     def __init__(self, kind: Kind, values: Value) -> None:
         self.kind: Kind = kind
@@ -92,7 +91,9 @@ class Listed:
         """As `Rows.read`."""
         if isinstance(self._values, Tensor):
             return self._values[torch.tensor(list(rows), dtype=torch.int64)]
-        return type(self._values)([self._values[row] for row in rows])
+        if isinstance(self._values, Texts):
+            return Texts([self._values[row] for row in rows])
+        return Tags([self._values[row] for row in rows])
 
     def told(self, row: int) -> Any:
         """The value itself."""
@@ -107,16 +108,16 @@ def classes_of(condition: Condition, data: DataSpec) -> tuple[str, ...]:
 
 
 def no_class(what: str, label: object, classes: Sequence[str]) -> str:
-    """The line for a label that the model does not know."""
+    """The message for a label that the model does not know."""
     shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-    return f"{what}: {label} is no class of this model; it has 0 to {len(classes) - 1} ({shown})"
+    return f"{what}: {label} is not a class of this model; it has 0 to {len(classes) - 1} ({shown})"
 
 
 def complete(source: Source, taken: Sequence[Condition], data: DataSpec) -> Source:
-    """The source with all classes in turn for labels that it lacks.
+    """The source, with labels that it lacks cycling through all classes.
 
-    `taken` is what the model takes. Raises ConfigError, a line for each condition that the model does not
-    take, that it needs and the source lacks, or whose rows do not fit.
+    `taken` are the conditions that the model takes. Raises ConfigError with one line for each condition that
+    the model does not take, that it needs and the source lacks, or whose rows do not fit.
     """
     by_name = {condition.name: condition for condition in taken}
     by_name |= {NEGATIVE + condition.name: condition for condition in taken if condition.negative}
@@ -140,7 +141,7 @@ def complete(source: Source, taken: Sequence[Condition], data: DataSpec) -> Sour
 def conditions_of(
     source: Source, rows: Sequence[int], taken: Sequence[Condition], data: DataSpec
 ) -> Conditions:
-    """The conditions of samples `rows`: each sample's depend on its number and the source alone.
+    """The conditions of samples `rows`; each sample's depend only on its number and the source.
 
     Raises ConfigError as `complete` does.
     """
@@ -151,7 +152,7 @@ def conditions_of(
 
 
 def told(source: Source, row: int) -> dict[str, Any]:
-    """What the conditions of sample `row` are, as JSON."""
+    """The conditions of sample `row`, as JSON."""
     return {name: values.told(row % len(values)) for name, values in source.items()}
 
 
@@ -178,11 +179,11 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _misfits(name: str, rows: Rows, condition: Condition, classes: Sequence[str]) -> list[str]:
-    """What makes the rows unusable for this condition."""
+    """The reasons why the rows cannot serve this condition."""
     if rows.kind != condition.kind:
         return [f"{name}: this model takes {_words(condition)}, got {_article(rows.kind)}"]
     if len(rows) == 0:
-        return [f"{name}: holds nothing; give at least one"]
+        return [f"{name}: empty; give at least one"]
     if rows.shape != condition.shape:
         what = "images of (channels x height x width)" if condition.kind == "image" else "rows of"
         return [f"{name}: this model takes {what} {_size(condition.shape)}, got {_size(rows.shape)}"]

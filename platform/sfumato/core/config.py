@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """A part of the recipe that a component owns. Unknown keys are errors, values cannot change, and no
-    number is infinite or NaN: bounds such as `gt=0` would let infinity pass."""
+    """A part of the recipe, owned by one component. Unknown keys are errors, values cannot change, and no
+    number is infinite or NaN, since bounds such as `gt=0` would let infinity pass."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 def fields_at(root: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Names of the fields at a dotted path of nested models; of the deepest model that can be found."""
+    """Names of the fields at a dotted path of nested models, or of the deepest model found on it."""
     model: type[BaseModel] = root
     for part in path:
         info = model.model_fields.get(part)
@@ -35,12 +35,12 @@ def _is_model(annotation: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NeutralMark:
-    """Marks a field that changes no number of what a run computes."""
+    """Marks a field that does not change any number a run computes."""
 
 
 @dataclass(frozen=True, slots=True)
 class NeutralBeside:
-    """Marks a field that says nothing more once `field`, which identifies what both describe, is set."""
+    """Marks a field that is redundant once `field`, which identifies what both describe, is set."""
 
     field: str
 
@@ -48,8 +48,8 @@ class NeutralBeside:
 T = TypeVar("T")
 
 Neutral = Annotated[T, NeutralMark()]
-"""`log_every: Neutral[int] = Field(...)`: two runs that differ in it alone are the same run.
+"""`log_every: Neutral[int] = Field(...)`: two runs that differ only in this field are the same run.
 
-All other fields make another run where they differ from their defaults (`core.identity`). A subclass that
-declares the field again need not repeat the mark.
+A change in any other field makes a different run (`core.identity`). A subclass that declares the field again
+need not repeat the mark.
 """

@@ -1,6 +1,6 @@
 """The interface between a family of generators and everything that trains, samples and evaluates it.
 
-A family says which networks it has and which phases train them. One loop runs the phases of any family
+A family declares its networks and the phases that train them. One loop runs the phases of any family
 under any strategy; neither the loop nor a strategy ever asks which family it is.
 """
 
@@ -29,10 +29,10 @@ Nets = Mapping[str, nn.Module]
 class LossOut:
     """What a phase returns: the unreduced loss [B], and metrics, each a scalar or [B].
 
-    `sums` are sums over the rows of the micro-batch, of any shape, that the family's state is advanced by
-    (`core.state`). `weights_B`, not negative and without gradient, weigh the rows: what is minimised is
+    `sums` are sums over the rows of the micro-batch, of any shape; they advance the family's state
+    (`core.state`). `weights_B`, not negative and without gradient, weight the rows: training minimises
     sum(weights_B * loss_B) / sum(weights_B), both sums over the whole global batch. A phase returns weights
-    always or never. Where all of them are zero, so is the gradient.
+    always or never. If all of them are zero, so is the gradient.
     """
 
     loss_B: Tensor
@@ -47,15 +47,14 @@ class Trainable:
 
     `blocks` names, by patterns over dotted names (`("down_blocks.*", "mid_block")`), the parts that a
     strategy shards, recomputes or compiles one at a time; without it they are the entries of the network's
-    outermost `ModuleList`s. A block has to be used by calling it.
+    outermost `ModuleList`s. The network must use a block by calling it.
 
-    `weights` are what it starts from; without them it starts from what `build` gives.
+    `weights` are its initial weights; without them it starts from the weights that `build` gives.
 
     `adapter` makes it an adapter on a frozen base: only the parameters and buffers whose names match one of
-    its patterns (`("*.lora_*",)`) train. They alone are averaged, checkpointed and exported, and `weights`
-    say where the base is. Parts of the base stay in eval mode, so that its statistics stay as they are and
-    nothing in it drops out. Base parameters may have another dtype than the adapter's, which `build` gives
-    them.
+    its patterns (`("*.lora_*",)`) train. They alone are averaged, checkpointed and exported; `weights`
+    locates the base. Modules of the base stay in eval mode: its statistics do not change and its dropout is
+    off. Base parameters may have a different dtype from the adapter's; `build` sets it.
     """
 
     build: Callable[[], nn.Module]
@@ -67,11 +66,11 @@ class Trainable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
-    """A network that is used and never trained.
+    """A network that is used but never trained.
 
-    `weights` says where its weights are stored; without it they are those that `build` gives. `dtype`
-    (float16 or bfloat16) is what its floating point parameters are cast to after loading; its inputs have
-    to be of that type, or the call under autocast. `shard` lets a strategy that shards parameters spread it
+    `weights` locates its stored weights; without it the weights are those that `build` gives. Its floating
+    point parameters are cast to `dtype` (float16 or bfloat16) after loading; its inputs must then have that
+    type, or the call must run under autocast. `shard` lets a strategy that shards parameters spread it
     over ranks, and keep it in host memory under `parallel.offload`; it is gathered, block by block, when it
     or one of its methods is called. Other strategies keep it whole.
     """
@@ -104,8 +103,8 @@ class Phase:
     A step runs each phase whose turn it is (`step % every == 0`) `repeats` times. The r-th repeat of
     every phase sees the r-th global batch that the step reads. The phase begins with the first step at or
     after `start_images` and ends before the first one at or after `stop_images`; schedules count all images,
-    whether it runs or not. `second_order` says that the loss differentiates through a gradient (R1, WGAN-GP),
-    which not every strategy can.
+    whether it runs or not. `second_order` declares that the loss differentiates through a gradient (R1,
+    WGAN-GP), which some strategies cannot do.
     """
 
     name: str
@@ -120,10 +119,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
-    """What to generate: `num` images, each by its row of every condition.
+    """What to generate: `num` images, each steered by its row of every condition.
 
-    `conditions` has what `FamilyConfig.conditions` names, each with `num` rows: required ones always, others
-    where they were given (negative ones as `negative_NAME`). `options` is the family's own sampling
+    `conditions` holds those that `FamilyConfig.conditions` names, each with `num` rows: required ones always,
+    others if they were given (negative ones as `negative_NAME`). `options` is the family's own sampling
     configuration (`FamilyConfig.sampling`).
     """
 
@@ -132,20 +131,20 @@ class SampleRequest:
     conditions: Conditions = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor | None:
-        """The rows of a condition that is no text, None where it was not given."""
+        """The rows of a condition that is not text; None if it was not given."""
         value = self.conditions.get(name)
         assert value is None or isinstance(value, Tensor), f"{name} holds texts"
         return value
 
     def texts(self, name: str) -> Texts | None:
-        """The rows of a text, None where it was not given."""
+        """The rows of a text; None if it was not given."""
         value = self.conditions.get(name)
         assert value is None or isinstance(value, Texts), f"{name} holds no texts"
         return value
 
 
 class Family(Protocol):
-    """Networks, phases and sampling of one model. All methods are pure in everything but the nets."""
+    """Networks, phases and sampling of one model. No method has side effects except on the nets."""
 
     @property
     def nets(self) -> Mapping[str, NetSpec]: ...
@@ -153,26 +152,29 @@ class Family(Protocol):
     def phases(self) -> Sequence[Phase]: ...
     @property
     def samplers(self) -> Sequence[str]:
-        """The networks that `sample`, `reconstruct` and `bits_per_dim` use; an export keeps these alone."""
+        """The networks that `sample`, `reconstruct` and `bits_per_dim` use; an export keeps only these."""
         ...
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """Encode, tokenise or augment a batch, without gradients and under autocast.
 
-        It is done once for every micro-batch, however many phases and repeats use it. The first phase that
-        does continues `rng` where `prepare` left it; each later one has noise of its own.
+        It runs once per micro-batch, however many phases and repeats use the result. The first phase that
+        uses it continues `rng` where `prepare` left it; each later one has its own noise.
         """
         ...
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
-        """Images [N, C, H, W] float32 in [-1, 1], by networks that were trained up to `progress`."""
+        """Images [N, C, H, W] float32 in [-1, 1], from networks trained up to `progress`."""
         ...
 
 
 @runtime_checkable
 class HasLikelihood(Protocol):
-    """A family whose likelihood is of another variable than the 8-bit image, such as its binarisation, names
-    that by an attribute `likelihood_of: str`: such figures compare with their like alone."""
+    """A family with a likelihood, or a bound on it.
+
+    If that is the likelihood of another variable than the 8-bit image, such as its binarisation, the family
+    names the variable in an attribute `likelihood_of: str`. Such figures compare only with their like.
+    """
 
     def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """Negative log-likelihood (or its bound) in bits per dimension, [B]."""
@@ -183,22 +185,22 @@ EIGHT_BIT = "8-bit values; dequantised by the family, where it has a density"
 
 
 def likelihood_of(family: HasLikelihood) -> str:
-    """The variable that the family's bits per dimension are of."""
+    """The variable whose likelihood the family's bits per dimension measure."""
     return str(getattr(family, "likelihood_of", EIGHT_BIT))
 
 
 @runtime_checkable
 class HasLatent(Protocol):
-    """A family whose images are a smooth function of one vector that is drawn from a normal distribution."""
+    """A family whose images are a smooth function of one vector drawn from a normal distribution."""
 
     def latents(self, nets: Nets, options: Any, progress: Progress, rng: SampleRng) -> Tensor:
-        """Draws of the vector [N, D] float32, as `sample` makes them with these options."""
+        """Draws of the vector, [N, D] float32, the same as those of `sample` with these options."""
         ...
 
     def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
-        """The images [N, C, H, W] in [-1, 1] of any such vectors: deterministic, and not rounded to levels.
+        """The images [N, C, H, W] in [-1, 1] of any such vectors: deterministic, not rounded to 8-bit levels.
 
-        A conditional model needs the request's conditions.
+        A conditional model uses the request's conditions.
         """
         ...
 
@@ -206,9 +208,9 @@ class HasLatent(Protocol):
 @runtime_checkable
 class Reconstructs(Protocol):
     def reconstruct(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
-        """What is left of the batch's images after the model's bottleneck: [B, C, H, W] in [-1, 1].
+        """The batch's images after passing through the model's bottleneck: [B, C, H, W] in [-1, 1].
 
-        Deterministic wherever the encoder has a mean: then it draws nothing from `rng`.
+        Deterministic if the encoder has a mean: then it draws nothing from `rng`.
         """
         ...
 
@@ -216,11 +218,11 @@ class Reconstructs(Protocol):
 @runtime_checkable
 class InitialisesFromData(Protocol):
     def initialise(self, nets: Nets, batch: Batch, rng: Rng) -> None:
-        """Set freshly built networks by the first rows that training will see, in place, before step 0.
+        """Initialise freshly built networks, in place, from the first rows that training will see.
 
-        `nets` holds the trainable ones, raw and whole, and the frozen ones, with their stored weights;
-        averages are copied afterwards. Every rank computes it from the same rows, and a resumed run replaces
-        what it set by the checkpoint's weights.
+        This happens before step 0. `nets` holds the trainable networks, raw and whole, and the frozen ones
+        with their stored weights; averages are copied afterwards. Every rank uses the same rows. Resuming
+        replaces the result with the checkpoint's weights.
         """
         ...
 
@@ -235,7 +237,7 @@ class ExportsDiffusers(Protocol):
 class FamilyConfig(Config, ABC):
     """The `model:` part of a recipe. A subclass sets `family: Literal["its_name"]` and its own fields.
 
-    `sampling` holds the defaults of what `sfumato sample` lets the user change.
+    `sampling` holds the defaults of the options that `sfumato sample` lets the user change.
     """
 
     family: str
@@ -243,7 +245,7 @@ class FamilyConfig(Config, ABC):
 
     @abstractmethod
     def build(self, data: DataSpec) -> Family:
-        """The family for images of this kind."""
+        """Build the family for images of this kind."""
 
     @classmethod
     @abstractmethod
@@ -252,11 +254,11 @@ class FamilyConfig(Config, ABC):
 
     @classmethod
     def variants(cls) -> Mapping[str, Self]:
-        """Smallest instances of all members of the family, by name; contract and parity suites run each."""
+        """The smallest instance of each member of the family, by name; contract and parity tests run each."""
         return {"tiny": cls.tiny()}
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
-        """What steers the images; a class-conditional family returns `core.conditions.LABEL` alone."""
+        """What steers the images; a class-conditional family returns only `core.conditions.LABEL`."""
         return ()
 
     def as_first_stage(self, data: DataSpec) -> StageSpec | None:
@@ -268,18 +270,18 @@ class FamilyConfig(Config, ABC):
         return True
 
     def couples_rows(self) -> bool:
-        """Whether a row's loss depends on the other rows of its micro-batch: by batch normalisation, or by
-        dropout, which draws for all of them at once.
+        """Whether a row's loss depends on the other rows of its micro-batch: through batch normalisation, or
+        through dropout, which draws for all of them at once.
 
         Such a model needs micro-batches that are the same for any number of workers.
         """
         return False
 
     def takes_several_sizes(self) -> bool:
-        """Whether one model trains on images of several sizes; every batch has one. `data` is then the size
-        that most images have, which is what sampling draws."""
+        """Whether one model trains on images of several sizes, one size per batch. `data` then has the most
+        frequent size, and samples have that size."""
         return False
 
     def problems(self, data: DataSpec) -> list[str]:
-        """What makes this configuration impossible for this data, one line each with the nearest mend."""
+        """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
         return []

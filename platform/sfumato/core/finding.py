@@ -1,7 +1,7 @@
-"""Finding what a folder holds, one thing a module, and what users have outside of it, by import path.
+"""Finds the classes in a folder, one per module, and users' own classes by import path.
 
-A module that fails to import fails here, loudly: nothing is skipped. Optional packages are therefore imported
-inside the functions that need them.
+A module that fails to import raises its error here: nothing is skipped. Modules therefore import optional
+packages inside the functions that need them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _trusted: ContextVar[bool] = ContextVar("trusted", default=True)
 
 @contextmanager
 def built_in_only(only: bool = True) -> Iterator[None]:
-    """Inside, import paths are refused: they run code, and what is read comes from elsewhere."""
+    """Refuse import paths inside the block: they run code, and the content read there is from elsewhere."""
     token = _trusted.set(_trusted.get() and not only)
     try:
         yield
@@ -35,20 +35,20 @@ def built_in_only(only: bool = True) -> Iterator[None]:
 class Folder(Generic[T]):
     """The modules of a package, each with one class under the name `attribute`, and such classes elsewhere.
 
-    `base` is what they derive from. Modules and packages whose name begins with an underscore do not count.
+    `base` is their base class. Modules and packages whose name begins with an underscore do not count.
     """
 
     def __init__(
         self, package: str, attribute: str, base: Any, spelling: Mapping[str, str] | None = None
     ) -> None:
-        """`spelling` gives the names of modules that are not called as their names are spelt."""
+        """`spelling` maps modules to the names they are found by, if the two differ."""
         self.package = package
         self._spelling = dict(spelling or {})
         self._attribute = attribute
         self._base = base
 
     def names(self) -> list[str]:
-        """What there is in the folder, sorted; imports none of it."""
+        """The names in the folder, sorted; imports nothing."""
         spec = importlib.util.find_spec(self.package)
         assert spec is not None, self.package
         assert spec.submodule_search_locations is not None, self.package
@@ -56,9 +56,9 @@ class Folder(Generic[T]):
         return sorted(self._spelling.get(name, name) for name in found if not name.startswith("_"))
 
     def find(self, name: str) -> T:
-        """A built-in one by its module's name, or any by `package.module:ClassName`, which runs that module.
+        """A built-in class by its module's name, or any by `package.module:ClassName`, which runs the module.
 
-        Raises ConfigError for a name that is none, and for a class that does not derive from the base.
+        Raises ConfigError for an unknown name, and for a class that does not derive from the base.
         """
         if ":" in name:
             return self._checked(imported(name), name)
@@ -76,7 +76,7 @@ class Folder(Generic[T]):
         return {name: self.find(name) for name in self.names()}
 
     def reference(self, found: type) -> str:
-        """The name that `find` finds this class by."""
+        """The name by which `find` returns this class."""
         for name in self.names():
             if found.__module__.startswith(f"{self.package}.{self._file(name)}") and self.find(name) is found:
                 return name
@@ -91,14 +91,14 @@ class Folder(Generic[T]):
     def _checked(self, found: Any, path: str) -> T:
         if not (isinstance(found, type) and issubclass(found, self._base)):
             base = f"{self._base.__module__}.{self._base.__qualname__}"
-            raise ConfigError(f"{path!r} is none that can stand here; it must subclass {base}")
+            raise ConfigError(f"{path!r} cannot be used here; it must subclass {base}")
         return found  # type: ignore[return-value]
 
 
 def imported(path: str) -> Any:
-    """What `package.module:Name` names. Imports the user's module, that is, runs its code.
+    """The object that `package.module:Name` names. Imports the user's module, which runs its code.
 
-    A broken module raises its own error: it is never hidden.
+    A broken module raises its own error, which is never hidden.
 
     Raises:
         ConfigError: no such module or name, or the path comes from elsewhere and is not trusted.
@@ -113,7 +113,7 @@ def imported(path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # A module that the user's own module fails to find is an error in that module, and shows as one.
+        # If the user's own module fails to find another, the error is in that module and is shown unchanged.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise ConfigError(
@@ -146,7 +146,7 @@ def paths_in(content: Any) -> Iterator[str]:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`did you mean 'x'? `, or nothing where no name is near."""
+    """`did you mean 'x'? `, or nothing if no name is close."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"did you mean {near[0]!r}? " if near else ""
 
@@ -161,14 +161,14 @@ M = TypeVar("M", bound=Named)
 
 
 class Members(Generic[M]):
-    """Several named things a module: all that the modules of a package list in a tuple `attribute`."""
+    """Several named objects per module: all that the modules of a package list in a tuple `attribute`."""
 
     def __init__(self, package: str, attribute: str) -> None:
         self.package = package
         self.attribute = attribute
 
     def all(self) -> dict[str, M]:
-        """By name, in the order of the modules' names. Raises ValueError for two of one name."""
+        """By name, in the order of the modules' names. Raises ValueError if two have the same name."""
         found: dict[str, M] = {}
         for name in Folder(self.package, self.attribute, object).names():
             module = importlib.import_module(f"{self.package}.{name}")
@@ -179,19 +179,19 @@ class Members(Generic[M]):
         return found
 
     def imported(self, path: str, methods: Iterable[str]) -> M:
-        """The member of an import path: an instance, or a class that is made into one.
+        """The member at an import path: an instance, or a class, which is instantiated.
 
-        Raises ConfigError for something that has none of the `methods` that such members have.
+        Raises ConfigError if it has none of the `methods` of such members.
         """
         found = imported(path)
         member: M = found() if isinstance(found, type) else found
         if not any(callable(getattr(member, method, None)) for method in methods):
-            raise ConfigError(f"{path!r} is none that can stand here; it needs {' or '.join(methods)}")
+            raise ConfigError(f"{path!r} cannot be used here; it needs {' or '.join(methods)}")
         return member
 
 
 def unknown_names(field: str, names: Iterable[str], known: Mapping[str, object]) -> list[str]:
-    """One line for every name that is not known, with the nearest one that is."""
+    """One line per unknown name, with the closest known one."""
     return [
         f"{field}: no {name!r}; {nearest(name, known, 0.4)}known: {', '.join(known)}"
         for name in names

@@ -1,8 +1,8 @@
-"""A trained autoencoder that others use frozen, as first stage (Esser et al. 2021; Rombach et al. 2022).
+"""A trained autoencoder, frozen, as another model's first stage (Esser et al. 2021; Rombach et al. 2022).
 
-A family whose networks can serve as one describes them by a `StageSpec` (`FamilyConfig.as_first_stage`); a
-family that builds on one has a field of type `FirstStageConfig`, however it is called, and asks that for the
-network:
+A family whose networks can serve as a first stage describes them by a `StageSpec`
+(`FamilyConfig.as_first_stage`). A family that builds on one has a field of type `FirstStageConfig`, under any
+name, and opens it:
 
     stage = config.first_stage.open(families.config_class)           # stage.spec.latent is (C, h, w)
     nets = {"first_stage": Frozen(build=stage.spec.build, weights=stage.stored), "network": Trainable(...)}
@@ -10,7 +10,7 @@ network:
     x = nets["first_stage"].encode(batch["image"]).sample(rng.normal(*stage.spec.latent))    # in prepare
     image = nets["first_stage"].decode(x)                                                    # in sample
 
-The name `first_stage` among the networks, and in `samplers`, makes an exported model complete in itself.
+Listing `first_stage` among the networks and in `samplers` makes an exported model self-contained.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sfumato.errors import ConfigError
 
 
 class Latent(NamedTuple):
-    """A diagonal Gaussian over the latents of a batch; of a deterministic encoder `std` is zero."""
+    """A diagonal Gaussian over the latents of a batch; `std` is zero for a deterministic encoder."""
 
     mean: Tensor
     """[B, C, h, w] float32."""
@@ -38,7 +38,7 @@ class Latent(NamedTuple):
     """[B, C, h, w] float32, not negative."""
 
     def sample(self, noise_BChw: Tensor) -> Tensor:
-        """mean + std * noise: a draw where the noise is standard normal, [B, C, h, w]."""
+        """mean + std * noise, [B, C, h, w]: a draw if the noise is standard normal."""
         return self.mean + self.std * noise_BChw
 
 
@@ -66,38 +66,38 @@ class Tokenizer(FirstStage, Protocol):
 
 
 LATENT_MEAN, LATENT_STD, CODES = "latent_mean", "latent_std", "codes"
-"""Columns of a batch that was encoded beforehand."""
+"""Columns of a batch that was encoded in advance."""
 
 
 def latent_of(stage: FirstStage, batch: Batch) -> Latent:
-    """The latents of a batch: those that the data brings (`sfumato precompute`), else of its images."""
+    """The latents of a batch: from the data (`sfumato precompute`) if present, else from its images."""
     if LATENT_MEAN in batch:
         return Latent(batch[LATENT_MEAN], batch[LATENT_STD])
     return stage.encode(batch["image"])
 
 
 def codes_of(stage: Tokenizer, batch: Batch) -> Tensor:
-    """The codes of a batch, int64 [B, h, w]: those that the data brings, else of its images."""
+    """The codes of a batch, int64 [B, h, w]: from the data if present, else encoded from its images."""
     return batch[CODES] if CODES in batch else stage.codes(batch["image"])
 
 
 class FirstStageConfig(Reference):
-    """Which trained run serves as first stage; `digest` and `model` are recorded when a run starts."""
+    """The trained run that serves as first stage; `digest` and `model` are recorded when a run starts."""
 
     run: Annotated[str, IDENTIFIED] = Field(
         "",
-        description="A trained run (name, MLflow id or folder) or a model folder; recorded as the latter. "
+        description="A trained run (name, MLflow id or folder) or a model folder; recorded as the folder. "
         "Without it, `model` is used with its initial weights.",
     )
     digest: str | None = Field(
-        None, description="sha256 of the model folder; filled in when a run starts, and then held to."
+        None, description="sha256 of the model folder; filled in when a run starts and checked from then on."
     )
     model: Annotated[StoredModelCard | None, IDENTIFIED] = Field(
         None, description="What the first stage is; filled in when a run starts."
     )
 
     other_data: Annotated[bool, IDENTIFIED] = Field(
-        False, description="Take one that was trained on another data set than the recipe's."
+        False, description="Accept a first stage trained on another data set than the recipe's."
     )
 
     @property
@@ -105,9 +105,9 @@ class FirstStageConfig(Reference):
         return self.model is not None
 
     def open(self, find: Callable[[str], type[FamilyConfig]]) -> OpenStage:
-        """The first stage, by its recorded card; `find` is `sfumato.families.config_class`.
+        """The first stage that its recorded card describes; `find` is `sfumato.families.config_class`.
 
-        Raises ConfigError where it has not been looked up yet, or is no first stage.
+        Raises ConfigError if it has not been looked up yet, or is not a first stage.
         """
         if self.model is None:
             raise ConfigError(f"model.first_stage.run: {self._named}, which has not been looked up")
@@ -123,7 +123,7 @@ class FirstStageConfig(Reference):
     def problems(
         self, data: DataSpec, find: Callable[[str], type[FamilyConfig]], *, codes: bool = False
     ) -> list[str]:
-        """What makes it unusable for this data, one line each; `codes` says that it must have codes."""
+        """The reasons why it cannot serve this data, one line each; with `codes`, it must have codes."""
         if self.model is None and not self.run:
             return ["model.first_stage.run: required: a trained run of family vae, or its model folder"]
         try:
@@ -146,16 +146,16 @@ class FirstStageConfig(Reference):
 
 @dataclass(frozen=True, slots=True)
 class OpenStage:
-    """A first stage that can be built."""
+    """A first stage, ready to be built."""
 
     config: FirstStageConfig
     spec: StageSpec
     data: DataSpec
-    """The images that it was trained on."""
+    """The images it was trained on."""
 
     @property
     def stored(self) -> StoredNet | None:
-        """Where its weights are; None for one that starts from initial weights."""
+        """The location of its weights; None if it uses initial weights."""
         if not self.config.run or self.config.digest is None:
             return None
         return StoredNet(folder=self.config.run, digest=self.config.digest, network=self.spec.network)

@@ -1,11 +1,11 @@
-"""What of a configuration decides the numbers that a run computes, and so which run it is.
+"""The part of a configuration that decides the numbers a run computes, and thus the run's identity.
 
 Two views of a configuration, both plain data without the fields marked `Neutral`:
 
 - `counted`: every field. A checkpoint records it, so that a later version, which may know more fields, can
   tell whether its recipe is the one that wrote the checkpoint (`agrees`).
-- `changed`: the fields that differ from their defaults. Its hash names a run, so a field that is added later,
-  with a default that keeps the old behaviour, renames no run.
+- `changed`: the fields that differ from their defaults. Its hash names a run, so adding a field whose default
+  keeps the old behaviour does not rename any run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sfumato.core.config import NeutralBeside, NeutralMark
 
 _NO_DEFAULT = object()
 _IDENTIFIES = "digest"
-"""Runs of version 0.1 recorded a first stage as its digest alone, where later ones have a mapping with it."""
+"""Runs of version 0.1 recorded a first stage as just its digest; later ones as a mapping that holds it."""
 
 
 def counted(config: BaseModel) -> dict[str, Any]:
@@ -33,9 +33,9 @@ def counted(config: BaseModel) -> dict[str, Any]:
 def changed(config: BaseModel) -> dict[str, Any]:
     """The fields that can change a number and differ from their defaults, as JSON values.
 
-    Within one class this loses nothing: what is left out has its default. Where a field has no default, or
-    holds another class of configuration than its default, the fields that tell classes apart are kept
-    (`kind`, `family`: a `Literal` of one value). A class that gets such a field later marks it `Neutral`.
+    Within one class this loses nothing: an omitted field has its default. If a field has no default, or holds
+    another class of configuration than its default, the fields that tell classes apart are kept (`kind`,
+    `family`: a `Literal` of one value). If such a field is added to a class later, it is marked `Neutral`.
     """
     found = {}
     for name, info in _fields(config):
@@ -49,7 +49,7 @@ def changed(config: BaseModel) -> dict[str, Any]:
 def differences(record: Mapping[str, Any], config: BaseModel) -> list[str]:
     """The fields in which a record of `counted` and `config` differ, dotted, with both values.
 
-    Fields that are younger than the record and have their defaults are left out.
+    Fields that are newer than the record and have their defaults are left out.
     """
     parts = (record, counted(config), changed(config))
     before, now, moved = (dict(_flat(part, into_lists=False)) for part in parts)
@@ -62,9 +62,9 @@ def differences(record: Mapping[str, Any], config: BaseModel) -> list[str]:
 
 
 def agrees(record: Mapping[str, Any], config: BaseModel) -> bool:
-    """Whether a record of `counted`, of this or an earlier version, says the same as `config`.
+    """Whether a record of `counted`, from this or an earlier version, agrees with `config`.
 
-    Every recorded field must have its recorded value; one that the record does not know its default.
+    Every recorded field must have its recorded value; a field that is not in the record, its default.
     """
     now, moved = dict(_flat(counted(config))), dict(_flat(changed(config)))
     before = {}
@@ -87,10 +87,10 @@ def _changed_value(value: Any, *, named: bool) -> Any:
 
 
 def _plain(value: Any, of_model: Any) -> Any:
-    """JSON values; configurations in lists and mappings too by `of_model`."""
+    """JSON values; `of_model` converts configurations, also inside lists and mappings."""
     if isinstance(value, BaseModel):
         bare = value.bare if isinstance(value, Component) else None
-        return of_model(value) if bare is None else bare  # a recipe has the name alone, and always had
+        return of_model(value) if bare is None else bare  # recipes have always held just the name
     if isinstance(value, list | tuple):
         return [_plain(inner, of_model) for inner in value]
     if isinstance(value, Mapping):
@@ -116,7 +116,7 @@ def _fields(config: BaseModel) -> Iterator[tuple[str, FieldInfo]]:
 
 
 def _neutral(config: BaseModel, name: str) -> bool:
-    """Whether the field is marked, in the configuration's class or in one that it extends."""
+    """Whether the field is marked in the configuration's class or in a base class."""
     for cls in type(config).__mro__:
         info = cls.model_fields.get(name) if issubclass(cls, BaseModel) else None
         for mark in info.metadata if info is not None else ():
@@ -136,7 +136,7 @@ def _tells_kind(info: FieldInfo) -> bool:
 
 
 def _flat(content: Any, key: str = "", *, into_lists: bool = True) -> Iterator[tuple[str, Any]]:
-    """The leaves by dotted key. An empty mapping is one, and so is the length of a list."""
+    """The leaves by dotted key. An empty mapping and the length of a list count as leaves."""
     if isinstance(content, list) and into_lists:
         yield f"{key}.length", len(content)
         content = dict(enumerate(content))

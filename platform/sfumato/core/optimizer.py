@@ -1,6 +1,6 @@
-"""Which optimizer trains a network, with its learning rate as a function of images.
+"""The optimizer of a network, with its learning rate as a function of images.
 
-Parameters may be put into groups by their names, each with a learning rate and a weight decay of its own.
+Parameters may be grouped by name; each group has its own learning rate and weight decay.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ LR_FACTOR = "lr_factor"
 
 
 class OptimizerGroup(Config):
-    """Parameters whose names match a pattern, and how they are trained."""
+    """Parameters whose names match a pattern, and their settings."""
 
     pattern: str = Field(
         min_length=1,
-        description="Names of parameters, with * for any characters: `*.bias`, `encoder.*`. Of several "
-        "groups that match a parameter, the first one counts.",
+        description="Names of parameters, with * for any characters: `*.bias`, `encoder.*`. If several "
+        "groups match a parameter, the first one counts.",
     )
     lr_factor: float = Field(1.0, ge=0, description="Multiplies the optimizer's learning rate.")
     weight_decay: float | None = Field(
-        None, ge=0, description="Weight decay of these parameters; null takes the optimizer's."
+        None, ge=0, description="Weight decay of these parameters; null: the optimizer's."
     )
 
 
@@ -47,13 +47,13 @@ class OptimizerConfig(Config):
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled for adamw, L2 for the others.")
     groups: tuple[OptimizerGroup, ...] = Field(
-        (), description="Parameters with a learning rate or weight decay of their own, by name."
+        (), description="Parameters with their own learning rate or weight decay, by name."
     )
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of a network's parameters, by name; the loop sets the learning rate of every step.
+        """Build the optimizer of these named parameters; the loop sets the learning rate of every step.
 
-        Raises ConfigError for a group that has no parameter.
+        Raises ConfigError for a group without parameters.
         """
         groups = self.grouped(parameters)
         rate = self.lr.peak
@@ -73,9 +73,9 @@ class OptimizerConfig(Config):
         )
 
     def grouped(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-        """torch's parameter groups: those in no group of ours first, then ours in their order.
+        """torch's parameter groups: first the parameters in none of our groups, then our groups in order.
 
-        Raises ConfigError for a group that has no parameter.
+        Raises ConfigError for a group without parameters.
         """
         members: list[list[nn.Parameter]] = [[] for _ in self.groups]
         rest = []
@@ -97,12 +97,12 @@ class OptimizerConfig(Config):
     def _without_parameters(self, group: OptimizerGroup, names: list[str]) -> str:
         if any(fnmatchcase(name, group.pattern) for name in names):
             return (
-                f"optimizer.groups: every parameter that {group.pattern!r} matches belongs to a group before "
-                "it; put the narrower pattern first"
+                f"optimizer.groups: every parameter that {group.pattern!r} matches belongs to an earlier "
+                "group; put the narrower pattern first"
             )
         examples = ", ".join(names[:3])
         return (
             f"optimizer.groups: no parameter matches {group.pattern!r}; names are like {examples}"
             if names
-            else f"optimizer.groups: no parameter matches {group.pattern!r}; the network has none that train"
+            else f"optimizer.groups: no parameter matches {group.pattern!r}; none of the network's trains"
         )

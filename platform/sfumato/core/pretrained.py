@@ -1,18 +1,18 @@
-"""Where the weights of a network come from before training: a run, a folder of a library, or one file.
+"""Where a network's initial weights come from: a run, a folder of a library, or one file.
 
-A family's configuration has a field of type `Pretrained`; when a run starts, its place is made absolute and
-its digest is recorded, and whatever loads the weights checks them against that digest:
+A family's configuration has a field of type `Pretrained`. When a run starts, its path is made absolute and
+its digest is recorded; all code that loads the weights checks them against that digest:
 
     teacher: Pretrained                                        # in a recipe: {run: my-run, network: ema}
-    opened = config.teacher.open(families.config_class)        # builds the network, and knows its family
+    opened = config.teacher.open(families.config_class)        # builds the network and knows its family
     nets = {"teacher": Frozen(build=opened.build, weights=opened.weights, dtype=torch.bfloat16)}
 
     unet: Pretrained                                           # {folder: /models/sd, subfolder: unet}
     opened = library_networks.opened(config.unet)              # from sfumato.layers
     nets = {"unet": Frozen(build=opened.build, weights=opened.weights)}
 
-Nothing is ever downloaded and nothing is unpickled. Everything here is plain data: the files are read by
-`sampling.pretrained_files`, and references are looked up by `runtime.runs.pretrained`.
+Nothing is ever downloaded or unpickled. This module holds only plain data: `sampling.pretrained_files` reads
+the files, and `runtime.runs.pretrained` looks up the references.
 """
 
 from __future__ import annotations
@@ -36,73 +36,73 @@ from sfumato.errors import ConfigError
 BUILT_IN = r"^[a-z][a-z0-9_]*$"
 Found = TypeVar("Found", bound="Reference")
 IDENTIFIED = NeutralBeside("digest")
-"""Marks what says nothing more of a run's numbers once the digest is known: where it lies, what is in it."""
+"""Marks a field that adds nothing to a run's identity once the digest is known: a location, or contents."""
 
 
 class StoredModelCard(Config):
-    """What a trained model is, without its weights."""
+    """The description of a trained model, without its weights."""
 
     family: str = Field(pattern=BUILT_IN, description="Its family; a built-in one, since loading runs code.")
     config: dict[str, Any] = Field(description="The family's configuration.")
-    data: DataSpec = Field(description="The kind of images that it was trained on.")
-    trained_on: str | None = Field(None, description="Digest of the data set that it was trained on.")
+    data: DataSpec = Field(description="The kind of images it was trained on.")
+    trained_on: str | None = Field(None, description="Digest of the data set it was trained on.")
 
     @field_serializer("data")
     def _without_empty_fields(self, data: DataSpec) -> dict[str, Any]:
-        """Recipes recorded before there were further columns keep their content."""
+        """Keep the content of recipes recorded before further columns existed."""
         return data.as_card()
 
 
 class LibraryModel(Config):
-    """What a network of a library is, without its weights."""
+    """The description of a library's network, without its weights."""
 
-    library: Literal["diffusers", "transformers"] = Field(description="The library that has its class.")
-    name: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*$", description="The name of its class there.")
-    config: dict[str, Any] = Field(description="The network's configuration, as its config.json has it.")
+    library: Literal["diffusers", "transformers"] = Field(description="The library that defines its class.")
+    name: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*$", description="The name of its class in that library.")
+    config: dict[str, Any] = Field(description="The network's configuration, from its config.json.")
 
 
 class Reference(Config):
-    """A part of a recipe that refers to something trained. It is found by this type, wherever it stands."""
+    """A part of a recipe that refers to something trained. It is found, wherever it is, by its type."""
 
     run: Annotated[str, IDENTIFIED] = Field(
-        "", description="A trained run (name, MLflow id or folder) or a model folder; recorded as the latter."
+        "", description="A trained run (name, MLflow id or folder) or a model folder; recorded as the folder."
     )
     digest: str | None = Field(
-        None, description="sha256 of what it refers to; recorded when a run starts, and checked from then on."
+        None, description="sha256 of the content; recorded when a run starts and checked from then on."
     )
 
     @property
     def source(self) -> tuple[str, str]:
-        """The field that says where it is, and the place; empty where it refers to nothing stored."""
+        """The field that holds its location, and the location; empty if it refers to nothing stored."""
         return "run", self.run
 
     @property
     def recorded(self) -> bool:
-        """Whether all that is needed to build the network has been looked up."""
+        """Whether everything needed to build the network has been looked up."""
         return self.digest is not None
 
 
 class Pretrained(Reference):
-    """Where the initial weights of a network come from: one of `run`, `folder` and `file`."""
+    """The source of a network's initial weights: one of `run`, `folder` and `file`."""
 
     network: str | None = Field(
-        None, description="Which network of the run's model; may be left out where it has one."
+        None, description="Which network of the run's model; may be left out if it has only one."
     )
     folder: Annotated[str, IDENTIFIED] = Field(
-        "", description="A folder of diffusers or transformers: config.json and *.safetensors."
+        "", description="A folder written by diffusers or transformers: config.json and *.safetensors."
     )
     subfolder: Annotated[str, IDENTIFIED] = Field(
         "", description="The part of `folder` that holds the network, such as unet."
     )
     file: Annotated[str, IDENTIFIED] = Field("", description="A safetensors file.")
     prefix: str = Field(
-        "", description="Take the tensors of `file` whose names start with this, and cut it off."
+        "", description="Use only the tensors of `file` whose names start with this, and strip it from them."
     )
     model: Annotated[StoredModelCard | None, IDENTIFIED] = Field(
-        None, description="What the run's model is; recorded when a run starts."
+        None, description="The run's model; recorded when a run starts."
     )
     library: Annotated[LibraryModel | None, IDENTIFIED] = Field(
-        None, description="What the folder's network is; recorded when a run starts."
+        None, description="The folder's network; recorded when a run starts."
     )
 
     @model_validator(mode="after")
@@ -114,7 +114,7 @@ class Pretrained(Reference):
             raise ValueError("needs run (a trained run), folder (of diffusers or transformers) or file")
         for name, goes_with in (("subfolder", "folder"), ("prefix", "file")):
             if getattr(self, name) and not getattr(self, goes_with):
-                raise ValueError(f"{name} has an effect with {goes_with} alone; leave it out")
+                raise ValueError(f"{name} has an effect only with {goes_with}; leave it out")
         return self
 
     @property
@@ -129,9 +129,9 @@ class Pretrained(Reference):
     def weights(
         self, *, into: str = "", fresh: tuple[str, ...] = (), unused: tuple[str, ...] = ()
     ) -> Weights | None:
-        """The weights, by their digest; None where `model` or `library` alone is given, and they are initial.
+        """The stored weights, with their digest; None (initial weights) if only `model` or `library` is set.
 
-        Raises ConfigError where they have not been looked up yet.
+        Raises ConfigError if they have not been looked up yet.
         """
         kind, place = self.source
         if not place:
@@ -149,16 +149,16 @@ class Pretrained(Reference):
     def open(self, find: Callable[[str], type[FamilyConfig]]) -> OpenModel:
         """The network of a run's model; `find` is `sfumato.families.config_class`.
 
-        Raises ConfigError where it has not been looked up, is no run, or has no network of this name.
+        Raises ConfigError if it has not been looked up, is not a run, or has no network of this name.
         """
         kind, place = self.source
         if self.model is None:
             if kind != "run":
-                reason = "is no run of Sfumato; name one in run"
+                reason = "is not a Sfumato run; name one in run"
             elif self.digest is None:
                 reason = "has not been looked up"
             else:
-                reason = "is of a family outside Sfumato, whose code is not run for it; use a built-in one"
+                reason = "belongs to a family outside Sfumato, whose code is not run here; use a built-in one"
             raise ConfigError(f"{kind}: {place!r} {reason}")
         config = card_config(self.model, find, "model.config")
         family = config.build(self.model.data)
@@ -171,7 +171,7 @@ class Pretrained(Reference):
 
 @dataclass(frozen=True, slots=True)
 class OpenNetwork:
-    """A network that can be built, and its stored weights (None: initial ones)."""
+    """A network, ready to be built, and its stored weights (None: initial weights)."""
 
     build: Callable[[], nn.Module]
     weights: Weights | None
@@ -179,23 +179,23 @@ class OpenNetwork:
 
 @dataclass(frozen=True, slots=True)
 class OpenModel(OpenNetwork):
-    """A network of a trained model, with the family that it belongs to."""
+    """A network of a trained model, with its family."""
 
     family: Family
     data: DataSpec
-    """The images that it was trained on."""
+    """The images it was trained on."""
 
 
 def built_as(family: Family, name: str) -> Any:
-    """The `Trainable` or `Frozen` that a network is built as: its own, or that of an average's source."""
+    """The `Trainable` or `Frozen` that builds a network: its own or, for an average, its source's."""
     spec: Any = family.nets[name]
     return family.nets[spec.source] if hasattr(spec, "source") else spec
 
 
 def card_config(card: StoredModelCard, find: Callable[[str], type[FamilyConfig]], field: str) -> FamilyConfig:
-    """The family's configuration that a recorded card holds. Raises ConfigError naming `field`."""
+    """The family configuration in a recorded card. Raises ConfigError naming `field`."""
     try:
-        with built_in_only():  # loading others would run their code
+        with built_in_only():  # loading any other would run its code
             return find(card.family).model_validate(card.config)
     except ValidationError as error:
         raise ConfigError(f"{field}: {first_problem(error)}") from None
@@ -211,7 +211,7 @@ def recorded(card: Mapping[str, Any]) -> StoredModelCard:
 
 
 def references(content: Any, field: str, kind: type[Found]) -> Iterator[tuple[str, Found]]:
-    """All references of this kind in a configuration, with their dotted fields (`model.first_stage`)."""
+    """All references of this class in a configuration, with their dotted fields (`model.first_stage`)."""
     if isinstance(content, kind):
         yield field, content
     elif isinstance(content, BaseModel):
@@ -226,7 +226,7 @@ def references(content: Any, field: str, kind: type[Found]) -> Iterator[tuple[st
 
 
 def replaced(content: Any, field: str, change: Callable[[str, Reference], Reference]) -> Any:
-    """The configuration with `change(field, reference)` in place of every reference in it."""
+    """The configuration with every reference in it replaced by `change(field, reference)`."""
     if isinstance(content, Reference):
         return change(field, content)
     if isinstance(content, BaseModel):

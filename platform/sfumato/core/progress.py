@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Progress:
     """Where training stands. `images` counts the real images read; it is the unit of all schedules.
 
-    `batch` is how many images one step reads: the global batch times the most repeats of any phase.
-    `state` holds the family's small values that all ranks agree on; it takes no part in comparisons.
+    `batch` is the number of images that one step reads: the global batch times the most repeats of any phase.
+    `state` holds the family's small values that all ranks agree on; comparisons ignore it.
     """
 
     step: int
@@ -26,5 +26,5 @@ class Progress:
 
     @classmethod
     def at(cls, images: int) -> Self:
-        """The end of a training of which no more is known than its images: one image a step."""
+        """The end of a training of which only the number of images is known, counted as one per step."""
         return cls(step=images, images=images, total_images=images, batch=1)

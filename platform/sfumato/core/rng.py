@@ -1,9 +1,9 @@
-"""Randomness as a function of what is computed, never of who computes it or what came before.
+"""Randomness that depends on what is computed, never on which process computes it or on earlier draws.
 
-Training noise is drawn per *stream* (one of the P logical sequences into which the data order is dealt):
-its generator is seeded by (seed, images, phase, stream), so any number of ranks and any cut into
+Training noise is drawn per *stream* (one of the P logical sequences into which the data order is dealt).
+Its generator is seeded by (seed, images, phase, stream), so any number of ranks and any division into
 micro-batches draws the same numbers for the same sample, and a resumed run needs no generator state.
-Sampling noise is drawn per *sample*: sample i depends on (seed, i) alone.
+Sampling noise is drawn per *sample*: sample i depends only on (seed, i).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from sfumato.core.seeds import derive
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Torch's global CPU generator seeded by `parts` inside the block, and as it was after it."""
+    """Seed torch's global CPU generator by `parts` inside the block, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(*parts))
         yield
 
 
 class Rng(Protocol):
-    """A source of noise for a batch: every tensor has one row a sample."""
+    """A source of noise for a batch: every tensor has one row per sample."""
 
     @property
     def rows(self) -> int: ...
@@ -48,8 +48,8 @@ class Rng(Protocol):
 class StreamRng:
     """Noise of one micro-batch in training.
 
-    Every draw makes all `rows_per_stream` rows of each stream and keeps those of the piece, so that a
-    global batch cut into one or into several micro-batches sees the same noise.
+    Every draw generates all `rows_per_stream` rows of each stream and keeps those of the piece, so that a
+    global batch sees the same noise in one micro-batch as in several.
     """
 
     def __init__(
@@ -102,10 +102,10 @@ class StreamRng:
 
 
 class SampleRng:
-    """Noise of generated samples: one generator a sample, seeded by (seed, index).
+    """Noise of generated samples: one generator per sample, seeded by (seed, index).
 
-    `generators` may be handed to diffusers' schedulers and pipelines, which draw row by row from such
-    a list, so that a batch of any size gives each sample the same noise.
+    `generators` may be passed to diffusers' schedulers and pipelines, which draw row by row from such
+    a list, so that each sample gets the same noise in a batch of any size.
     """
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:

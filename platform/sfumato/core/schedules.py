@@ -54,7 +54,7 @@ class EmaSchedule(Config):
         None,
         gt=0,
         lt=MAX_SIGMA_REL,
-        description="Relative width of a power-function average, for example 0.1; set, it takes the place of "
+        description="Relative width of a power-function average, for example 0.1; if set, it replaces "
         "half-life and ramp.",
     )
 
@@ -72,7 +72,7 @@ def power_exponent(sigma_rel: float) -> float:
     """Gamma of the power-function average of that relative width: the root of sigma_rel^2 (gamma + 2)^2
     (gamma + 3) = gamma + 1 (EDM2, eq. 126; as a cubic in its code).
 
-    Raises ValueError for widths that no average with a positive weight has, those outside (0, 0.289).
+    Raises ValueError for widths outside (0, 0.289), which no average with positive weights has.
     """
     if not 0 < sigma_rel < MAX_SIGMA_REL:
         raise ValueError(f"sigma_rel is between 0 and {MAX_SIGMA_REL:.3f}, got {sigma_rel:g}")

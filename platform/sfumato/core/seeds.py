@@ -1,4 +1,4 @@
-"""Seeds from names and numbers. Without torch, which the processes that read data never load."""
+"""Seeds from names and numbers. Does not import torch, which the processes that read data never load."""
 
 from __future__ import annotations
 

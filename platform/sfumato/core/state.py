@@ -1,9 +1,10 @@
 """The state of a family: small values that change while it trains and that all ranks agree on.
 
-A running mean, a codebook that follows the data, the probability of an augmentation: what is neither a weight
-nor a function of the images seen. The losses return sums over their rows (`LossOut.sums`). The loop adds them
-up over the micro-batches and the ranks and advances the state once a step. It is handed to every method of
-the family as `progress.state`, it is in checkpoints and model folders, and it is not averaged.
+Examples are a running mean, a codebook that follows the data, or the probability of an augmentation: values
+that are neither weights nor functions of the images seen. The losses return sums over their rows
+(`LossOut.sums`). The loop adds them up over micro-batches and ranks, and advances the state once per step.
+Every method of the family sees the state as `progress.state`. Checkpoints and model folders hold it; it is
+not averaged.
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ State = Mapping[str, Tensor]
 
 @runtime_checkable
 class HasState(Protocol):
-    """A family with state, beside `core.family.Family`."""
+    """A family with state; an addition to `core.family.Family`."""
 
     @property
     def state(self) -> State:
-        """The values before the first step, by name, the same in every process: float32, float64 or int64."""
+        """The initial values by name, the same in every process: float32, float64 or int64."""
         ...
 
     def advance(self, state: State, sums: State, progress: Progress) -> State:
-        """The state after a step that ended at `progress`: a pure function, of the same names and shapes.
+        """The state after a step that ended at `progress`: a pure function that keeps names and shapes.
 
         `sums` holds float64 sums over the rows of the step's global batches, under the names that the losses
-        gave them. A name is absent where no phase that gives it had its turn, and zero where the update was
-        left out because its gradient was not finite: put a count of rows among the sums to tell.
+        gave them. A name is absent if no phase that returns it had its turn. A sum is zero if the update was
+        skipped because its gradient was not finite; include a count of rows among the sums to detect this.
         """
         ...
 
 
 def initial(family: object) -> dict[str, Tensor]:
-    """Copies of the state's first values; nothing for a family without state.
+    """Copies of the state's initial values; empty for a family without state.
 
-    Raises ValueError for a name or a type that a checkpoint cannot hold.
+    Raises ValueError for a name or a dtype that a checkpoint cannot hold.
     """
     if not isinstance(family, HasState):
         return {}
@@ -59,7 +60,7 @@ def initial(family: object) -> dict[str, Tensor]:
 
 
 def mismatch(expected: State, found: State) -> str | None:
-    """How two states differ in names, shapes or types, in a few words; None where they agree."""
+    """A short account of how two states differ in names, shapes or dtypes; None if they agree."""
     if missing := sorted(set(expected) - set(found)):
         return f"{missing[0]!r} is missing"
     if extra := sorted(set(found) - set(expected)):

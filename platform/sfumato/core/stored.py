@@ -1,4 +1,4 @@
-"""Stored weights of known content, and the network that others may take them for."""
+"""Stored weights of known content, and the network that other models may load them into."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Stored weights of known content, and how they fit the network that takes them."""
+    """Stored weights of known content, and how they map to the network that loads them."""
 
     digest: str
     into: str = ""
-    """The part of the network that takes them, by its dotted name; empty for the network itself."""
+    """The part of the network that loads them, by its dotted name; empty for the whole network."""
     fresh: tuple[str, ...] = ()
-    """Patterns over names of the network's tensors that may be absent and then keep what `build` gave."""
+    """Patterns over names of the network's tensors that may be absent; these keep their built values."""
     unused: tuple[str, ...] = ()
-    """Patterns over names of stored tensors that are left out."""
+    """Patterns over names of stored tensors to ignore."""
 
     @property
     def place(self) -> str:
-        """The folder or file that they are in."""
+        """The folder or file that holds them."""
         raise AssertionError("every kind has its own")
 
 
@@ -57,8 +57,8 @@ class StoredFolder(Weights):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile(Weights):
-    """One safetensors file with the sha256 `digest`; of its tensors those whose names start with `prefix`,
-    which is cut off."""
+    """One safetensors file with the sha256 `digest`. Only tensors whose names start with `prefix` are used,
+    and it is stripped from their names."""
 
     file: str
     prefix: str = ""
@@ -70,13 +70,13 @@ class StoredFile(Weights):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSpec:
-    """What a family says of the network that others may use as a first stage."""
+    """A family's description of the network that other models may use as a first stage."""
 
     network: str
-    """Its name among the family's networks, and so the weights' name in a model folder."""
+    """Its name among the family's networks, and therefore the weights' name in a model folder."""
     build: Callable[[], nn.Module]
-    """Makes it, with weights that are yet to be loaded; a `FirstStage`, or a `Tokenizer` with codes."""
+    """Builds it, before its weights are loaded: a `FirstStage`, or a `Tokenizer` if it has codes."""
     latent: tuple[int, int, int]
     """(C, h, w) of its latents."""
     num_codes: int = 0
-    """How many codes there are; 0 where it has none."""
+    """The number of codes; 0 if it has none."""

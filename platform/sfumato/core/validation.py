@@ -1,6 +1,6 @@
-"""What is wrong with values that a user gave, one line each, in the words of YAML.
+"""Explains a user's invalid values, one line per problem, in the terms of YAML.
 
-Pydantic speaks to programmers ("input should be a valid tuple"); whoever writes a recipe knows lists,
+Pydantic speaks to programmers ("input should be a valid tuple"); authors of recipes know lists,
 mappings, whole numbers, texts, true, false and null.
 """
 
@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 _LABEL = re.compile(
     r".*\[.*|str|int|float|bool|none|constrained-.*|function-.*|lax-or-strict.*|nullable.*|is-instance.*"
 )
-"""What pydantic adds to the place of a problem, to say which of several types it tried."""
+"""Labels that pydantic adds to the location of a problem: which of several types it tried."""
 _LONGEST = 60
 _MOST_KEYS = 8
 
@@ -27,9 +27,9 @@ _MOST_KEYS = 8
 def explain(
     error: ValidationError, root: type[BaseModel] | None = None, prefix: Sequence[str] = ()
 ) -> list[str]:
-    """One line for each problem: the dotted field, what is expected, what was given, what would be near.
+    """One line per problem: the dotted field, the expected and the given value, and a close match.
 
-    `root` is the class that was read; it tells which keys there are. `prefix` is where its content lies.
+    `root` is the class that was read; it defines the known keys. `prefix` is the location of its content.
     """
     lines = []
     for place, items in _by_place(error.errors(include_url=False)).items():
@@ -45,7 +45,7 @@ def first_problem(error: ValidationError, root: type[BaseModel] | None = None) -
 
 
 def shown(value: Any) -> str:
-    """A value as YAML would have it, shortened."""
+    """A value as YAML would show it, shortened."""
     if isinstance(value, bool) or value is None:
         text = {True: "true", False: "false", None: "null"}[value]
     elif isinstance(value, float) and not math.isfinite(value):
@@ -62,12 +62,12 @@ def shown(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A text without quotes, where YAML needs none."""
+    """A text, without quotes if YAML needs none."""
     return value if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.-]*", value) else shown(value)
 
 
 def _by_place(items: Sequence[ErrorDetails]) -> dict[tuple[str, ...], list[ErrorDetails]]:
-    """The problems by field; of a value that has one of several types, what is wrong inside it."""
+    """The problems by field; for a value of one of several types, only the problems inside it."""
     found: dict[tuple[str, ...], list[ErrorDetails]] = {}
     for item in items:
         place = tuple(str(part) for part in item["loc"] if not _is_label(part))
@@ -84,7 +84,7 @@ def _is_label(part: str | int) -> bool:
 
 
 def _said(items: Sequence[ErrorDetails], root: type[BaseModel] | None) -> str:
-    """The problem of one field; several are the types of which it might have been one."""
+    """The problem of one field; several items mean that it may have one of several types."""
     if len(items) == 1:
         return _line(items[0], root)
     bounds = [item for item in items if not _wanted(item, root).startswith("expected ")]
@@ -99,7 +99,7 @@ def _line(item: ErrorDetails, root: type[BaseModel] | None) -> str:
     if kind == "missing":
         return "required, but not given"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        # Of several kinds that a field may hold, only the one that was chosen knows its keys.
+        # If a field may hold one of several kinds, only the chosen kind knows its keys.
         known = ctx.get("known") or _keys_around(root, item["loc"][:-1])
         return f"unknown key{_hint(str(item['loc'][-1]), known)}"
     if kind == "literal_error":
@@ -120,7 +120,7 @@ def _line(item: ErrorDetails, root: type[BaseModel] | None) -> str:
 
 
 def _wanted(item: ErrorDetails, root: type[BaseModel] | None) -> str:
-    """What is expected of the value."""
+    """The expectation that the value fails to meet."""
     kind, ctx, value = item["type"], item.get("ctx", {}), item["input"]
     if kind in _MAPPINGS:
         wanted = f"a mapping{_example_of_mapping(root, item['loc'])}"
@@ -142,7 +142,7 @@ def _got(item: ErrorDetails) -> str:
     if item["type"] in ("union_tag_not_found", "json_invalid"):
         return ""
     value = item["input"]
-    if isinstance(value, Mapping):  # most often far too much to show
+    if isinstance(value, Mapping):  # usually far too long to show
         return (
             ", got a mapping" if item["type"] not in ("value_error", "assertion_error", "too_short") else ""
         )
@@ -191,7 +191,7 @@ _SAID: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "enum": lambda ctx: f"expected {ctx['expected']}",
     "invalid_key": lambda ctx: "keys must be texts",
     "union_tag_not_found": lambda ctx: (
-        f"needs the key {_unquoted(ctx['discriminator'])}, which says what it is"
+        f"needs the key {_unquoted(ctx['discriminator'])}, which selects what it is"
     ),
     "json_invalid": lambda ctx: f"not valid JSON ({ctx['error']})",
 }
@@ -210,7 +210,7 @@ def _example_of_mapping(root: type[BaseModel] | None, loc: Sequence[str | int]) 
 
 
 def _keys_around(root: type[BaseModel] | None, loc: Sequence[str | int]) -> list[str]:
-    """The keys of the configuration at a place, or of the nearest one around it."""
+    """The keys of the configuration at a location, or of the nearest one around it."""
     for end in range(len(loc), -1, -1):
         models = [] if root is None else [part for part in _at(root, loc[:end]) if _is_model(part)]
         if models:
@@ -219,7 +219,7 @@ def _keys_around(root: type[BaseModel] | None, loc: Sequence[str | int]) -> list
 
 
 def _at(annotation: Any, loc: Sequence[str | int]) -> Iterator[Any]:
-    """The types that a value at this place may have, without their unions and annotations."""
+    """The types that a value at this location may have, without unions and annotations."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _at(arguments[0], loc)
@@ -239,12 +239,12 @@ def _at(annotation: Any, loc: Sequence[str | int]) -> Iterator[Any]:
 def _in_model(model: type[BaseModel], loc: Sequence[str | int]) -> Iterator[Any]:
     if (field := model.model_fields.get(str(loc[0]))) is not None:
         yield from _at(field.annotation, loc[1:])
-    elif str(loc[0]) in (tag for _, tag in _tags(model)):  # how pydantic says which kind it chose
+    elif str(loc[0]) in (tag for _, tag in _tags(model)):  # how pydantic marks the kind it chose
         yield from _at(model, loc[1:])
 
 
 def _tags(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    """The fields of one possible value, which tell a kind: their names and values."""
+    """The fields that identify a kind because they allow one value only: their names and values."""
     for name, info in model.model_fields.items():
         if get_origin(info.annotation) is Literal and len(get_args(info.annotation)) == 1:
             yield name, str(get_args(info.annotation)[0])

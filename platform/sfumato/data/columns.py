@@ -1,4 +1,4 @@
-"""Which columns of a data set a recipe's batches carry, and what a family is told of them."""
+"""Which columns of a data set a recipe's batches carry, and the description that a family receives."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def carries_text(settings: DataSettings) -> bool:
 
 
 def carried(settings: DataSettings, manifest: Manifest) -> dict[str, ColumnInfo]:
-    """The further columns that batches have beside image and label, without captions that are one a sample.
+    """The further columns of batches, besides image, label and captions that come one per sample.
 
-    Without `data.columns`, those that encoders made. Raises ConfigError, in one line, for an unknown name.
+    Without `data.columns`, those that encoders added. Raises ConfigError, in one line, for an unknown name.
     """
     found = manifest.columns
     if settings.columns is None:
@@ -36,9 +36,9 @@ def carried(settings: DataSettings, manifest: Manifest) -> dict[str, ColumnInfo]
 
 
 def spec_of(settings: DataSettings, manifest: Manifest) -> DataSpec:
-    """What a family has to know of the batches: image, classes, and the further columns that they carry.
+    """What a family has to know about the batches: image, classes, and the further columns that they carry.
 
-    Raises ConfigError as `carried`.
+    Raises ConfigError as `carried` does.
     """
     extra = {name: info.column for name, info in carried(settings, manifest).items()}
     if carries_text(settings) and TEXT not in extra:
@@ -47,7 +47,7 @@ def spec_of(settings: DataSettings, manifest: Manifest) -> DataSpec:
 
 
 def described(columns: Mapping[str, ColumnInfo]) -> dict[str, object]:
-    """What identifies the content of columns: how they are read, and their checksums."""
+    """Identifies the content of columns: how they are read, and their checksums."""
     return {
         name: info.model_dump(mode="json", exclude={"samples", "encoder"})
         for name, info in sorted(columns.items())

@@ -15,11 +15,11 @@ from sfumato.data.reading.transforms import AnyTransform
 
 
 class MixSettings(Config):
-    """Another data set that is trained on, too."""
+    """A further data set to train on."""
 
     path: Neutral[str] = Field(description="Folder or URI with manifest.json.", min_length=1)
     weight: float = Field(
-        1.0, gt=0, description="How many of its samples come for each one of the set at `data.path`."
+        1.0, gt=0, description="How many of its samples are drawn for each sample of the set at `data.path`."
     )
 
 
@@ -35,8 +35,8 @@ class DataSettings(Config):
     streams: int = Field(
         8,
         ge=1,
-        description="Into how many streams an epoch is dealt. At least the largest number of workers that "
-        "may ever run this recipe, and a divisor of the batch: the content of a batch depends on it.",
+        description="Number of streams into which an epoch is dealt. At least the largest number of workers "
+        "that may ever run this recipe, and a divisor of the batch: the content of a batch depends on it.",
     )
     shuffle_window: int = Field(
         2048,
@@ -46,32 +46,32 @@ class DataSettings(Config):
     )
     mix: tuple[MixSettings, ...] = Field(
         (),
-        description="Data sets that are mixed into the one at `path`, which has weight 1. Proportions are "
+        description="Data sets to mix into the one at `path`, which has weight 1. Proportions are "
         "exact over every 1,000 rows of a stream, to one row.",
     )
     balance: Literal["none", "class"] = Field(
         "none",
         description="class: every class comes equally often, however rare it is; the samples of each class "
-        "have epochs of their own. Reads all indexes at the start.",
+        "have their own epochs. Reads all indexes at the start.",
     )
     text: bool = Field(
         False,
-        description="Whether batches have a column `text` with the captions, empty where there is none.",
+        description="Whether batches have a column `text` of captions; a missing caption is empty.",
     )
     columns: tuple[str, ...] | None = Field(
         None,
         description="Which further columns batches have, for example [control, mask]; "
-        "`sfumato data inspect` lists those of a set. null: those that encoders made beforehand.",
+        "`sfumato data inspect` lists those of a set. null: those that encoders added beforehand.",
     )
     transforms: tuple[AnyTransform, ...] = Field(
         (),
-        description="What is done to the images where they are read, one after the other: flip, crop, "
-        "colour. Drawn from (seed, epoch, key), so it does not depend on workers.",
+        description="Transforms applied to the images as they are read, one after another: flip, crop, "
+        "colour. Drawn from (seed, epoch, key), so they do not depend on the workers.",
     )
     on_error: OnError = Field(
         "fail",
-        description="What a sample that cannot be used does: fail stops, skip reports it and lets another "
-        "sample of its window take its place.",
+        description="What happens when a sample cannot be used: fail stops, skip reports it and puts another "
+        "sample of its window in its place.",
     )
     max_errors: Neutral[int] = Field(
         100, ge=0, description="With skip: stop when more distinct samples than this cannot be used."
@@ -81,16 +81,16 @@ class DataSettings(Config):
         ge=1,
         le=89_000_000,
         description="When packing: refuse images of more pixels than this before decoding them "
-        "(decompression bombs). Pillow's own limit lies just above the largest value.",
+        "(decompression bombs). Pillow's own limit is just above the largest value.",
     )
     verify: Neutral[Verify] = Field(
         "auto",
-        description="What is checked of the shards before training: their checksums, only their sizes, or "
+        description="What to check of the shards before training: their checksums, only their sizes, or "
         "(auto) checksums when the set is smaller than 1 GiB.",
     )
     read_tasks: Neutral[int] = Field(
         2,
         ge=0,
-        description="How many read tasks of Ray Data, of one logical CPU each, a worker keeps running. "
+        description="How many Ray Data read tasks, of one logical CPU each, a worker keeps running. "
         "0: the worker reads in its own process, which starts sooner and suits small images.",
     )

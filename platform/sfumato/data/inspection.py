@@ -24,12 +24,12 @@ _TELL = 64
 _SIDE = 96
 _COLUMNS = 10
 _MOST = 4
-"""A request for each of a quarter of the images takes longer than one for all."""
+"""One request for the whole shard is faster than single requests for a quarter of its images."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Sums over the measured images of a shard, which add up to those of the set."""
+    """Sums over the measured images of a shard; they add up to those of the set."""
 
     labels: dict[int, int]
     stored: int
@@ -38,7 +38,7 @@ class _Part:
     squares_C: NDArray[np.float64]
     bad: int
     pictures: list[list[U8]]
-    """Of each sample its image and its further images, in the order of the columns."""
+    """For each sample, its image and its further images, in the order of the columns."""
 
 
 def inspect(
@@ -49,8 +49,8 @@ def inspect(
     run: Runner = in_process,
     progress: OnProgress | None = None,
 ) -> tuple[dict[str, Any], list[list[U8]]]:
-    """A description of the set as plain data, and up to `pictures` samples spread over it: of each its image
-    and its further images.
+    """A description of the set as plain data, and the image and further images of up to `pictures` samples
+    spread over it.
 
     Counts come from the indexes. Mean and standard deviation, in 0 to 1, are those of `measure` samples
     spread evenly (0: of all).
@@ -67,7 +67,7 @@ def inspect(
 
 
 def _spread(manifest: Manifest, count: int) -> list[list[int]]:
-    """For each shard the rows of `count` samples that lie evenly over the set."""
+    """For each shard, its rows among `count` samples spread evenly over the set."""
     total = manifest.samples
     chosen = np.unique(np.linspace(0, total - 1, min(max(count, 0), total)).round().astype(np.int64))
     ends = np.cumsum(manifest.shard_samples)
@@ -115,7 +115,7 @@ class _InspectTask:
         yield _Part(labels, int(rows.sizes.sum()), pixels, total_C, squares_C, bad, pictures)
 
     def _further(self, rows: index.ShardIndex, row: int, file: File) -> list[U8]:
-        """The further images of a sample; white where there is none that can be used."""
+        """The further images of a sample; white in place of one that is missing or cannot be used."""
         found = []
         for name, look in self.manifest.further_images(self.manifest.columns, self.image).items():
             picture = np.full((look.height, look.width, look.channels), 255, np.uint8)
@@ -129,7 +129,7 @@ class _InspectTask:
 
     @contextlib.contextmanager
     def _opened(self, wanted: int) -> Iterator[File]:
-        """Of a remote shard the images alone are read, unless most of it is wanted."""
+        """Reads only the images of a remote shard, unless most of it is wanted."""
         if wanted * _MOST < self.shard.samples:
             with open_file(self.folder, self.shard.name) as file:
                 yield file
@@ -187,7 +187,7 @@ def described(columns: Mapping[str, ColumnInfo]) -> dict[str, str]:
 
 def contact_sheet(samples: Sequence[Sequence[U8]]) -> Image.Image:
     """Pictures of samples in rows of ten on white, small ones enlarged by whole factors, large ones scaled
-    down. Below a row of images are those of their further columns, a row a column."""
+    down. Below each row of images come their further images, one row per column."""
     tiles: list[Image.Image] = []
     width = min(len(samples), _COLUMNS)
     for first in range(0, len(samples), _COLUMNS):

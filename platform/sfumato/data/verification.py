@@ -1,4 +1,4 @@
-"""Checking a packed data set to the last pixel: checksums, indexes, keys, labels, and every image decoded."""
+"""Checks a packed data set to the last pixel: checksums, indexes, keys, labels, and every image decoded."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def check(
     run: Runner = in_process,
     progress: OnProgress | None = None,
 ) -> tuple[Manifest, list[Fault]]:
-    """Everything that is wrong with a data set; a fault with an empty key is one of a whole shard.
+    """Everything that is wrong with a data set; a fault with an empty key concerns a whole shard.
 
-    Raises DataError only where there is no manifest that can be read.
+    Raises DataError only if no manifest can be read.
     """
     manifest = Manifest.load(folder)
     tasks = [_CheckTask(str(folder), manifest, shard, decode) for shard in manifest.shards]
@@ -59,7 +59,7 @@ def _twins(manifest: Manifest, parts: Sequence[_Checked]) -> list[Fault]:
             if before is None:
                 first[key] = shard.name
             else:
-                faults.append(Fault(shard.name, key, f"its key has come before, in {before}"))
+                faults.append(Fault(shard.name, key, f"its key has appeared before, in {before}"))
     return faults
 
 
@@ -76,7 +76,7 @@ class _CheckTask:
             if size_of(self.folder, name) is None:
                 raise DataError("missing")
             rows = index.load_shard(self.folder, self.shard)
-            with local_copy(self.folder, name) as path:  # fetched once, where it is remote
+            with local_copy(self.folder, name) as path:  # fetched once if remote
                 faults = self._file(path) + self._places(path, rows) + self._side_files()
                 if self.decode:
                     yield from self._images(path, rows, faults)
@@ -100,7 +100,7 @@ class _CheckTask:
         return Fault(self.shard.name, key, reason)
 
     def _places(self, path: Path, rows: ShardIndex) -> list[Fault]:
-        """Whether the tar has what the index says where it says it."""
+        """Whether each member is at the place in the tar that the index gives."""
         found: dict[tuple[int, int], str] = {}
         with path.open("rb") as file:
             try:
@@ -124,7 +124,7 @@ class _CheckTask:
         return faults
 
     def _side_files(self) -> list[Fault]:
-        """Whether the files beside the shard are what the manifest says."""
+        """Whether the files next to the shard match the manifest."""
         faults = []
         for name, info in self.manifest.columns.items():
             if info.stored == "side":

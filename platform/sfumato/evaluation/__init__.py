@@ -1,4 +1,4 @@
-"""How good generated images are: features, mergeable statistics, one file a metric, and a distributed stage.
+"""Measures generated images: features, mergeable statistics, one file per metric, and a distributed stage.
 
-`stage.evaluate` is the entry; `README.md` beside this file defines every number and says how to add one.
+`stage.evaluate` is the entry point; `README.md` in this folder defines every number and how to add one.
 """

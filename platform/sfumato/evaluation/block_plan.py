@@ -1,4 +1,4 @@
-"""Every block that an evaluation needs, and the place where finished ones are kept."""
+"""Every block that an evaluation needs, and the folder of finished ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sfumato.evaluation.store import digest
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """`tasks` are the blocks of images, `further` those of inputs with `rows` of their own, by the input's
+    """`tasks` are the blocks of images, `further` those of inputs with their own `rows`, by the input's
     name.
     """
 
@@ -29,14 +29,14 @@ class BlockPlan:
     block: int
     samples: int
     label_N: Int64Array | None
-    """The classes asked for [samples]; None where the model takes none, or the images bring their own."""
+    """The requested classes [samples]; None if the model takes none, or the images have their own."""
 
     @property
     def labels_digest(self) -> str:
         return digest(None if self.label_N is None else self.label_N.tolist())
 
     def made(self, name: str) -> Made:
-        """What was made for an input."""
+        """The arrays made for an input."""
         tasks = self.further.get(name, ())
         own = self.store.arrays(tasks, tasks[0].stored_as, self.rows[name]) if tasks else None
         return Made(own, lambda array: self.store.arrays(self.tasks, array, self.samples))
@@ -54,14 +54,14 @@ class BlockPlan:
 
 
 def plan_blocks(opened: Opened) -> BlockPlan:
-    """What has to be made, in the order in which it is put together."""
+    """The blocks to make, in the order in which they are joined."""
     settings, selection, source = opened.evaluation.settings, opened.selection, opened.source
     extractors, real, inputs = opened.extractors, opened.real, opened.inputs
     samples = settings.samples if source.size is None else min(settings.samples, source.size)
     blocks = -(-samples // source.block)
     asked = source.kind == "samples" and source.conditional
     counts_K = class_counts(next(iter(real.values())), source.spec.num_classes) if asked else None
-    if asked and counts_K is None:  # a reference whose images are not there: all classes alike
+    if asked and counts_K is None:  # a reference without images: all classes equally often
         counts_K = np.ones(source.spec.num_classes, np.int64)
     rows = {name: prepared.rows for name, prepared in inputs.items() if prepared.rows}
     labelled = [-(-number // source.block) for name, number in rows.items() if inputs[name].labelled]
@@ -88,7 +88,7 @@ def plan_blocks(opened: Opened) -> BlockPlan:
         ]
         for name, number in rows.items()
     }
-    # All that a block's content depends on: a folder of this name holds blocks of this evaluation alone.
+    # All that a block's content depends on: a folder of this name holds only blocks of this evaluation.
     identity = digest(
         source.digest,
         source.block,
@@ -105,11 +105,11 @@ def plan_blocks(opened: Opened) -> BlockPlan:
 
 
 _ALWAYS = {"likelihood": None, "latent_paths": None, "captions": False}
-"""Inputs that have a place in the identity of blocks even where they are not made, and what stands there."""
+"""Inputs that have a place in the identity of blocks even if they are not made, and its value then."""
 
 
 def _identities(inputs: Mapping[str, Prepared]) -> list[object]:
-    """What blocks depend on through inputs."""
+    """The values through which blocks depend on inputs."""
     found = {name: prepared.identity for name, prepared in inputs.items()}
     first = [found.pop(name, absent) for name, absent in _ALWAYS.items()]
     return first + [[name, identity] for name, identity in sorted(found.items()) if identity is not None]

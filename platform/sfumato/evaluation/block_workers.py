@@ -1,4 +1,4 @@
-"""Making the blocks that are missing: in this process, or by Ray actors as many as the cluster holds.
+"""Makes the missing blocks: in this process, or in as many Ray actors as the cluster holds.
 
 The caller has started Ray.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import ray
 
 Build = list["ray.ObjectRef[Callable[[], BlockMaker]]"]
-"""One reference to what builds a block maker."""
+"""One reference to the function that builds a block maker."""
 
 RESTARTS = 3
 IN_FLIGHT = 2
@@ -34,7 +34,7 @@ IN_FLIGHT = 2
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """What a worker needs to build its block maker; it travels to every one of them."""
+    """What a worker needs to build its block maker; every worker receives a copy."""
 
     evaluation: Evaluation
     extractors: Sequence[Extractor]
@@ -48,11 +48,11 @@ class Making:
         return cls(evaluation, opened.extractors, opened.selection.pairs, opened.inputs)
 
     def __call__(self) -> BlockMaker:
-        """The maker, with a model of its own."""
+        """The maker, with its own model."""
         return self.with_source(self.evaluation.source())
 
     def with_source(self, source: SampleSource) -> BlockMaker:
-        """The maker around a model that is already here."""
+        """The maker around an existing model."""
         seed = self.evaluation.settings.seed
         return BlockMaker(source, self.extractors, seed=seed, pairs=self.pairs, inputs=self.inputs)
 
@@ -89,7 +89,7 @@ def _blocks(tasks: Sequence[Task], opened: Opened) -> Iterator[FeatureBlock]:
 
 
 class Worker:
-    """A block maker that is built where it runs, on the first call. Ray starts a dead one again, empty."""
+    """A block maker, built where it runs, on the first call. Ray restarts a dead one, empty."""
 
     def __init__(self) -> None:
         self._maker: BlockMaker | None = None
@@ -129,7 +129,7 @@ class RayPool:
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
         )
-        # Stored once; in a list, so that Ray hands on the reference and a worker fetches it when it needs to.
+        # Stored once; in a list, so that Ray passes the reference and a worker fetches it when needed.
         self._build = [ray.put(build)]
         self._actors: list[Any] = [actor.remote() for _ in range(actors)]
 
@@ -143,9 +143,9 @@ class RayPool:
             ray.kill(actor)
 
     def run(self, tasks: Sequence[Task], at_once: int = 1) -> Iterator[FeatureBlock]:
-        """All blocks, `at_once` of them a call of an actor.
+        """All blocks, `at_once` of them per call of an actor.
 
-        Raises the SfumatoError of a task, or one that says why the actors failed.
+        Raises the SfumatoError of a task, or one that states why the actors failed.
         """
         import ray
 
@@ -169,10 +169,10 @@ class RayPool:
 
 
 def actors_for(settings: EvaluateSettings, tasks: int) -> int:
-    """How many actors to start for so many calls: as the settings say, or as many as the cluster holds.
+    """How many actors to start for this many calls: as set, or as many as the cluster holds.
 
-    A private cluster on this machine declares more CPUs than there are, for tasks that mostly wait; actors
-    compute all the time, so there the cores count.
+    A private cluster on this machine declares more CPUs than exist, for tasks that mostly wait; actors
+    compute all the time, so there the number of cores counts.
     """
     if settings.actors != AUTO:
         return min(int(settings.actors), tasks)
@@ -200,8 +200,8 @@ def _result(reference: Any) -> Any:
         raise SfumatoError(f"evaluation failed in an actor: {_one_line(error.cause)}") from error
     except ray.exceptions.RayActorError as error:
         raise SfumatoError(
-            f"evaluation stopped: an actor died {RESTARTS + 1} times, at last by {_one_line(error)}; "
-            "finished blocks are kept, evaluate again to go on"
+            f"evaluation stopped: an actor died {RESTARTS + 1} times, last with {_one_line(error)}; "
+            "finished blocks are kept, evaluate again to resume"
         ) from error
 
 
@@ -211,7 +211,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _check_placeable(settings: EvaluateSettings) -> None:
-    """An actor larger than every machine would wait for ever; say so at once."""
+    """An actor larger than every machine would wait forever; report that at once."""
     import ray
 
     nodes = ray.nodes()  # type: ignore[no-untyped-call]

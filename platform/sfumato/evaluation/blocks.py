@@ -1,7 +1,7 @@
-"""A block of images: drawn, turned into features, kept on disk until the evaluation is whole.
+"""A block of images: drawn, turned into features, kept on disk until the evaluation is complete.
 
-Blocks are the unit of retry and of resumption. Those of a model are always whole, also the last one, so a
-sample's features depend neither on how many samples were asked for nor on who made them.
+Blocks are the unit of retry and of resumption. Those of a model are always full, including the last one, so a
+sample's features depend neither on the requested number of samples nor on the worker.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ PAIR = "pair"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One block to make: its index, the labels [block] where the model takes them, whether to keep images.
+    """One block to make: its index, the labels [block] if the model takes them, whether to keep images.
 
-    A block of an input (`metric_inputs.py`) holds rows of its own instead; `kind` is then the input's name
+    A block of an input (`metric_inputs.py`) holds its own rows instead; `kind` is then the input's name
     and `stored_as` the name of its file and array.
     """
 
@@ -52,7 +52,7 @@ class Task:
 class FeatureBlock:
     """A finished block: its name, arrays by name, and the seconds that its `rows` images took.
 
-    `evaluations` are the network passes of one image.
+    `evaluations` is the number of network passes per image.
     """
 
     name: str
@@ -124,12 +124,12 @@ class BlockMaker:
         short = source.size is not None and len(images) <= rows
         if images.dtype != np.uint8 or images.shape[1:] != expected[1:] or not (len(images) == rows or short):
             raise SfumatoError(
-                f"block {index}: the model gave {images.dtype} {images.shape} where uint8 {expected} was due"
+                f"block {index}: the model gave {images.dtype} {images.shape}, wanted uint8 {expected}"
             )
 
 
 class BlockStore:
-    """Finished blocks in a folder, one file each. The folder's name must say what the blocks depend on."""
+    """Finished blocks in a folder, one file each. The folder's name must identify what they depend on."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -138,7 +138,7 @@ class BlockStore:
         return self.folder / f"{name}.safetensors"
 
     def missing(self, tasks: Iterable[Task]) -> list[Task]:
-        """Those without a whole file."""
+        """The tasks without a complete file."""
         return [task for task in tasks if not is_whole(self._path(task.name))]
 
     def save(self, block: FeatureBlock) -> None:
@@ -146,24 +146,24 @@ class BlockStore:
         write_arrays(self._path(block.name), block.arrays, facts)
 
     def load(self, task: Task, only: str | None = None) -> FeatureBlock:
-        """A block, or of its arrays one alone."""
+        """A block, or one of its arrays."""
         path = self._path(task.name)
         stored = read_arrays(path, only)
         if stored is None:
-            raise SfumatoError(f"{path} vanished or was damaged: evaluate again to make it anew")
+            raise SfumatoError(f"{path} is missing or damaged: evaluate again to make it again")
         arrays, facts = stored
         return FeatureBlock(
             task.name, arrays, int(facts["rows"]), float(facts["seconds"]), float(facts["evaluations"])
         )
 
     def arrays(self, tasks: Sequence[Task], name: str, num: int) -> Array | None:
-        """The first `num` rows of an array over all blocks in order; None where the blocks lack it."""
+        """The first `num` rows of an array over all blocks in order; None if the blocks lack it."""
         parts = [self.load(task, name).arrays.get(name) for task in tasks]
         found = [part for part in parts if part is not None]
         return np.concatenate(found)[:num] if found else None
 
     def features(self, tasks: Sequence[Task], name: str, num: int, label_N: Int64Array | None) -> FeatureSet:
-        """Features of the first `num` images, put together in the order of the blocks."""
+        """Features of the first `num` images, joined in the order of the blocks."""
         embedding = self.arrays(tasks, f"{name}.embedding", num)
         assert embedding is not None, f"blocks without features {name}"
         own = self.arrays(tasks, LABEL, num) if label_N is None else label_N
@@ -171,7 +171,7 @@ class BlockStore:
         return FeatureSet(embedding, logits, own, images=lambda: self.images(tasks, num))
 
     def images(self, tasks: Sequence[Task], num: int) -> Iterator[UInt8Array]:
-        """The first `num` images, a block at a time; of blocks that kept them."""
+        """The first `num` images, a block at a time, from blocks that kept them."""
         left = num
         for task in tasks:
             if left <= 0:

@@ -1,20 +1,19 @@
-"""What is refused before anything is made: sets that do not go together, and too few images."""
+"""Refuses, before anything is made, sets that do not go together and too few images."""
 
 from __future__ import annotations
 
 from sfumato.errors import ConfigError, DataError
-from sfumato.evaluation.captions import GivesCaptions
 from sfumato.evaluation.config import AUTO, EvaluateSettings
 from sfumato.evaluation.images import check_same_kind
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.reference_statistics import ONLY, StatisticsReference
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.selection import Offer, select
-from sfumato.evaluation.source import SampleSource
+from sfumato.evaluation.source import GivesCaptions, SampleSource
 
 
 def selected(settings: EvaluateSettings, source: SampleSource, reference: Reference) -> Selection:
-    """The metrics that suit this source and this reference. Raises ConfigError for others by name."""
+    """The metrics that suit this source and this reference. Raises ConfigError naming any other."""
     # Classes of a folder of images are those of the reference only if they have the same names.
     same_classes = source.kind != "images" or source.spec.classes == reference.spec.classes
     offer = Offer(source.conditional and same_classes, lambda wanted: wanted.given_by(source), source.kind)
@@ -22,18 +21,18 @@ def selected(settings: EvaluateSettings, source: SampleSource, reference: Refere
 
 
 def narrowed(settings: EvaluateSettings, reference: StatisticsReference) -> EvaluateSettings:
-    """The settings with the one metric that moments allow. Raises ConfigError for others by name."""
+    """The settings with the one metric that moments allow. Raises ConfigError naming any other."""
     if settings.features == AUTO:
-        raise ConfigError(f"{reference.path} does not say which features it is of: pass --features")
+        raise ConfigError(f"{reference.path} does not record which features it is of: pass --features")
     asked = [settings.metrics] if isinstance(settings.metrics, str) else list(settings.metrics)
     if asked not in ([AUTO], [ONLY]):
         other = next(name for name in asked if name != ONLY)
-        raise ConfigError(f"{other} needs the reference's images, and {reference.path} has moments alone")
+        raise ConfigError(f"{other} needs the reference's images, but {reference.path} has only moments")
     return settings.model_copy(update={"metrics": ONLY})
 
 
 def check_comparable(source: SampleSource, reference: Reference) -> None:
-    """Raises DataError where images differ in kind, or the reference lacks what the model is steered by."""
+    """Raises DataError if images differ in kind, or the reference lacks the model's conditions."""
     what = "the images are" if source.kind == "images" else "the model makes"
     check_same_kind(source.spec, reference.spec, what=what)
     if source.kind != "samples":
@@ -45,7 +44,7 @@ def check_comparable(source: SampleSource, reference: Reference) -> None:
     ):
         raise DataError(
             f"the model has {source.spec.num_classes} classes and the reference "
-            f"{reference.spec.num_classes}: evaluate against the data that it was trained on"
+            f"{reference.spec.num_classes}: evaluate against its training data"
         )
     if isinstance(source, GivesCaptions) and source.captioned:
         source.captions_of(0)
@@ -54,7 +53,7 @@ def check_comparable(source: SampleSource, reference: Reference) -> None:
 def check_enough(
     selection: Selection, settings: EvaluateSettings, source: SampleSource, reference: Reference
 ) -> None:
-    """Raises DataError with the number that a metric needs."""
+    """Raises DataError naming the number of images that a metric needs."""
     have = settings.samples if source.size is None else min(settings.samples, source.size)
     for metric, _, name in selection.metrics:
         least = metric.least_samples(selection.options)

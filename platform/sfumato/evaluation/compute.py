@@ -16,7 +16,7 @@ from sfumato.evaluation.uncertainty import IntervalSettings, interval
 
 @dataclass(slots=True)
 class Figures:
-    """Values, what explains them, their intervals, and the terms of those that are means; by name."""
+    """Values, their explanations and intervals, and the terms of those that are means; by name."""
 
     values: dict[str, float] = field(default_factory=dict)
     details: dict[str, Mapping[str, object]] = field(default_factory=dict)
@@ -35,7 +35,7 @@ def measure(
 ) -> Figures:
     """All figures. `pairs` are the values of each image and its reconstruction, by metric.
 
-    Raises SfumatoError for a figure that is no number.
+    Raises SfumatoError for a figure that is not a number.
     """
     figures = Figures()
     for metric, kind, name in selection.metrics:

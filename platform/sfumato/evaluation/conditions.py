@@ -1,4 +1,4 @@
-"""Conditions of generated images: classes as asked for, all else from the reference's own rows."""
+"""Conditions of generated images: the requested classes, all others from the reference's own rows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from sfumato.core.batch import Texts
 from sfumato.core.columns import Kind
 from sfumato.core.conditions import LABEL, Condition, Conditions, Listed, Rows, Source, Value
 from sfumato.errors import DataError
-from sfumato.evaluation.captions import Captioned
-from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.reference import Captioned, Reference
 from sfumato.evaluation.statistics import Int64Array
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.pixels import from_uint8
@@ -24,14 +23,14 @@ class GivesConditions(Protocol):
     """A set of images that may have further columns."""
 
     def conditions(self, taken: Sequence[Condition]) -> Source:
-        """Those of the conditions that it has columns for."""
+        """Rows of the conditions for which it has columns."""
         ...
 
 
 def given_by(reference: Reference, generator: Generator) -> Source:
-    """The rows of the reference for every condition but the class of the image.
+    """The rows of the reference for every condition except the class of the image.
 
-    Raises DataError for one that the model needs and the reference has no column for.
+    Raises DataError if the reference has no column for a condition that the model needs.
     """
     taken = [condition for condition in generator.conditions if condition.name != LABEL.name]
     columns = reference.conditions(taken) if taken and isinstance(reference, GivesConditions) else {}
@@ -44,20 +43,20 @@ def given_by(reference: Reference, generator: Generator) -> Source:
             what = "captions" if condition.kind == "text" else f"the condition {condition.name!r}"
             has = "none: pack captions too" if condition.kind == "text" else f"no column {condition.column!r}"
             raise DataError(
-                f"family {generator.config.family!r} draws images for {what}, and the reference has {has}"
+                f"family {generator.config.family!r} draws images for {what}, but the reference has {has}"
             )
     return found
 
 
 def of_block(generator: Generator, given: Source, index: int, labels_B: Int64Array | None) -> Conditions:
-    """The conditions of the samples of block `index`; `labels_B` are the classes of its own."""
+    """The conditions of the samples of block `index`; `labels_B` are its classes."""
     first = index * generator.block
     asked = {} if labels_B is None else {LABEL.name: Listed("label", torch.from_numpy(labels_B))}
     return generator.conditions_of({**given, **asked}, range(first, first + generator.block))
 
 
 def _rows(condition: Condition, reference: Reference) -> Rows | None:
-    """What any set of images has: its captions and its images."""
+    """The conditions that any set of images has: its captions and its images."""
     if condition.kind == "text" and condition.column == "text":
         return CaptionRows(reference, reference.size) if _captioned(reference) else None
     if condition.kind == "image" and condition.column == "image" and reference.size:
@@ -113,7 +112,7 @@ class ImageRows:
         return from_uint8(np.concatenate(parts))
 
     def told(self, row: int) -> Any:
-        """Which image of the set."""
+        """Identifies the image of the set."""
         return {"reference": self._images.digest, "row": row}
 
 

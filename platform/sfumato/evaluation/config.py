@@ -1,4 +1,4 @@
-"""The `evaluate:` part of a recipe; `selection` says what it comes to."""
+"""The `evaluate:` part of a recipe; `selection` resolves it for the data and the model."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ AUTO: Literal["auto"] = "auto"
 
 
 class EvaluateSettings(Config):
-    """What is generated, and what is measured on it. `Neutral` fields say how and when, not what."""
+    """What to generate and what to measure on it. `Neutral` fields set how and when, not what."""
 
-    samples: int = Field(2_000, ge=2, description="Images to generate. Compare runs at one number only.")
+    samples: int = Field(2_000, ge=2, description="Images to generate. Compare runs only at equal numbers.")
     features: Literal["auto"] | str | tuple[str, ...] = Field(
         AUTO,
         description="Feature extractor or a list of them: classifier, efficientnet_lite0, inception, dinov2, "
-        "clip. auto: classifier where the data has classes, efficientnet_lite0 elsewhere.",
+        "clip. auto: classifier if the data has classes, otherwise efficientnet_lite0.",
     )
     feature_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Options of extractors, by the extractor's name."
     )
     metrics: Literal["auto"] | str | tuple[str, ...] = Field(
         AUTO,
-        description="Metric or a list of them, from the table in evaluation/README.md. auto: of fd, "
-        "precision, recall, class_accuracy, bits_per_dim (psnr, ssim for reconstructions) what the data, the "
+        description="Metric or a list of them, from the table in evaluation/README.md. auto: those of fd, "
+        "precision, recall, class_accuracy, bits_per_dim (psnr, ssim for reconstructions) that the data, the "
         "features and the model permit.",
     )
     k: int = Field(3, ge=1, description="Nearest neighbour that sets a ball's radius.")
     metric_options: Annotated[MetricSettings, OneOf(MetricSettings, lambda: [settings_class()])] = Field(
         settings_class()(), description="Options of single metrics."
     )
-    seed: int = Field(0, ge=0, description="Seed of the samples; sample i depends on it and on i alone.")
+    seed: int = Field(0, ge=0, description="Seed of the samples; sample i depends only on it and on i.")
     sampling: dict[str, Any] = Field(
         default_factory=dict, description="Overrides of the family's own sampling options."
     )
     actors: Neutral[Literal["auto"] | Annotated[int, Field(ge=0)]] = Field(
         AUTO,
-        description="Ray actors that generate and extract; auto: as many as the cluster holds; 0 works in "
+        description="Ray actors that generate and extract; auto: as many as the cluster holds; 0 uses "
         "the calling process.",
     )
     batch_size: Neutral[int | None] = Field(
@@ -65,31 +65,31 @@ class EvaluateSettings(Config):
         1.0, gt=0, description="Logical CPUs that Ray reserves for an actor."
     )
     gpus_per_actor: Neutral[float] = Field(
-        0.0, ge=0, description="GPUs, or parts of one, that Ray reserves for one."
+        0.0, ge=0, description="GPUs, or a fraction of one, that Ray reserves for an actor."
     )
     start_timeout: Neutral[float] = Field(
         300.0, gt=0, description="Seconds to wait for the first actor before giving up."
     )
     interval: IntervalSettings = Field(IntervalSettings(), description="Confidence intervals.")
     likelihood_images: int = Field(
-        1_000, ge=2, description="bits_per_dim: reference images that it is computed on, the first ones."
+        1_000, ge=2, description="bits_per_dim: how many of the first reference images it is computed on."
     )
     every: Neutral[int | None] = Field(
         None,
         gt=0,
-        description="Images of training between two evaluations while it goes on; null evaluates at the end "
-        "alone.",
+        description="Training images between two evaluations during training; null evaluates only when "
+        "training ends.",
     )
     samples_during: Neutral[int | None] = Field(
         None,
         ge=2,
         description="Images to generate in each of these; null: as many as `samples`. Figures at another "
-        "number do not compare, so they are recorded as eval_<number>/<metric>.",
+        "number are not comparable, so they are recorded as eval_<number>/<metric>.",
     )
     actors_during: Neutral[int] = Field(
         1,
         ge=1,
-        description="Actors of these evaluations, beside the training workers, each of cpus_per_actor.",
+        description="Actors of these evaluations, besides the training workers, each with cpus_per_actor.",
     )
     ahead: Neutral[int | None] = Field(
         None,
@@ -98,28 +98,28 @@ class EvaluateSettings(Config):
         "number.",
     )
     best: Neutral[BestSettings | None] = Field(
-        None, description="Which of these evaluations is the best one; its model is kept as <run>/best."
+        None, description="How to choose the best of these evaluations; its model is kept as <run>/best."
     )
     early_stop: Neutral[EarlyStopSettings | None] = Field(
-        None, description="When training ends because the figure no longer gets better."
+        None, description="When to end training because the figure no longer improves."
     )
     held_out: str | None = Field(
         None,
         description="memorisation: real images that were not trained on (shards or a folder), whose "
-        "distances to the training images a sample's are set against; null: the training images, each left "
-        "out.",
+        "distances to the training images are the yardstick for a sample's; null: the training images, "
+        "leaving each one out.",
     )
     preview: int = Field(64, ge=0, description="Generated images shown in the grid preview.png; 0: none.")
     cache: Neutral[str | None] = Field(
         None,
-        description="Where features of the reference are kept: a folder, or a URI (s3://bucket/prefix) that "
+        description="Where to keep features of the reference: a folder, or a URI (s3://bucket/prefix) that "
         "several machines share; null: the project's own.",
     )
 
     @field_validator("metric_options", mode="before")
     @classmethod
     def _of_the_metrics(cls, content: Any, info: ValidationInfo) -> Any:
-        """Metrics of the user's own bring their settings, too."""
+        """The user's own metrics bring their settings, too."""
         if not isinstance(content, Mapping):
             return content
         try:
@@ -129,7 +129,7 @@ class EvaluateSettings(Config):
         return read(kind, content)
 
     def problems(self, data: DataSpec) -> list[str]:
-        """What of this cannot be measured on this data on this machine, one line each."""
+        """The parts that cannot be measured on this data on this machine, one line each."""
         from sfumato.evaluation import selection  # which reads these settings
 
         return selection.problems(self, data)
@@ -142,17 +142,17 @@ class EvaluateSettings(Config):
         gives: Callable[[MetricInput], bool] = lambda wanted: not wanted.of_source,
         kind: Kind = "samples",
     ) -> Selection:
-        """The features and metrics for this data and what is evaluated on it.
+        """The features and metrics for this data and the source evaluated on it.
 
-        `conditional`: its images have classes, asked for or their own; `gives`: which inputs of metrics it
-        can give. Raises ConfigError with all `problems`.
+        `conditional`: the source's images have classes, requested or their own; `gives`: the inputs of
+        metrics that it can provide. Raises ConfigError with all `problems`.
         """
         from sfumato.evaluation import selection  # which reads these settings
 
         return selection.select(self, data, selection.Offer(conditional, gives, kind))
 
     def during(self) -> EvaluateSettings:
-        """The settings of the evaluations that are made while training goes on."""
+        """The settings of the evaluations during training."""
         changes = {"samples": self.samples_during or self.samples, "actors": self.actors_during}
         return self.model_copy(update=changes)
 

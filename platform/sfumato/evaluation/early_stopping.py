@@ -1,7 +1,7 @@
-"""Decisions that evaluations in training lead to: which one is the best, and whether to go on.
+"""Decisions based on evaluations during training: which one is the best, and whether to continue.
 
 They are pure functions of the figures so far, in the order of images. Which evaluation is the best therefore
-never depends on how fast evaluations were; when training stops early does, since it goes on meanwhile.
+never depends on how fast evaluations were; when training stops early does, since it continues meanwhile.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from sfumato.core.config import Config
 
 
 class BestSettings(Config):
-    """By which figure evaluations are compared."""
+    """The figure by which evaluations are compared."""
 
-    metric: str = Field(description="Name of a figure as the report has it, for example fd_classifier.")
+    metric: str = Field(description="Name of a figure as in the report, for example fd_classifier.")
     mode: Literal["auto", "min", "max"] = Field(
-        "auto", description="Whether a low or a high figure is better; auto: as the metric says."
+        "auto", description="Whether a low or a high figure is better; auto: as the metric defines."
     )
 
 
@@ -30,12 +30,12 @@ class EarlyStopSettings(BestSettings):
     patience: int = Field(
         3, ge=1, description="Evaluations without a better figure after which training stops."
     )
-    min_change: float = Field(0.0, ge=0, description="What a figure must gain to count as better.")
+    min_change: float = Field(0.0, ge=0, description="Least gain for a figure to count as better.")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The figures of one evaluation, at so many images."""
+    """The figures of one evaluation, at a number of images."""
 
     images: int
     metrics: Mapping[str, float]

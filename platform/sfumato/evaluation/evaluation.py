@@ -1,4 +1,4 @@
-"""An evaluation as one object: what is measured against what, by which settings, and where its files go."""
+"""An evaluation as one object: what is measured against what, with which settings, and where its files go."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ProgressCallback = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All that decides an evaluation and where it leaves what it makes.
+    """All that decides an evaluation, and where its results go.
 
-    `load` makes what is measured of `model_folder` and the settings' sampling options, on the driver and in
-    every worker. `out` gets `report.json`, pictures and the blocks' features; `cache` trained classifiers and
-    features of references. `blocks` is the folder that finished blocks are kept in; None: `out`.
+    `load` builds the measured source from `model_folder` and the sampling options, on the driver and
+    in every worker. `out` gets `report.json`, pictures and the blocks' features; `cache` trained classifiers
+    and features of references. `blocks` is the folder of finished blocks; None: `out`.
     """
 
     settings: EvaluateSettings
@@ -71,7 +71,7 @@ class Evaluation:
         cache: Path,
         progress: ProgressCallback | None = None,
     ) -> Self:
-        """Of images as they are, such as another program's samples; the first `settings.samples` count."""
+        """Of existing images, such as another program's samples; the first `settings.samples` count."""
         return cls(settings, partial(_images, images=images), out, reference, out, cache, progress)
 
     @property
@@ -85,17 +85,17 @@ class Evaluation:
         return self.blocks or self.out
 
     def source(self) -> SampleSource:
-        """What is measured. Raises CheckpointError, ConfigError or CapabilityError as `load_model` does."""
+        """The measured source. Raises CheckpointError, ConfigError or CapabilityError, as `load_model`."""
         return self.load(self.model_folder, self.settings.sampling)
 
     def for_workers(self) -> Evaluation:
-        """Without what stays on the driver."""
+        """Without the parts that stay on the driver."""
         return replace(self, progress=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An evaluation under way: what its settings come to for the source and the reference at hand."""
+    """A running evaluation: its settings, resolved for the source and the reference at hand."""
 
     evaluation: Evaluation
     source: SampleSource
@@ -104,7 +104,7 @@ class Opened:
     real: Mapping[str, FeatureSet]
     """Features of the reference, by the features' name."""
     inputs: Mapping[str, Prepared]
-    """What metrics read beside features, by the input's name."""
+    """Metrics' inputs other than features, by the input's name."""
 
 
 def _images(folder: Path, sampling: Mapping[str, Any], *, images: Reference) -> SampleSource:

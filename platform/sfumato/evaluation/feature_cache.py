@@ -1,8 +1,8 @@
 """Where features of reference data are kept: a folder, or a place in object storage that machines share.
 
 An entry is written whole or not at all: by rename on a disk, by one upload in object storage, where an object
-appears when its upload is complete. Two processes that miss the same entry both compute it, which gives the
-same bytes, and the later one replaces the earlier: nobody waits for anybody, and no lock outlives a crash.
+appears when its upload is complete. Two processes that miss the same entry both compute it, with the same
+bytes, and the later one replaces the earlier: no process waits for another, and no lock outlives a crash.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class FeatureCache:
-    """Arrays by file name, at a path or a URI. Raises DataError for a place that there is no way to."""
+    """Arrays by file name, at a path or a URI. Raises DataError for an unreachable place."""
 
     def __init__(self, place: Path | str) -> None:
         self._place = str(place)
@@ -31,11 +31,11 @@ class FeatureCache:
 
     @property
     def folder(self) -> Path | None:
-        """The folder, where it is one."""
+        """The folder, if it is one."""
         return Path(self._root) if self._remote is None else None
 
     def read(self, name: str) -> dict[str, Array] | None:
-        """An entry's arrays, or None where there is no whole one."""
+        """An entry's arrays, or None if no complete one exists."""
         if self._remote is None:
             stored = read_arrays(Path(self._root) / name)
             return stored[0] if stored else None
@@ -63,7 +63,7 @@ class FeatureCache:
             stream.write(content)
 
     def _patiently(self, name: str, action: Callable[[], T]) -> T:
-        """What the action returns; a missing entry stays FileNotFoundError, all else is one line."""
+        """The action's result; a missing entry stays FileNotFoundError, other errors become one line."""
         try:
             return retried(action, f"{self._place}: {name}")
         except FileNotFoundError:

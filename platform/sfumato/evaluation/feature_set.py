@@ -1,4 +1,4 @@
-"""Features of one set of images: what metrics compare."""
+"""Features of one set of images, which metrics compare."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ImageBlocks = Callable[[], Iterator[UInt8Array]]
 class FeatureSet:
     """Features of one set of images, in sample order.
 
-    `embedding_ND` float32; `logits_NK` float32 where the extractor classifies; `label_N` int64 in [0, K)
-    where the images have classes (for generated images: the class that was asked for). Some metrics read
+    `embedding_ND` float32; `logits_NK` float32 if the extractor classifies; `label_N` int64 in [0, K)
+    if the images have classes (for generated images: the requested class). Some metrics read
     more: `images` themselves, `text_ND` float32 (features of the captions in the same space; of a reference,
     of its first images), `bits_N` float64 (bits per dimension that the model under evaluation gives these
     images) and of what variable, `bits_of`, `path_M` float64 (lengths of the model's steps in its latents),
     `held_out` (of a reference: real images that the model was not trained on), and in `inputs`, by
-    name, whatever other inputs (`metric_inputs.py`) put there.
+    name, the values of other inputs (`metric_inputs.py`).
     """
 
     embedding_ND: Float32Array
@@ -46,7 +46,7 @@ class FeatureSet:
         return len(self.embedding_ND)
 
     def take(self, rows: Int64Array | npt.NDArray[np.bool_]) -> FeatureSet:
-        """The features of some of the images, in the order asked for; with nothing else but their texts."""
+        """The features of some of the images, in the requested order; with nothing else but their texts."""
 
         def part(array: npt.NDArray[Any] | None) -> Any:
             return None if array is None else array[rows]
@@ -64,7 +64,7 @@ class FeatureSet:
         return Moments.of(self.embedding_ND)
 
     def derived(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
-        """`make()`, once for each key: what several metrics need of this set, such as its neighbours."""
+        """`make()`, once for each key: results that several metrics need, such as the set's neighbours."""
         if key not in self._derived:
             self._derived[key] = make()
         result: T = self._derived[key]

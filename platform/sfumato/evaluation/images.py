@@ -1,6 +1,6 @@
-"""Sets of images that some other program may have made: a folder, an archive, packed shards.
+"""Sets of images, possibly from another program: a folder, an archive, packed shards.
 
-They serve as what is measured and as what it is measured against. Images are taken as they are: a set of
+They serve as the measured images and as the reference. Images are used unchanged: a set of
 another size than the reference is refused, unless the user asks for a resize, which the report names.
 """
 
@@ -26,8 +26,7 @@ from sfumato.data.packing.resizing import pixels_of, upright
 from sfumato.data.packing.sources import source_named
 from sfumato.data.packing.unpacked import InPlace
 from sfumato.errors import DataError
-from sfumato.evaluation.captions import Captioned, every_one
-from sfumato.evaluation.reference import ROWS, ImageBlock, PackedReference, Reference
+from sfumato.evaluation.reference import ROWS, Captioned, ImageBlock, PackedReference, Reference, every_one
 from sfumato.evaluation.statistics import UInt8Array
 from sfumato.evaluation.store import digest
 from sfumato.sampling.output import LINES
@@ -40,14 +39,14 @@ _FILTERS = {
 }
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _BESIDE = (".txt", ".json", ".jsonl", ".csv", ".md", ".yaml")
-"""Texts that lie beside images in good order: captions, metadata, a licence."""
+"""Files that may accompany images: captions, metadata, a licence."""
 
 
 def open_images(place: str, on_error: OnError = "fail") -> Reference:
     """The images at `place`: packed shards (a folder or URI with manifest.json), a folder that
     `sfumato sample` wrote, a folder of image files, or another file that `sfumato pack` takes.
 
-    Raises DataError in one line for what is missing, mixed, damaged or no image.
+    Raises DataError in one line for files that are missing, mixed, damaged or not images.
     """
     if "://" in place or (Path(place) / MANIFEST).is_file():
         return PackedReference(place, on_error)
@@ -62,14 +61,14 @@ def open_images(place: str, on_error: OnError = "fail") -> Reference:
 
 
 def check_same_kind(made: DataSpec, real: DataSpec, *, what: str) -> None:
-    """Raises DataError where images of two sets differ in size or channels."""
+    """Raises DataError if images of two sets differ in size or channels."""
     if made.shape != real.shape:
         mend = (
             "sizes are never adapted silently: pass --resize bicubic to resize them to the reference's size"
             if made.channels == real.channels
             else f"pack them with channels={real.channels} first"
         )
-        raise DataError(f"{what} {kind_of(made)} images and the reference holds {kind_of(real)}: {mend}")
+        raise DataError(f"{what} {kind_of(made)} images but the reference holds {kind_of(real)}: {mend}")
 
 
 def kind_of(spec: DataSpec) -> str:
@@ -138,7 +137,7 @@ class _Opened:
         return images, np.array(labels, np.int64) if self.spec.classes else None
 
     def captions(self, first: int, stop: int) -> list[str]:
-        """The texts beside images `first` to `stop` - 1. Raises DataError for an image without one."""
+        """The captions of images `first` to `stop` - 1. Raises DataError for an image without one."""
         rows = range(first, min(stop, self.size))
         names = [self._source.keys[row] for row in rows]
         return every_one([self._caption(row) for row in rows], names, self._about)
@@ -163,7 +162,7 @@ class _Line:
 
 
 class _SampleFolder:
-    """What `sfumato sample` wrote: the images that its samples.jsonl lists, with the classes asked for."""
+    """Samples of `sfumato sample`: the images that samples.jsonl lists, with the requested classes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -178,7 +177,7 @@ class _SampleFolder:
         self.digest = digest("samples", content_digest(folder))
 
     def read(self, first: int, stop: int) -> ImageBlock:
-        """Images `first` to `stop` - 1 and the classes that they were asked for."""
+        """Images `first` to `stop` - 1 and their requested classes."""
         lines = self._lines[first:stop]
         images = [self._pixels(line) for line in lines]
         odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
@@ -238,11 +237,11 @@ def content_digest(path: Path) -> str:
 
 
 def _refuse_strays(folder: Path) -> None:
-    """A folder in which other files lie among the images is probably not the one that was meant."""
+    """Refuses a folder with other files among the images: it is probably not the intended one."""
     for place, _, names in os.walk(folder):
         for name in sorted(names):
             if not name.startswith(".") and not name.lower().endswith(_IMAGES + _BESIDE):
                 raise DataError(
-                    f"{folder}: {Path(place, name).relative_to(folder)} is no image "
+                    f"{folder}: {Path(place, name).relative_to(folder)} is not an image "
                     f"({', '.join(_IMAGES)}): name a folder of images, or move it away"
                 )

@@ -1,7 +1,7 @@
 """Maximum mean discrepancy (Gretton et al. 2012) by blocks, for the kernels of KID and CMMD.
 
 A kernel takes the scalar products [B, C] of two blocks and the squared lengths of their rows, and returns
-its values, in place where it can.
+its values, in place if it can.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 BLOCK = 512
 """Rows and columns of a block: its products (1 MiB in float32) stay in the cache between operations."""
 SUBSET_BLOCK = 1024
-"""The same where products dominate."""
+"""The same when products dominate."""
 
 
 def cubic(dim: int) -> Kernel:
@@ -62,7 +62,7 @@ def sum_between(x_ND: Tensor, y_MD: Tensor, kernel: Kernel, block: int = BLOCK) 
 
 
 def sum_within(x_ND: Tensor, kernel: Kernel, *, diagonal: bool, block: int = BLOCK) -> float:
-    """Sum of k(x, x') over ordered pairs of one set; without `diagonal`, of different rows alone.
+    """Sum of k(x, x') over ordered pairs of one set; without `diagonal`, only of different rows.
 
     A kernel is symmetric: blocks above the diagonal count twice.
     """

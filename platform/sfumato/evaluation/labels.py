@@ -1,9 +1,9 @@
-"""Which class each generated sample is asked for.
+"""The class requested for each generated sample.
 
-Sample i's class follows from i and the reference's class counts alone, so that more samples extend the
+Sample i's class depends only on i and the reference's class counts, so that more samples extend the
 list and never change it. Every prefix follows the reference's frequencies closely (smooth weighted round
 robin), and as many samples as the reference has images give exactly its counts. With the same mix of
-classes on both sides, a distance between the sets says nothing about the mix.
+classes on both sides, a distance between the sets does not measure the mix.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small steps along paths of latents: what the perceptual path length is measured on."""
+"""Small steps along paths of latents, on which the perceptual path length is measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Interpolation = Literal["slerp", "lerp"]
 
 
 class PathSettings(Config):
-    """Which steps the perceptual path length is measured on."""
+    """The steps on which the perceptual path length is measured."""
 
     path_pairs: int = Field(
         1_000, ge=100, description="perceptual_path_length: pairs of images, a step apart."
@@ -38,8 +38,8 @@ class PathSettings(Config):
 def interpolated(a_ND: Tensor, b_ND: Tensor, t_N: Tensor, how: Interpolation) -> Tensor:
     """The point t of the way from a to b [N, D], row by row; in the precision of the arguments.
 
-    `slerp` goes along the great circle and lets the norm go evenly; parallel rows, where no circle is
-    defined, are interpolated linearly.
+    `slerp` follows the great circle and changes the norm linearly; parallel rows, which define no circle,
+    are interpolated linearly.
     """
     t_N1 = t_N[:, None]
     straight_ND = a_ND + (b_ND - a_ND) * t_N1
@@ -66,7 +66,7 @@ class Steps:
     ) -> tuple[Tensor, Tensor]:
         """Pairs `index * block` onwards, [block, C, H, W] in [-1, 1] each.
 
-        Pair i depends on (seed, i, its conditions) alone; its latents are no sample's. The points of a path
+        Pair i depends only on (seed, i, its conditions); its latents are not a sample's. The points of a path
         are computed in float64, since float32 would move them by a thousandth of the step.
         """
         family, nets, progress = self._generator.family, self._generator.nets, self._generator.progress

@@ -14,8 +14,8 @@ S = TypeVar("S", bound=Config)
 
 
 class MetricSettings(Config):
-    """What all metrics share of the user's choices. The class of a recipe has those of every metric, too: see
-    `metrics.settings`. Figures compare at equal settings only."""
+    """The user's choices that all metrics share. The class of a recipe also has those of every metric: see
+    `metrics.settings`. Figures are comparable only at equal settings."""
 
     seed: int = Field(2020, ge=0, description="Seed of random subsets; torch-fidelity's default.")
 
@@ -35,5 +35,5 @@ class MetricOptions:
     spread: Spread = in_process
 
     def of(self, kind: type[S]) -> S:
-        """The settings of one metric, of its class `Settings`; their defaults where nobody chose any."""
+        """The settings of one metric, of its class `Settings`; the defaults if none were chosen."""
         return self.settings if isinstance(self.settings, kind) else kind()

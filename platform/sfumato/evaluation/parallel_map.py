@@ -1,7 +1,7 @@
-"""Running the parts of a large computation in this process or on Ray, with the same result.
+"""Runs the parts of a large computation in this process or on Ray, with the same result.
 
-A part is a pure function of arrays that all parts share and of an item of its own. Results come back in the
-order of the items, so what is made of them depends neither on how many workers there were nor on which was
+A part is a pure function of arrays that all parts share and of its own item. Results come back in the
+order of the items, so the outcome depends neither on how many workers there were nor on which was
 first.
 """
 
@@ -26,7 +26,7 @@ class Spread(Protocol):
 
 
 def in_process(part: Callable[[S, I], R], shared: S, items: Sequence[I]) -> Iterator[R]:
-    """One after the other, here."""
+    """One after another, in this process."""
     for item in items:
         yield part(shared, item)
 
@@ -42,7 +42,7 @@ class OnRay:
     cpus: float = 1.0
 
     def __call__(self, part: Callable[[S, I], R], shared: S, items: Sequence[I]) -> Iterator[R]:
-        """The results, in the order of the items; at most two tasks a worker are under way."""
+        """The results, in the order of the items; at most two tasks per worker run or wait."""
         import ray
 
         remote: Any = ray.remote(_run).options(num_cpus=self.cpus)

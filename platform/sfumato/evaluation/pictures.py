@@ -1,4 +1,4 @@
-"""What a person looks at beside the numbers: a grid of samples, and samples above their nearest images."""
+"""Pictures to complement the numbers: a grid of samples, and samples above their nearest images."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def write_neighbours(
     options: MetricOptions,
     out: Path,
 ) -> str | None:
-    """Of the first `num` images the twelve nearest to a reference image, each above that image.
+    """Of the first `num` images, the twelve nearest to a reference image, each above that image.
 
-    Nearest is by Euclidean distance of the features, and the pair that is closest of all comes first: a model
-    that copies its training images shows it here.
+    Nearest by Euclidean distance of the features, the closest pair first: copies of training images
+    show up here.
     """
     if num == 0 or len(real.embedding_ND) == 0:
         return None
@@ -57,7 +57,7 @@ def write_neighbours(
 
 
 def _rows(blocks: Iterator[UInt8Array], rows_N: Int64Array) -> UInt8Array:
-    """Some images, in the order asked for, of a set that comes a block at a time."""
+    """Some images, in the requested order, of a set that comes a block at a time."""
     found: dict[int, UInt8Array] = {}
     first = 0
     for block in blocks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,24 +14,24 @@ from sfumato.data.format.faults import OnError
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.data.reading.local_reader import read_all
-from sfumato.evaluation.captions import every_one
+from sfumato.errors import DataError
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 
 ImageBlock = tuple[UInt8Array, Int64Array | None]
-"""Images uint8 [n, H, W, C], and their labels int64 [n] where the data has classes."""
+"""Images uint8 [n, H, W, C], and their labels int64 [n] if the data has classes."""
 
 ROWS = 512
 
 
 class Reference(Protocol):
-    """A fixed, ordered set of images. `digest` identifies its content; `size` counts it. It pickles."""
+    """A fixed, ordered set of images. `digest` identifies its content; `size` counts it. Picklable."""
 
     digest: str
     spec: DataSpec
     size: int
 
     def read(self, first: int, stop: int) -> ImageBlock:
-        """Images `first` to `stop` - 1; fewer where some cannot be used and the set leaves such out."""
+        """Images `first` to `stop` - 1; fewer if some cannot be used and the set leaves them out."""
         ...
 
     def blocks(self) -> Iterator[ImageBlock]:
@@ -39,12 +39,26 @@ class Reference(Protocol):
         ...
 
 
-class PackedReference:
-    """A packed data set, in the order of its manifest; with buckets, the images of its most common size,
-    which is what a model draws.
+@runtime_checkable
+class Captioned(Protocol):
+    """A set of images that may have captions; `captioned` says whether any has."""
 
-    With `on_error="skip"`, samples that cannot be used are left out, which a manifest of equal digest
-    always does alike. Raises DataError where there is no data set.
+    captioned: bool
+
+    def captions(self, first: int, stop: int) -> list[str]:
+        """Those of images `first` to `stop` - 1, as `read` gives these.
+
+        Raises DataError for an image without one.
+        """
+        ...
+
+
+class PackedReference:
+    """A packed data set, in the order of its manifest; with buckets, only the images of its most common size,
+    the size that a model draws.
+
+    With `on_error="skip"`, samples that cannot be used are left out, always the same ones for manifests of
+    equal digest. Raises DataError if there is no data set.
     """
 
     def __init__(self, folder: str | Path, on_error: OnError = "fail") -> None:
@@ -68,7 +82,7 @@ class PackedReference:
         yield from self._columns(0, None)
 
     def captions(self, first: int, stop: int) -> list[str]:
-        """Of the images that `read` gives. Raises DataError for one without a caption."""
+        """Captions of the images that `read` gives. Raises DataError for one without a caption."""
         texts: list[str] = []
         for columns in read_all(
             self._folder, ROWS, on_error=self._on_error, first=first, stop=stop, text=True
@@ -78,7 +92,7 @@ class PackedReference:
         return every_one(texts, names, str(self._folder))
 
     def conditions(self, taken: Sequence[Condition]) -> Source:
-        """Its columns for those of the conditions that it has some for."""
+        """Its columns for the conditions that it covers."""
         return rows_of_data(str(self._folder), taken, self._on_error, missing=True)
 
     def _columns(self, first: int, stop: int | None) -> Iterator[ImageBlock]:
@@ -87,3 +101,11 @@ class PackedReference:
         )
         for columns in found:
             yield columns["image"], columns.get("label")
+
+
+def every_one(captions: Sequence[str | None], names: Sequence[str], where: str) -> list[str]:
+    """The captions. Raises DataError for the first image that has none."""
+    for caption, name in zip(captions, names, strict=True):
+        if not caption:
+            raise DataError(f"{where}: {name} has no caption: give every image one, or leave clip_score out")
+    return [caption for caption in captions if caption]

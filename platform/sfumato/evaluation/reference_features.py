@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.errors import DataError
-from sfumato.evaluation.captions import Captioned, ReadsCaptions
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.feature_set import FeatureSet
-from sfumato.evaluation.features.extractor import Extracted, Extractor
-from sfumato.evaluation.reference import ImageBlock, Reference
+from sfumato.evaluation.features.extractor import Extracted, Extractor, ReadsCaptions
+from sfumato.evaluation.reference import Captioned, ImageBlock, Reference
 from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.statistics import Float32Array, Int64Array
 from sfumato.evaluation.store import Array, digest
@@ -23,7 +22,7 @@ def reference_features(reference: Reference, extractor: Extractor, cache: Featur
     The key is the digest of the data's manifest, which tells splits apart too, with the digest of the
     extractor, which covers its weights and its transform.
 
-    Raises DataError for images or labels that are not what the reference's `spec` says.
+    Raises DataError for images or labels that do not match the reference's `spec`.
     """
     key = digest("reference", reference.digest, extractor.digest)
     if isinstance(reference, StatisticsReference):
@@ -40,7 +39,7 @@ def reference_features(reference: Reference, extractor: Extractor, cache: Featur
 def caption_features(
     reference: Reference, extractor: Extractor, cache: FeatureCache, rows: int
 ) -> Float32Array:
-    """Features [rows, D] of the captions of the first images; made once for each key, as above."""
+    """Features [rows, D] of the captions of the first images; computed once for each key, as above."""
     assert isinstance(reference, Captioned)
     assert isinstance(extractor, ReadsCaptions)
     key = digest("captions", reference.digest, extractor.digest, rows)
@@ -54,7 +53,7 @@ def caption_features(
 
 
 def class_counts(features: FeatureSet, classes: int) -> Int64Array | None:
-    """Images of each class [K], or None where there are no labels."""
+    """Images of each class [K], or None if there are no labels."""
     if features.label_N is None:
         return None
     return np.bincount(features.label_N, minlength=classes).astype(np.int64)
@@ -86,13 +85,13 @@ def _check(block: ImageBlock, reference: Reference) -> None:
     spec = reference.spec
     if images.shape[1:] != (spec.height, spec.width, spec.channels) or images.dtype != np.uint8:
         raise DataError(
-            f"the reference holds {images.dtype} images of shape {images.shape[1:]} where its manifest says "
+            f"the reference holds {images.dtype} images of shape {images.shape[1:]}, but its manifest states "
             f"uint8 {(spec.height, spec.width, spec.channels)}: pack it again"
         )
     if label_N is None:
         return
     if len(label_N) != len(images) or label_N.min() < 0 or label_N.max() >= spec.num_classes:
         raise DataError(
-            f"the reference has labels {label_N.min()} to {label_N.max()} where its manifest names "
+            f"the reference has labels {label_N.min()} to {label_N.max()}, but its manifest names "
             f"{spec.num_classes} classes: pack it again"
         )

@@ -1,8 +1,8 @@
-"""Statistics of a reference in the form in which they are passed around: an `.npz` with `mu` and `sigma`.
+"""Statistics of a reference in the usual exchange format: an `.npz` with `mu` and `sigma`.
 
-`mu` [D] and `sigma` [D, D] are the mean and the unbiased covariance of features, as pytorch-fid, ADM's and
-many others' files have them. They allow a Fréchet distance and nothing else: all other metrics need the
-images. Whoever names such a file has to say which features it is of; the file itself does not.
+`mu` [D] and `sigma` [D, D] are the mean and the unbiased covariance of features, as in the files of
+pytorch-fid, ADM and many others. They allow only a Fréchet distance: all other metrics need the
+images. The file does not record which features it is of, so the user has to name them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from sfumato.evaluation.statistics import Moments
 from sfumato.evaluation.store import write_bytes
 
 USUAL_SAMPLES = 50_000
-"""Taken for the number of images behind a file that does not say it; the distance does not depend on it."""
+"""Assumed number of images behind a file that does not give it; the distance does not depend on it."""
 ONLY = "fd"
 
 
 @dataclass(frozen=True, eq=False)
 class MomentsOnly(FeatureSet):
-    """A set of which the moments are all that is left."""
+    """A set of which only the moments remain."""
 
     given: Moments = field(default_factory=lambda: Moments.empty(0))
 
@@ -45,9 +45,9 @@ class MomentsOnly(FeatureSet):
 
 
 class StatisticsReference:
-    """A reference of which mean and covariance are known, for images of the kind `spec`.
+    """A reference known only by mean and covariance, for images of the kind `spec`.
 
-    Raises DataError for a file that is none.
+    Raises DataError for any other file.
     """
 
     def __init__(self, path: str | Path, spec: DataSpec) -> None:
@@ -58,26 +58,26 @@ class StatisticsReference:
         self.digest = file_digest(str(self.path.parent), self.path.name)
 
     def features(self, extractor: Extractor) -> FeatureSet:
-        """The moments as a feature set. Raises DataError where they are of other features."""
+        """The moments as a feature set. Raises DataError if they are of other features."""
         dim = len(self._moments.mean_D)
         if dim != extractor.dim:
             raise DataError(
                 f"{self.path} has {dim} dimensions and features {extractor.name} {extractor.dim}: name the "
-                "features that it was made with (--features)"
+                "features that it was computed with (--features)"
             )
         return MomentsOnly(np.zeros((0, dim), np.float32), given=self._moments)
 
     def read(self, first: int, stop: int) -> ImageBlock:
-        """Never: the images are not there."""
-        raise DataError(f"{self.path} holds statistics alone, and this needs the reference's images")
+        """Always raises: there are no images."""
+        raise DataError(f"{self.path} holds only statistics, but this needs the reference's images")
 
     def blocks(self) -> Iterator[ImageBlock]:
-        """Never, as `read`."""
+        """Always raises, as `read` does."""
         yield self.read(0, 0)
 
 
 def is_statistics(place: str) -> bool:
-    """Whether a path is an .npz with `mu` and `sigma`; reads its table of contents alone."""
+    """Whether a path is an .npz with `mu` and `sigma`; reads only its table of contents."""
     if not place.endswith(".npz") or not zipfile.is_zipfile(place):
         return False
     with zipfile.ZipFile(place) as archive:
@@ -85,7 +85,7 @@ def is_statistics(place: str) -> bool:
 
 
 def read_statistics(path: Path) -> Moments:
-    """The moments in a file. Raises DataError for what is no mean with its covariance."""
+    """The moments in a file. Raises DataError unless it holds a mean with its covariance."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             mu_D, sigma_DD = (np.asarray(archive[name], np.float64) for name in ("mu", "sigma"))
@@ -100,7 +100,7 @@ def read_statistics(path: Path) -> Moments:
         raise DataError(f"{path}: mu or sigma is not finite")
     if samples < 2 or not np.allclose(sigma_DD, sigma_DD.T, rtol=1e-4, atol=1e-6):
         raise DataError(
-            f"{path}: sigma is no covariance of 2 samples or more: it is not symmetric, or n={samples}"
+            f"{path}: sigma is not a covariance of 2 samples or more: it is not symmetric, or n={samples}"
         )
     return Moments(samples, mu_D, sigma_DD * (samples - 1))
 

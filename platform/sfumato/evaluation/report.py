@@ -1,4 +1,4 @@
-"""What an evaluation found, as an object and as `report.json`."""
+"""The result of an evaluation, as an object and as `report.json`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sfumato.evaluation.store import write_json
 
 FILE = "report.json"
 TERMS = "terms.safetensors"
-"""Beside the report: for every metric that is a mean, what it is the mean of; comparisons pair them."""
+"""File next to the report with the terms of every metric that is a mean; comparisons pair them."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """The numbers, what explains them, and what they were computed from.
+    """The numbers, their explanation, and what they were computed from.
 
-    `metrics` by name; `intervals` where there is one (`low`, `high`, `stderr`, `confidence`, `method`);
+    `metrics` by name; `intervals` if there is one (`low`, `high`, `stderr`, `confidence`, `method`);
     `details` of each metric, `features` of each extractor (digest, dimension, held-out accuracy of the
     classifier ...) as plain JSON values; `higher_is_better` by metric. `seconds` is the wall time of this
     evaluation, `seconds_per_image` the time in which one worker makes one image, `evaluations_per_image`
@@ -40,12 +40,12 @@ class EvaluationReport:
     seconds: float
     seconds_per_image: float
     preview: str | None
-    """File name of the grid of samples, beside the report."""
+    """File name of the grid of samples, next to the report."""
     intervals: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     kind: str = "samples"
     """samples | reconstructions | images: what was measured."""
     resized: str = ""
-    """How images were brought to the reference's size; empty where they were not."""
+    """How images were resized to the reference's size; empty if they were not."""
     evaluations_per_image: float = 0.0
     neighbours: str | None = None
     """File name of the picture of samples above their nearest reference images."""
@@ -53,12 +53,12 @@ class EvaluationReport:
     """The metric and the features behind a figure that is computed on features, by the figure's name."""
     source_digest: str = ""
     labels_digest: str = ""
-    """Equal in two reports whose sample i was asked for by the same class, or both by none."""
+    """Equal in two reports whose sample i was requested with the same class, or both with none."""
     blocks: str = ""
-    """Name of the folder of features, beside the report, as long as it is kept."""
+    """Name of the folder of features, next to the report, as long as it is kept."""
 
     def tags(self) -> dict[str, str]:
-        """For every figure on features, which features: name, resize, digest. Other features give another
+        """The features behind every figure on features: name, resize, digest. Other features give another
         figure under the same name."""
         found = {}
         for figure, (_, features) in self.computed_on.items():
@@ -76,7 +76,7 @@ class EvaluationReport:
 
 
 def read_report(folder: Path) -> EvaluationReport:
-    """The report in a folder. Raises SfumatoError where there is none, or one that cannot be read."""
+    """The report in a folder. Raises SfumatoError if it is missing or cannot be read."""
     path = folder / FILE
     try:
         content: dict[str, Any] = json.loads(path.read_text())
@@ -89,7 +89,7 @@ def read_report(folder: Path) -> EvaluationReport:
 
 
 def finite(result: MetricResult) -> MetricResult:
-    """The result. Raises SfumatoError for a number that is none, which would poison every comparison."""
+    """The result. Raises SfumatoError for a value that is not finite, which would poison comparisons."""
     if not math.isfinite(result.value):
         raise SfumatoError(f"metric {result.name} came out as {result.value}: the samples are degenerate")
     return result

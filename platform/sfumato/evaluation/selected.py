@@ -1,4 +1,4 @@
-"""What is measured: the features, the metrics on each, and what these read beside features."""
+"""What is measured: the features, the metrics on each, and the metrics' inputs other than features."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Selection:
 
     @property
     def inputs(self) -> dict[str, MetricInput]:
-        """What the metrics read beside features, by name."""
+        """The metrics' inputs other than features, by name."""
         return {wanted.name: wanted for metric, _, _ in self.metrics for wanted in metric.inputs}
 
     @property

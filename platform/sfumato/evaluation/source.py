@@ -1,4 +1,4 @@
-"""What is evaluated: a model that draws, an autoencoder that reconstructs, or images as they are."""
+"""What is evaluated: a model that draws, an autoencoder that reconstructs, or existing images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from sfumato.core.conditions import LABEL, Source
 from sfumato.core.family import HasLatent, HasLikelihood, Reconstructs, likelihood_of
 from sfumato.core.rng import SampleRng
 from sfumato.errors import CapabilityError, SfumatoError
-from sfumato.evaluation.captions import Captioned
 from sfumato.evaluation.conditions import given_by, of_block
 from sfumato.evaluation.images import Resized
 from sfumato.evaluation.latents import PathSettings, Steps
-from sfumato.evaluation.reference import ImageBlock, Reference
+from sfumato.evaluation.reference import Captioned, ImageBlock, Reference
 from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
 from sfumato.evaluation.store import digest
 from sfumato.sampling.generator import Generator
@@ -32,10 +31,10 @@ Kind = Literal["samples", "reconstructions", "images"]
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A block of images uint8 [n, H, W, C]; where they are not asked for by class, their labels [n].
+    """A block of images uint8 [n, H, W, C]; if they are not requested by class, their labels [n].
 
-    `real` are the images that reconstructions were made from. `evaluations` counts passes of networks an
-    image; 0 where nobody counted.
+    `real` are the originals of reconstructions. `evaluations` counts network passes per
+    image; 0 if they were not counted.
     """
 
     images: UInt8Array
@@ -47,8 +46,8 @@ class Drawn:
 class SampleSource(Protocol):
     """Images in blocks of a fixed size, in any order; a pure function of the index, the seed and the labels.
 
-    `spec` is the kind of images; `conditional` says that they have labels: asked for, or their own. Equal
-    `digest`s give equal images. `size` is how many there are, None for as many as asked for.
+    `spec` is the kind of images; `conditional`: they have labels, requested or their own. Equal
+    `digest`s give equal images. `size` is their number, None for as many as requested.
     """
 
     kind: Kind
@@ -64,12 +63,23 @@ class SampleSource(Protocol):
 
 
 @runtime_checkable
+class GivesCaptions(Protocol):
+    """A source whose images were made for captions, or bring their own; `captioned` says whether."""
+
+    captioned: bool
+
+    def captions_of(self, index: int) -> list[str]:
+        """One for each image of block `index`."""
+        ...
+
+
+@runtime_checkable
 class GivesLikelihood(Protocol):
     """A source whose model gives the likelihood of real images."""
 
     @property
     def likelihood_of(self) -> str:
-        """The variable that it is the likelihood of."""
+        """The variable whose likelihood it is."""
         ...
 
     def bits(self, index: int, real: ImageBlock, *, seed: int) -> Float64Array:
@@ -95,9 +105,9 @@ LoadSource = Callable[[Path, Mapping[str, Any]], SampleSource]
 def load_model(
     folder: Path, sampling: Mapping[str, Any], *, device: str, trust: bool, reference: Reference
 ) -> SampleSource:
-    """A trained model by what it can do: draw images, or else reconstruct those of the reference.
+    """A trained model by its capability: drawing images, or else reconstructing those of the reference.
 
-    `device` is where the workers compute; a driver without a GPU loads the model on the CPU all the same,
+    `device` is where the workers compute; a driver without a GPU still loads the model, on the CPU,
     to learn what it makes. `trust` permits a family by import path, which runs the code found there.
 
     Raises CheckpointError for a bad folder, ConfigError for options that the family lacks, CapabilityError
@@ -147,7 +157,7 @@ class GeneratorSource:
         self.digest = digest(generator.digest, options, device, *([reference.digest] if self._given else []))
 
     def draw(self, index: int, *, seed: int, labels_B: Int64Array | None) -> Drawn:
-        """Samples; sample i depends on (seed, i, its conditions) alone."""
+        """Samples; sample i depends only on (seed, i, its conditions)."""
         conditions = of_block(self._generator, self._given, index, labels_B)
         with _Passes(self._generator.nets.values()) as passes:
             images_BCHW = self._generator.sample_block(
@@ -156,7 +166,7 @@ class GeneratorSource:
         return Drawn(_as_bytes(images_BCHW, f"block {index}"), evaluations=passes.rows / self.block)
 
     def captions_of(self, index: int) -> list[str]:
-        """Sample i is drawn for the caption of the reference's image i, and after the last of the first."""
+        """Sample i is drawn for the caption of the reference's image i, starting over after the last."""
         name = next(name for name, rows in self._given.items() if rows.kind == "text")
         texts = of_block(self._generator, self._given, index, None)[name]
         assert isinstance(texts, Texts)
@@ -164,7 +174,7 @@ class GeneratorSource:
 
 
 class ReconstructionSource:
-    """An autoencoder without a prior: what it keeps of the reference's images."""
+    """An autoencoder without a prior: measures how well it preserves the reference's images."""
 
     kind: Kind = "reconstructions"
 
@@ -181,7 +191,7 @@ class ReconstructionSource:
 
     @torch.no_grad()
     def draw(self, index: int, *, seed: int, labels_B: Int64Array | None) -> Drawn:
-        """Reconstructions of the reference's images `index * block` onwards, with these beside them."""
+        """Reconstructions of the reference's images `index * block` onwards, with the originals."""
         family = self._generator.family
         assert isinstance(family, Reconstructs)
         first = index * self.block
@@ -195,7 +205,7 @@ class ReconstructionSource:
         return Drawn(images, label_B, real, passes.rows / self.block)
 
     def captions_of(self, index: int) -> list[str]:
-        """Those of the images that were reconstructed."""
+        """Captions of the reconstructed images."""
         assert isinstance(self._reference, Captioned)
         first = index * self.block
         return self._reference.captions(first, min(first + self.block, self._reference.size))
@@ -215,7 +225,7 @@ class _Likelihood:
 
     @torch.no_grad()
     def bits(self, index: int, real: ImageBlock, *, seed: int) -> Float64Array:
-        """[n] float64; what a bound draws depends on the seed and on the image's position alone."""
+        """[n] float64; a bound's draws depend only on the seed and the image's position."""
         family = self._generator.family
         assert isinstance(family, HasLikelihood)
         batch, rng = _full_batch(self._generator, self._given, real, index, seed)
@@ -243,7 +253,7 @@ class LikelihoodReconstruction(_Likelihood, ReconstructionSource):
 
 
 class ImageSource:
-    """Images as they are: a folder or a data set that is compared with another."""
+    """Existing images: a folder or a data set that is compared with another."""
 
     kind: Kind = "images"
     block = IMAGE_BLOCK
@@ -270,7 +280,7 @@ class ImageSource:
 
 
 def _with_options(generator: Generator, sampling: Mapping[str, Any], device: str) -> Generator:
-    """The model as if it had been stored with these options, which may decide what its family can do."""
+    """The model as if stored with these options, which may decide what its family can do."""
     config = generator.config.model_copy(update={"sampling": generator.options(sampling)})
     return Generator(
         config,
@@ -286,7 +296,7 @@ def _with_options(generator: Generator, sampling: Mapping[str, Any], device: str
 def _full_batch(
     generator: Generator, given: Source, real: ImageBlock, index: int, seed: int
 ) -> tuple[Batch, SampleRng]:
-    """A batch of exactly `generator.block` rows, filled up by repeats: networks see one shape alone."""
+    """A batch of exactly `generator.block` rows, filled up by repeats: networks see only one shape."""
     images, label_B = real
     rows_B = np.minimum(np.arange(generator.block), len(images) - 1)
     device = next((p.device for net in generator.nets.values() for p in net.parameters()), None)
@@ -303,7 +313,7 @@ def _full_batch(
 
 
 def _as_bytes(images_BCHW: Tensor, what: str) -> UInt8Array:
-    """uint8 [B, H, W, C]. Raises SfumatoError for what is no number, which would become an innocent byte."""
+    """uint8 [B, H, W, C]. Raises SfumatoError for NaN or infinity, which would become an innocent byte."""
     if not bool(torch.isfinite(images_BCHW).all()):
         raise SfumatoError(
             f"{what}: the model gave NaN or infinite pixels; look at its training curves, or name an "
@@ -313,7 +323,7 @@ def _as_bytes(images_BCHW: Tensor, what: str) -> UInt8Array:
 
 
 class _Passes:
-    """Counts the rows that go through networks inside the block: the cost of sampling in evaluations."""
+    """Counts the rows that pass through networks inside the block: the cost of sampling."""
 
     def __init__(self, nets: Any) -> None:
         self._nets: Sequence[nn.Module] = list(nets)

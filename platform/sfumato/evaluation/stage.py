@@ -2,7 +2,7 @@
 
 The driver holds features, never all images. Blocks of images are made by Ray actors (or in this process),
 written to the evaluation's folder as they come, and read back in the order of their index. The numbers are
-therefore the same for any number of actors, and a killed evaluation goes on where it stood.
+therefore the same for any number of actors, and a killed evaluation resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from sfumato.evaluation.source import ImageSource
 from sfumato.evaluation.store import write_arrays
 
 SPREAD_FROM = 20_000
-"""Images from which on neighbours are looked for on workers; below, sending the features costs more."""
+"""From this many images, workers search for neighbours; below, sending the features costs more."""
 
 
 def evaluate(evaluation: Evaluation) -> EvaluationReport:
     """Measures, and writes `report.json`, pictures and the blocks' features into the evaluation's folder.
 
     A model that cannot draw images (an autoencoder without a prior) reconstructs those of the reference, and
-    the report says so. With `settings.actors` not 0, Ray must have been started.
+    the report states that. With `settings.actors` not 0, Ray must have been started.
 
     Raises ConfigError (settings), DataError (reference, or images of another kind than it), CheckpointError
     (model), CapabilityError (no actor can be placed), each one line and before images are generated.
@@ -49,7 +49,7 @@ def evaluate(evaluation: Evaluation) -> EvaluationReport:
 
 
 def _opened(evaluation: Evaluation) -> Opened:
-    """Everything that is refused is refused here; extracts the reference's features where they are new."""
+    """Makes every check that may refuse the evaluation; extracts the reference's features if new."""
     reference, source = evaluation.reference, evaluation.source()
     check_comparable(source, reference)
     if isinstance(reference, StatisticsReference):
@@ -72,7 +72,7 @@ def _opened(evaluation: Evaluation) -> Opened:
 
 
 def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
-    """Everything that is computed from finished blocks, on the driver."""
+    """All computations from finished blocks, on the driver."""
     evaluation, source, selection = opened.evaluation, opened.source, opened.selection
     settings, reference, real, out = evaluation.settings, evaluation.reference, opened.real, evaluation.out
     generated = _generated(opened, plan)
@@ -121,7 +121,7 @@ def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
 
 
 def _generated(opened: Opened, plan: BlockPlan) -> dict[str, FeatureSet]:
-    """Features of what was made, with what metrics read beside them; by the features' name."""
+    """Features of the made images, with the metrics' other inputs; by the features' name."""
     found = {name: plan.store.features(plan.tasks, name, plan.samples, plan.label_N) for name in opened.real}
     for wanted, prepared in opened.inputs.items():
         found = {
@@ -131,7 +131,7 @@ def _generated(opened: Opened, plan: BlockPlan) -> dict[str, FeatureSet]:
 
 
 def _with_inputs(opened: Opened, plan: BlockPlan) -> dict[str, FeatureSet]:
-    """The reference's features with its images and what metrics read beside them."""
+    """The reference's features with its images and the metrics' other inputs."""
     reference = opened.evaluation.reference
     found = {
         name: replace(features, images=lambda: (images for images, _ in reference.blocks()))
@@ -145,7 +145,7 @@ def _with_inputs(opened: Opened, plan: BlockPlan) -> dict[str, FeatureSet]:
 
 
 def _spread(settings: EvaluateSettings, rows: int) -> Spread:
-    """Where neighbours are looked for: on the workers that made the features, once it takes minutes here."""
+    """Where to search for neighbours: on the workers that made the features, if it takes minutes here."""
     if settings.actors == 0 or rows < SPREAD_FROM:
         return in_process
     return OnRay(actors_for(settings, rows), settings.cpus_per_actor)

@@ -1,7 +1,7 @@
 """Mean and covariance of feature vectors, accumulated in float64 and mergeable (Chan, Golub & LeVeque 1979).
 
 The scatter is kept around the running mean, not as a raw sum of outer products, which would cancel when
-the mean is large beside the spread. Blocks added in index order give the same bits however many workers
+the mean is large next to the spread. Blocks added in index order give the same bits however many workers
 computed them.
 """
 

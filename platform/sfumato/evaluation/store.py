@@ -1,8 +1,8 @@
 """Named arrays and JSON on disk, written whole or not at all.
 
 Arrays are safetensors files (no code runs on loading) with one JSON object in the header. A file is
-written beside its place and renamed, so readers never see half of it, and two processes that write the
-same file at once leave one whole copy.
+written next to its place and renamed, so readers never see half of it, and two processes that write the
+same file at once leave one complete copy.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], facts: Mapping[str, ob
 
 
 def as_bytes(arrays: Mapping[str, Array], facts: Mapping[str, object]) -> bytes:
-    """What `write_arrays` writes."""
+    """The file content that `write_arrays` writes."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     return bytes(save(contiguous, metadata={HEADER: json.dumps(facts)}))
 
 
 def read_arrays(path: Path, only: str | None = None) -> tuple[dict[str, Array], dict[str, Any]] | None:
-    """What `write_arrays` wrote, or None where there is no whole file: a cache then makes it again.
+    """The result of `write_arrays`, or None without a complete file: a cache then makes it again.
 
-    With `only`, the array of that name alone is read, if it is there.
+    With `only`, only the array of that name is read, if it exists.
     """
     try:
         with safe_open(path, framework="np") as file:

@@ -1,12 +1,12 @@
-"""How far a number could have come out otherwise: a confidence interval for every metric.
+"""How much a number could have varied: a confidence interval for every metric.
 
-The interval speaks of the samples that were drawn: another seed gives other samples and so another value.
-The reference is taken as it is, since it is the same for all models that are compared. Three ways, chosen
-by what the metric is and named in the report:
+The interval covers the randomness of the samples: another seed gives other samples and so another value.
+The reference is treated as fixed, since it is the same for all compared models. Three methods, chosen
+by the kind of metric and named in the report:
 
 - a share of images (precision, class accuracy ...): Wilson's score interval (1927), which stays right near
   0 and 1, where a bootstrap has zero width;
-- a mean of a figure for every image: the percentile bootstrap (Efron 1979);
+- a mean of a per-image figure: the percentile bootstrap (Efron 1979);
 - anything else (Fréchet distance, kernel distances, inception score): the delete-a-group jackknife
   (Quenouille 1956; Kott 2001). Leaving a tenth of the samples out each time keeps the number of samples the
   same in all estimates, so that the bias of a Fréchet distance in N does not look like spread.
@@ -30,7 +30,7 @@ from sfumato.evaluation.statistics import Float64Array, Int64Array
 
 GROUPS = 10
 FEW_VALUES = 64
-"""Up to so many distinct terms are resampled by their counts, which is the same bootstrap in less time."""
+"""Up to this many distinct terms are resampled by their counts, which is the same bootstrap in less time."""
 
 
 class IntervalSettings(Config):
@@ -45,7 +45,7 @@ class IntervalSettings(Config):
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """`low` to `high` cover the number with the confidence that was asked for; `method` says how."""
+    """`low` to `high` cover the number with the requested confidence; `method` names the method."""
 
     low: float
     high: float
@@ -64,7 +64,7 @@ def interval(
 ) -> Interval | None:
     """The interval of a result; `again` computes the metric on other generated features.
 
-    None where the metric says that it has none, or where there are too few samples to leave any out.
+    None if the metric declares that it has none, or if there are too few samples to leave any out.
     """
     if not settings.enabled or result.no_interval:
         return None
@@ -79,7 +79,7 @@ def interval(
 
 def interval_of_mean(terms_M: Float64Array, settings: IntervalSettings, *, seed: int) -> Interval | None:
     """The interval of the mean of independent terms [M]; None for fewer than two."""
-    from scipy import stats  # here, as in the other functions: whoever reads a recipe imports this module
+    from scipy import stats  # here, as in the other functions: reading a recipe imports this module
 
     if len(terms_M) < 2:
         return None
@@ -119,7 +119,7 @@ def jackknife(
 def _groups(generated: FeatureSet, groups: int) -> Int64Array:
     """The group of each sample: dealt in turn within a class, in an order without a period.
 
-    Classes are dealt to samples in turn as well: the group of sample i must not be i mod `groups`, or each of
+    Classes are also dealt to samples in turn: the group of sample i must not be i mod `groups`, or each of
     ten groups would be one of ten classes.
     """
     order_N = np.random.default_rng(0).permutation(len(generated))

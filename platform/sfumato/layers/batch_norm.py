@@ -56,7 +56,9 @@ class BatchNorm(nn.Module):
 
     def taken(self) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance [C] float64 of the one pass since `watch`, which ends with this."""
-        ((mean_C, square_C),) = self._moments or ()
+        moments = self._moments or []
+        assert len(moments) == 1, "not one pass since `watch`"
+        mean_C, square_C = moments[0]
         self._moments = None
         variance_C = (square_C - mean_C.square()).clamp_min(0)
         return mean_C, variance_C * self._count / max(1, self._count - 1)

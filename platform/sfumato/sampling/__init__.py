@@ -1,1 +1,1 @@
-"""Load anything that was trained and draw images from it, the same bytes for the same request."""
+"""Loads any trained model and draws images from it, the same bytes for the same request."""

@@ -26,9 +26,9 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class ImageFiles:
-    """Image files, by path or as their bytes: headers are read at once, pixels as they are asked for.
+    """Image files, by path or as their bytes: headers are read at once, pixels on request.
 
-    Raises ConfigError, in one line, for a file that is missing, is no image, or differs in size.
+    Raises ConfigError, in one line, for a file that is missing, is not an image, or differs in size.
     """
 
     kind: Kind = "image"
@@ -41,13 +41,13 @@ class ImageFiles:
             if shape != shapes[0]:
                 raise ConfigError(
                     f"{name}: {_called(file)} is {_said(shape)} and {_called(self._files[0])} is "
-                    f"{_said(shapes[0])}; give images of one size"
+                    f"{_said(shapes[0])}; give images of one size and one colour mode"
                 )
         self.shape: tuple[int, ...] = shapes[0] if shapes else ()
 
     @classmethod
     def at(cls, name: str, places: Sequence[str]) -> ImageFiles:
-        """The files, and all image files of folders in the order of their names."""
+        """The files; a folder stands for all its image files in the order of their names."""
         paths: list[Path] = []
         for place in map(Path, places):
             if not place.is_dir():
@@ -101,11 +101,11 @@ def _said(shape: Sequence[int]) -> str:
 def array_file(condition: Condition, path: Path) -> Rows:
     """A .npy file with one row, or with rows along its first axis. Raises ConfigError."""
     if path.suffix != ".npy" or not path.is_file():
-        raise ConfigError(f"{condition.name}: a {condition.kind} comes from a .npy file, got {path}")
+        raise ConfigError(f"{condition.name}: a {condition.kind} needs a .npy file, got {path}")
     try:
         return Listed(condition.kind, array_rows(condition, np.load(path, allow_pickle=False)))
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{condition.name}: {path} is no array that can be read ({error})") from None
+        raise ConfigError(f"{condition.name}: {path} cannot be read as an array ({error})") from None
 
 
 def array_rows(condition: Condition, array: NDArray[Any]) -> Tensor:
@@ -122,9 +122,9 @@ def array_rows(condition: Condition, array: NDArray[Any]) -> Tensor:
 
 
 def read_prompts(path: Path) -> Mapping[str, Sequence[Any]]:
-    """`prompt`, and where the file has them `negative` and `label`, each with an entry a prompt.
+    """`prompt` and, if the file has them, `negative` and `label`, each with one entry per prompt.
 
-    A text file has a prompt on every line that is not empty; a .jsonl file an object on every line.
+    A text file has a prompt on every non-empty line; a .jsonl file has an object on every line.
     Raises ConfigError naming the line.
     """
     try:
@@ -169,6 +169,6 @@ def _columns(path: Path, lines: Sequence[tuple[int, dict[str, Any]]]) -> Mapping
     if any("label" in line for _, line in lines):
         for number, line in lines:
             if "label" not in line:
-                raise ConfigError(f"--prompts {path}: line {number} has no label, and others have one")
+                raise ConfigError(f"--prompts {path}: line {number} has no label, but others have one")
         found["label"] = [line["label"] for _, line in lines]
     return found

@@ -1,11 +1,11 @@
-"""From what a user gives, in Python or on the command line, to the source of a model's conditions."""
+"""From the user's values, in Python or on the command line, to the source of a model's conditions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from sfumato.core.conditions import (
     complete,
     no_class,
 )
+from sfumato.core.family import FamilyConfig
 from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.errors import ConfigError
 from sfumato.sampling.condition_files import ImageFiles, array_file, array_rows, read_prompts
@@ -48,14 +49,14 @@ class Takes:
     ) -> Source:
         """The source of `num` samples; see `Generator.sample` for the arguments.
 
-        Raises ConfigError for what the model cannot take or lacks.
+        Raises ConfigError for a condition that the model does not take, or that is missing.
         """
         found = {name: self.rows(name, value) for name, value in (conditions or {}).items()}
         if labels is not None:
             if not self._of_kind("label"):
                 raise ConfigError(f"labels: this {self.family} model takes none; leave them out")
             if len(labels) != num:
-                raise ConfigError(f"labels: got {len(labels)} for {num} samples; give one a sample")
+                raise ConfigError(f"labels: got {len(labels)} for {num} samples; give one per sample")
             found[self.one("label", "labels").name] = self.labels("labels", labels)
         if prompts is not None:
             found[self.one("text", "prompts").name] = texts(prompts)
@@ -64,7 +65,7 @@ class Takes:
         return complete(found, self.conditions, self.data)
 
     def one(self, kind: Kind, what: str) -> Condition:
-        """The only condition of this kind. Raises ConfigError where there is none, or several."""
+        """The only condition of this kind. Raises ConfigError if there is none, or several."""
         found = self._of_kind(kind)
         if not found:
             raise ConfigError(f"{what}: this {self.family} model takes none; leave it out")
@@ -74,7 +75,7 @@ class Takes:
         return found[0]
 
     def negative(self, what: str) -> str:
-        """The name under which a model's text to be guided away from is given. Raises ConfigError."""
+        """The name of a model's condition for negative prompts. Raises ConfigError."""
         condition = self.one("text", what)
         if not condition.negative:
             raise ConfigError(f"{what}: this {self.family} model takes no negative prompts; leave it out")
@@ -107,7 +108,7 @@ class Takes:
         return array_file(condition, Path(places[0]))
 
     def labels(self, what: str, labels: Sequence[int | str], condition: Condition | None = None) -> Rows:
-        """Labels by number or name. Raises ConfigError naming the classes there are."""
+        """Labels by number or name. Raises ConfigError naming the existing classes."""
         classes = classes_of(condition or self.one("label", what), self.data)
         numbers = [classes.index(label) if label in classes else _number(label) for label in labels]
         for label, number in zip(labels, numbers, strict=True):
@@ -122,7 +123,7 @@ class Takes:
         for condition in self.conditions:
             if name in (condition.name, NEGATIVE + condition.name if condition.negative else None):
                 return condition
-        complete({name: Listed("text", Texts([""]))}, self.conditions, self.data)  # which says what there is
+        complete({name: Listed("text", Texts([""]))}, self.conditions, self.data)  # names the known ones
         raise AssertionError("an unknown name is refused")
 
 
@@ -152,9 +153,22 @@ def _number(label: int | str) -> int:
     return int(label)
 
 
+class PreviewSettings(Protocol):
+    """The part of a recipe that says what previews are drawn for."""
+
+    @property
+    def prompts(self) -> Sequence[str]: ...
+    @property
+    def negative(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> Sequence[int | str]: ...
+    @property
+    def data(self) -> str | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the options of `sfumato sample` ask for."""
+    """The conditions given as options of `sfumato sample`."""
 
     labels: Sequence[str] = ()
     prompts: Sequence[str] = ()
@@ -162,6 +176,12 @@ class Asked:
     prompt_file: Path | None = None
     values: Sequence[tuple[str, str]] = ()
     data: str | None = None
+
+    @classmethod
+    def of(cls, previews: PreviewSettings) -> Asked:
+        """What a recipe asks previews to be drawn for."""
+        labels = [str(label) for label in previews.labels]
+        return cls(labels, previews.prompts, previews.negative, data=previews.data)
 
     def source(self, takes: Takes) -> Source:
         """The rows of everything that was given; options that name a condition replace the data set's.
@@ -171,7 +191,7 @@ class Asked:
         found = dict(rows_of_data(self.data, takes.conditions)) if self.data else {}
         if self.prompt_file and (self.prompts or self.negative):
             raise ConfigError(
-                "--prompts: give the prompts in the file or by --prompt and --negative, not both"
+                "--prompts: give the prompts in the file or with --prompt and --negative, not both"
             )
         columns = read_prompts(self.prompt_file) if self.prompt_file else {}
         if prompts := columns.get("prompt", self.prompts):
@@ -188,5 +208,21 @@ class Asked:
         return found
 
     def images(self) -> int | None:
-        """How many images the prompts are for, where there is a file of them."""
+        """How many images the prompts are for, if there is a file of them."""
         return len(read_prompts(self.prompt_file)["prompt"]) if self.prompt_file else None
+
+
+def condition_problems(model: FamilyConfig, data: DataSpec, previews: PreviewSettings) -> list[str]:
+    """What the data lacks that the model needs, and previews that it cannot draw, a line each."""
+    taken = model.conditions(data)
+    found = [
+        f"model: needs the column {condition.column!r} for its condition {condition.name!r}, and batches "
+        f"have {', '.join(data.columns)}: name it in data.columns, or pack it"
+        for condition in taken
+        if condition.required and condition.column not in data.columns
+    ]
+    try:
+        replace(Asked.of(previews), data=None).source(Takes(taken, data, model.family))
+    except ConfigError as error:
+        found += [f"train.preview_conditions: {problem}" for problem in error.problems]
+    return found

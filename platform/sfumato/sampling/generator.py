@@ -1,15 +1,15 @@
-"""Draw images from a trained model: the same request gives the same bytes.
+"""Draws images from a trained model: the same request gives the same bytes.
 
-Sample i depends on the seed, on i and on its conditions alone. Two things make it so:
+Sample i depends only on the seed, on i and on its conditions. Two things ensure this:
 
-- its noise comes from a generator of its own, seeded by (seed, i) (`core.rng.SampleRng`), on the CPU
+- its noise comes from its own generator, seeded by (seed, i) (`core.rng.SampleRng`), on the CPU
   whatever device the network runs on;
 - the network always runs on *blocks* of the same number of rows. A matrix product of another shape may
-  round differently, so the number of rows must not depend on how many samples are asked for: sample i
+  round differently, so the number of rows must not depend on how many samples are requested: sample i
   always sits in row i % block of block i // block, and the last block is filled up and cut.
 
-So any process may draw any blocks, in any order. What is left is the arithmetic of the machine itself:
-another processor, number of torch threads or library version may differ in the last bit.
+So any process may draw any blocks, in any order. Only the machine's arithmetic remains:
+another processor, number of torch threads or library version may change the last bit.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BLOCK_VALUES = 2**20
 
 
 def block_rows(data: DataSpec) -> int:
-    """Rows of a block: 64, and less for large images (a power of two, at most 2^20 values in all)."""
+    """Rows of a block: 64, fewer for large images (a power of two, at most 2^20 values in all)."""
     values = data.channels * data.height * data.width
     fits = max(1, BLOCK_VALUES // values)
     return int(min(BLOCK_ROWS, 1 << (fits.bit_length() - 1)))
@@ -96,8 +96,8 @@ class Generator:
     ) -> Self:
         """The model in a folder that `save_model_folder` wrote.
 
-        `base` is where the base of an adapter is, if no longer at the place that the folder names; it has to
-        be the same by its digest.
+        `base` is the place of an adapter's base, if it is no longer where the folder names it; its digest
+        must be the same.
 
         Raises CheckpointError or ConfigError, each one line.
         """
@@ -109,7 +109,7 @@ class Generator:
             nets = build_nets(family, stored.weights, _found(stored.bases, base, folder))
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise CheckpointError(f"{folder}: the weights are not of this configuration: {reason}") from None
+            raise CheckpointError(f"{folder}: the weights do not match its configuration: {reason}") from None
         return cls(
             stored.config,
             stored.data,
@@ -126,21 +126,21 @@ class Generator:
         return self.progress.images
 
     def options(self, overrides: Mapping[str, Any] | None = None) -> Config:
-        """The model's sampling defaults with changes. Raises ConfigError for what it does not know."""
+        """The model's sampling defaults with changes. Raises ConfigError for an unknown option."""
         return apply_options(self.config, self.data, overrides or {})
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """What the model takes."""
+        """The conditions that the model takes."""
         return self.config.conditions(self.data)
 
     @property
     def takes(self) -> Takes:
-        """The same, with all that is needed to understand what a user gives."""
+        """The same, with everything needed to interpret a user's values."""
         return Takes(self.conditions, self.data, self.config.family)
 
     def conditions_of(self, source: Source, rows: Sequence[int]) -> Conditions:
-        """The conditions of samples `rows`. Raises ConfigError for what the model cannot take or lacks."""
+        """The conditions of samples `rows`. Raises ConfigError for unknown or missing conditions."""
         return conditions_of(source, rows, self.conditions, self.data)
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ class Generator:
         """Samples 0 to `num` - 1 as consecutive uint8 arrays [n, H, W, C].
 
         `batch_size` is rounded up to whole blocks; it bounds the memory and changes no byte. Arguments
-        are checked at once, images are drawn as they are asked for.
+        are checked at once, images are drawn on request.
         """
         for what, value in (("num", num), ("batch_size", self.block if batch_size is None else batch_size)):
             if value < 1:
@@ -200,10 +200,10 @@ class Generator:
             num: how many.
             seed: of all randomness.
             labels: class of each sample; None draws all classes in turn.
-            prompts: for a model that takes texts: one, or several in turn.
-            negative: texts to be guided away from: one, or several in turn.
-            conditions: any condition of the model by name, a row or several in turn: texts, labels, images
-                (uint8 [N, H, W, C], float32 [N, C, H, W] in [-1, 1], or paths), arrays [N, ...].
+            prompts: for a model that takes texts: one, or several used in rotation.
+            negative: texts to guide away from: one, or several used in rotation.
+            conditions: any condition of the model by name, a row or several used in rotation: texts, labels,
+                images (uint8 [N, H, W, C], float32 [N, C, H, W] in [-1, 1], or paths), arrays [N, ...].
             options: changes of the model's sampling defaults, such as `{"steps": 25}`.
             batch_size: samples in memory at once, rounded up to whole blocks.
             progress: called with (drawn, num) after each batch.
@@ -242,7 +242,7 @@ class Generator:
 def _found(
     bases: Mapping[str, Base], place: str | os.PathLike[str] | None, folder: str | os.PathLike[str]
 ) -> Mapping[str, Base]:
-    """The bases, at the place that the user names."""
+    """The bases, at the place named by the user."""
     if place is None:
         return bases
     known = sorted({base.place for base in bases.values()})
@@ -257,14 +257,14 @@ def build_nets(
 ) -> dict[str, nn.Module]:
     """The networks that sampling needs, with these weights; `bases` are those of adapters among them.
 
-    Raises RuntimeError for weights that do not fit, CheckpointError for a base that is gone or another one.
+    Raises RuntimeError for weights that do not fit, CheckpointError for a base that is missing or different.
     """
     nets: dict[str, nn.Module] = {}
     for name in family.samplers:
         spec = family.nets[name]
         source = family.nets[spec.source] if isinstance(spec, EmaOf) else spec
         assert not isinstance(source, EmaOf), "an average of an average"
-        with seeded("build", name):  # the first weights are replaced, and the caller's randomness is kept
+        with seeded("build", name):  # the first weights are replaced, and the caller's random state is kept
             nets[name] = source.build()
         _load(nets[name], weights[name], source, (bases or {}).get(name))
     return nets

@@ -1,7 +1,7 @@
 """The files of a model folder: its card and its weights, checked by their checksums.
 
-What they mean, which family with which configuration, is `model_folder.py`'s to know: the training loop,
-which names no family, reads the weights that networks start from by `pretrained_files.py`.
+`model_folder.py` knows what they mean, which family with which configuration. The training loop,
+which names no family, reads the weights that networks start from with `pretrained_files.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CARD = "config.json"
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> str:
-    """Write a state dict; the file's sha256."""
+    """Write a state dict; returns the file's sha256."""
     # Copies, since safetensors refuses tensors that share memory.
     content = save_tensors({key: value.detach().cpu().contiguous().clone() for key, value in state.items()})
     path.write_bytes(content)
@@ -38,13 +38,13 @@ def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise CheckpointError(
-            f"{path} is damaged: its sha256 is {found[:12]}, the card says {expected[:12]}; copy it again"
+            f"{path} is damaged: its sha256 is {found[:12]}, the card gives {expected[:12]}; copy it again"
         )
     return load_tensors(content)
 
 
 def read_card(path: Path) -> tuple[dict[str, Any], str]:
-    """A model folder's card, whose fields are there and of the right types, and the folder's digest.
+    """A model folder's card, with all fields present and of the right types, and the folder's digest.
 
     Raises CheckpointError: not a model folder, an unknown format, or damaged.
     """

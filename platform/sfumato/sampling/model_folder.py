@@ -1,11 +1,11 @@
 """A model folder: all that sampling needs, as JSON and safetensors.
 
     config.json          family, its configuration, the data's description, origin, checksums
-    <net>.safetensors    the weights of each network that the family samples with; of an adapter these alone,
-                         and config.json says where its base is
-    state.safetensors    the family's state (`core.state`), where it has any
+    <net>.safetensors    the weights of each network that the family samples with; for an adapter, only its
+                         own, and config.json names the place of its base
+    state.safetensors    the family's state (`core.state`), if it has any
 
-Nothing in it is code or a pickle. A folder is written beside its place and renamed, so that it is whole
+Nothing in it is code or a pickle. A folder is written next to its place and renamed, so that it is complete
 or absent.
 """
 
@@ -47,7 +47,7 @@ PROGRESS = ("step", "images", "total_images", "batch")
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """What a model folder holds. `digest` identifies all of it: the card names the weights' checksums."""
+    """The content of a model folder. `digest` identifies all of it: the card has the weights' checksums."""
 
     name: str
     config: FamilyConfig
@@ -57,7 +57,7 @@ class StoredModel:
     weights: Weights
     digest: str
     bases: Mapping[str, Base]
-    """Where the rest of the weights is, of networks that are stored as adapters alone."""
+    """The places of the other weights of networks stored only as adapters."""
     trained_on: str | None
 
 
@@ -73,12 +73,12 @@ def save_model_folder(
     trained_on: str | None = None,
     whole: bool = False,
 ) -> str:
-    """Write a model folder, in place of an older model that lies there, and return its digest.
+    """Write a model folder, replacing an older model there, and return its digest.
 
     `nets` has the state dict of every network in the family's `samplers`; `progress` is how far they were
-    trained (`Progress.at(images)` where no more is known), with the family's state; `notes` is free text
-    about the model, such as its license, `trained_on` the digest of its data set. Of an adapter `nets` has
-    the adapter alone, and the card names its base; with `whole` all networks are complete.
+    trained (`Progress.at(images)` if no more is known), with the family's state; `notes` is free text
+    about the model, such as its license, `trained_on` the digest of its data set. For an adapter, `nets` has
+    only the adapter, and the card names its base; with `whole` all networks are complete.
 
     Raises:
         ConfigError: the folder holds something that is not a model.
@@ -125,7 +125,7 @@ def read_model_folder(folder: str | os.PathLike[str], *, trust: bool = False) ->
 
     Raises:
         CheckpointError: not a model folder, an unknown format, or damaged.
-        ConfigError: a family that is unknown, or that is not trusted.
+        ConfigError: a family that is unknown or not trusted.
     """
     path = Path(folder)
     card, digest = read_card(path)
@@ -133,15 +133,15 @@ def read_model_folder(folder: str | os.PathLike[str], *, trust: bool = False) ->
     weights = {}
     for net, expected in card["weights_sha256"].items():
         if not net.isidentifier():  # it becomes a file's name, which must stay in the folder
-            raise CheckpointError(f"{path / CARD} is damaged: weights {net!r} is no file name")
+            raise CheckpointError(f"{path / CARD} is damaged: weights {net!r} is not a file name")
         weights[net] = read_weights(path / f"{net}.safetensors", str(expected))
     return replace(stored, weights=weights)
 
 
 def read_model_card(folder: str | os.PathLike[str], *, trust: bool = False) -> StoredModel:
-    """What a model folder says of its model, without the weights: `weights` is empty, and nothing is built.
+    """A model folder's description of its model, without the weights: `weights` is empty, nothing is built.
 
-    `trust` and the errors are those of `read_model_folder`.
+    `trust` and the errors are as in `read_model_folder`.
     """
     path = Path(folder)
     return _described(path, *read_card(path), trust=trust)
@@ -163,7 +163,7 @@ def _described(path: Path, card: Mapping[str, Any], digest: str, *, trust: bool)
 
 
 def bases_of(family: Family, nets: Iterable[str]) -> dict[str, Base]:
-    """The stored bases of those networks that are adapters, or averages of them."""
+    """The stored bases of the networks that are adapters, or averages of adapters."""
     built = {net: built_as(family, net) for net in nets if net in family.nets}
     return {
         net: spec.weights
@@ -198,9 +198,9 @@ def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[F
 
 
 def _write_state(draft: Path, family: object, state: State) -> dict[str, str]:
-    """Store the family's state, if it has any: what the card says of it."""
+    """Store the family's state, if it has any; returns the card's entry for it."""
     if wrong := mismatch(initial(family), state):
-        raise ValueError(f"the model's progress has not the state of its family: {wrong}")
+        raise ValueError(f"the model's progress does not hold the state of its family: {wrong}")
     if not state:
         return {}
     assert not (draft / STATE).exists(), f"no network of a family with state may be called {Path(STATE).stem}"
@@ -208,7 +208,7 @@ def _write_state(draft: Path, family: object, state: State) -> dict[str, str]:
 
 
 def _read_state(path: Path, card: Mapping[str, Any], config: FamilyConfig, data: DataSpec) -> State:
-    """The family's state; its first values where the card names none, as of an older version."""
+    """The family's state; its initial values if the card names none, as from an older version."""
     first = initial(config.build(data))
     if "state_sha256" not in card:
         return first
@@ -219,7 +219,7 @@ def _read_state(path: Path, card: Mapping[str, Any], config: FamilyConfig, data:
 
 
 def _progress(path: Path, card: Mapping[str, Any]) -> Progress:
-    """How far the model was trained; older cards know the images alone."""
+    """How far the model was trained; older cards have only the images."""
     found = card.get("progress", asdict(Progress.at(card["images"])))
     try:
         step, images, total_images, batch = (int(found[name]) for name in PROGRESS)
@@ -229,7 +229,7 @@ def _progress(path: Path, card: Mapping[str, Any]) -> Progress:
 
 
 def _replace(draft: Path, target: Path) -> None:
-    """Put `draft` where `target` is. Between the two renames the old folder is whole under another name."""
+    """Put `draft` in the place of `target`. Between the two renames the old folder has another name."""
     if not target.exists():
         draft.rename(target)
         return

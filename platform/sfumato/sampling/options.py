@@ -1,4 +1,4 @@
-"""What the user changes of a family's sampling defaults, typed by the family's own configuration."""
+"""The user's changes to a family's sampling defaults, typed by the family's own configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of samples: PNGs, a grid, and one JSON line an image that says what made it."""
+"""A folder of samples: PNGs, a grid, and one JSON line per image that records how it was made."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from sfumato import __version__
 from sfumato.core.conditions import LABEL, Source, told
@@ -46,8 +47,8 @@ def write_samples(
     under a hidden name and renamed at the end: an interrupted call leaves nothing.
 
     Raises:
-        ConfigError: `out` holds something and `overwrite` is not set, or holds what is not a set of
-            samples; or conditions or options that the model cannot take. All before the first image is drawn.
+        ConfigError: `out` is not empty and `overwrite` is not set, or it holds other files than samples;
+            or the model cannot take the conditions or options. All before the first image is drawn.
     """
     target = Path(out)
     _check_place(target, overwrite=overwrite)
@@ -97,12 +98,14 @@ def _write(
 def _lines(
     generator: Generator, num: int, seed: int, source: Source, options: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """What made each image: enough to draw it again."""
+    """How each image was made: enough to draw it again."""
     for index in range(num):
         conditions = told(source, index)
         label = conditions.pop(LABEL.name, None)
-        if isinstance(label, dict):  # of a data set: the number says more than the place
-            label = int(generator.conditions_of(source, [index])[LABEL.name][0])
+        if isinstance(label, dict):  # from a data set: the number is more useful than the place
+            rows = source[LABEL.name]
+            (number,) = rows.read([index % len(rows)])
+            label = int(number) if isinstance(number, Tensor) else None
         yield {
             "file": file_name(index),
             "index": index,
@@ -131,5 +134,5 @@ def _check_place(target: Path, *, overwrite: bool) -> None:
         )
     if foreign := [name for name in held if not OURS.fullmatch(name)]:
         raise ConfigError(
-            f"--out {target}: holds {foreign[0]!r}, which is no sample and would be lost; choose another"
+            f"--out {target}: holds {foreign[0]!r}, which is not a sample and would be lost; choose another"
         )

@@ -1,4 +1,4 @@
-"""From the range that networks work in to the bytes of an image."""
+"""From the value range of networks to the bytes of an image, and back."""
 
 from __future__ import annotations
 

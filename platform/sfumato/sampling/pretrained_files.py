@@ -1,7 +1,7 @@
-"""Reads the weights that a network starts from, and checks that they are those that were recorded.
+"""Reads the weights that a network starts from, and checks that they are the recorded ones.
 
 A place is a network of a model folder, a folder of diffusers or transformers, or one safetensors file
-(`core.pretrained`). Pickles are refused by name: reading one runs what is in it.
+(`core.pretrained`). Pickles are refused by name: reading one runs the code in it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _KINDS: dict[str, type[Weights]] = {"run": StoredNet, "folder": StoredFolder, "f
 
 
 def load_stored(module: nn.Module, weights: Weights, adapter: Sequence[str] = ()) -> None:
-    """Load stored weights into a network, in the dtypes that it has.
+    """Load stored weights into a network, in the network's dtypes.
 
-    Every tensor of the network has to be there, but those that match `adapter` or `weights.fresh`.
-    Raises CheckpointError, in one line, where the place is missing, damaged or another one than expected.
+    Every tensor of the network must be stored, except those that match `adapter` or `weights.fresh`.
+    Raises CheckpointError, in one line, if the place is missing, damaged or not the expected one.
     """
     fill(module, read(weights), weights.place, may_lack=(*adapter, *weights.fresh))
 
@@ -43,7 +43,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], place: str, may_lack: S
     tied = {id(own[key]) for key in state if key in own}
     for key, tensor in own.items():
         if key not in state and id(tensor) not in tied and not matches(key, may_lack):
-            raise _misfit(place, f"{key} is not among them")
+            raise _misfit(place, f"{key} is missing")
     for key, value in state.items():
         if key not in own:
             raise _misfit(place, f"the network has no {key}")
@@ -55,7 +55,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], place: str, may_lack: S
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """Give a network's floating point parameters another dtype, in place; None leaves them."""
+    """Convert a network's floating point parameters to another dtype, in place; None leaves them."""
     if dtype is not None:
         for parameter in module.parameters():
             if parameter.is_floating_point():
@@ -63,7 +63,7 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def read(weights: Weights) -> dict[str, Tensor]:
-    """The tensors under the names that the network has for them, once their digest is checked."""
+    """The tensors under the network's names, once their digest is checked."""
     if isinstance(weights, StoredNet):
         state = _of_model_folder(weights)
     elif isinstance(weights, StoredFolder):
@@ -92,14 +92,14 @@ def file_digest(file: Path) -> str:
     if not file.is_file():
         raise CheckpointError(f"{file} is not there; put the file back, or name another")
     if file.suffix != ".safetensors":
-        raise CheckpointError(f"{file} is no safetensors file; {_convert(file.suffix in _PICKLES)}")
+        raise CheckpointError(f"{file} is not a safetensors file; {_convert(file.suffix in _PICKLES)}")
     return _sha256(file)
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The safetensors files that a library loads from its folder, and their index where there are several.
+    """The safetensors files that a library loads from its folder, and their index if there are several.
 
-    Raises CheckpointError where there are none, or pickles alone.
+    Raises CheckpointError if there are none, or only pickles.
     """
     for stem in _STEMS:
         if (folder / f"{stem}.safetensors").is_file():
@@ -115,7 +115,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def base_record(weights: Weights) -> dict[str, Any]:
-    """What a model folder's card says of the base of an adapter."""
+    """A model folder card's entry for the base of an adapter."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(weights, cls))
     return {"kind": kind, **asdict(weights)}
 
@@ -172,7 +172,7 @@ def _shards(index: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} cannot be read ({error!r}); copy it again") from None
     if bad := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
-        raise CheckpointError(f"{index} names {bad[0]!r}, which is no safetensors file of this folder")
+        raise CheckpointError(f"{index} names {bad[0]!r}, which is not a safetensors file of this folder")
     return names
 
 
@@ -198,4 +198,4 @@ def _convert(pickled: bool) -> str:
 
 
 def _misfit(place: str, what: str) -> CheckpointError:
-    return CheckpointError(f"{place}: the weights are of another network: {what}")
+    return CheckpointError(f"{place}: the weights belong to another network: {what}")

@@ -1,4 +1,4 @@
-"""What a run did, in MLflow: settings, metrics, images, data, code and the final model.
+"""Records a run in MLflow: settings, metrics, images, data, code and the final model.
 
 Only this package imports mlflow, and only where it is used, because the import takes seconds.
 """

@@ -1,4 +1,4 @@
-"""Aliases in the model registry: which version of a model is champion, and what was measured of it."""
+"""Aliases in the model registry: which version of a model is champion, and its figures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Champion:
 def champion_of(
     settings: TrackingSettings, name: str, *, root: Path, alias: str = CHAMPION
 ) -> Champion | None:
-    """The version that has the alias; None where there is none. Raises SfumatoError without an answer."""
+    """The version that has the alias, or None. Raises SfumatoError if the store does not answer."""
     store = TrackingStore.of(settings, root)
     if store.database is not None and not store.database.exists():
         return None
@@ -55,9 +55,9 @@ def champion_of(
 
 
 def set_alias(settings: TrackingSettings, name: str, alias: str, version: str, *, root: Path) -> str | None:
-    """Let a version have an alias, which another then loses; that other version, if there was one.
+    """Give a version an alias, which any other version then loses; returns that other version or None.
 
-    A champion that was challenger is no challenger any more. Raises ConfigError where the version is missing.
+    A new champion stops being challenger. Raises ConfigError if the version is missing.
     """
     store = TrackingStore.of(settings, root)
     client = store.client()
@@ -81,7 +81,7 @@ def has_version(settings: TrackingSettings, name: str, version: str, *, root: Pa
 
 
 def _or_none(call: Any) -> Any:
-    """What a call finds; None for a model, version or alias that is not there."""
+    """The result of a call; None for a model, version or alias that does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:

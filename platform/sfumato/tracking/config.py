@@ -10,7 +10,7 @@ SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databrick
 
 
 class TrackingSettings(Config):
-    """Where a run is recorded, and what of it."""
+    """Where a run is recorded, and what is recorded."""
 
     enabled: bool = Field(
         True,

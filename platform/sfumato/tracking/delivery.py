@@ -1,7 +1,7 @@
 """Hands events to the tracking server, each (key, step) once.
 
-A resumed run computes again what it had logged before it was killed, and a request that timed out may
-have arrived all the same. So the first event of a key asks the server which steps it has.
+A resumed run computes values again that it had logged before it was killed, and a request that timed out
+may still have arrived. So the first event of a key asks the server which steps it has.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Delivery:
         self._images: set[tuple[str, int]] | None = None
 
     def send(self, segment: Segment, events: Sequence[Event]) -> None:
-        """Send events of one kind (see `groups`); raises where it should be tried again."""
+        """Send events of one kind (see `groups`); raises if it should be tried again."""
         from mlflow.exceptions import MlflowException
 
         try:

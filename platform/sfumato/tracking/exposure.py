@@ -1,6 +1,6 @@
-"""Who may reach a server that we start: this machine alone, unless whoever comes has to say who they are.
+"""Restricts who may reach a server that we start: only this machine, unless visitors must log in.
 
-An open MLflow server lets everybody who can reach it read, change and delete runs, and register models, which
+Anybody who can reach an open MLflow server can read, change and delete runs, and register models, which
 others load as code.
 """
 
@@ -22,7 +22,7 @@ _KNOWN_PASSWORDS = {"password1234", "password12345"}
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there; a name other than localhost may be anything."""
+    """Whether only this machine can reach this address; a name other than localhost may be anything."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -37,7 +37,7 @@ class Accounts:
 
     @classmethod
     def load(cls, file: Path) -> Accounts:
-        """Raises ConfigError where the file would not keep anybody out, or MLflow's accounts are missing."""
+        """Raises ConfigError if the file would keep nobody out, or if MLflow's accounts are missing."""
         ini = configparser.ConfigParser(interpolation=None)
         try:
             ini.read_string(file.read_text())
@@ -72,7 +72,7 @@ class Accounts:
 
 
 def check_host(host: str, accounts: Accounts | None, *, port: int) -> None:
-    """Raises ConfigError where others could reach a server that asks nobody who they are."""
+    """Raises ConfigError if others could reach a server that has no accounts."""
     if accounts is None and not is_loopback(host):
         raise ConfigError(
             f"--host {host} would let everybody who can reach this machine read and delete the runs: give "

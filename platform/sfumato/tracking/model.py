@@ -25,7 +25,7 @@ REQUIREMENTS = ("mlflow", "torch", "diffusers", "numpy", "pandas", "pillow", "py
 
 
 def register_model(handle: TrackerHandle, folder: Path, name: str) -> int:
-    """Log the model folder to the run and register it; the version that it got.
+    """Log the model folder to the run and register it; returns the new version.
 
     Raises:
         ConfigError: a name that MLflow does not take.
@@ -52,7 +52,7 @@ def register_model(handle: TrackerHandle, folder: Path, name: str) -> int:
 
 
 def _log(client: MlflowClient, handle: TrackerHandle, folder: Path, generator: Generator) -> str:
-    """Log the model as an output of the run; its id. A model that could not be logged is marked so."""
+    """Log the model as an output of the run; returns its id. A failed upload is marked as failed."""
     from mlflow.entities import LoggedModelOutput
 
     logged = client.create_logged_model(
@@ -91,7 +91,7 @@ def _pack(
     before = list(sys.path)
     try:
         with warnings.catch_warnings():
-            # It would like an example of the input, and would then sample it.
+            # It asks for an example of the input, and would then sample from it.
             warnings.simplefilter("ignore")
             mlflow.pyfunc.save_model(
                 target,
@@ -108,7 +108,7 @@ def _pack(
 
 
 def _version(package: str) -> str:
-    """The installed version, without the part that says which build it is (2.13.0+cpu)."""
+    """The installed version, without the local build tag (2.13.0+cpu)."""
     return metadata.version(package).split("+", 1)[0]
 
 
@@ -135,7 +135,7 @@ def signature(generator: Generator) -> ModelSignature:
 
 
 def _columns(condition: Condition) -> list[ColSpec]:
-    """The column of a condition, and of the negative one where there is one."""
+    """The column of a condition, and that of its negative, if any."""
     from mlflow.types import ColSpec, DataType
     from mlflow.types.schema import Array
 

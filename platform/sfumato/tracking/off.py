@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NoTracker(Tracker):
-    """Takes what a tracker takes and keeps nothing; touches neither the disk nor MLflow."""
+    """Accepts a tracker's calls and records nothing; touches neither the disk nor MLflow."""
 
     def __init__(self, handle: TrackerHandle) -> None:
         self.handle = handle

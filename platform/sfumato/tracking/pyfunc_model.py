@@ -1,4 +1,4 @@
-"""What MLflow runs to load and call a registered model ("models from code": this file, not a pickle)."""
+"""The code that MLflow runs to load and call a registered model ("models from code", no pickle)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SfumatoModel(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        # Who loads an MLflow model runs its code; a family by import path asks for no more trust than that.
+        # Loading an MLflow model runs its code anyway; a family by import path needs no more trust than that.
         self._generator = Generator.load(context.artifacts["model"], trust=True)
 
     def predict(
@@ -42,7 +42,7 @@ class SfumatoModel(PythonModel):
         return np.stack([images[row] for row in range(len(frame))])
 
     def _columns(self) -> dict[str, Condition]:
-        """The columns that may be there, beside `seed`."""
+        """The columns allowed besides `seed`."""
         taken = self._generator.conditions
         negative = {NEGATIVE + condition.name: condition for condition in taken if condition.negative}
         return {condition.name: condition for condition in taken} | negative

@@ -1,7 +1,7 @@
-"""The tracker of a run: what training and evaluation call to record what they do.
+"""The tracker of a run, which training and evaluation call to record their results.
 
-Only `Tracker.start` talks to the server, so that a wrong address is said before any work is done. From
-then on an event is a line in a file, and a background thread sends it: a server that is slow or away
+Only `Tracker.start` talks to the server, so that a wrong address is reported before any work is done.
+From then on an event is a line in a file, and a background thread sends it: a slow or unreachable server
 neither slows nor stops a run.
 """
 
@@ -41,7 +41,7 @@ _IMAGE_KEY = re.compile(r"[^\w\-. /]", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class TrackerHandle:
-    """What another process needs to write into a run: plain values that pickle."""
+    """The values that another process needs to write into a run; they can be pickled."""
 
     store: TrackingStore
     experiment_id: str
@@ -51,7 +51,7 @@ class TrackerHandle:
     settings: TrackingSettings
 
     def open(self, role: str = "train") -> Tracker:
-        """A tracker of the run for this process; touches no network. One process a role at a time."""
+        """A tracker of the run for this process; uses no network. Only one process per role at a time."""
         if not self.settings.enabled:
             from sfumato.tracking.off import NoTracker  # which extends Tracker
 
@@ -122,7 +122,7 @@ class Tracker:
 
     @property
     def run_id(self) -> str:
-        """The run's id in MLflow; empty where nothing is recorded (`tracking.enabled: false`)."""
+        """The run's id in MLflow; empty if nothing is recorded (`tracking.enabled: false`)."""
         return self.handle.run_id
 
     @property
@@ -148,7 +148,7 @@ class Tracker:
         self._add({"kind": "image", "key": _IMAGE_KEY.sub("_", key), "step": step, "file": name})
 
     def artifact(self, path: Path, to: str | None = None) -> None:
-        """A file, or all that is in a folder, as it is now, under the folder `to` of the run's artifacts."""
+        """Store a file, or a folder's present contents, in the folder `to` of the run's artifacts."""
         if not path.exists():
             raise FileNotFoundError(f"no artifact {path}")
         name = self._segment.keep_in_folder(path)
@@ -174,9 +174,9 @@ class Tracker:
         return self.close(timeout)
 
     def close(self, timeout: float = 30.0) -> int:
-        """Send what waits, for at most `timeout` seconds; returns how many events are left on disk.
+        """Send waiting events for at most `timeout` seconds; returns how many remain on disk.
 
-        What is left is sent by the next process that opens the run, or by `send_left`.
+        The next process that opens the run, or `send_left`, sends the rest.
         """
         if self._closed:
             return 0
@@ -198,10 +198,10 @@ class Tracker:
         return 0
 
     def send_left(self) -> None:
-        """Send what processes of this run that are gone could not; the driver calls it after training."""
+        """Send the events that ended processes of this run left; the driver calls it after training."""
         try:
             drain_others(Path(self.handle.spool), self._role, Delivery(self.handle.store, self.run_id))
-        except Exception as error:  # noqa: BLE001 - whatever fails, it is kept and tried again next time
+        except Exception as error:  # noqa: BLE001 - on any failure, events are kept and sent next time
             log.warning("tracking: some events of run %s wait on disk (%s)", self.run_id, describe(error))
 
     def __enter__(self) -> Self:
@@ -216,7 +216,7 @@ class Tracker:
             self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
 
     def _add(self, event: dict[str, Any]) -> None:
-        """Queue an event; one that has no room is counted, and said once."""
+        """Queue an event; if there is no room, count it, and warn once."""
         event["time"] = int(time.time() * 1000)
         room = not ("file" in event and event["file"] is None) and self._segment.append(event)
         if not room and not self._warned and not self._closed:

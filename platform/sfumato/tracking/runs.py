@@ -23,7 +23,7 @@ MOST_LISTED = 1000
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """A run as the store knows it. `said` is how to tell the user which run this is."""
+    """A run as the store knows it. `said` describes the run to the user."""
 
     run_id: str
     name: str
@@ -59,7 +59,7 @@ def find_run(run: str, settings: TrackingSettings, *, root: Path) -> RunInfo:
 def list_runs(
     settings: TrackingSettings, *, root: Path, experiment: str | None = None, limit: int = 100
 ) -> list[RunInfo]:
-    """The runs of an experiment, or of all, newest first; none where there is no store yet."""
+    """The runs of an experiment, or of all, newest first; none if there is no store yet."""
     store = TrackingStore.of(settings, root)
     if store.database is not None and not store.database.exists():
         return []
@@ -68,7 +68,7 @@ def list_runs(
 
 
 def _existing(store: TrackingStore, run: str) -> MlflowClient:
-    """A client of a store that is there; looking for a run must not make an empty one."""
+    """A client of an existing store; looking for a run must not create an empty one."""
     if store.database is not None and not store.database.exists():
         raise ConfigError(
             f"no run '{run}': there is no MLflow store at {store.database} yet; "

@@ -2,8 +2,8 @@
 
 A run's processes have roles (the driver, the training worker of rank 0); each role has a folder of
 segments and a lock that the sending process holds. A restarted worker waits for the lock, in its
-background thread, until the process that it replaces is really gone, and then sends what that one left
-before its own: so no event is sent twice or lost.
+background thread, until the process that it replaces has really ended. It then sends that process's
+events before its own: so no event is sent twice or lost.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Sender:
         self._thread.start()
 
     def close(self, timeout: float) -> bool:
-        """Send what is there and end; False where that takes longer than `timeout` seconds."""
+        """Send the waiting events and end; False if that takes longer than `timeout` seconds."""
         self._closing.set()
         self._wake.set()
         self._thread.join(timeout)
@@ -51,7 +51,7 @@ class Sender:
             for segment in Segment.all(self._role):
                 # A newer one belongs to a successor that waits for the lock.
                 if segment.folder.name < self._own.folder.name:
-                    # An end that a former process left does not end this one.
+                    # An end mark from an earlier process does not end this one.
                     self._drain(segment, skip_end=True)
                     segment.remove()
             while True:
@@ -69,7 +69,7 @@ class Sender:
                 drain(segment, self._delivery, skip_end=skip_end)
                 self._warned = False
                 return
-            except Exception as error:  # noqa: BLE001 - whatever fails, training must go on
+            except Exception as error:  # noqa: BLE001 - whatever fails, training must continue
                 self._warn(error)
                 self._closing.wait(pause) if not self._closing.is_set() else time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -82,7 +82,7 @@ class Sender:
 
 
 def drain(segment: Segment, delivery: Delivery, *, skip_end: bool = False) -> None:
-    """Send every event of a segment that has not arrived; raises where the server does not take them."""
+    """Send every event of a segment that has not arrived; raises if the server does not take them."""
     for events, offset in groups(segment.unsent()):
         if not (skip_end and events[0]["kind"] == "end"):
             delivery.send(segment, events)
@@ -93,7 +93,7 @@ def drain(segment: Segment, delivery: Delivery, *, skip_end: bool = False) -> No
 
 
 def drain_others(spool: Path, but: str, delivery: Delivery) -> None:
-    """Send what other roles left behind, where no living process takes care of it."""
+    """Send the events of other roles that no living process will send."""
     for role in sorted(path for path in spool.iterdir() if path.is_dir() and path.name != but):
         with locked(role, wait=False) as held:
             for segment in Segment.all(role) if held else []:
@@ -103,7 +103,7 @@ def drain_others(spool: Path, but: str, delivery: Delivery) -> None:
 
 @contextmanager
 def locked(role: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the lock of a role; it falls with the process, however that ends. Yields whether it is held."""
+    """Hold the lock of a role, released however the process ends. Yields whether it is held."""
     role.mkdir(parents=True, exist_ok=True)
     with (role / "lock").open("a") as file:
         try:

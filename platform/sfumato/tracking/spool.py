@@ -1,8 +1,8 @@
 """Events that wait on disk until the tracking server has them.
 
-A segment is a folder: `events.jsonl` (one event a line, only ever appended to), `files/` (images and
-artifacts), and `sent`, the offset up to which the events have arrived. One process writes a segment;
-whoever holds the lock of its role (see sender.py) reads it, if need be in a later process.
+A segment is a folder: `events.jsonl` (one event per line, append-only), `files/` (images and artifacts),
+and `sent`, the offset up to which the events have arrived. One process writes a segment; the holder of
+its role's lock (see sender.py), perhaps a later process, reads it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Segment:
 
     @classmethod
     def create(cls, role: Path, *, limit_bytes: int) -> Segment:
-        """A new segment of a role, after those that are there."""
+        """A new segment of a role, after the existing ones."""
         role.mkdir(parents=True, exist_ok=True)
         number = max((int(path.name) for path in role.iterdir() if path.name.isdigit()), default=0)
         while True:
@@ -53,7 +53,7 @@ class Segment:
         return [Segment(path) for path in sorted(folders) if path.name.isdigit()]
 
     def append(self, event: Mapping[str, Any]) -> bool:
-        """Queue an event; False where there is no room for it."""
+        """Queue an event; False if there is no room for it."""
         line = f"{json.dumps(event, ensure_ascii=False)}\n".encode()
         with self._lock:
             try:
@@ -67,11 +67,11 @@ class Segment:
         return True
 
     def keep(self, data: bytes, suffix: str) -> str | None:
-        """Keep what an event refers to; its name in `files`, or None where there is no room."""
+        """Keep the file that an event refers to; its name in `files`, or None if there is no room."""
         return self._keep(lambda target: target.write_bytes(data), len(data), suffix)
 
     def keep_in_folder(self, source: Path) -> str | None:
-        """Keep a copy of a file, or of what is in a folder, in a folder of its own."""
+        """Keep a copy of a file, or of a folder's contents, in a separate folder."""
 
         def copy(target: Path) -> None:
             if source.is_dir():
@@ -121,7 +121,7 @@ class Segment:
                 try:
                     yield json.loads(line), end
                 except ValueError:
-                    # A line that a crash cut in half, with the next one behind it.
+                    # A line that a crash cut short, joined to the next one.
                     continue
 
     def sent(self) -> int:

@@ -1,4 +1,4 @@
-"""Opens a run in the store and records what is known before it starts."""
+"""Opens a run in the store and records its settings before it starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARAMS_A_REQUEST = 100
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """The data of a run: `digest` is its manifest's, `spec` what else is worth seeing beside it."""
+    """The data of a run: `digest` is its manifest's, `spec` further facts to display."""
 
     name: str
     digest: str
@@ -33,7 +33,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
-    """What a run is, before it has done anything."""
+    """A run's description before it starts."""
 
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Where runs are kept: an embedded MLflow store in the project's folder, or a server.
 
-Addresses are absolute from here on, because the workers of a run have other current folders.
+Addresses are absolute from here on, because a run's workers have different current folders.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TrackingStore:
 
     @property
     def database(self) -> Path | None:
-        """The file of an embedded store; None where a server keeps it."""
+        """The file of an embedded store; None for a server's."""
         found = _SQLITE.fullmatch(self.uri)
         return Path(found["path"]) if found else None
 
@@ -74,8 +74,8 @@ class TrackingStore:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Holds the folder of an embedded store: the first client makes its tables, and MLflow lets two
-        processes make the same ones at once, which ends both and leaves half a database."""
+        """Locks the folder of an embedded store while the first client creates its tables. MLflow would
+        let two processes create them at once, which ends both and leaves half a database."""
         if self.database is None:
             yield
             return
@@ -87,7 +87,7 @@ class TrackingStore:
             os.close(folder)
 
     def create(self) -> MlflowClient:
-        """A client of a store that exists from now on, or one line about why it cannot."""
+        """A client of a store, created if necessary, or one line about why that failed."""
         if self.database is not None:
             try:
                 self.database.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ class TrackingStore:
         return client
 
     def reach(self, call: Callable[[], _Result], *, seconds: float = 15.0) -> _Result:
-        """The call's result, trying again for a while; a store that stays away is one clear line."""
+        """The call's result, with retries for a while; an unreachable store gives one clear line."""
         from mlflow.exceptions import MlflowException
 
         end = time.monotonic() + seconds
@@ -118,7 +118,7 @@ class TrackingStore:
             time.sleep(1.0)
 
     def experiment(self, client: MlflowClient, name: str) -> str:
-        """The id of the experiment of that name, made if there is none."""
+        """The id of the experiment of that name, created if there is none."""
         from mlflow.exceptions import MlflowException
 
         found = self.reach(lambda: client.get_experiment_by_name(name))
@@ -126,7 +126,7 @@ class TrackingStore:
             try:
                 return client.create_experiment(name, artifact_location=self.artifacts, tags=KIND)
             except MlflowException:
-                # Another run may have made it in between.
+                # Another run may have created it in between.
                 found = client.get_experiment_by_name(name)
                 if found is None:
                     raise

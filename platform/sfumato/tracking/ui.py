@@ -1,4 +1,4 @@
-"""Opens MLflow's user interface on an embedded store, for this machine alone or for those with an account."""
+"""Opens MLflow's user interface on an embedded store, for this machine only or for users with an account."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def serve(
     if store.uri.startswith("http"):
         print(f"The tracking server has its own UI: {store.shown}")
         return
-    # However we are asked to end, the server must not stay behind.
+    # However this process is ended, the server must not outlive it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), started(store, port, host, accounts) as ui:
         print(f"MLflow UI: {ui.url}  (ctrl-C ends it)", flush=True)
@@ -58,7 +58,7 @@ class Running:
     url: str
     server: subprocess.Popen[bytes]
     words: IO[bytes]
-    """What the server says, which nobody wants to read unless it fails."""
+    """The server's output, shown only if it fails."""
 
 
 @contextlib.contextmanager
@@ -73,7 +73,7 @@ def started(
         )
     check_host(host, accounts, port=port)
     check_port(port, host)
-    # A group of its own: ctrl-C comes to us alone, and we end the server with its workers.
+    # Its own process group: Ctrl-C reaches only us, and we end the server with its workers.
     with tempfile.TemporaryFile() as words:
         server = subprocess.Popen(
             command(store, port, host, accounts),
@@ -91,7 +91,7 @@ def started(
 
 
 def command(store: TrackingStore, port: int, host: str = HOST, accounts: Accounts | None = None) -> list[str]:
-    """The server's command line: one worker, no more than it needs. It holds no secret."""
+    """The server's command line: one worker, the minimum. It holds no secret."""
     files = ["--default-artifact-root", store.artifacts] if store.artifacts else []
     return [
         *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, *files),
@@ -101,7 +101,7 @@ def command(store: TrackingStore, port: int, host: str = HOST, accounts: Account
 
 
 def server_environment(accounts: Accounts | None = None) -> dict[str, str]:
-    """Our environment without the executor of MLflow's jobs, a 240 MB process that is of no use here."""
+    """Our environment without the executor of MLflow's jobs, a 240 MB process that is not needed here."""
     return {
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -117,7 +117,7 @@ def _reached_at(host: str) -> str:
 
 
 def check_port(port: int, host: str = HOST) -> None:
-    """Raises ConfigError where somebody listens on the port."""
+    """Raises ConfigError if the port is in use."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As the server does it: a port in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sfumato.core.config import Config
+from sfumato.core.config import Config, Neutral
+from sfumato.core.identity import changed
 from sfumato.tuning.parameter import Parameter
 
 
@@ -93,16 +94,16 @@ class TuneSettings(Config):
     mode: Literal["auto", "min", "max"] = Field(
         "auto", description="Which values are better; auto: as the metric says, and low for train/ metrics."
     )
-    trials: int | None = Field(
+    trials: Neutral[int | None] = Field(
         None, ge=1, description="Trials, the recipe itself included; null: every point of a grid."
     )
-    concurrency: int = Field(1, ge=1, description="Trials at a time.")
+    concurrency: Neutral[int] = Field(1, ge=1, description="Trials at a time.")
     seed: int = Field(0, ge=0, description="Fixes the values that are drawn.")
     baseline: bool = Field(True, description="Whether the first trial is the recipe as it stands.")
-    retries: int = Field(
+    retries: Neutral[int] = Field(
         1, ge=0, description="How often a trial that lost its workers or its process is retried."
     )
-    budget: BudgetSettings = Field(BudgetSettings(), description="Limits of the whole sweep.")
+    budget: Neutral[BudgetSettings] = Field(BudgetSettings(), description="Limits of the whole sweep.")
     scheduler: Scheduler = Field(NoScheduler(), description="When trials stop early.")
     search: SearchSettings = Field(SearchSettings(), description="How values are found.")
 
@@ -124,5 +125,6 @@ class TuneSettings(Config):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What makes it another sweep; how much of it is run, and how fast, does not."""
-        return self.model_dump(mode="json", exclude={"trials", "concurrency", "budget", "retries"})
+        """What makes it another sweep: fields that differ from their defaults. How many trials run, and how
+        fast, does not count."""
+        return changed(self)

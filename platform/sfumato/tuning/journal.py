@@ -19,7 +19,7 @@ ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The metric of a trial at so many images of its training."""
+    """The metric of a trial after this many images of its training."""
 
     images: int
     value: float

@@ -86,6 +86,7 @@ def held(strategy: Strategy, *names: str) -> int:
         net = strategy._raw[name]
         with torch.no_grad():
             net(x.to(next(net.parameters()).dtype))
+    strategy._activate(None)  # frees what a network that trains keeps gathered after a forward pass
     parts = [part for name in names for part in strategy._raw[name].parameters()]
     local = [part.to_local() if isinstance(part, DTensor) else part for part in parts]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}.values())

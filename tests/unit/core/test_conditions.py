@@ -84,7 +84,7 @@ def test_what_a_row_is_can_be_told() -> None:
             (STYLE,),
             ["style: 2 is no class .* 0 to 1 .ink, oil"],
         ),
-        ({"caption": texts()}, (TEXT,), ["caption: holds nothing"]),
+        ({"caption": texts()}, (TEXT,), ["caption: empty"]),
         (
             {"style": Listed("label", torch.tensor([9]))},
             (STYLE, TEXT),

@@ -76,6 +76,6 @@ def test_a_pattern_without_parameters_is_an_error_in_one_line() -> None:
     parameters = dict(network().named_parameters())
     with pytest.raises(ConfigError, match=r"no parameter matches 'blocks\.\*'; names are like 0\.weight"):
         config({"pattern": "blocks.*"}).build(parameters)
-    with pytest.raises(ConfigError, match=r"matches belongs to a group before it") as caught:
+    with pytest.raises(ConfigError, match=r"matches belongs to an earlier group") as caught:
         config({"pattern": "*"}, {"pattern": "*.bias"}).build(parameters)
     assert "\n" not in str(caught.value)

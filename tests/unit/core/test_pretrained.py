@@ -109,9 +109,9 @@ def test_any_network_of_a_run_can_be_built_and_loaded(tmp_path: Path) -> None:
 def test_a_run_that_is_not_looked_up_or_no_run_cannot_be_opened() -> None:
     with pytest.raises(ConfigError, match="'x' has not been looked up"):
         Pretrained(run="x").open(config_class)
-    with pytest.raises(ConfigError, match="'x' is no run of Sfumato"):
+    with pytest.raises(ConfigError, match="'x' is not a Sfumato run"):
         Pretrained(folder="x").open(config_class)
-    with pytest.raises(ConfigError, match="is of a family outside Sfumato"):
+    with pytest.raises(ConfigError, match="family outside Sfumato"):
         Pretrained(run="x", digest="0" * 64).open(config_class)
 
 

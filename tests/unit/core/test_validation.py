@@ -35,7 +35,7 @@ MISTAKES = [
         [{"kind": "flop"}],
         ".0: there is no kind 'flop'; did you mean 'flip'? There are flip, crop, colour",
     ),
-    ("data.transforms", [{"p": 1}], ".0: needs the key kind, which says what it is"),
+    ("data.transforms", [{"p": 1}], ".0: needs the key kind, which selects what it is"),
     ("data.transforms", ["flip"], ".0: expected a mapping, for example {kind: flip}, got 'flip'"),
     ("data.source", "digits", ": expected a mapping, for example {kind: digits}, got 'digits'"),
     ("data.path", "", ": needs at least 1 character, got ''"),

@@ -86,7 +86,7 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
         ('{"negative": "a"}\n', "line 1: wanted an object such as"),
         ('{"prompt": 3}\n', "line 1, field 'prompt': wanted"),
         ('{"prompt": "a", "size": 3}\n', "line 1, field 'size': wanted"),
-        ('{"prompt": "a", "label": 1}\n{"prompt": "b"}\n', "line 2 has no label, and others have one"),
+        ('{"prompt": "a", "label": 1}\n{"prompt": "b"}\n', "line 2 has no label, but others have one"),
     ],
 )
 def test_a_bad_file_of_prompts_is_one_line(tmp_path: Path, text: str, says: str) -> None:
@@ -100,10 +100,10 @@ def test_a_bad_file_of_prompts_is_one_line(tmp_path: Path, text: str, says: str)
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"labels": ["bird"]}, r"--label: bird is no class of this model; it has 0 to 1 \(cat, dog\)"),
+        ({"labels": ["bird"]}, r"--label: bird is not a class of this model; it has 0 to 1 \(cat, dog\)"),
         ({"labels": ["2"]}, "--label: 2 is no class"),
         ({"values": [("picture", "nowhere.png")]}, "picture: nowhere.png: no such file or folder"),
-        ({"values": [("pose", "pose.txt")]}, "pose: a vector comes from a .npy file, got pose.txt"),
+        ({"values": [("pose", "pose.txt")]}, "pose: a vector needs a .npy file, got pose.txt"),
         ({"values": [("pose", "a.npy"), ("pose", "b.npy")]}, "pose: got 2 files"),
         ({"values": [("pos", "a.npy")]}, "pos: this model takes no such condition; did you mean 'pose'"),
     ],
@@ -163,7 +163,7 @@ def test_rows_of_a_data_set(tmp_path: Path) -> None:
     assert given(rows, *has)["caption"] == [f"text {order[row]}" for row in has]
     with pytest.raises(DataError, match=f"image {bare} has no text"):
         given(rows, bare)
-    with pytest.raises(DataError, match=r"has the columns .* conditions are of pose"):
+    with pytest.raises(DataError, match=r"has the columns .* conditions need pose"):
         rows_of_data(str(tmp_path / "data"), (POSE,))
 
 
@@ -174,5 +174,5 @@ def test_columns_of_a_table() -> None:
     assert column_rows("camera", CAMERA, [nested], TAKES).read([0]).tolist() == [[[1, 2], [3, 4]]]
     assert column_rows("pose", POSE, [[1, 2], [3, 4]], TAKES).read([1]).tolist() == [[3, 4]]
     assert column_rows("words", WORDS, ["a, b"], TAKES).read([0]) == [["a", "b"]]
-    with pytest.raises(ConfigError, match="pose: row 1 has none, and others have"):
+    with pytest.raises(ConfigError, match="pose: row 1 has none, but others have"):
         column_rows("pose", POSE, [[1, 2], None], TAKES)

@@ -127,7 +127,7 @@ def test_images_are_bytes_in_rows_and_columns(reference: np.ndarray) -> None:
     ("labels", "says"),
     [
         ([0, 1], "got 2 for 3"),
-        ([0, 1, 3], "3 is no class of this model; it has 0 to 2 .*a, b, c"),
+        ([0, 1, 3], "3 is not a class of this model; it has 0 to 2 .*a, b, c"),
         ([0, -1, 1], "-1 is no"),
     ],
 )

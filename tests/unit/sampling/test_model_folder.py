@@ -135,10 +135,10 @@ def wrong_network(folder: Path) -> None:
         (lambda f: edit(f, config={"family": "diffusion", "widht": 3}), "does not take: widht"),
         (lambda f: edit(f, family="difusion"), "did you mean 'diffusion'"),
         (lambda f: edit(f, weights_sha256={}), "no weights for network 'ema'"),
-        (lambda f: edit(f, weights_sha256={"../m/ema": "0"}), "is no file name"),
+        (lambda f: edit(f, weights_sha256={"../m/ema": "0"}), "is not a file name"),
         (lambda f: (f / "ema.safetensors").unlink(), "is missing"),
         (damage_weights, "is damaged"),
-        (wrong_network, "the weights are not of this configuration"),
+        (wrong_network, "the weights do not match its configuration"),
     ],
 )
 def test_what_is_wrong_is_one_line(folder: Path, harm: object, says: str) -> None:

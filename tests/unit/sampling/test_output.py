@@ -13,6 +13,9 @@ import sfumato
 from sfumato.core.batch import DataSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
+from sfumato.data.format.manifest import Manifest
+from sfumato.data.reading.condition_rows import rows_of_data
+from sfumato.data.reading.local_reader import read_all
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.sampling.generator import Generator
@@ -64,7 +67,7 @@ def test_an_existing_folder(generator: Generator, tmp_path: Path) -> None:
     write_samples(out, generator, 1, overwrite=True)
     assert len(list(out.iterdir())) == 3
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"'notes\.txt', which is no sample and would be lost"):
+    with pytest.raises(ConfigError, match=r"'notes\.txt', which is not a sample and would be lost"):
         write_samples(out, generator, 1, overwrite=True)
     with pytest.raises(ConfigError, match="is a file"):
         write_samples(out / "notes.txt", generator, 1)
@@ -109,3 +112,20 @@ def test_large_images_are_not_enlarged() -> None:
 def test_channels_that_have_no_picture() -> None:
     with pytest.raises(ConfigError, match="2 channels cannot be shown"):
         to_pil(np.zeros((8, 8, 2), np.uint8))
+
+
+def test_classes_from_a_data_set_are_recorded_by_number_and_name(digits_data: Path, tmp_path: Path) -> None:
+    data = Manifest.load(digits_data).spec
+    config = DiffusionConfig.tiny()
+    with seeded(0):
+        net = config.build(data).nets["network"].build()  # type: ignore[union-attr]
+    model = Generator(config, data, {"ema": net})
+    rows = rows_of_data(str(digits_data), model.conditions)
+    out = write_samples(tmp_path / "out", model, 5, conditions=rows, options={"steps": 2})
+    (part,) = read_all(digits_data, first=0, stop=5)
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [line["label"] for line in lines] == part["label"].tolist()
+    assert [line["class"] for line in lines] == [data.classes[label] for label in part["label"]]
+    wanted = model.sample(5, labels=part["label"].tolist(), options={"steps": 2})
+    with Image.open(out / "000003.png") as image:
+        assert np.array_equal(np.asarray(image), wanted[3, :, :, 0])

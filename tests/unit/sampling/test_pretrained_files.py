@@ -80,7 +80,7 @@ def test_a_file_with_a_prefix_goes_into_a_part_of_a_network(tmp_path: Path) -> N
     load_stored(target, weights)
     assert torch.equal(target["inner"].weight, whole["inner"].weight)
     assert torch.equal(target["head"].weight, head)
-    with pytest.raises(CheckpointError, match=r"another network: head\.weight is not among them"):
+    with pytest.raises(CheckpointError, match=r"another network: head\.weight is missing"):
         load_stored(target, found.weights(into="inner", unused=("left",)))
     with pytest.raises(CheckpointError, match=r"the network has no inner\.left"):
         load_stored(target, found.weights(into="inner", fresh=("head.*",)))
@@ -123,7 +123,7 @@ def outside(folder: Path) -> None:
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (no_weights, r"has only diffusion_pytorch_model\.bin; a pickle is never read.*convert it"),
-        (outside, "which is no safetensors file of this folder"),
+        (outside, "which is not a safetensors file of this folder"),
         (lambda folder: damage(folder, _class_name="os.system"), "must match the pattern"),
         (lambda folder: damage(folder, _class_name="DDIMScheduler"), "has no network 'DDIMScheduler'"),
         (lambda folder: damage(folder, _class_name="Mine"), "has no network 'Mine'; code from elsewhere"),
@@ -168,8 +168,8 @@ def test_code_that_a_configuration_points_to_is_left_out() -> None:
     [
         ({}, "needs run"),
         ({"run": "a", "file": "b"}, "got run and file"),
-        ({"run": "a", "subfolder": "unet"}, "subfolder has an effect with folder alone"),
-        ({"folder": "a", "prefix": "x."}, "prefix has an effect with file alone"),
+        ({"run": "a", "subfolder": "unet"}, "subfolder has an effect only with folder"),
+        ({"folder": "a", "prefix": "x."}, "prefix has an effect only with file"),
     ],
 )
 def test_one_place_is_named(fields: dict[str, str], said: str) -> None:

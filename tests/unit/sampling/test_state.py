@@ -64,6 +64,6 @@ def test_a_damaged_or_foreign_state_is_refused_and_an_older_card_has_the_first_v
 
 def test_a_model_without_its_state_is_not_written(tmp_path: Path) -> None:
     weights = {"ema": CONFIG.build(DATA).nets["generator"].build().state_dict()}
-    with pytest.raises(ValueError, match="has not the state of its family"):
+    with pytest.raises(ValueError, match="does not hold the state of its family"):
         save_model_folder(tmp_path / "m", CONFIG, DATA, weights, name="m", progress=Progress.at(1))
     assert not (tmp_path / "m").exists()

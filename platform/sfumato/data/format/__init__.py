@@ -1,1 +1,1 @@
-"""What a data set is on disk: shards, their indexes, the manifest, and how an image is decoded."""
+"""A data set on disk: shards, their indexes, the manifest, and how an image is decoded."""

@@ -1,6 +1,6 @@
-"""Columns of arrays: reading those of some samples by range, and writing files of them beside shards.
+"""Columns of arrays: reads those of some samples by range, and writes files of them next to shards.
 
-Members are npy files, and are read without `np.load`, which would believe whatever a header claims. A side
+Members are npy files, read without `np.load`, which would trust whatever a header claims. A side
 file has the rows of one column one after another, without a header, in the order of the shard's index.
 """
 
@@ -53,9 +53,9 @@ def npy(array: Array) -> bytes:
 def read_arrays(
     folder: str, places: Sequence[SamplePlace], columns: Mapping[str, ColumnInfo]
 ) -> dict[str, Array]:
-    """The values of samples in columns that do not lie in the index, by name: [n, *shape] each.
+    """The values of samples in columns that are not stored in the index, by name: [n, *shape] each.
 
-    Raises DataError, naming the sample, where one is missing or not as the manifest says.
+    Raises DataError, naming the sample, if one is missing or does not match the manifest.
     """
     found = {
         name: np.empty((len(places), *info.shape), numpy_type(info.dtype)) for name, info in columns.items()
@@ -75,7 +75,7 @@ def read_arrays(
 def _pieces(
     folder: str, places: Sequence[SamplePlace], numbers: Sequence[int], columns: Mapping[str, ColumnInfo]
 ) -> dict[str, list[_Piece]]:
-    """By file, what has to be read for these samples, which are all of one shard."""
+    """The pieces to read for these samples, by file; all samples are of one shard."""
     shard = places[numbers[0]].shard
     pieces: defaultdict[str, list[_Piece]] = defaultdict(list)
     for name, info in columns.items():
@@ -90,7 +90,7 @@ def _pieces(
 def _ranges(
     folder: str, shard: ShardInfo, places: Sequence[SamplePlace], name: str, info: ColumnInfo
 ) -> Iterator[Range]:
-    """Where the column's value of each sample is."""
+    """The place of the column's value for each sample."""
     if info.stored == "side":
         yield from ((place.row * info.row_bytes, info.row_bytes) for place in places)
         return
@@ -113,7 +113,7 @@ def _ranges(
 
 @lru_cache(maxsize=64)
 def _older_places(folder: str, shard: str, name: str) -> Mapping[str, int]:
-    """Where each sample's array starts, by its key, as `NAME-000000.arrays.arrow` says. Raises DataError."""
+    """Where each sample's array starts, by its key, from `NAME-000000.arrays.arrow`. Raises DataError."""
     file = f"{shard.removesuffix('.tar')}.arrays.arrow"
     try:
         with pa.ipc.open_file(pa.BufferReader(read_bytes(folder, file))) as reader:
@@ -140,15 +140,15 @@ def _value(content: bytes, info: ColumnInfo, where: str) -> Array:
 
 
 def npy_look(content: bytes) -> tuple[tuple[int, ...], str, int]:
-    """Shape, type and first byte of the numbers of an npy file. Raises ValueError for what is none that can
-    be used: objects, structures, big-endian numbers, Fortran's order."""
+    """Shape, type and first byte of the numbers of an npy file. Raises ValueError for a file that cannot be
+    used: objects, structures, big-endian numbers, Fortran order."""
     stream = io.BytesIO(content)
     if np.lib.format.read_magic(stream) == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     else:
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     if fortran and len(shape) > 1:
-        raise ValueError("an npy file in Fortran's order; save it in C order")
+        raise ValueError("an npy file in Fortran order; save it in C order")
     if dtype.hasobject or dtype.kind not in "fiub" or dtype != dtype.newbyteorder("="):
         raise ValueError(f"an npy file of {dtype}; wanted plain numbers")
     return shape, dtype.name, stream.tell()

@@ -35,7 +35,7 @@ class ColumnSource(Config):
     member: str | None = Field(
         None,
         min_length=1,
-        description="Extension of a member of a tar, or of a file beside the image: line.png for "
+        description="Extension of a member of a tar, or of a file next to the image: line.png for "
         "KEY.line.png; line takes line.png, line.jpg, ... . Arrays are npy files.",
     )
     field: str | None = Field(
@@ -48,7 +48,7 @@ class ColumnSource(Config):
         None, description=f"Of an array from a field: one of {', '.join(ARRAY_TYPES)}; null is float32."
     )
     channels: Literal["auto", 1, 3] = Field(
-        "auto", description="Of an image: 1 grey, 3 RGB; auto is 3 where any is coloured."
+        "auto", description="Of an image: 1 grey, 3 RGB; auto is 3 if any is coloured."
     )
     classes: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
         (), description="Of a label: names of the classes in order; empty: the values are numbers."
@@ -59,18 +59,18 @@ class ColumnSource(Config):
         if (self.member is None) == (self.field is None):
             raise ValueError("say where it comes from: either member, or field")
         if self.member is not None and self.kind in _BY_FIELD_ALONE:
-            raise ValueError(f"a column of kind {self.kind} comes from a field, not from a member")
+            raise ValueError(f"a column of kind {self.kind} comes from a field, not from a member; set field")
         if self.weights is not None and (self.kind != "text" or self.field is None):
-            raise ValueError("weights are those of several texts in a field")
+            raise ValueError("weights apply only to several texts in a field; leave them out")
         if self.dtype is not None and (self.kind != "array" or self.dtype not in ARRAY_TYPES):
-            raise ValueError(f"dtype is that of an array: one of {', '.join(ARRAY_TYPES)}")
+            raise ValueError(f"dtype applies only to an array from a field: one of {', '.join(ARRAY_TYPES)}")
         if self.classes and self.kind != "label":
-            raise ValueError("classes are those of a label")
+            raise ValueError("classes apply only to a label; leave them out")
         return self
 
     @property
     def in_members(self) -> bool:
-        """Whether its values are members of a packed tar; the others lie in the index."""
+        """Whether its values are members of a packed tar; the others are in the index."""
         return self.kind in ("image", "array") or (self.member is not None and self.kind != "text")
 
 
@@ -85,7 +85,7 @@ def _given(value: Any) -> Any:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ValueError(
-            "columns are given as {name: {kind: image, member: line.png}}; this is no YAML"
+            "columns are given as {name: {kind: image, member: line.png}}; this is not YAML"
         ) from error
 
 
@@ -94,12 +94,12 @@ def check_sources(sources: Sources) -> Sources:
     for name, source in sources.items():
         check_name(name)
         if name == TEXT and source.kind != "text":
-            raise ValueError("the column text is of kind text")
+            raise ValueError("the column text must be of kind text")
     return sources
 
 
 class WeightedTexts(NamedTuple):
-    """Texts of one sample; without weights each is as likely as the others."""
+    """Texts of one sample; without weights, all are equally likely."""
 
     texts: list[str]
     weights: list[float] | None = None
@@ -110,9 +110,9 @@ Value = WeightedTexts | list[str] | int | NDArray[Any]
 
 
 def value_of(name: str, source: ColumnSource, raw: Any, weights: Any = None) -> Value | None:
-    """A value of the index or an array, from what a JSON field or a table says; None where it says nothing.
+    """A value of the index or an array, from a JSON field or a table cell; None if that is empty.
 
-    Raises ImageFault for what cannot be one.
+    Raises ImageFault for a value that does not fit the column.
     """
     if raw is None:
         return None
@@ -177,7 +177,7 @@ def _label(name: str, raw: Any, classes: tuple[str, ...]) -> int:
 
 
 def numbers(name: str, raw: Any, dtype: str, *, flat: bool) -> NDArray[Any]:
-    """An array of a list of numbers, nested unless `flat`. Raises ImageFault."""
+    """An array from a list of numbers, nested unless `flat`. Raises ImageFault."""
     if dtype == "bfloat16":
         raise ImageFault(
             f"its {name}: NumPy files have no bfloat16; `sfumato precompute` writes such columns"

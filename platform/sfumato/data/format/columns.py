@@ -1,10 +1,10 @@
-"""What a manifest says of further columns: what they are, where they lie, which encoder made them.
+"""A manifest's description of further columns: their kind, where they are stored, which encoder made them.
 
-A column's values lie in one of four places (`ColumnInfo.stored`):
+A column's values are in one of four places (`ColumnInfo.stored`):
 
     index     the shard's index itself: texts, tags, vectors, cameras, labels
-    members   members `KEY.NAME.png` or `KEY.NAME.npy` of the tar, whose byte places the index has
-    side      files beside the shards, one row after another in the order of the index
+    members   members `KEY.NAME.png` or `KEY.NAME.npy` of the tar, whose byte places are in the index
+    side      files next to the shards, one row after another in the order of the index
     arrays    members `KEY.NAME.npy` with their places in `SHARD.arrays.arrow`, as older versions wrote them
 """
 
@@ -21,18 +21,18 @@ from sfumato.core.columns import NAME, RESERVED, Column, Kind
 from sfumato.core.config import Config
 
 TEXT = "text"
-"""The column of captions: the index's own, unless the manifest has several a sample under this name."""
+"""The column of captions: the index's own, unless the manifest has several per sample under this name."""
 TEXT_COLUMN = Column("text", "str")
 BFLOAT16 = np.dtype("V2")
-"""NumPy has no bfloat16: its two bytes travel unchanged, and become numbers in torch."""
+"""NumPy has no bfloat16: its two bytes are passed on unchanged, and become numbers in torch."""
 Stored = Literal["index", "members", "side", "arrays"]
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
 class SideFile(Config):
-    """A file beside a shard that holds one column of its samples."""
+    """A file next to a shard that holds one column of its samples."""
 
-    name: str = Field(description="File name, beside the manifest.", pattern=r"^[^/\\]+\.bin$")
+    name: str = Field(description="File name, next to the manifest.", pattern=r"^[^/\\]+\.bin$")
     bytes: int = Field(ge=1, description="Its size.")
     sha256: str = Field(pattern=_SHA256, description="Checksum of the file.")
 
@@ -43,17 +43,17 @@ class ColumnInfo(Config):
     kind: Kind = Field(description="What it is.")
     dtype: str = Field(description="Type of its numbers, or str.")
     shape: tuple[int, ...] = Field(
-        (), description="Of one sample; of an image (C, H, W) beside an image of the set's usual size."
+        (), description="Of one sample; of an image, (C, H, W) for a sample of the set's usual size."
     )
     classes: tuple[str, ...] = Field((), description="Of a label: names of its numbers.")
-    stored: Stored = Field(description="Where its values lie.")
+    stored: Stored = Field(description="Where its values are stored.")
     samples: int = Field(0, ge=0, description="How many samples have it.")
     encoder: str | None = Field(None, description="Which of the set's encoders made it.")
     sha256: str | None = Field(
-        None, pattern=_SHA256, description="Checksum of what the indexes hold of it, all shards in order."
+        None, pattern=_SHA256, description="Checksum of its content in the indexes, all shards in order."
     )
     files: Mapping[str, SideFile] = Field(
-        default_factory=dict, description="By the name of a shard: the file beside it, where stored is side."
+        default_factory=dict, description="By the name of a shard: the file next to it, if stored is side."
     )
 
     @model_validator(mode="after")
@@ -63,7 +63,7 @@ class ColumnInfo(Config):
 
     @property
     def column(self) -> Column:
-        """What a family has to know of it."""
+        """What a family has to know about it."""
         return Column(self.kind, self.dtype, self.shape, self.classes)
 
     def beside(self, shards: Set[str]) -> ColumnInfo:
@@ -80,11 +80,11 @@ class ColumnInfo(Config):
 class EncoderInfo(Config):
     """Which encoder made columns, of which images, and how."""
 
-    run: str = Field(description="The run or model folder that was named.")
+    run: str = Field(description="The named run or model folder.")
     digest: str = Field(pattern=_SHA256, description="sha256 of the encoder's model folder.")
     family: str = Field(description="The encoder's family.")
-    images: str = Field(pattern=_SHA256, description="Digest of the data set that was encoded.")
-    transform: str = Field(description="What was done to an image before it was encoded.")
+    images: str = Field(pattern=_SHA256, description="Digest of the encoded data set.")
+    transform: str = Field(description="How an image was prepared before it was encoded.")
 
 
 def numpy_type(dtype: str) -> np.dtype[Any]:
@@ -93,7 +93,7 @@ def numpy_type(dtype: str) -> np.dtype[Any]:
 
 
 def from_single_encoder(encoder: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Columns and encoders, as plain data, of a manifest that could have one encoder alone.
+    """Columns and encoders, as plain data, of an old manifest that could have only one encoder.
 
     Raises KeyError or TypeError for anything else.
     """

@@ -1,8 +1,8 @@
-"""Fast decoders of the two formats that data sets are made of: PNG by libspng, JPEG by libjpeg-turbo.
+"""Fast decoders of the two usual image formats of data sets: PNG by libspng, JPEG by libjpeg-turbo.
 
-They take only what they decode to the very pixels that Pillow gives: 8-bit grey and RGB PNG without
+They take only files that they decode to exactly Pillow's pixels: 8-bit grey and RGB PNG without
 transparency, and baseline or progressive JPEG of grey or YCbCr. Everything else, and everything damaged, is
-left to Pillow, which also finds the words for what is wrong with it. On one core and real files pyspng
+left to Pillow, which also reports what is wrong with it. On one core and real files pyspng
 decodes 28x28 PNG seven times as fast as Pillow, simplejpeg 128x128 JPEG twice as fast.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 try:
     import pyspng
 
-    # What `pyspng.load` calls, after work in Python that takes as long as a tenth of the decoding.
+    # `pyspng.load` calls this, after Python code that takes a tenth of the decoding time.
     _spng, _AUTO = pyspng.lib.c.spng_decode_image_bytes, pyspng.lib.c.SPNG_FMT_AUTO
 except ImportError:  # no wheel for this machine
     _spng = None
@@ -35,16 +35,16 @@ U8 = NDArray[np.uint8]
 
 
 def plain_pixels(data: bytes, height: int, width: int, channels: int, into: U8 | None = None) -> U8 | None:
-    """The pixels of a plain PNG or JPEG of exactly this shape, uint8 [H, W, C]; None: ask Pillow.
+    """The pixels of a plain PNG or JPEG of exactly this shape, uint8 [H, W, C]; None: use Pillow.
 
-    What is returned is `into`, contiguous and of that shape, where the decoder could put them there.
+    The result is `into`, contiguous and of that shape, if the decoder could write there.
     """
     try:
         if data.startswith(_PNG) and _spng is not None:
             return _png(data, height, width, channels)
         if data.startswith(_JPEG) and simplejpeg is not None:
             return _jpeg(data, height, width, channels, into)
-    except (ValueError, RuntimeError):  # damaged: Pillow decides and says how
+    except (ValueError, RuntimeError):  # damaged: Pillow decides and reports
         pass
     return None
 
@@ -58,7 +58,7 @@ def _png(data: bytes, height: int, width: int, channels: int) -> U8 | None:
 
 @lru_cache(maxsize=64)
 def _header(height: int, width: int, channels: int) -> bytes:
-    """What IHDR, the first chunk, has to say: sizes, 8 bits, colour type, and no interlacing."""
+    """The content that IHDR, the first chunk, must have: sizes, 8 bits, colour type, and no interlacing."""
     sizes = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     return sizes + bytes((8, _GREY if channels == 1 else _RGB, 0, 0, 0))
 

@@ -16,7 +16,7 @@ class ImageFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A sample that cannot be used: the shard or folder it lies in, its key, and why."""
+    """A sample that cannot be used: the shard or folder that holds it, its key, and why."""
 
     where: str
     key: str
@@ -36,11 +36,11 @@ class FaultLog:
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """The distinct samples that were skipped so far, in the order in which they were met."""
+        """The distinct samples skipped so far, in the order in which they were met."""
         return tuple(self._seen.values())
 
     def add(self, fault: Fault) -> None:
-        """Record a fault. Raises DataError where the settings say so."""
+        """Record a fault. Raises DataError if the settings require it."""
         if self.on_error == "fail":
             raise DataError(f"{fault} (repair or remove it, or set on_error to skip)")
         self._seen.setdefault((fault.where, fault.key), fault)

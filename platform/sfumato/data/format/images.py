@@ -1,4 +1,4 @@
-"""Images in: decoding that refuses what it should, and conversion to grey or RGB in uint8.
+"""Reads images: decoding that refuses unacceptable files, and conversion to grey or RGB in uint8.
 
 Nothing here unpickles, and no image is decoded before its size is known to be acceptable.
 """
@@ -39,7 +39,7 @@ def bombs_refused() -> Iterator[None]:
 
 
 def opened(file: Path | io.BytesIO, max_pixels: int, formats: tuple[str, ...] = _FOREIGN) -> Image.Image:
-    """An image of which only the header was read. Raises ImageFault."""
+    """An image whose header alone has been read. Raises ImageFault."""
     try:
         image = Image.open(file, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -53,7 +53,7 @@ def opened(file: Path | io.BytesIO, max_pixels: int, formats: tuple[str, ...] = 
 
 
 def _reason(what: str, error: Exception) -> str:
-    """Pillow's own text where it says more than an address in memory."""
+    """Pillow's own text, if it says more than an address in memory."""
     text = (str(error).splitlines() or [""])[0]
     return what if not text or "cannot identify" in text else f"{what}: {text}"
 
@@ -63,7 +63,7 @@ def is_grey(image: Image.Image) -> bool:
 
 
 def converted(image: Image.Image, channels: Channels) -> Image.Image:
-    """Decode to mode L or RGB. What is transparent becomes white, 16 bits become 8. Raises ImageFault."""
+    """Decode to mode L or RGB. Transparent areas become white, 16 bits become 8. Raises ImageFault."""
     mode = "L" if channels == 1 else "RGB"
     try:
         if image.mode == mode and "transparency" not in image.info:
@@ -89,7 +89,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation, 1 is upright. Looked for in the header alone: `getexif` may decode all pixels."""
+    """EXIF orientation, 1 is upright. Searches only the header: `getexif` may decode all pixels."""
     if "exif" not in image.info:
         return 1
     try:
@@ -99,7 +99,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def set_orientation(image: Image.Image, orientation: int) -> None:
-    """Put back what conversion loses of the EXIF data."""
+    """Restore the EXIF data that conversion loses."""
     image.getexif()[_ORIENTATION] = orientation
 
 
@@ -120,8 +120,8 @@ def png(pixels_HWC: U8) -> bytes:
 def decoded(data: bytes, info: ImageInfo, into: U8 | None = None) -> U8:
     """The image of one packed sample (PNG, JPEG, WebP or npy), uint8 [H, W, C]. Raises ImageFault.
 
-    The size is compared with the manifest's before anything is decoded. What is returned is `into`,
-    contiguous and of that shape, where the decoder could put the image there.
+    The size is compared with the manifest's before anything is decoded. The result is `into`,
+    contiguous and of that shape, if the decoder could write there.
     """
     if data.startswith(_NPY):
         return _npy(data, info)

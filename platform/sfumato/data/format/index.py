@@ -1,8 +1,8 @@
-"""One index a shard: where each sample's image lies, its key, its label, its caption, its further columns.
+"""One index per shard: where each sample's image is, its key, label, caption and further columns.
 
 It makes ranged reads possible and answers questions about labels without touching an image. The format is
-an Arrow IPC file beside the shard; its metadata names the shard's checksum, so that an index of other
-bytes is noticed.
+an Arrow IPC file next to the shard; its metadata names the shard's checksum, so that an index of other
+bytes is detected.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ WEIGHTS = ".weights"
 class ShardIndex:
     """The samples of one shard in the order of the tar.
 
-    `labels` is -1 where there is none, `captions` is null there. Not every member of the tar has to be
-    listed: what could not be used when an existing data set was indexed is left out.
+    A missing label is -1, a missing caption null. The index need not list every member of the tar: samples
+    that could not be used when an existing data set was indexed are left out.
 
-    `extra` has the further columns, null where a sample has none: a struct of `offset` and `size` for what
-    lies in members of the tar, otherwise the values, with `NAME.weights` those of several texts.
+    `extra` has the further columns, null if a sample has no value: a struct of `offset` and `size` for
+    members of the tar, otherwise the values, with the weights of several texts in `NAME.weights`.
     """
 
     keys: pa.StringArray
@@ -67,7 +67,7 @@ class ShardIndex:
         return len(self.offsets)
 
     def save(self, folder: str | Path, shard: ShardInfo) -> None:
-        """Write it beside the shard."""
+        """Write it next to the shard."""
         numbers = (pa.array(column) for column in (self.offsets, self.sizes, self.labels))
         columns = [self.keys, *numbers, self.captions, *self.extra.values()]
         further = [pa.field(name, column.type) for name, column in self.extra.items()]
@@ -85,7 +85,7 @@ def file_name(shard: str) -> str:
 
 
 def build(folder: str | Path, shard: str, fields: Fields = _DEFAULT) -> ShardIndex:
-    """Scan a WebDataset shard whose labels are numbers. Raises DataError at the first thing that is wrong."""
+    """Scan a WebDataset shard whose labels are numbers. Raises DataError at the first fault."""
     where = f"{folder}: {shard}"
     total = size_of(str(folder), shard)
     rows: list[Row] = []
@@ -101,7 +101,7 @@ def build(folder: str | Path, shard: str, fields: Fields = _DEFAULT) -> ShardInd
 
 
 def of_rows(rows: Sequence[Row], labels: Sequence[int], columns: Sources = _NONE) -> ShardIndex:
-    """The index of these samples, whose labels were brought to class numbers, with these further columns."""
+    """The index of these samples, whose labels are now class numbers, with these further columns."""
     extra: dict[str, pa.Array] = {}
     for name, source in columns.items():
         extra |= _further(name, source, [row.extra.get(name) for row in rows])
@@ -135,7 +135,7 @@ def _further(name: str, source: ColumnSource, values: Sequence[Any]) -> dict[str
 
 
 def column_digest(folder: str | Path, shards: Sequence[ShardInfo], name: str) -> str:
-    """sha256 of what the indexes of some shards hold of a further column."""
+    """sha256 of a further column's content in the indexes of some shards."""
     digest = hashlib.sha256()
     for shard in shards:
         extra = load_shard(str(folder), shard).extra
@@ -150,7 +150,7 @@ def column_digest(folder: str | Path, shards: Sequence[ShardInfo], name: str) ->
 
 @lru_cache(maxsize=64)
 def load_shard(folder: str, shard: ShardInfo) -> ShardIndex:
-    """The index of one shard; kept in memory, as a process reads many blocks of a shard."""
+    """The index of one shard; cached, since a process reads many blocks of a shard."""
     name = file_name(shard.name)
     hint = "pack or index the data set again"
     try:

@@ -43,12 +43,12 @@ class ImageInfo(Config):
 class ShardInfo(Config):
     """One tar."""
 
-    name: str = Field(description="File name, beside the manifest.", pattern=r"^[^/\\]+\.tar$")
+    name: str = Field(description="File name, next to the manifest.", pattern=r"^[^/\\]+\.tar$")
     samples: int = Field(ge=1, description="How many samples it holds.")
     bytes: int = Field(ge=1, description="Its size.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Checksum of the file.")
     image: ImageInfo | None = Field(
-        None, description="Size of this shard's images where the set has several (buckets); null: the set's."
+        None, description="Size of this shard's images if the set has several (buckets); null: the set's."
     )
 
 
@@ -70,13 +70,13 @@ class Manifest(Config):
         default_factory=dict, description="Further columns of every sample, by name."
     )
     encoders: dict[str, EncoderInfo] = Field(
-        default_factory=dict, description="What made columns (`sfumato precompute`), by name."
+        default_factory=dict, description="Encoders that added columns (`sfumato precompute`), by name."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _single_encoder(cls, content: Any) -> Any:
-        """Older manifests have one field `encoder`, which describes its arrays, too."""
+        """Older manifests have one field `encoder`, which also describes its arrays."""
         if not isinstance(content, dict) or "encoder" not in content:
             return content
         content = dict(content)
@@ -108,20 +108,20 @@ class Manifest(Config):
 
     @property
     def spec(self) -> DataSpec:
-        """All that a family can know of this data; `columns.spec_of` is what a recipe's batches carry."""
+        """All that a family can know about this data; `columns.spec_of` describes what batches carry."""
         extra = {TEXT: TEXT_COLUMN} if self.captions else {}
         extra |= {name: info.column for name, info in self.columns.items()}
         image = self.image
         return DataSpec(image.channels, image.height, image.width, self.classes, extra)
 
     def image_of(self, shard: ShardInfo) -> ImageInfo:
-        """What the images of one shard look like: all images of a shard have one size."""
+        """The geometry of the images of one shard: all have the same size."""
         return shard.image or self.image
 
     def further_images(self, names: Iterable[str], beside: ImageInfo) -> dict[str, ImageInfo]:
-        """What those of the named columns that are images look like beside images of a size: they follow it.
+        """The geometry of the named image columns for images of a size: they scale with it.
 
-        Raises DataError where that is no whole number of pixels.
+        Raises DataError if that gives a fraction of a pixel.
         """
         looks = {}
         for name in names:
@@ -140,7 +140,7 @@ class Manifest(Config):
         return looks
 
     def of_its_size(self) -> Manifest:
-        """The part whose images have the size that the set says: all of it, unless there are buckets."""
+        """The part whose images have the set's size: all of it, unless there are buckets."""
         shards = tuple(shard for shard in self.shards if self.image_of(shard) == self.image)
         return self if shards == self.shards else self.model_copy(update={"shards": shards})
 
@@ -161,7 +161,7 @@ class Manifest(Config):
     def load(cls, folder: str | Path) -> Manifest:
         """Read the manifest of a folder or URI. Raises DataError in one line."""
         if not cls.exists(folder):
-            raise DataError(f"{folder}: no {FILE} there; `sfumato pack SOURCE {folder}` makes a data set")
+            raise DataError(f"{folder}: no {FILE} there; `sfumato pack SOURCE {folder}` creates a data set")
         try:
             return cls.model_validate_json(read_bytes(str(folder), FILE))
         except ValidationError as error:
@@ -169,9 +169,9 @@ class Manifest(Config):
             raise DataError(f"{folder}/{FILE}: {problem}; pack the data set again") from error
 
     def save(self, folder: str | Path) -> None:
-        """Write it: whole, or not at all."""
+        """Write it whole, or not at all."""
         content = self.model_dump(mode="json")
-        if not self.columns and not self.encoders:  # byte for byte what older versions wrote, and can read
+        if not self.columns and not self.encoders:  # byte for byte as older versions wrote it, and can read
             content = {name: value for name, value in content.items() if name not in ("columns", "encoders")}
             content["encoder"] = None
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -179,7 +179,7 @@ class Manifest(Config):
 
 
 def verify(folder: str | Path, mode: Verify = "auto") -> Manifest:
-    """Check every shard against the manifest; DataError names the first that differs and how.
+    """Check every shard against the manifest; the DataError names the first difference.
 
     `size` compares sizes; `checksum` also reads every byte; `auto` does that for sets below 1 GiB.
     """
@@ -201,7 +201,7 @@ def verify(folder: str | Path, mode: Verify = "auto") -> Manifest:
 
 
 def difference(folder: str, shard: ShardInfo | SideFile, checksums: bool) -> str:
-    """How a file is not what the manifest says of it; empty where it is."""
+    """How a file differs from its entry in the manifest; empty if it does not."""
     size = size_of(folder, shard.name)
     if size is None:
         return "missing"

@@ -14,9 +14,9 @@ Range = tuple[int, int]
 
 
 def read_ranges(folder: str, name: str, ranges: Sequence[Range]) -> list[bytes]:
-    """The content of each range, in their order; shorter where the file ends before it.
+    """The content of each range, in their order; shorter if the file ends early.
 
-    Raises DataError where the file cannot be read.
+    Raises DataError if the file cannot be read.
     """
     found = [b""] * len(ranges)
     order = sorted(range(len(ranges)), key=ranges.__getitem__)
@@ -32,7 +32,7 @@ def read_ranges(folder: str, name: str, ranges: Sequence[Range]) -> list[bytes]:
 
 
 def _runs(ranges: Sequence[Range], order: Sequence[int]) -> Iterator[list[int]]:
-    """Runs between which lies more than it is worth to read along."""
+    """Runs of ranges, split at gaps too large to be worth reading."""
     run: list[int] = []
     for at in order:
         offset, size = ranges[at]

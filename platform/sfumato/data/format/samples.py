@@ -1,7 +1,7 @@
 """The samples of a WebDataset shard: which members belong together, and which cannot be used and why.
 
-A shard may come from anywhere. Nothing in it is extracted, followed or unpickled; a sample that tries to
-be clever (a link, a path that leads outside, a key that came before) is a `Fault`, not an error, so that
+A shard may come from anywhere. Nothing in it is extracted, followed or unpickled; a suspicious sample
+(a link, a path that leads outside, a repeated key) is a `Fault`, not an error, so that
 the caller decides whether the rest may be used.
 """
 
@@ -41,7 +41,7 @@ class Fields(Config):
 
     image: str | None = Field(
         None,
-        description="Extension of the image, for example google.png where samples have several; null takes "
+        description="Extension of the image, for example google.png if samples have several; null takes "
         f"the only one of {', '.join(IMAGE_EXTENSIONS)}.",
     )
     label: str = Field(
@@ -60,7 +60,7 @@ class Fields(Config):
 
 
 class Row(NamedTuple):
-    """One usable sample: its key, its image's place, and what was read of the members beside it."""
+    """One usable sample: its key, its image's place, and the content read from its other members."""
 
     key: str
     image: Member
@@ -69,23 +69,23 @@ class Row(NamedTuple):
     caption: str | None
     meta: dict[str, Any] | None
     extra: Mapping[str, Member | Value] = MappingProxyType({})
-    """What it has of the further columns: values, or members of the tar."""
+    """Its further columns: values, or members of the tar."""
 
 
 @dataclass
 class SampleReader:
-    """Reads the samples of shards; `ignored` counts the members by extension that nothing looks at."""
+    """Reads the samples of shards; `ignored` counts, by extension, the members that nothing reads."""
 
     fields: Fields = field(default_factory=Fields)
     ignored: Counter[str] = field(default_factory=Counter)
 
     def rows(self, file: RandomAccess, total: int, where: str) -> Iterator[Row | Fault]:
-        """Every sample of a tar in order. Raises DataError for a tar that is damaged as a whole."""
+        """Every sample of a tar in order. Raises DataError if the tar as a whole is damaged."""
         seen: set[str] = set()
         for key, members in grouped(scan(file, total, where)):
             try:
                 if key in seen:
-                    raise ImageFault("its key has come before in this shard")
+                    raise ImageFault("its key has appeared before in this shard")
                 seen.add(key)
                 yield self._row(file, key, members)
             except ImageFault as fault:
@@ -156,7 +156,7 @@ class SampleReader:
     def _caption(
         self, file: RandomAccess, found: dict[str, Member], meta: Any, extra: Mapping[str, Any]
     ) -> str | None:
-        if TEXT in self.fields.columns:  # several: the first stands for the sample where one is wanted
+        if TEXT in self.fields.columns:  # several: the first represents the sample if one is wanted
             return extra[TEXT].texts[0] if TEXT in extra else None
         if self.fields.caption.startswith("json."):
             value = (meta or {}).get(self.fields.caption.removeprefix("json."))
@@ -189,7 +189,7 @@ def _text(file: RandomAccess, extension: str, member: Member) -> str:
     try:
         return _content(file, extension, member, _MAX_TEXT).decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise ImageFault(f"its {extension} is no UTF-8 text") from error
+        raise ImageFault(f"its {extension} is not UTF-8 text") from error
 
 
 def grouped(members: Iterator[Member]) -> Iterator[tuple[str, list[tuple[str, Member]]]]:
@@ -214,8 +214,8 @@ def _check_name(key: str) -> None:
     parts = key.split("/")
     if key.startswith("/") or ".." in parts or "\\" in key:
         raise ImageFault("its name leads out of the data set")
-    if not key.isprintable():  # also what is not UTF-8
-        raise ImageFault("its name has characters that are no text")
+    if not key.isprintable():  # also if not UTF-8
+        raise ImageFault("its name has characters that are not text")
     if not parts[-1]:
         raise ImageFault("its name has no key before the first dot")
 
@@ -244,7 +244,7 @@ def parse_meta(content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ImageFault("its json cannot be read") from error
     if not isinstance(meta, dict):
-        raise ImageFault("its json is no object")
+        raise ImageFault("its json is not an object")
     return meta
 
 

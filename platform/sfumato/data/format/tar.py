@@ -25,7 +25,7 @@ _KINDS = {
     b"6": "a named pipe",
     b"S": "a sparse file",
 }
-# Their size field counts nothing that follows, whatever it says (as `tarfile` reads it).
+# No content follows these members, whatever their size field says (as `tarfile` reads it).
 _EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")
 _LONGEST_EXTENSION = 1 << 20
 _SIZE_DIGITS = 18
@@ -33,10 +33,10 @@ _CHUNK = 1 << 20
 
 
 class Member(NamedTuple):
-    """A member of a tar: its name, where its content starts, and how long that is.
+    """A member of a tar: its name, where its content starts, and its size.
 
-    `problem` says what it is where it is no plain file: a link, a device, a sparse file. Nothing follows
-    or creates such members; whoever wants the content of one has to refuse it.
+    `problem` names the kind of a member that is not a plain file: a link, a device, a sparse file. Nothing
+    follows or creates such members; code that needs the content of one must refuse it.
     """
 
     name: str
@@ -53,7 +53,7 @@ class RandomAccess(Protocol):
 
 
 class TarWriter:
-    """Appends members to a file and digests what it writes. The caller opens and closes the file."""
+    """Appends members to a file and digests the bytes it writes. The caller opens and closes the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -69,7 +69,7 @@ class TarWriter:
         self._write(_header(raw, len(content), b"0") + _padded(content))
 
     def finish(self) -> str:
-        """Write the end of the archive and return the sha256 of the whole."""
+        """Write the end of the archive and return the sha256 of all of it."""
         self._write(bytes(2 * BLOCK))
         return self._sha256.hexdigest()
 
@@ -105,9 +105,9 @@ def _header(name: bytes, size: int, kind: bytes) -> bytes:
 def scan(file: RandomAccess, total: int, where: str) -> Iterator[Member]:
     """The members of a tar of `total` bytes, in order, without its folders; only headers are read.
 
-    Raises DataError (naming `where`) for a header that is damaged, a member that ends after the file, a tar
-    without its end mark (whoever wrote it was interrupted), and data behind that mark, which other readers
-    would leave out without a word.
+    Raises DataError (naming `where`) for a damaged header, a member that ends after the file, a tar
+    without its end mark (its writer was interrupted), and data after that mark, which other readers
+    would silently leave out.
     """
     at, extended = 0, _Extended()
     while at + BLOCK <= total:
@@ -140,7 +140,7 @@ def scan(file: RandomAccess, total: int, where: str) -> Iterator[Member]:
 
 
 class _Extended(NamedTuple):
-    """What extension headers say of the member after them."""
+    """The values that extension headers give for the member after them."""
 
     name: str | None = None
     size: int | None = None
@@ -156,12 +156,12 @@ def _check_rest(file: RandomAccess, at: int, total: int, where: str) -> None:
     while at < total:
         file.seek(at)
         if file.read(min(_CHUNK, total - at)).strip(b"\0"):
-            raise DataError(f"{where}: more data lies behind the end mark at byte {at:,}: tars put together?")
+            raise DataError(f"{where}: more data after the end mark at byte {at:,}: were tars joined?")
         at += _CHUNK
 
 
 def _after_sparse_map(file: RandomAccess, header: bytes, start: int, total: int) -> int:
-    """Where the content of an old GNU sparse member starts: its map may go on in blocks of its own."""
+    """Where the content of an old GNU sparse member starts: its map may continue in further blocks."""
     more = header[482]
     while more and start + BLOCK <= total:
         file.seek(start)
@@ -200,7 +200,7 @@ def _extension(
 
 
 def _size(header: bytes, where: str, at: int) -> int:
-    """A member's size, after the header's own checksum was found right."""
+    """A member's size, once the header's own checksum matches."""
     said, size = _octal(header[148:156]), _octal(header[124:136])
     if header[124] == 0x80:
         size = int.from_bytes(header[125:136], "big")  # GNU, for 8 GiB and more
@@ -211,7 +211,7 @@ def _size(header: bytes, where: str, at: int) -> int:
 
 def _octal(field: bytes) -> int | None:
     digits = field.strip(b"\0 ") or b"0"
-    # `int` alone would take signs and underscores: a negative size sends a reader round in circles.
+    # `int` alone would accept signs and underscores: a negative size sends a reader into a loop.
     return None if digits.strip(b"01234567") else int(digits, 8)
 
 

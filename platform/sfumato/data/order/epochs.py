@@ -3,8 +3,8 @@
 Epoch e: (1) permute the shards, lay their samples end to end on a circle and start at a drawn place, which
 gives virtual positions 0 .. N-1; (2) deal them into P contiguous streams of N // P, so that N mod P samples
 sit the epoch out; (3) cut each stream into blocks of `window` samples and permute inside each block. The
-drawn start makes the streams, their blocks and the samples left out differ between epochs even where there
-is a single shard.
+drawn start makes the streams, their blocks and the samples left out differ between epochs, even with a
+single shard.
 
 A stream's epochs follow each other without end, so any place in it is one number, its *position*. All
 streams have the same length and advance together.
@@ -45,7 +45,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One window of one pool in one stream: what to read, and in which order to hand it on.
+    """One window of one pool in one stream: what to read, and in which order to deliver it.
 
     Row j of the block is sample `permutation()[j]` of the concatenated ranges. The first `skip` rows were
     consumed before (resume inside a block).
@@ -70,7 +70,7 @@ class Block:
 
     @property
     def rows(self) -> int:
-        """How many rows it hands on."""
+        """How many rows it delivers."""
         return self.samples - self.skip
 
     def permutation(self) -> NDArray[np.int64]:
@@ -78,7 +78,7 @@ class Block:
 
 
 class Order:
-    """Who comes when, for one seed and pool of samples. Raises ConfigError for what cannot be dealt."""
+    """Which sample comes when, for one seed and pool. Raises ConfigError for sizes that cannot be dealt."""
 
     def __init__(
         self, seed: int, shard_samples: Sequence[int], streams: int, window: int, pool: int = 0
@@ -90,7 +90,7 @@ class Order:
                 f"use 1 to {self.total:,} streams"
             )
         if window < 1:
-            raise ConfigError(f"data.shuffle_window is {window}; it is at least 1")
+            raise ConfigError(f"data.shuffle_window is {window}; it must be at least 1")
         self.seed, self.streams, self.window, self.pool = seed, streams, window, pool
         self.shard_samples = tuple(shard_samples)
         self.stream_length = self.total // streams
@@ -101,7 +101,7 @@ class Order:
         return (Order, (self.seed, self.shard_samples, self.streams, self.window, self.pool))
 
     def blocks(self, stream: int, position: int = 0) -> Iterator[Block]:
-        """The blocks of a stream from a position on, without end; the first may begin inside."""
+        """The endless blocks of a stream from a position on; the first may begin in the middle."""
         epoch, within = divmod(position, self.stream_length)
         index, skip = divmod(within, self.window)
         while True:
@@ -137,7 +137,7 @@ class Order:
             place, count = (place + here) % self.total, count - here
 
     def _make_layout(self, epoch: int) -> tuple[list[int], list[int], int]:
-        """Shards in their order, the virtual place where each ends, and where the circle starts."""
+        """The shards in their order, the virtual position where each ends, and where the circle starts."""
         shards: list[int] = permutation(len(self.shard_samples), derive(self.seed, "shards", epoch)).tolist()
         ends = list(accumulate(self.shard_samples[shard] for shard in shards))
         turn = int(np.random.PCG64(derive(self.seed, "start", epoch)).random_raw()) % self.total

@@ -1,9 +1,9 @@
-"""Which rows of which pool every stream gives to every global batch: a pure function, jumped into anywhere.
+"""Which rows of which pool every stream gives to every global batch: a pure function that can start anywhere.
 
-The batches take turns among the sizes of images (all images of one batch have one), and within the batches of
-a size the rows of every stream take turns among its pools. Each pool is dealt into the streams by an `Order`
-of its own, so a lane, one pool in one stream, is at a position that is arithmetic too. With a single pool
-the turns vanish and its order is all there is.
+The batches take turns among the sizes of images (all images of one batch have the same size), and within the
+batches of a size the rows of every stream take turns among its pools. Each pool has its own `Order`, which
+deals it into the streams, so the position of a lane, one pool in one stream, is computed directly too. With a
+single pool there are no turns, only its order.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Row = NDArray[np.int64]
 
 
 class Deal:
-    """The rows of all global batches, for batches of `rows` rows a stream."""
+    """The rows of all global batches, for batches of `rows` rows per stream."""
 
     def __init__(self, seed: int, pools: Sequence[Pool], streams: int, window: int, rows: int) -> None:
         self._rows = rows
         self._of_one = np.zeros(rows, np.int64) if len(pools) == 1 else None
-        """What is taken of a single pool, for which no turns need to be computed."""
+        """What is taken from a single pool, for which no turns need to be computed."""
         self._orders = _orders(seed, pools, streams, window)
         numbers = range(len(pools))
         self._sizes = [tuple(part) for _, part in groupby(numbers, key=lambda number: pools[number].size)]
@@ -98,13 +98,13 @@ class _Lane:
 
 
 def _orders(seed: int, pools: Sequence[Pool], streams: int, window: int) -> list[Order]:
-    """One order a pool. The window is divided among them, so that memory does not grow with their number."""
+    """One order per pool. They share the window, so that memory does not grow with their number."""
     if len(pools) == 1:
         return [Order(seed, pools[0].samples, streams, window)]
     whole = sum(pool.weight for pool in pools)
     orders = []
     for number, pool in enumerate(pools):
-        # Each stream gets something of a pool smaller than the number of streams: it is laid out repeatedly.
+        # A pool smaller than the number of streams is laid out repeatedly: each stream gets some of it.
         samples = pool.samples * -(-streams // pool.total)
         share = max(1, round(window * pool.weight / whole))
         orders.append(Order(derive(seed, "pool", number), samples, streams, share, pool=number))

@@ -2,7 +2,7 @@
 
 A global batch of B rows takes b = B / P consecutive rows of each of P streams. Rank r of W serves the
 streams p with p mod W == r. With a micro-batch of m rows, the batch is cut into B / m parts that do not
-depend on W wherever that is possible, so that one worker with two parts adds up the same gradients as two
+depend on W wherever possible, so that one worker with two parts adds up the same gradients as two
 workers with one part each.
 """
 
@@ -27,7 +27,7 @@ def plan(batch: int, streams: int, world_size: int, rank: int, micro_batch: int 
     - `micro_batch` None: all rows of the rank at once.
     - m <= b: runs of m rows of one stream.
     - m > b: group g has the streams g, g + G, g + 2G, ... with G = B / m; where W divides G, rank r takes
-      the groups g with g mod W == r. Where it does not (an elastic run on an odd number of workers), the
+      the groups g with g mod W == r. If it does not (an elastic run on an odd number of workers), the
       rank cuts its own streams into runs of m / b.
 
     Raises ConfigError naming the field and the nearest legal value.
@@ -60,7 +60,7 @@ def problems(
     micro_batch: int | None = None,
     samples: int | None = None,
 ) -> list[str]:
-    """What makes this combination impossible, one line each with the nearest legal value."""
+    """The reasons why this combination is impossible, one line each with the nearest legal value."""
     found = []
     if workers > streams:
         found.append(
@@ -89,10 +89,10 @@ def problems(
 def coupling_problems(
     batch: int, streams: int, workers: int, micro_batch: int | None, *, least: int | None = None
 ) -> list[str]:
-    """What would make the rows of a micro-batch depend on the number of workers, one line.
+    """Why the rows of a micro-batch would depend on the number of workers, in one line.
 
     A model whose rows influence one another (batch normalisation, dropout) computes the same on any number of
-    workers only where the cut is the same. An elastic run may meet every number from `least` to `workers`.
+    workers only if the cut is the same. An elastic run may meet every number from `least` to `workers`.
     """
     counts = [count for count in range(least or workers, workers + 1) if count > 1]
 
@@ -111,7 +111,7 @@ def coupling_problems(
 
 
 def _cut_alike(batch: int, streams: int, workers: int, micro_batch: int) -> bool:
-    """Whether that many workers cut a global batch as one does: see `plan`."""
+    """Whether that many workers cut a global batch as one worker does: see `plan`."""
     return micro_batch <= batch // streams or batch // micro_batch % workers == 0
 
 

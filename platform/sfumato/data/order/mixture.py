@@ -1,8 +1,8 @@
-"""Who comes next where several compete: weighted turns as arithmetic, so that any place can be jumped to.
+"""Weighted turns among several competitors, computed directly for any position.
 
 Turns come in cycles. In a cycle every competitor has a fixed number of turns, its weight rounded to the
-length of the cycle, and the seed draws in which order they come. So proportions are exact over every cycle,
-and how often somebody had his turn before turn n is known without walking there.
+length of the cycle, and the seed draws their order. So proportions are exact over every cycle, and the number
+of turns each competitor had before turn n is known without stepping through them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def apportioned(weights: Sequence[float], turns: int) -> I64:
     """Whole turns in proportion to the weights, at least one each, `turns` in all (largest remainders)."""
     shares = np.asarray(weights, np.float64) / sum(weights) * turns
     counts = np.maximum(np.floor(shares), 1).astype(np.int64)
-    # Rounded, so that remainders that are equal but for their last bits are equal on every machine.
+    # Rounded, so that remainders that differ only in their last bits are equal on every machine.
     remainders = np.round(shares - counts, 6)
     while (missing := turns - int(counts.sum())) != 0:
         step = 1 if missing > 0 else -1
@@ -47,7 +47,7 @@ class Turns:
         self._cycle = lru_cache(maxsize=4)(self._make_cycle)
 
     def between(self, start: int, stop: int) -> I64:
-        """Whose turns `start .. stop - 1` are, int64 [stop - start]."""
+        """The competitor at each of the turns `start .. stop - 1`, int64 [stop - start]."""
         if self.length == 1:
             return np.zeros(stop - start, np.int64)
         parts = []
@@ -59,7 +59,7 @@ class Turns:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def before(self, turn: int) -> I64:
-        """How many of the turns before `turn` each had, int64 [competitors]."""
+        """How many of the turns before `turn` each competitor had, int64 [competitors]."""
         cycle, within = divmod(turn, self.length)
         part = self.between(turn - within, turn)
         return cycle * self.counts + np.bincount(part, minlength=len(self.counts))
@@ -73,7 +73,7 @@ class Turns:
         return cycle * self.length + int(places[starts[competitor] + within])
 
     def _make_cycle(self, cycle: int) -> tuple[I64, I64, I64]:
-        """Who has each turn; all turns sorted by who has them; where each one's turns start in that."""
+        """The competitor of each turn; all turns sorted by competitor; where each one's turns start there."""
         everyone = np.repeat(np.arange(len(self.counts)), self.counts)
         turns = everyone[permutation(self.length, derive(self._seed, "cycle", cycle))]
         starts = np.concatenate([[0], np.cumsum(self.counts)[:-1]])

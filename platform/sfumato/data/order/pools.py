@@ -1,8 +1,8 @@
-"""Pools: what a training run draws from, each with an order of its own.
+"""Pools: what a training run draws from, each in its own order.
 
-A plain data set is one pool. Several data sets (`data.mix`) are one each; a set whose shards differ in image
-size has one a size (a bucket), and with `data.balance: class` there is one a class. The weights say how often
-each pool comes: a data set's weight is divided among its sizes by their samples, and among its classes
+A plain data set is one pool. Of several data sets (`data.mix`), each is a pool; a set whose shards differ in
+image size has one pool per size (a bucket), and with `data.balance: class` one per class. The weights set how
+often each pool comes: a data set's weight is divided among its sizes by their samples, and among its classes
 evenly.
 """
 
@@ -26,7 +26,7 @@ from sfumato.errors import ConfigError, DataError
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Samples of one data set that have one size and, where classes are balanced, one class."""
+    """Samples of one data set that have the same size and, if classes are balanced, the same class."""
 
     folder: str
     image: ImageInfo
@@ -40,7 +40,7 @@ class Pool:
     columns: Mapping[str, ColumnInfo] = field(default_factory=dict, hash=False)
     """The further columns that batches carry."""
     images: Mapping[str, ImageInfo] = field(default_factory=dict, hash=False)
-    """What those of them look like that are images."""
+    """The geometry of those that are images."""
 
     @property
     def total(self) -> int:
@@ -54,7 +54,7 @@ class Pool:
 
 def pools_of(settings: DataSettings, manifest: Manifest) -> tuple[Pool, ...]:
     """The pools of a recipe's data. Reads the manifests of `data.mix`, and all indexes where classes are
-    balanced. Raises ConfigError or DataError where the sets do not fit together."""
+    balanced. Raises ConfigError or DataError for sets that do not fit together."""
     others = [(other.path, Manifest.load(other.path), other.weight) for other in settings.mix]
     sets = [(settings.path, manifest, 1.0), *others]
     for path, other_manifest, _ in others:
@@ -73,7 +73,7 @@ def pools_of(settings: DataSettings, manifest: Manifest) -> tuple[Pool, ...]:
         for pool in _pools_of_set(path, part, weight, balance=settings.balance == "class")
     ]
     _check_transforms(settings, pools)
-    # Pools of one size side by side, and larger ones first: an order that no file name decides.
+    # Pools of one size together, larger ones first: the order does not depend on file names.
     return tuple(sorted(pools, key=lambda pool: (-pool.size[0] * pool.size[1], pool.size)))
 
 
@@ -85,7 +85,7 @@ def check(settings: DataSettings, manifest: Manifest) -> tuple[Pool, ...]:
 
 
 def content_digest(settings: DataSettings, manifest: Manifest) -> str:
-    """sha256 of the content of all data sets of a recipe, wherever they lie; of one alone its own."""
+    """sha256 of the content of all data sets of a recipe, wherever stored; of a single set, its own."""
     sets = [manifest, *(Manifest.load(other.path) for other in settings.mix)]
     digests = [part.digest for part in sets]
     names = carried(settings, manifest)
@@ -114,12 +114,12 @@ def _check_alike(path: str, manifest: Manifest, other_path: str, other: Manifest
         (height, width), (other_height, other_width) = *sizes, *other_sizes
         raise ConfigError(
             f"data.mix: the images of {other_path} are {other_width}x{other_height}, those of {path} "
-            f"{width}x{height}: pack both in one size"
+            f"{width}x{height}: pack both at one size"
         )
 
 
 def _check_columns(settings: DataSettings, manifest: Manifest, other_path: str, other: Manifest) -> None:
-    """Whether a data set that is mixed in has the same further columns, as far as batches carry them."""
+    """Check that a mixed-in data set has the same further columns, as far as batches carry them."""
     for name, info in carried(settings, manifest).items():
         if name not in other.columns:
             raise ConfigError(
@@ -136,7 +136,7 @@ def _check_columns(settings: DataSettings, manifest: Manifest, other_path: str, 
 
 
 def _check_transforms(settings: DataSettings, pools: Sequence[Pool]) -> None:
-    """Whether the transforms can move all images of a sample together."""
+    """Check that the transforms can move all images of a sample together."""
     problems = []
     for pool in pools:
         sizes = {name: _size(look) for name, look in {"image": pool.image, **pool.images}.items()}
@@ -145,7 +145,7 @@ def _check_transforms(settings: DataSettings, pools: Sequence[Pool]) -> None:
     cameras = [name for name, info in pools[0].columns.items() if info.kind == "camera"]
     if moving and cameras:
         problems.append(
-            f"data.transforms: {moving[0]} would move the images and not their cameras ({cameras[0]}): leave "
+            f"data.transforms: {moving[0]} would move the images but not their cameras ({cameras[0]}): leave "
             "one of the two out"
         )
     if problems:
@@ -177,7 +177,7 @@ def _pools_of_classes(
 ) -> Iterator[Pool]:
     everywhere = _counts(path, manifest, manifest.shards).sum(axis=0)
     if not everywhere.any():
-        raise DataError(f"{path}: data.balance=class, but no sample there has a label of its manifest")
+        raise DataError(f"{path}: data.balance=class, but no sample has a label that its manifest names")
     counts = _counts(path, manifest, shards)
     for label in np.flatnonzero(counts.sum(axis=0)):
         held = [(shard, int(n)) for shard, n in zip(shards, counts[:, label], strict=True) if n]
@@ -197,7 +197,7 @@ def _pools_of_classes(
 def _counts(
     path: str, manifest: Manifest, shards: Sequence[ShardInfo]
 ) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Samples of each class in each shard, int64 [shards, classes]; what has no legal label is left out."""
+    """Samples of each class in each shard, int64 [shards, classes]; excludes those without a legal label."""
     classes = len(manifest.classes)
     rows = []
     for shard in shards:

@@ -1,1 +1,1 @@
-"""From images of any kind to a data set: packing, indexing what exists, adding arrays."""
+"""From images of any kind to a data set: packs, indexes existing tars, adds arrays."""

@@ -2,8 +2,8 @@
 
 The hash of an image is the signs, against their median, of the 8 x 8 lowest cosine frequencies of its grey
 32 x 32 thumbnail: pHash (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions",
-2010). Few differing bits mean the same picture at another size or quality. As flat pictures and drawings
-share hashes without being alike, a pair also has to agree in an 8 x 8 colour thumbnail.
+2010). Few differing bits mean the same picture at another size or quality. Flat pictures and drawings
+share hashes without being alike, so a pair must also agree in an 8 x 8 colour thumbnail.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _SIDE = 32
 _LOW = 8
 _THUMB = 8
 _ALIKE = 12.0
-"""Mean absolute difference of the thumbnails, of 255, up to which two images look alike."""
+"""Largest mean absolute difference of the thumbnails, out of 255, at which two images look alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class Print:
-    """What is kept of an image: its 64-bit hash, and a thumbnail uint8 [8, 8, 3] as bytes."""
+    """An image's fingerprint: its 64-bit hash, and a thumbnail uint8 [8, 8, 3] as bytes."""
 
     bits: int
     thumb: bytes
@@ -36,7 +36,7 @@ class Print:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Sample `row` was left out for `kept`, from which its hash differs in `bits` bits."""
+    """Sample `row` was left out in favour of `kept`, from which its hash differs in `bits` bits."""
 
     row: int
     kept: int
@@ -44,7 +44,7 @@ class Duplicate:
 
 
 def print_of(image: Image.Image) -> Print:
-    """The print of a decoded image of mode L or RGB."""
+    """The fingerprint of a decoded image of mode L or RGB."""
     from scipy.fft import dctn
 
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), np.float64)
@@ -57,7 +57,7 @@ def print_of(image: Image.Image) -> Print:
 def near_duplicates(prints: Sequence[Print], rank: Sequence[Any], limit: int) -> list[Duplicate]:
     """Which samples to leave out so that no two that remain are near duplicates.
 
-    Samples are taken in the order of `rank` (best first); each is kept unless one that was kept before
+    Samples are taken in the order of `rank` (best first); each is kept unless an earlier kept one
     differs from it in at most `limit` bits and looks alike. The result is in that order.
     """
     bands = list(_bands(limit + 1))

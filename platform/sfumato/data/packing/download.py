@@ -1,7 +1,6 @@
-"""Sources in object storage: brought to a local disk once, since packing reads samples in another order.
+"""Sources in object storage: fetched to a local disk once, since packing reads samples in another order.
 
-What was fetched keeps the time at which it was last changed, which says whether a shard that was packed from
-it is still what packing it again would give.
+Fetched files keep their modification time, which shows whether a shard packed from them is still up to date.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from sfumato.errors import DataError
 S = TypeVar("S", bound=Config)
 _AT_ONCE = 16
 _CLOCK_TICK_NS = 2 * 10**9
-"""What was written in the same tick as it was fetched may have changed since and show the same time: object
-storage tells whole seconds, and its clock is not ours."""
+"""A file written in the same tick as it was fetched may have changed since and show the same time: object
+storage reports whole seconds, and its clock is not ours."""
 _WITH_NEIGHBOURS = ("idx", "listing")
-"""Kinds of which a single file means others beside it."""
+"""Kinds of which a single file refers to others next to it."""
 
 
 def local(config: S, scratch: Path, progress: OnProgress | None, stage: Callable[[str], None]) -> S:
-    """The source as it is, or, where its path is a URI, of files fetched into `scratch`.
+    """The source unchanged or, if its path is a URI, reading files fetched into `scratch`.
 
-    `scratch` has to be on a disk that all workers see. Raises DataError where nothing can be fetched.
+    `scratch` has to be on a disk that all workers see. Raises DataError if nothing can be fetched.
     """
     path = getattr(config, "path", "")
     if not is_remote(path):
@@ -52,7 +51,7 @@ def local(config: S, scratch: Path, progress: OnProgress | None, stage: Callable
 def fetched(uri: str, folder: Path, progress: OnProgress | None = None) -> Path:
     """A local copy below `folder`, of the same name, of a file or of everything in a folder.
 
-    Files that are there already, of the same size and time, are kept.
+    Existing files of the same size and time are kept.
     """
     found = listed(uri)
     if not found:
@@ -63,8 +62,8 @@ def fetched(uri: str, folder: Path, progress: OnProgress | None = None) -> Path:
     total = sum(info.size for _, info in found)
     if total > (free := shutil.disk_usage(target.parent).free):
         raise DataError(
-            f"{uri}: {total:,} bytes do not fit on the {free:,} that {target.parent} has left; name a larger "
-            "disk in TMPDIR, or make an index where it lies (`sfumato data index`)"
+            f"{uri}: {total:,} bytes do not fit in the {free:,} free at {target.parent}; name a larger "
+            "disk in TMPDIR, or index the data in place (`sfumato data index`)"
         )
     done = 0
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -91,7 +90,7 @@ def listed(uri: str) -> list[tuple[str, fs.FileInfo]]:
     for info in entries(uri):
         name = info.path.removeprefix(f"{root}/")
         if ".." in name.split("/") or "\\" in name or not name.isprintable():
-            raise DataError(f"{uri}: {name!a}: its name leads out of the folder, or is no text")
+            raise DataError(f"{uri}: {name!a}: its name leads out of the folder, or is not text")
         if info.type == fs.FileType.File:
             found.append((name, info))
     return found
@@ -109,7 +108,7 @@ def _fetch(uri: str, name: str, info: fs.FileInfo, target: Path) -> int:
         started_ns = time.time_ns()
         download(folder, own, draft)
         settled = time_ns + _CLOCK_TICK_NS < started_ns
-        kept_ns = time_ns if settled else time_ns - 1  # a time that is never told, so it is fetched again
+        kept_ns = time_ns if settled else time_ns - 1  # a time never reported, so it is fetched again
         os.utime(draft, ns=(kept_ns, kept_ns))
         os.replace(draft, path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Further columns while a set is made: what each value looks like, and what the manifest says of all."""
+"""Further columns while a set is packed: what each value looks like, and how the manifest describes all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Look(NamedTuple):
 
 
 def look_of(name: str, source: ColumnSource, value: Value) -> Look:
-    """What a value is like. Raises ImageFault for one that cannot be used."""
+    """Type and shape of a value. Raises ImageFault for one that cannot be used."""
     if source.kind in ("text", "tags"):
         return Look("str")
     if source.kind == "label":
@@ -44,7 +44,7 @@ def look_of(name: str, source: ColumnSource, value: Value) -> Look:
 
 
 def look_of_member(name: str, source: ColumnSource, content: bytes, max_pixels: int) -> Look:
-    """What a member of a tar is like. Raises ImageFault for one that cannot be used."""
+    """Type and shape of a member of a tar. Raises ImageFault for one that cannot be used."""
     if source.kind == "image":
         try:
             width, height, grey = packed_look(content, max_pixels)
@@ -77,15 +77,15 @@ def _checked(name: str, source: ColumnSource, look: Look) -> Look:
 
 
 def usual(looks: Sequence[Look]) -> Look:
-    """The look of most of some values."""
+    """The look that most values have."""
     (found, _), *_ = Counter(looks).most_common(1)
     return found
 
 
 def info_of(source: ColumnSource, looks: Sequence[Look]) -> ColumnInfo | None:
-    """What the manifest says of a column whose values, of a shard or set, look so; None where there is none.
+    """The manifest's entry for a column whose values, of a shard or set, look so; None if there are none.
 
-    Their sizes and types have been made equal; of images, channels may differ.
+    Their sizes and types are equal by now; images may differ in channels.
     """
     if not looks:
         return None
@@ -107,7 +107,7 @@ def info_of(source: ColumnSource, looks: Sequence[Look]) -> ColumnInfo | None:
 def merged(name: str, parts: Sequence[tuple[ImageInfo, ColumnInfo]], image: ImageInfo) -> ColumnInfo:
     """One description of a column from those of parts of the set, each with the size of its images.
 
-    `image` is the set's usual size. Raises DataError where the parts do not go together.
+    `image` is the set's usual size. Raises DataError if the parts do not go together.
     """
     usual = next((info for beside, info in parts if beside == image), parts[0][1])
     for beside, info in parts:
@@ -128,7 +128,7 @@ def merged(name: str, parts: Sequence[tuple[ImageInfo, ColumnInfo]], image: Imag
 
 
 def _beside(shape: tuple[int, ...], image: ImageInfo, beside: ImageInfo) -> tuple[float, ...]:
-    """The shape of a further image beside an image of another size."""
+    """The shape of a further image for an image of another size."""
     channels, height, width = shape
     return channels, height * beside.height / image.height, width * beside.width / image.width
 
@@ -136,7 +136,7 @@ def _beside(shape: tuple[int, ...], image: ImageInfo, beside: ImageInfo) -> tupl
 def with_columns(
     manifest: Manifest, parts: Mapping[str, Sequence[tuple[ImageInfo, ColumnInfo]]], folder: str
 ) -> Manifest:
-    """The manifest with its columns, whose indexes lie in `folder`, without those that no sample has."""
+    """The manifest with its columns, whose indexes are in `folder`, without those that no sample has."""
     columns = {
         name: merged(name, held, manifest.image).model_copy(
             update={"sha256": column_digest(folder, manifest.shards, name)}
@@ -148,7 +148,7 @@ def with_columns(
 
 
 def packed_sources(sources: Sources) -> dict[str, ColumnSource]:
-    """Where the columns lie in a tar that was packed: members by their names, and fields of the JSON."""
+    """Where the columns are in a packed tar: members by their names, and fields of the JSON."""
     found = {}
     for name, source in sources.items():
         kept: dict[str, Any] = {"kind": source.kind, "channels": source.channels, "classes": source.classes}

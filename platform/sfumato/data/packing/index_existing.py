@@ -1,7 +1,7 @@
-"""Manifest and indexes for a WebDataset that exists, so that it can be trained on as it is.
+"""Manifest and indexes for an existing WebDataset, so that it can be trained on unchanged.
 
-Every tar is read once, by a task of its own: for its checksum, and for the keys, labels, captions and sizes
-of its samples. What cannot be used is left out of the index; the tars are not touched.
+Every tar is read once, in its own task: for its checksum, and for the keys, labels, captions and sizes
+of its samples. Samples that cannot be used are left out of the index; the tars are not touched.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sfumato.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
-    """The manifest that was written, the samples that were left out, and members that nothing looks at."""
+    """The written manifest, the samples left out, and members that nothing reads."""
 
     manifest: Manifest
     skipped: tuple[Fault, ...]
@@ -42,7 +42,7 @@ class IndexReport:
 
 @dataclass(frozen=True, slots=True)
 class IndexOptions:
-    """How an existing data set is to be understood."""
+    """How to interpret an existing data set."""
 
     shards: str = "*.tar"
     fields: Fields = field(default_factory=Fields)
@@ -63,11 +63,11 @@ def make_index(
     run: Runner = in_process,
     progress: OnProgress | None = None,
 ) -> IndexReport:
-    """Write manifest.json and an index a shard beside the tars of `folder`, a folder or URI.
+    """Write manifest.json and one index per shard next to the tars of `folder`, a folder or URI.
 
-    With `dest`, they go into that folder, with links to the tars: for data that cannot be written to, or of
-    which a part is to be a data set of its own (on a local disk: object storage has no links). Raises
-    DataError for tars that cannot be read as a whole, and for samples that cannot be used as `log` says.
+    With `dest`, they go into that folder, with links to the tars: for data that is read-only, or of
+    which a part is to be its own data set (on a local disk: object storage has no links). Raises
+    DataError for tars that cannot be read as a whole and, as `log` requires, for samples that cannot be used.
     """
     root, place = _places(folder, dest)
     if Manifest.exists(place) and not overwrite:
@@ -98,8 +98,8 @@ def _places(folder: str | Path, dest: str | Path | None) -> tuple[str, str]:
         return root, root
     if is_remote(root) or is_remote(str(dest)):
         raise DataError(
-            f"{dest}: indexes go there with links to the tars, which object storage has none of; leave it "
-            "out, and they lie beside the tars"
+            f"{dest}: indexes go there with links to the tars, which object storage does not have; leave it "
+            "out to put them next to the tars"
         )
     return root, filesystem(str(dest))[1]
 
@@ -131,13 +131,13 @@ def _refuse_twins(found: Sequence[Tar], log: FaultLog) -> None:
         for sample in tar.samples:
             before = first.setdefault(sample.row.key, tar.name)
             if before != tar.name:
-                reason = f"its key has come before, in {before}"
+                reason = f"its key has appeared before, in {before}"
                 twins.append(Fault(tar.path, sample.row.key, reason))
         _leave_out(tar, log, twins)
 
 
 def _refuse_other_sizes(tar: Tar, log: FaultLog) -> None:
-    """All images of a shard have one size: that of most of them."""
+    """All images of a shard must have one size: that of most of them."""
     sizes = Counter(sample.size for sample in tar.samples)
     if len(sizes) > 1:
         (usual, _), *_ = sizes.most_common(1)
@@ -150,7 +150,7 @@ def _refuse_other_sizes(tar: Tar, log: FaultLog) -> None:
 
 
 def _refuse_other_looks(found: Sequence[Tar], name: str, source: ColumnSource, log: FaultLog) -> None:
-    """All values of a column have one type and shape; of further images, all of a shard."""
+    """All values of a column must have one type and shape; further images, only within a shard."""
     groups = [[tar] for tar in found] if source.kind == "image" else [list(found)]
     for group in groups:
         looks = [_size_alone(source, s.looks[name]) for tar in group for s in tar.samples if name in s.looks]
@@ -165,14 +165,14 @@ def _refuse_other_looks(found: Sequence[Tar], name: str, source: ColumnSource, l
 
 
 def _size_alone(source: ColumnSource, look: Look) -> Look:
-    """Images may be grey or coloured: they are brought to the same channels when they are read."""
+    """Images may be grey or coloured: reading converts them to the same channels."""
     return look._replace(shape=look.shape[1:]) if source.kind == "image" else look
 
 
 def _columns(
     found: Sequence[Tar], options: IndexOptions, channels: Channels
 ) -> dict[str, list[tuple[ImageInfo, ColumnInfo]]]:
-    """What each tar has of each column, beside images of its size."""
+    """The entry of each column in each tar, with the size of the tar's images."""
     columns: dict[str, list[tuple[ImageInfo, ColumnInfo]]] = {}
     for name, source in options.fields.columns.items():
         parts = columns.setdefault(name, [])
@@ -248,7 +248,7 @@ def _link(link: Path, tar: Path) -> None:
     if not link.exists():
         link.symlink_to(tar.resolve())
     elif not link.samefile(tar):
-        raise DataError(f"{link}: another file of that name lies there; choose another place")
+        raise DataError(f"{link}: another file has that name; choose another place")
 
 
 def _size(tar: Tar) -> Size:

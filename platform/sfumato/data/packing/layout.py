@@ -1,9 +1,9 @@
 """Which sample goes into which shard, decided before any is packed.
 
-Samples are laid down in the order of a hash of their keys. Shards of a folder sorted by class are then
+Samples are laid out in the order of a hash of their keys. Shards of a folder sorted by class are then
 mixed from the start, which the training order needs: it permutes whole shards and windows inside a stream,
-and so never brings together samples that lie far apart. Every shard is described by a digest of all that
-its bytes depend on, so that a shard that was finished before an interruption is recognised.
+and so never brings together samples that are far apart. A digest of everything that a shard's bytes depend
+on identifies it, so that a shard finished before an interruption is recognised.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _MOST_SAMPLES, _FEWEST_SAMPLES = 8192, 64
 _RAW_BYTES = 1 << 27
 _STEPS = 8
 _FORMAT = 1
-"""Raised when this package writes other bytes for the same input."""
+"""Increased when this package writes other bytes for the same input."""
 TRAIN, VAL = "train", "val"
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """One shard to be packed: rows of the source, in order, and what becomes of their images."""
+    """One shard to pack: rows of the source, in order, and how their images are stored."""
 
     split: str
     name: str
@@ -44,7 +44,7 @@ class ShardPlan:
     geometry: Geometry
     digest: str
     further: tuple[tuple[str, Geometry], ...] = ()
-    """What becomes of further images, by column."""
+    """How further images are stored, by column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Layout:
 def layout(
     source: Source, config: SourceConfig, seen: Sequence[Seen], max_pixels: int, shard_size: int | None
 ) -> Layout:
-    """Raises DataError where the images do not go together and the options do not say what to do."""
+    """Raises DataError if the images do not go together and the options do not resolve it."""
     channels = channels_of(source, config, seen)
     sizes, faults = sizes_of(source, config, seen)
     usable = [one for one in seen if one.row in sizes]
@@ -92,7 +92,7 @@ def file_stem(name: str) -> str:
 
 
 def channels_of(source: Source, config: SourceConfig, seen: Sequence[Seen]) -> Channels:
-    """Raises DataError for grey images among coloured ones, unless the options say what to make of them."""
+    """Raises DataError for grey images among coloured ones, unless the options set the channels."""
     if config.channels != "auto":
         return config.channels
     grey = next((one for one in seen if one.look.grey), None)
@@ -110,7 +110,7 @@ def sizes_of(
 ) -> tuple[dict[int, Size], list[Fault]]:
     """The size (width, height) that each image will have, and faults for those that are too small.
 
-    Raises DataError for images of several sizes, unless the options say what to make of them.
+    Raises DataError for images of several sizes, unless the options set the size.
     """
     buckets = _buckets(config)
     sizes: dict[int, Size] = {}
@@ -146,7 +146,7 @@ def _buckets(config: SourceConfig) -> tuple[Size, ...]:
         return auto_buckets(config.size, config.bucket_step or max(1, config.size // _STEPS))
     if config.size is not None:
         raise DataError(
-            "size and a list of buckets say different things; leave size out, or set buckets=auto"
+            "size and a list of buckets contradict each other; leave size out, or set buckets=auto"
         )
     return tuple(_bucket(text) for text in config.buckets)
 
@@ -175,7 +175,7 @@ def _wh(look: Look) -> Size:
 
 
 def _duplicates(source: Source, config: SourceConfig, usable: Sequence[Seen]) -> list[Duplicate]:
-    """By rows of the source. Of two that look alike, the one with more pixels stays."""
+    """Duplicates, by rows of the source. Of two that look alike, the one with more pixels stays."""
     if config.dedupe is None:
         return []
     prints = [one.print for one in usable if one.print is not None]
@@ -186,7 +186,7 @@ def _duplicates(source: Source, config: SourceConfig, usable: Sequence[Seen]) ->
 
 
 def _splits(source: Source, config: SourceConfig, left: Iterable[int]) -> dict[str, list[int]]:
-    """Rows in the order in which they are packed, by split. Who is held out depends on the key alone."""
+    """Rows in packing order, by split. Whether a sample is held out depends only on its key."""
     mixed = sorted(left, key=lambda row: hashlib.blake2b(source.keys[row].encode(), digest_size=16).digest())
     if not config.val:
         return {"": mixed}
@@ -205,7 +205,7 @@ def _by_size(rows: Sequence[int], sizes: dict[int, Size]) -> dict[Size, list[int
 
 
 def geometry_of(config: SourceConfig, channels: Channels, size: Size | None, max_pixels: int) -> Geometry:
-    """What the options make of an image that is to have this size (width, height)."""
+    """How the options store an image that is to have this size (width, height)."""
     return Geometry(
         channels,
         size,
@@ -219,7 +219,7 @@ def geometry_of(config: SourceConfig, channels: Channels, size: Size | None, max
 
 
 def _shard_size(size: Size, channels: int) -> int:
-    """Samples a shard: a power of two, at most 128 MiB of raw pixels."""
+    """Samples per shard: a power of two, at most 128 MiB of raw pixels."""
     fitting = _RAW_BYTES // (size[0] * size[1] * channels)
     return max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, 1 << max(fitting, 1).bit_length() - 1))
 
@@ -227,7 +227,7 @@ def _shard_size(size: Size, channels: int) -> int:
 def _further(
     config: SourceConfig, size: Size, seen: Sequence[Seen], max_pixels: int
 ) -> tuple[tuple[str, Geometry], ...]:
-    """What becomes of further images beside images of a size: the same, each with channels of its own."""
+    """How further images are stored with images of a size: in the same way, each with its own channels."""
     found = []
     for name, column in config.columns.items():
         if column.kind != "image":
@@ -249,7 +249,7 @@ def _digest(
     geometry: Geometry,
     further: tuple[Sources, tuple[tuple[str, Geometry], ...]],
 ) -> str:
-    """Of everything that the bytes of a shard depend on, the encoders' versions included."""
+    """Digest of everything that the bytes of a shard depend on, including the encoders' versions."""
     digest = hashlib.sha256()
     encoders = [features.version(name) for name in ("zlib", "jpg", "webp")]
     digest.update(json.dumps([_FORMAT, PIL.__version__, encoders, repr(geometry)]).encode())

@@ -1,8 +1,8 @@
-"""Packing: any source of images into WebDataset shards, their indexes and a manifest.
+"""Packs any source of images into WebDataset shards, their indexes and a manifest.
 
-The source is listed, looked at and laid out in shards; then every shard is packed by a task of its own, in
-this process or on a cluster. The same source gives the same bytes, whoever packs it and however often it
-was interrupted (under one version of Pillow and its encoders).
+The source is listed, looked at and laid out in shards; then every shard is packed in its own task, in
+this process or on a cluster. The same source gives the same bytes, wherever it is packed and however often
+packing was interrupted (under one version of Pillow and its encoders).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class PackReport:
     """What was packed, and what was left out."""
 
     manifests: dict[str, Manifest]
-    """By split: `train` and `val`, or the empty name where the source was not split."""
+    """By split: `train` and `val`, or the empty name if the source was not split."""
     skipped: tuple[Fault, ...]
     duplicates: tuple[tuple[str, str, int], ...] = ()
-    """Key of a near duplicate that was left out, key of what it duplicates, bits in which they differ."""
+    """Key of a near duplicate that was left out, key of its original, bits in which they differ."""
     kept: int = 0
-    """Shards that an interrupted pack had finished before."""
+    """Shards that an interrupted pack had already finished."""
 
     @property
     def manifest(self) -> Manifest:
@@ -190,10 +190,10 @@ def pack(
     """Write `source` as a data set in `dest`, a folder or URI, where it appears complete or not at all.
 
     `source` may also be a word that `sources.source_named` knows. With `val` set, `dest` gets the folders
-    `train` and `val`, a data set each. `shard_size` is in samples; None takes a power of two such that a
+    `train` and `val`, each a data set. `shard_size` is in samples; None takes a power of two such that a
     shard holds up to 128 MiB of raw pixels. `stage(name)` announces list, look and pack, and
-    `progress(done, total)` tells how far each is. An interrupted pack leaves its finished shards in a hidden
-    folder beside `dest` (in object storage, in `dest` itself), from where the next call takes them.
+    `progress(done, total)` reports how far each is. An interrupted pack leaves its finished shards in a
+    hidden folder next to `dest` (in object storage, in `dest` itself), from which the next call takes them.
 
     Raises DataError for a source that cannot be packed and for a `dest` that exists, unless `overwrite` is
     set and it holds a data set.
@@ -217,6 +217,6 @@ def _draft(dest: str, overwrite: bool) -> Iterator[Draft]:
         with draft_of(target) as draft:
             yield draft
     finally:
-        for parent in new:  # none is left behind for nothing
+        for parent in new:  # no empty parents stay behind
             if parent.is_dir() and not any(parent.iterdir()):
                 os.rmdir(parent)

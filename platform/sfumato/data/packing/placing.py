@@ -1,4 +1,4 @@
-"""Where columns are added: whether a place is free for them, and having a set at another place, too."""
+"""Where columns are added: checks that a place is free, and brings a set to another place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfumato.errors import DataError
 
 
 def check_destination(folder: str, manifest: Manifest, addition: Addition) -> None:
-    """Raises DataError where the columns cannot go there: another set, or something else, lies there."""
+    """Raises DataError if the columns cannot go there: the place holds another set, or something else."""
     dest = addition.dest
     if is_remote(dest):
         check_bucket(dest)
@@ -54,9 +54,9 @@ def _check_free(there: Manifest, addition: Addition) -> None:
 
 
 def place_set(folder: str, manifest: Manifest, dest: str) -> None:
-    """Have all files of a set but its manifest at another place, too: linked, or copied.
+    """Link or copy all files of a set except its manifest to another place.
 
-    What lies there already is kept. Nothing happens where both are one place.
+    Existing files are kept. Nothing happens if both places are the same.
     """
     if Manifest.exists(dest):
         return
@@ -89,7 +89,7 @@ def _place(folder: str, name: str, dest: str) -> None:
 
 
 def _link(path: Path, link: Path) -> None:
-    """A second name of the file, or a symbolic link where it lies on another disk."""
+    """A hard link to the file, or a symbolic link if it is on another disk."""
     try:
         os.link(path, link)
     except OSError:

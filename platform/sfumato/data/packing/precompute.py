@@ -1,12 +1,12 @@
-"""Precomputation: what a frozen encoder makes of every sample, added to a data set as columns.
+"""Precomputation: adds a frozen encoder's output for every sample to a data set, as columns.
 
-Nothing that is there is copied or changed: the columns lie in side files beside the shards, and a new
-manifest, written last, says what they are. Until then the set is what it was; afterwards its images keep
-their digest. Side files are named after what they were made by, so that columns made again by another
-encoder stand beside the old ones until the manifest names them, and then the old ones go.
+Existing files are neither copied nor changed: the columns are stored in side files next to the shards, and a
+new manifest, written last, describes them. Until then the set is unchanged; afterwards its images keep
+their digest. Side files are named after their encoder, so that columns from another encoder are stored
+next to the old ones until the manifest names them; then the old ones are deleted.
 
-The files of a shard are recorded when they are whole, so that interrupted work is resumed. With another
-destination, the set is first linked there (copied, where either place is object storage).
+The files of a shard are recorded when they are complete, so that interrupted work resumes. With another
+destination, the set is first linked there (copied, if either place is object storage).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from sfumato.data.storage.write import publish, remove_tree, workplace, write_by
 from sfumato.errors import DataError
 
 ROWS = 64
-"""Images that an encoder sees at once, always as many: the arithmetic of a sample does not depend on which
-others are computed with it."""
+"""Images that an encoder sees at once, always the same number: the arithmetic of a sample does not depend on
+which others are computed with it."""
 WORKING = "_precomputing-"
 Files = Mapping[str, SideFile]
 """By column, the side file of one shard."""
@@ -43,7 +43,7 @@ _FILES = TypeAdapter(dict[str, SideFile])
 
 
 class ShardEncoder(Protocol):
-    """What turns images (or, for another encoder, captions) into arrays."""
+    """Turns images (or, for another encoder, captions) into arrays."""
 
     @property
     def columns(self) -> Mapping[str, ColumnInfo]: ...
@@ -52,7 +52,7 @@ class ShardEncoder(Protocol):
     ) -> Mapping[str, NDArray[Any]]:
         """The arrays of `columns`, [N, *shape] each, of uint8 images and their captions.
 
-        Where a column is float16 or bfloat16, its numbers are float32 here.
+        If a column is float16 or bfloat16, its numbers are float32 here.
         """
         ...
 
@@ -68,7 +68,7 @@ class Addition:
 
     @property
     def identity(self) -> str:
-        """Of what is made by what: the name of the run does not count."""
+        """Digest of the encoder, its input and its columns; the name of the run does not count."""
         content = [
             self.encoder.model_dump(mode="json", exclude={"run"}),
             {name: info.model_dump(mode="json") for name, info in sorted(self.columns.items())},
@@ -93,7 +93,7 @@ def encode_shard(
 ) -> Files:
     """Write the side files of one shard of `folder` into the destination; finished ones are kept.
 
-    Raises DataError for a sample that cannot be used: a column that is added has no gaps.
+    Raises DataError for a sample that cannot be used: an added column has no gaps.
     """
     shard, dest = manifest.shards[number], addition.dest
     if size_of(dest, addition.record(shard.name)) is not None:
@@ -105,7 +105,7 @@ def encode_shard(
         publish(dest, place, [file.name for file in files.values()])
     if not is_remote(dest):
         (Path(filesystem(dest)[1]) / addition.records).mkdir(exist_ok=True)
-    # Last: what it vouches for is there.
+    # Last: the files that it vouches for exist by now.
     write_bytes(dest, addition.record(shard.name), _FILES.dump_json(dict(files)))
     return files
 
@@ -145,7 +145,7 @@ def stored(values: NDArray[Any], dtype: str, column: str) -> NDArray[Any]:
     Raises DataError for one that the type cannot hold.
     """
     if not np.isfinite(values).all():
-        raise DataError(f"the encoder's {column} is not finite; was it trained to the end?")
+        raise DataError(f"the encoder's {column} is not finite; was its training completed?")
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).view(BFLOAT16)
@@ -157,9 +157,9 @@ def stored(values: NDArray[Any], dtype: str, column: str) -> NDArray[Any]:
 
 
 def finish(manifest: Manifest, files: Iterable[Files], addition: Addition) -> Manifest:
-    """Write the manifest with the columns, in place of those of an encoder of the same name.
+    """Write the manifest with the columns, replacing those of an encoder of the same name.
 
-    `manifest` is that of the set that was encoded, `files` has the files of its shards in order.
+    `manifest` is that of the encoded set, `files` has the files of its shards in order.
     """
     dest, found = addition.dest, list(files)
     there = Manifest.load(dest) if Manifest.exists(dest) else manifest
@@ -189,7 +189,7 @@ def finish(manifest: Manifest, files: Iterable[Files], addition: Addition) -> Ma
 
 
 def _remove_old(dest: str, before: Manifest, after: Manifest) -> None:
-    """Delete the side files that the new manifest does not name, of a local set."""
+    """Delete the side files of a local set that the new manifest does not name."""
     if is_remote(dest):  # where readers may be at work; storage rules clean up there
         return
     used = {file.name for info in after.columns.values() for file in info.files.values()}

@@ -23,7 +23,7 @@ class RayRunner:
         started = given = 0
         try:
             while given < len(tasks):
-                # Bounded, as results wait here for those before them.
+                # Bounded, since results wait here for earlier ones.
                 while started < len(tasks) and len(running) < self._workers and started < given + 64:
                     running[_run.remote(tasks[started])] = started
                     started += 1
@@ -58,7 +58,7 @@ class RayRunner:
 
 @ray.remote(num_cpus=1, max_retries=2)
 def _run(task: Task[Any]) -> Iterator[Any]:
-    """Errors for the user travel as values: Ray would bury them under its own words."""
+    """Errors for the user travel as values: Ray would bury them in its own text."""
     try:
         yield from task()
     except SfumatoError as error:

@@ -1,9 +1,9 @@
-"""Packing into object storage, which has no rename: shards go where they belong, the manifest comes last.
+"""Packs into object storage, which has no rename: shards go to their final place, the manifest comes last.
 
-Without its manifest a folder is no data set, so one appears complete or not at all. Beside the shards lies
-`_packing/` with a record of each that is finished, from which an interrupted pack goes on, and a claim that
-the process which packs holds: object storage has no locks, but whoever claims later wins, and the other one
-finds that out before it writes a manifest.
+Without its manifest a folder is not a data set, so one appears complete or not at all. Next to the shards,
+`_packing/` has a record of each finished one, from which an interrupted pack resumes, and the claim of the
+process that packs. Object storage has no locks, but the later claim wins, and the other process
+detects that before it writes a manifest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OURS = (".tar", ".index.arrow", ".arrays.arrow", FILE)
 
 @dataclass(frozen=True, slots=True)
 class RemoteDraft:
-    """A `draft.Draft` at a URI."""
+    """A `staging.Draft` at a URI."""
 
     target: str
     scratch: Path
@@ -46,7 +46,7 @@ class RemoteDraft:
         return below(self.target, split)
 
     def finished(self, plans: Sequence[ShardPlan]) -> dict[ShardPlan, ShardResult]:
-        """From here on the place holds no data set: an old one that is overwritten loses its manifest."""
+        """From here on the place holds no data set: one to be overwritten loses its manifest."""
         for split in _SPLITS:
             remove(self.place(split), FILE)
         root = filesystem(self.target)[1]
@@ -86,7 +86,7 @@ class RemoteDraft:
                     raise DataError(f"{place}: {shard.name}: changed since it was written")
         except DataError:
             result = None
-        if result is None:  # other bytes will come to its place: it must not vouch for them
+        if result is None:  # other bytes will replace it: the record must not vouch for them
             remove(self.target, name)
         return result
 
@@ -106,9 +106,9 @@ def _record(plan: ShardPlan) -> str:
 
 @contextmanager
 def remote_draft_of(dest: str, overwrite: bool) -> Iterator[RemoteDraft]:
-    """The draft of a data set at a URI. Raises DataError where it may not be put there.
+    """The draft of a data set at a URI. Raises DataError if it may not be put there.
 
-    What was finished stays when an error or an interruption comes in between.
+    Finished shards stay after an error or an interruption.
     """
     check_bucket(dest)
     _check_place(dest, overwrite)

@@ -48,7 +48,7 @@ _EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the header of an image says: its upright size, and whether it has no colour."""
+    """The facts in an image's header: its upright size, and whether it is grey."""
 
     width: int
     height: int
@@ -56,7 +56,7 @@ class Look:
 
 
 def look(image: Encoded, max_pixels: int) -> Look:
-    """Raises ImageFault for what cannot be an image or has too many pixels; nothing is decoded."""
+    """Raises ImageFault for data that is not an image or has too many pixels; nothing is decoded."""
     if isinstance(image, np.ndarray):
         height, width, channels = image.shape
         return Look(width, height, channels == 1)
@@ -67,7 +67,7 @@ def look(image: Encoded, max_pixels: int) -> Look:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What becomes of every image of a shard. `size` (width, height) None keeps the images' own."""
+    """How every image of a shard is stored. `size` (width, height) None keeps the images' own."""
 
     channels: Channels
     size: Size | None
@@ -79,7 +79,7 @@ class Geometry:
     max_pixels: int
 
     def encode(self, image: Encoded, key: str) -> tuple[str, bytes, Size]:
-        """Extension, bytes and (width, height) of what goes into the shard. Raises ImageFault."""
+        """Extension, bytes and (width, height) of the stored image. Raises ImageFault."""
         if isinstance(image, np.ndarray):
             return self._encoded(self._fitted(_picture(image, self.channels), key))
         with _opened(image, self.max_pixels) as file:
@@ -88,7 +88,7 @@ class Geometry:
             return self._encoded(self._fitted(upright(file, self.channels), key))
 
     def pixels(self, image: Encoded, key: str) -> U8:
-        """What goes into the shard before it is encoded, uint8 [H, W, C]. Raises ImageFault."""
+        """The stored image before encoding, uint8 [H, W, C]. Raises ImageFault."""
         if isinstance(image, np.ndarray):
             return pixels_of(self._fitted(_picture(image, self.channels), key))
         with _opened(image, self.max_pixels) as file:
@@ -138,13 +138,13 @@ def _opened(image: Path | bytes, max_pixels: int) -> Image.Image:
 
 
 def _verified(image: Path | bytes, file: Image.Image) -> bytes:
-    """The original bytes of an image that does decode."""
+    """The original bytes of an image that decodes."""
     converted(file, 1 if is_grey(file) else 3)
     return image if isinstance(image, bytes) else image.read_bytes()
 
 
 def upright(image: Image.Image, channels: Channels) -> Image.Image:
-    """Decoded, converted to L or RGB, and turned as its EXIF data asks. Raises ImageFault."""
+    """Decoded, converted to L or RGB, and turned as its EXIF data requires. Raises ImageFault."""
     orientation = orientation_of(image)
     plain = converted(image, channels)
     if orientation == 1:
@@ -180,14 +180,14 @@ def _corner(room: Size, crop: Crop, key: str) -> Size:
 def check_size(have: Size, want: Size, upscale: bool) -> None:
     if not upscale and (have[0] < want[0] or have[1] < want[1]):
         asked = str(want[0]) if want[0] == want[1] else f"{want[0]}x{want[1]}"
-        raise ImageFault(f"{have[0]}x{have[1]} is smaller than the asked size {asked}")
+        raise ImageFault(f"{have[0]}x{have[1]} is smaller than the requested size {asked}")
 
 
 def auto_buckets(size: int, step: int, max_aspect: float = 2.0) -> tuple[Size, ...]:
     """All (width, height) in multiples of `step` with at most size² pixels that no other of them contains.
 
     The aspect-ratio buckets of NovelAI's "improvements on Stable Diffusion" (2022): for each width the
-    largest height, and the other way round, with a ratio of at most `max_aspect`.
+    largest height, and vice versa, with a ratio of at most `max_aspect`.
     """
     found = set()
     for short in range(step, size + 1, step):
@@ -200,7 +200,7 @@ def auto_buckets(size: int, step: int, max_aspect: float = 2.0) -> tuple[Size, .
 def nearest_bucket(have: Size, buckets: Sequence[Size], upscale: bool) -> Size:
     """The bucket of the nearest aspect ratio (least loss to the crop) that needs no enlarging.
 
-    Raises ImageFault where every bucket is larger than the image.
+    Raises ImageFault if every bucket is larger than the image.
     """
     fitting = [size for size in buckets if upscale or (size[0] <= have[0] and size[1] <= have[1])]
     if not fitting:

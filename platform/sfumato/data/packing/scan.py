@@ -1,7 +1,7 @@
-"""Looking at a source before it is packed: sizes, colours, near duplicates. No pixel is kept.
+"""Looks at a source before it is packed: sizes, colours, near duplicates. No pixel is kept.
 
-What is found decides which samples go where, so it is found once, for all samples, by tasks that run
-anywhere; headers alone are read unless duplicates are looked for.
+The findings decide which samples go where, so all samples are scanned once, by tasks that run
+anywhere; they read only headers, unless they look for duplicates.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _TELL = 64
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a sample is like."""
+    """The findings about one sample."""
 
     row: int
     look: Look
     mark: str
     print: Print | None
     further: Mapping[str, Look] = field(default_factory=dict)
-    """Of its further images."""
+    """The looks of its further images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def survey(
 
 
 def assumed(source: Source, config: SourceConfig) -> list[Seen]:
-    """Where looking is not `needed`: every sample, taken to be as listing or the options say."""
+    """If looking is not `needed`: every sample, with the look given by the listing or the options."""
     size = config.size or 1
     like = source.uniform or Look(size, size, config.channels == 1)
     return [Seen(row, like, source.mark(row), None) for row in range(len(source.keys))]

@@ -1,4 +1,4 @@
-"""Packing one shard: a task that writes a tar and its index, and says what it wrote."""
+"""Packs one shard: a task that writes a tar and its index, and reports what it wrote."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ShardResult:
     captions: int
     faults: tuple[Fault, ...]
     columns: Mapping[str, ColumnInfo] = field(default_factory=dict, hash=False)
-    """What it has of the further columns."""
+    """Its entries for the further columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class ShardTask:
     """Packs the samples of `part`, which are the rows of `plan`, into `folder` (a folder or URI).
 
     Stops after more than `max_faults` samples that cannot be used; the caller then fails as a whole, so
-    that nothing of the shard stays. The name of the file appears when all of it is written.
+    that nothing of the shard stays. The file appears under its name when all of it is written.
     """
 
     part: Source
@@ -132,7 +132,7 @@ class ShardTask:
     ) -> tuple[dict[str, bytes], dict[str, Any], dict[str, Look]]:
         """The members and JSON fields of a sample's further columns, and what its values look like.
 
-        Raises ImageFault for a value that is not like the others of the shard.
+        Raises ImageFault for a value that differs in type or shape from the others of the shard.
         """
         members: dict[str, bytes] = {}
         fields: dict[str, Any] = {}
@@ -163,7 +163,7 @@ class ShardTask:
 def _encoded(
     geometry: Geometry, name: str, value: Encoded, image: Encoded, key: str
 ) -> tuple[str, bytes, Size]:
-    """A further image as it is packed. Raises ImageFault."""
+    """A further image as it is stored. Raises ImageFault."""
     try:
         if geometry.crop == "random" and geometry.size is not None:
             _check_one_size(look(value, geometry.max_pixels), look(image, geometry.max_pixels))
@@ -173,7 +173,7 @@ def _encoded(
 
 
 def _check_one_size(further: Header, image: Header) -> None:
-    """A random crop cuts both alike only where both have one size. Raises ImageFault."""
+    """A random crop cuts both alike only if both have one size. Raises ImageFault."""
     sizes = [f"{one.width}x{one.height}" for one in (further, image)]
     if sizes[0] != sizes[1]:
-        raise ImageFault(f"{sizes[0]} beside an image of {sizes[1]}; a random crop needs both of one size")
+        raise ImageFault(f"{sizes[0]} for an image of {sizes[1]}; a random crop needs both at one size")

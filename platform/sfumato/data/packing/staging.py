@@ -1,7 +1,7 @@
-"""The hidden folder beside a data set in which it is packed, and which an interrupted pack leaves behind.
+"""The hidden folder next to a data set in which it is packed, and which an interrupted pack leaves behind.
 
 Every finished shard has a record with the digest of its plan. The next pack into the same place keeps the
-shards whose digest is the one that it needs and whose bytes are still what the record says.
+shards whose digest is the one that it needs and whose bytes still match the record.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from sfumato.errors import DataError
 _FAULTS = TypeAdapter(tuple[Fault, ...])
 _COLUMNS = TypeAdapter(dict[str, ColumnInfo])
 TAKEN = "exists and is not a packed data set; choose another place"
-HOLDS_ONE = "holds a data set already; choose another place, or overwrite it"
+HOLDS_ONE = "already holds a data set; choose another place, or overwrite it"
 
 
 class Draft(Protocol):
-    """A data set that is being packed."""
+    """A data set being packed."""
 
     @property
     def scratch(self) -> Path:
-        """A folder for intermediate files, which the tasks see."""
+        """A folder for intermediate files that all tasks can see."""
         ...
 
     def place(self, split: str) -> str:
@@ -47,7 +47,7 @@ class Draft(Protocol):
         ...
 
     def finished(self, plans: Sequence[ShardPlan]) -> dict[ShardPlan, ShardResult]:
-        """What an earlier pack left that can be used. Called before the first shard is written."""
+        """Usable results of an earlier pack. Called before the first shard is written."""
         ...
 
     def record(self, result: ShardResult) -> None:
@@ -55,7 +55,7 @@ class Draft(Protocol):
         ...
 
     def put_in_place(self, manifests: Mapping[str, Manifest]) -> None:
-        """Make the data set of all that was written: a manifest a split."""
+        """Complete the data set from the written shards: one manifest per split."""
         ...
 
 
@@ -72,7 +72,7 @@ def written(result: ShardResult) -> bytes:
 
 
 def understood(record: bytes, plan: ShardPlan) -> ShardResult | None:
-    """What a record says, or None where it is damaged or of another plan."""
+    """The result in a record, or None if it is damaged or of another plan."""
     try:
         content = json.loads(record)
         if content["digest"] != plan.digest:
@@ -87,7 +87,7 @@ def understood(record: bytes, plan: ShardPlan) -> ShardResult | None:
 
 @dataclass(frozen=True, slots=True)
 class LocalDraft:
-    """`set/` becomes the data set; `records/` and `scratch/` are gone by then."""
+    """`set/` becomes the data set; `records/` and `scratch/` are deleted by then."""
 
     folder: Path
     target: Path
@@ -97,11 +97,11 @@ class LocalDraft:
         return self.folder / "scratch"
 
     def place(self, split: str) -> str:
-        """Where the shards of a split are written."""
+        """The folder that the shards of a split are written to."""
         return str(self.folder / "set" / split)
 
     def finished(self, plans: Sequence[ShardPlan]) -> dict[ShardPlan, ShardResult]:
-        """What an earlier pack left that can be used; everything else that it left is deleted."""
+        """Usable results of an earlier pack; everything else that it left is deleted."""
         found = {}
         for plan in plans:
             if (result := self._recorded(plan)) is not None:
@@ -123,7 +123,7 @@ class LocalDraft:
         os.replace(part, path)
 
     def put_in_place(self, manifests: Mapping[str, Manifest]) -> None:
-        """Rename, so that no moment shows half a data set; an old one is deleted after it was replaced."""
+        """Rename, so that half a data set is never visible; an old one is deleted once it is replaced."""
         for split, manifest in manifests.items():
             manifest.save(self.place(split))
         ready, target = self.folder / "set", self.target
@@ -145,7 +145,7 @@ class LocalDraft:
                 self._check(plan, result.info)
             return result
         except (OSError, DataError):
-            return None  # whatever is wrong with it, the shard is packed again
+            return None  # whatever the problem, the shard is packed again
 
     def _check(self, plan: ShardPlan, info: ShardInfo) -> None:
         folder = self.place(plan.split)
@@ -155,7 +155,7 @@ class LocalDraft:
 
 
 def target_of(dest: str | Path, overwrite: bool) -> Path:
-    """The local folder that a data set may be put into. Raises DataError."""
+    """The local folder for a data set, if it may be written. Raises DataError."""
     target = Path(filesystem(str(dest))[1])
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return target
@@ -170,8 +170,8 @@ def target_of(dest: str | Path, overwrite: bool) -> Path:
 def draft_of(target: Path) -> Iterator[LocalDraft]:
     """The draft of a data set in a local folder, held by this process alone.
 
-    It is kept when an error or an interruption comes after something was finished, and deleted otherwise.
-    Raises DataError where another process packs into the same place, and where nothing can be written.
+    It is kept if an error or an interruption follows a finished shard, and deleted otherwise.
+    Raises DataError if another process packs into the same place, or if nothing can be written.
     """
     folder = target.parent / f".{target.name}-packing"
     try:
@@ -202,5 +202,5 @@ def _worth_keeping(draft: LocalDraft, error: BaseException) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """With the parents that were made for it alone, as far as they are empty."""
+    """Delete the folder and its content; failures are ignored."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Scanning one existing tar: its checksum, and what its samples and their further columns look like."""
+"""Scans one existing tar: its checksum, and what its samples and their further columns look like."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Sample(NamedTuple):
     size: Size
     grey: bool
     looks: Mapping[str, Look]
-    """Of the further columns that it has."""
+    """The looks of its further columns."""
 
 
 @dataclass
 class Tar:
-    """What a task found in one tar."""
+    """The findings of a task about one tar."""
 
     path: str
     sha256: str

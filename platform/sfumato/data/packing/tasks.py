@@ -1,8 +1,8 @@
-"""Work that may run in this process or on a cluster: tasks that tell how far they are.
+"""Work that may run in this process or on a cluster: tasks that report their progress.
 
-A task is a picklable callable that yields integers (so many images are done) and, last, its result. A
-runner takes tasks and gives their results in the order of the tasks, so that what is made of them does not
-depend on who ran them or how many at once. `ray_tasks` has the runner for a cluster.
+A task is a picklable callable that yields integers (how many images are done) and, last, its result. A
+runner takes tasks and returns their results in the order of the tasks, so that the outcome does not
+depend on where they ran or how many at once. `ray_tasks` has the runner for a cluster.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ OnProgress = Callable[[int, int | None], None]
 
 
 class Runner(Protocol):
-    """Runs tasks; `advance(count)` is called as they tell of their progress."""
+    """Runs tasks; `advance(count)` is called as they report progress."""
 
     def __call__(self, tasks: Sequence[Task[T]], advance: Callable[[int], None]) -> Iterator[T]: ...
 
 
 def in_process(tasks: Sequence[Task[T]], advance: Callable[[int], None]) -> Iterator[T]:
-    """One task after the other, here."""
+    """Runs one task after another in this process."""
     for task in tasks:
         for item in task():
             if isinstance(item, int):
@@ -32,7 +32,7 @@ def in_process(tasks: Sequence[Task[T]], advance: Callable[[int], None]) -> Iter
 
 
 class Tally:
-    """Adds up what tasks tell and reports it as (done, total)."""
+    """Adds up the progress of tasks and reports it as (done, total)."""
 
     def __init__(self, progress: OnProgress | None, total: int | None) -> None:
         self._progress, self._total, self._done = progress, total, 0

@@ -1,4 +1,4 @@
-"""A source read in place, without packing it: for whoever wants to look at its images once."""
+"""A source read in place, without packing it: for callers that need its images once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sfumato.errors import DataError
 class InPlace:
     """The images of a source as packing would store them, all of one size.
 
-    `faults` lists what looking found unusable; `keys` has the others. Raises DataError for a source that
+    `faults` lists the samples found unusable; `keys` has the others. Raises DataError for a source that
     cannot be read, and for images that do not go together.
     """
 
@@ -49,7 +49,7 @@ class InPlace:
         self.description = source.description
 
     def caption(self, row: int) -> str | None:
-        """The text beside sample `row` of `keys`. Raises ImageFault."""
+        """The caption of sample `row` of `keys`. Raises ImageFault."""
         return self._source.read(row).caption
 
     def read(self, row: int) -> tuple[U8, int | None]:

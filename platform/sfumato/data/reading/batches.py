@@ -1,4 +1,4 @@
-"""From rows in order to global batches: what a rank's readers deliver becomes its micro-batches."""
+"""From ordered rows to global batches: the rows that a rank's readers deliver become its micro-batches."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _Lane = tuple[int, int]
 
 
 def to_batch(columns: Mapping[str, NDArray[Any]], images: Collection[str] = ("image",)) -> HostBatch:
-    """A batch on the host, of which `core.batch.to_device` makes the one that a family sees.
+    """A batch on the host, which `core.batch.to_device` turns into the one that a family sees.
 
     The columns in `images`, uint8 [n, H, W, C], become uint8 [n, C, H, W]; texts become `Texts`, lists of
     words `Tags`; all others tensors of their own type, `label` int64 [n] among them.
     """
-    import torch  # here, since read tasks load this module and are started sooner without it
+    import torch  # here, since read tasks load this module and start sooner without it
 
     batch: dict[str, torch.Tensor] = {}
     for name, column in columns.items():
@@ -47,16 +47,16 @@ def to_batch(columns: Mapping[str, NDArray[Any]], images: Collection[str] = ("im
         elif column.dtype == BFLOAT16:
             batch[name] = torch.from_numpy(column.view(np.int16).copy()).view(torch.bfloat16)
         else:
-            batch[name] = torch.from_numpy(column.copy())  # it may lie in memory that is read-only
+            batch[name] = torch.from_numpy(column.copy())  # its memory may be read-only
     return HostBatch(batch, images)
 
 
 class MicroBatches(Iterator[list[MicroBatch]]):
-    """One list of micro-batches a global batch, from the rows of the rank's blocks.
+    """One list of micro-batches per global batch, from the rows of the rank's blocks.
 
-    `blocks` says which rows `chunks` brings: a block's rows are those of one or more whole chunks. The rows
-    of a global batch are drawn from the pools that `pools_of_rows(number of the global batch, stream)` names.
-    Faults are judged as rows arrive. Ends where the chunks end; call `close` when done earlier.
+    `blocks` describes the rows that `chunks` delivers: a block's rows are those of one or more whole chunks.
+    `pools_of_rows(number of the global batch, stream)` names the pools from which the rows of a global batch
+    are drawn. Faults are judged as rows arrive. Ends when the chunks end; call `close` to stop earlier.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class MicroBatches(Iterator[list[MicroBatch]]):
         return [MicroBatch(self._collate(_gathered(shares, cut)), cut) for cut in self._cuts]
 
     def close(self) -> None:
-        """Stop the readers behind it."""
-        with suppress(AttributeError):  # an iterator that is no generator holds nothing
+        """Stop the readers that supply it."""
+        with suppress(AttributeError):  # an iterator other than a generator holds nothing
             self._chunks.close()  # type: ignore[attr-defined]
 
     def _share(self, stream: int) -> Columns:
@@ -122,7 +122,7 @@ class MicroBatches(Iterator[list[MicroBatch]]):
         return _joined(parts)
 
     def _receive(self) -> None:
-        """Take in the rows of the next block. Raises StopIteration where the chunks end before it."""
+        """Take in the rows of the next block. Raises StopIteration if the chunks end before it."""
         block = next(self._blocks)
         missing = block.rows
         while missing:
@@ -141,7 +141,7 @@ class MicroBatches(Iterator[list[MicroBatch]]):
 
 
 def ended_early(block: Block, missing: int) -> DataError:
-    """What is raised where a read task hands on fewer rows than a block has."""
+    """The error for a read task that delivers fewer rows than a block has."""
     return DataError(
         f"reading ended early: {missing:,} of the {block.rows:,} rows of {block.named} are missing; look for "
         "a read task that failed in Ray's logs, then resume the run"

@@ -1,8 +1,8 @@
-"""Reading one block: byte ranges of its shards, decoded to uint8 columns, in chunks of a few megabytes.
+"""Reads one block: byte ranges of its shards, decoded to uint8 columns, in chunks of a few megabytes.
 
-A sample that cannot be used is replaced by the next good one of its block (in the block's order, going
-round), so that positions stay arithmetic; the chunk tells which and why, and the consumer decides whether
-that is allowed.
+A sample that cannot be used is replaced by the next good one of its block (in the block's order, wrapping
+around), so that positions can still be computed. The chunk reports which and why, and the consumer decides
+whether that is allowed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sfumato.data.reading.further import Draw, Values
 from sfumato.data.reading.transforms import U8, Augmentation
 from sfumato.errors import DataError
 
-_CHUNK_BYTES = 4 << 20  # at least: from there on NumPy asks for huge pages, and few are faulted in
+_CHUNK_BYTES = 4 << 20  # at least: from this size NumPy asks for huge pages, which cause few page faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +46,15 @@ class BlockReader:
     columns: Mapping[str, ColumnInfo] = field(default_factory=dict)
     """The further columns that are read."""
     images: Mapping[str, ImageInfo] = field(default_factory=dict)
-    """What those of them look like that are images."""
+    """The geometry of those that are images."""
     seed: int | None = None
-    """What texts are drawn by; without one, the first of a sample's texts is taken."""
+    """The seed for drawing texts; without one, the first of a sample's texts is taken."""
 
     @classmethod
     def of_shard(
         cls, folder: str, manifest: Manifest, number: int, *, text: bool = False, columns: Sequence[str] = ()
     ) -> BlockReader:
-        """Every sample of one shard of a data set, as it is, with these further columns."""
+        """Every sample of one shard of a data set, unchanged, with these further columns."""
         shard = manifest.shards[number]
         image = manifest.image_of(shard)
         infos = {name: manifest.columns[name] for name in columns}
@@ -81,7 +81,7 @@ class BlockReader:
         )
 
     def only(self, blocks: Sequence[Block]) -> BlockReader:
-        """What these blocks need, of all shards or of what an earlier call left."""
+        """The reader narrowed to what these blocks need."""
         needed = {part.shard for block in blocks for part in block.ranges}
         shards = {shard: self._shard(shard) for shard in sorted(needed)}
         names = {shard.name for shard in shards.values()}
@@ -89,7 +89,7 @@ class BlockReader:
         return replace(self, shards=shards, columns=columns)
 
     def _shard(self, number: int) -> ShardInfo:
-        # A small pool is laid out repeatedly: beyond its last shard comes its first.
+        # A small pool is laid out repeatedly: after its last shard comes its first.
         return self.shards.get(number) or self.shards[number % len(self.shards)]
 
     @property
@@ -101,7 +101,7 @@ class BlockReader:
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """The `block.rows` rows in the block's order, augmented, in chunks that are decoded when asked for.
 
-        Raises DataError for a shard or index that cannot be read, and where no sample of the block is good.
+        Raises DataError for a shard or index that cannot be read, and if no sample of the block is good.
         """
         samples = [sample for part in block.ranges for sample in self._samples(part)]
         in_order = [samples[place] for place in block.permutation().tolist()]
@@ -130,7 +130,7 @@ class BlockReader:
         return self._columns(good, rooms, Draw(None)), faults
 
     def _chunk(self, samples: Sequence[_Sample], rows: range, epoch: int) -> Chunk:
-        """Rows of the block's samples, which are in its order."""
+        """Rows of the block's samples, which are given in the block's order."""
         chosen: list[_Sample] = []
         faults: list[Fault] = []
         rooms = self._rooms(len(rows))
@@ -178,7 +178,7 @@ class BlockReader:
     def _next_good(
         self, samples: Sequence[_Sample], row: int, places: Mapping[str, U8], fault: Fault
     ) -> tuple[_Sample, dict[str, U8]]:
-        """The next sample, going round, that can be used in place of the faulty one."""
+        """The next sample, wrapping around, that can be used in place of the faulty one."""
         for sample in (*samples[row + 1 :], *samples[:row]):
             try:
                 return sample, self._decoded(sample, places)
@@ -189,7 +189,7 @@ class BlockReader:
         )
 
     def _decoded(self, sample: _Sample, places: Mapping[str, U8]) -> dict[str, U8]:
-        """The sample's images, in their `places` where the decoder can put them there.
+        """The sample's images, in their `places` if the decoder can write there.
 
         Raises ImageFault for one that lacks anything.
         """
@@ -252,7 +252,7 @@ class PoolReaders:
     readers: Mapping[int, BlockReader]
 
     def only(self, blocks: Sequence[Block]) -> PoolReaders:
-        """What these blocks need."""
+        """The readers narrowed to what these blocks need."""
         pools = sorted({block.pool for block in blocks})
         return PoolReaders(
             {pool: self.readers[pool].only([b for b in blocks if b.pool == pool]) for pool in pools}
@@ -268,14 +268,14 @@ class PoolReaders:
         yield from reader.only([block]).chunks(block)
 
     def chunks_or_error(self, block: Block) -> Iterator[Chunk]:
-        """As `chunks`, but an error is a value too, and the last."""
+        """As `chunks`, but an error is also a value, the last one."""
         try:
             yield from self.chunks(block)
         except DataError as error:
             yield Chunk({}, error=str(error))
 
 
-class _Sample(NamedTuple):  # made in half the time of a frozen dataclass
+class _Sample(NamedTuple):  # built in half the time of a frozen dataclass
     shard: ShardInfo
     row: int
     key: str
@@ -289,7 +289,7 @@ class _Sample(NamedTuple):  # made in half the time of a frozen dataclass
 
 
 def _put(places: Mapping[str, U8], images: Mapping[str, U8]) -> None:
-    """Copied there, where the decoder has not put them there already."""
+    """Copies them there, unless the decoder wrote them there already."""
     for name, pixels_HWC in images.items():
         if pixels_HWC is not places[name]:
             places[name][...] = pixels_HWC

@@ -1,4 +1,4 @@
-"""Memory for pixels that is used again: fresh pages cost more than the copy that fills them."""
+"""Reusable memory for pixels: fresh pages cost more than the copy that fills them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_SMALL = 1 << 16  # bytes; below, the allocator has used memory at hand
+_SMALL = 1 << 16  # bytes; below this, the allocator reuses memory
 
 
 class Slabs:
-    """Copies arrays into slabs; a slab is used again once no view of its copy is left.
+    """Copies arrays into slabs; a slab is reused once no view of its copy remains.
 
-    As many slabs stay as there were copies alive at once. For any number of threads.
+    As many slabs stay as copies were alive at once. Safe for any number of threads.
     """
 
     def __init__(self) -> None:
@@ -45,10 +45,10 @@ class Slabs:
 
 
 def _referenced(slabs: Iterable[NDArray[np.uint8]]) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Each slab and how often it is referred to. A view refers to the slab, however it was made."""
+    """Each slab and its reference count. A view refers to the slab, however it was created."""
     for slab in slabs:
         yield slab, sys.getrefcount(slab)
 
 
 _UNUSED = next(references for _, references in _referenced([np.empty(1, np.uint8)]))
-"""What a slab without views shows; which references count depends on the version of Python."""
+"""The count of a slab without views; which references count depends on the version of Python."""

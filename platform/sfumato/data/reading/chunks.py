@@ -1,8 +1,8 @@
-"""What a reader hands on: some rows as columns, and what was wrong with some of them.
+"""What a reader delivers: some rows as columns, and what was wrong with some of them.
 
-Between a read task of Ray and its consumer a chunk is one row of an Arrow table with its pixels as one binary
-value: Ray then neither cuts nor joins nor converts them, images of different sizes may follow one another,
-and they are not copied on the way.
+Between a Ray read task and its consumer a chunk is one row of an Arrow table, with its pixels as one binary
+value. Ray then does not cut, join or convert them, images of different sizes may follow one another, and they
+are not copied on the way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sfumato.data.format.faults import Fault
 
 Columns = dict[str, NDArray[Any]]
-"""`image` uint8 [n, H, W, C]; `label` int64 [n] where the set has classes; `text` str as objects [n];
+"""`image` uint8 [n, H, W, C]; `label` int64 [n] if the set has classes; `text` str as objects [n];
 further columns by name: images as `image`, texts and lists of words as objects [n], numbers [n, ...]."""
 
 _SCHEMA = pa.schema(
@@ -43,9 +43,9 @@ class Chunk:
 
     columns: Columns
     faults: tuple[Fault, ...] = ()
-    """The samples that were asked for and could not be used; others stand in their rows."""
+    """The requested samples that could not be used; others are in their rows."""
     error: str = ""
-    """Why the block could not be read at all; it has no columns then."""
+    """Why the block could not be read at all; the chunk then has no columns."""
 
     @property
     def rows(self) -> int:
@@ -53,7 +53,7 @@ class Chunk:
 
 
 def to_table(chunk: Chunk, place: int) -> pa.Table:
-    """A table of one row; `place` says which block of a reading the chunk is of."""
+    """A table of one row; `place` identifies the block of a reading that the chunk belongs to."""
     image, label = (chunk.columns.get(name) for name in _NAMED)
     others = {name: column for name, column in chunk.columns.items() if name not in _NAMED}
     arrays = {name: column for name, column in others.items() if not column.dtype.hasobject}
@@ -75,7 +75,7 @@ def to_table(chunk: Chunk, place: int) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> Iterator[tuple[int, Chunk]]:
-    """The places and chunks of a table's rows. Their arrays are read-only and lie in the table's memory."""
+    """The places and chunks of a table's rows. Their arrays are read-only views of the table's memory."""
     for part in table.to_batches():
         for row in range(part.num_rows):
             yield part.column(0)[row].as_py(), _chunk(part, row)

@@ -1,4 +1,4 @@
-"""Columns of a packed data set as conditions: row i is that of sample i in the manifest's order."""
+"""Columns of a packed data set as conditions: row i belongs to sample i in the manifest's order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST = 512
 
 
 class DataRows:
-    """One column of a data set, read by ranges as it is asked for."""
+    """One column of a data set, read by ranges on request."""
 
     def __init__(self, condition: Condition, reading: _Reading) -> None:
         column = reading.manifest.spec.columns[condition.column]
@@ -36,7 +36,7 @@ class DataRows:
         return self._reading.manifest.samples
 
     def read(self, rows: Sequence[int]) -> Value:
-        """As `Rows.read`. Raises DataError for a sample that cannot be read or has no caption."""
+        """As `Rows.read`. Raises DataError for a sample that cannot be read or lacks a caption."""
         value: Value = self._reading.rows(tuple(rows))[self._column]
         if isinstance(value, Texts):
             for row, text in zip(rows, value, strict=True):
@@ -81,7 +81,7 @@ class _Reading:
         return [part for row in run for part in self._next_usable(row)]
 
     def _next_usable(self, row: int) -> Sequence[Columns]:
-        """A row, or where it cannot be used and may be skipped the first after it that can."""
+        """A row, or if it cannot be used and may be skipped, the first after it that can."""
         size = self.manifest.samples
         for at in (number % size for number in range(row, row + size)):
             if found := self._usable(range(at, at + 1)):
@@ -104,10 +104,10 @@ class _Reading:
 def rows_of_data(
     folder: str, taken: Sequence[Condition], on_error: OnError = "fail", *, missing: bool = False
 ) -> Source:
-    """The conditions that a data set has columns for.
+    """The conditions for which a data set has columns.
 
-    Of a set with buckets those images count that have its most common size. Raises DataError where there is
-    no data set, or, unless `missing` permits it, for one that has none of these columns.
+    Of a set with buckets, only images of its most common size count. Raises DataError if there is no data set
+    or, unless `missing` permits it, for one that has none of these columns.
     """
     manifest = Manifest.load(folder).of_its_size()
     columns = manifest.spec.columns
@@ -115,7 +115,7 @@ def rows_of_data(
     if not wanted and not missing:
         asked = ", ".join(sorted({condition.column for condition in taken})) or "none"
         raise DataError(
-            f"{folder}: it has the columns {', '.join(sorted(columns))}, and this model's conditions are of "
+            f"{folder}: it has the columns {', '.join(sorted(columns))}, but this model's conditions need "
             f"{asked}"
         )
     reading = _Reading(folder, manifest, on_error, wanted)

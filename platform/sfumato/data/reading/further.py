@@ -1,4 +1,4 @@
-"""The further columns of samples: their values from the index, and these as arrays of a chunk."""
+"""The further columns of samples: their values from the index, and the same as arrays of a chunk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Values = Mapping[str, Any]
 def values_of(
     index: ShardIndex, chosen: NDArray[np.int64], infos: Infos, where: str
 ) -> Iterator[dict[str, Any]]:
-    """What the index has of the chosen samples, in their order. Raises DataError for one without a column."""
+    """The index's values for the chosen samples, in their order. Raises DataError if it lacks a column."""
     held: dict[str, list[Any]] = {}
     for name, info in infos.items():
         if info.stored not in ("index", "members"):
@@ -43,7 +43,7 @@ def values_of(
 
 
 def check(values: Values, infos: Infos) -> None:
-    """Raises ImageFault for a sample that lacks a column, or whose value is not as the manifest says.
+    """Raises ImageFault for a sample that lacks a column, or whose value does not match the manifest.
 
     A text may be missing: it counts as empty.
     """
@@ -81,7 +81,7 @@ class Draw:
         self._seed, self._epoch = seed, epoch
 
     def text(self, name: str, key: str, texts: list[str] | None, weights: list[float] | None) -> str:
-        """The text; empty where the sample has none."""
+        """The text; empty if the sample has none."""
         if not texts:
             return ""
         if len(texts) == 1 or self._seed is None:

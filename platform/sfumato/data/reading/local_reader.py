@@ -1,4 +1,4 @@
-"""Reading in this process: what Ray Data does for a training run, for tests, tools and a single worker."""
+"""Reads in this process what Ray Data reads for a training run: for tests, tools and a single worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sfumato.data.reading.transforms import Augmentation
 
 @dataclass(frozen=True)
 class RankPlan:
-    """What one rank reads, whoever reads it: in this process or by Ray Data."""
+    """What one rank reads, in this process or with Ray Data."""
 
     settings: DataSettings
     manifest: Manifest
@@ -32,14 +32,14 @@ class RankPlan:
     rank: int
     world_size: int
     pools: tuple[Pool, ...] = field(default=(), repr=False)
-    """What `pools_of` gives; found out here unless handed over."""
+    """The result of `pools_of`; computed here unless given."""
 
     def __post_init__(self) -> None:
         if not self.pools:
             object.__setattr__(self, "pools", pools_of(self.settings, self.manifest))
 
     def blocks(self, images: int, batch: int) -> Iterator[Block]:
-        """The rank's blocks in the order in which it needs them, from the global batch at `images` on."""
+        """The rank's blocks in the order it needs them, from the global batch at `images` on."""
         own = rank_streams(self.settings.streams, self.world_size, self.rank)
         return self._deal(batch).blocks(own, images // batch)
 
@@ -84,14 +84,14 @@ class RankPlan:
 
 @dataclass(frozen=True, slots=True)
 class LocalReader:
-    """The micro-batches of one rank, read in this process; the counterpart of `ray_source.RankReader`."""
+    """The micro-batches of one rank, read in this process; the counterpart of `ray_reader.RankReader`."""
 
     plan: RankPlan
 
     def batches(
         self, *, images: int, batch: int, micro_batch: int | None = None, collate: Collate | None = None
     ) -> MicroBatches:
-        """One list of micro-batches a global batch, without end, from the one at `images` on."""
+        """One list of micro-batches per global batch, without end, from the one at `images` on."""
         readers = self.plan.readers()
         chunks = (chunk for block in self.plan.blocks(images, batch) for chunk in readers.chunks(block))
         return self.plan.assemble(
@@ -131,10 +131,10 @@ def read_all(
 
     `manifest` is the folder's own, or one of some of its shards; null loads it.
 
-    Columns are `image` uint8 [n,H,W,C], `label` int64 [n] where there are classes, with `text` the captions,
-    objects [n], empty where there is none, and further ones that `columns` names; of several texts the first.
-    Images of different sizes come apart. With `skip`, a sample that
-    cannot be used is left out. Raises DataError as the settings say.
+    Columns are `image` uint8 [n,H,W,C], `label` int64 [n] if there are classes, with `text` the captions,
+    objects [n], empty if there is none, and further ones that `columns` names; of several texts the first.
+    Images of different sizes come in separate chunks. With `skip`, a sample that
+    cannot be used is left out. Raises DataError as the settings require.
     """
     manifest = manifest or Manifest.load(folder)
     log = FaultLog(on_error, max_errors)
@@ -147,7 +147,7 @@ def read_all(
 
 
 def _parts(manifest: Manifest, rows: int, first: int, stop: int) -> Iterator[Range]:
-    """The wanted samples as ranges that end where a shard does."""
+    """The wanted samples as ranges, none of which crosses the end of a shard."""
     start = 0
     for number, shard in enumerate(manifest.shards):
         low, high = max(first - start, 0), min(stop - start, shard.samples)

@@ -1,13 +1,13 @@
-"""Reading by Ray Data: the blocks of a rank in read tasks, anywhere in the cluster.
+"""Reads with Ray Data: the blocks of a rank in read tasks, anywhere in the cluster.
 
 `RankStreams` goes to Ray Train as its `dataset_config`; inside the train function
 `ray.train.get_dataset_shard("train")` then returns the rank's `RankReader`, and `batches` starts it at the
-place where the checkpoint stands, which only the rank knows.
+position of the checkpoint, which only the rank knows.
 
 The blocks of a run have no end, so they are executed as Datasets of a bounded number of tasks (spans), each
-started before its predecessor has ended. Tasks that run side by side take turns at the blocks, and what they
-hand on says which block it is of: it comes nearly in order, is put into order here, and little of it waits.
-Were each task given blocks that follow one another, all of the second one's would wait for the first.
+started before its predecessor has ended. Concurrent tasks take turns at the blocks, and each chunk names its
+block: the chunks come nearly in order, are put into order here, and few of them wait. If each task received
+consecutive blocks, all of the second task's would wait for the first.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ DATASET = "train"
 _SPAN_ROUNDS = 4
 _FIRST_SPAN_ROWS = 1 << 13
 _SPAN_SECONDS = 20.0
-_GROWTH = 16  # a span is at most so many times the last: its first rows are taken at once, to fill up windows
+_GROWTH = 16  # a span is at most this many times the last: its first rows are taken at once, to fill windows
 _MIN_TASK_ROWS, _MAX_TASK_ROWS = 1 << 10, 1 << 18
 _TASK_BYTES = 256 << 20  # Ray Data looks for finished tasks ten times a second: they should take much longer
-_HANDED_ON = 16 << 20  # bytes that a task gathers before it hands them on, or one image that is larger
-_STORED = 8  # times that, for each task that runs
+_HANDED_ON = 16 << 20  # bytes that a task gathers before it delivers them, or one larger image
+_STORED = 8  # times that, for each running task
 _AHEAD = 2
 _LEAD = 0.25
 
@@ -62,9 +62,9 @@ Task = tuple[tuple[int, Block], ...]
 class RankStreams(DataConfig):
     """Gives each training worker the reader of its streams.
 
-    `cpus_per_worker` is what a worker holds. Where all workers together leave no CPU of the cluster for read
-    tasks, which the growth of an elastic run can bring about, each reads in its own process: tasks that find
-    no CPU would be waited for without end.
+    `cpus_per_worker` is what a worker holds. If all workers together leave no CPU of the cluster for read
+    tasks, as can happen when an elastic run grows, each reads in its own process: read tasks without a CPU
+    would be awaited forever.
     """
 
     def __init__(
@@ -73,18 +73,18 @@ class RankStreams(DataConfig):
         super().__init__()
         self._settings, self._manifest, self._seed = settings, manifest, seed
         self._cpus_per_worker = cpus_per_worker
-        # Here, in the driver: what does not fit together is told before a worker starts.
+        # Here, in the driver: settings that do not fit together are reported before a worker starts.
         self._pools = pools_of(settings, manifest)
 
     @property
     def datasets(self) -> dict[str, Callable[[], ray.data.Dataset]]:
-        """What the trainer's `datasets` has to be: Ray Train asks for the name, the content is not read.
+        """The value for the trainer's `datasets`: Ray Train needs the name, the content is not read.
 
-        None where workers read on their own: Ray Train starts an actor for those that there are.
+        Empty if workers read on their own: Ray Train would start an actor for any data set.
         """
         return {DATASET: _never_read} if self._settings.read_tasks else {}
 
-    def configure(  # type: ignore[override]  # Ray hands on whatever it gets, and needs no DataIterator
+    def configure(  # type: ignore[override]  # Ray passes any value on, and needs no DataIterator
         self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any
     ) -> list[dict[str, RankReader | LocalReader]]:
         cpus = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
@@ -102,14 +102,14 @@ def _never_read() -> ray.data.Dataset:
 
 @dataclass(frozen=True, slots=True)
 class RankReader:
-    """The micro-batches of one rank, read by Ray Data; the counterpart of `local.LocalReader`."""
+    """The micro-batches of one rank, read by Ray Data; the counterpart of `local_reader.LocalReader`."""
 
     plan: RankPlan
 
     def batches(
         self, *, images: int, batch: int, micro_batch: int | None = None, collate: Collate | None = None
     ) -> MicroBatches:
-        """One list of micro-batches a global batch, without end, from the one at `images` on.
+        """One list of micro-batches per global batch, without end, from the one at `images` on.
 
         Call `close` on it to stop the read tasks.
         """
@@ -121,7 +121,7 @@ class RankReader:
 
 
 class BlockSource(Datasource):
-    """A Ray Data source whose read tasks are given blocks."""
+    """A Ray Data source whose read tasks receive blocks."""
 
     def __init__(self, readers: PoolReaders, tasks: Sequence[Task]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -145,7 +145,7 @@ class BlockSource(Datasource):
 
 
 def _read(readers: PoolReaders, task: Task) -> Iterator[RayBlock]:
-    """What runs in a Ray task. Errors travel as values: Ray would bury an exception under its own words."""
+    """Runs in a Ray task. Errors travel as values: Ray would bury an exception in its own text."""
     for place, block in task:
         for chunk in readers.chunks_or_error(block):
             yield to_table(chunk, place)
@@ -174,7 +174,7 @@ def _tasks(readers: PoolReaders, blocks: Iterator[Block], rows: int, at_once: in
 
 
 def _in_order(arriving: Iterator[tuple[int, Chunk]], tasks: Sequence[Task]) -> Iterator[Chunk]:
-    """The chunks in the order of their blocks. Kept is what is early: as much as tasks differ in speed."""
+    """The chunks in the order of their blocks. Keeps early ones: as many as tasks differ in speed."""
     early: defaultdict[int, deque[Chunk]] = defaultdict(deque)
     for place, block in sorted((item for task in tasks for item in task), key=itemgetter(0)):
         missing = block.rows
@@ -202,10 +202,10 @@ def _chunks(readers: PoolReaders, blocks: Iterator[Block], read_tasks: int) -> G
 def _spans(
     readers: PoolReaders, blocks: Iterator[Block], read_tasks: int
 ) -> Generator[Chunk | None, None, None]:
-    """Nothing, once reading has begun; then the chunks of all blocks, span after span.
+    """None once reading has begun, then the chunks of all blocks, span after span.
 
-    A span holds what the consumer takes in some seconds. It is executed whether its rows are waited for or
-    not: what a slow trainer does not need for an hour would be decoded on the CPUs that it trains on.
+    A span holds what the consumer takes in some seconds. It is executed whether or not its rows are needed
+    yet: a longer span would decode what a slow trainer needs in an hour, on the CPUs that it trains on.
     """
 
     slabs = Slabs()
@@ -219,7 +219,7 @@ def _spans(
         while True:
             began = 0.0
             for chunk in span:
-                began = began or time.monotonic()  # the start of its tasks says nothing of the consumer
+                began = began or time.monotonic()  # starting the tasks says nothing about the consumer
                 if following is None and span.left <= _LEAD * span.rows:
                     a_second = (span.rows - span.left) / max(time.monotonic() - began, 1e-3)
                     rows = min(int(_SPAN_SECONDS * a_second), _GROWTH * span.rows)
@@ -268,11 +268,11 @@ class _Span:
             self._put(error)
 
     def _own(self, chunk: Chunk) -> Chunk:
-        """Copied, so that the object store gets its memory back before the rows are used."""
+        """Copies the chunk, so that the object store gets its memory back before the rows are used."""
         return replace(chunk, columns={name: self._slabs.copy(c) for name, c in chunk.columns.items()})
 
     def _put(self, item: Chunk | Exception | None) -> bool:
-        """Whether the item was handed on; not so once the consumer stopped."""
+        """Whether the item was delivered; false once the consumer has stopped."""
         while not self._stopped.is_set():
             try:
                 self._ahead.put(item, timeout=0.2)
@@ -307,7 +307,7 @@ def _dataset(readers: PoolReaders, tasks: Sequence[Task], read_tasks: int) -> ra
 
 
 def _hush() -> None:
-    """Leave Ray Data's reports of every execution to its log file; the console gets its warnings."""
+    """Keep Ray Data's reports of every execution in its log file; the console gets only warnings."""
     for handler in logging.getLogger("ray.data").handlers:
         if not isinstance(handler, logging.FileHandler) and isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)

@@ -1,10 +1,10 @@
-"""Augmentation of uint8 images where they are read: flip, shifted crop, colour.
+"""Augmentation of uint8 images as they are read: flip, shifted crop, colour.
 
-What happens to a sample is drawn from (seed, epoch, key) and the transform's place in the list, so every
+Each sample's changes are drawn from (seed, epoch, key) and the transform's place in the list, so every
 worker, every resume and every number of read tasks gives the same pixels, and the next epoch gives others.
 
-One draw moves all images of a sample: what is flipped or cropped of `image` is flipped or cropped of its
-control image, mask or target, at their own sizes. Colour changes `image` alone.
+One draw moves all images of a sample: a flip or crop of `image` also applies to its control image, mask or
+target, at their own sizes. Colour changes only `image`.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from sfumato.core.config import Config
 U8 = NDArray[np.uint8]
 Draws = NDArray[np.float64]
 Images = Mapping[str, U8]
-"""The images of one sample by column, `image` among them, uint8 [H, W, C] each."""
+"""The images of one sample by column, including `image`, uint8 [H, W, C] each."""
 Size = tuple[int, int]
 _DRAWS = 8
 
 
 class Transform(Config, ABC):
-    """Changes the images of a sample; gives back the same shapes."""
+    """Changes the images of a sample and keeps their shapes."""
 
     @abstractmethod
     def apply(self, images: Images, draws: Draws) -> Images:
         """The changed images [H, W, C] by column, by eight independent draws from [0, 1).
 
-        The input stays as it is.
+        The input stays unchanged.
         """
 
     def problems(self, sizes: Mapping[str, Size]) -> list[str]:
@@ -61,18 +61,18 @@ class Flip(Transform):
 class Crop(Transform):
     """A random part of the image, at the image's own size.
 
-    Where images have several sizes, the part is chosen on a grid that is whole in all of them: beside a
+    If images have several sizes, the part is chosen on a grid of whole pixels in all of them: with a
     control image of half the size, shifts are even.
     """
 
     kind: Literal["crop"] = Field("crop", description="A random part of the padded or scaled image.")
     pad: int = Field(
-        0, ge=0, description="Pixels added on every side before a crop of the old size: shifts by up to this."
+        0, ge=0, description="Pixels added on every side before a crop of the old size: the largest shift."
     )
     fill: Literal["reflect", "edge", "zero"] = Field("reflect", description="What the added pixels are.")
     scale: tuple[float, float] = Field(
         (1.0, 1.0),
-        description="Smallest and largest part of height and width that is kept and scaled up again "
+        description="Smallest and largest share of height and width to keep and scale up again "
         "(bicubic); 0.8 and 1 zooms in by up to a quarter.",
     )
 
@@ -80,7 +80,7 @@ class Crop(Transform):
     def _in_order(self) -> Crop:
         low, high = self.scale
         if not 0 < low <= high <= 1:
-            raise ValueError("scale is two numbers with 0 < smallest <= largest <= 1")
+            raise ValueError("scale must be two numbers with 0 < smallest <= largest <= 1")
         return self
 
     def problems(self, sizes: Mapping[str, Size]) -> list[str]:
@@ -112,7 +112,7 @@ class Crop(Transform):
         return images
 
     def _shifted(self, image_HWC: U8, top: int, left: int, of: Size) -> U8:
-        """`top` and `left` are pixels of an image of size `of`; so is `pad`."""
+        """`top`, `left` and `pad` are in pixels of an image of size `of`."""
         height, width, _ = image_HWC.shape
         rows, columns = self.pad * height // of[0], self.pad * width // of[1]
         top, left = top * height // of[0], left * width // of[1]
@@ -151,7 +151,7 @@ AnyTransform = Annotated[Flip | Crop | Colour, Field(discriminator="kind")]
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """Transforms one after the other, for one seed."""
+    """Applies transforms one after another, for one seed."""
 
     transforms: Sequence[Flip | Crop | Colour]
     seed: int
@@ -164,14 +164,14 @@ class Augmentation:
 
 
 def _draws(seed: int, epoch: int, key: str, place: int) -> Draws:
-    """Uniform draws of 53 bits. A hash, since a generator takes longer to seed than an image to flip."""
+    """Uniform draws of 53 bits. A hash, since seeding a generator takes longer than flipping an image."""
     text = f"{seed}\x1f{epoch}\x1f{place}\x1f{key}".encode("utf-8", "surrogateescape")
     digest = hashlib.blake2b(text, digest_size=8 * _DRAWS, person=b"transform").digest()
     return (np.frombuffer(digest, ">u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _whole(draw: float, most: int) -> int:
-    """0 .. most, uniformly."""
+    """A uniform integer in 0 .. most."""
     return int(draw * (most + 1))
 
 

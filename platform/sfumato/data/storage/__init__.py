@@ -1,1 +1,1 @@
-"""Where a data set lies: a local folder or object storage, read and written alike."""
+"""Where a data set is stored: a local folder or object storage, read and written alike."""

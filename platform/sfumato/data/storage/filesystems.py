@@ -1,9 +1,9 @@
-"""Filesystems by URI, patience with what is temporary, and words for what is not.
+"""Filesystems by URI: retries for temporary failures, clear messages for the others.
 
-Local folders and `file://`, `s3://` (any endpoint: AWS_ENDPOINT_URL and the other AWS variables) and `gs://`
-come from pyarrow. A request that fails for a reason that may pass (no connection, throttling, an answer
-5xx) is repeated with growing pauses until SFUMATO_STORAGE_PATIENCE_S seconds (120) have gone by, so that a
-restart of the storage costs time and nothing else. All other failures are told at once.
+pyarrow opens local folders, `file://`, `s3://` (any endpoint: AWS_ENDPOINT_URL and the other AWS variables)
+and `gs://`. A request that fails for a reason that may pass (no connection, throttling, an answer 5xx) is
+repeated with growing pauses until SFUMATO_STORAGE_PATIENCE_S seconds (120) have passed, so that a restart of
+the storage costs nothing but time. All other failures are reported at once.
 """
 
 from __future__ import annotations
@@ -56,38 +56,38 @@ def filesystem(folder: str) -> tuple[fs.FileSystem, str]:
 
 @lru_cache(maxsize=16)
 def _of_uri(folder: str) -> tuple[fs.FileSystem, str]:
-    """Kept, with its connections: one a URI."""
+    """Cached with its connections, one per URI."""
     try:
         found, root = fs.FileSystem.from_uri(hasty(folder))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{folder}: not a place that can be read ({first_line(error)})") from error
+        raise DataError(f"{folder}: this place cannot be read ({first_line(error)})") from error
     return found, root.rstrip("/")
 
 
 def hasty(folder: str) -> str:
-    """A URI whose client fails soon: Google's tries for a quarter of an hour, where `retried` is to try."""
+    """A URI whose client fails soon: Google's retries for a quarter of an hour; here `retried` does it."""
     if not folder.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in folder:
         return folder
     return f"{folder}{'&' if '?' in folder else '?'}retry_limit_seconds={_GOOGLE_RETRY_S}"
 
 
 def below(folder: str, *parts: str) -> str:
-    """The folder or URI of what lies below another; a URI keeps its query. Empty parts do not count."""
+    """The folder or URI at a path below another; a URI keeps its query. Empty parts are ignored."""
     place, mark, query = folder.partition("?") if is_remote(folder) else (folder, "", "")
     return "/".join([place.rstrip("/"), *(part for part in parts if part)]) + mark + query
 
 
 def above(folder: str) -> tuple[str, str]:
-    """The folder or URI that one lies in, and its name there."""
+    """The parent folder or URI, and the name in it."""
     place, mark, query = folder.partition("?") if is_remote(folder) else (folder, "", "")
     parent, _, name = place.rstrip("/").rpartition("/")
     return parent + mark + query, name
 
 
 def names_below(place: fs.FileSystem, root: str) -> dict[str, bool]:
-    """Names of the files and folders in a folder, and whether each is a folder; none where there is no such.
+    """Names of the files and folders in a folder, and whether each is a folder; empty if it does not exist.
 
-    Google's client lists a folder only where somebody made a marker for it: so all files below are listed.
+    Google's client lists a folder only if a marker for it exists, so all files below are listed.
     """
     flat = place.type_name == "gcs"
     found = place.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=flat))
@@ -100,7 +100,7 @@ def names_below(place: fs.FileSystem, root: str) -> dict[str, bool]:
 
 
 def retried(action: Callable[[], T], what: str) -> T:
-    """What `action` returns, tried again while it fails for reasons that may pass. Raises OSError."""
+    """The result of `action`, retried while it fails for reasons that may pass. Raises OSError."""
     patience = patience_s()
     start, pause = time.monotonic(), _FIRST_PAUSE_S
     while True:
@@ -111,7 +111,7 @@ def retried(action: Callable[[], T], what: str) -> T:
             if not is_transient(error) or waited + pause > patience:
                 raise
             log.warning("%s: %s; trying again for %.0f s", what, first_line(error), patience - waited)
-        # Spread, so that many readers do not come back at the same moment. No number depends on it.
+        # Spread out, so that many readers do not return at the same moment. No number depends on it.
         time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
@@ -127,12 +127,12 @@ def patient(action: Callable[P, T]) -> Callable[P, T]:
 
 
 def patience_s() -> float:
-    """How long a failing storage is asked again, in seconds. Raises DataError for what is no number."""
+    """How long to retry a failing storage, in seconds. Raises DataError for a value that is not a number."""
     text = os.environ.get(PATIENCE, "")
     try:
         return float(text) if text else _DEFAULT_PATIENCE_S
     except ValueError:
-        raise DataError(f"{PATIENCE}={text!r} is no number of seconds") from None
+        raise DataError(f"{PATIENCE}={text!r} is not a number of seconds") from None
 
 
 def is_transient(error: OSError) -> bool:
@@ -145,7 +145,7 @@ def is_transient(error: OSError) -> bool:
 
 
 def explained(folder: str, name: str, error: OSError) -> DataError:
-    """One line for what storage said: what is missing or not allowed, and where to look."""
+    """One line for a storage error: what is missing or not allowed, and where to look."""
     where = f"{folder}: {name}"
     if isinstance(error, FileNotFoundError):
         return DataError(_missing_bucket(folder) or f"{where}: missing")
@@ -161,7 +161,7 @@ def explained(folder: str, name: str, error: OSError) -> DataError:
 
 
 def check_bucket(folder: str) -> None:
-    """Raises DataError where a remote folder's bucket does not exist."""
+    """Raises DataError if a remote folder's bucket does not exist."""
     if problem := _missing_bucket(folder):
         raise DataError(problem)
 
@@ -178,11 +178,11 @@ def _missing_bucket(folder: str) -> str:
     bucket = root.split("/", 1)[0]
     try:
         kind = retried(lambda: found.get_file_info(bucket).type, folder)
-    except OSError:  # may not be listed, which says nothing about it
+    except OSError:  # listing may be forbidden, which does not mean that it is missing
         return ""
     if kind != fs.FileType.NotFound:
         return ""
-    return f"{folder}: there is no bucket {bucket!r} at this endpoint; make it, or check its name"
+    return f"{folder}: there is no bucket {bucket!r} at this endpoint; create it, or check its name"
 
 
 def _credentials(folder: str) -> str:
@@ -195,5 +195,5 @@ def _credentials(folder: str) -> str:
         return "access denied, and no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     return (
         "access denied; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) "
-        "and what they may do in this bucket"
+        "and their permissions in this bucket"
     )

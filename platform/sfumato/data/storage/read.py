@@ -1,4 +1,4 @@
-"""Files of a data set, wherever it lies: a local folder, or a URI (file://, s3://, gs://)."""
+"""Reads files of a data set, wherever it is stored: a local folder, or a URI (file://, s3://, gs://)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sfumato.data.storage.filesystems import check_bucket, explained, filesystem
 
 T = TypeVar("T")
 PIECE = 8 << 20
-"""Bytes of one request where a whole file is wanted."""
+"""Bytes per request when a whole file is wanted."""
 
 
 class File(Protocol):
-    """An open file that can be read anywhere."""
+    """An open file that can be read at any position."""
 
     def seek(self, position: int, /) -> int | None: ...
     def read(self, nbytes: int = ..., /) -> bytes: ...
@@ -31,7 +31,7 @@ class File(Protocol):
 
 
 def size_of(folder: str, name: str) -> int | None:
-    """Bytes of a file, or None where there is none. Raises DataError where that cannot be told."""
+    """Size of a file in bytes, or None if it does not exist. Raises DataError if that is unknown."""
     found, root = filesystem(folder)
     try:
         info = retried(lambda: found.get_file_info(f"{root}/{name}"), folder)
@@ -44,9 +44,9 @@ def size_of(folder: str, name: str) -> int | None:
 
 
 def open_file(folder: str, name: str) -> File:
-    """A file opened for random access. Raises DataError where it is missing or may not be read.
+    """A file opened for random access. Raises DataError if it is missing or may not be read.
 
-    A remote file fetches the bytes of each `read` and no others, and reads go on after an outage.
+    A remote file fetches only the bytes of each `read`, and reads continue after an outage.
     """
     if is_remote(folder):
         return _RemoteFile(folder, name)
@@ -59,16 +59,16 @@ def open_file(folder: str, name: str) -> File:
 
 
 def read_bytes(folder: str, name: str) -> bytes:
-    """The whole of a small file."""
+    """The content of a small file."""
     with open_file(folder, name) as file:
         return bytes(file.read())
 
 
 @contextlib.contextmanager
 def local_copy(folder: str, name: str) -> Iterator[Path]:
-    """A file as one of this machine, for whoever needs most of it; of a remote one a copy that goes again."""
+    """A file on this machine, for callers that need most of it; for a remote file, a temporary copy."""
     if not is_remote(folder):
-        with open_file(folder, name):  # which says in one line why it may not be read
+        with open_file(folder, name):  # which reports in one line why it may not be read
             yield Path(filesystem(folder)[1]) / name
         return
     with tempfile.TemporaryDirectory(prefix="sfumato-copy-") as scratch:
@@ -85,7 +85,7 @@ def download(folder: str, name: str, target: Path) -> None:
 
 
 class _RemoteFile:
-    """Ranged reads, each of them tried again, on a fresh connection, when it fails for a passing reason."""
+    """Ranged reads, each retried on a fresh connection when it fails for a temporary reason."""
 
     def __init__(self, folder: str, name: str) -> None:
         self._folder, self._name, self._position = folder, name, 0

@@ -1,7 +1,7 @@
-"""Files written to wherever a data set is to lie: a local folder, or a URI (s3://, gs://).
+"""Writes files of a data set: to a local folder, or a URI (s3://, gs://).
 
-Object storage has no rename: a file appears there when all of it has arrived, and what belongs together is
-held together by what is written last, the manifest. Uploads outlast an outage like reads do.
+Object storage has no rename: a file appears there when all of it has arrived, and the manifest, written last,
+makes the files a data set. Uploads outlast an outage as reads do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def write_bytes(folder: str, name: str, data: bytes | pa.Buffer) -> None:
-    """Write a small file, all or nothing. Raises DataError where a remote one cannot be written."""
+    """Write a small file, all or nothing. Raises DataError if a remote one cannot be written."""
     found, root = filesystem(folder)
     if is_remote(folder):
 
@@ -46,7 +46,7 @@ def write_bytes(folder: str, name: str, data: bytes | pa.Buffer) -> None:
 
 @contextlib.contextmanager
 def workplace(folder: str) -> Iterator[Path]:
-    """A local folder in which files are made: the folder itself, or a scratch one until `publish`."""
+    """A local folder in which to create files: the folder itself, or a scratch one until `publish`."""
     if is_remote(folder):
         with tempfile.TemporaryDirectory(prefix="sfumato-upload-") as scratch:
             yield Path(scratch)
@@ -57,14 +57,14 @@ def workplace(folder: str) -> Iterator[Path]:
 
 
 def publish(folder: str, place: Path, names: Sequence[str]) -> None:
-    """Bring files of a workplace, in this order, to the folder that it was made for."""
+    """Bring files of a workplace, in this order, to the folder that it was created for."""
     if is_remote(folder):
         for name in names:
             upload(folder, name, place / name)
 
 
 def upload(folder: str, name: str, path: Path) -> None:
-    """Copy a local file to a remote one. Raises DataError, also where it did not arrive whole."""
+    """Copy a local file to a remote one. Raises DataError, also if it did not arrive whole."""
     found, root = filesystem(folder)
 
     def send() -> None:
@@ -77,7 +77,7 @@ def upload(folder: str, name: str, path: Path) -> None:
 
 
 def remove(folder: str, name: str) -> None:
-    """Delete a remote file, if there is one."""
+    """Delete a remote file, if it exists."""
 
     def delete() -> None:
         found, root = filesystem(folder)
@@ -94,7 +94,7 @@ def remove_tree(folder: str, name: str) -> None:
     def delete() -> None:
         found, root = filesystem(folder)
         if found.get_file_info(f"{root}/{name}").type == fs.FileType.Directory:
-            # What is in it goes first; Google's client then misses a marker of the folder that nobody made.
+            # Its content is deleted first; Google's client then misses a folder marker that never existed.
             with contextlib.suppress(FileNotFoundError):
                 found.delete_dir(f"{root}/{name}")
 
@@ -102,9 +102,9 @@ def remove_tree(folder: str, name: str) -> None:
 
 
 def entries(folder: str, name: str = "") -> list[fs.FileInfo]:
-    """Files and folders below a folder at any depth, sorted by path; none where there is no such.
+    """Files and folders below a folder at any depth, sorted by path; empty if it does not exist.
 
-    Raises DataError where that cannot be told.
+    Raises DataError if that cannot be determined.
     """
     found, root = filesystem(folder)
     place = f"{root}/{name}" if name else root

@@ -1,1 +1,1 @@
-"""Runs side by side: differences beyond noise, one self-contained page, and what people prefer."""
+"""Compares runs: differences beyond noise, one self-contained page, and human preferences."""

@@ -10,7 +10,7 @@ MISSING = "–"
 
 
 def differences(recipes: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The dotted fields that are not alike in all recipes, and their values as text in each."""
+    """The dotted fields that differ between the recipes, and their values as text in each."""
     flat = [_flat(recipe) for recipe in recipes]
     fields = dict.fromkeys(field for recipe in flat for field in recipe)
     found = {}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-"""Okabe & Ito's palette: told apart with any colour vision."""
+"""Okabe & Ito's palette: distinguishable with any colour vision."""
 MARKERS = "osD^vPX*"
 
 
@@ -25,7 +25,7 @@ def colour(index: int) -> str:
 def pareto(runs: Sequence[EvaluatedRun], metric: str, costs: Sequence[float], label: str) -> str | None:
     """Quality against the cost of an image, with the line of those that no other run beats in both.
 
-    `costs` belongs to the runs; runs without cost or figure are left out. None where fewer than two are left.
+    `costs` has one entry per run; runs without cost or figure are left out. None if fewer than two remain.
     """
     shown = [i for i, run in enumerate(runs) if metric in run.report.metrics and costs[i] > 0]
     if len(shown) < 2:
@@ -72,7 +72,7 @@ def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: boo
 def curves(runs: Sequence[EvaluatedRun], name: str, *, against: str) -> str | None:
     """A figure along training, against images or against minutes since the first point of each run.
 
-    `against`: images | time. None where no run has two points.
+    `against`: images | time. None if no run has two points.
     """
     found: Mapping[int, Curve] = {
         i: run.curves[name] for i, run in enumerate(runs) if len(run.curves.get(name, _NONE).values) > 1
@@ -102,7 +102,7 @@ def _reach(run: EvaluatedRun, metric: str, value: float) -> tuple[float, float]:
 
 
 def _figure() -> tuple[Figure, Axes]:
-    # The object interface alone: no global state, no display, nothing to close.
+    # Only the object interface: no global state, no display, nothing to close.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")

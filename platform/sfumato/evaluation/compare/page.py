@@ -1,4 +1,4 @@
-"""The comparison as one HTML file that needs nothing else: plots and pictures are in it."""
+"""The comparison as one self-contained HTML file, including plots and pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(name: str, **values: Any) -> str:
-    """A template of this package, filled; whatever is not marked as safe is escaped."""
+    """A template of this package, filled; everything not marked as safe is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -49,7 +49,7 @@ def report_page(runs: Sequence[EvaluatedRun], table: Sequence[Row]) -> str:
 
 
 def picture(path: Path) -> str | None:
-    """A PNG as a data URI, or None where there is none."""
+    """A PNG as a data URI, or None if it does not exist."""
     if not path.is_file():
         return None
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
@@ -79,7 +79,7 @@ def _curves(runs: Sequence[EvaluatedRun]) -> list[tuple[str, str, str]]:
 
 
 def _methods(runs: Sequence[EvaluatedRun], table: Sequence[Row]) -> list[tuple[str, str, str]]:
-    """For every figure how its interval and its test against the best were made."""
+    """For every figure, the methods of its interval and its test against the best."""
     found = []
     for row in table:
         intervals = {str(run.report.intervals.get(row.metric, {}).get("method", "none")) for run in runs}

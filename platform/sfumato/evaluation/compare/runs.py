@@ -1,4 +1,4 @@
-"""A run as a comparison sees it: its report, and what lies beside it."""
+"""A run as a comparison sees it: its report, and the files next to it."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class EvaluatedRun:
     recipe: Mapping[str, Any]
     curves: Mapping[str, Curve] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What else is worth a line: family, images of training, parameters ..."""
+    """Other facts worth a line: family, training images, parameters ..."""
 
     @cached_property
     def terms(self) -> Mapping[str, Float64Array]:
-        """What the figures are means of, for those that are, by figure."""
+        """The terms of the figures that are means, by figure."""
         stored = read_arrays(self.folder / TERMS)
         return {} if stored is None else stored[0]
 
     def features(self, name: str) -> FeatureSet | None:
-        """Features of the samples in their order, or None where the blocks are gone."""
+        """Features of the samples in their order, or None if the blocks are missing."""
         embedding = self._rows(f"{name}.embedding")
         if embedding is None or len(embedding) < self.report.samples:
             return None
@@ -60,14 +60,14 @@ class EvaluatedRun:
         return FeatureSet(embedding[:samples], None if logits is None else logits[:samples])
 
     def reference(self, name: str) -> FeatureSet | None:
-        """Features of the reference, or None where the cache has them no more."""
+        """Features of the reference, or None if the cache no longer has them."""
         extractor = self.report.features.get(name, {}).get("digest")
         key = digest("reference", self.report.reference_digest, extractor)
         arrays = self.cache.read(f"reference-{name}-{key}.safetensors")
         return None if arrays is None else FeatureSet(arrays["embedding"], arrays.get("logits"))
 
     def images(self, num: int) -> UInt8Array | None:
-        """The first `num` samples, or fewer where fewer were kept; None where none were."""
+        """The first `num` samples, or fewer if fewer were kept; None if none were."""
         images = self._rows(IMAGES, stop=num)
         return None if images is None else images[:num]
 
@@ -86,7 +86,7 @@ class EvaluatedRun:
 
 
 def paired(a: EvaluatedRun, b: EvaluatedRun) -> bool:
-    """Whether sample i of both has the same seed and was asked for by the same class."""
+    """Whether sample i of both has the same seed and the same requested class."""
     mine, theirs = a.report, b.report
     return (mine.kind, mine.seed, mine.samples, mine.labels_digest) == (
         theirs.kind,
@@ -97,7 +97,7 @@ def paired(a: EvaluatedRun, b: EvaluatedRun) -> bool:
 
 
 def obstacles(runs: Sequence[EvaluatedRun]) -> list[str]:
-    """Why figures of these runs do not compare, one line each."""
+    """Why figures of these runs are not comparable, one line each."""
     found = []
     first = runs[0]
     for run in runs[1:]:
@@ -125,7 +125,7 @@ def metric_names(runs: Sequence[EvaluatedRun]) -> list[str]:
 
 
 def best_run(runs: Sequence[EvaluatedRun], metric: str) -> int | None:
-    """Position of the best run by a figure; None where fewer than two have it."""
+    """Position of the best run by a figure; None if fewer than two have it."""
     having = [index for index, run in enumerate(runs) if metric in run.report.metrics]
     if len(having) < 2:
         return None

@@ -1,17 +1,17 @@
 """Whether the difference between two runs is beyond noise.
 
-The null hypothesis: both models draw from one distribution, and which run a sample came from says nothing.
-Under it samples may change sides, which gives exact permutation tests (Fisher 1935; Good 2005):
+The null hypothesis: both models draw from one distribution, so it does not matter which run a sample came
+from. Under it samples may change sides, which gives exact permutation tests (Fisher 1935; Good 2005):
 
-- A mean over images (precision, class accuracy, recall ...) is tested on its terms. Where sample i of both
+- A mean over images (precision, class accuracy, recall ...) is tested on its terms. If sample i of both
   runs has the same seed and class, or the terms belong to the same reference images, the two terms of an
   index change sides (the sign-flip test), which removes what the pairs have in common. Otherwise all terms
-  are dealt anew. For precision and recall the manifolds are taken as they are.
+  are dealt again. For precision and recall the manifolds are treated as fixed.
 - A Fréchet distance is tested on the features: groups of samples change sides, and both distances to the
-  reference are computed again.
-- For any other figure, or features that are no longer there, the two standard errors decide (a z-test).
+  reference are recomputed.
+- For any other figure, or if the features no longer exist, the two standard errors decide (a z-test).
 
-p is the part of rearrangements whose difference is at least as large as the one that was seen.
+p is the share of rearrangements whose difference is at least as large as the observed one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESAMPLES = 9_999
 REGROUPINGS = 199
 GROUPS = 20
 MOST_DIMENSIONS = 512
-"""A distance over more dimensions takes seconds; there the standard errors decide."""
+"""A distance over more dimensions takes seconds; then the standard errors decide."""
 FEW_VALUES = 64
 CHUNK = 2**22
 SLACK = 1e-12
@@ -40,7 +40,7 @@ SLACK = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`value` is the second run's figure minus the first's; `p` in (0, 1]; `method` says how."""
+    """`value` is the second run's figure minus the first's; `p` in (0, 1]; `method` names the test."""
 
     metric: str
     value: float
@@ -49,9 +49,9 @@ class Difference:
 
 
 def difference(a: EvaluatedRun, b: EvaluatedRun, metric: str) -> Difference | None:
-    """The difference of a figure that both have, tested; None where there is nothing to test it with.
+    """The tested difference of a figure that both have; None if no test is possible.
 
-    Deterministic: rearrangements are drawn from a seed that follows from the metric's name.
+    Deterministic: rearrangements are drawn from a seed derived from the metric's name.
     """
     value = b.report.metrics[metric] - a.report.metrics[metric]
     rng = np.random.default_rng(derive("difference", metric))
@@ -89,7 +89,7 @@ def sign_flip(difference_N: Float64Array, rng: np.random.Generator, resamples: i
 def two_sample(
     terms_a: Float64Array, terms_b: Float64Array, rng: np.random.Generator, resamples: int = RESAMPLES
 ) -> float:
-    """Two-sided p of the difference of two means when all terms are dealt anew."""
+    """Two-sided p of the difference of two means when all terms are dealt again."""
     pooled = np.concatenate([terms_a, terms_b])
     n, m, total = len(terms_a), len(terms_b), float(pooled.sum())
     seen = abs(float(terms_b.mean() - terms_a.mean()))
@@ -115,7 +115,7 @@ def frechet_permutation(
     """Two-sided p of the difference of two Fréchet distances to one reference.
 
     Group g of a set holds its samples i with i mod `groups` == g. In pairs, groups of one index change sides;
-    otherwise all groups are dealt anew.
+    otherwise all groups are dealt again.
     """
     moments = [Moments.of(x_ND[g::groups]) for x_ND in (a_ND, b_ND) for g in range(groups)]
 
@@ -163,7 +163,7 @@ def _on_features(
         return None
     in_pairs = paired(a, b)
     p = frechet_permutation(mine.embedding_ND, theirs.embedding_ND, real.moments, rng, in_pairs=in_pairs)
-    how = "paired by seed and class" if in_pairs else "dealt anew"
+    how = "paired by seed and class" if in_pairs else "dealt again"
     return Difference(metric, value, p, f"permutation test on features, {how}")
 
 
@@ -182,7 +182,7 @@ def _error(run: EvaluatedRun, metric: str) -> float | None:
 
 
 def _part_as_large(value_R: Float64Array, seen: float) -> float:
-    """(1 + hits) / (1 + R): the observed arrangement is one of those possible, so p is never 0."""
+    """(1 + hits) / (1 + R): the observed arrangement is one of the possible ones, so p is never 0."""
     hits = int((value_R >= seen * (1 - SLACK) - SLACK).sum())
     return (1 + hits) / (1 + len(value_R))
 

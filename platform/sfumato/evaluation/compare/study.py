@@ -1,8 +1,8 @@
-"""A blind study: a page that asks which of two images is better, and the key that says whose they were.
+"""A blind study: a page that asks which of two images is better, and the key that names their runs.
 
-Both images of a question have the same seed and class, where the runs were evaluated alike. Which run is on
-which side, and the order of the questions, follow from the seed. The page names no run; the key stays with
-whoever asked. A voter's browser keeps the answers and hands them out as a file; nothing is sent anywhere.
+Both images of a question have the same seed and class, if the runs were evaluated alike. The seed determines
+which run is on which side, and the order of the questions. The page names no run; the author of the study
+keeps the key. A voter's browser keeps the answers and saves them as a file; nothing is sent anywhere.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def questions(runs: int, images: int, seed: int) -> list[Question]:
 
 
 def write_study(runs: Sequence[EvaluatedRun], folder: Path, *, images: int, seed: int) -> int:
-    """Writes the page and the key into `folder`; how many questions there are.
+    """Writes the page and the key into `folder`; returns the number of questions.
 
-    Raises ConfigError for fewer than two runs, DataError where a run kept no images.
+    Raises ConfigError for fewer than two runs, DataError if a run kept no images.
     """
     if len(runs) < 2:
         raise ConfigError("a study compares two runs or more; name them all")
     if (folder / KEY).exists():
-        raise ConfigError(f"{folder} holds a study already, whose votes would lose their key; name another")
+        raise ConfigError(f"{folder} already holds a study, whose votes would lose their key; name another")
     shown = [_images(run, images) for run in runs]
     asked = questions(len(runs), min(map(len, shown)), seed)
     names = [run.name for run in runs]
@@ -87,7 +87,7 @@ def read_votes(files: Sequence[Path], key: Path) -> tuple[list[str], list[Vote]]
         sides = {int(q["id"]): (str(q["left"]), str(q["right"])) for q in known["questions"]}
         names, study = [str(name) for name in known["runs"]], str(known["study"])
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{key} is no key of a study; name the folder that `--study` wrote") from None
+        raise DataError(f"{key} is not the key of a study; name the folder that `--study` wrote") from None
     votes = [vote for file in files for vote in _votes_of(file, study, sides)]
     if not votes:
         raise DataError(f"{', '.join(map(str, files))}: no votes in it")
@@ -106,7 +106,8 @@ def _votes_of(file: Path, study: str, sides: dict[int, tuple[str, str]]) -> list
             winner = {"left": left, "right": right, "same": None}[choice]
         except (KeyError, TypeError, ValueError):
             raise DataError(
-                f"{file}: vote {json.dumps(entry)[:80]} is none: an id of the study with left, right or same"
+                f"{file}: vote {json.dumps(entry)[:80]} is invalid: a vote is an id of the study with left, "
+                "right or same"
             ) from None
         found[number] = Vote(left, right, winner)  # the last answer to a question counts
     return list(found.values())

@@ -1,4 +1,4 @@
-"""The figures of all runs as cells: value, interval, the best, and whether that is beyond noise."""
+"""The figures of all runs as cells: value, interval, the best, and whether it leads beyond noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One figure of one run. `against_best` compares it with the best run's, where it can be tested."""
+    """One figure of one run. `against_best` compares it with the best run's, if it can be tested."""
 
     value: float | None
     low: float | None = None
@@ -24,7 +24,7 @@ class Cell:
 
     @property
     def as_good(self) -> bool:
-        """Not the best, but not told apart from it either."""
+        """Not the best, but not distinguishable from it."""
         return self.against_best is not None and self.against_best.p > ALPHA
 
     @property
@@ -47,7 +47,7 @@ class Row:
 
 
 def rows(runs: Sequence[EvaluatedRun], *, comparable: bool) -> list[Row]:
-    """A row a figure. Where the runs do not compare, none is marked as best."""
+    """One row per figure. If the runs are not comparable, none is marked as best."""
     return [_row(runs, metric, comparable) for metric in metric_names(runs)]
 
 

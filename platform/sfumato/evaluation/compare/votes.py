@@ -5,9 +5,9 @@ make the votes most probable come from Hunter's (2004) iteration
 
     s_i <- W_i / sum_{j != i} n_ij / (s_i + s_j)
 
-where n_ij votes compared i with j and W_i of all were won by i; a draw counts half for both. Intervals of
-the log-strengths are Wald's, from the inverse of the observed information. The largest likelihood exists
-only if nobody can split the runs in two groups of which one never won (Ford 1957).
+where n_ij votes compared i with j and i won W_i in all; a draw counts half for both. Intervals of
+the log-strengths are Wald's, from the inverse of the observed information. The maximum likelihood exists
+only if the runs cannot be split into two groups of which one never won (Ford 1957).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOLERANCE = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """Somebody compared two runs; `winner` is one of them, or None for a draw."""
+    """One comparison of two runs; `winner` is one of them, or None for a draw."""
 
     first: str
     second: str
@@ -38,7 +38,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """Part of the votes between two runs that the first won, draws halved, with Wilson's interval."""
+    """Share of the votes between two runs that the first won, draws halved, with Wilson's interval."""
 
     first: str
     second: str
@@ -63,7 +63,7 @@ class Strength:
 
 
 def wins(votes: Sequence[Vote], names: Sequence[str]) -> Float64Array:
-    """How often row beat column [R, R]; draws are half a win for both."""
+    """How often the row beat the column [R, R]; draws are half a win for both."""
     place = {name: index for index, name in enumerate(names)}
     won_RR = np.zeros((len(names), len(names)))
     for vote in votes:
@@ -75,7 +75,7 @@ def wins(votes: Sequence[Vote], names: Sequence[str]) -> Float64Array:
 
 
 def win_rates(won_RR: Float64Array, names: Sequence[str], confidence: float = 0.95) -> list[WinRate]:
-    """Of every two runs that were compared."""
+    """The rates of every two runs that were compared."""
     found = []
     for i, j in itertools.combinations(range(len(names)), 2):
         total = won_RR[i, j] + won_RR[j, i]
@@ -88,7 +88,7 @@ def win_rates(won_RR: Float64Array, names: Sequence[str], confidence: float = 0.
 def bradley_terry(
     won_RR: Float64Array, names: Sequence[str], confidence: float = 0.95
 ) -> list[Strength] | None:
-    """Strengths, strongest first; None where the votes do not determine them (see above)."""
+    """Strengths, strongest first; None if the votes do not determine them (see above)."""
     groups, _ = connected_components(won_RR > 0, directed=True, connection="strong")
     if groups > 1 or len(names) < 2:
         return None
@@ -117,7 +117,7 @@ def _strengths(won_RR: Float64Array) -> Float64Array:
 
 
 def _covariance(log_R: Float64Array, compared_RR: Float64Array) -> Float64Array:
-    """Pseudo-inverse of the information: its null direction, a shift of all, is what the mean fixes."""
+    """Pseudo-inverse of the information: the mean fixes its null direction, a shift of all strengths."""
     chance_RR = 1 / (1 + np.exp(log_R[None, :] - log_R[:, None]))
     weight_RR = compared_RR * chance_RR * (1 - chance_RR)
     information_RR = np.diag(weight_RR.sum(axis=1)) - weight_RR
@@ -125,7 +125,7 @@ def _covariance(log_R: Float64Array, compared_RR: Float64Array) -> Float64Array:
 
 
 def _wilson(rate: float, votes: float, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval; by its formula, since half wins are no whole number."""
+    """Wilson's score interval; by its formula, since half wins are not whole numbers."""
     z = float(stats.norm.ppf((1 + confidence) / 2))
     centre = (rate + z * z / (2 * votes)) / (1 + z * z / votes)
     reach = z / (1 + z * z / votes) * math.sqrt(rate * (1 - rate) / votes + z * z / (4 * votes * votes))

@@ -1,6 +1,6 @@
-"""One file a feature extractor. To add one, add a file that lists its kinds in `FEATURES`; no more.
+"""One file per feature extractor. To add one, add a file that lists its kinds in `FEATURES`.
 
-Extractors outside of the folder are named by import path, `package.module:MyFeatures`.
+Extractors outside this folder are named by import path, `package.module:MyFeatures`.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ def all_features() -> dict[str, FeatureKind]:
 
 @cache
 def own_features(path: str) -> FeatureKind:
-    """The kind of features of an import path. Raises ConfigError for what is none."""
+    """The kind of features at an import path. Raises ConfigError if it is not one."""
     return _FEATURES.imported(path, ("build",))

@@ -1,8 +1,8 @@
-"""Features of a small classifier that is trained on the labelled reference itself.
+"""Features of a small classifier trained on the labelled reference itself.
 
-For machines without downloads and for small or unusual images, where ImageNet features say little. The
-features are the output of the layer before the logits. They depend on the reference, so numbers compare
-between models of one data set only. A fifth of the reference is held out to judge the classifier.
+For machines without downloads and for small or unusual images, for which ImageNet features mean little. The
+features are the output of the layer before the logits. They depend on the reference, so numbers are
+comparable only between models of one data set. A fifth of the reference is held out to judge the classifier.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays, write_arrays
 
 VERSION = 1
-"""Part of the cache's key: raise it when the network or its training changes."""
+"""Part of the cache's key: increase it when the network or its training changes."""
 SMALLEST_SIDE = 8
 HELD_OUT_PARTS = 5
 LEAST_PER_CLASS = 10
 
 
 class ClassifierOptions(Config):
-    """How the classifier is trained."""
+    """How to train the classifier."""
 
     seen: int = Field(40_000, gt=0, description="Images seen in training, repeats counted.")
-    batch: int = Field(64, gt=1, description="Images a training step.")
+    batch: int = Field(64, gt=1, description="Images per training step.")
     lr: float = Field(3e-3, gt=0, description="Highest learning rate.")
     base: int = Field(32, gt=0, multiple_of=8, description="Channels of the first convolution.")
     dim: int = Field(64, gt=0, description="Length of the feature vector.")
@@ -78,7 +78,7 @@ class ClassifierExtractor:
 
 
 class ClassifierKind:
-    """Trains the classifier, or takes it from the cache."""
+    """Trains the classifier, or loads it from the cache."""
 
     name = "classifier"
     classifies = True
@@ -156,7 +156,7 @@ def _load(reference: Reference, options: ClassifierOptions) -> tuple[Tensor, Ten
     first = 0
     for block_NHWC, label_N in reference.blocks():
         if label_N is None:
-            raise DataError("features classifier needs labels, and the reference has none")
+            raise DataError("features classifier needs labels, but the reference has none")
         kept = [
             row
             for row in range(len(block_NHWC))
@@ -170,7 +170,7 @@ def _load(reference: Reference, options: ClassifierOptions) -> tuple[Tensor, Ten
     least = LEAST_PER_CLASS * reference.spec.num_classes
     if len(positions) < least or not held_out_N.any():
         raise DataError(
-            f"features classifier needs {least} labelled images or more, to train on and to hold some out, "
+            f"features classifier needs {least} labelled images or more, to train and to hold some out, "
             f"got {len(positions)}: give more reference images or use evaluate.features=efficientnet_lite0"
         )
     images_NHWC = torch.from_numpy(np.concatenate(images))

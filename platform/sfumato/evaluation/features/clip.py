@@ -1,8 +1,8 @@
 """CLIP features (Radford et al. 2021): image embeddings, and text embeddings in the same space for captions.
 
-Transform: antialiased bicubic resize of the whole image to the model's input size, without a crop (Jayasumana
-et al. 2024 do so for CMMD), then CLIP's mean and deviation. Embeddings are as projected, not scaled to
-length 1: the metrics that want unit vectors scale them.
+Transform: antialiased bicubic resize of the whole image to the model's input size, without a crop (as in
+Jayasumana et al. 2024 for CMMD), then CLIP's mean and deviation. Embeddings are as projected, not scaled to
+length 1: the metrics that need unit vectors scale them.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class ClipOptions(Config):
 
     weights: Path | None = Field(
         None,
-        description=f"Folder as transformers saves it, with the tokenizer for captions; null: {VARIABLE}.",
+        description=f"Folder saved by transformers, with the tokenizer for captions; null: {VARIABLE}.",
     )
 
 
 class ClipExtractor:
-    """Projected embeddings of images, and of captions where the folder has a tokenizer."""
+    """Projected embeddings of images, and of captions if the folder has a tokenizer."""
 
     name = "clip"
 
@@ -67,7 +67,7 @@ class ClipExtractor:
         self.facts: Mapping[str, object] = {"weights_sha256": weights_sha256, "transform": transform}
 
     def extract(self, images_NHWC: UInt8Array) -> Extracted:
-        """Of uint8 images with 1 or 3 channels, of any size."""
+        """Features of uint8 images with 1 or 3 channels, of any size."""
         return extract_in_chunks(images_NHWC, self._forward)
 
     def extract_text(self, captions: Sequence[str]) -> Float32Array:
@@ -112,7 +112,7 @@ class ClipKind:
     options: type[Config] = ClipOptions
 
     def problems(self, data: DataSpec) -> list[str]:
-        """Channels, and the package; weights are looked for when they are loaded."""
+        """Channels and the package; weights are checked when they are loaded."""
         return channel_problems(self.name, data) + transformers_problems(self.name)
 
     def build(self, reference: Reference, options: Config, cache: Path) -> ClipExtractor:

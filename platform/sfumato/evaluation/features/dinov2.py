@@ -1,6 +1,6 @@
 """DINOv2 features (Oquab et al. 2024): the normalised class token of a self-supervised transformer.
 
-Stein et al. 2023 find that Fréchet distances on them follow people's judgement better than on InceptionV3.
+Stein et al. 2023 find that Fréchet distances on them follow human judgement better than on InceptionV3.
 Transform: antialiased bicubic resize of the whole image to 224x224, then ImageNet's mean and deviation.
 """
 
@@ -35,7 +35,7 @@ class Dinov2Options(Config):
     """Where the weights are."""
 
     weights: Path | None = Field(
-        None, description=f"Folder as transformers saves it; null: the environment variable {VARIABLE}."
+        None, description=f"Folder saved by transformers; null: the environment variable {VARIABLE}."
     )
 
 
@@ -51,7 +51,7 @@ class Dinov2Extractor:
         self.facts: Mapping[str, object] = {"weights_sha256": weights_sha256, "transform": TRANSFORM}
 
     def extract(self, images_NHWC: UInt8Array) -> Extracted:
-        """Of uint8 images with 1 or 3 channels, of any size."""
+        """Features of uint8 images with 1 or 3 channels, of any size."""
         return extract_in_chunks(images_NHWC, self._forward)
 
     def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, None]:
@@ -69,7 +69,7 @@ class Dinov2Kind:
     options: type[Config] = Dinov2Options
 
     def problems(self, data: DataSpec) -> list[str]:
-        """Channels, and the package; weights are looked for when they are loaded."""
+        """Channels and the package; weights are checked when they are loaded."""
         return channel_problems(self.name, data) + transformers_problems(self.name)
 
     def build(self, reference: Reference, options: Config, cache: Path) -> Dinov2Extractor:

@@ -32,7 +32,7 @@ TRANSFORM = "bicubic antialiased 224, rounded, (x-127)/128"
 
 
 class EfficientNetOptions(Config):
-    """There is nothing to choose: the weights and the transform are what makes numbers comparable."""
+    """No options: fixed weights and a fixed transform make numbers comparable."""
 
 
 class EfficientNetExtractor:

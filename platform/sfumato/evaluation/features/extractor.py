@@ -1,13 +1,13 @@
-"""What turns images into feature vectors."""
+"""The interface of feature extractors, which turn images into vectors."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -29,7 +29,7 @@ class Extracted:
 
 
 class Extractor(Protocol):
-    """A loaded network with its transform. It is sent to the workers, so it must pickle.
+    """A loaded network with its transform. It is sent to the workers, so it must be picklable.
 
     `digest` identifies the weights and the transform: features of equal digests may be compared and
     cached. `facts` are plain JSON values for the report.
@@ -41,15 +41,24 @@ class Extractor(Protocol):
     facts: Mapping[str, object]
 
     def extract(self, images_NHWC: UInt8Array) -> Extracted:
-        """Features of uint8 images [N, H, W, C]; row i depends on image i alone."""
+        """Features of uint8 images [N, H, W, C]; row i depends only on image i."""
+        ...
+
+
+@runtime_checkable
+class ReadsCaptions(Protocol):
+    """An extractor that brings texts into the space of its images."""
+
+    def extract_text(self, captions: Sequence[str]) -> Float32Array:
+        """Embeddings [N, dim]."""
         ...
 
 
 class FeatureKind(Protocol):
     """A kind of features, before anything is loaded. Files in this folder list theirs in `FEATURES`.
 
-    `classifies` says that its extractor gives logits of the data's own classes, `gives_logits` that it gives
-    logits of any.
+    `classifies`: its extractor gives logits of the data's own classes; `gives_logits`: it gives
+    logits of any classes.
     """
 
     name: str
@@ -58,11 +67,11 @@ class FeatureKind(Protocol):
     options: type[Config]
 
     def problems(self, data: DataSpec) -> list[str]:
-        """Why it cannot be had for this data on this machine; one line each, with the mend."""
+        """Why it is unavailable for this data on this machine; one line each, with the fix."""
         ...
 
     def build(self, reference: Reference, options: Config, cache: Path) -> Extractor:
-        """The extractor, made once by the driver; what is costly is kept under `cache`."""
+        """The extractor, built once by the driver; costly results are kept under `cache`."""
         ...
 
 
@@ -81,7 +90,7 @@ CHUNK = 64
 
 
 def device() -> torch.device:
-    """Where networks run in this process: on the GPU that it was given, otherwise on the CPU."""
+    """Where networks run in this process: on its assigned GPU, otherwise on the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -1,4 +1,4 @@
-"""InceptionV3 pool3 features: what FID, KID and the Inception Score are defined on (Heusel et al. 2017).
+"""InceptionV3 pool3 features, on which FID, KID and the Inception Score are defined (Heusel et al. 2017).
 
 Weights are those of the TensorFlow graph of 2015-12-05 in the published PyTorch conversion. By default
 images are resized as inside that graph (`tensorflow`); `clean` resizes as Parmar et al. 2022 advise. The
@@ -39,15 +39,15 @@ Resize = Literal["tensorflow", "clean"]
 
 
 class InceptionOptions(Config):
-    """Where the weights are, and how images are brought to 299x299."""
+    """Where the weights are, and how images are resized to 299x299."""
 
     weights: Path | None = Field(
         None, description="File of weights; null: SFUMATO_INCEPTION_WEIGHTS, or one downloaded before."
     )
-    download: bool = Field(False, description="Whether to download the weights where there are none.")
+    download: bool = Field(False, description="Whether to download missing weights.")
     resize: Resize = Field(
         "tensorflow",
-        description="tensorflow: bilinear as in the original graph, for figures that compare with published "
+        description="tensorflow: bilinear as in the original graph, for figures comparable with published "
         "ones. clean: antialiased bicubic.",
     )
 
@@ -71,7 +71,7 @@ class InceptionExtractor:
         }
 
     def extract(self, images_NHWC: UInt8Array) -> Extracted:
-        """Of uint8 images with 1 or 3 channels, of any size."""
+        """Features of uint8 images with 1 or 3 channels, of any size."""
         return extract_in_chunks(images_NHWC, self._forward)
 
     def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ class InceptionKind:
     options: type[Config] = InceptionOptions
 
     def problems(self, data: DataSpec) -> list[str]:
-        """Channels; that weights are there is checked when they are loaded, before anything is generated."""
+        """Channels; weights are checked when they are loaded, before anything is generated."""
         return channel_problems(self.name, data)
 
     def build(self, reference: Reference, options: Config, cache: Path) -> InceptionExtractor:

@@ -1,9 +1,9 @@
-"""InceptionV3 as the TensorFlow graph of 2015-12-05 has it, which every published FID was computed with.
+"""InceptionV3 as in the TensorFlow graph of 2015-12-05, with which every published FID was computed.
 
 It differs from the network of the paper (Szegedy et al. 2016) in four places: the averages over 3x3 leave out
 the padding, the pool of the last block takes the maximum (probably a mistake in that graph), there are 1008
 classes, and the epsilon of batch normalisation is 1e-3. The parameters' names are those of the published
-conversion of its weights, so that file loads as it is.
+conversion of its weights, so that file loads unchanged.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class BlockE(nn.Module):
 class InceptionV3(nn.Module):
     """Images [B, 3, 299, 299] float32, scaled as (x - 128) / 128, to pool3 [B, 2048] and logits [B, 1008].
 
-    The logits are without the bias of the last layer, as the Inception Score takes them.
+    The logits are without the bias of the last layer, as the Inception Score uses them.
     """
 
     def __init__(self) -> None:

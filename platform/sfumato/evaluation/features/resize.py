@@ -1,4 +1,4 @@
-"""Resizing to a network's input as the programs do it whose numbers are to be met."""
+"""Resizes to a network's input exactly as the reference programs do."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sfumato.core.batch import DataSpec
 def tensorflow_bilinear(x_BCHW: Tensor, side: int) -> Tensor:
     """Bilinear without antialiasing, corners as TensorFlow 1 aligns them: the resize inside the FID graph.
 
-    Output pixel i stands at i * (input / output) without a half-pixel offset. Shrinking so throws pixels
-    away, and figures depend on it (Parmar et al. 2022); it is what published FIDs were computed with.
+    Output pixel i is at i * (input / output) without a half-pixel offset. Such shrinking discards pixels,
+    and figures depend on it (Parmar et al. 2022); published FIDs were computed with it.
     """
     rows = _weigh(x_BCHW.shape[2], side, x_BCHW)
     columns = _weigh(x_BCHW.shape[3], side, x_BCHW)
@@ -33,18 +33,18 @@ def _weigh(size: int, side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def bicubic(x_BCHW: Tensor, side: int) -> Tensor:
-    """Antialiased bicubic as Pillow has it, in float, cut to 0..255: as clean-fid resizes (Parmar 2022)."""
+    """Antialiased bicubic as in Pillow, in float, cut to 0..255: as clean-fid resizes (Parmar 2022)."""
     x = F.interpolate(x_BCHW, (side, side), mode="bicubic", antialias=True, align_corners=False)
     return x.clamp(0, 255)
 
 
 def three_channels(x_BCHW: Tensor) -> Tensor:
-    """Grey images repeated into three channels; others as they are."""
+    """Grey images repeated into three channels; others unchanged."""
     return x_BCHW.expand(-1, 3, -1, -1) if x_BCHW.shape[1] == 1 else x_BCHW
 
 
 def channel_problems(features: str, data: DataSpec) -> list[str]:
-    """A line where images have neither one nor three channels."""
+    """A line if images have neither one nor three channels."""
     if data.channels in (1, 3):
         return []
     return [f"features {features} needs images of 1 or 3 channels, this data has {data.channels}"]

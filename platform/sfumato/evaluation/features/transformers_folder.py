@@ -1,4 +1,4 @@
-"""Weights that lie in a folder in the form of transformers. Nothing is downloaded, nothing unpickled."""
+"""Weights in a folder in the format of transformers. Nothing is downloaded, nothing unpickled."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sfumato.errors import CapabilityError, with_extra
 
 
 def folder_given(features: str, variable: str, given: Path | None, example: str) -> Path:
-    """A folder in the form that transformers saves: config.json and model.safetensors.
+    """A folder in the format that transformers saves: config.json and model.safetensors.
 
-    Raises CapabilityError, in one line with the mend, where there is none.
+    Raises CapabilityError, in one line with the fix, if there is none.
     """
     mend = (
         f"set evaluate.feature_options.{features}.weights=FOLDER or {variable}=FOLDER to a folder with "
@@ -31,14 +31,14 @@ def folder_given(features: str, variable: str, given: Path | None, example: str)
 
 
 def transformers_problems(features: str) -> list[str]:
-    """A line where the package transformers is missing."""
+    """A line if the package transformers is missing."""
     if importlib.util.find_spec("transformers") is not None:
         return []
     return [f"features {features} needs transformers, not installed: {with_extra('features')}"]
 
 
 def load_folder(model: Any, folder: Path, features: str) -> Any:
-    """A model of transformers from a folder. Raises CapabilityError unless every weight is there."""
+    """A model of transformers from a folder. Raises CapabilityError if any weight is missing."""
     try:
         network, report = model.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True

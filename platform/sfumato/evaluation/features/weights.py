@@ -1,6 +1,6 @@
-"""Finding the weights of feature extractors: by an option, an environment variable, or a download.
+"""Finds the weights of feature extractors: by an option, an environment variable, or a download.
 
-Nothing is downloaded unless asked for, and what is, counts only with the right checksum.
+Nothing is downloaded unless requested, and a download is used only if its checksum is right.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """A published file: where it lies, and the checksum that identifies it."""
+    """A published file: its address, and the checksum that identifies it."""
 
     features: str
     variable: str
@@ -35,16 +35,16 @@ class WeightsFile:
         return self.url.rsplit("/", 1)[-1]
 
     def locate(self, given: Path | None, cache: Path, *, download: bool) -> Path:
-        """The file's path. `given` wins over the environment variable, that over the cache folder.
+        """The file's path. `given` takes precedence over the environment variable, and that over the cache.
 
-        Raises CapabilityError, in one line with the mend, where there is none.
+        Raises CapabilityError, in one line with the fix, if there is none.
         """
         named = given or (Path(value) if (value := os.environ.get(self.variable)) else None)
         if named is not None:
             if named.is_file():
                 return named
             raise CapabilityError(
-                f"features {self.features}: weights {str(named)!r} do not exist or are no file; {self._mend}"
+                f"features {self.features}: weights {str(named)!r} are not an existing file; {self._mend}"
             )
         kept = cache / self.name
         if kept.is_file():

@@ -1,6 +1,6 @@
-"""One file a metric. To add one, add a file that lists its metrics in `METRICS`; nothing else changes.
+"""One file per metric. To add one, add a file that lists its metrics in `METRICS`; nothing else changes.
 
-Metrics outside of the folder are named by import path, `package.module:MyMetric`.
+Metrics outside this folder are named by import path, `package.module:MyMetric`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,6 @@ def all_pair_metrics() -> dict[str, PairMetric]:
 
 @cache
 def own_metric(path: str) -> Metric | PairMetric:
-    """The metric of an import path. Raises ConfigError for what is none."""
+    """The metric at an import path. Raises ConfigError if it is not a metric."""
     found: Metric | PairMetric = _METRICS.imported(path, ("compute", "compare"))
     return found

@@ -1,4 +1,4 @@
-"""Class accuracy: how often a classifier of the real images sees the class that was asked for.
+"""Class accuracy: how often a classifier of the real images sees the requested class.
 
 The classification accuracy score's cheaper sibling (Ravuri & Vinyals 2019 train on samples and test on real
 images; here the classifier is trained on real images and judges samples). It rewards typical samples:
@@ -15,7 +15,7 @@ from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, Me
 
 
 class ClassAccuracy(BaseMetric):
-    """Part of the conditional samples whose most probable class is the one that was asked for."""
+    """Share of the conditional samples whose most probable class is the requested one."""
 
     name = "class_accuracy"
     higher_is_better = True

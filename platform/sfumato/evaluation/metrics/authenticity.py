@@ -1,6 +1,6 @@
-"""Authenticity (Alaa et al. 2022, section 3.3): the part of samples that are no copies of a training image.
+"""Authenticity (Alaa et al. 2022, section 3.3): the share of samples that are not copies of a training image.
 
-A sample is authentic when it lies farther from its nearest training image than that image's own nearest
+A sample is authentic when it is farther from its nearest training image than that image's own nearest
 neighbour in the training set does: a noisy copy would be closer. A model that draws from the true
 distribution gets about one half, not 1, when it has as many samples as there are training images.
 """

@@ -1,8 +1,8 @@
 """Classification accuracy score (Ravuri & Vinyals 2019): trained on samples, tested on real images.
 
-It falls where samples of a class look wrong and also where they lack the class's variety, which class
+It falls when samples of a class look wrong, and also when they lack the class's variety, which class
 accuracy cannot see. The classifier is the small network of the `classifier` features, not the ResNet-50 of
-the paper: the figures compare models of one data set at equal settings only.
+the paper: the figures compare only models of one data set at equal settings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FEATURES = 64
 
 
 class ClassificationScoreSettings(Config):
-    """How long its classifier is trained."""
+    """How long to train its classifier."""
 
     cas_seen: int = Field(
         40_000, gt=0, description="classification_score: samples that its classifier sees, repeats counted."
@@ -64,7 +64,7 @@ def _channels_first(images_NHWC: UInt8Array) -> Tensor:
 
 
 class ClassificationScore(BaseMetric):
-    """Part of the real images that a classifier trained on the samples gets right; higher is better."""
+    """Share of the real images that a classifier trained on the samples gets right; higher is better."""
 
     Settings = ClassificationScoreSettings
     name = "classification_score"

@@ -26,7 +26,7 @@ def clip_scores(image_ND: Float32Array, text_ND: Float32Array) -> Float64Array:
 class ClipScore(BaseMetric):
     """Mean over the samples, in [0, 100]; higher is better.
 
-    `details` say what real images reach with their captions, where the reference has some.
+    `details` give the score of real images with their captions, if the reference has any.
     """
 
     name = "clip_score"

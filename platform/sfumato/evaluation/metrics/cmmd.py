@@ -1,6 +1,6 @@
 """CLIP maximum mean discrepancy (Jayasumana et al. 2024): MMD^2 x 1000 of unit CLIP image embeddings.
 
-Gaussian kernel of sigma 10, biased estimate over all samples, as the authors' program has it. No Gaussian is
+Gaussian kernel of sigma 10, biased estimate over all samples, as in the authors' program. No Gaussian is
 fitted, so it needs far fewer samples than a Fréchet distance and sees distortions that keep two moments.
 """
 

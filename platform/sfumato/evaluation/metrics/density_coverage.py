@@ -1,9 +1,9 @@
 """Density and coverage (Naeem et al. 2020, eqs. 4-5).
 
 Precision counts a sample once, however few outliers of the reference hold it, and recall builds its manifold
-from the generated set, outliers included. Both of these use the reference's balls alone: density counts how
-many hold a sample, over k (1 is expected for samples of the reference's own distribution; it may exceed 1),
-coverage is the part of the reference's balls that hold a sample. Balls include their surface.
+from the generated set, outliers included. Density and coverage use only the reference's balls. Density counts
+how many hold a sample, over k (1 is expected for samples of the reference's own distribution, more is
+possible); coverage is the share of the reference's balls that hold a sample. Balls include their surface.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Density(BaseMetric):
 
 
 class Coverage(Density):
-    """Part of the reference's balls that hold a generated vector, in [0, 1]."""
+    """Share of the reference's balls that hold a generated vector, in [0, 1]."""
 
     name = "coverage"
 

@@ -3,9 +3,9 @@
     d^2 = |mu_1 - mu_2|^2 + tr(S_1) + tr(S_2) - 2 tr((S_1 S_2)^{1/2})
 
 With S = L L^T, tr((S_1 S_2)^{1/2}) is the sum of the singular values of L_1^T L_2, or of the roots of the
-eigenvalues of L_1^T S_2 L_1. The second is three times as fast, with L from Cholesky, and is taken where both
-covariances are well conditioned. Where they are not (fewer samples than dimensions) a root turns a rounding
-error of size e into one of size sqrt(e) in every null direction; there the first is taken, which has no root,
+eigenvalues of L_1^T S_2 L_1. The second is three times as fast, with L from Cholesky, and is used if both
+covariances are well conditioned. If they are not (fewer samples than dimensions), a root turns a rounding
+error of size e into one of size sqrt(e) in every null direction; then the first is used, which has no root,
 with L from the eigenvectors of positive eigenvalue.
 
 On InceptionV3 pool3 features this number is called FID; on any other features it is `fd_<features>`.
@@ -48,7 +48,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 def root_trace(a_DD: Float64Array, b_DD: Float64Array) -> float:
     """tr((A B)^{1/2}) of two covariances."""
-    import scipy.linalg  # here: whoever reads a recipe imports this module
+    import scipy.linalg  # here: reading a recipe imports this module
 
     lower_DD = _cholesky(a_DD)
     if lower_DD is not None and _cholesky(b_DD) is not None:
@@ -63,7 +63,7 @@ def root_trace(a_DD: Float64Array, b_DD: Float64Array) -> float:
 
 def _cholesky(covariance_DD: Float64Array) -> Float64Array | None:
     """The lower factor [D, D] of a well-conditioned covariance, otherwise None."""
-    import scipy.linalg  # here: whoever reads a recipe imports this module
+    import scipy.linalg  # here: reading a recipe imports this module
 
     lower_DD, failed = scipy.linalg.lapack.dpotrf(covariance_DD, lower=1, clean=1)
     if failed:

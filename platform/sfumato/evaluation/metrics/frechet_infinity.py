@@ -34,13 +34,13 @@ def extrapolate(size_P: Int64Array, value_P: Float64Array) -> tuple[float, float
 
 
 class InfinitySettings(Config):
-    """Where the distance is computed."""
+    """The numbers of samples at which the distance is computed."""
 
     infinity_points: int = Field(
         15, ge=3, description="fd_infinity: numbers of samples at which the distance is computed."
     )
     infinity_start: float = Field(
-        0.1, gt=0, lt=1, description="fd_infinity: the smallest of them, as a part of all samples."
+        0.1, gt=0, lt=1, description="fd_infinity: the smallest of them, as a share of all samples."
     )
 
 
@@ -53,7 +53,7 @@ class FrechetInfinity(BaseMetric):
     published: str | None = "fid_infinity"
 
     def least_samples(self, options: MetricOptions) -> int:
-        """Enough for the smallest subset to say something."""
+        """Enough for the smallest subset to be meaningful."""
         return LEAST
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:

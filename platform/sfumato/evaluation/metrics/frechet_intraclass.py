@@ -1,7 +1,7 @@
 """Intra-class Fréchet distance (Miyato & Koyama 2018, section 5): the mean of the classes' own distances.
 
 The distance of the whole sets cannot see a conditional model that makes good images of the wrong class; here
-samples asked for as a class are compared with the reference's images of it.
+samples requested as a class are compared with the reference's images of that class.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sfumato.evaluation.statistics import Moments
 
 
 class IntraClassFrechet(BaseMetric):
-    """Lower is better. With few images a class each distance has a large bias: compare at equal numbers."""
+    """Lower is better. With few images per class, each distance has large bias: compare at equal numbers."""
 
     name = "intra_fd"
     needs_labels = True

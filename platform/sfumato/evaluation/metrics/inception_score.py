@@ -1,10 +1,10 @@
 """Inception Score (Salimans et al. 2016, section 4): exp E_x KL(p(y|x) || p(y)).
 
 High when every sample belongs to a class clearly and all classes occur. It never looks at the reference: a
-model that repeats one good image a class scores as well as can be. On the logits of `inception` without their
+model that repeats one good image per class gets a perfect score. On the logits of `inception` without their
 bias this is the published score; on another classifier it is `inception_score_<features>`.
 
-The samples are shuffled and split into parts as torch-fidelity does it; the figure is the mean over parts.
+The samples are shuffled and split into parts as in torch-fidelity; the figure is the mean over parts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class InceptionScoreSettings(Config):
     """Parts."""
 
     inception_score_splits: int = Field(
-        10, ge=1, description="inception_score: parts that the score is computed on."
+        10, ge=1, description="inception_score: number of parts that the score is averaged over."
     )
 
 
@@ -33,7 +33,7 @@ def inception_scores(logits_NK: Float32Array, splits: int, seed: int) -> Float64
         raise ValueError(f"{splits} parts need {splits} samples or more, got {rows}")
     # NumPy's old generator: the order, and so the figure, is then torch-fidelity's.
     order_N = np.random.RandomState(seed).permutation(rows)
-    import scipy.special  # here: whoever reads a recipe imports this module
+    import scipy.special  # here: reading a recipe imports this module
 
     log_p_NK = scipy.special.log_softmax(logits_NK[order_N].astype(np.float64), axis=1)
     p_NK = np.exp(log_p_NK)

@@ -1,8 +1,8 @@
 """Kernel Inception distance (Bińkowski et al. 2018): unbiased squared MMD under (x.y / D + 1)^3.
 
-The figure is the mean over random subsets, as everybody reports it, with the standard deviation over the
-subsets. The subsets are those that torch-fidelity draws from the same seed. The details hold the estimate on
-all samples too, which has the smallest variance, unless there are too many.
+The figure is the mean over random subsets, as usually reported, with the standard deviation over the
+subsets. The subsets are those that torch-fidelity draws from the same seed. The details also hold the
+estimate on all samples, which has the smallest variance, unless there are too many.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from sfumato.evaluation.statistics import Float32Array, Float64Array
 
 
 class KidSettings(Config):
-    """Subsets, and when all samples are compared."""
+    """The subsets, and when to compare all samples."""
 
-    kid_subsets: int = Field(100, ge=1, description="kid: random subsets that the distance is averaged over.")
+    kid_subsets: int = Field(100, ge=1, description="kid: random subsets to average the distance over.")
     kid_subset_size: int = Field(1000, ge=2, description="kid: images in a subset, of either set.")
     kid_all_samples: int = Field(
         20_000,
         ge=0,
-        description="kid: where neither set has more images, the estimate on all of them is computed too, "
+        description="kid: if neither set has more images, also compute the estimate on all of them, "
         "whose cost grows with their square.",
     )
 
@@ -40,7 +40,7 @@ def subset_distances(
 ) -> tuple[Float64Array, float | None]:
     """Unbiased squared MMDs [subsets] of random subsets of `size` rows each, and that of all samples.
 
-    One pass over the pairs of all samples gives both; without `all_samples` there is one over those of every
+    One pass over the pairs of all samples gives both; without `all_samples` there is one pass per
     subset. Raises ValueError for sets of fewer rows than `size`.
     """
     n, m = len(a_ND), len(b_MD)

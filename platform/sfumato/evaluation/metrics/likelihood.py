@@ -1,10 +1,10 @@
 """Bits per dimension that a model gives real images, for families with a likelihood or a bound on it.
 
-The negative log-likelihood of an image in base 2, over its number of values. What is measured is a discrete
-distribution, of 8-bit values unless the family says otherwise (`core.family.HasLikelihood`: a binarisation,
+The negative log-likelihood of an image in base 2, over its number of values. It measures a discrete
+distribution, of 8-bit values unless the family declares others (`core.family.HasLikelihood`: a binarisation,
 fewer levels). A family with a density dequantises the values itself (uniformly or as it learned to), and its
 figure is then an upper bound. Autoregressive models give the exact figure, VAEs and diffusion models their
-variational bound. Each family's README says which.
+variational bound. Each family's README states which.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sfumato.evaluation.statistics import Float64Array, Int64Array
 
 @dataclass(frozen=True)
 class PreparedLikelihood(Prepared):
-    """Bits of the reference's first images, in blocks of their own."""
+    """Bits of the reference's first images, in separate blocks."""
 
     reference: Reference
     bits_of: str
-    """The variable that the model's likelihood is of."""
+    """The variable whose likelihood the model gives."""
     rows: int = 0
     stored_as = "bits"
 
@@ -59,10 +59,10 @@ class Likelihood(MetricInput):
 
     def lacking(self, kind: Kind | None) -> str:
         """What else is needed."""
-        return "a model with a likelihood, and this one has none"
+        return "a model with a likelihood, but this one has none"
 
     def prepare(self, setting: Setting, opened: object) -> PreparedLikelihood:
-        """For as many images as `evaluate.likelihood_images` says."""
+        """For `evaluate.likelihood_images` images."""
         source, reference = setting.source, setting.reference
         bits_of = source.likelihood_of if isinstance(source, GivesLikelihood) else ""
         rows = min(setting.settings.likelihood_images, reference.size)
@@ -70,7 +70,7 @@ class Likelihood(MetricInput):
 
 
 class BitsPerDim(BaseMetric):
-    """Mean over the real images; lower is better, 8 is what knowing nothing of 8-bit values costs."""
+    """Mean over the real images; lower is better, 8 is the cost of knowing nothing about 8-bit values."""
 
     name = "bits_per_dim"
     inputs = (Likelihood(),)

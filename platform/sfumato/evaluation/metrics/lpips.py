@@ -1,9 +1,9 @@
 """LPIPS (Zhang et al. 2018, eq. 1): perceptual distance of two images, with AlexNet and calibrated weights.
 
-The calibrated ("linear") weights come with torchmetrics. AlexNet's ImageNet weights come with no package:
-their file, as torchvision publishes it (alexnet-owt-7be5be79.pth), is named by SFUMATO_ALEXNET_WEIGHTS.
-`lpips` judges reconstructions; `lpips_diversity` is the mean distance between samples of one class, or of all
-where there are no classes: 0 for a model that repeats itself, and best near the figure of real images, which
+The calibrated ("linear") weights come with torchmetrics. No package provides AlexNet's ImageNet weights:
+SFUMATO_ALEXNET_WEIGHTS names their file, as published by torchvision (alexnet-owt-7be5be79.pth).
+`lpips` judges reconstructions; `lpips_diversity` is the mean distance between samples of one class (of all,
+if there are no classes): 0 for a model that repeats itself, and best near the figure of real images, which
 `details` hold.
 """
 
@@ -89,7 +89,7 @@ def _unit(x_BCHW: Tensor) -> Tensor:
 
 @cache
 def load(path: Path) -> Lpips:
-    """The network with AlexNet's weights of a file. Raises CapabilityError for a file of something else."""
+    """The network with AlexNet's weights from a file. Raises CapabilityError for any other file."""
     network = Lpips()
     calibrated = torch.load(_calibrated(), map_location="cpu", weights_only=True)
     try:
@@ -133,16 +133,16 @@ def distances(a_NHWC: UInt8Array, b_NHWC: UInt8Array, network: Lpips) -> Float64
 
 
 def given() -> Path:
-    """The file of AlexNet's weights. Raises CapabilityError where none is named."""
+    """The file of AlexNet's weights. Raises CapabilityError if none is named."""
     value = os.environ.get(VARIABLE)
     if not value or not Path(value).is_file():
-        got = f"{value!r} is no file" if value else "none given"
+        got = f"{value!r} is not a file" if value else "none given"
         raise CapabilityError(f"lpips needs AlexNet's weights, {got}: set {VARIABLE}=FILE ({FILE})")
     return Path(value)
 
 
 def problems_of(data: DataSpec) -> list[str]:
-    """Why LPIPS cannot be had for such images on this machine, one line each."""
+    """Why LPIPS cannot be computed for such images on this machine, one line each."""
     found = [line.replace("features ", "") for line in channel_problems("lpips", data)]
     if min(data.height, data.width) < SMALLEST:
         size = f"{data.width}x{data.height}"
@@ -159,14 +159,14 @@ def problems_of(data: DataSpec) -> list[str]:
 class LpipsOfPairs:
     """LPIPS of an image and its reconstruction; lower is better.
 
-    It travels to the workers with its network: they need no file of weights.
+    It is sent to the workers with its network: they need no file of weights.
     """
 
     name = "lpips"
     higher_is_better = False
 
     def __init__(self, network: Lpips | None = None) -> None:
-        """Without a network, that of the environment's weights, once it is needed."""
+        """Without a network, the one with the environment's weights is loaded when needed."""
         self._network = network
 
     def __reduce__(self) -> tuple[type[LpipsOfPairs], tuple[Lpips]]:

@@ -1,12 +1,12 @@
-"""Memorisation: samples that lie closer to a training image than images that are no copies do.
+"""Memorisation: samples that are closer to a training image than images that are not copies.
 
-The distance of a sample to its nearest training image says little alone: what is near depends on the data.
-It is therefore set against the distances at which real images that were not copied lie: those of held-out
-images to the training set where they are given, otherwise those of the training images to one another, each
-left out in turn. A sample counts as copied when its distance is below the `memorisation_quantile` of these
-(1 % by default, which is then what a model that copies nothing is expected to get).
+The distance of a sample to its nearest training image alone says little: what counts as near depends on the
+data. It is therefore compared with the distances of real images that are not copies: those of held-out
+images to the training set if they are given, otherwise those of the training images to one another, leaving
+each one out. A sample counts as copied when its distance is below the `memorisation_quantile` of these
+(1 % by default, which is then the expected figure of a model that copies nothing).
 
-The details name the closest pairs, for looking at, and the Mann-Whitney statistic of the two samples of
+The details name the closest pairs, for inspection, and the Mann-Whitney statistic of the two samples of
 distances, standardised (Meehan et al. 2020, eq. 1: data-copying when far below 0).
 """
 
@@ -27,14 +27,14 @@ SHOWN = 16
 
 
 class MemorisationSettings(Config):
-    """What counts as a copy."""
+    """When a sample counts as a copy."""
 
     memorisation_quantile: float = Field(
         0.01,
         gt=0,
         lt=1,
         description="memorisation: a sample counts as copied when it is closer to a training image than all "
-        "but this part of real images that are no copies.",
+        "but this share of real images that are not copies.",
     )
 
 
@@ -44,7 +44,7 @@ def memorisation(
     options: MetricOptions,
     held_out: FeatureSet | None = None,
 ) -> MetricResult:
-    """The part of copied samples; `held_out` are real images that were not trained on.
+    """The share of copied samples; `held_out` are real images that were not trained on.
 
     Raises DataError for fewer of them than the quantile needs.
     """
@@ -70,7 +70,7 @@ def memorisation(
 
 
 def mann_whitney_z(a_N: Float64Array, b_M: Float64Array) -> float:
-    """Standardised U statistic of `a` above `b`, ties at half: below 0 where `a` tends to be smaller."""
+    """Standardised U statistic of `a` above `b`, ties at half: below 0 if `a` tends to be smaller."""
     from scipy import stats
 
     n, m = len(a_N), len(b_M)
@@ -95,12 +95,12 @@ def _distances_of_no_copies(
 
 
 def least_held_out(options: MetricOptions) -> int:
-    """So many distances that their quantile is one of them."""
+    """Enough distances for their quantile to be one of them."""
     return int(np.ceil(1 / options.of(MemorisationSettings).memorisation_quantile))
 
 
 class Memorisation(BaseMetric):
-    """Part of copied samples, in [0, 1]; lower is better. The reference is taken for the training images."""
+    """Share of copied samples, in [0, 1]; lower is better. The reference is taken for the training images."""
 
     Settings = MemorisationSettings
     name = "memorisation"

@@ -62,15 +62,23 @@ class Metric(Protocol):
     """It compares by class: the samples must have been asked for by class."""
     needs_images: bool
     """It reads `FeatureSet.images` of both sets."""
-    inputs: tuple[MetricInput, ...]
-    """What it reads beside features: captions, a likelihood, whatever its own file provides."""
+
+    @property
+    def inputs(self) -> tuple[MetricInput, ...]:
+        """What it reads in addition to features: captions, a likelihood, whatever its own file provides."""
+        ...
+
     reads_features: bool
     """Whether its figure depends on the features; one that does not is computed once, under its plain name.
     """
     of_reconstructions: bool
     """Whether `evaluate.metrics=auto` computes it on reconstructions, too."""
-    Settings: ClassVar[type[Config] | None]
-    """The class of its settings, whose fields are part of `evaluate.metric_options`; None for none."""
+
+    @property
+    def Settings(self) -> type[Config] | None:
+        """The class of its settings, whose fields are part of `evaluate.metric_options`; None for none."""
+        ...
+
     only_features: tuple[str, ...]
     """Names of the only features that it is defined on; empty: all."""
     always_suffixed: bool

@@ -4,10 +4,10 @@
 
 d is LPIPS, i spherical interpolation for normal latents (eq. 2) or linear interpolation (eq. 3). As in the
 authors' program the distances below the 1st and above the 99th percentile are left out. `path_sampling: end`
-takes t = 0, as Karras et al. 2020 do.
+takes t = 0, as in Karras et al. 2020.
 
 Departures: LPIPS is that of AlexNet, the authors' that of VGG16, and images are compared at their own size
-without a crop, so that figures compare with one another and with nothing published. The two latents of a
+without a crop, so figures compare only with one another, not with published ones. The two latents of a
 conditional model share a class. Spherical interpolation keeps the norms of its ends (White 2016), which
 StyleGAN, whose mapping network divides by the norm, need not. Images are not rounded to 8 bits: a step of
 1e-4 seldom moves a byte. LPIPS runs in float64; the model's own float32 rounding remains, and is a floor for
@@ -42,7 +42,7 @@ DISCARDED = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Ruler:
-    """Measures steps by LPIPS. It travels to the workers with its network: they need no file of weights."""
+    """Measures steps by LPIPS. It is sent to the workers with its network: they need no file of weights."""
 
     network: Lpips
     settings: PathSettings
@@ -50,13 +50,13 @@ class Ruler:
 
     @classmethod
     def of(cls, settings: PathSettings) -> Ruler:
-        """With the weights that the environment names. Raises CapabilityError where it names none."""
+        """With the weights that the environment names. Raises CapabilityError if it names none."""
         path = given()
         return cls(copy.deepcopy(load(path)).double(), settings, sha256_of(path))
 
     @property
     def identity(self) -> list[object]:
-        """All that a length depends on beside the model and the seed, as JSON values."""
+        """All that a length depends on besides the model and the seed, as JSON values."""
         chosen = self.settings
         return [
             chosen.path_epsilon,
@@ -76,7 +76,7 @@ class Ruler:
 
 @dataclass(frozen=True)
 class PreparedPaths(Prepared):
-    """Measures a length for each pair, in blocks of their own."""
+    """Measures a length for each pair, in separate blocks."""
 
     ruler: Ruler
     stored_as = "path"
@@ -116,11 +116,11 @@ class LatentPaths(MetricInput):
 
     def lacking(self, kind: Kind | None) -> str:
         """What else is needed."""
-        of = "and these are images" if kind == "images" else "and this one has none"
+        of = "but these are images" if kind == "images" else "but this one has none"
         return f"a model with a latent vector (gan, vae, flow), {of}"
 
     def prepare(self, setting: Setting, opened: object) -> PreparedPaths:
-        """With the weights that the environment names. Raises CapabilityError where it names none."""
+        """With the weights that the environment names. Raises CapabilityError if it names none."""
         return PreparedPaths(Ruler.of(setting.options.of(PathSettings)))
 
 

@@ -1,9 +1,9 @@
 """Improved precision and recall (Kynkäänniemi et al. 2019, eqs. 1-2).
 
 The manifold of a set is the union of balls around its vectors, each reaching to the vector's k-th nearest
-neighbour in the same set, itself excluded. Precision is the part of the generated vectors inside the
-reference's manifold, recall the part of the reference inside the generated one. A ball includes its surface.
-(The `prdc` package excludes it, which differs where distances tie, for example on repeated images.)
+neighbour in the same set, itself excluded. Precision is the share of the generated vectors inside the
+reference's manifold, recall the share of the reference inside the generated one. A ball includes its surface.
+(The `prdc` package excludes it, which differs when distances tie, for example on repeated images.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sfumato.evaluation.neighbours.sets import mutual
 
 
 class Precision(BaseMetric):
-    """Part of the generated vectors inside the reference's manifold, in [0, 1]."""
+    """Share of the generated vectors inside the reference's manifold, in [0, 1]."""
 
     name = "precision"
     higher_is_better = True
@@ -31,7 +31,7 @@ class Precision(BaseMetric):
 
 
 class Recall(Precision):
-    """Part of the reference's vectors inside the generated manifold, in [0, 1]."""
+    """Share of the reference's vectors inside the generated manifold, in [0, 1]."""
 
     name = "recall"
 

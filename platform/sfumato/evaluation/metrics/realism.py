@@ -2,8 +2,8 @@
 
     R(g) = max over reference vectors r of  NND_k(r) / |g - r|
 
-taken over the half of the reference whose balls are smaller than the median, since large balls stand in
-sparse regions. R(g) >= 1 says that g lies in one of those balls. The metric is the median over the samples;
+taken over the half of the reference whose balls are smaller than the median, since large balls are in
+sparse regions. R(g) >= 1 means that g lies in one of those balls. The metric is the median over the samples;
 `realism` gives the scores.
 """
 

@@ -1,6 +1,6 @@
 """How much of an image a reconstruction keeps: PSNR and SSIM (Wang et al. 2004), on 8-bit values.
 
-Beside them `rfd_<features>` (rFID on InceptionV3) is the Fréchet distance of the reconstructions' features.
+In addition, `rfd_<features>` (rFID on InceptionV3) is the Fréchet distance of the reconstructions' features.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Psnr:
 class Ssim:
     """Structural similarity (Wang et al. 2004, eq. 13), in [-1, 1].
 
-    Gaussian window of 11x11 and sigma 1.5, population moments, images continued by reflection, the mean over
-    all places and channels: as torchmetrics has it. (The authors' program leaves out places near the edge.)
+    Gaussian window of 11x11 and sigma 1.5, population moments, images padded by reflection, the mean over
+    all places and channels: as in torchmetrics. (The authors' program leaves out places near the edge.)
     """
 
     name = "ssim"

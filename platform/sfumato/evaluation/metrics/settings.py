@@ -42,15 +42,15 @@ def _made(own: tuple[str, ...]) -> type[MetricSettings]:
     kinds += [getattr(own_metric(path), "Settings", None) for path in own]
     parts: list[type[Config]] = list(dict.fromkeys(kind for kind in kinds if kind is not None))
     # Fields of the last base come first.
-    made: Any = create_model(
+    compose: Any = create_model  # a class known only now, of which type checkers expect fields
+    made: type[_Composed] = compose(
         "MetricSettings",
         __base__=(_Composed, *reversed(parts)),
         __doc__="What single metrics let the user choose. Figures compare at equal settings only.",
         __module__=__name__,
     )
     made.own = own
-    found: type[MetricSettings] = made
-    return found
+    return made
 
 
 def own_names(metrics: str | Iterable[str]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from sfumato.evaluation.statistics import Float64Array, Int64Array
 TIE = 1e-12
 """Relative difference below which two squared distances count as equal: rounding of a float64 sum."""
 MANY = 0.02
-"""Part of a block that is decided pair by pair; where more is open, float64 decides the block first."""
+"""Share of a block that is decided pair by pair; if more is open, float64 decides the block first."""
 
 Bools = npt.NDArray[np.bool_]
 Span = tuple[int, int]
@@ -29,7 +29,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Memberships:
-    """For N vectors a and M vectors b with balls of their own.
+    """For N vectors a and M vectors b, each with its own ball.
 
     `balls_of_a_M`: how many balls of a hold b_j. `a_holds_N`: whether ball a_i holds any b.
     `a_inside_N`: whether any ball of b holds a_i.
@@ -92,7 +92,7 @@ def _inside(balls: _Balls, rows: Span, columns: Span, dtype: torch.dtype) -> tup
     slack_a = balls.a.slack_N(dtype)[slice(*rows)]
     slack_b = balls.b.slack_N(dtype)[slice(*columns)]
     reach_a, reach_b = balls.reach_a_N[slice(*rows)], balls.reach_b_M[slice(*columns)]
-    # One slack for the whole of the other side, so that a threshold is a vector and not a block.
+    # One slack for the entire other side, so that a threshold is a vector, not a block.
     in_a = _possible(squared, (reach_a + slack_a + slack_b.max())[:, None])
     in_b = _possible(squared, (reach_b + slack_b + slack_a.max())[None, :])
     sure_a = (reach_a - slack_a - slack_b.max())[in_a[0]]
@@ -112,7 +112,7 @@ def _inside(balls: _Balls, rows: Span, columns: Span, dtype: torch.dtype) -> tup
 
 
 def _possible(squared: Tensor, threshold: Float64Array) -> Pairs:
-    """Pairs at most so far apart. The slack leaves room for the rounding of the threshold itself."""
+    """Pairs within the threshold. The slack leaves room for the rounding of the threshold itself."""
     row_P, column_P = (squared <= torch.from_numpy(threshold).to(squared.dtype)).nonzero(as_tuple=True)
     return row_P.numpy(), column_P.numpy()
 

@@ -17,7 +17,7 @@ from sfumato.evaluation.statistics import Float64Array, Int64Array
 BLOCK = 1024
 """Rows and columns of a block of distances: 4 MiB in float32."""
 PAIRS = 256
-"""Pairs whose difference is taken at once: their rows stay in the cache."""
+"""Pairs whose differences are computed at once: their rows stay in the cache."""
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 Vectors = npt.NDArray[Any]
@@ -27,7 +27,7 @@ Vectors = npt.NDArray[Any]
 class Cloud:
     """Vectors [N, D], float32 or float64, seen from `centre_D`, which changes no distance and saves digits.
 
-    `norm_N` are the squared lengths from there. Made by `of`.
+    `norm_N` are the squared lengths from there. Built by `of`.
     """
 
     x_ND: Vectors
@@ -113,7 +113,7 @@ def exact_squared(a_ND: Vectors, b_MD: Vectors, row_P: Int64Array, column_P: Int
 
 
 def _side_by_side(work: Callable[[tuple[int, int]], None], spans: Sequence[tuple[int, int]]) -> None:
-    """On as many threads as torch may use here; NumPy lets go of the interpreter meanwhile."""
+    """On as many threads as torch may use here; NumPy releases the interpreter's lock meanwhile."""
     threads = min(torch.get_num_threads(), len(spans))
     if threads < 2:
         for span in spans:

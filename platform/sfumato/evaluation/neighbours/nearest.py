@@ -18,7 +18,7 @@ SPARE = 5
 
 Span = tuple[int, int]
 Found = tuple[int, npt.NDArray[np.float64], Int64Array]
-"""First row, rounded squared distances [B, keep] of its best candidates so far, and who they are."""
+"""First row, rounded squared distances [B, keep] of its best candidates so far, and their rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Neighbours:
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """What all parts of a search share. `self_N`: the row of `support` that is the query itself, or -1."""
+    """Shared by all parts of a search. `self_N`: the row of `support` that is the query itself, or -1."""
 
     query: Cloud
     support: Cloud
@@ -122,7 +122,7 @@ class _Best:
         self.index_NK = np.full((rows, keep), -1, dtype=np.int64)
 
     def merge(self, found: Found) -> None:
-        """Takes what a part found. The order of merging matters where rounded distances are equal only."""
+        """Merges a part's result. The order of merging matters only if rounded distances are equal."""
         start, squared, index = found
         rows = slice(start, start + len(squared))
         both = np.concatenate([self.squared_NK[rows], squared], axis=1)
@@ -132,7 +132,7 @@ class _Best:
         self.index_NK[rows] = np.take_along_axis(who, order, axis=1)
 
     def possible(self, k: int, slack_N: Float64Array) -> Int64Array:
-        """The candidates [N, keep] that may be among the k nearest; -1 for those that lie too far."""
+        """The candidates [N, keep] that may be among the k nearest; -1 for those too far away."""
         kth_N1 = self.squared_NK[:, [min(k, self.squared_NK.shape[1]) - 1]]
         return np.where(self.squared_NK <= kth_N1 + 2 * slack_N[:, None], self.index_NK, -1)
 
@@ -152,7 +152,7 @@ def _candidates(search: _Search, item: tuple[Span, Span]) -> list[Found]:
 
 def _smallest(squared: Tensor, first_row: int, first_column: int, keep: int) -> Found:
     top = squared.topk(min(keep, squared.shape[1]), dim=1, largest=False, sorted=False)
-    # A row is no neighbour of its own.
+    # A row is not its own neighbour.
     index = torch.where(top.values.isinf(), -1, top.indices + first_column)
     return first_row, top.values.double().numpy(), index.numpy()
 

@@ -30,7 +30,7 @@ def nearest_reference(reference: FeatureSet, generated: FeatureSet, options: Met
 
 
 def mutual(reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> Memberships:
-    """Which generated vectors (b) lie in the reference's (a) balls, and the other way round."""
+    """Which generated vectors (b) lie in the reference's (a) balls, and vice versa."""
     return generated.derived(
         ("mutual", reference, options.k),
         lambda: memberships(

@@ -1,4 +1,4 @@
-"""A Ray cluster of one machine for the time of a command: quiet, on loopback, with a token of its own."""
+"""A single-machine Ray cluster for the duration of a command: quiet, on loopback, with its own token."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def cpus_to_train(recipe: Recipe, workers: int | None = None) -> int:
 
 
 def cpus_during(settings: EvaluateSettings) -> int:
-    """Logical CPUs that evaluations take while training goes on: their actors, and who directs several."""
+    """Logical CPUs that evaluations take during training: their actors, and the task that directs several."""
     if settings.every is None:
         return 0
     directing = 1 if settings.actors_during > 1 else 0
@@ -88,7 +88,7 @@ def cores() -> int:
 
 
 def warnings(parallel: ParallelSettings) -> list[str]:
-    """What the user should know before training starts on this machine."""
+    """Notes for the user before training starts on this machine."""
     available = cores()
     if not os.environ.get("RAY_ADDRESS") and parallel.workers > available and not parallel.gpus_per_worker:
         return [
@@ -151,7 +151,7 @@ def _existing() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself would knock for minutes where nobody is. Raises CapabilityError."""
+    """Check that the cluster answers; Ray itself would retry for minutes. Raises CapabilityError."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdigit():
         return  # "auto" and the like: Ray knows where to look
@@ -166,7 +166,7 @@ def _check_answers(address: str) -> None:
 
 
 def check_custom_resources(parallel: ParallelSettings) -> None:
-    """Raises CapabilityError where the connected cluster lacks parallel.resources_per_worker."""
+    """Raises CapabilityError if the connected cluster lacks parallel.resources_per_worker."""
     import ray
 
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Folders that last as long as their process; those of processes that were killed are removed by the next."""
+"""Folders that last as long as their process; the next process removes those of killed ones."""
 
 from __future__ import annotations
 

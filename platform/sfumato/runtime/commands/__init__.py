@@ -1,1 +1,1 @@
-"""What the commands of the command line do, one file a command."""
+"""Implements the commands of the command line, one file per command."""

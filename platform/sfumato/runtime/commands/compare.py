@@ -1,4 +1,4 @@
-"""`sfumato compare`: finds the runs, brings together what is known of each, and writes what was asked for."""
+"""`sfumato compare`: finds the runs, collects their figures, and writes the requested comparison."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVALUATION = "evaluation"
 
 
 def gather(words: Sequence[str], *, root: Path, display: Display) -> list[EvaluatedRun]:
-    """The runs by name, id or folder, or folders with a report, each under a name of its own.
+    """The runs by name, id or folder, or folders with a report, each under a unique name.
 
     Raises ConfigError for a run that cannot be found, SfumatoError for one that was not evaluated.
     """
@@ -75,7 +75,7 @@ def study(
 
 
 def count_votes(files: Sequence[Path], folder: Path | None) -> tuple[dict[str, Any], Table]:
-    """Win rates and strengths of the runs of a study; its key is in `folder`, or beside the first file."""
+    """Win rates and strengths of the runs of a study; its key is in `folder`, or next to the first file."""
     names, votes = studies.read_votes(files, (folder or files[0].parent) / studies.KEY)
     won = wins(votes, names)
     rates, strengths = win_rates(won, names), bradley_terry(won, names)

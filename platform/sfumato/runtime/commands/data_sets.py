@@ -1,4 +1,4 @@
-"""`sfumato data index | inspect | verify`: what the commands do, as plain data."""
+"""`sfumato data index | inspect | verify`: their work, with results as plain data."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _fields(given: Mapping[str, Any]) -> Fields:
 def describe(
     folder: str, *, measure: int, sheet: Path | None, workers: int | None, display: Display
 ) -> dict[str, Any]:
-    """What is in a data set, and with `sheet` a PNG of some of its images."""
+    """The contents of a data set and, with `sheet`, a PNG of some of its images."""
     display.stage("inspect")
     with Pool(workers) as pool:
         found, pictures = inspect(
@@ -98,7 +98,7 @@ def describe(
 
 
 def text_of(found: Mapping[str, Any]) -> str:
-    """The description for people: a line a fact, and a bar a class."""
+    """The description for people: one line per fact, and one bar per class."""
     facts = {key: value for key, value in found.items() if key != "classes" and value not in ("", {})}
     lines = [f"{key:<16} {_plain(value)}" for key, value in facts.items()]
     most = max(found["classes"].values(), default=0)
@@ -116,7 +116,7 @@ def _plain(value: Any) -> str:
 
 
 def verify(folder: str, *, decode: bool, workers: int | None, display: Display) -> dict[str, Any]:
-    """Everything that is wrong with a data set."""
+    """All problems of a data set."""
     display.stage("verify")
     with Pool(workers) as pool:
         manifest, faults = check(folder, decode=decode, run=pool, progress=display.update)

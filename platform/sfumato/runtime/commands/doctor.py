@@ -1,4 +1,4 @@
-"""What this machine has, and what would keep a recipe from running on it."""
+"""Reports what this machine has, and what would keep a recipe from running on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LEAST_MEMORY_GB = 4.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: `ok` is False for what must be mended, None for what is merely absent."""
+    """One line of the report: `ok` is False for problems to fix, None for something merely absent."""
 
     name: str
     ok: bool | None
@@ -33,7 +33,7 @@ class Finding:
 
 
 def examine(root: Path) -> list[Finding]:
-    """All findings; every check runs, whatever the others say."""
+    """All findings; every check runs, whatever the others report."""
     checks: list[Callable[[], list[Finding]]] = [
         _python,
         _packages,

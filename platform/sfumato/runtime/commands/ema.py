@@ -1,4 +1,4 @@
-"""`sfumato ema`: a model whose weights are an average of another length than any that training kept."""
+"""`sfumato ema`: a model with a weight average whose length differs from those that training kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Rebuilt:
 
 
 def rebuild(run: str, out: Path, *, sigma_rel: float, images: int | None, root: Path) -> Rebuilt:
-    """Write a run's model folder with averages of relative width `sigma_rel`, as of so many images (by
+    """Write a run's model folder with averages of relative width `sigma_rel`, as of this many images (by
     default of the last snapshot).
 
     Raises ConfigError for a width that is none, CheckpointError where the run kept no averages.
@@ -68,7 +68,7 @@ def rebuild(run: str, out: Path, *, sigma_rel: float, images: int | None, root: 
         snapshots = [
             (number, checkpoints.load(store, saved, Path(scratch))) for number, saved in sorted(found.items())
         ]
-        # The state is no average: that of the last snapshot before.
+        # The state is not an average: take that of the last snapshot before.
         state = restored_state(
             family, next(tensors for number, tensors in reversed(snapshots) if number <= at)
         )

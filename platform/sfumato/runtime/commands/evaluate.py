@@ -1,4 +1,4 @@
-"""Evaluation as the command line knows it: of a run, of a checkpoint, of images."""
+"""Evaluation from the command line: of a run, a checkpoint, or images."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CACHE = ".cache"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the flags of `sfumato evaluate` ask for. `changes` are fields of `evaluate:`."""
+    """The request that the flags of `sfumato evaluate` make. `changes` are fields of `evaluate:`."""
 
     changes: Mapping[str, Any]
     against: str | None = None
@@ -54,7 +54,7 @@ class Request:
 
     @property
     def plain(self) -> bool:
-        """Whether it is the evaluation that the recipe describes, at its own place."""
+        """Whether this is the evaluation that the recipe describes, at its own place."""
         return not (self.against or self.out or self.resize or self.statistics)
 
     def overrides(self) -> list[str]:
@@ -65,7 +65,7 @@ class Request:
 def measure(
     target: Target, request: Request, overrides: Sequence[str], *, root: Path, display: Display
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint, a model folder or images, or a run against other data than its own.
+    """Evaluate a checkpoint, a model folder, images, or a run against other data than its own.
 
     A recipe, given or that of the run, takes the `overrides` and the request's changes; without one the
     settings are the defaults with these changes.
@@ -98,7 +98,7 @@ def measure(
 
 
 def result_of(report: EvaluationReport, out: Path) -> dict[str, Any]:
-    """What a command returns of a report, as plain data."""
+    """A report as a command returns it: plain data."""
     return {
         "metrics": dict(report.metrics),
         "intervals": {name: [found["low"], found["high"]] for name, found in report.intervals.items()},
@@ -112,7 +112,7 @@ def result_of(report: EvaluationReport, out: Path) -> dict[str, Any]:
 
 
 def figures_of(report: EvaluationReport, prefix: str = "eval") -> dict[str, float]:
-    """What is recorded in MLflow: every figure, the ends of its interval, and the cost of an image."""
+    """The values recorded in MLflow: every figure, the ends of its interval, and the cost per image."""
     values = {f"{prefix}/{name}": value for name, value in report.metrics.items()}
     for name, found in report.intervals.items():
         for end in ("low", "high"):
@@ -129,7 +129,7 @@ def comparable(report: EvaluationReport) -> str:
 
 
 def tracker_handle(recipe: Recipe, folder: RunFolder, root: Path) -> TrackerHandle | None:
-    """How to write into a run that another process may have open; None for one that is not recorded."""
+    """How to write into a run that another process may have open; None if it is not recorded."""
     known = folder.read_json("run.json") or {}
     if not recipe.tracking.enabled or "mlflow_run_id" not in known:
         return None
@@ -147,7 +147,7 @@ def tracker_handle(recipe: Recipe, folder: RunFolder, root: Path) -> TrackerHand
 def _evaluation(
     target: Target, request: Request, recipe: Recipe | None, *, root: Path, display: Display
 ) -> Iterator[Evaluation]:
-    """What the command asks for; a model made from a checkpoint lasts as long as the block."""
+    """The requested target; a model built from a checkpoint exists only inside the block."""
     settings = _settings(recipe, request)
     images = open_images(target.place) if target.kind == "images" else None
     reference = _reference(target, request, recipe, images, root)
@@ -179,7 +179,7 @@ def _evaluation(
 
 
 def _record(target: Target, recipe: Recipe, report: EvaluationReport, root: Path) -> None:
-    """The figures of a checkpoint on its run, at the checkpoint's images."""
+    """Record a checkpoint's figures on its run, at the checkpoint's images."""
     assert target.run is not None
     handle = tracker_handle(recipe, target.run, root)
     if handle is None:
@@ -217,7 +217,7 @@ def _reference(
 
 
 def _made_by(target: Target, root: Path) -> DataSpec:
-    """What kind of images a model makes."""
+    """The kind of images that a model generates."""
     with model_of(_model_place(target), root=root) as found:
         return read_model_folder(found.model, trust=found.trusted).data
 
@@ -262,7 +262,7 @@ def _resized(images: Reference, reference: Reference, method: Resize | None) -> 
 
 
 def _all_of(images: Reference, settings: EvaluateSettings, request: Request) -> EvaluateSettings:
-    """All images count, unless fewer are asked for. Raises ConfigError where more are asked for than are."""
+    """The number of images to use: all, or as many as requested. Raises ConfigError if there are fewer."""
     asked = request.changes.get("samples")
     if asked is not None and int(asked) > images.size:
         raise ConfigError(f"--samples {asked}: there are {images.size:,} images; ask for as many or fewer")
@@ -270,7 +270,7 @@ def _all_of(images: Reference, settings: EvaluateSettings, request: Request) -> 
 
 
 def _place(target: Target, request: Request, root: Path) -> Path:
-    """Where the report and the finished blocks go, the same for the same request."""
+    """The folder of the report and the finished blocks: the same for the same request."""
     if target.kind == "checkpoint" and target.run is not None and request.against is None:
         return target.run.path / "evaluation" / Path(target.place).name
     words = f"{Path(target.place).resolve()}\0{request.against}\0{request.resize}"

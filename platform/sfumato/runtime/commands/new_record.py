@@ -1,4 +1,4 @@
-"""`--new-record`: a run whose record in MLflow is gone gets another one, with what its folder still knows."""
+"""`--new-record`: rebuilds the missing MLflow record of a run from what its folder still holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfumato.tracking.champion import has_version
 
 
 def record_again(session: Session) -> None:
-    """Record previews and evaluations so far; register the model again if its version is gone, too."""
+    """Record previews and evaluations so far; register the model again if its version is missing too."""
     folder, tracker = session.folder, session.tracker
     for path in sorted((folder.path / "previews").glob("images-*.png")):
         with Image.open(path) as picture:
@@ -45,7 +45,7 @@ def _figures(record: EvaluationRecord, prefix: str) -> Iterator[tuple[str, float
 
 
 def _forget_version(session: Session) -> None:
-    """The registry may be gone with the record: then `register` is not finished any more."""
+    """The registry may be missing along with the record: then `register` counts as unfinished."""
     done = session.folder.read_json("stages/register.json")
     if done is None:
         return

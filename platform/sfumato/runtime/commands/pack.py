@@ -1,4 +1,4 @@
-"""`sfumato pack`: from what the user names to a data set."""
+"""`sfumato pack`: packs the source that the user names into a data set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pack(
     shard_size: int | None = None,
     workers: int | None = 1,
 ) -> dict[str, Any]:
-    """Pack `digits` or what lies at a path; what came of it, as plain data."""
+    """Pack `digits` or the source at a path; returns the outcome as plain data."""
     settings = _source(source, options)
     with Pool(workers) as pool:
         report = packs.pack(

@@ -1,7 +1,7 @@
-"""`sfumato precompute`: a frozen encoder over the shards of a data set, by a pool of Ray actors.
+"""`sfumato precompute`: runs a frozen encoder over the shards of a data set in a pool of Ray actors.
 
-Actors take whole shards. They need not be where training will run: the encoder wants a GPU that the trainers
-then have for themselves.
+Actors take whole shards. They can run elsewhere than training will: the encoder's GPU is then free for
+the trainers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class AutoencoderEncoder:
         self, stage: FirstStageConfig, columns: Mapping[str, ColumnInfo], device: str = "cpu"
     ) -> None:
         opened = stage.open(config_class)
-        assert opened.stored is not None, "a first stage that was looked up is stored somewhere"
+        assert opened.stored is not None, "a resolved first stage has a place"
         self.columns = columns
         self._device = torch.device(device)
         self._network = opened.spec.build()
@@ -67,7 +67,7 @@ class AutoencoderEncoder:
     def encode(
         self, image_NHWC: NDArray[np.uint8], captions: Sequence[str | None]
     ) -> Mapping[str, NDArray[Any]]:
-        """The arrays of `columns`; captions are not looked at."""
+        """The arrays of `columns`; captions are ignored."""
         image_NCHW = to_device(to_batch({"image": image_NHWC}), self._device)["image"]
         network, names = self._network, tuple(self.columns)
         if len(names) == 1:
@@ -80,7 +80,7 @@ class AutoencoderEncoder:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What an actor is told: plain data that travels to any node."""
+    """An actor's instructions: plain data that travels to any node."""
 
     model: FirstStageConfig | TextModel
     folder: str
@@ -93,7 +93,7 @@ class Job:
 
 
 class Encoder:
-    """An actor: encodes the shards that it is given. Errors travel as values, Ray would bury them."""
+    """An actor that encodes shards. It returns errors as values, because Ray would bury them."""
 
     def __init__(self, job: Job, gpu: bool, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -124,14 +124,14 @@ def precompute(
     root: Path,
     display: Display,
 ) -> dict[str, Any]:
-    """Add what an encoder makes of the data set in `data` to it as columns; what came of it, as plain data.
+    """Add an encoder's outputs to the data set in `data` as columns; returns the outcome as plain data.
 
-    `target` is a recipe with a first stage, or a run or model folder that can be one; with `kind` text, the
-    folder of a text encoder. With `dest`, the set is linked or copied there first. `dtype` is that of
-    columns of real numbers; `name` is what the manifest calls the encoder, and the names of its columns
-    begin with it. Without it, the encoder is called latents, codes or text, and replaces what an encoder of
-    that name made before.
-    Raises SfumatoError, in one line, before anything is computed where that can be known.
+    `target` is a recipe with a first stage, or a run or model folder that can be one; with `kind` text,
+    the folder of a text encoder. With `dest`, the set is linked or copied there first. `dtype` applies to
+    columns of real numbers; `name` is the encoder's name in the manifest and the prefix of its columns.
+    Without it, the encoder is called latents, codes or text, and replaces the columns of an earlier
+    encoder of that name. Raises SfumatoError, in one line, before anything is computed where that can be
+    known.
     """
     folder = data if is_remote(data) else str((root / data).resolve())
     place = folder if dest is None else dest if is_remote(dest) else str((root / dest).resolve())
@@ -165,7 +165,7 @@ def _job(
     dtype: FloatType = "float32",
     name: str | None = None,
 ) -> Job:
-    """What there is to do, once it is known to be possible. Raises SfumatoError in one line."""
+    """The plan of the work, after checking that it is possible. Raises SfumatoError in one line."""
     if tokens is not None and kind != "text":
         raise ConfigError("--tokens has an effect with --arrays text alone; leave it out")
     if name is not None and not re.match(NAME, name):
@@ -188,7 +188,7 @@ def _job(
 
 @contextlib.contextmanager
 def _logs(dest: str) -> Iterator[Path]:
-    """Where Ray's logs go: kept, beside a local destination, when the work fails."""
+    """Where Ray's logs go: kept, next to a local destination, if the work fails."""
     if is_remote(dest):
         with tempfile.TemporaryDirectory(prefix="sfumato-logs-") as scratch:
             yield Path(scratch)
@@ -200,7 +200,7 @@ def _logs(dest: str) -> Iterator[Path]:
 
 
 def _stage(target: str, root: Path) -> FirstStageConfig:
-    """The first stage that a recipe has, or that a run is."""
+    """The first stage of a recipe, or a run as a first stage."""
     if not target.endswith((".yaml", ".yml")):
         return first_stage.look_up(FirstStageConfig(run=target), root)
     recipe = pretrained.resolved(recipes.load(target), root)
@@ -247,7 +247,7 @@ def _stage_columns(
 def _encoded(
     job: Job, manifest: Manifest, actors: int, cpus: float, gpus: float, display: Display
 ) -> list[Files]:
-    """All shards, in the manifest's order, as actors finish them in any."""
+    """All shards in the manifest's order, although actors finish them in any order."""
     import ray
     from ray.util import ActorPool
 
@@ -259,7 +259,7 @@ def _encoded(
     found: dict[int, Files] = {}
     done = 0
     try:
-        pool: Any = ActorPool(workers)  # annotated for lists of one type alone
+        pool: Any = ActorPool(workers)  # annotated only for lists of one type
         numbers: Any = range(len(manifest.shards))
         for number, result in pool.map_unordered(lambda actor, n: actor.encode.remote(n), numbers):
             if isinstance(result, str):

@@ -1,4 +1,4 @@
-"""What a run's command prints at its end."""
+"""Prints the results at the end of a run's command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sfumato.runtime.runs.session import Session
 
 
 def show(session: Session, results: dict[str, Any], *, as_json: bool) -> None:
-    """A short table, where the pictures are, and how to open the UI; or all of it as JSON."""
+    """A short table, the place of the pictures, and how to open the UI; or all of it as JSON."""
     grid = session.folder.path / "samples" / "grid.png"
     summary = {
         "run": session.folder.id,
@@ -30,7 +30,7 @@ def show(session: Session, results: dict[str, Any], *, as_json: bool) -> None:
 
 
 def figures(evaluated: dict[str, Any]) -> dict[str, str]:
-    """An evaluation as rows: every figure with its interval, how many images, what one costs."""
+    """An evaluation as rows: every figure with its interval, the number of images, the cost per image."""
     rows = {}
     for name, value in evaluated["metrics"].items():
         low_high = evaluated.get("intervals", {}).get(name)

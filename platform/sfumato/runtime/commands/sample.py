@@ -36,11 +36,11 @@ def draw(
     root: Path,
     display: Display,
 ) -> Path:
-    """Write `num` samples of a run into `out`; the folder.
+    """Write `num` samples of a run into `out`; returns the folder.
 
-    Without `num` it is one image a prompt of a file of prompts, or 64. `asked` are the conditions.
-    The same request on the same device gives the same bytes. `device` is a name of PyTorch's, or "auto".
-    `base` is where the base of an adapter is, None for where it was in training.
+    Without `num`, one image per prompt of a file of prompts, or 64. `asked` are the conditions. The same
+    request on the same device gives the same bytes. `device` is a PyTorch device name, or "auto". `base`
+    is the place of an adapter's base, None for its place in training.
     """
     place = device_of(device)
     with model_of(run, root=root) as found:
@@ -76,8 +76,8 @@ def export(
 ) -> None:
     """Write a run's model to `dest` as a model folder or as a diffusers pipeline.
 
-    A model folder has an adapter alone and says where its base is, unless `with_base` asks for both. `base`
-    is that place, None for where it was in training.
+    A model folder holds only an adapter and the place of its base, unless `with_base` asks for both.
+    `base` is that place, None for the place in training.
 
     Raises ConfigError when `dest` exists or the family has no such export.
     """
@@ -119,13 +119,13 @@ def _write_whole(dest: Path, found: Found, generator: Generator) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one. Raises ConfigError for one not here."""
+    """The device of that name; "auto" is a GPU if available. Raises ConfigError if the device is missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an assertion where torch has no CUDA at all
+    except (RuntimeError, AssertionError) as error:  # an assertion if torch has no CUDA at all
         raise ConfigError(
             f"--device {name}: not on this machine ({str(error).splitlines()[0]}); leave it out, or use cpu"
         ) from error

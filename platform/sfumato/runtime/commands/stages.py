@@ -1,7 +1,7 @@
 """The stages of a run: train, evaluate, register. A finished stage is skipped on the next call.
 
-Each stage is keyed by what goes into it, so that a stage whose inputs have changed runs again and one
-whose have not does not. Packing, which comes first, is part of opening the session.
+Each stage is keyed by its inputs, so that it runs again only if they have changed. Packing, which comes
+first, is part of opening the session.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ GRID_SAMPLES = 100
 
 
 def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[str, Any]:
-    """Train to the end, or tell what an earlier call did; its summary. `watch`: see `ray_train.fit`."""
+    """Train to the end, or report an earlier call's result; returns the summary. `watch`: see
+    `ray_train.fit`."""
     recipe, folder, display = session.recipe, session.folder, session.display
     key = stage_key(recipe.digest(), pools.content_digest(recipe.data, session.manifest))
     done = folder.stage_result("train", key)
@@ -55,9 +56,9 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
 
 
 def _stopped_early(session: Session, done: Mapping[str, Any]) -> bool:
-    """Whether training has ended by the patience that the recipe has now.
+    """Whether training has ended by the recipe's present patience.
 
-    By the same as then it has, whatever evaluations that came in after the end have found.
+    With unchanged patience it has, whatever evaluations that arrived after the end have found.
     """
     from sfumato.evaluation.early_stopping import should_stop
     from sfumato.runtime.training.validation import read_records
@@ -71,11 +72,11 @@ def _stopped_early(session: Session, done: Mapping[str, Any]) -> bool:
 
 
 def _take_sampling(session: Session) -> None:
-    """How images are drawn by default is no part of training: a finished run takes it from its recipe."""
+    """Sampling defaults are not part of training: a finished run takes them from its recipe."""
     stored = read_model_folder(session.folder.model, trust=True)
     sampling = session.recipe.model.sampling
     if stored.config.sampling == sampling or not stored.config.samples(stored.data):
-        return  # what draws nothing, a first stage, keeps the digest by which others know it
+        return  # a first stage, which draws nothing, keeps the digest by which others know it
     save_model_folder(
         session.folder.model,
         stored.config.model_copy(update={"sampling": sampling}),
@@ -90,7 +91,7 @@ def _take_sampling(session: Session) -> None:
 
 
 def evaluate(session: Session) -> dict[str, Any]:
-    """Generate, measure, draw the sample grid. Metrics by name and how long it took."""
+    """Generate, measure, draw the sample grid. Returns metrics by name and the duration."""
     recipe, folder, display = session.recipe, session.folder, session.display
     if not folder.model.is_dir():
         raise CheckpointError(
@@ -144,7 +145,7 @@ def evaluate(session: Session) -> dict[str, Any]:
 
 
 def record_evaluation(session: Session, report: EvaluationReport, images: int) -> None:
-    """Record in MLflow what was measured of the model at so many images, with its pictures."""
+    """Record in MLflow the model's figures and pictures at this many images."""
     from sfumato.runtime.commands.evaluate import comparable, figures_of
 
     session.tracker.metrics(figures_of(report), step=images)

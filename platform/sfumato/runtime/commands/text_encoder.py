@@ -1,8 +1,8 @@
-"""A frozen text encoder for `sfumato precompute`: hidden states of captions, from a folder of transformers.
+"""A frozen text encoder for `sfumato precompute`: hidden states of captions, from a transformers folder.
 
 Generators of images are conditioned on the last hidden states of CLIP (Rombach et al. 2022) or T5 (Saharia
-et al. 2022), one vector a token. Every caption is cut or padded to the same number of tokens; what stands for
-padding is zero, and a mask says where it is. Nothing is downloaded, nothing unpickled.
+et al. 2022), one vector per token. Every caption is cut or padded to the same number of tokens; padding
+is zero, and a mask marks it. Nothing is downloaded, nothing unpickled.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CLASSES = {
     "bert": "BertModel",
 }
 _LONGEST = 512
-_SAFELY = {"local_files_only": True, "trust_remote_code": False}  # nothing is run that lies in the folder
+_SAFELY = {"local_files_only": True, "trust_remote_code": False}  # no code in the folder is run
 _NEEDED = ("config.json", "model.safetensors")
 _READ = (
     *_NEEDED,
@@ -45,7 +45,7 @@ _READ = (
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
-    """A text encoder in a folder, and how many tokens a caption has."""
+    """A text encoder in a folder, and the number of tokens per caption."""
 
     folder: str
     kind: str
@@ -54,7 +54,7 @@ class TextModel:
     width: int
 
     def info(self, named: str, manifest: Manifest) -> EncoderInfo:
-        """What the manifest of the encoded set says. Raises ConfigError where there are no captions."""
+        """The manifest entry of the encoded set. Raises ConfigError if there are no captions."""
         if not manifest.captions:
             raise ConfigError(
                 f"--arrays text: no sample of {manifest.name} has a caption; pack them with captions"
@@ -68,7 +68,7 @@ class TextModel:
         )
 
     def columns(self, dtype: str) -> dict[str, ColumnInfo]:
-        """The hidden states of every token, of this type, and which tokens are no padding."""
+        """The hidden states of every token, of this type, and the mask of tokens that are not padding."""
         shape = (self.tokens, self.width)
         return {
             EMBEDDING: ColumnInfo(kind="array", dtype=dtype, shape=shape, stored="side"),
@@ -77,9 +77,9 @@ class TextModel:
 
 
 def look_up(folder: Path, tokens: int | None) -> TextModel:
-    """The text encoder in a folder; `tokens` None takes what the model has places for.
+    """The text encoder in a folder; `tokens` None takes the model's maximum.
 
-    Raises ConfigError, in one line, for what is none.
+    Raises ConfigError, in one line, if the folder holds none.
     """
     if problems := transformers_problems("of text"):
         raise ConfigError(*problems)
@@ -97,7 +97,7 @@ def look_up(folder: Path, tokens: int | None) -> TextModel:
             f"{', '.join(_CLASSES)}"
         )
     config = config.get_text_config()
-    places = getattr(config, "max_position_embeddings", None)  # T5 has positions without end
+    places = getattr(config, "max_position_embeddings", None)  # T5's positions have no limit
     if tokens is not None and places is not None and tokens > places:
         raise ConfigError(f"--tokens: got {tokens}, the model has places for {places}")
     kind = config.model_type.removesuffix("_text_model")
@@ -123,7 +123,7 @@ def _tokenizer(folder: Path, kind: str) -> Any:
 
 
 class TextEncoder:
-    """A `ShardEncoder`: of every caption its hidden states [tokens, width] and mask [tokens]."""
+    """A `ShardEncoder`: for every caption its hidden states [tokens, width] and mask [tokens]."""
 
     def __init__(self, model: TextModel, columns: Mapping[str, ColumnInfo], device: str = "cpu") -> None:
         import transformers
@@ -142,7 +142,7 @@ class TextEncoder:
     def encode(
         self, image_NHWC: NDArray[np.uint8], captions: Sequence[str | None]
     ) -> Mapping[str, NDArray[Any]]:
-        """The arrays of `columns`; images are not looked at, no caption counts as an empty one."""
+        """The arrays of `columns`; images are ignored, and a missing caption counts as an empty one."""
         told = self._tokenizer(
             [caption or "" for caption in captions],
             padding="max_length",

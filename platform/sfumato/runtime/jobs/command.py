@@ -1,4 +1,4 @@
-"""What follows `--` in `sfumato submit`: a command on a recipe, read and checked on this machine.
+"""The command after `--` in `sfumato submit`, on a recipe, read and checked on this machine.
 
 Nothing of the recipe runs here: a family or component that it names by import path is imported only with
 `--trust`, since that runs the module, here and on the cluster.
@@ -44,7 +44,7 @@ class Command:
 
 
 def parse(words: Sequence[str], *, trust: bool) -> Command:
-    """The command that the words after `--` are. Raises ConfigError with all that is wrong with it."""
+    """Parse the words after `--` into a command. Raises ConfigError with all problems."""
     if not words or words[0] not in COMMANDS:
         got = f"got {words[0]!r}" if words else "nothing was given"
         raise ConfigError(

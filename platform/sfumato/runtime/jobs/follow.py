@@ -90,7 +90,7 @@ async def _follow(cluster: Cluster, name: str, show: Callable[[str], None]) -> J
 
 
 async def _state(cluster: Cluster, name: str) -> Job:
-    """The job, asking again for a while where the cluster does not answer."""
+    """The job, with retries for a while if the cluster does not answer."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:

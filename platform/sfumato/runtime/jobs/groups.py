@@ -2,7 +2,7 @@
 
 Training workers are alone on their pods, so that nothing takes the processors that they were promised; Ray
 Data's tasks and CPU evaluation run on a group of their own. Evaluation on GPUs uses those of training once
-that is over; what goes on while training does, and what has no room there, gets a group more.
+that is over; evaluation during training, and what does not fit there, gets another group.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What may leave this machine: nothing that .gitignore or .sfumatoignore excludes.
+"""Decides what may leave this machine: nothing that .gitignore or .sfumatoignore excludes.
 
 Both are read in every folder from the project's root down, as git does; rules of .sfumatoignore count after
 those of .gitignore, so a line `!path` there lets something through.

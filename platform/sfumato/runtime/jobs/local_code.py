@@ -1,4 +1,4 @@
-"""The user's own code that a recipe needs: its module, and what that imports from the project's folder.
+"""The user's own code that a recipe needs: its module, and the project's modules that it imports.
 
 Imports are read from the source, not run. Modules that are installed are none of our business: the cluster's
 environment has to have them.

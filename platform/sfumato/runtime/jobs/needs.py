@@ -1,4 +1,4 @@
-"""What a command needs of a cluster, and what a cluster lacks of it: pure arithmetic on logical resources.
+"""Compares what a command needs with what a cluster has: pure arithmetic on logical resources.
 
 A job that asks for what no node ever has would wait for ever without a word, so this is looked at before
 anything is sent.
@@ -18,7 +18,7 @@ from sfumato.runtime.jobs.command import Command
 
 @dataclass(frozen=True)
 class Room:
-    """So many equal things (workers, actors), each of which has to fit on one node."""
+    """A number of equal workers or actors, each of which must fit on one node."""
 
     what: str
     count: int
@@ -36,7 +36,7 @@ class Needs:
 
 
 def needs_of(command: Command) -> Needs:
-    """What the command's stages need at most; an elastic training, that of its fewest workers."""
+    """The most that any stage of the command needs; for elastic training, with its fewest workers."""
     recipe = command.recipe
     training = command.name in ("run", "train")
     measuring = command.name in ("run", "evaluate") and recipe.evaluate.actors != 0
@@ -46,7 +46,7 @@ def needs_of(command: Command) -> Needs:
         if recipe.evaluate.every is not None:
             places.append(_actors(recipe, recipe.evaluate.actors_during, "evaluate.actors_during"))
     if measuring:
-        # Where it takes as many as there is room for, one is enough.
+        # If it takes as many as fit, one is enough.
         actors = 1 if recipe.evaluate.actors == "auto" else recipe.evaluate.actors
         places.append(_actors(recipe, actors, "evaluate.actors"))
     cpus = max(
@@ -66,7 +66,7 @@ def training_workers(recipe: Recipe) -> Room:
 
 
 def lacking(needs: Needs, nodes: Sequence[Resources]) -> list[str]:
-    """What the nodes, all of them empty, could never hold; one line each."""
+    """Needs that the nodes could not meet even if all were empty; one line each."""
     lines = []
     have = sum(node.get("CPU", 0.0) for node in nodes)
     if have < needs.cpus:

@@ -1,7 +1,7 @@
 """On the cluster: turns a submitted job into the command it stands for.
 
-It runs where the package lies, looks at what only the cluster can tell (versions, environment variables),
-and goes to the project's folder, so that places in the recipe mean what they mean at home.
+It runs in the package's folder, checks what only the cluster knows (versions, environment variables), and
+changes to the project's folder, so that paths in the recipe keep their meaning.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sfumato.runtime.jobs.package import Order
 
 @dataclass(frozen=True)
 class Started:
-    """The command's words, and what the user should know."""
+    """The command's words, and notes for the user."""
 
     words: list[str]
     notes: list[str]
@@ -53,7 +53,7 @@ def prepare(job: Path, *, environment: Mapping[str, str]) -> Started:
 
 
 def _other_versions(order: Order) -> list[str]:
-    """What would make this another program than the one that was submitted."""
+    """Differences that would make this another program than the one submitted."""
     problems = []
     here = (sfumato.__version__, package.code_digest())
     if here != (order.version, order.code):

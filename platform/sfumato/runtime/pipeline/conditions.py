@@ -27,7 +27,7 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError for a text that is no condition."""
+        """Raises ValueError for a text that is not a condition."""
         found = _TEXT.fullmatch(text)
         if found is None:
             raise ValueError("is not of the form `metric < number` (or <=, >, >=)")

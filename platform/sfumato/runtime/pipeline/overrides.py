@@ -23,7 +23,7 @@ def apply(content: Any, override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {text!r} is no valid YAML") from None
+        raise ConfigError(f"override {override!r}: {text!r} is not valid YAML") from None
     first, dot, rest = path.strip().partition(".")
     stages = content.get("stages")
     if not dot and first != "stages":

@@ -1,1 +1,1 @@
-"""A run on disk: its folder, its session, what names it and how it is shown."""
+"""A run on disk: its folder, its session, its names and its display."""

@@ -10,7 +10,7 @@ from sfumato.runtime.runs.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Child:
-    """Where such a run lies, and how it is recorded."""
+    """Where such a run is stored, and how it is recorded."""
 
     folder: RunFolder
     parent: str

@@ -66,13 +66,13 @@ class Display:
             self._live.stop()
 
     def part(self, name: str) -> Display:
-        """A display of one of several things that go on at once: all that it says begins with its name."""
+        """A display of one of several concurrent activities: every line begins with its name."""
         part = Display(self.console)
         part._live, part._prefix = self._live, f"{name}: "
         return part
 
     def drop(self) -> None:
-        """The stage ends without a word, for another part says why."""
+        """End the stage silently, because another part reports why."""
         if self._live is not None and self._task is not None:
             self._live.remove_task(self._task)
             self._task = None
@@ -88,7 +88,7 @@ class Display:
             self.console.print(f"{name}: started", markup=False)
 
     def update(self, done: int, total: int | None, metrics: Mapping[str, float] | None = None) -> None:
-        """Where the stage stands; `metrics` are a few figures to show beside the bar."""
+        """The stage's progress; `metrics` are a few figures to show next to the bar."""
         done = done if total is None else min(done, total)  # the last step may pass the total
         detail = "  ".join(f"{name} {_figure(value)}" for name, value in (metrics or {}).items())
         self._pace.mark(done, time.monotonic())
@@ -103,7 +103,7 @@ class Display:
         self._done = done
 
     def done(self, text: str) -> None:
-        """The stage is over; `text` says what came of it."""
+        """The stage is over; `text` is its result."""
         took = time.monotonic() - self._started
         self.drop()
         self._mark("[green]✓[/]", self._stage, f"{text} ({took:.0f} s)")
@@ -115,7 +115,7 @@ class Display:
         self._mark("[red]✗[/]", self._prefix + name, text)
 
     def note(self, text: str) -> None:
-        """A warning or a piece of advice, on a line of its own."""
+        """A warning or a piece of advice, on its own line."""
         self.console.print(f"[yellow]note:[/] {escape(self._prefix + text)}", soft_wrap=True)
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
@@ -130,7 +130,7 @@ class Display:
         self.console.print(self._prefix + text, soft_wrap=True, markup=False)
 
     def _mark(self, mark: str, name: str, text: str) -> None:
-        # What is said may have brackets, as in `sfumato[deepspeed]`, which are no markup.
+        # The text may contain brackets that are not markup, as in `sfumato[deepspeed]`.
         self.console.print(f"{mark} [bold]{escape(name)}[/]: {escape(text)}", soft_wrap=True)
 
     def _time_left(self, total: int | None) -> str:
@@ -143,12 +143,12 @@ def _figure(value: float) -> str:
 
 
 class Pace:
-    """How long the rest of a stage takes, from its progress over the last `WINDOW_S` seconds of any monotonic
+    """The remaining time of a stage, from its progress over the last `WINDOW_S` seconds of any monotonic
     clock.
 
-    The mean since a stage's start counts the start-up (processes, first batches) as if every image cost its
-    share of it, which makes the first estimates ten times too long. Here the clock starts at the first
-    progress, and only the last minute counts, so that the estimate follows a stage that changes its speed.
+    A mean since the stage's start would spread the start-up (processes, first batches) over all images,
+    and make the first estimates ten times too long. Here the clock starts at the first progress, and only
+    the last minute counts, so that the estimate follows changes of speed.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class Pace:
         self._marks: deque[tuple[float, int]] = deque()
 
     def mark(self, done: int, now: float) -> None:
-        """So much is done at this time. What is told first was there before: it only sets the zero."""
+        """Record progress at a time. The first value existed before: it only sets the zero."""
         if self._done is None or done < self._done:
             self._done = done
             self._marks.clear()
@@ -169,7 +169,7 @@ class Pace:
             self._marks.popleft()
 
     def seconds_left(self, total: int, now: float) -> float | None:
-        """Seconds until `total` is done at this pace; None as long as there is none."""
+        """Seconds until `total` is done at the current pace; None before the pace is known."""
         if len(self._marks) < 2:
             return None
         (first_at, first), (last_at, last) = self._marks[0], self._marks[-1]

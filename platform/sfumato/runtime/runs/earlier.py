@@ -1,9 +1,9 @@
-"""Runs of earlier versions, found and taken over although their digests, and so their names, are others.
+"""Finds and takes over runs of earlier versions, although their digests, and so their names, differ.
 
-An earlier version may have hashed recipes in another way (version 0.1 hashed every field, defaults too), or a
-default may have changed since (`recipe.SCHEMA`). What such a run left behind says what it is: its recipe.yaml
-holds every field, and its checkpoints record the fields that count. If this version reads that recipe as the
-one at hand, the run is this recipe's.
+An earlier version may have hashed recipes differently (version 0.1 hashed every field, including
+defaults), or a default may have changed since (`recipe.SCHEMA`). Such a run's files identify it: its
+recipe.yaml holds every field, and its checkpoints record the fields that count. If this version reads
+that recipe as the current one, the run belongs to the current recipe.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ RECIPE = "recipe.yaml"
 
 
 def find(recipe: Recipe, data_digest: str) -> RunFolder | None:
-    """The newest run of this recipe and data that an earlier version began, if there is one.
+    """The newest run of this recipe and data that an earlier version started, or None.
 
-    Where the folder is gone, checkpoints in object storage stand for it. Raises OSError if that is away.
+    If the folder is missing, checkpoints in object storage represent it. Raises OSError if the storage
+    does not answer.
     """
     files = Path(recipe.storage).glob(f"{glob.escape(recipe.name)}-*/run.json")
     named = [
@@ -42,9 +43,9 @@ def find(recipe: Recipe, data_digest: str) -> RunFolder | None:
 
 
 def take_over(folder: RunFolder, recipe: Recipe, manifest_digest: str) -> None:
-    """Let the folder and its finished stages carry this version's digests, if the run is this recipe's.
+    """Give the folder and its finished stages this version's digests, if the run is this recipe's.
 
-    Nothing happens to another recipe's run, or to one of this version.
+    Another recipe's run, or a run of this version, stays unchanged.
     """
     known = _known(folder)
     begun = known["data_digest"] is not None and known.get("schema") != SCHEMA
@@ -70,7 +71,7 @@ def take_over(folder: RunFolder, recipe: Recipe, manifest_digest: str) -> None:
 
 
 def _is_of(folder: RunFolder, recipe: Recipe, data_digest: str) -> bool:
-    """Whether the run is of this recipe and data: by its digest, or by its own recipe if that is older."""
+    """Whether the run belongs to this recipe and data: by digest or, for older runs, by its own recipe."""
     known = _known(folder)
     if known["data_digest"] != data_digest:
         return False
@@ -78,13 +79,13 @@ def _is_of(folder: RunFolder, recipe: Recipe, data_digest: str) -> bool:
         return bool(known["recipe_digest"] == recipe.digest())
     try:
         own = recipes.load(folder.path / RECIPE)
-    except SfumatoError:  # a recipe that this version cannot read is none that it can be given
+    except SfumatoError:  # a recipe that this version cannot read cannot be the given one
         return False
     return own.digest() == recipe.digest()
 
 
 def _known(folder: RunFolder) -> dict[str, Any]:
-    """run.json; without a word in it where there is none, or only half of one."""
+    """The content of run.json; empty if the file is missing or truncated."""
     try:
         known = folder.read_json("run.json")
     except (OSError, ValueError):
@@ -94,13 +95,13 @@ def _known(folder: RunFolder) -> dict[str, Any]:
 
 
 def _number(folder: RunFolder) -> int:
-    """2 for the first of those that `--fresh` made, 3 for the next."""
+    """2 for the first run that `--fresh` created, 3 for the next."""
     found = re.search(r"-[0-9a-f]{8}-(\d{1,3})$", folder.id)
     return int(found[1]) if found else 1
 
 
 def _stored(recipe: Recipe, data_digest: str) -> RunFolder | None:
-    """The place of a folder that is gone, by the name under which its checkpoints lie."""
+    """The place of a missing folder, from the name under which its checkpoints are stored."""
     uri = recipe.train.checkpoint.uri
     names = [] if uri is None else open_store(uri).folders()
     found = []
@@ -121,7 +122,7 @@ def _renew(folder: RunFolder, stage: str, before: str, now: str) -> None:
 
 
 def _evaluation_of_0_1(folder: RunFolder) -> str:
-    """What identified an evaluation in version 0.1: all fields that count, in the order of the recipe."""
+    """An evaluation's identity in version 0.1: all fields that count, in the order of the recipe."""
     content = yaml.safe_load((folder.path / RECIPE).read_text())["evaluate"]
     counts = identity.counted(recipes.load(folder.path / RECIPE).evaluate)
     return json.dumps({key: value for key, value in content.items() if key in counts}, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Before a run starts: whether its first stage, and what was encoded by one, fit the recipe's data."""
+"""Checks, before a run starts, that its first stage and arrays encoded by one fit the recipe's data."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def look_up(stage: FirstStageConfig, root: Path) -> FirstStageConfig:
 
 
 def stages_of(recipe: Recipe) -> list[tuple[str, FirstStageConfig]]:
-    """The first stages that the recipe's model builds on, each with its field."""
+    """The first stages that the recipe's model uses, each with its field."""
     return list(references(recipe.model, "model", FirstStageConfig))
 
 
 def check_data(recipe: Recipe, manifest: Manifest) -> None:
-    """A first stage has to know these images; what was encoded beforehand has to come from it, unchanged.
+    """Check that a first stage was trained on these images, and that encoded arrays come from it, unchanged.
 
     Raises ConfigError in one line.
     """

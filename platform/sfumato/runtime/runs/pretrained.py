@@ -1,8 +1,8 @@
-"""Before a run starts: what its recipe refers to is looked up, and recorded by place, digest and content.
+"""Resolves, before a run starts, a recipe's references, and records their place, digest and content.
 
-A recipe names a run, a folder or a file; that name may mean something else tomorrow. What starts is a recipe
-that names absolute places and digests, so that workers on other nodes find them and a change is noticed, and
-says what the networks are, so that an exported model can be built where they are not.
+A recipe names a run, a folder or a file; that name may mean something else tomorrow. The resolved recipe
+holds absolute places and digests, so that workers on other nodes find them and changes are detected. It
+also describes the networks, so that an exported model can be built where they are missing.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Some = TypeVar("Some", bound=Reference)
 
 
 def resolved(recipe: Recipe, root: Path) -> Recipe:
-    """The recipe with all that its model refers to looked up and recorded; as it is where that is nothing.
+    """The recipe with all references of its model resolved and recorded; unchanged if it has none.
 
-    Raises ConfigError, in one line, where nothing is at a place, or not what was recorded.
+    Raises ConfigError, in one line, if a place is empty or its content differs from the record.
     """
     model = replaced(recipe.model, "model", lambda field, reference: look_up(reference, root, field))
     return recipe if model is recipe.model else recipe.model_copy(update={"model": model})
 
 
 def look_up(reference: Some, root: Path, field: str) -> Some:
-    """A reference with its absolute place, digest and content; `field` is what a recipe calls it.
+    """A reference with its absolute place, digest and content; `field` is its name in recipes.
 
     Raises ConfigError in one line.
     """
@@ -44,7 +44,7 @@ def look_up(reference: Some, root: Path, field: str) -> Some:
         found = _content(reference, kind, place, root)
     except SfumatoError as error:
         if reference.recorded:
-            return reference  # a finished run does without it; training would say what is gone
+            return reference  # a finished run does not need it; training would report that it is missing
         raise ConfigError(f"{where}: {error}") from error
     if reference.digest not in (None, found["digest"]):
         what = "model" if kind == "run" else "content"
@@ -56,7 +56,7 @@ def look_up(reference: Some, root: Path, field: str) -> Some:
 
 
 def _content(reference: Reference, kind: str, place: str, root: Path) -> dict[str, Any]:
-    """The fields of a reference that looking it up fills in."""
+    """The fields of a reference that resolving it fills in."""
     if kind == "run":
         return _model(reference, model_folder(place, root))
     path = (root / place).resolve()
@@ -82,7 +82,7 @@ def _model(reference: Reference, folder: Path) -> dict[str, Any]:
     if network not in names:
         asked = f"has no network {network!r}" if network else "has several networks"
         raise ConfigError(f"its model {asked}; set network to one of {', '.join(names)}")
-    # A family by import path builds its networks itself; nobody runs its code on the word of a card.
+    # A family by import path builds its networks itself; its code never runs just because a card names it.
     model = None if ":" in card["family"] else recorded(card)
     return {**found, "network": network, "model": model}
 

@@ -1,7 +1,8 @@
-"""The folder of a run: everything that it wrote, under a name that says what it computes.
+"""The folder of a run: everything that it wrote, under a name that identifies what it computes.
 
-A run is identified by its recipe's digest and its data's digest, so the same recipe on the same data resumes
-where it stopped, and a changed one becomes another run by itself. Runs of earlier versions: `earlier.py`.
+A run is identified by its recipe's digest and its data's digest, so the same recipe on the same data
+resumes where it stopped, and a changed recipe becomes another run. Runs of earlier versions:
+`earlier.py`.
 
     runs/digits-ddpm-3f2a91c4/
       recipe.yaml  run.json  stages/  checkpoints/  previews/  snapshots/  best/  model/  evaluation/
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 
 
 RECORD = ("mlflow_run_id", "mlflow_experiment_id", "mlflow_started")
-"""What run.json says of the run in MLflow."""
+"""The part of run.json about the run in MLflow."""
 
 
 class RunFolder:
-    """Paths and small state files of a run. Writing is atomic: a file is whole or as it was."""
+    """Paths and small state files of a run. Writes are atomic: a file is either complete or unchanged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
@@ -44,13 +45,13 @@ class RunFolder:
         fresh: bool = False,
         taken: Callable[[RunFolder], bool] = lambda folder: False,
     ) -> RunFolder:
-        """The folder of this recipe on this data: the newest, where `--fresh` has made several.
+        """The folder of this recipe on this data: the newest, if `--fresh` has created several.
 
-        With `fresh`, one that no earlier run has used; `taken` says of a folder that is not on this disk
-        whether a run has left something elsewhere, such as checkpoints in object storage.
+        With `fresh`, one that no earlier run has used; `taken` tells whether a run whose folder is not on
+        this disk has left something elsewhere, such as checkpoints in object storage.
         """
         first = Path(recipe.storage) / run_id(recipe.name, recipe.digest(), data_digest)
-        numbers = [  # of up to three digits: a copy that somebody has dated is no run
+        numbers = [  # up to three digits: a copy with a date in its name is not a run
             int(path.name.removeprefix(f"{first.name}-"))
             for path in first.parent.glob(f"{glob.escape(first.name)}-*")
             if path.name.removeprefix(f"{first.name}-").isdecimal() and len(path.name) <= len(first.name) + 4
@@ -63,10 +64,10 @@ class RunFolder:
             number += 1
 
     def create(self, recipe: Recipe, data_digest: str, *, keep_recipe: bool = False) -> None:
-        """Make the folder, or check that it is this recipe's. Raises ConfigError when it is another's.
+        """Create the folder, or check that it is this recipe's. Raises ConfigError if it is another's.
 
-        `keep_recipe` leaves a recipe.yaml as it is: measuring a run, by other settings perhaps, changes
-        nothing of what it was trained by.
+        `keep_recipe` leaves an existing recipe.yaml unchanged: measuring a run, perhaps with other
+        settings, must not alter the record of its training.
         """
         known = self.read_json("run.json")
         if known is not None and known["recipe_digest"] != recipe.digest():
@@ -92,7 +93,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def checkpoint_uri(self, recipe: Recipe) -> str:
-        """Where the run's checkpoints lie: in its folder, or in the object storage that the recipe names."""
+        """Where the run's checkpoints are: in its folder, or in the object storage that the recipe names."""
         if recipe.train.checkpoint.uri is None:
             return str(self.checkpoints)
         return f"{recipe.train.checkpoint.uri.rstrip('/')}/{self.id}"
@@ -106,7 +107,7 @@ class RunFolder:
         return self.path / "logs"
 
     def read_json(self, name: str) -> Any:
-        """Content of a JSON file, or None where there is none."""
+        """Content of a JSON file, or None if it does not exist."""
         try:
             return json.loads((self.path / name).read_text())
         except FileNotFoundError:
@@ -126,12 +127,12 @@ class RunFolder:
         self.write_json(name, {**(self.read_json(name) or {}), **values})
 
     def forget_record(self) -> None:
-        """Let the next call record the run anew in MLflow."""
+        """Make the next call create a new MLflow record for the run."""
         known = self.read_json("run.json") or {}
         self.write_json("run.json", {key: value for key, value in known.items() if key not in RECORD})
 
     def stage_result(self, stage: str, key: str) -> dict[str, Any] | None:
-        """What a finished stage returned, if it was finished with the same inputs (`key`)."""
+        """The result of a stage, if it finished with the same inputs (`key`)."""
         record = self.read_json(f"stages/{stage}.json")
         if record is None or record["key"] != key:
             return None
@@ -141,11 +142,11 @@ class RunFolder:
         self.write_json(f"stages/{stage}.json", {"key": key, "result": result})
 
     def forget_stage(self, stage: str) -> None:
-        """Let a stage run again on the same inputs."""
+        """Make a stage run again on the same inputs."""
         (self.path / "stages" / f"{stage}.json").unlink(missing_ok=True)
 
     def claim(self) -> str:
-        """Make this attempt the one that writes; an attempt that lives on without its driver sees it."""
+        """Make this attempt the only writer; an earlier attempt that outlived its driver notices."""
         token = f"{os.getpid()}-{secrets.token_hex(4)}"
         self.write_text("attempt", token)
         return token
@@ -164,10 +165,10 @@ def run_id(name: str, recipe_digest: str, data_digest: str) -> str:
 
 
 def stage_key(*parts: str) -> str:
-    """The key of a stage that these are the inputs of."""
+    """The key of a stage with these inputs."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def snapshot_folder(folder: RunFolder, images: int) -> Path:
-    """Where the workers write the model that is evaluated at so many images."""
+    """Where the workers write the model that is evaluated after this many images."""
     return folder.path / "snapshots" / f"images-{images:012d}"

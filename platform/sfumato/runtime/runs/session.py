@@ -1,4 +1,4 @@
-"""A call on one recipe: its data packed and verified, its run's folder made, its run in MLflow open."""
+"""A session on one recipe: data packed and verified, run folder created, MLflow run open."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def open_session(
     keep_recipe: bool = False,
     new_record: bool = False,
 ) -> Iterator[Session]:
-    """Data packed and verified, recipe checked against it, the run's folder made and its MLflow run open.
+    """Pack and verify the data, check the recipe against it, create the run's folder and open its MLflow run.
 
-    `at` is the folder of a run to resume; without it the recipe and its data say which one it is. A
-    `child` has a place of its own. `keep_recipe`: see `RunFolder.create`. `new_record` records the run anew
-    in MLflow, where its record may be gone.
-    Raises ConfigError with everything that makes the run impossible, before any expensive work.
+    `at` is the folder of a run to resume; without it, the recipe and its data determine the run. A
+    `child` has its own place. `keep_recipe`: see `RunFolder.create`. `new_record` creates a new MLflow
+    record, for a run whose record may be missing. Raises ConfigError with everything that makes the run
+    impossible, before any expensive work.
     """
     recipe, manifest = prepared(recipe, display, root=root)
     content = pools.content_digest(recipe.data, manifest)
@@ -89,8 +89,8 @@ def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, M
 def _tracked(
     recipe: Recipe, manifest: Manifest, folder: RunFolder, root: Path, child: Child | None
 ) -> Iterator[Tracker]:
-    """The run in MLflow: made by the first call, opened again by later ones."""
-    # What sets the recipe apart from the defaults: MLflow prints all parameters above every picture of its
+    """The run in MLflow: created by the first call, reopened by later ones."""
+    # Only values that differ from the defaults: MLflow prints all parameters above every picture of its
     # image grid. The artifact recipe.yaml has every field.
     params = recipe.model_dump(
         mode="json",
@@ -103,7 +103,7 @@ def _tracked(
             "data": {"path", "source", "read_tasks"},
         },
     )
-    params = {name: value for name, value in params.items() if value != {}}  # a path was all that it said
+    params = {name: value for name, value in params.items() if value != {}}  # its whole message was a path
     known = folder.read_json("run.json") or {}
     tracker = Tracker.start(
         recipe.tracking,
@@ -142,7 +142,7 @@ def _tracked(
 
 
 def _folder_of(recipe: Recipe, content: str, *, fresh: bool) -> RunFolder:
-    """The folder of the recipe's run, which an earlier version may have named."""
+    """The folder of the recipe's run, perhaps named by an earlier version."""
     folder = RunFolder.of(recipe, content, fresh=fresh, taken=lambda folder: _has_checkpoints(recipe, folder))
     if fresh or folder.path.exists() or _has_checkpoints(recipe, folder):
         return folder
@@ -155,7 +155,7 @@ def _folder_of(recipe: Recipe, content: str, *, fresh: bool) -> RunFolder:
 
 
 def _has_checkpoints(recipe: Recipe, folder: RunFolder) -> bool:
-    """Whether a run of that folder's name has left checkpoints, also where the folder itself is gone."""
+    """Whether a run with that folder's name has left checkpoints, even if the folder itself is missing."""
     uri = folder.checkpoint_uri(recipe)
     try:
         return bool(open_store(uri).folders())
@@ -183,7 +183,7 @@ def absolute(recipe: Recipe, root: Path) -> Recipe:
 
 
 def packed(recipe: Recipe, display: Display) -> Manifest:
-    """The data's manifest, verified; packed first where the recipe says from what."""
+    """The data's verified manifest; packs the data first if the recipe names a source."""
     data = recipe.data
     if Manifest.exists(data.path):
         return verify(data.path, data.verify)

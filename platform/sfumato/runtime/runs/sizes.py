@@ -1,4 +1,4 @@
-"""Data with images of several sizes (buckets) and a model that cannot take them: told before training."""
+"""Refuses, before training, data with several image sizes (buckets) for a model that takes only one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LISTED = 4
 
 
 def check(recipe: Recipe, manifest: Manifest, pools: Sequence[Pool]) -> None:
-    """Raises ConfigError, in one line, where the recipe's model cannot train on all sizes of its data."""
+    """Raises ConfigError, in one line, if the recipe's model cannot train on all sizes of its data."""
     found = sorted({pool.size for pool in pools})
     if len(found) == 1:
         return
@@ -27,7 +27,7 @@ def check(recipe: Recipe, manifest: Manifest, pools: Sequence[Pool]) -> None:
             "network.kind=unet, on pixels"
         )
     spec = spec_of(recipe.data, manifest)
-    known = model.problems(spec)  # which `Recipe.check` tells
+    known = model.problems(spec)  # `Recipe.check` reports this
     problems = [
         f"{problem} (of the images that are {width}x{height})"
         for height, width in found

@@ -1,4 +1,4 @@
-"""What a word on the command line names: a recipe, a run, a checkpoint, a model folder, or images."""
+"""Resolves a command-line argument to a recipe, a run, a checkpoint, a model folder, or images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sfumato.training.family_state import restored_state
 from sfumato.training.loop import install, progress_at
 from sfumato.training.store import LocalStore
 
-RUNS = Path("runs")  # a recipe's `storage`, where it says nothing else
+RUNS = Path("runs")  # a recipe's default `storage`
 FOLDER_TAG = "sfumato.folder"
 RECIPE = "recipe.yaml"
 Kind = Literal["recipe", "run", "checkpoint", "model", "images"]
@@ -38,16 +38,16 @@ class Found:
     model: Path
     about: str
     trusted: bool
-    """Whether a family that it names by import path may be imported: it is, for runs of this project."""
+    """Whether a family named by import path may be imported: true for runs of this project."""
     lasting: bool = True
-    """Whether the folder stays: one made from a checkpoint goes when the command ends."""
+    """Whether the folder persists: one built from a checkpoint is removed when the command ends."""
 
 
 @contextlib.contextmanager
 def model_of(run: str, *, root: Path) -> Iterator[Found]:
-    """The model folder that RUN names; one made from a checkpoint lasts as long as the block.
+    """The model folder that RUN names; one built from a checkpoint exists only inside the block.
 
-    Raises ConfigError when nothing goes by that name, CheckpointError when there is no model yet.
+    Raises ConfigError if nothing has that name, CheckpointError if there is no model yet.
     """
     path = Path(run)
     if (path / CARD).is_file():
@@ -70,7 +70,7 @@ def run_folder_of(run: str, *, root: Path) -> tuple[RunFolder, str]:
     """The folder of a run by path, name or MLflow id, and a line that says which one it is.
 
     Names are looked up in the project's own MLflow store and, for runs that a server tracks, among the
-    folders in `runs/`. Raises ConfigError where neither knows it.
+    folders in `runs/`. Raises ConfigError if neither knows it.
     """
     path = Path(run)
     if (path / "run.json").is_file():
@@ -88,13 +88,13 @@ def run_folder_of(run: str, *, root: Path) -> tuple[RunFolder, str]:
 
 
 def _folder_here(run: str, runs: Path) -> RunFolder | None:
-    """The newest of the folders in `runs` that has this name or MLflow id, or is called so."""
+    """The newest folder in `runs` whose run has this name or MLflow id, or that itself has this name."""
     found = []
     for file in runs.glob("*/run.json"):
         folder = RunFolder(file.parent)
         try:
             about = folder.read_json("run.json")
-        except (OSError, ValueError):  # unreadable, or cut short: another run's matter
+        except (OSError, ValueError):  # unreadable or truncated: not the run that is sought
             continue
         if isinstance(about, dict) and run in (folder.id, about.get("name"), about.get("mlflow_run_id")):
             found.append((about.get("mlflow_started", 0.0), folder.id, folder))
@@ -102,8 +102,9 @@ def _folder_here(run: str, runs: Path) -> RunFolder | None:
 
 
 def folder_of_checkpoint(path: Path, root: Path) -> RunFolder:
-    """The run that a checkpoint belongs to: the one around it, or, where `train.checkpoint.uri` keeps
-    checkpoints elsewhere, that of the same name in `runs/`. Raises CheckpointError where neither is there.
+    """The run that a checkpoint belongs to: the one around it or, if `train.checkpoint.uri` keeps
+    checkpoints elsewhere, the one of the same name in `runs/`. Raises CheckpointError if there is
+    neither.
     """
     around = path.resolve().parent
     places = (around.parent, root / RUNS / around.name)
@@ -143,7 +144,7 @@ def _from_checkpoint(path: Path, folder: RunFolder, scratch: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a word on the command line means, and a line that says so."""
+    """What an argument on the command line refers to, and a line that describes it."""
 
     kind: Kind
     place: str
@@ -153,14 +154,14 @@ class Target:
 
     @property
     def recipe(self) -> Path | None:
-        """The recipe that says how it is evaluated, where there is one."""
+        """The recipe that describes its evaluation, if there is one."""
         if self.kind == "recipe":
             return Path(self.place)
         return None if self.run is None else self.run.path / RECIPE
 
 
 def target_of(word: str, *, root: Path) -> Target:
-    """The target. Raises ConfigError where nothing goes by that name, CheckpointError for half a run."""
+    """The target. Raises ConfigError if nothing has that name, CheckpointError for an unfinished run."""
     path = Path(word)
     if path.suffix in (".yaml", ".yml"):
         return Target("recipe", word, f"recipe {word}")

@@ -1,4 +1,4 @@
-"""What Ray Tune tells of a sweep, written into its journal and shown as it happens."""
+"""Writes Ray Tune's events of a sweep into its journal, and shows them as they happen."""
 
 from __future__ import annotations
 

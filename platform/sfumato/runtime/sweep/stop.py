@@ -1,4 +1,4 @@
-"""When a whole sweep ends before its trials do: its budget is spent, or its metric does not exist."""
+"""Ends a sweep before its trials do: if its budget is spent, or its metric does not exist."""
 
 from __future__ import annotations
 

@@ -73,11 +73,24 @@ def trial_name(name: str, number: int) -> str:
     return f"{name}-{number:03d}"
 
 
+_OF_0_1 = ("space", "metric", "mode", "seed", "baseline", "scheduler", "search")
+"""The fields by which version 0.1 named a sweep's folder, defaults included."""
+
+
 def sweep_folder(recipe: Recipe, content: Mapping[str, Any], root: Path) -> Path:
-    """Where the sweep of this recipe over this space lies; another metric or space is another sweep."""
+    """The folder of this recipe's sweep. Another metric or space makes another sweep.
+
+    A sweep that version 0.1 started keeps its folder.
+    """
     assert recipe.tune is not None
+    old = recipe.tune.model_dump(mode="json", include=set(_OF_0_1))
+    earlier = _folder_of(recipe, content, old, root)
+    return earlier if earlier.is_dir() else _folder_of(recipe, content, recipe.tune.identity(), root)
+
+
+def _folder_of(recipe: Recipe, content: Mapping[str, Any], tune: Mapping[str, Any], root: Path) -> Path:
     rest = {key: value for key, value in content.items() if key not in ("tune", "tracking", "storage")}
-    identity = json.dumps([rest, recipe.tune.identity()], sort_keys=True, default=str)
+    identity = json.dumps([rest, tune], sort_keys=True, default=str)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return (root / recipe.storage / f"{recipe.name}-sweep-{digest}").resolve()
 

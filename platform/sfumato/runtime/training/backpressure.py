@@ -1,4 +1,4 @@
-"""Keeps training from running far ahead of the evaluations that it is judged by (`evaluate.ahead`)."""
+"""Keeps training from running far ahead of its evaluations (`evaluate.ahead`)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _POLL_S = 0.25
 class Brake:
     """Called by every rank after each snapshot; waits until no more than `ahead` of them wait for evaluation.
 
-    Rank 0 (`leads`) looks at the board and tells the others by `agree`, again and again: a single collective
-    would not outlast a long evaluation. After the last snapshot there is nothing to wait for.
+    Rank 0 (`leads`) polls the board and informs the others by repeated `agree`: a single collective would
+    time out during a long evaluation. After the last snapshot there is nothing to wait for.
     """
 
     def __init__(self, board: Any, ahead: int | None, leads: bool, agree: Callable[[Any], Any]) -> None:

@@ -49,7 +49,7 @@ class RunCheckpoints:
         self._store.drop_copies(saved.name, scratch)
         self._writer.goes_on_from(saved.images)
         self._at = saved.images
-        self._reporter.note(f"training goes on from the checkpoint at {saved.images:,} images")
+        self._reporter.note(f"training resumes from the checkpoint at {saved.images:,} images")
         return saved.images
 
     def save(self, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Keeps, while training goes on, the averages from which `sfumato ema` puts together one of any length."""
+"""Keeps, during training, the averages from which `sfumato ema` builds one of any length."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The pulse of training workers: a thread of each tells the board where its rank stands, until it is over.
 
-A rank that is stuck in a step goes on to have a pulse, and the pulse says in which line it is. A rank whose
+A rank that is stuck in a step still has a pulse, which reports the line where it is. A rank whose
 process is frozen has none. `runtime.training.watchdog` judges by that.
 """
 

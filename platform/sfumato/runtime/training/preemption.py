@@ -22,9 +22,9 @@ _MOST_STEPS = 100
 """Between two looks: steps may become much slower in between."""
 _MARGIN_S = 5.0
 _UNKNOWN_S = 120.0
-"""How long Ray Train lets workers go on where it was told of no deadline."""
+"""How long Ray Train lets workers continue if it was given no deadline."""
 _GRACE_S = 30.0
-"""After the deadline: if nothing has happened by then, training goes on."""
+"""After the deadline: if nothing has happened by then, training continues."""
 _PATIENCE_S = 120.0
 
 
@@ -125,7 +125,7 @@ class SaveBeforeResize(ControllerCallback):
         if type(current_state).__name__ != "ResizingState":
             return
         workers = current_state.scaling_decision.num_workers
-        self._board.note.remote(f"training goes on with {workers} workers")
+        self._board.note.remote(f"training continues with {workers} workers")
         ticket = ray.get(self._board.ask_save.remote())
         end = time.monotonic() + _PATIENCE_S
         while ray.get(self._board.save_asked.remote()) >= ticket and time.monotonic() < end:

@@ -21,7 +21,7 @@ from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.parallel.strategy import Strategy
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder
-from sfumato.sampling.conditions import Takes
+from sfumato.sampling.conditions import Asked, Takes
 from sfumato.sampling.grid import image_grid
 from sfumato.sampling.pixels import to_uint8
 from sfumato.tracking.run import Tracker
@@ -90,7 +90,7 @@ def preview_source(recipe: Recipe, data: DataSpec) -> Source:
     Raises ConfigError for what the model does not take, DataError where the data has no such column.
     """
     taken = recipe.model.conditions(data)
-    found = dict(recipe.preview_asked().source(Takes(taken, data, recipe.model.family)))
+    found = dict(Asked.of(recipe.train.preview_conditions).source(Takes(taken, data, recipe.model.family)))
     needed = [condition for condition in taken if condition.required and condition.name not in found]
     needed = [condition for condition in needed if condition != LABEL]
     if needed:

@@ -1,4 +1,4 @@
-"""What every part of a training worker needs to know: the run, its model, and which rank this is."""
+"""The context shared by all parts of a training worker: the run, its model, and its rank."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ from sfumato.tracking.run import TrackerHandle
 _POLL_S = 0.5
 
 Watch = Callable[[boards.Snapshot], None]
-"""Told where training stands, again and again while it goes on."""
+"""Receives the progress of training regularly while it runs."""
 
 
 def fit(
@@ -48,7 +48,7 @@ def fit(
     *,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """Train the recipe to its end on the connected cluster; goes on from the run's newest checkpoint.
+    """Train the recipe to its end on the connected cluster; resumes from the run's newest checkpoint.
 
     Returns rank 0's summary. Raises the SfumatoError that a worker met, or WorkersLost when workers were lost
     more often than `parallel.max_failures`. Whoever has `watch` can end the run by the snapshot's controller.
@@ -85,7 +85,7 @@ def fit(
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            # A fresh name each time: where to go on is decided by our own checkpoints alone.
+            # A fresh name each time: our own checkpoints alone decide where to resume.
             name=f"{folder.id}-{time.time_ns():x}",
             storage_path=str(folder.logs / "ray_train"),
             failure_config=FailureConfig(max_failures=parallel.max_failures),
@@ -127,8 +127,8 @@ def _ctrl_c_as_usual() -> Iterator[None]:
 
 
 def _watching(board: Any, display: Display, told: Watch | None) -> AbstractContextManager[None]:
-    """Bring the board's progress and notes to the display while the block runs."""
-    # Ray Train tells the story of its controller on standard output; ours is the display.
+    """Show the board's progress and notes on the display while the block runs."""
+    # Ray Train reports on its controller on standard output; we have the display.
     logging.getLogger("ray").setLevel(logging.ERROR)
 
     def watch(over: threading.Event) -> None:
@@ -137,7 +137,7 @@ def _watching(board: Any, display: Display, told: Watch | None) -> AbstractConte
             last = over.wait(_POLL_S)
             try:
                 snapshot = ray.get(board.snapshot.remote(), timeout=60 if last else 5)
-            except ray.exceptions.GetTimeoutError:  # on a busy machine the board takes its time to start
+            except ray.exceptions.GetTimeoutError:  # on a busy machine the board may start late
                 if last:
                     return
                 continue
@@ -157,7 +157,7 @@ def _watching(board: Any, display: Display, told: Watch | None) -> AbstractConte
 
 
 def _brief(metrics: dict[str, float]) -> dict[str, float]:
-    """The figures beside the bar: the losses and the speed."""
+    """The figures next to the bar: the losses and the speed."""
     losses = {n.removeprefix("train/"): v for n, v in metrics.items() if n.endswith("/loss")}
     short = {n.removesuffix("/loss") + " loss": v for n, v in losses.items()}
     return {**short, "images/s": metrics.get("train/images_per_second", 0.0)}

@@ -14,7 +14,7 @@ from sfumato.runtime.training.reporting import Reporter
 
 
 class Reading:
-    """Opens a rank's streams where training stands, and keeps account of the samples that they skip."""
+    """Opens a rank's streams at training's position, and counts the samples that they skip."""
 
     def __init__(self, rank: Rank, reporter: Reporter) -> None:
         self._rank = rank
@@ -23,7 +23,7 @@ class Reading:
         self._shares: MicroBatches | None = None
 
     def first_rows(self) -> MicroBatch:
-        """The first micro-batch of a single worker, the same on every rank: what initialisation looks at."""
+        """The first micro-batch of a single worker, the same on every rank: the input of initialisation."""
         recipe, train = self._rank.recipe, self._rank.recipe.train
         shares = local_reader.read(
             recipe.data,
@@ -55,12 +55,12 @@ class Reading:
         return self._shares
 
     def list_skipped(self) -> None:
-        """At every checkpoint, so that a run that resumes from it knows what was skipped before."""
+        """Called at every checkpoint, so that a resumed run knows what was skipped before."""
         if self._rank.recipe.data.on_error == "skip":
             faults = self._shares.faults if self._shares is not None else []
             self._skipped.add(self._rank.ranks.gather(faults))
 
     def finish(self) -> None:
-        """Say how many samples were skipped."""
+        """Report how many samples were skipped."""
         self.list_skipped()
         self._reporter.note(self._skipped.text)

@@ -1,6 +1,6 @@
-"""Back to the last checkpoint, once, where too many gradients are not finite.
+"""Rolls back to the last checkpoint, once, if too many gradients are not finite.
 
-What a machine got wrong does not happen again. What the recipe got wrong does, on the same batch.
+A machine's fault does not recur. A recipe's fault does, on the same batch.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from sfumato.training.skips import NotFinite
 
 
 class Recovery:
-    """Every rank has one and calls it alike."""
+    """Every rank has one and calls it in the same way."""
 
     def __init__(self, rank: Rank, reporter: Reporter, checkpoints: RunCheckpoints) -> None:
         self._rank, self._reporter, self._checkpoints = rank, reporter, checkpoints
         self._failed: int | None = None
-        """Images at the batch that led back to a checkpoint last."""
+        """Images at the batch that last caused a rollback."""
 
     def go_back(self, error: NotFinite) -> None:
-        """Load the last checkpoint. Raises TrainingError, naming images, where that has not helped before or
-        where there is none."""
+        """Load the last checkpoint. Raises TrainingError, naming images, if that has not helped before or
+        there is none."""
         again = self._failed is not None and error.bad.images <= self._failed
         if again or not self._checkpoints.resume():
             raise bad_samples.explained(error, self._rank.recipe, self._rank.manifest) from error

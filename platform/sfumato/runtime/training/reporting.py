@@ -1,4 +1,4 @@
-"""What a training worker tells: figures to MLflow and the board, notes to the user. Rank 0 alone speaks."""
+"""A training worker's reports: figures to MLflow and the board, notes to the user. Only rank 0 reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sfumato.runtime.training.rank import Rank
 
 
 class Reporter:
-    """Every rank has one and calls it alike."""
+    """Every rank has one and calls it in the same way."""
 
     def __init__(self, rank: Rank) -> None:
         leads = rank.ranks.leads
@@ -21,10 +21,10 @@ class Reporter:
         self._failures: set[str] = set()
         self.tracker = rank.job.tracker.open() if leads else None
         self.attempt = rank.ranks.agree(self._token)
-        """Tells this group of workers from those before it, on every rank."""
+        """Distinguishes this group of workers from earlier ones, on every rank."""
 
     def progress(self, progress: Progress, metrics: dict[str, float]) -> None:
-        """Raises Interrupted where a later attempt has taken over the run."""
+        """Raises Interrupted if a later attempt has taken over the run."""
         if self.tracker is None:
             return
         if not self._folder.holds(self._token):
@@ -37,11 +37,11 @@ class Reporter:
             self._board.note.remote(text)
 
     def failures(self, failures: Sequence[str]) -> None:
-        """What could not be written, each once."""
+        """Report each failed write once."""
         for failure in failures:
             if failure not in self._failures:
                 self._failures.add(failure)
-                self.note(f"{failure}; what was written before it stays, training goes on")
+                self.note(f"{failure}; what was written before it stays, training continues")
 
     def close(self) -> None:
         if self.tracker is not None:

@@ -1,12 +1,12 @@
-"""Evaluations while training goes on: on resources of their own, beside the training group, never in it.
+"""Evaluations during training: on their own resources, next to the training group, never in it.
 
-Every `evaluate.every` images the workers write the networks that sampling needs to `snapshots/`, which costs
-them what an export costs, and go on. The driver sees the folder and starts one Ray task for it, with CPUs and
-GPUs of its own; snapshots wait their turn in the order of images. Figures land on the run at the images of
-their snapshot, the best model stays as `best/`, and early stopping is a word on the board that all
-training workers read at the same step.
+Every `evaluate.every` images the workers write the networks that sampling needs to `snapshots/`, which
+costs as much as an export, and continue. The driver sees the folder and starts one Ray task for it, with
+CPUs and GPUs of its own; snapshots wait their turn in the order of images. Figures land on the run at the
+images of their snapshot, the best model stays as `best/`, and early stopping is a word on the board that
+all training workers read at the same step.
 
-What has been evaluated is in `evaluation/during.json`: a run that was killed goes on with what is missing.
+What has been evaluated is in `evaluation/during.json`: a killed run resumes with the missing ones.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ log = logging.getLogger(__name__)
 DURING = "evaluation/during.json"
 BEST = "best"
 NO_MORE = sys.maxsize
-"""Images up to which all snapshots count as evaluated where none will be any more: nothing waits for them."""
+"""Images up to which all snapshots count as evaluated once no more will be: nothing waits for them."""
 _POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRecord:
-    """One evaluation in training: the figures, and when training stood there."""
+    """One evaluation during training: its figures, and when training reached that point."""
 
     images: int
     reached: float
@@ -63,7 +63,7 @@ class EvaluationRecord:
     higher_is_better: dict[str, bool]
     intervals: dict[str, Any] = field(default_factory=dict)
     finished: float = 0.0
-    """Unix seconds at which it was evaluated; training goes on from `reached` to here and beyond."""
+    """Unix seconds at which it was evaluated; training continues from `reached` to here and beyond."""
 
     @property
     def point(self) -> Point:
@@ -79,7 +79,8 @@ def read_records(folder: RunFolder) -> list[EvaluationRecord]:
 class TrainingEvaluations:
     """Watches a run's snapshots while the block runs, and finishes those that are left at its end.
 
-    Without `evaluate.every` it does nothing. An evaluation that fails is told and left out; training goes on.
+    Without `evaluate.every` it does nothing. A failed evaluation is reported and left out; training
+    continues.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class TrainingEvaluations:
     def __enter__(self) -> Self:
         if self._recipe.evaluate.every is not None:
             self._tracker = self._handle.open("evaluation")
-            self._decide()  # a run that had been told to stop is told again
+            self._decide()  # a run that had been asked to stop is asked again
             self._board.evaluated.remote(max((record.images for record in self._records), default=0))
             self._thread = threading.Thread(target=self._watch, name="evaluations", daemon=True)
             self._thread.start()
@@ -131,13 +132,13 @@ class TrainingEvaluations:
             reason = str(error).strip().splitlines()[:1]
             self._display.note(
                 f"evaluations during training have ended ({': '.join([type(error).__name__, *reason])}); "
-                "training goes on without them"
+                "training continues without them"
             )
             log.exception("evaluations during training have ended")
 
     def _evaluate_all(self) -> None:
         while not self._given_up.is_set():
-            ended = self._ended.is_set()  # looked at first: what was written before it is not missed
+            ended = self._ended.is_set()  # checked first, so that nothing written before it is missed
             waiting = self._waiting()
             if waiting:
                 self._evaluate(waiting[0])
@@ -161,7 +162,7 @@ class TrainingEvaluations:
         images = int(snapshot.name.removeprefix("images-"))
         try:
             self._finish(snapshot, images)
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong here, training goes on
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong here, training continues
             self._failed.add(snapshot)
             reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1:]
             self._display.note(f"the evaluation at {images:,} images failed: {''.join(reason)}")
@@ -178,7 +179,7 @@ class TrainingEvaluations:
         # never be made.
         try:
             self._keep_best(snapshot, images, found)
-        except OSError as error:  # a full disk: the figures count all the same
+        except OSError as error:  # a full disk: the figures still count
             self._display.note(f"the model at {images:,} images, the best so far, was not kept: {error}")
         self._records = sorted(found, key=lambda record: record.images)
         self._folder.write_json(DURING, [asdict(found) for found in self._records])
@@ -221,9 +222,9 @@ class TrainingEvaluations:
         self._keep_checkpoint(images, choice.metric, best.metrics[choice.metric])
 
     def _keep_checkpoint(self, images: int, metric: str, value: float) -> None:
-        """The checkpoint of the same images, if there still is one, stays: training can go on from it."""
+        """The checkpoint of the same images, if it still exists, stays: training can resume from it."""
         store = open_store(self._folder.checkpoint_uri(self._recipe))
-        with contextlib.suppress(CheckpointError, FileNotFoundError):  # removed meanwhile: training goes on
+        with contextlib.suppress(CheckpointError, FileNotFoundError):  # removed meanwhile: training continues
             name = next((saved.name for saved in complete(store) if saved.images == images), None)
             if name is not None:
                 mark_best(store, name, metric=metric, value=value)

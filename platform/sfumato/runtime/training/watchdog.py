@@ -1,4 +1,4 @@
-"""Finds training that is stuck, says which rank is and where, and ends it, so that the run starts again.
+"""Finds training that is stuck, reports which rank and where, and ends it, so that the run restarts.
 
 A rank without a pulse for `parallel.hang_timeout` is frozen. A group in which no rank gets on with a step for
 that long hangs; of its ranks those that do not wait for others are to blame. Ray Train notices that a worker
@@ -58,7 +58,7 @@ def _waits(seen: Seen) -> bool:
 
 
 def _places(ranks: Mapping[int, Seen], blamed: Sequence[int]) -> list[str]:
-    """Where the ranks that answer are, those to blame first, ranks in one place together."""
+    """Where the ranks that answer are: those to blame first, ranks in the same place together."""
     groups: dict[tuple[bool, str, str], list[int]] = {}
     for rank in sorted(ranks):
         beat = ranks[rank].beat

@@ -1,4 +1,4 @@
-"""What each training worker runs: build, resume, train, keep checkpoints, export."""
+"""The program of each training worker: build, resume, train, keep checkpoints, export."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ def test_samples_that_are_not_like_the_others_are_faults(tmp_path: Path) -> None
     [
         ({"kind": "image"}, "either member, or field"),
         ({"kind": "tags", "member": "tags.txt"}, "comes from a field"),
-        ({"kind": "vector", "field": "v", "dtype": "float16"}, "dtype is that of an array"),
+        ({"kind": "vector", "field": "v", "dtype": "float16"}, "dtype applies only to an array"),
         ({"kind": "picture", "field": "v"}, "kind"),
     ],
 )
@@ -233,7 +233,7 @@ def test_columns_that_cannot_be_are_refused(column: object, words: str) -> None:
 
 
 def test_a_source_without_further_columns_says_so() -> None:
-    with pytest.raises(ValidationError, match="samples of kind digits have none"):
+    with pytest.raises(ValidationError, match="samples of kind digits have only image"):
         DigitsSource(columns={"a": {"kind": "tags", "field": "b"}})
     with pytest.raises(ValidationError, match="choose another name"):
         FolderSource(path="x", columns={"image": {"kind": "tags", "field": "b"}})

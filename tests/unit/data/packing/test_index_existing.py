@@ -92,7 +92,7 @@ FAULTS: dict[str, tuple[Callable[[Add, tarfile.TarFile], Any], str]] = {
     "path up": (lambda add, _: add("../../etc/x.png", png()), "leads out"),
     "absolute path": (lambda add, _: add("/etc/x.png", png()), "leads out"),
     "backslashes": (lambda add, _: add("c\\x.png", png()), "leads out"),
-    "control characters": (lambda add, _: add("x\ny.png", png()), "no text"),
+    "control characters": (lambda add, _: add("x\ny.png", png()), "not text"),
     "no key": (lambda add, _: add(".png", png()), "no key"),
     "symbolic link": (
         lambda add, _: add("x.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[Callable[[Add, tarfile.TarFile], Any], str]] = {
     "same key again": (lambda add, _: add("agood.png", png(9)), "holds .png twice"),
     "same key later": (
         lambda add, _: [add("x.png", png()), add("agood.png", png(9))],
-        "has come before",
+        "has appeared before",
     ),
     "bomb": (lambda add, _: add("x.png", bomb()), "max_pixels"),
     "npy bomb": (lambda add, _: add("x.npy", huge_npy()), "max_pixels"),
@@ -196,7 +196,7 @@ def test_tars_that_lie_end_in_one_error_and_never_in_a_loop(tmp_path: Path) -> N
             data[: 3 * BLOCK - 1],
             b"",
         ],
-        "behind the end mark": [data + data],
+        "after the end mark": [data + data],
     }
     for words, tars in cases.items():
         for tar in tars:

@@ -193,7 +193,7 @@ BAD: dict[str, tuple[Callable[[Path], SourceSettings], list[str]]] = {
     ),
     "too small": (
         folder_case(lambda at: picture(at / "s.png"), size=11),
-        ["s.png", "12x10", "asked size 11"],
+        ["s.png", "12x10", "requested size 11"],
     ),
     "stray": (
         folder_case(both(lambda at: picture(at / "s.png"), lambda at: picture(at / "cats" / "c.png"))),

@@ -67,7 +67,7 @@ def test_crops() -> None:
         np.testing.assert_array_equal(one, pixels[:, left : left + 20])
         lefts.append(left)
     assert set(lefts) == set(range(11))
-    with pytest.raises(ImageFault, match="30x20 is smaller than the asked size 21"):
+    with pytest.raises(ImageFault, match="30x20 is smaller than the requested size 21"):
         covering(image, (21, 21), "lanczos", "center", "any", upscale=False)
     assert covering(image, (21, 21), "lanczos", "center", "any", upscale=True).size == (21, 21)
 

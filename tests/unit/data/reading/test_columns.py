@@ -242,7 +242,7 @@ def test_what_cannot_move_together_is_refused(folder: Path) -> None:
     manifest = Manifest.load(folder)
     with pytest.raises(ConfigError, match=r"pad 3 .* \(image 8x8, control 4x4\): make pad a multiple of 2"):
         pools_of(settings_of(folder, "control", transforms=(Crop(pad=3),)), manifest)
-    with pytest.raises(ConfigError, match="flip would move the images and not their cameras"):
+    with pytest.raises(ConfigError, match="flip would move the images but not their cameras"):
         check(settings_of(folder, "camera", transforms=(Flip(),)), manifest)
     pools_of(settings_of(folder, "mask", transforms=(Crop(pad=3),)), manifest)
 

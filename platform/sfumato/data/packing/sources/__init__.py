@@ -1,4 +1,4 @@
-"""Where images can be packed from, one kind of source a file."""
+"""Where images can be packed from, one file per kind of source."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KINDS: dict[str, type[SourceSettings]] = {
 
 
 def kind_of(text: str) -> str:
-    """The kind of source that a word on the command line means: `digits`, or what lies at a path."""
+    """The kind of source that a command-line word means: `digits`, or the kind found at a path."""
     if text == "digits":
         return "digits"
     if is_remote(text):
@@ -69,7 +69,7 @@ def _kind_of_folder(path: Path) -> str:
 
 
 def _kind_of_remote(uri: str) -> str:
-    """By names alone; what lies there may be large, and is fetched when it is packed."""
+    """By names alone; the content may be large, and is fetched when it is packed."""
     names = [path for path, _ in listed(uri)]
     top = {name for name in names if "/" not in name}
     if not names or names == [""]:
@@ -84,6 +84,6 @@ def _kind_of_remote(uri: str) -> str:
 
 
 def source_named(text: str) -> SourceSettings:
-    """The source that a word on the command line means, with its options as they are by default."""
+    """The source that a command-line word means, with its default options."""
     kind = kind_of(text)
     return DigitsSource() if kind == "digits" else KINDS[kind].model_validate({"path": text})

@@ -16,7 +16,7 @@ from sfumato.data.packing.sources.source import I64, Record
 class ArraySource:
     """Images uint8 [N, H, W, C] and labels int64 [N] (None: unlabelled). Keys are row numbers.
 
-    `mark` names the state of whatever the arrays were read from.
+    `mark` names the state of the arrays' origin.
     """
 
     faults: Sequence[Fault] = ()

@@ -1,4 +1,4 @@
-"""Which columns of a table mean what: asked for, told by Hugging Face's metadata, or by their usual names."""
+"""Finds the meaning of a table's columns: by option, Hugging Face's metadata, or their usual names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CAPTION = ("caption", "text", "txt", "prompt")
 
 
 class ColumnOptions(SourceConfig):
-    """What sources of tables have in common."""
+    """Options common to all sources of tables."""
 
     TAKES_COLUMNS: ClassVar[bool] = True
 
@@ -35,12 +35,12 @@ class ColumnOptions(SourceConfig):
     )
     key: str | None = Field(None, description="Column of unique names; null: rows are numbered.")
     keep: Words = Field((), description="Columns to keep as the samples' JSON metadata.")
-    classes: Words = Field((), description="Names of the classes in order; empty: as the table says.")
+    classes: Words = Field((), description="Names of the classes in order; empty: as the table gives them.")
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of a table by what they mean."""
+    """The columns of a table by their meaning."""
 
     image: str
     label: str | None
@@ -52,14 +52,14 @@ class Columns:
 
     @property
     def all(self) -> list[str]:
-        """Every column that is needed, once."""
+        """Every needed column, once."""
         further = [name for source in self.further.values() for name in (source.field, source.weights)]
         named = (self.image, self.label, self.caption, self.key, *self.keep, *further)
         return list(dict.fromkeys(name for name in named if name is not None))
 
 
 def chosen(options: ColumnOptions, schema: pa.Schema, where: str) -> Columns:
-    """Raises DataError for a column that is missing or cannot hold what it should."""
+    """Raises DataError for a column that is missing or has an unsuitable type."""
     features = _features(schema)
     for name in options.keep:
         _present(name, schema, "keep", where)
@@ -130,7 +130,7 @@ def _typed(schema: pa.Schema) -> str:
 
 
 def _features(schema: pa.Schema) -> Mapping[str, Any]:
-    """What Hugging Face's `datasets` says of the columns in the schema's metadata."""
+    """Hugging Face's description of the columns, from the schema's metadata."""
     try:
         said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = said["info"]["features"]

@@ -1,4 +1,4 @@
-"""What sources over files share: names of keys, the state of a file, classes from names, and sidecars."""
+"""Shared by sources over files: names of keys, the state of a file, classes from names, and sidecars."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_ARRAY = 1 << 28
 
 
 def state(path: Path) -> str:
-    """Changes when the file is written again; cheap, so it can be asked of a million files."""
+    """Changes when the file is written again; cheap enough for a million files."""
     try:
         found = path.stat()
     except OSError:
@@ -32,7 +32,7 @@ def state(path: Path) -> str:
 
 
 def unique_keys(names: Iterable[str]) -> list[str]:
-    """Keys from names. A dot would end a WebDataset key, so it becomes `_`; twins are numbered."""
+    """Keys from names. A dot would end a WebDataset key, so it becomes `_`; duplicates are numbered."""
     keys: list[str] = []
     taken: set[str] = set()
     for name in names:
@@ -52,8 +52,8 @@ def without_suffix(file: str) -> str:
 def numbered(labels: Sequence[Label], names: Sequence[str], where: str) -> tuple[I64 | None, tuple[str, ...]]:
     """Class numbers int64 [N] and class names from labels that are all numbers, or all names.
 
-    Numbers index `names`, or name themselves where there are none; names are numbered in their order in
-    `names`, or sorted. Raises DataError for a mixture and for what `names` does not cover.
+    Numbers index `names`, or name themselves if there are none; names are numbered in their order in
+    `names`, or sorted. Raises DataError for a mixture and for labels that `names` does not cover.
     """
     given = [label for label in labels if label is not None]
     if not given:
@@ -90,7 +90,7 @@ def inside(root: Path, name: str) -> Path:
 
 
 def sidecar_text(path: Path) -> str | None:
-    """UTF-8 text beside an image; None where there is no such file. Raises ImageFault."""
+    """UTF-8 text next to an image; None if the file does not exist. Raises ImageFault."""
     raw = _sidecar(path, "caption")
     try:
         return None if raw is None else raw.decode("utf-8").strip()
@@ -99,13 +99,13 @@ def sidecar_text(path: Path) -> str | None:
 
 
 def sidecar_meta(path: Path) -> dict[str, Any] | None:
-    """A JSON object beside an image; None where there is no such file. Raises ImageFault."""
+    """A JSON object next to an image; None if the file does not exist. Raises ImageFault."""
     raw = _sidecar(path, "metadata")
     return None if raw is None else parse_meta(raw)
 
 
 def further(name: str, source: ColumnSource, path: Path) -> Path | WeightedTexts | NDArray[Any]:
-    """A further column from a file of its own: an image, a text or an npy file. Raises ImageFault."""
+    """A further column from its own file: an image, a text or an npy file. Raises ImageFault."""
     if source.kind == "image":
         return path
     if source.kind == "text":

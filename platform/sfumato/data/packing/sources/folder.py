@@ -1,5 +1,5 @@
-"""Images from a folder: class subfolders become labels; `.txt` beside an image is its caption, `.json` its
-metadata."""
+"""Images from a folder: class subfolders become labels; a `.txt` next to an image is its caption, a `.json`
+its metadata."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class FolderSource(SourceConfig):
         "subfolders",
         pattern=r"^(subfolders|none|json\..+)$",
         description="Where the classes are: subfolders (their names), none, or json.NAME for a field of the "
-        "JSON file beside each image.",
+        "JSON file next to each image.",
     )
     caption: str = Field(
         "txt",
         pattern=r"^(txt|json\..+)$",
-        description="Where the captions are: txt for a text file beside each image, or json.NAME.",
+        description="Where the captions are: txt for a text file next to each image, or json.NAME.",
     )
 
     @property
@@ -72,7 +72,7 @@ class FolderSource(SourceConfig):
 
 
 class FileSource:
-    """Files below a folder, with class numbers int64 [N] or None; captions and metadata lie beside them."""
+    """Files below a folder, with class numbers int64 [N] or None; captions and metadata are next to them."""
 
     uniform: Look | None = None
 
@@ -127,7 +127,7 @@ class FileSource:
         return Record(image, None if said is None else str(said), meta, extra)
 
     def _extra(self, image: Path, meta: Mapping[str, Any]) -> dict[str, Further]:
-        """What the files beside an image have of the further columns."""
+        """The values of further columns in the files next to an image."""
         extra: dict[str, Further] = {}
         for name, source in self._columns.items():
             value: Further | None
@@ -143,7 +143,7 @@ class FileSource:
 
 
 def _image_files(root: Path) -> Iterator[str]:
-    """Paths relative to `root`; hidden files and folders are not looked at."""
+    """Paths relative to `root`; hidden files and folders are ignored."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
@@ -152,7 +152,7 @@ def _image_files(root: Path) -> Iterator[str]:
 
 
 def _is_member(file: str, columns: Sources) -> bool:
-    """Whether an image file is a further column of another, and no sample of its own."""
+    """Whether an image file is a further column of another, not a sample itself."""
     name = file.rpartition("/")[2].lower()
     return any(
         source.member is not None and name.endswith(tuple(f".{e}" for e in extensions(source.member)))
@@ -161,8 +161,8 @@ def _is_member(file: str, columns: Sources) -> bool:
 
 
 def _member(image: Path, source: ColumnSource) -> Path | None:
-    """The file of a further column beside an image: STEM.MEMBER, the stem that of the image's name, or what
-    stands before its first dot."""
+    """The file of a further column next to an image: STEM.MEMBER, with the stem of the image's name, or the
+    part before its first dot."""
     if source.member is None:
         return None
     stems = dict.fromkeys((image.stem, image.name.partition(".")[0]))
@@ -171,19 +171,19 @@ def _member(image: Path, source: ColumnSource) -> Path | None:
 
 
 def _printable(root: Path, found: Sequence[str]) -> tuple[list[str], list[Fault]]:
-    """Names that can be kept, and those that cannot, such as what is not UTF-8 on disk."""
+    """Names that can be kept, and those that cannot, such as names that are not UTF-8 on disk."""
     good = [file for file in found if file.isprintable()]
-    reason = "its name has characters that are no text; rename it"
+    reason = "its name has characters that are not text; rename it"
     return good, [Fault(str(root), ascii(file)[1:-1], reason) for file in found if not file.isprintable()]
 
 
 def _subfolders(root: Path, found: Sequence[str]) -> list[str]:
-    """The first-level subfolder of each file; none where the images lie in the folder itself."""
+    """The first-level subfolder of each file; empty if the images are in the folder itself."""
     outside = next((file for file in found if "/" not in file), None)
     inner = next((file for file in found if "/" in file), None)
     if outside is not None and inner is not None:
         raise DataError(
-            f"{root}: {outside} lies beside the class subfolders ({inner}): move it into one, "
+            f"{root}: {outside} is outside the class subfolders ({inner}): move it into one, "
             "or set labels to none"
         )
     return [file.split("/", 1)[0] for file in found] if inner else []

@@ -1,6 +1,6 @@
 """The folder that Hugging Face `datasets` writes with `save_to_disk`: Arrow files and a JSON description.
 
-It is read by pyarrow alone, with no code of the data set's own.
+Only pyarrow reads it; no code of the data set runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STATE, SPLITS = "state.json", "dataset_dict.json"
 class HuggingFaceSource(ColumnOptions):
     """A data set saved by `datasets.Dataset.save_to_disk`."""
 
-    kind: Literal["huggingface"] = Field("huggingface", description="A folder of save_to_disk.")
+    kind: Literal["huggingface"] = Field("huggingface", description="A folder written by save_to_disk.")
     path: str = Field(description="The folder; for a DatasetDict with `split`.")
     split: str | None = Field(None, description="Which split of a DatasetDict, for example train.")
 
@@ -54,7 +54,7 @@ class HuggingFaceSource(ColumnOptions):
         if not (root / SPLITS).is_file():
             if not (root / STATE).is_file():
                 raise DataError(
-                    f"{root}: neither {STATE} nor {SPLITS} there, so not a folder of save_to_disk"
+                    f"{root}: neither {STATE} nor {SPLITS} there, so not a folder written by save_to_disk"
                 )
             return root
         splits = [str(split) for split in _json(root / SPLITS).get("splits", [])]
@@ -68,7 +68,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON file that can be read") from error
+        raise DataError(f"{path}: cannot be read as JSON") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: no JSON object")
+        raise DataError(f"{path}: not a JSON object")
     return content

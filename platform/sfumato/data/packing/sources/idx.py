@@ -29,11 +29,11 @@ _LABELS = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
 class IdxSource(SourceConfig):
     """Grey images uint8 [N, H, W] and labels [N] in IDX files."""
 
-    kind: Literal["idx"] = Field("idx", description="IDX files, as MNIST comes in.")
+    kind: Literal["idx"] = Field("idx", description="IDX files, the format of MNIST.")
     path: str = Field(description="The folder of the four usual files, or one file of images.")
     part: Literal["train", "test"] = Field("train", description="In a folder: which pair of files.")
     labels: str | None = Field(
-        None, description="File of the labels; null: the usual one beside the images, if it is there."
+        None, description="File of the labels; null: the usual one next to the images, if it exists."
     )
     classes: Words = Field((), description="Names of the labels in order; empty: their numbers.")
 
@@ -86,7 +86,7 @@ def _either(path: Path) -> Path | None:
 
 
 def holds_idx(folder: Path) -> bool:
-    """Whether the usual files of images lie in a folder."""
+    """Whether a folder holds the usual files of images."""
     return any(_either(folder / name) is not None for name in IMAGES.values())
 
 
@@ -121,7 +121,7 @@ def _array(file: BinaryIO, path: Path, rank: int) -> U8:
 
 
 def _exactly(file: BinaryIO, count: int, path: Path) -> bytes:
-    """Read piece by piece: a header that lies costs no memory."""
+    """Read piece by piece: a false header costs no memory."""
     if count > _MOST_BYTES:
         raise DataError(f"{path}: its header announces {count:,} bytes")
     data = bytearray()

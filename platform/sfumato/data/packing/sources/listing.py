@@ -33,7 +33,7 @@ class ListingSource(SourceConfig):
 
     kind: Literal["listing"] = Field("listing", description="A CSV or JSONL file that names image files.")
     path: str = Field(description="The file: .csv or .tsv with a header line, or .jsonl.")
-    root: str | None = Field(None, description="Folder that the names start from; null: the file's own.")
+    root: str | None = Field(None, description="Folder that the names are relative to; null: the file's own.")
     file: str | None = Field(None, description=f"Column of the names; null: the first of {', '.join(_FILE)}.")
     label: str | None = Field(
         None, description="Column of the classes; null: the usual one; none: no classes."
@@ -41,7 +41,7 @@ class ListingSource(SourceConfig):
     caption: str | None = Field(None, description="Column of the captions; null: the usual one; none: none.")
     key: str | None = Field(None, description="Column of unique names; null: the files' own names.")
     keep: Words = Field((), description="Columns to keep as the samples' JSON metadata.")
-    classes: Words = Field((), description="Names of the classes in order; empty: sorted, as they occur.")
+    classes: Words = Field((), description="Names of the classes in order; empty: those that occur, sorted.")
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class ListingSource(SourceConfig):
 
 
 class ListedSource:
-    """Files below a root, with what their rows say of them."""
+    """Files below a root, with the values of their rows."""
 
     uniform: Look | None = None
 
@@ -170,17 +170,17 @@ class ListedSource:
 
 
 def _cells(row: Mapping[str, Any], columns: Sources) -> dict[str, Any]:
-    """What a row says of the further columns; an empty cell says nothing."""
+    """A row's values of the further columns; an empty cell gives none."""
     fields = [field for source in columns.values() for field in (source.field, source.weights) if field]
     return {field: None if row.get(field) == "" else row.get(field) for field in fields}
 
 
 def _first(row: Mapping[str, Any], source: ColumnSource) -> str | None:
-    """The first of several texts, which stands for a sample where one is wanted."""
+    """The first of several texts, which represents a sample if one is wanted."""
     try:
         found = value_of(TEXT, source, _cells(row, {TEXT: source}).get(source.field or ""))
     except ImageFault:
-        return None  # reading the sample will say what is wrong
+        return None  # reading the sample will report what is wrong
     return found.texts[0] if isinstance(found, WeightedTexts) else None
 
 
@@ -192,7 +192,7 @@ def _rows(path: Path) -> Rows:
             reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
             rows: Rows = [dict(row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a table that can be read: {error}") from error
+        raise DataError(f"{path}: cannot be read as a table: {error}") from error
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise DataError(f"{path}: line {number}: not as many cells as the header has")
@@ -206,9 +206,9 @@ def _json_rows(lines: Any, path: Path) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: line {number}: no JSON: {error}") from error
+            raise DataError(f"{path}: line {number}: not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}: line {number}: no JSON object")
+            raise DataError(f"{path}: line {number}: not a JSON object")
         yield row
 
 
@@ -242,7 +242,7 @@ def _usable(rows: Rows, root: Path, file: str, key: str | None, path: Path) -> t
 
 def _check_key(key: Any) -> None:
     if not isinstance(key, str | int) or not str(key).isprintable() or not str(key):
-        raise ImageFault("its key is no text")
+        raise ImageFault("its key is not text")
     if str(key).startswith("/") or ".." in str(key).split("/") or "\\" in str(key):
         raise ImageFault("its key leads out of the data set")
 

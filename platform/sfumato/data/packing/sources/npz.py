@@ -1,4 +1,4 @@
-"""Images from the arrays of an .npz file, whose headers are judged before any array is loaded."""
+"""Images from the arrays of an .npz file, whose headers are checked before any array is loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LABELS = ("label", "labels", "y_train", "y", "arr_1")
 
 
 class NpzSource(SourceConfig):
-    """Arrays as many data sets are passed around: images uint8 [N,H,W] or [N,H,W,C], labels [N]."""
+    """Arrays in a common exchange format: images uint8 [N,H,W] or [N,H,W,C], labels [N]."""
 
     kind: Literal["npz"] = Field("npz", description="Arrays of an .npz file.")
     path: str = Field(description="The file.")
@@ -71,7 +71,8 @@ class NpzSource(SourceConfig):
             values = values[:, 0]
         if values.ndim != 1 or values.dtype.kind not in "iu":
             raise DataError(
-                f"{path}: {name} is {values.dtype} of shape {values.shape}; labels are integers, one an image"
+                f"{path}: {name} is {values.dtype} of shape {values.shape}; "
+                "labels must be integers, one per image"
             )
         limit = len(self.classes) or MAX_CLASSES
         wrong = np.flatnonzero((values < 0) | (values >= limit))

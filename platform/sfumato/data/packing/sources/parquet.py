@@ -1,7 +1,7 @@
 """Parquet files with a column of encoded images, as the Hugging Face hub stores its data sets.
 
-Packing mixes the samples, and a Parquet file can only be read a row group at a time; so the columns that
-are needed are first laid out as Arrow files in the scratch folder, from where rows are read in any order.
+Packing mixes the samples, but a Parquet file can only be read a row group at a time. So the needed columns
+are first laid out as Arrow files in the scratch folder, from which rows are read in any order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ParquetSource(ColumnOptions):
     kind: Literal["parquet"] = Field("parquet", description="Parquet files with images in a column.")
     path: str = Field(description="A file, or a folder of files at any depth.")
     split: str | None = Field(
-        None, description="In a folder: only files whose name starts so, for example train."
+        None, description="In a folder: only files whose names start with this, for example train."
     )
 
     @property
@@ -68,11 +68,11 @@ def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file that can be read") from error
+        raise DataError(f"{path}: cannot be read as Parquet") from error
 
 
 def _laid_out(path: Path, columns: list[str], scratch: Path, number: int) -> Iterator[int | Path]:
-    """Writes the columns of one file as Arrow, unless that was done before."""
+    """Writes the columns of one file as Arrow, unless they are already written."""
     scratch.mkdir(parents=True, exist_ok=True)
     target = scratch / f"{number:06d}-{files.state(path)}.arrow"
     if target.is_file():

@@ -1,4 +1,4 @@
-"""What can be packed: the interface of a source of images, and the options that all sources share."""
+"""The interface of a source of images to pack, and the options that all sources share."""
 
 from __future__ import annotations
 
@@ -50,26 +50,26 @@ def as_image(value: Further) -> Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One sample: an image as a file, its bytes or uint8 pixels [H, W, C], and the texts beside it."""
+    """One sample: an image as a file, its bytes or uint8 pixels [H, W, C], and its texts."""
 
     image: Encoded
     caption: str | None = None
     meta: Mapping[str, Any] | None = None
     extra: Mapping[str, Further] = field(default_factory=dict)
-    """What it has of the further columns: of images files, bytes or pixels; of others values."""
+    """Its further columns: for images, files, bytes or pixels; for others, values."""
 
 
 class Source(Protocol):
-    """Images that were listed but not yet looked at. It travels to workers by value: see `only`."""
+    """Images that were listed but not yet looked at. Passed to workers by value: see `only`."""
 
     @property
     def keys(self) -> Sequence[str]:
-        """One unique key a sample, without dots: what names its members in a shard."""
+        """One unique key per sample, without dots; it names the sample's members in a shard."""
         ...
 
     @property
     def labels(self) -> I64 | None:
-        """Class of each sample, -1 where it has none; None where the source has no classes."""
+        """Class of each sample, -1 if it has none; None if the source has no classes."""
         ...
 
     @property
@@ -77,7 +77,7 @@ class Source(Protocol):
 
     @property
     def faults(self) -> Sequence[Fault]:
-        """What listing found unusable; these have no key in `keys`."""
+        """Samples that listing found unusable; they have no key in `keys`."""
         ...
 
     @property
@@ -85,7 +85,7 @@ class Source(Protocol):
 
     @property
     def uniform(self) -> Look | None:
-        """What every image looks like, where listing can tell."""
+        """The look of every image, if listing can determine it."""
         ...
 
     def only(self, rows: Sequence[int]) -> Source:
@@ -93,11 +93,11 @@ class Source(Protocol):
         ...
 
     def name(self, row: int) -> str:
-        """What the user knows the sample by, for messages."""
+        """The name by which the user knows the sample, for messages."""
         ...
 
     def mark(self, row: int) -> str:
-        """Changes when what `read` gives for the row may have changed."""
+        """Changes when the result of `read` for the row may have changed."""
         ...
 
     def read(self, row: int) -> Record:
@@ -107,7 +107,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What listing a source may use: limits, a folder for intermediate files, and workers."""
+    """The means for listing a source: limits, a folder for intermediate files, and workers."""
 
     max_pixels: int
     scratch: Path
@@ -116,7 +116,7 @@ class Opening:
 
 
 class SourceConfig(Config, ABC):
-    """Where images come from and what becomes of them. A subclass sets `kind` and its own fields."""
+    """Where images come from and how they are stored. A subclass sets `kind` and its own fields."""
 
     kind: str
     licence: str = Field("", description="Terms of use of the images, kept in the manifest.")
@@ -127,11 +127,11 @@ class SourceConfig(Config, ABC):
         "side of a square of as many pixels as the largest bucket.",
     )
     channels: ChannelsOption = Field(
-        "auto", description="1 grey, 3 RGB; auto takes what the images have and refuses a mixture."
+        "auto", description="1 grey, 3 RGB; auto takes the images' own and refuses a mixture."
     )
     resample: Resample = Field("lanczos", description="Filter of the (antialiased) resizing.")
     crop: Crop = Field(
-        "center", description="Which part is kept: the middle, or one drawn from a hash of the sample's key."
+        "center", description="Which part to keep: the middle, or one drawn from a hash of the sample's key."
     )
     upscale: bool = Field(False, description="Enlarge images that are too small, instead of refusing them.")
     buckets: Words = Field(
@@ -143,7 +143,7 @@ class SourceConfig(Config, ABC):
     )
     format: Format = Field(
         "png",
-        description="How images are stored; keep leaves the bytes of those that need no change and stores "
+        description="How images are stored; keep keeps the bytes of those that need no change and stores "
         "the others as png.",
     )
     quality: int = Field(95, ge=1, le=100, description="Of jpeg and webp; webp at 100 is lossless.")
@@ -151,15 +151,15 @@ class SourceConfig(Config, ABC):
         0.0,
         ge=0.0,
         lt=1.0,
-        description="Share of the samples, chosen by a hash of their keys, that goes into a data set of its "
-        "own: DEST/train and DEST/val.",
+        description="Share of the samples, chosen by a hash of their keys, that goes into a separate "
+        "data set: DEST/train and DEST/val.",
     )
     dedupe: int | None = Field(
         None,
         ge=0,
         le=16,
-        description="Leave out near duplicates: images whose 64-bit perceptual hashes differ in at most so "
-        "many bits (4 is a good start). null keeps all.",
+        description="Leave out near duplicates: images whose 64-bit perceptual hashes differ in at most "
+        "this many bits (4 is a good start). null keeps all.",
     )
 
     columns: ColumnsOption = Field(
@@ -175,15 +175,13 @@ class SourceConfig(Config, ABC):
     @model_validator(mode="after")
     def _columns_possible(self) -> Self:
         if self.columns and not self.TAKES_COLUMNS:
-            raise ValueError(
-                f"columns: samples of kind {self.kind} have none beside image, label and caption"
-            )
+            raise ValueError(f"columns: samples of kind {self.kind} have only image, label and caption")
         return self
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What the data set and its shards are called."""
+        """The name of the data set and its shards."""
 
     @abstractmethod
     def open(self, opening: Opening) -> Source:

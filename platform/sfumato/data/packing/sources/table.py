@@ -23,7 +23,7 @@ from sfumato.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class TableSource:
-    """Rows of Arrow files. `parts_N` and `rows_N` int64 [N] say which file and which row each sample is."""
+    """Rows of Arrow files. `parts_N` and `rows_N` int64 [N] give each sample's file and row."""
 
     paths: tuple[Path, ...]
     states: tuple[str, ...]
@@ -35,7 +35,7 @@ class TableSource:
     classes: tuple[str, ...]
     description: str
     base: Path | None
-    """Where images lie that are given by path; None refuses those."""
+    """The folder of images given by path; None refuses those."""
     faults: Sequence[Fault] = ()
     uniform: Look | None = None
 
@@ -74,7 +74,7 @@ class TableSource:
         return Record(image, None if caption is None else str(caption), meta or None, extra)
 
     def _extra(self, table: pa.Table, at: int) -> dict[str, Further]:
-        """What a row has of the further columns."""
+        """A row's values of the further columns."""
         extra: dict[str, Further] = {}
         for name, source in self.columns.further.items():
             raw = table.column(source.field)[at].as_py()
@@ -118,7 +118,7 @@ def opened(path: Path, state: str) -> pa.Table:
         except pa.ArrowInvalid:
             return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not an Arrow file that can be read") from error
+        raise DataError(f"{path}: cannot be read as Arrow") from error
 
 
 def of_files(
@@ -151,7 +151,7 @@ def _labels(tables: Sequence[pa.Table], columns: Columns, where: str) -> tuple[I
         if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise DataError(f"{where}: column {columns.label} is {kind}; classes are numbers or names")
         values += column.to_pylist()
-    # Hugging Face writes -1 where a split has no labels.
+    # Hugging Face writes -1 if a split has no labels.
     labels = [None if value == -1 else value for value in values]
     return files.numbered(labels, columns.class_names, f"{where}, column {columns.label}")
 

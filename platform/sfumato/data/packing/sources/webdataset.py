@@ -1,4 +1,4 @@
-"""The samples of another WebDataset: to shard it anew, resize or re-encode its images, or take a part."""
+"""The samples of an existing WebDataset: to reshard it, resize or re-encode its images, or take a part."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class WebDatasetSource(SourceConfig):
     image: str | None = Field(None, description=Fields.model_fields["image"].description)
     label: str = Field("cls", description=Fields.model_fields["label"].description)
     caption: str = Field("txt", description=Fields.model_fields["caption"].description)
-    classes: Words = Field((), description="Names of the classes in order; empty: as they occur.")
+    classes: Words = Field((), description="Names of the classes in order; empty: those that occur.")
 
     @property
     def name(self) -> str:
@@ -84,10 +84,10 @@ def tars(root: Path, pattern: str) -> list[Path]:
 
 
 def check_pattern(pattern: str) -> None:
-    """Raises DataError for what is no pattern of file names in one folder."""
+    """Raises DataError unless it is a pattern of file names in one folder."""
     if "/" in pattern or "\\" in pattern:
         raise DataError(
-            f"shards={pattern!r}: a pattern of file names in one folder, for example 'train-*.tar'"
+            f"shards={pattern!r}: give a pattern of file names in one folder, for example 'train-*.tar'"
         )
 
 
@@ -118,7 +118,7 @@ def _without_twins(
     good, faults = [], []
     for part, row in rows:
         if row.key in first:
-            reason = f"its key has come before, in {paths[first[row.key]].name}"
+            reason = f"its key has appeared before, in {paths[first[row.key]].name}"
             faults.append(Fault(str(paths[part]), row.key, reason))
         else:
             first[row.key] = part
@@ -185,5 +185,5 @@ def _of_member(file: BinaryIO, name: str, member: Member, source: ColumnSource) 
 
 @lru_cache(maxsize=_OPEN_FILES)
 def _opened(path: Path, state: str) -> BinaryIO:
-    """Kept open, since samples come in any order; a file that was written again has another `state`."""
+    """Kept open, since samples come in any order; a rewritten file has another `state`."""
     return path.open("rb")
