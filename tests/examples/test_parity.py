@@ -17,8 +17,8 @@ from sfumato.parallel.capabilities import Feature
 
 Result = dict[str, Tensor]
 Reference = Callable[[str], Result]
-CORE = ("adapter", "distilled", "growth", "running_mean")
-"""Those with more than plain networks to lay out: a base, a frozen network, groups, state."""
+CORE = ("adapter", "distilled", "growth")
+"""Those with more than plain networks to lay out: a base, a frozen network, groups of parameters."""
 
 
 def full_runs() -> list[object]:
