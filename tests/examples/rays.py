@@ -3,8 +3,8 @@
 After NeRF (Mildenhall et al. 2020): a network says colour and density at a point, and a pixel is the sum
 along its ray (eq. 3). The camera of a sample is the column `camera` [3, 4], from camera to world: the columns
 are the directions right, down and forward, and the position. Training takes some rays of every view; sampling
-takes the camera as a condition. The column is packed from JSON by
-`columns: {camera: {kind: camera, field: ...}}`.
+takes the camera as a condition. The column is packed from JSON, by `columns: {camera: {kind: camera, field:
+camera_to_world}}`.
 
     data:  {path: ..., columns: [camera]}
     model: {family: "rays:RaysConfig"}

@@ -15,14 +15,14 @@ from captions import CaptionsConfig
 from distilled import DistilledConfig
 from example_cases import TRAIN, Prepared
 from example_sets import camera_at, edges, view_of
-from growth import Growth, GrowthConfig
+from growth import GrowthConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
 import sfumato
 from sfumato.core.batch import DataSpec, Piece, Texts
 from sfumato.core.progress import Progress
-from sfumato.core.rng import StreamRng
+from sfumato.core.rng import SampleRng, StreamRng
 from sfumato.core.stored import matches
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest
@@ -30,6 +30,8 @@ from sfumato.data.reading import local_reader
 from sfumato.errors import CheckpointError
 from sfumato.parallel import Placement
 from sfumato.parallel.strategies.single import Single
+from sfumato.sampling.model_folder import save_model_folder
+from sfumato.sampling.pixels import to_uint8
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.loop import install
 from sfumato.training.store import LocalStore
@@ -131,18 +133,21 @@ def test_phases_begin_late_and_end_early(prepared: Prepared, reference: Referenc
     assert torch.equal(trained(refine_from=448)["draft/weight"], whole["draft/weight"]), "of its own alone"
 
 
-def test_a_network_grows_by_the_images_that_it_has_seen(prepared: Prepared, alone: Alone) -> None:
-    family = GrowthConfig().build(DataSpec(1, 8, 8))
-    assert isinstance(family, Growth)
-    assert [family.alpha(Progress.at(images)) for images in (0, 128, 320, 512, 640)] == [0, 0, 0.5, 1, 1]
-    model = sfumato.load(alone("growth") / "model", trust=True)
-    assert model.progress.images == 640
-    grown = model.sample(2, seed=1)
-    model.progress = Progress.at(128)
-    coarse = model.sample(2, seed=1)
-    halves = coarse.reshape(2, 4, 2, 4, 2)
-    assert (halves == halves[:, :, :1, :, :1]).all(), "in blocks of two by two"
-    assert not (grown.reshape(2, 4, 2, 4, 2) == grown.reshape(2, 4, 2, 4, 2)[:, :, :1, :, :1]).all()
+def test_a_grown_network_samples_as_far_as_it_had_grown(alone: Alone, tmp_path: Path) -> None:
+    data, config = DataSpec(1, 8, 8), GrowthConfig()
+    network = config.build(data).nets["network"].build()
+    weights = load_file(alone("growth") / "model" / "ema.safetensors")
+    network.load_state_dict(weights)
+    for images, alpha in ((0, 0.0), (128, 0.0), (320, 0.5), (640, 1.0)):
+        folder = tmp_path / str(images)
+        save_model_folder(folder, config, data, {"ema": weights}, name="m", progress=Progress.at(images))
+        model = sfumato.load(folder, trust=True)
+        noise = SampleRng(3, range(model.block)).normal(1, 8, 8)
+        expected = network(noise, alpha).clamp(-1, 1).detach()
+        drawn = model.sample(4, seed=3)
+        assert (drawn == to_uint8(expected)[:4]).all()
+        halves = drawn.reshape(4, 4, 2, 4, 2)
+        assert (halves == halves[:, :, :1, :, :1]).all() == (alpha == 0), "in blocks of two by two"
 
 
 def test_rays_render_what_a_camera_sees_that_was_in_no_view(prepared: Prepared, tmp_path: Path) -> None:

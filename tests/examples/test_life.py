@@ -1,4 +1,4 @@
-"""The life of every example: trained, interrupted, resumed, sampled, exported, loaded, evaluated."""
+"""The life of a model of every example: trained, interrupted, resumed, sampled, exported, evaluated."""
 
 from __future__ import annotations
 

@@ -17,20 +17,19 @@ from sfumato.parallel.capabilities import Feature
 
 Result = dict[str, Tensor]
 Reference = Callable[[str], Result]
-CORE = ("adapter", "distilled", "growth", "running_mean")
-"""Those with more than plain networks to lay out: a base, a frozen network, groups, state."""
+CORE = ("adapter", "distilled", "growth")
+"""Those with more than plain networks to lay out: a base, a frozen network, groups of parameters."""
 
 
-def zero_cases() -> list[object]:
-    """(strategy, example) of what the stages of ZeRO take; the second stage stands for all, which share most
-    of their code, and the others take minutes."""
+def full_runs() -> list[object]:
+    """(strategy, example) of runs from beginning to end on two ranks. Those by default are of a sharding
+    strategy and a stage of ZeRO, which shares most of its code with the others; the rest takes minutes."""
     return [
         pytest.param(strategy, name, marks=[] if fast else [pytest.mark.slow])
         for strategy in strategies()
-        if strategy.startswith("zero")
         for name in EXAMPLES
         if name != "adapter" or Feature.ADAPTERS in STRATEGIES[strategy].features
-        for fast in [strategy == "zero2" and name in CORE]
+        for fast in [strategy in ("fsdp", "zero2") and name in CORE]
     ]
 
 
@@ -48,33 +47,24 @@ def agree(found: Result, expected: Result, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_two_ranks_compute_what_one_does(
-    name: str, prepared: Prepared, reference: Reference, tmp_path: Path
-) -> None:
-    agree(launch(tmp_path, world_size=2, **prepared.case(name, "ddp")), reference(name), name)
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
 def test_a_killed_run_ends_where_one_does_that_was_left_alone(
     name: str, prepared: Prepared, reference: Reference, tmp_path: Path
 ) -> None:
-    case = prepared.case(name, "fsdp", checkpoints=str(tmp_path / "checkpoints"))
-    launch(tmp_path / "killed", world_size=2, kill_at=EXAMPLES[name].stop, expect=9, **case)
-    agree(launch(tmp_path / "resumed", world_size=2, **case), reference(name), name)
+    """Its first part under ddp, the other under fsdp."""
+    checkpoints = str(tmp_path / "checkpoints")
+    first, second = (prepared.case(name, strategy, checkpoints=checkpoints) for strategy in ("ddp", "fsdp"))
+    launch(tmp_path / "killed", world_size=2, kill_at=EXAMPLES[name].stop, expect=9, **first)
+    agree(launch(tmp_path / "resumed", world_size=2, **second), reference(name), name)
 
 
-@pytest.mark.parametrize(("strategy", "name"), zero_cases())
-def test_the_stages_of_zero_compute_it_too(
+@pytest.mark.parametrize(("strategy", "name"), full_runs())
+def test_two_ranks_compute_what_one_does(
     strategy: str, name: str, prepared: Prepared, reference: Reference, tmp_path: Path
 ) -> None:
-    agree(launch(tmp_path, world_size=2, **prepared.case(name, strategy)), reference(name), name)
-
-
-def test_a_frozen_teacher_may_lie_in_host_memory(
-    prepared: Prepared, reference: Reference, tmp_path: Path
-) -> None:
-    case = prepared.case("distilled", "fsdp", parallel={"offload": True})
-    agree(launch(tmp_path, world_size=2, **case), reference("distilled"), "distilled")
+    """Under fsdp, the frozen teacher lies in host memory."""
+    offload = {"parallel": {"offload": True}} if (strategy, name) == ("fsdp", "distilled") else {}
+    case = prepared.case(name, strategy, **offload)
+    agree(launch(tmp_path, world_size=2, **case), reference(name), name)
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_families import GROWN_IMAGES, TinyConfig
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.progress import Progress
-from sfumato.core.rng import SampleRng
 from sfumato.core.state import initial
 from sfumato.errors import CheckpointError
 from sfumato.families.gan.config import GanConfig
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import read_model_folder, save_model_folder
-from sfumato.sampling.pixels import to_uint8
 
 DATA = DataSpec(1, 8, 8)
 CONFIG = GanConfig.variants()["running"]
@@ -70,18 +67,3 @@ def test_a_model_without_its_state_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not hold the state of its family"):
         save_model_folder(tmp_path / "m", CONFIG, DATA, weights, name="m", progress=Progress.at(1))
     assert not (tmp_path / "m").exists()
-
-
-def test_a_grown_network_samples_as_far_as_it_had_grown(tmp_path: Path) -> None:
-    config = TinyConfig.variants()["growth"]
-    torch.manual_seed(0)
-    network = config.build(DATA).nets["a"].build()
-    weights = {"ema": network.state_dict()}
-    for images in (0, GROWN_IMAGES // 2, 2 * GROWN_IMAGES):
-        folder = tmp_path / str(images)
-        save_model_folder(folder, config, DATA, weights, name="m", progress=Progress.at(images))
-        generator = Generator.load(folder, trust=True)
-        noise = SampleRng(3, range(generator.block)).normal(64)
-        alpha = min(1.0, images / GROWN_IMAGES)
-        expected = network(noise, alpha).clamp(-1, 1).view(-1, 1, 8, 8)
-        assert (generator.sample(4, seed=3) == to_uint8(expected.detach())[:4]).all()
