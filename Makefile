@@ -27,7 +27,7 @@ demo: $(VENV)/.runtime ## Train, evaluate and track a generator of handwritten d
 
 # A file's tests stay together, for their fixtures, and those that use Ray, for one cluster (tests/conftest.py).
 test: $(VENV)/.dev ## Run the test suite (ARGS="-k name" to choose)
-	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes: lost drivers and nodes, hangs, ctrl-C
 	@$(BIN)/python -m pytest -m slow $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 # Read when torch, NumPy and Ray load, so before any of them is imported.
@@ -32,7 +33,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,35 +43,58 @@ import torch
 torch.set_num_threads(1)
 
 
-# What takes longest starts first, so that nobody waits for it in the end.
+# The groups that take longest start first, so that the last one does not leave a process idle.
 _LONGEST = (
     "ray",
     "tests/integration/test_jobs.py",
     "tests/integration/test_train_failures.py",
     "tests/e2e/test_digits.py",
+    "parity of",
     "tests/parity/",
+    "examples",
     "tests/integration/",
 )
+_OF_FAMILY = re.compile(r"test_\w+_one_process\[[a-z0-9]+-([a-z_]+)-")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def group_of(nodeid: str) -> str:
+    """The tests that run in one process, one after another, since they share what is expensive to make.
+
+    These are the tests of a file, for its fixtures; those of all files that use `ray_local`, for its cluster;
+    and the parity tests of a family, for their references.
+    """
+    file, _, test = nodeid.partition("::")
+    if file.startswith("tests/examples/"):
+        return "examples"
+    if found := _OF_FAMILY.match(test):
+        return f"parity of {found[1]}"
+    return "ray" if _uses_ray(file) else file
+
+
+@cache
+def _uses_ray(file: str) -> bool:
+    return "ray_local" in (Path(__file__).parents[1] / file).read_text()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out whole groups. The marks of `--dist loadgroup` have no effect with pytest 9.2."""
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Groups(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for xdist's `--dist loadgroup`: tests of a file stay together, for their fixtures, and all files
-    that use `ray_local` are one group, which starts one cluster. A test may name a group of its own."""
-    on_ray = {item.path for item in items if "ray_local" in getattr(item, "fixturenames", ())}
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            file = item.nodeid.partition("::")[0]
-            item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else file))
-    items.sort(key=_place)
+    items.sort(key=lambda item: _place(group_of(item.nodeid)))
 
 
-def _place(item: pytest.Item) -> int:
-    """Where a test stands among those that take long."""
-    mark = item.get_closest_marker("xdist_group")
-    group = mark.args[0] if mark is not None and mark.args else ""
-    found = (n for n, start in enumerate(_LONGEST) if group == start or item.nodeid.startswith(start))
-    return next(found, len(_LONGEST))
+def _place(group: str) -> int:
+    """Where a group stands among those that take long."""
+    return next((n for n, start in enumerate(_LONGEST) if group.startswith(start)), len(_LONGEST))
 
 
 @pytest.fixture

@@ -20,13 +20,6 @@ from sfumato.runtime.runs.pretrained import look_up
 HERE = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all examples, for their fixtures."""
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("examples"))
-
-
 @pytest.fixture(autouse=True, scope="module")
 def found_by_ranks() -> Iterator[None]:
     """Ranks import the examples as a user's programs do, from a folder on PYTHONPATH."""

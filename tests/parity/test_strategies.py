@@ -4,7 +4,6 @@ strategy that can train it, against one process."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,22 +29,14 @@ def name(part: str | tuple[str, str]) -> str:
     return part if isinstance(part, str) else "-".join(part)
 
 
-def grouped(*, core: bool) -> list[Any]:
-    """The cases; those of a family run in one process of the suite, which has their references."""
-    return [
-        pytest.param(*each, marks=pytest.mark.xdist_group(f"parity of {each[1][0]}"))
-        for each in cases(core=core)
-    ]
-
-
-@pytest.mark.parametrize(("strategy", "member"), grouped(core=True), ids=name)
+@pytest.mark.parametrize(("strategy", "member"), cases(core=True), ids=name)
 def test_two_ranks_equal_one_process(strategy: str, member: tuple[str, str], matrix: Matrix) -> None:
     assert_same(matrix.get(strategy, member, 2), matrix.reference(member))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize(("strategy", "member"), grouped(core=False), ids=name)
+@pytest.mark.parametrize(("strategy", "member"), cases(core=False), ids=name)
 def test_any_number_of_ranks_equals_one_process(
     strategy: str, member: tuple[str, str], ranks: int, matrix: Matrix
 ) -> None:
