@@ -135,8 +135,8 @@ class FirstStageConfig(Reference):
             found = f"{self._named} was trained on images of {theirs} (CxHxW), the data's are {ours}"
             return [f"model.first_stage.run: {found}; train a first stage on this data"]
         if codes and not stage.spec.num_codes:
-            mend = "train a first stage with model.latent.kind=vq"
-            return [f"model.first_stage.run: {self._named} has no codes; {mend}"]
+            fix = "train a first stage with model.latent.kind=vq"
+            return [f"model.first_stage.run: {self._named} has no codes; {fix}"]
         return []
 
     @property

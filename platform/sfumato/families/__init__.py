@@ -1,6 +1,6 @@
 """The families of generators, found by folder: a family is a folder here that exposes `Config`.
 
-A recipe names a built-in family by its folder (`diffusion`) or a family of its own by import path
+A recipe names a built-in family by its folder (`diffusion`) or a user's own family by import path
 (`my_package.my_module:MyConfig`), so that users add families without touching this package.
 """
 
@@ -27,7 +27,7 @@ def config_class(name: str) -> type[FamilyConfig]:
     is, runs its code. A broken module raises its own error: it is never hidden.
 
     Raises:
-        ConfigError: nothing goes by this name, or what does is not a family's configuration.
+        ConfigError: nothing has this name, or it is not a family's configuration.
     """
     if ":" in name:
         return _checked(imported(name), name)
@@ -40,7 +40,7 @@ def config_class(name: str) -> type[FamilyConfig]:
 
 
 def reference(config: FamilyConfig) -> str:
-    """The name that `config_class` finds the class of `config` by."""
+    """The name by which `config_class` finds the class of `config`."""
     kind = type(config)
     if config.family in names() and config_class(config.family) is kind:
         return config.family

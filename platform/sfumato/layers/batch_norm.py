@@ -1,16 +1,16 @@
-"""Batch normalisation that keeps nothing of its own (Ioffe & Szegedy 2015).
+"""Batch normalisation without stored statistics (Ioffe & Szegedy 2015).
 
 In training every pass normalises by the statistics of its own rows, those of one micro-batch, whether the
-network is the one that is trained or a passive one in eval mode: generator and discriminator so meet the
+network is being trained or is a passive one in eval mode, so generator and discriminator see the
 same images in both of their phases. The recipe's `train.micro_batch` makes these rows the same for any number
 of workers.
 
 For sampling, where an image must not depend on its neighbours, `measure` fixes the statistics to those of
 chosen passes: "standing statistics" (Brock, Donahue, Simonyan 2019, sec. 4.1), which unlike running averages
-belong to the weights at hand, averaged ones included. There is nothing to save, to reduce over ranks or to
+belong to the current weights, including averaged ones. There is nothing to save, to reduce over ranks or to
 resume.
 
-Running averages, which the papers sample with, are the family's to keep as its state (`core.state`): `watch`
+The family keeps running averages, which the papers use for sampling, as its state (`core.state`): `watch`
 and `taken` give the statistics of a pass, `running_after` moves the averages, `stand` normalises by them.
 """
 
@@ -51,11 +51,11 @@ class BatchNorm(nn.Module):
         return f"{self.channels}, eps={self.eps}"
 
     def watch(self) -> None:
-        """Forget the standing statistics, and keep the moments of the passes to come."""
+        """Forget the standing statistics, and record the moments of the following passes."""
         self._standing, self._moments = None, []
 
     def taken(self) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance [C] float64 of the one pass since `watch`, which ends with this."""
+        """Mean and unbiased variance [C] float64 of the one pass since `watch`; ends the recording."""
         moments = self._moments or []
         assert len(moments) == 1, "not one pass since `watch`"
         mean_C, square_C = moments[0]
@@ -77,7 +77,7 @@ class BatchNorm(nn.Module):
 
 @torch.no_grad()
 def measure(network: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
-    """Run `passes` through `network` and let their statistics stand for all later ones.
+    """Run `passes` through `network` and use their statistics in all later ones.
 
     Each pass normalises by its own rows, as in training. All passes must have the same number of rows. A
     network without `BatchNorm` is not run.
@@ -99,13 +99,13 @@ def layers_of(network: nn.Module) -> Iterator[BatchNorm]:
 
 
 def running_after(running: Tensor, summed: Tensor, passes: Tensor, momentum: float = MOMENTUM) -> Tensor:
-    """(1 - momentum) running + momentum (mean over the passes); `running` where there was no pass."""
+    """(1 - momentum) running + momentum (mean over the passes); `running` if there was no pass."""
     moved = (1 - momentum) * running + momentum * summed / passes.clamp_min(1)
     return torch.where(passes > 0, moved, running)
 
 
 def _moments(x_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and mean square of every channel, float64: their difference is a small number of large ones."""
+    """Mean and mean square of every channel; float64, since the variance is a small difference of the two."""
     values = x_BC.detach().double()
     over = [dim for dim in range(values.dim()) if dim != 1]
     return values.mean(over), values.square().mean(over)

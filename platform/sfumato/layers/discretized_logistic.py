@@ -16,9 +16,9 @@ MIN_LOG_SCALE = -7.0
 
 
 def log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int = 256) -> Tensor:
-    """Log-probability of the level that lies at `x` in [-1, 1], elementwise, in nats, float32.
+    """Log-probability of the level at `x` in [-1, 1], elementwise, in nats, float32.
 
-    All tensors broadcast; `log_scale` is clamped at `MIN_LOG_SCALE`. `x` has to be on the grid of levels.
+    All tensors broadcast; `log_scale` is clamped at `MIN_LOG_SCALE`. `x` must be on the grid of levels.
     """
     log_scale = log_scale.clamp(min=MIN_LOG_SCALE)
     half_bin = 1.0 / (levels - 1)
@@ -44,7 +44,7 @@ def to_level(value: Tensor, levels: int) -> Tensor:
 
 
 class Mixture:
-    """K discretised logistics a pixel whose channels depend on one another (PixelCNN++, eq. 3).
+    """K discretised logistics per pixel whose channels depend on one another (PixelCNN++, eq. 3).
 
     The mean of channel c is shifted by a linear function of the channels before it, with coefficients that
     the network predicts: red is free, green depends on red, blue on both.
@@ -64,7 +64,7 @@ class Mixture:
 
     @staticmethod
     def size(channels: int, components: int) -> int:
-        """How many numbers a pixel needs."""
+        """The number of parameters per pixel."""
         return components * (1 + 2 * channels + pairs(channels))
 
     def log_prob(self, x_BCHW: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Mixture:
         return torch.logsumexp(each_BKCHW.sum(dim=2) + self._log_weights_BKHW, dim=1)
 
     def sample(self, uniform_BUHW: Tensor) -> Tensor:
-        """A draw [B, C, H, W] in [-1, 1] from uniform numbers, one to choose the component and C for it."""
+        """A draw [B, C, H, W] in [-1, 1] from uniform numbers: one selects the component, C its values."""
         chosen_B1HW = _categorical(self._log_weights_BKHW, uniform_BUHW[:, :1])
         drawn: list[Tensor] = []
         for channel in range(self._channels):
@@ -98,7 +98,7 @@ class Mixture:
 
 
 def pairs(channels: int) -> int:
-    """How many pairs of a channel and one before it there are."""
+    """The number of pairs of a channel and an earlier one."""
     return channels * (channels - 1) // 2
 
 

@@ -1,4 +1,4 @@
-"""What group normalisation asks of the widths of a network."""
+"""Checks that the widths of a network suit group normalisation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def check_widths(channels: Sequence[int], norm_groups: int) -> None:
-    """Raises ValueError for a width that is no positive multiple of `norm_groups`, with the nearest one."""
+    """Raises ValueError, with the nearest width, for one that is not a positive multiple of `norm_groups`."""
     bad = [width for width in channels if width <= 0 or width % norm_groups]
     if bad:
         near = max(1, round(bad[0] / norm_groups)) * norm_groups

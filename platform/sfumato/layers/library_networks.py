@@ -1,7 +1,7 @@
 """Networks of diffusers and transformers, built from the config.json of a folder that their libraries wrote.
 
-A class is looked up by name in the library's own namespace and nowhere else: code that lies in a folder, or
-that a config.json points to (`auto_map`, kernels on a hub), is never run, and nothing is downloaded.
+A class is looked up by name only in the library's own namespace: code in a folder, or code that a config.json
+points to (`auto_map`, kernels on a hub), is never run, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BASES = {"diffusers": "ModelMixin", "transformers": "PreTrainedModel"}
 
 
 def described(folder: Path) -> LibraryModel:
-    """What the network in a folder is. Raises ConfigError, in one line, for a folder that is none's."""
+    """Describe the network in a folder. Raises ConfigError, in one line, for any other folder."""
     file = folder / CONFIG
     if not file.is_file():
         raise ConfigError(
@@ -41,7 +41,7 @@ def described(folder: Path) -> LibraryModel:
     except ValueError as error:
         raise ConfigError(f"{file} is not valid JSON ({error}); copy it again") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} is no configuration of a network")
+        raise ConfigError(f"{file} is not the configuration of a network")
     if "quantization_config" in content:
         raise ConfigError(f"{folder} holds quantized weights; use a folder with weights in full")
     library: Literal["diffusers", "transformers"]
@@ -63,7 +63,7 @@ def described(folder: Path) -> LibraryModel:
 
 
 def build(model: LibraryModel) -> nn.Module:
-    """The network with initial weights, float32. Raises ConfigError for a configuration that it rejects."""
+    """Build the network with initial weights, float32. Raises ConfigError if it rejects its configuration."""
     kind = _class_of(model)
     with _quiet(model.library):
         try:
@@ -78,22 +78,22 @@ def build(model: LibraryModel) -> nn.Module:
 
 
 def opened(pretrained: Pretrained) -> OpenNetwork:
-    """The network in `pretrained.folder`, by what was recorded of it.
+    """The network in `pretrained.folder`, by its recorded description.
 
-    Raises ConfigError where it has not been looked up, or is no folder of a library.
+    Raises ConfigError if it has not been looked up, or is not a library's folder.
     """
     if pretrained.library is None:
         kind, place = pretrained.source
-        reason = "has not been looked up" if kind == "folder" else "is no folder of diffusers or transformers"
+        reason = "has not been looked up" if kind == "folder" else "is not a diffusers or transformers folder"
         raise ConfigError(f"{kind}: {place!r} {reason}")
     return OpenNetwork(partial(build, pretrained.library), pretrained.weights())
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """The weights in a folder, under the names that its class has for them in this version of the library.
+    """The weights in a folder, under the names that their class uses in this version of the library.
 
-    The library reads them itself, since it renames those that older versions of it wrote.
-    Raises CheckpointError where they are missing, incomplete or of another network.
+    The library itself reads them, since it renames weights that its older versions wrote.
+    Raises CheckpointError if they are missing, incomplete or of another network.
     """
     model = described(folder)
     kind = _class_of(model)
@@ -132,7 +132,7 @@ def _class_of(model: LibraryModel) -> Any:
 
 
 def _safe(config: Any) -> Any:
-    """The configuration without what would make the library look for code, at any depth."""
+    """The configuration without fields that make the library look for code, at any depth."""
     if isinstance(config, Mapping):
         return {
             key: _safe(value) for key, value in config.items() if not any(word in str(key) for word in _CODE)
@@ -142,7 +142,7 @@ def _safe(config: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet(library: str) -> Iterator[None]:
-    """Without the library's warnings and progress bars, with torch's randomness as the caller has it."""
+    """Silence the library's warnings and progress bars inside the block."""
     logging = importlib.import_module(f"{library}.utils.logging")
     before = logging.get_verbosity()
     logging.set_verbosity_error()

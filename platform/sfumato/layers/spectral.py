@@ -2,15 +2,15 @@
 
     W_SN = W / sigma(W),   sigma(W) = u' W v,   u, v the first singular vectors, held constant in gradients
 
-Miyato et al. carry u from pass to pass and improve it by one power iteration each. How good it is then
-depends on how many passes there were, which changes with the number of workers, with passive passes and with
-a resumed run. Here u comes anew from a few Lanczos steps with a fixed start: they cost as many products
-with W as power iterations do, which is little beside a convolution, and converge so much faster that the
-start does not matter.
+Miyato et al. carry u from pass to pass and improve it by one power iteration each. Its accuracy then
+depends on the number of passes, which changes with the number of workers, with passive passes and with
+a resumed run. Here u is computed in each pass by a few Lanczos steps with a fixed start. They cost as many
+products with W as power iterations do, which is little compared with a convolution, and converge so much
+faster that the start does not matter.
 
-The paper's way is there as well: a layer that is told to `carry` a vector u takes one power iteration from it
-in every pass, and leaves the improved one in `improved`. u is then state of the family (`core.state`), which
-moves on once a step, whatever the number of passes and ranks.
+The paper's method is also available: a layer given a vector u by `carry` takes one power iteration from it
+in every pass, and stores the improved vector in `improved`. u is then part of the family's state
+(`core.state`), which advances once per step, for any number of passes and ranks.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _first_left(matrix: Tensor, start: Tensor, steps: int) -> Tensor:
 
 
 class Spectral(nn.Module):
-    """What the layers have in common: a weight that is seen as a matrix [rows, rest] of spectral norm 1."""
+    """The common part of the layers: a weight, seen as a matrix [rows, rest], of spectral norm 1."""
 
     weight: Tensor
     start: Tensor
@@ -89,7 +89,7 @@ class Spectral(nn.Module):
     """The carried vector after the iteration of the last pass."""
 
     def follow(self) -> None:
-        """Take power iterations from a carried vector, from now on."""
+        """From now on, take power iterations from a carried vector."""
         self.register_buffer("carried", first_carried(len(self.weight)), persistent=False)
 
     @property
@@ -99,7 +99,7 @@ class Spectral(nn.Module):
 
     @torch.no_grad()
     def carry(self, u: Tensor) -> None:
-        """Start from this unit vector [rows] in the passes to come."""
+        """Start from this unit vector [rows] in the following passes."""
         self.carried.copy_(u)
 
     def _normalised(self) -> Tensor:
@@ -125,7 +125,7 @@ def power_iteration(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def first_carried(rows: int) -> Tensor:
-    """The unit vector that power iterations begin with."""
+    """The unit vector that power iterations start with."""
     with seeded("power iteration", rows):
         return F.normalize(torch.randn(rows), dim=0)
 

@@ -1,4 +1,4 @@
-"""Where networks live while they train: one strategy a file, all behind `strategy.Strategy`."""
+"""Layouts of networks over ranks: one strategy per file, all behind `strategy.Strategy`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sfumato.parallel.strategy import Placement, Strategy, StrategyOptions
 
 
 class _Strategies(Mapping[str, type[Strategy]]):
-    """By the name of their file, or any by its import path; imported when asked for."""
+    """Built-in ones by the name of their file, any by its import path; imported on demand."""
 
     def __init__(self) -> None:
         self._folder: Folder[type[Strategy]] = Folder("sfumato.parallel.strategies", "COMPONENT", Strategy)
@@ -38,7 +38,7 @@ def make(
     compile: bool = False,
     activation_checkpointing: bool = False,
 ) -> Strategy:
-    """The strategy that a recipe names. Raises CapabilityError where this machine cannot run it."""
+    """Build the strategy that a recipe names. Raises CapabilityError if this machine cannot run it."""
     kind = STRATEGIES[settings.strategy]
     if reason := kind.unavailable():
         raise CapabilityError(reason)

@@ -1,4 +1,4 @@
-"""Adapters: networks of which only some tensors train, on a base that stays as it is."""
+"""Adapters: networks of which only some tensors train, on a base that does not change."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sfumato.errors import CapabilityError
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What of a trainable network does not train: all that matches none of the `adapter` patterns."""
+    """The part of a trainable network that does not train: all tensors that match no `adapter` pattern."""
 
     adapter: Sequence[str]
     stored: bool
-    """Whether the base can be loaded again from where it came from, so that an export leaves it out."""
+    """Whether the base can be loaded again from its source, so that an export leaves it out."""
 
     def has(self, key: str) -> bool:
         """Whether the tensor of this name belongs to the base."""
         return not matches(key, self.adapter)
 
     def freeze(self, name: str, module: nn.Module) -> None:
-        """Leave gradients to the adapter alone, in place. Raises CapabilityError for an unmatched pattern."""
+        """Keep gradients only for the adapter, in place. Raises CapabilityError for an unmatched pattern."""
         keys = [key for key, _ in _tensors(module)]
         for pattern in self.adapter:
             if not any(matches(key, (pattern,)) for key in keys):
@@ -42,8 +42,9 @@ class Base:
         )
 
     def trained_parts(self, module: nn.Module) -> list[nn.Module]:
-        """The modules that take part in train mode: those that hold a tensor of the adapter or nothing else
-        in them, with what has no tensors inside these (dropout). All others belong to the base."""
+        """The modules that switch to train mode: those that hold a tensor of the adapter, those without own
+        tensors that contain only the adapter's, and tensorless modules inside these (dropout). All others
+        belong to the base."""
         return list(self._parts(module, "", inherited=False))
 
     def _parts(self, module: nn.Module, prefix: str, *, inherited: bool) -> Iterator[nn.Module]:
@@ -57,6 +58,6 @@ class Base:
 
 
 def _tensors(module: nn.Module, *, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
-    # All names of a tensor that has several, so that it is in the base only if all of them are.
+    # All names of a tensor that has several, so that it belongs to the base only if all of them do.
     yield from module.named_parameters(recurse=recurse, remove_duplicate=False)
     yield from module.named_buffers(recurse=recurse, remove_duplicate=False)

@@ -14,8 +14,8 @@ def blocks_of(module: nn.Module, patterns: Sequence[str] = ()) -> list[nn.Module
     """The submodules whose dotted name matches a pattern (`down_blocks.*`), outermost ones only.
 
     Without patterns: the entries of the outermost `ModuleList`s, which is how a network names a stack of
-    equal parts. A block must be used by calling it, in training at least: what strategies do to it happens
-    around its `forward`.
+    equal parts. At least in training, a block must be used by calling it: strategies act around its
+    `forward`.
 
     Raises CapabilityError for a pattern that nothing matches.
     """
@@ -36,7 +36,7 @@ def blocks_of(module: nn.Module, patterns: Sequence[str] = ()) -> list[nn.Module
 def _entries(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(child, nn.ModuleList):
-            # An optional part that is absent may stand in a list as None, whatever its annotation says.
+            # An absent optional part may be None in the list, whatever its annotation.
             entries: list[nn.Module | None] = list(child)
             yield from (entry for entry in entries if entry is not None)
         else:

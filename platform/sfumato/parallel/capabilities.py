@@ -1,4 +1,4 @@
-"""What strategies can and cannot do, by name: what the table in the README and the refusals are made from."""
+"""The capabilities of strategies by name, from which the README's table and the refusals are generated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 
 class Feature(Enum):
-    """Something that a recipe may ask for. The value is how the table calls it."""
+    """Something that a recipe may ask for. The value is its name in the table."""
 
     MANY_WORKERS = "more than one worker"
     ACCUMULATION = "gradient accumulation"
@@ -35,9 +35,9 @@ class Able(Protocol):
 def refusals(
     strategy: type[Able], wanted: Mapping[Feature, str], strategies: Iterable[type[Able]]
 ) -> list[str]:
-    """One line for each wanted feature that the strategy lacks: the field that asks for it, and who can.
+    """One line per wanted feature that the strategy lacks: the field that asks for it, and who has it.
 
-    `wanted` maps a feature to the recipe's words for it, such as `train.compile=true`.
+    `wanted` maps a feature to the setting that asks for it, such as `train.compile=true`.
     """
     found = []
     for feature, asked in wanted.items():

@@ -1,4 +1,4 @@
-"""The `parallel:` part of a recipe: how many workers, with what, under which strategy."""
+"""The `parallel:` part of a recipe: workers, their resources, and the strategy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sfumato.core.finding import Folder
 from sfumato.parallel.capabilities import Feature
 
 STRATEGIES: Folder[Any] = Folder("sfumato.parallel.strategies", "COMPONENT", object)
-"""Where strategies are found; `sfumato.parallel.STRATEGIES` imports them."""
+"""The folder of the strategies; `sfumato.parallel.STRATEGIES` imports them."""
 
 
 class FsdpSettings(Config):
-    """What `parallel.strategy=fsdp` lets one choose."""
+    """Settings of `parallel.strategy=fsdp`."""
 
     reshard_after_forward: bool = Field(
         True,
@@ -30,7 +30,7 @@ class FsdpSettings(Config):
     )
 
     def wanted(self) -> dict[Feature, str]:
-        """What these settings ask of a strategy, with the fields that do."""
+        """The features that these settings ask of a strategy, each with the field that asks."""
         asked = {
             Feature.BF16_PARAMETERS: self.bf16_parameters and "parallel.fsdp.bf16_parameters=true",
             Feature.RESHARD: not self.reshard_after_forward and "parallel.fsdp.reshard_after_forward=false",
@@ -39,37 +39,37 @@ class FsdpSettings(Config):
 
 
 class ParallelSettings(Config):
-    """Nothing here changes a result; it says how the work is spread."""
+    """How the work is distributed; nothing here changes a result."""
 
     strategy: Annotated[str, Names(STRATEGIES)] = Field(
         "ddp",
         description="`single` keeps the networks in one worker; `ddp` replicates them over all; `fsdp` "
         "shards parameters, gradients, optimizer state and averages (FSDP2); `zero1`, `zero2` and `zero3` "
-        "are DeepSpeed's, sharding optimizer state, gradients too, parameters too. Your own: its import "
-        "path, package.module:Class.",
+        "are DeepSpeed's: they shard optimizer state, then also gradients, then also parameters. For your "
+        "own strategy: its import path, package.module:Class.",
     )
     options: dict[str, Any] = Field(
         {},
         exclude_if=lambda value: not value,
-        description="Settings of the strategy's own, where it has some (those of fsdp may stand in `fsdp`).",
+        description="The strategy's own settings, if it has any (those of fsdp may also be given in `fsdp`).",
     )
     workers: int = Field(1, ge=1, description="Training workers (ranks).")
     min_workers: int | None = Field(
         None,
         ge=1,
-        description="Makes the run elastic: it goes on with as few workers as these where nodes were lost, "
+        description="Makes the run elastic: if nodes are lost, it continues with as few workers as these, "
         "and grows to `workers` when there is room again, each time from the last checkpoint. null: always "
         "`workers`.",
     )
     resize_interval: float = Field(
         60.0,
         ge=1,
-        description="Seconds between two looks for room for more workers, of a run with min_workers.",
+        description="Seconds between checks for room for more workers, in a run with min_workers.",
     )
     offload: bool = Field(
         False,
         description="Keep the optimizer's state in host memory (fsdp: sharded parameters and gradients "
-        "too), where GPU memory is short.",
+        "too), to save GPU memory.",
     )
     fsdp: FsdpSettings = Field(FsdpSettings(), description="Settings of strategy fsdp.")
     cpus_per_worker: float = Field(1.0, gt=0, description="Logical CPUs that Ray reserves for a worker.")
@@ -79,7 +79,7 @@ class ParallelSettings(Config):
     resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {},
         description="Custom resources of the cluster that Ray reserves for a worker, such as {trainer: 1}: "
-        "workers then run on nodes that have them, the reading of data on any.",
+        "workers then run on nodes that have them; data is read on any node.",
     )
     threads_per_worker: int | None = Field(
         None,
@@ -88,23 +88,23 @@ class ParallelSettings(Config):
         "The bits of a result depend on it.",
     )
     max_failures: int = Field(
-        3, ge=0, description="How often a run goes on from its last checkpoint after workers were lost."
+        3, ge=0, description="How often a run resumes from its last checkpoint after workers are lost."
     )
     hang_timeout: float | None = Field(
         600.0,
         ge=1,
         description="Seconds after which a step that does not end, or a worker that does not answer, counts "
         "as lost; the ranks and the lines where they are stuck are named. Start-up, the first step, "
-        "checkpoints and previews may take longer. null waits for ever.",
+        "checkpoints and previews may take longer. null waits forever.",
     )
 
     @property
     def least_workers(self) -> int:
-        """As few workers as these are enough to train."""
+        """The smallest number of workers that may train."""
         return self.min_workers or self.workers
 
     def wanted(self) -> dict[Feature, str]:
-        """What these settings ask of the strategy, with the fields that do."""
+        """The features that these settings ask of the strategy, each with the field that asks."""
         asked = {
             Feature.MANY_WORKERS: self.workers > 1 and f"parallel.workers={self.workers}",
             Feature.OFFLOAD: self.offload and "parallel.offload=true",
@@ -127,5 +127,5 @@ class ParallelSettings(Config):
     @classmethod
     def _custom(cls, value: dict[str, float]) -> dict[str, float]:
         if known := sorted({"CPU", "GPU"} & value.keys()):
-            raise ValueError(f"holds {known[0]}, which parallel.{known[0].lower()}s_per_worker says")
+            raise ValueError(f"holds {known[0]}; set parallel.{known[0].lower()}s_per_worker instead")
         return value

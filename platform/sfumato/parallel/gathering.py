@@ -1,4 +1,4 @@
-"""Gathers a sharded network for all its methods, not `forward` alone: autoencoders are used by `encode`."""
+"""Gathers a sharded network for all its methods, not only `forward`: autoencoders are used by `encode`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 def gather_for_methods(module: nn.Module) -> None:
     """Make every public method of an FSDP module gather its parameters and free them afterwards. In place.
 
-    A method that another one calls finds the parameters gathered, and leaves them so.
+    A method called by another one finds the parameters gathered, and leaves them gathered.
     """
     inside = 0
 
@@ -32,7 +32,7 @@ def gather_for_methods(module: nn.Module) -> None:
 
     for name in _methods(type(module)):
         plain = getattr(module, name)
-        if name == "forward":  # its hooks gather, wherever it is called from
+        if name == "forward":  # its hooks gather, whichever method calls it
             module.forward = outermost(plain, plain)
             continue
         register_fsdp_forward_method(module, name)

@@ -1,8 +1,8 @@
-"""Activation checkpointing (Chen et al. 2016): a block's activations are computed again in the backward pass.
+"""Activation checkpointing (Chen et al. 2016): a block's activations are recomputed in the backward pass.
 
-The recomputation sees what the first pass saw and leaves no trace: the state of torch's global generator is
-put back (dropout), and so are the block's buffers (running statistics, power iterations), which a second
-pass would move a second time.
+The recomputation sees what the first pass saw and has no side effects: the state of torch's global generator
+is restored (dropout), and so are the block's buffers (running statistics, power iterations), which a second
+pass would update a second time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute(block: nn.Module) -> None:
-    """Make `block` keep its inputs alone. In place; names of parameters and buffers stay as they are."""
+    """Make `block` keep only its inputs. In place; names of parameters and buffers do not change."""
     forward = block.forward
 
     def recomputed(*args: Any, **kwargs: Any) -> Any:
@@ -33,7 +33,7 @@ def recompute(block: nn.Module) -> None:
 
 
 class _BuffersAs:
-    """The block's buffers at `values` inside, and as they were afterwards; may be entered again."""
+    """Sets the block's buffers to `values` inside, and restores them afterwards; may be entered again."""
 
     def __init__(self, block: nn.Module, values: list[Tensor]) -> None:
         self._block = block

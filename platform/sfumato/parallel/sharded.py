@@ -1,4 +1,4 @@
-"""What strategies that shard parameters have in common: plain copies of networks, put together on demand."""
+"""The common part of strategies that shard parameters: plain copies of networks, assembled on demand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sfumato.parallel.strategy import Placement, StrategyOptions
 
 
 class Sharded(Ddp):
-    """Keeps, of every network that it shards, an empty plain one: its structure without memory."""
+    """Keeps an empty plain copy of every network that it shards: its structure without memory."""
 
     even_passes = True
 
@@ -71,8 +71,8 @@ class Sharded(Ddp):
     def _tensors(
         self, name: str, wanted: Callable[[str, str], bool] = lambda name, key: True
     ) -> Iterator[tuple[str, Tensor]]:
-        """The network's state dict, or what is wanted of it by (network, tensor), one whole tensor at a time.
-        Every rank goes through all of it."""
+        """The network's state dict, or the tensors for which `wanted` is true, one whole tensor at a time.
+        Every rank must iterate over all of it."""
 
     @torch.no_grad()
     def _assembled(self, name: str) -> nn.Module:
@@ -80,7 +80,7 @@ class Sharded(Ddp):
         targets = module.state_dict()
         for key, tensor in self._tensors(name):
             targets[key].copy_(tensor)
-        # What a state dict leaves out (tables that follow from the configuration) no strategy changes.
+        # No strategy changes what a state dict leaves out (tables that follow from the configuration).
         theirs = dict(self._raw[name].named_buffers())
         for key, buffer in module.named_buffers():
             if key not in targets:

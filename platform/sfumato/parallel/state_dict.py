@@ -1,8 +1,8 @@
-"""State that moves between strategies: tensors by name, whole, whoever wrote them.
+"""State that moves between strategies: whole tensors by name, whichever strategy wrote them.
 
-An optimizer's state is whatever it keeps for a parameter: tensors of the parameter's shape and single
-numbers, under the names that it gives them. A number of Python's own is stored as a tensor under a name that
-says so (`step#int`).
+An optimizer's state is everything it keeps for a parameter: tensors of the parameter's shape and single
+numbers, under its own names. A Python number is stored as a tensor under a name that marks its type
+(`step#int`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NOT_STATE = {"params", "lr"}
 
 @runtime_checkable
 class InRows(Protocol):
-    """A state that lies elsewhere: shapes are known without reading, and rows are read on their own."""
+    """A state that is stored elsewhere: shapes are known without reading, and rows are read separately."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
@@ -37,10 +37,10 @@ class InRows(Protocol):
 
 
 def check(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError naming the network and a tensor that is missing, left over or misshapen."""
+    """Raises CheckpointError naming the network and a tensor that is missing, unknown or misshapen."""
     wanted, given = set(targets), {name for name in state if name.startswith("nets/")}
     if missing := sorted(wanted - given):
-        raise _misfit(missing[0], "is not in it")
+        raise _misfit(missing[0], "is missing from it")
     if left := sorted(given - wanted):
         raise _misfit(left[0], "is in it, but not in the network")
     for name, target in targets.items():
@@ -50,12 +50,12 @@ def check(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
 
 
 def shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    """The shape of a whole tensor of the state; a stored one is not read for it."""
+    """The shape of a whole tensor of the state; does not read a stored tensor."""
     return state.shapes[name] if isinstance(state, InRows) else tuple(state[name].shape)
 
 
 def rows(state: Mapping[str, Tensor], name: str, start: int, stop: int) -> Tensor:
-    """Rows `start` to `stop` (exclusive) of a tensor of the state, as many of them as there are."""
+    """Rows `start` to `stop` (exclusive) of a tensor of the state, as many as exist."""
     return state.rows(name, start, stop) if isinstance(state, InRows) else state[name][start:stop]
 
 
@@ -73,16 +73,16 @@ def entry(net: str, key: str, kind: str, value: Tensor | float) -> tuple[str, Te
     for name, (python, dtype) in _NUMBERS.items():
         if type(value) is python:
             return f"optim/{net}/{key}/{kind}{_MARK}{name}", torch.tensor(value, dtype=dtype)
-    raise AssertionError(f"{kind} is no number: `kept` lets only those through")
+    raise AssertionError(f"{kind} is not a number: `kept` lets only numbers through")
 
 
 def kept(
     optimizer: torch.optim.Optimizer, net: str, key: str, found: Mapping[str, Any]
 ) -> Iterator[tuple[str, Tensor | float]]:
-    """What an optimizer keeps for a parameter, by kind; what is None counts as absent.
+    """What an optimizer keeps for a parameter, by kind; None counts as absent.
 
-    Raises CheckpointError for what is neither a tensor nor a number: a run that went on without it would
-    compute something else.
+    Raises CheckpointError for a value that is neither a tensor nor a number: a run that resumed without it
+    would compute something else.
     """
     for kind, value in found.items():
         if value is None:  # SGD without momentum
@@ -90,15 +90,15 @@ def kept(
         if not isinstance(value, Tensor | bool | int | float) or "/" in kind or _MARK in kind:
             raise CheckpointError(
                 f"optimizer {type(optimizer).__name__} of network {net!r} keeps {kind!r} for parameter "
-                f"{key}, which is no tensor and no number: a checkpoint cannot hold it; choose another "
+                f"{key}, which is neither tensor nor number: a checkpoint cannot hold it; choose another "
                 "optimizer"
             )
         yield kind, value
 
 
 def check_settings(optimizer: torch.optim.Optimizer, net: str, before: list[dict[str, Any]]) -> None:
-    """Raises CheckpointError where an optimizer has changed settings of its own groups, which no checkpoint
-    holds; `before` is what `settings` gave when it was made."""
+    """Raises CheckpointError if an optimizer has changed settings of its own groups, which no checkpoint
+    holds; `before` is what `settings` returned when it was built."""
     for then, now in zip(before, settings(optimizer), strict=True):
         for name, value in now.items():
             if name not in then or then[name] != value:
@@ -109,7 +109,7 @@ def check_settings(optimizer: torch.optim.Optimizer, net: str, before: list[dict
 
 
 def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The numbers and words among the settings of each parameter group, without the learning rate."""
+    """The numbers and strings among the settings of each parameter group, without the learning rate."""
     return [
         {
             name: value
@@ -121,8 +121,8 @@ def settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def moments(state: Mapping[str, Tensor], net: str) -> dict[str, dict[str, str]]:
-    """Under which names the optimizer's state of a network is stored: by parameter, by kind (with the mark of
-    a number). A parameter is absent where the optimizer had not taken a step."""
+    """The names under which the optimizer's state of a network is stored, by parameter and kind (with the
+    mark of a number). A parameter is absent if the optimizer had not taken a step."""
     prefix = f"optim/{net}/"
     found: dict[str, dict[str, str]] = {}
     for name in state:
@@ -133,7 +133,7 @@ def moments(state: Mapping[str, Tensor], net: str) -> dict[str, dict[str, str]]:
 
 
 def restored(kind: str, stored: Tensor) -> tuple[str, Tensor | float]:
-    """What `entry` was given: the kind without its mark, and a tensor or a number of Python's."""
+    """The inverse of `entry`: the kind without its mark, and a tensor or a Python number."""
     plain, mark, number = kind.partition(_MARK)
     if not mark:
         return kind, stored
@@ -143,7 +143,7 @@ def restored(kind: str, stored: Tensor) -> tuple[str, Tensor | float]:
 
 
 def misshapen(net: str, key: str, kind: str, shape: Any, strategy: str) -> CheckpointError:
-    """Of a part of an optimizer's state that cannot be cut or put together as its parameter is."""
+    """The error for a part of an optimizer's state that cannot be cut or assembled like its parameter."""
     return CheckpointError(
         f"the optimizer of network {net!r} keeps {kind!r} of shape {list(shape)} for parameter {key}, which "
         f"is not the parameter's: parallel.strategy={strategy} cannot carry it; use parallel.strategy=ddp"

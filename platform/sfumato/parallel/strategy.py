@@ -1,7 +1,7 @@
 """The interface between the training loop and the way networks are laid out over ranks.
 
-A strategy owns the networks and their optimizers. It is told which network a phase trains and hands out
-a view in which that network is ready for training and all others are frozen and unwrapped: calling a
+A strategy owns the networks and their optimizers. For the network that a phase trains, it returns a view
+in which that network is ready for training and all others are frozen and unwrapped: calling a
 passive network through its wrapper, or with gradients on, breaks training with two networks.
 """
 
@@ -27,7 +27,7 @@ from sfumato.parallel.config import ParallelSettings
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which rank this process is, of how many, and where its tensors live."""
+    """This process's rank, the number of ranks, and the device of its tensors."""
 
     rank: int = 0
     world_size: int = 1
@@ -35,7 +35,7 @@ class Placement:
 
     @classmethod
     def current(cls, *, gpu: bool = False) -> Placement:
-        """Of the process group if there is one, else a single process; on its current GPU or on the CPU."""
+        """From the process group if there is one, else a single process; on its current GPU or the CPU."""
         ready = dist.is_available() and dist.is_initialized()
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
         device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
@@ -44,7 +44,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrategyOptions:
-    """How a strategy lays out and runs networks; none of it changes what is computed, but for rounding."""
+    """How a strategy lays out and runs networks; apart from rounding, no option changes a result."""
 
     compile: bool = False
     activation_checkpointing: bool = False
@@ -56,21 +56,21 @@ class StrategyOptions:
 class Strategy(ABC):
     """One layout of networks over ranks.
 
-    The gradient that `step` uses is the sum over ranks of what `backward` was given, so a loop that
-    divides by the global batch gets the mean over the global batch however its rows are spread.
+    The gradient that `step` uses is that of the sum, over ranks, of the losses given to `backward`. A loop
+    that divides by the global batch thus gets the mean over the global batch, however its rows are spread.
 
-    Networks are added, then `ready` lays them out; nothing else may be called before it.
+    Networks are added, then `ready` lays them out; no other method may be called before it.
     """
 
     name: ClassVar[str]
     about: ClassVar[str]
-    """What each rank holds, in a few words."""
+    """A short description of what each rank holds."""
     features: ClassVar[frozenset[Feature]]
-    """What the strategy can do; a recipe that asks for more is refused before anything starts."""
+    """The capabilities of the strategy; a recipe that asks for more is refused before anything starts."""
     Settings: ClassVar[type[Config]] = Config
     """The class of its own settings, `parallel.options` in a recipe."""
     even_passes: ClassVar[bool] = False
-    """Whether a forward pass needs all ranks, so that every rank has to run equally many."""
+    """Whether a forward pass needs all ranks, so that all must run the same number of passes."""
 
     def __init__(self, placement: Placement, options: StrategyOptions | None = None) -> None:
         self.placement = placement
@@ -78,12 +78,12 @@ class Strategy(ABC):
 
     @classmethod
     def settings(cls, parallel: ParallelSettings) -> Config:
-        """Its own settings in a recipe. Raises pydantic's ValidationError for what it does not take."""
+        """Its own settings in a recipe. Raises pydantic's ValidationError for invalid ones."""
         return cls.Settings.model_validate(parallel.options)
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """Why this machine cannot run the strategy and how to mend it, or None."""
+        """Why this machine cannot run the strategy and how to fix it, or None."""
         return None
 
     @abstractmethod
@@ -97,24 +97,24 @@ class Strategy(ABC):
     ) -> None:
         """Take over a freshly built network, the same on every rank. `blocks` is `Trainable.blocks`.
 
-        `base`, of an adapter, is what of it never changes: it takes no gradient and is in no state, and its
-        averages use the same tensors.
+        `base` is the part of an adapter's network that never changes: it takes no gradient, is in no state,
+        and shares its tensors with the averages.
         """
 
     @abstractmethod
     def add_frozen(self, name: str, module: nn.Module, *, shard: bool = False) -> None:
         """Take over a network that is never trained.
 
-        Every rank keeps it whole, unless `shard` asks for less and the strategy can gather it on use.
+        Every rank keeps it whole, unless `shard` is set and the strategy can gather it on use.
         """
 
     @abstractmethod
     def add_ema(self, name: str, source: str) -> None:
-        """Create a copy of a trainable network that `follow` moves towards it."""
+        """Create an average: a copy of a trainable network that `follow` moves towards it."""
 
     @abstractmethod
     def ready(self) -> None:
-        """Lay out all networks and make their optimizers."""
+        """Lay out all networks and build their optimizers."""
 
     @abstractmethod
     def view(self, trains: str) -> Nets:
@@ -122,17 +122,17 @@ class Strategy(ABC):
 
     @abstractmethod
     def gathered(self, names: Iterable[str]) -> AbstractContextManager[Nets]:
-        """The named networks whole on every rank, frozen and in eval mode, with all that every rank keeps
-        whole anyway.
+        """The named networks, whole on every rank, frozen and in eval mode, along with all networks that
+        every rank keeps whole anyway.
 
-        Any method of them may be called, by each rank as often as it likes. Every rank enters the block.
+        Each rank may call any of their methods any number of times. Every rank must enter the block.
         """
 
     @abstractmethod
     def accumulate(
         self, trains: str, *, last: bool, second_order: bool = False
     ) -> AbstractContextManager[None]:
-        """Around forward and backward of one micro-batch; gradients meet across ranks on the last."""
+        """Wrap forward and backward of one micro-batch; gradients are reduced over ranks on the last."""
 
     @abstractmethod
     def backward(self, trains: str, loss: Tensor) -> None:
@@ -142,8 +142,8 @@ class Strategy(ABC):
     def step(self, trains: str, *, lr: float, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
         """Clip, update, and clear the gradient; returns its norm before clipping, a scalar on the device.
 
-        `scale` multiplies the gradient before its norm is taken, the same on every rank. A group of
-        parameters learns at `lr` times its factor.
+        `scale`, the same on every rank, multiplies the gradient before its norm is taken. The learning rate
+        of a group of parameters is `lr` times its factor.
 
         A gradient that is not finite changes nothing: neither weights nor moments nor step count. The norm
         is the same on every rank.
@@ -155,19 +155,19 @@ class Strategy(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Everything that training changes, as tensors by name; what this rank holds of it.
+        """Everything that training changes, as tensors by name; the part that this rank holds.
 
-        `nets/<net>/<key>` and `optim/<net>/<key>/<moment>`, of the same names and shapes under every
-        strategy. A tensor that is spread over ranks is a DTensor, or is held by one of them alone. Raises
-        CheckpointError where an optimizer keeps something that the strategy cannot store.
+        `nets/<net>/<key>` and `optim/<net>/<key>/<moment>`, with the same names and shapes under every
+        strategy. A tensor that is sharded over ranks is a DTensor, or only one rank holds it. Raises
+        CheckpointError if an optimizer keeps something that the strategy cannot store.
         """
 
     @abstractmethod
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` returned, on any number of ranks and under any strategy.
+        """Load what `state` returned, on any number of ranks and under any strategy.
 
-        `state` has all tensors whole; they are taken from it one at a time, of a stored one
-        (`state_dict.InRows`) only the rows that this rank holds. Raises CheckpointError where names
+        `state` has all tensors whole. They are read one at a time; from a stored state
+        (`state_dict.InRows`), only the rows that this rank holds. Raises CheckpointError if names
         or shapes differ.
         """
 
@@ -175,7 +175,7 @@ class Strategy(ABC):
     def weights(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
         """Full state dicts on CPU, for export; every rank calls it, and rank 0 gets them.
 
-        Of an adapter whose base is stored elsewhere they have the adapter alone.
+        For an adapter whose base is stored elsewhere, they hold only the adapter.
         """
 
     @abstractmethod
@@ -184,4 +184,4 @@ class Strategy(ABC):
 
     @abstractmethod
     def sum_in_order(self, values: Tensor) -> Tensor:
-        """Sum of a tensor over all ranks, added up in their order: every rank gets the same bits."""
+        """Sum of a tensor over all ranks, added up in rank order: every rank gets the same bits."""

@@ -1,9 +1,9 @@
-"""What DeepSpeed's ZeRO strategies have in common (Rajbhandari et al. 2020): one engine a trained network.
+"""The common part of DeepSpeed's ZeRO strategies (Rajbhandari et al. 2020): one engine per trained network.
 
-DeepSpeed is told to leave alone what this package decides: precision (autocast around the loss), the
-learning rate of a step, when gradients meet, and the update rule, which is torch's own on flat pieces of the
-parameters. Losses call the plain network, whose hooks are DeepSpeed's; `engine.forward` adds to that only
-what is done here per micro-batch, and would switch autocast off.
+DeepSpeed is configured to leave alone what this package decides: precision (autocast around the loss), the
+learning rate of a step, when gradients are reduced, and the update rule, which is torch's own on flat pieces
+of the parameters. Losses call the plain network with DeepSpeed's hooks; `engine.forward` would only repeat
+what is done here per micro-batch, and switch autocast off.
 
 Stages 1 and 2 keep parameters whole on every rank, so a loss may differentiate twice. Stage 3 keeps 1/N of
 every parameter, and an average is an engine without an optimizer, so that it can be called like its source.
@@ -31,7 +31,7 @@ from sfumato.parallel.zero_pieces import FlatPiece, flats, pieces
 
 
 class Zero(Ddp):
-    """What the stages have in common."""
+    """The common part of the stages."""
 
     stage: ClassVar[int]
     features = (Ddp.features - {Feature.COMPILE}) | {Feature.OFFLOAD, Feature.SHARDED_OPTIMIZER}
@@ -49,14 +49,14 @@ class Zero(Ddp):
         super().__init__(placement, options)
         self._engines: dict[str, Any] = {}
         self._shapes: dict[str, dict[str, torch.Size]] = {}
-        """Of the parameters that are trained, whole."""
+        """Whole shapes of the trained parameters."""
 
     def accumulate(
         self, trains: str, *, last: bool, second_order: bool = False
     ) -> AbstractContextManager[None]:
         engine = self._engines[trains]
         engine.set_gradient_accumulation_boundary(last)
-        engine.optimizer.clear_backward_seen_flag()  # a new micro-batch adds to what was there before
+        engine.optimizer.clear_backward_seen_flag()  # a new micro-batch adds to the existing gradient
         return nullcontext()
 
     def backward(self, trains: str, loss: Tensor) -> None:
@@ -68,10 +68,10 @@ class Zero(Ddp):
         optimizer = engine.optimizer
         set_rates(optimizer.optimizer, lr)
         optimizer.clip_grad = max_norm or 0.0
-        # DeepSpeed divides gradients and their norm by the scale that losses were multiplied with. It is 1 in
-        # the backward passes, whatever an update is to be scaled by.
+        # DeepSpeed divides gradients and their norm by the scale of the losses. It is 1 in the backward
+        # passes, whatever the scale of the update.
         optimizer.loss_scale = 1.0 if scale is None else 1.0 / float(scale)
-        # A norm that is not finite is an overflow to DeepSpeed: it skips the update and reports infinity.
+        # DeepSpeed takes a norm that is not finite for an overflow, skips the update and reports infinity.
         engine.step()
         optimizer.loss_scale = 1.0
         return torch.as_tensor(engine.get_global_grad_norm(), device=self.placement.device).float()
@@ -90,7 +90,7 @@ class Zero(Ddp):
             self._engines[name].optimizer.refresh_fp32_params()
 
     def _load_moments(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Fill the flat moments from those of the parameters; without any, there are none afterwards."""
+        """Fill the flat moments from those of the parameters; without any, clear them."""
         optimizer = self._engines[name].optimizer
         flat_states = optimizer.optimizer.state
         flat_states.clear()
@@ -115,7 +115,7 @@ class Zero(Ddp):
         for key, entries in stored.items():
             whole = self._shapes[name].get(key)
             if whole is None:
-                continue  # of a parameter that does not train, whose moments older versions stored as zeros
+                continue  # the parameter does not train; older versions stored its moments as zeros
             for kind, entry in entries.items():
                 found = state_dict.shape(state, entry)
                 if found and found != tuple(whole):
@@ -129,18 +129,18 @@ class Zero(Ddp):
         self._learning[name] = list(learning.values())
         self._shapes[name] = {key: p.shape for key, p in learning.items()}  # stage 3 empties the parameters
         optimizer = training.optimizer.build(learning)
-        # An adapter's base is none of the engine's business, which wants all parameters of one dtype.
+        # The engine does not manage an adapter's base, since it needs all parameters to have one dtype.
         managed = module if training.base is None else nn.ParameterList(self._learning[name])
         self._engines[name] = make_engine(managed, optimizer, self.stage, offload=self.options.offload)
         self._settings[name] = state_dict.settings(self._engines[name].optimizer.optimizer)
         self._trained[name] = module
 
     def _pieces(self, name: str) -> dict[str, FlatPiece]:
-        """What this rank's optimizer holds of each parameter of a trained network."""
+        """The piece of each parameter of a trained network that this rank's optimizer holds."""
         return pieces(self._raw[name], self._engines[name].optimizer, self.stage, self.placement.rank)
 
     def _optimizer_state(self) -> dict[str, Tensor]:
-        """Moments are put together one by one, and each is kept by one rank, which will write it."""
+        """Moments are assembled one by one; each is kept by the one rank that will write it."""
         state = {}
         for name in self._training:
             optimizer = self._engines[name].optimizer
@@ -163,7 +163,7 @@ class Zero(Ddp):
         return state
 
     def _kinds(self, name: str) -> list[tuple[str, Tensor | float]]:
-        """What the optimizer keeps of a flat tensor, the same on every rank; numbers with their value."""
+        """What the optimizer keeps for a flat tensor, the same on every rank; numbers with their value."""
         optimizer = self._engines[name].optimizer
         flat = flats(optimizer, self.stage)[0]
         found = list(

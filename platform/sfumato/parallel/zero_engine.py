@@ -1,4 +1,4 @@
-"""Starts DeepSpeed's engines. DeepSpeed is imported here and nowhere else, when the first engine is made."""
+"""Starts DeepSpeed's engines. DeepSpeed is imported only here, when the first engine is created."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_engine(
     if offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     config = {
-        "train_micro_batch_size_per_gpu": 1,  # numbers that DeepSpeed wants to be told, and nothing reads
+        "train_micro_batch_size_per_gpu": 1,  # numbers that DeepSpeed requires but nothing uses
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "zero_optimization": zero,
@@ -42,11 +42,11 @@ def _import() -> Any:
     """DeepSpeed, kept from compiling anything."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Set by torchrun and by Ray Train; DeepSpeed wants it from every launcher, to choose the device.
+    # Set by torchrun and Ray Train; DeepSpeed expects it from every launcher, to choose the device.
     here = torch.cuda.current_device() if torch.cuda.is_available() else 0
     os.environ.setdefault("LOCAL_RANK", str(here))
-    # A build that was killed leaves a lock in the shared folder, on which every later start waits for ever.
-    # This one comes to be only where DeepSpeed does compile something.
+    # A killed build leaves a lock in the shared folder, on which every later start would wait forever.
+    # This folder is created only if DeepSpeed does compile something.
     own = Path(tempfile.gettempdir()) / f"sfumato-extensions-{secrets.token_hex(8)}"
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(own))
     import deepspeed
@@ -56,5 +56,5 @@ def _import() -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # 30 s of C++ for CPUs of one machine
     if not deepspeed.comm.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        deepspeed.init_distributed(dist_backend=backend)  # joins the process group that there is
+        deepspeed.init_distributed(dist_backend=backend)  # joins the existing process group
     return deepspeed

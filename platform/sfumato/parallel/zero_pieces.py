@@ -1,4 +1,4 @@
-"""Which part of which parameter this rank holds under ZeRO, and where in DeepSpeed's flat tensors it lies."""
+"""The parts of parameters that this rank holds under ZeRO, and their places in DeepSpeed's flat tensors."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class FlatPiece:
     offset: int
 
     def of(self, flat: Tensor) -> Tensor:
-        """The piece's part of a tensor that is laid out like `flat`."""
+        """The piece in a tensor that is laid out like `flat`."""
         return flat.narrow(0, self.start, self.numel)
 
     def cut(self, whole: Tensor) -> Tensor:
-        """The piece of a whole parameter, or of a moment of it."""
+        """The piece of a whole parameter or of one of its moments."""
         return whole.reshape(-1).narrow(0, self.offset, self.numel)
 
     def read(self, state: Mapping[str, Tensor], entry: str) -> Tensor:
-        """The piece of a tensor of the state, of which no more is read."""
+        """The piece of a tensor of the state; reads only the rows that hold it."""
         return state_dict.elements(state, entry, self.offset, self.numel)
 
 
@@ -41,7 +41,7 @@ def flats(optimizer: Any, stage: int) -> list[Tensor]:
 
 
 def pieces(module: nn.Module, optimizer: Any, stage: int, rank: int) -> dict[str, FlatPiece]:
-    """This rank's pieces of a trained network, by parameter; absent where it holds nothing of one."""
+    """This rank's pieces of a trained network, by parameter; absent if it holds no part of one."""
     where = flats(optimizer, stage)
     found = {}
     for key, parameter in module.named_parameters():
@@ -54,7 +54,7 @@ def pieces(module: nn.Module, optimizer: Any, stage: int, rank: int) -> dict[str
 
 
 def stored_piece(parameter: nn.Parameter, rank: int) -> FlatPiece | None:
-    """What a rank holds of the parameter itself under stage 3; None where it has only padding."""
+    """A rank's piece of the parameter itself under stage 3; None if it has only padding."""
     flat: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
     offset = rank * flat.numel()
     numel = min(flat.numel(), parameter.ds_numel - offset)  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ def stored_piece(parameter: nn.Parameter, rank: int) -> FlatPiece | None:
 
 
 def _of_stages_1_2(parameter: Any, where: list[Tensor]) -> FlatPiece | None:
-    mapping = getattr(parameter, "_hp_mapping", None)  # absent where the optimizer does not update it
+    mapping = getattr(parameter, "_hp_mapping", None)  # absent if the optimizer does not update it
     if mapping is None:
         return None
     there, here = mapping.hp_fragment_address, mapping.lp_fragment_address

@@ -1,4 +1,4 @@
-"""What a recipe asks of its strategy, held against what the strategy can do, before anything starts."""
+"""Checks what a recipe asks of its strategy against what the strategy can do, before anything starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sfumato.training.config import TrainSettings
 
 
 def problems(train: TrainSettings, parallel: ParallelSettings) -> list[str]:
-    """What the strategy cannot do of what the settings ask for, one line each with the field to change."""
+    """Requests in the settings that the strategy cannot fulfil, one line each with the field to change."""
     try:
         strategy = STRATEGIES[parallel.strategy]
     except ConfigError as error:
@@ -33,7 +33,7 @@ def problems(train: TrainSettings, parallel: ParallelSettings) -> list[str]:
 
 
 def phase_problems(phases: Sequence[Phase], parallel: ParallelSettings) -> list[str]:
-    """What of a family's phases the strategy cannot do, one line each."""
+    """Requirements of a family's phases that the strategy cannot fulfil, one line each."""
     return [
         problem
         for phase in phases
@@ -47,7 +47,7 @@ def phase_problems(phases: Sequence[Phase], parallel: ParallelSettings) -> list[
 
 
 def adapter_problems(nets: Mapping[str, NetSpec], parallel: ParallelSettings) -> list[str]:
-    """What of a family's adapters the strategy cannot do, one line each."""
+    """Adapters of a family that the strategy cannot train, one line each."""
     return [
         problem
         for name, spec in nets.items()
@@ -61,7 +61,7 @@ def adapter_problems(nets: Mapping[str, NetSpec], parallel: ParallelSettings) ->
 
 
 def optimizer_problems(nets: Mapping[str, NetSpec]) -> list[str]:
-    """What is wrong with the groups of parameters of a family's optimizers, one line each."""
+    """Problems with the parameter groups of a family's optimizers, one line each."""
     found = []
     for name, spec in nets.items():
         if isinstance(spec, Trainable) and spec.optimizer.groups:
@@ -79,7 +79,7 @@ def optimizer_problems(nets: Mapping[str, NetSpec]) -> list[str]:
 
 
 def _wanted(train: TrainSettings, parallel: ParallelSettings) -> dict[Feature, str]:
-    """The features that the settings ask for, with the fields that do."""
+    """The features that the settings ask for, each with the field that asks."""
     asked = {
         Feature.BF16: train.precision == "bf16" and "train.precision=bf16",
         Feature.RECOMPUTE: train.activation_checkpointing and "train.activation_checkpointing=true",
@@ -89,7 +89,7 @@ def _wanted(train: TrainSettings, parallel: ParallelSettings) -> dict[Feature, s
 
 
 def _own_problems(strategy: type[Strategy], parallel: ParallelSettings) -> list[str]:
-    """What is wrong with the strategy's own settings."""
+    """Problems with the strategy's own settings."""
     try:
         strategy.settings(parallel)
     except ValidationError as error:

@@ -1,9 +1,9 @@
-"""Checkpoints that either count or do not exist.
+"""Checkpoints that are either complete or do not count.
 
-A checkpoint is a folder of its own: torch.distributed.checkpoint's files, written by all ranks in a
+Each checkpoint has its own folder: torch.distributed.checkpoint's files, written by all ranks in a
 background thread, and `manifest.json` with sizes and checksums, written last. A folder without a manifest
 is debris of a writer that died. Folder names are unique to the attempt that wrote them, so a worker that
-outlives its driver cannot damage what its successor writes. The protocol needs no rename, so it is the
+outlives its driver cannot damage its successor's files. The protocol needs no rename, so it is the
 same on a local disk and on object storage.
 """
 
@@ -41,7 +41,7 @@ class FileEntry(BaseModel):
 
 
 class CheckpointManifest(BaseModel):
-    """What a checkpoint holds; its existence is what makes the checkpoint count."""
+    """The contents of a checkpoint, which counts only if it has a manifest."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,8 +52,8 @@ class CheckpointManifest(BaseModel):
     world_size: int
     strategy: str
     recipe: dict[str, Any] = {}
-    """Every field that can change a number (`core.identity.counted`): it tells how another recipe differs,
-    and lets a later version, whose digests are others, recognise its own."""
+    """Every field that can change a number (`core.identity.counted`): it shows how another recipe differs,
+    and lets a later version, whose digests differ, recognise its own checkpoint."""
     files: dict[str, FileEntry]
 
 
@@ -69,7 +69,7 @@ class Checkpoint(BaseModel):
 
 
 def complete(store: CheckpointStore) -> list[Checkpoint]:
-    """The checkpoints that count, newest first. An unreadable manifest is passed over with a warning."""
+    """The complete checkpoints, newest first. Unreadable manifests are skipped with a warning."""
     found = []
     for name in store.folders():
         if not name.startswith("images-") or not store.exists(f"{name}/{MANIFEST}"):
@@ -77,7 +77,7 @@ def complete(store: CheckpointStore) -> list[Checkpoint]:
         try:
             found.append(read_manifest(store, name))
         except CheckpointError as error:
-            log.warning("%s; passed over", error)
+            log.warning("%s; skipped", error)
     return sorted(found, key=lambda checkpoint: checkpoint.images, reverse=True)
 
 
@@ -85,7 +85,7 @@ def read_manifest(store: CheckpointStore, name: str) -> Checkpoint:
     """The checkpoint of that folder name. Raises CheckpointError when it is incomplete or unreadable."""
     path = f"{name}/{MANIFEST}"
     if not store.exists(path):
-        raise CheckpointError(f"{store.describe(name)} is no complete checkpoint: it has no {MANIFEST}")
+        raise CheckpointError(f"{store.describe(name)} is not a complete checkpoint: it has no {MANIFEST}")
     try:
         return Checkpoint(name=name, manifest=CheckpointManifest.model_validate_json(store.read(path)))
     except ValidationError as error:
@@ -94,8 +94,8 @@ def read_manifest(store: CheckpointStore, name: str) -> Checkpoint:
 
 
 def load(store: CheckpointStore, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
-    """The tensors of a checkpoint, all files checked first, by one process. `scratch` receives those of a
-    remote store.
+    """The tensors of a checkpoint, for one process, after checking all files. Files of a remote store are
+    copied to `scratch`.
 
     Raises CheckpointError naming the file that is missing or damaged.
     """
@@ -104,11 +104,11 @@ def load(store: CheckpointStore, checkpoint: Checkpoint, scratch: Path) -> dcp.S
 
 
 def tensors(store: CheckpointStore, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
-    """The tensors of a checkpoint that has been checked (`training.resume`): what is asked for is read."""
+    """The tensors of a checkpoint that has been checked (`training.resume`), read on demand."""
 
     def open_file(name: str) -> BinaryIO:
         if name not in checkpoint.manifest.files:
-            raise CheckpointError(f"{store.describe(checkpoint.name)}: {name} is no file of this checkpoint")
+            raise CheckpointError(f"{store.describe(checkpoint.name)}: {name} is not one of its files")
         return store.open(checkpoint.name, name, scratch)
 
     return dcp.Stored(open_file, store.describe(checkpoint.name))
@@ -120,21 +120,21 @@ def sizes_and_sums(checkpoint: Checkpoint) -> dict[str, tuple[int, str]]:
 
 
 def check_recipe(store: CheckpointStore, checkpoint: Checkpoint, digest: str, recipe: BaseModel) -> None:
-    """Raises CheckpointError, with the fields that differ, where another recipe wrote the checkpoint.
+    """Raises CheckpointError, with the fields that differ, if another recipe wrote the checkpoint.
 
-    An earlier version may have written it: then its digest is another one, and the recorded fields decide.
+    If an earlier version wrote it, its digest may differ; then the recorded fields decide.
     """
     manifest = checkpoint.manifest
     if manifest.recipe_digest != digest and not (manifest.recipe and agrees(manifest.recipe, recipe)):
         differ = differences(manifest.recipe, recipe)
         raise CheckpointError(
             f"{store.describe(checkpoint.name)} was written by another recipe ({'; '.join(differ)}); "
-            "choose another train.checkpoint.uri or name, or train anew with --fresh"
+            "choose another train.checkpoint.uri or name, or train from scratch with --fresh"
         )
 
 
 class Writer:
-    """Writes checkpoints of one attempt while training goes on. Every rank has one and calls it alike."""
+    """Writes checkpoints of one attempt while training continues. Every rank has one; all call it alike."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Writer:
         self._recipe_digest = recipe_digest
         self._strategy = strategy
         self._scratch = scratch
-        # A group of its own: the writer's collectives must not meet those of the training step.
+        # A separate group: the writer's collectives must not mix with those of the training step.
         self._ranks = Ranks.current(apart=True)
         self._attempt = self._ranks.agree(secrets.token_hex(3))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -164,30 +164,30 @@ class Writer:
         self.failures: list[str] = []
         """Why checkpoints could not be written, oldest first."""
         self.reached = 0
-        """Images at the newest checkpoint that is known to be whole: loaded, or written since."""
+        """Images at the newest checkpoint known to be whole: loaded, or written since."""
 
     def goes_on_from(self, images: int) -> None:
-        """Training was resumed at so many images (0: from the start).
+        """Note that training resumed at so many images (0: from the start).
 
-        What counts beyond them was found damaged: it stays until training has passed it, but it does not
-        take the place of a whole checkpoint among those that are kept.
+        Complete checkpoints beyond that were found damaged. They stay until training has passed them, but
+        they do not count among those to keep.
         """
         self.reached = images
         if self._ranks.leads:
             self._damaged = {found.name for found in complete(self._store) if found.images > images}
 
     def save(self, state: Mapping[str, Tensor], *, images: int, step: int) -> None:
-        """Copy the state and start writing it; waits only for the checkpoint before.
+        """Copy the state and start writing it; waits only for the previous checkpoint.
 
-        A checkpoint that cannot be written (a full disk) leaves those before it in place and is added
-        to `failures`; training goes on.
+        A checkpoint that cannot be written (a full disk) leaves earlier ones in place and is added
+        to `failures`; training continues.
         """
         self.wait()
         staged = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
         self._pending = self._thread.submit(self._write, staged, images, step)
 
     def wait(self) -> str | None:
-        """Until the checkpoint under way is complete; its name, or None if there was none or it failed."""
+        """Wait for the checkpoint under way; return its name, or None if there was none or it failed."""
         pending, self._pending = self._pending, None
         if pending is None:
             return None
@@ -206,14 +206,14 @@ class Writer:
     def _write(self, state: dict[str, Tensor], images: int, step: int) -> str:
         name = f"images-{images:012d}-{self._attempt}"
         self._turns[name] += 1
-        if (turn := self._turns[name]) > 1:  # after going back: what counts already is never written over
+        if (turn := self._turns[name]) > 1:  # after a rollback: a complete checkpoint is never overwritten
             name += f"-{turn}"
         problem, entries = None, {}
         try:
             folder = self._store.staging(name, self._scratch)
         except OSError as error:
             problem = said(error)
-        # All ranks alike: a rank without a folder would leave the others waiting for it in the writing.
+        # All ranks decide alike: one without a folder would leave the others waiting during the write.
         if not any(self._ranks.gather(problem)):
             try:
                 dcp.write(state, folder, self._ranks.group, distributed=self._ranks.world_size > 1)
@@ -227,7 +227,7 @@ class Writer:
         problems = self._ranks.agree(problems)
         if problems:
             if self._ranks.leads:
-                with _tolerated(f"remove what there is of {name}"):
+                with _tolerated(f"remove the remains of {name}"):
                     self._store.remove(name)
             raise CheckpointError(f"checkpoint at {images:,} images was not written: {problems[0]}")
         if self._ranks.leads and self._keep is not None:
@@ -255,7 +255,7 @@ class Writer:
         return []
 
     def _prune(self, keep: int) -> None:
-        """Remove what `retention.kept_names` does not name, and debris of dead writers that is older."""
+        """Remove checkpoints that `retention.kept_names` does not name, and older debris of dead writers."""
         found = [saved for saved in complete(self._store) if saved.name not in self._damaged]
         kept = kept_names(found, keep, self._keep_every, best(self._store))
         oldest = min(checkpoint.name for checkpoint in found[:keep])
@@ -266,7 +266,7 @@ class Writer:
 
 @contextlib.contextmanager
 def _tolerated(what: str) -> Iterator[None]:
-    """The checkpoint counts, or does not, without this: training goes on."""
+    """Log a failure and continue training: it does not affect whether the checkpoint counts."""
     try:
         yield
     except (OSError, CheckpointError) as error:

@@ -1,8 +1,8 @@
-"""Reading and writing tensors with torch.distributed.checkpoint, without executing what a file says.
+"""Reads and writes tensors with torch.distributed.checkpoint, without executing code from a file.
 
-The format's index (`.metadata`) is a pickle. It is read here by an unpickler that knows the handful of
-classes such an index consists of and refuses every other, and no entry but tensors is accepted: tensors
-are read by torch with `weights_only` (`training.stored_chunks`).
+The format's index (`.metadata`) is a pickle. The unpickler here knows only the handful of classes that
+make up such an index and refuses all others. Only entries that are tensors are accepted; torch reads them
+with `weights_only` (`training.stored_chunks`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from sfumato.errors import CheckpointError
 from sfumato.training.stored_chunks import read_rows
 
-# Said at every save of a single process, where it is what we asked for.
+# Warned at every save of a single process, where it is intended.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 INDEX = ".metadata"
 Open = Callable[[str], BinaryIO]
-"""Opens one of a checkpoint's files by name, for reading at any place."""
+"""Opens one of a checkpoint's files by name, for random access."""
 
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
@@ -78,7 +78,7 @@ def write(
 ) -> None:
     """Write this rank's part of the state; replicated tensors are written once.
 
-    Raises CheckpointError on every rank when any rank could not write.
+    Raises CheckpointError on every rank if any rank could not write.
     """
     writer = FileSystemWriter(folder, sync_files=True, overwrite=True)
     try:
@@ -89,11 +89,11 @@ def write(
 
 
 class Stored(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, on CPU, read when they are asked for: whole, or some of the rows.
+    """The tensors of a checkpoint by name, on CPU, read on demand: whole, or some of their rows.
 
-    A strategy takes them one after another, so that a model which no rank could hold can be loaded, and only
-    the bytes of the rows that it asks for are read. Raises CheckpointError for an index that is not one, and
-    for files that cannot be read.
+    A strategy takes them one after another, so it can load a model that no rank could hold, and only the
+    bytes of the requested rows are read. Raises CheckpointError for an invalid index and for unreadable
+    files.
     """
 
     def __init__(self, open_file: Open, about: str) -> None:
@@ -114,7 +114,7 @@ class Stored(Mapping[str, Tensor]):
         return whole if shape else whole.reshape(())
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` (exclusive) along the first dimension, as many as there are."""
+        """Rows `start` to `stop` (exclusive) along the first dimension, as many as exist."""
         shape, dtype = self.shapes[name] or (1,), self._entries[name].properties.dtype
         stop = max(start, min(stop, shape[0]))
         found = torch.empty((stop - start, *shape[1:]), dtype=dtype)
@@ -142,7 +142,7 @@ class Stored(Mapping[str, Tensor]):
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """All tensors, whole, on CPU. Raises CheckpointError for an index that is not one."""
+    """All tensors, whole, on CPU. Raises CheckpointError for an invalid index."""
     return dict(Stored(lambda name: (folder / name).open("rb"), str(folder)))
 
 
@@ -158,12 +158,12 @@ def _read_index(open_file: Open, about: str) -> Metadata:
         raise CheckpointError(f"{about} is not the index of a checkpoint")
     for name, entry in index.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
-            raise CheckpointError(f"{about}: entry {name!r} is no tensor: refused")
+            raise CheckpointError(f"{about}: entry {name!r} is not a tensor: refused")
     return index
 
 
 def _chunks(name: str, entry: TensorStorageMetadata, index: Metadata) -> list[_Chunk]:
-    """Where the parts of a tensor lie; all of this package are cut along the first dimension alone."""
+    """The location of a tensor's parts; this package cuts tensors only along their first dimension."""
     found = []
     for chunk in entry.chunks:
         first = chunk.offsets[0] if chunk.offsets else 0
@@ -172,7 +172,7 @@ def _chunks(name: str, entry: TensorStorageMetadata, index: Metadata) -> list[_C
         place = index.storage_data[MetadataIndex(name, chunk.offsets)]
         if place.transform_descriptors or Path(place.relative_path).name != place.relative_path:
             raise CheckpointError(
-                f"entry {name!r} is not stored as it is in a file beside the index: refused"
+                f"entry {name!r} is not stored unchanged in a file next to the index: refused"
             )
         found.append(_Chunk(first, tuple(chunk.sizes), str(place.relative_path), place.offset, place.length))
     return found

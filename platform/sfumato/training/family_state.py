@@ -1,8 +1,8 @@
-"""Keeps a family's state while it trains: adds up what the losses return, and advances once a step.
+"""Keeps a family's state while it trains: adds up the sums of the losses, and advances once per step.
 
-Sums are float64. Each rank adds up its own micro-batches; the ranks' sums are added in the order of ranks, on
-every rank alike, so the state has the same bits everywhere and no broadcast keeps it so. Another number of
-ranks adds in another order, which changes the last bits of a float64.
+Sums are float64. Each rank adds up its own micro-batches. Every rank then adds the ranks' sums in rank order,
+so the state has the same bits everywhere without a broadcast. Another number of ranks adds in another
+order, which changes the last bits of a float64.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREFIX = "state/"
 
 
 class FamilyState:
-    """The state of one family on this rank; empty for a family without."""
+    """The state of one family on this rank; empty for a family without state."""
 
     def __init__(
         self, family: object, device: torch.device, sum_over_ranks: Callable[[Tensor], Tensor]
@@ -47,7 +47,7 @@ class FamilyState:
             self._pending[name] = self._pending[name] + value if name in self._pending else value
 
     def commit(self, kept: Tensor) -> None:
-        """Close an update: its sums count where `kept`, a bool on the device, says so."""
+        """Close an update: its sums count if `kept`, a bool on the device, is true."""
         for name, value in self._pending.items():
             value = torch.where(kept, value, 0.0)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -67,7 +67,7 @@ class FamilyState:
         return self.values
 
     def check(self) -> None:
-        """Raises TrainingError where the state is not finite; waits for the device."""
+        """Raises TrainingError if the state is not finite; waits for the device."""
         floats = {name: value for name, value in self.values.items() if value.is_floating_point()}
         if not floats:
             return
@@ -80,9 +80,10 @@ class FamilyState:
         return stored(self.values)
 
     def load(self, checkpoint: Mapping[str, Tensor]) -> None:
-        """Take the state from a checkpoint. One without any, of an older version, leaves the first values.
+        """Take the state from a checkpoint. A checkpoint of an older version has none: the initial values
+        stay.
 
-        Raises CheckpointError where it is the state of another family.
+        Raises CheckpointError if it is the state of another family.
         """
         found = restored_state(self._family, checkpoint)
         self.values = {name: value.to(self._first[name].device) for name, value in found.items()}
@@ -105,15 +106,15 @@ def stored(values: State) -> dict[str, Tensor]:
 
 
 def restored_state(family: object, checkpoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a family that a checkpoint holds, on the CPU. One without any, of an older version, leaves
-    the first values.
+    """The state of a family that a checkpoint holds, on the CPU; the initial values for a checkpoint of an
+    older version, without state.
 
-    Raises CheckpointError where it is the state of another family.
+    Raises CheckpointError if it is the state of another family.
     """
     first = initial(family)
     names = [name for name in checkpoint if name.startswith(PREFIX)]
     if first and not names:
-        log.warning("the checkpoint holds no state of the family: it starts from its first values")
+        log.warning("the checkpoint holds no state of the family: it starts from its initial values")
         return first
     found = {name.removeprefix(PREFIX): checkpoint[name].clone() for name in names}
     if wrong := mismatch(first, found):

@@ -1,8 +1,8 @@
-"""Handing a checkpoint from one run to another whose recipe differs in numbers, not in networks.
+"""Hands a checkpoint from one run to another whose recipe differs in numbers, not in networks.
 
-Population based training does this: a run goes on from the weights, the optimizer's moments and the
-averages of a better one, under its own recipe. What is handed over is an ordinary checkpoint; in the
-receiving run it is the only one.
+Population based training does this: a run continues from the weights, the optimizer's moments and the
+averages of a better one, under its own recipe. It receives an ordinary checkpoint, which becomes its only
+one.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def take_out(
     wait_s: float,
     going_on: Callable[[], bool] = lambda: True,
 ) -> int:
-    """Copy the newest checkpoint at `images` or later into `folder`, with its manifest; its images.
+    """Copy the newest checkpoint at `images` or later into `folder`, with its manifest; return its images.
 
-    Checkpoints are written while training goes on, so the one that belongs to a report may be a moment away:
-    it is waited for as long as `going_on()` and at most `wait_s` seconds; then the newest there is counts.
-    Raises CheckpointError where there is none.
+    Checkpoints are written while training continues, so the one that belongs to a report may not exist yet.
+    This waits for it while `going_on()` and at most `wait_s` seconds, then takes the newest one.
+    Raises CheckpointError if there is none.
     """
     end = time.monotonic() + wait_s
     while True:
@@ -44,7 +44,7 @@ def take_out(
             try:
                 return _copy(store, found[0].name, found[0].manifest, folder)
             except (CheckpointError, OSError):
-                if late:  # else it was pruned under our hands, and a newer one is there
+                if late:  # otherwise it was pruned while being copied, and a newer one exists
                     raise
         elif late:
             raise CheckpointError(f"no checkpoint at {images:,} images to hand over")
@@ -54,9 +54,9 @@ def take_out(
 def put_in(
     store: CheckpointStore, folder: Path, *, token: str, recipe_digest: str, recipe: Mapping[str, Any]
 ) -> CheckpointManifest:
-    """Make the checkpoint in `folder` the only one of a run with that recipe; its new manifest.
+    """Make the checkpoint in `folder` the only one of a run with that recipe; return its new manifest.
 
-    `token` becomes part of its name. Cut short, the run has no checkpoint at all rather than a wrong one.
+    `token` becomes part of its name. If interrupted, the run has no checkpoint rather than a wrong one.
     """
     manifest = CheckpointManifest.model_validate_json((folder / MANIFEST).read_bytes())
     for name in store.folders():

@@ -1,8 +1,8 @@
 """The training loop: phases x repeats x micro-batches, for any family under any strategy.
 
-One step reads as many global batches as the most repeated phase wants, runs every phase whose turn it
-is, and moves the averages. The loop knows no family, no file and no cluster; what happens between steps
-(logs, checkpoints, previews) is done by hooks that fire every so many images.
+One step reads as many global batches as the most repeated phase needs, runs every phase whose turn it
+is, and moves the averages. The loop knows no family, no file and no cluster; between steps, hooks that
+fire every so many images do the rest (logs, checkpoints, previews).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sfumato.training.updates import Updates
 log = logging.getLogger(__name__)
 
 Shares = Iterator[list[MicroBatch]]
-"""One item a global batch: the micro-batches of it that this rank works on."""
+"""One item per global batch: the micro-batches of it that this rank works on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +57,15 @@ def install(
     averages: Mapping[str, EmaOf] | None = None,
     initial: bool = True,
 ) -> None:
-    """Build the family's networks, the same on every rank, and hand them to the strategy.
+    """Build the family's networks, the same on every rank, and add them to the strategy.
 
-    `first` reads the rows that data-dependent initialisation looks at: the same on every rank, however many
-    there are. Without it such a family keeps the weights that it was built with, which is right where those
-    of a checkpoint replace them. `averages` are kept beside those of the family. `initial` says whether
-    stored weights are loaded into networks that train as a whole, which a checkpoint makes needless; frozen
+    `first` reads the rows for data-dependent initialisation: the same on every rank, for any number of ranks.
+    Without it such a family keeps its built weights, which is right if a checkpoint replaces them.
+    `averages` are kept in addition to those of the family. `initial` decides whether stored weights are
+    loaded into networks that train as a whole, which is unnecessary if a checkpoint follows; frozen
     networks and the bases of adapters, which no checkpoint holds, always get theirs.
 
-    Raises CheckpointError where stored weights are missing or are not those that the recipe recorded.
+    Raises CheckpointError if stored weights are missing or differ from those that the recipe recorded.
     """
     built = _build(family, seed, initial=initial)
     if first is not None and isinstance(family, InitialisesFromData):
@@ -84,7 +84,7 @@ def install(
 
 
 def _build(family: Family, seed: int, *, initial: bool) -> dict[str, nn.Module]:
-    """All networks but the averages, with their stored weights."""
+    """All networks except the averages, with their stored weights."""
     built: dict[str, nn.Module] = {}
     for name, spec in family.nets.items():
         if isinstance(spec, EmaOf):
@@ -114,7 +114,7 @@ def _initialise(
 
 
 def progress_at(family: Family, settings: TrainSettings, images: int = 0) -> Progress:
-    """Where training by these settings stands after so many images."""
+    """The progress of training with these settings after so many images."""
     batch = settings.batch * max(phase.repeats for phase in family.phases)
     return Progress(images // batch, images, settings.images, batch)
 
@@ -167,17 +167,17 @@ class Trainer:
         self.progress = replace(progress_at(family, settings), state=self._state.values)
 
     def add_hooks(self, hooks: Sequence[Hook]) -> None:
-        """More hooks, after those that there are; for those that need the trainer themselves."""
+        """Append hooks, such as those that need the trainer itself."""
         self._hooks += hooks
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint has to hold beside the strategy's state: the family's, the same on every rank."""
+        """What a checkpoint holds besides the strategy's state: the family's, the same on every rank."""
         return self._state.stored()
 
     def resume(self, images: int, step: int, checkpoint: Mapping[str, Tensor]) -> None:
         """Resume from a checkpoint whose weights and moments the strategy has already loaded.
 
-        Raises CheckpointError where the family's state does not fit.
+        Raises CheckpointError if the family's state does not fit.
         """
         self._state.load(checkpoint)
         total = self._settings.images
@@ -188,7 +188,7 @@ class Trainer:
         self._endured = {}
 
     def run(self, shares: Shares) -> Progress:
-        """Train to the end. `shares` starts at the global batch that `progress` stands at.
+        """Train to the end. `shares` starts at the global batch of the current `progress`.
 
         Raises NotFinite when more updates than `train.max_skipped_steps` in a log interval had a gradient
         that is not finite, and TrainingError when a metric is not finite.
@@ -207,10 +207,10 @@ class Trainer:
         return self.progress
 
     def log(self) -> None:
-        """Report the means since the last call. Raises NotFinite and TrainingError as `run` says.
+        """Report the means since the last call. Raises NotFinite and TrainingError as `run` does.
 
         An update whose gradient is not finite changes nothing and is in no mean. A checkpoint calls this
-        first, so that weights which led to more of them than are endured are never kept.
+        first, so that weights that led to too many such updates are never kept.
         """
         metrics = {f"train/{name}": value for name, value in self._means.read(self._strategy.sum).items()}
         if not metrics:
@@ -234,9 +234,9 @@ class Trainer:
         self._clock.restart()
 
     def _endure(self, found: Sequence[Bad], metrics: dict[str, float]) -> None:
-        """Warn of updates that were left out; raise NotFinite where they have become too many.
+        """Warn of skipped updates; raise NotFinite if there are too many.
 
-        They are counted on until an interval is free of them.
+        The count continues until an interval has none.
         """
         self._endured = {bad.phase: self._endured.get(bad.phase, 0) + bad.updates for bad in found}
         for bad in found:
@@ -247,10 +247,10 @@ class Trainer:
             )
             if self._endured[bad.phase] > self._settings.max_skipped_steps:
                 raise NotFinite(bad, f"{text}; train.max_skipped_steps={self._settings.max_skipped_steps}")
-            log.warning("%s; they were left out", text)
+            log.warning("%s; they were skipped", text)
             metrics[f"train/{bad.phase}/skipped"] = bad.updates
             for name in [n for n, v in metrics.items() if n.startswith(f"train/{bad.phase}/")]:
-                if math.isnan(metrics[name]):  # no update of the interval was kept
+                if math.isnan(metrics[name]):  # every update of the interval was skipped
                     del metrics[name]
 
     def _next(self, shares: Shares) -> list[MicroBatch]:

@@ -1,4 +1,4 @@
-"""Means over a log interval that cost one synchronisation each interval, not one a step."""
+"""Means over a log interval that cost one synchronisation per interval, not one per step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TINY = 1e-30
 class Means:
     """Weighted means of named values, summed on the device and brought to the host by `read`.
 
-    What is added counts when the update that it belongs to is closed by `commit`, which may leave it out.
+    Added values count once `commit` closes the update that they belong to; it may also drop them.
     """
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class Means:
         self._weights: dict[tuple[Key, tuple[float, ...]], Tensor] = {}
 
     def add(self, name: str, value: Tensor, rows: int, weights_B: Tensor | None = None) -> None:
-        """A scalar that stands for `rows` rows, or one value a row, which `weights_B` may weigh."""
+        """Add a scalar that stands for `rows` rows, or one value per row, which `weights_B` may weight."""
         value = value.detach().float()
         weight: float | Tensor = rows
         if weights_B is not None:
-            # Where all weights are zero the mean is zero, not that of no update.
+            # If all weights are zero, the mean is zero, unlike that of no update (NaN).
             value, weight = value * weights_B, weights_B.sum().clamp_min(_TINY)
         total = value.sum() if value.dim() else value * rows
         if name in self._pending:
@@ -41,7 +41,7 @@ class Means:
             self._pending[name] = (total, weight)
 
     def commit(self, kept: Tensor) -> None:
-        """Count what was added since the last call, where `kept` (a bool on the device) says so."""
+        """Count what was added since the last call if `kept` (a bool on the device) is true."""
         if not self._pending:
             return
         names = tuple(self._pending)
@@ -64,12 +64,12 @@ class Means:
         return dict(sorted(means.items()))
 
     def clear(self) -> None:
-        """Forget what was added since the last `read`."""
+        """Forget everything added since the last `read`."""
         self._pending.clear()
         self._sums.clear()
 
     def _device_weights(self, names: Key, weights: Sequence[float | Tensor], device: torch.device) -> Tensor:
-        """Counts of rows are kept, since a copy to the device in every step would make the host wait."""
+        """Caches counts of rows, since a copy to the device in every step would make the host wait."""
         counts = tuple(0.0 if isinstance(weight, Tensor) else weight for weight in weights)
         if (names, counts) not in self._weights:
             self._weights[names, counts] = torch.tensor(counts, dtype=torch.float32, device=device)
@@ -81,7 +81,7 @@ class Means:
 
 
 class Clock:
-    """Wall time of an interval and the part of it that was spent waiting for data."""
+    """Wall time of an interval, and the part of it spent waiting for data."""
 
     def __init__(self) -> None:
         self.restart()
@@ -100,7 +100,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time inside the block belongs to no interval."""
+        """Exclude the time inside the block from every interval."""
         begin = time.perf_counter()
         try:
             yield

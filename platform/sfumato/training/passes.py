@@ -1,4 +1,4 @@
-"""How many forward passes an update takes, where all ranks have to take equally many."""
+"""The number of forward passes of an update, for strategies whose ranks must all take the same number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sfumato.training.config import TrainSettings
 
 
 def passes_of(strategy: Strategy, settings: TrainSettings, streams: int) -> int:
-    """As many as the rank with the most micro-batches has; 0 where each may go by its own."""
+    """The most micro-batches of any rank; 0 if each rank may take its own number of passes."""
     if not strategy.even_passes:
         return 0
     world_size = strategy.placement.world_size

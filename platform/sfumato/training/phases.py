@@ -1,4 +1,4 @@
-"""When phases run, and what a step of training does: its updates, and the batches that they share."""
+"""When phases run, and the contents of a training step: its updates, and the batches that they share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def runs(phase: Phase, progress: Progress) -> bool:
 
 
 def problems(phases: Sequence[Phase], images: int) -> list[str]:
-    """What is wrong with when phases start and stop in a training of so many images, one line each."""
+    """Problems with when phases start and stop in a training of so many images, one line each."""
     found = []
     for phase in phases:
         if phase.start_images < 0:
@@ -31,10 +31,10 @@ def problems(phases: Sequence[Phase], images: int) -> list[str]:
     if not found and (gap := _gap(phases, images)) is not None:
         start, stop = gap
         found.append(
-            f"no phase runs between {start:,} and {stop:,} images: let one start earlier or stop later, or "
+            f"no phase runs between {start:,} and {stop:,} images: make one start earlier or stop later, or "
             f"set train.images={start}"
             if start
-            else f"no phase runs before {stop:,} images: let one start earlier"
+            else f"no phase runs before {stop:,} images: make one start earlier"
         )
     return found
 
@@ -61,7 +61,7 @@ class Update:
 
 
 def updates(phases: Sequence[Phase], progress: Progress) -> list[Update]:
-    """What the step that starts at `progress` does, in its order."""
+    """The updates of the step that starts at `progress`, in order."""
     return [
         Update(phase, repeat) for phase in phases if runs(phase, progress) for repeat in range(phase.repeats)
     ]
@@ -75,12 +75,12 @@ class Prepared:
         self._kept: dict[tuple[int, int], Batch] = {}
 
     def get(self, repeat: int, index: int, make: Callable[[], Batch]) -> Batch:
-        """Pass `index` over global batch `repeat`: made by the first update that asks for it."""
+        """Pass `index` over global batch `repeat`: prepared by the first update that asks for it."""
         place = (repeat, index)
         batch = self._kept.pop(place, None)
         if batch is None:
             batch = make()
-        if self._left.count(repeat) > 1:  # another update is to come
+        if self._left.count(repeat) > 1:  # another update will need it
             self._kept[place] = batch
         return batch
 

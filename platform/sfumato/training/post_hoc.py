@@ -1,9 +1,9 @@
 """Averages of any length after training, from snapshots of two (EDM2: Karras et al. 2023, sec. 3.2, App. C).
 
-While training, two power-function averages of each network that has an average are kept beside it, and
-written every so many images as checkpoints of their own: sharded as the networks are, in float16. The
-profile of any other power function is close to a linear combination of the snapshots' profiles; the best
-coefficients, in the sense of the L2 distance, come from a small linear system.
+During training, two further power-function averages of each averaged network are kept, and written every so
+many images as separate checkpoints: sharded as the networks are, in float16. The profile of any other power
+function is close to a linear combination of the snapshots' profiles; a small linear system gives the best
+coefficients in the L2 sense.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sfumato.errors import CheckpointError
 
 F64 = NDArray[np.float64]
 _MARK = "~"
-"""Between a network's name and its average's width; no network's own name has it."""
+"""Separates a network's name from its average's width; network names never contain it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def ema_name(source: str, sigma_rel: float) -> str:
 
 
 def emas(family: Family, sigma_rels: Sequence[float]) -> dict[str, EmaOf]:
-    """The averages to keep for snapshots: one a width of every network that the family averages."""
+    """The averages to keep for snapshots: one per width of every network that the family averages."""
     sources = {spec.source for spec in family.nets.values() if isinstance(spec, EmaOf)}
     return {
         ema_name(source, sigma): EmaOf(source=source, decay=partial(_decay, sigma))
@@ -54,7 +54,7 @@ def _decay(sigma_rel: float, progress: Progress) -> float:
 
 
 def snapshot(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a strategy's state that reconstruction needs, float16 where it was floating point."""
+    """The part of a strategy's state that reconstruction needs, with floating point tensors as float16."""
     return {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in state.items()
@@ -72,7 +72,7 @@ def correlation(a: Profile, b: Profile) -> float:
 
 
 def coefficients(given: Sequence[Profile], wanted: Profile) -> F64:
-    """What of each given average makes up the wanted one; they sum to 1 (EDM2, Algorithm 3)."""
+    """The weights of the given averages that make up the wanted one; they sum to 1 (EDM2, Algorithm 3)."""
     products = np.array([[correlation(a, b) for b in given] for a in given])
     target = np.array([correlation(a, wanted) for a in given])
     found: F64 = np.linalg.lstsq(products, target, rcond=1e-12)[0]
@@ -90,7 +90,7 @@ def error(given: Sequence[Profile], wanted: Profile, weights: F64) -> float:
 
 
 def widths(names: Sequence[str], source: str) -> list[float]:
-    """The widths that a snapshot holds of a network. Raises CheckpointError where there is none."""
+    """The widths that a snapshot holds for a network. Raises CheckpointError if it holds none."""
     found = {
         float(net.split(_MARK)[1]) for name in names if (net := name.split("/")[1]).startswith(source + _MARK)
     }
@@ -102,10 +102,10 @@ def widths(names: Sequence[str], source: str) -> list[float]:
 def reconstruct(
     snapshots: Sequence[tuple[int, Mapping[str, Tensor]]], source: str, wanted: Profile
 ) -> tuple[dict[str, Tensor], float]:
-    """A network's average of any width at any time, and how far its profile is from the true one.
+    """A network's average of any width at any time, and the distance of its profile from the true one.
 
-    `snapshots` are (images, tensors) as `snapshot` gave them; each is read once, tensor by tensor, and
-    summed in float64. What is no floating point number comes from the last one.
+    `snapshots` are (images, tensors) as returned by `snapshot`; each is read once, tensor by tensor, and
+    summed in float64. Tensors that are not floating point come from the last one.
     """
     parts = [
         (Profile(images, sigma), tensors)

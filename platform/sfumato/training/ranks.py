@@ -1,4 +1,4 @@
-"""What the ranks of a run tell one another outside of tensors."""
+"""Communication between the ranks of a run other than of tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together; every rank makes the same calls in the same order."""
+    """This process among those that train together. Every rank makes the same calls in the same order."""
 
     rank: int = 0
     world_size: int = 1
@@ -21,9 +21,9 @@ class Ranks:
 
     @classmethod
     def current(cls, *, apart: bool = False) -> Ranks:
-        """Of the process group if there is one, else a single process.
+        """From the process group if there is one, else a single process.
 
-        `apart` makes a group of their own, so that calls from a second thread do not meet those of the first.
+        `apart` creates a separate group, so that calls from two threads do not mix.
         """
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls()
@@ -47,4 +47,4 @@ class Ranks:
 
 
 ALONE = Ranks()
-"""A process that trains on its own."""
+"""A process that trains alone."""

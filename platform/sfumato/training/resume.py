@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from: the newest that is whole, found by all ranks together."""
+"""Finds the checkpoint that a run resumes from: the newest whole one, agreed on by all ranks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 
 def newest_whole(store: CheckpointStore, scratch: Path, ranks: Ranks = ALONE) -> Checkpoint | None:
-    """The newest checkpoint that is whole; a damaged one is named and the one before it taken.
+    """The newest whole checkpoint; a damaged one is named and the one before it tried.
 
-    Every rank calls it and gets the same. Rank 0 looks which there are, since the ranks look at the store at
-    different moments; each rank reads its share of the files, and all pass over a checkpoint in which any of
-    them finds damage. Raises OSError on all ranks where any cannot read its share.
+    Every rank calls it and gets the same result. Only rank 0 lists the checkpoints, since the ranks see the
+    store at different moments. Each rank reads its share of the files, and all skip a checkpoint in which any
+    of them finds damage. Raises OSError on all ranks if any cannot read its share.
     """
     for checkpoint in ranks.agree(complete(store) if ranks.leads else []):
         found = ranks.gather(_check_share(store, checkpoint, scratch, ranks))
@@ -34,11 +34,11 @@ def newest_whole(store: CheckpointStore, scratch: Path, ranks: Ranks = ALONE) ->
 
 
 class _Unread(str):
-    """Why a file could not be read, which does not say that it is damaged."""
+    """Why a file could not be read, which does not mean that it is damaged."""
 
 
 def _check_share(store: CheckpointStore, checkpoint: Checkpoint, scratch: Path, ranks: Ranks) -> str | None:
-    """What is wrong with this rank's share of a checkpoint's files; None where nothing is."""
+    """The problem with this rank's share of a checkpoint's files; None if there is none."""
     share = {
         name: value
         for name, value in sizes_and_sums(checkpoint).items()

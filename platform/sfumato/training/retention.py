@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, one every so many images, and the best by a metric."""
+"""Decides which checkpoints to keep: the newest, one every so many images, and the best by a metric."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Saved(Protocol):
 
 
 def kept_names(found: Sequence[Saved], newest: int, every: int | None, best: str | None) -> set[str]:
-    """Names of the checkpoints that stay, of those `found` (newest first).
+    """Names of the checkpoints to keep among those `found` (newest first).
 
-    With `every`, the first one at or after each multiple of so many images stays as well.
+    With `every`, the first one at or after each multiple of so many images is kept as well.
     """
     kept = {checkpoint.name for checkpoint in found[:newest]}
     if every is not None:
@@ -35,17 +35,17 @@ def kept_names(found: Sequence[Saved], newest: int, every: int | None, best: str
 
 
 def mark_best(store: CheckpointStore, name: str, *, metric: str, value: float) -> None:
-    """Keep the checkpoint of that name as the best so far, whatever comes after it.
+    """Mark the checkpoint of that name as the best so far, so that it is kept.
 
-    Raises CheckpointError when there is no such checkpoint.
+    Raises CheckpointError if there is no such checkpoint.
     """
     if not store.exists(f"{name}/manifest.json"):
-        raise CheckpointError(f"{store.describe(name)} is no complete checkpoint, so it cannot be the best")
+        raise CheckpointError(f"{store.describe(name)} is not a complete checkpoint; it cannot be the best")
     store.write(BEST, json.dumps({"name": name, "metric": metric, "value": value}, indent=1).encode())
 
 
 def best(store: CheckpointStore) -> str | None:
-    """Name of the checkpoint that was marked last as the best, or None."""
+    """Name of the checkpoint last marked as the best, or None."""
     if not store.exists(BEST):
         return None
     content = json.loads(store.read(BEST))

@@ -1,4 +1,4 @@
-"""Updates that were left out because their gradient was not finite, counted on the device."""
+"""Updates that were skipped because their gradient was not finite, counted on the device."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sfumato.errors import TrainingError
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """Where gradients were not finite in an interval."""
+    """The updates of a phase whose gradients were not finite in an interval."""
 
     phase: str
     updates: int
     images: int
-    """The global batch of the first one: that which starts at this many images."""
+    """The first of them is on the global batch that starts at this many images."""
 
 
 class NotFinite(TrainingError):
-    """More updates than are endured had a gradient that is not finite. `bad` says where it began."""
+    """More updates than allowed had a gradient that is not finite. `bad` tells where it began."""
 
     def __init__(self, bad: Bad, message: str) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class NotFinite(TrainingError):
 
 
 class Skips:
-    """Counts by phase, read once a log interval. All ranks count alike: they see the same gradient norm."""
+    """Counts by phase, read once per log interval. All ranks count alike: they see the same gradient norm."""
 
     def __init__(self) -> None:
         self._counts: dict[str, Tensor] = {}
@@ -50,11 +50,11 @@ class Skips:
         found[0] += bad
 
     def clear(self) -> None:
-        """Forget what was added since the last `read`."""
+        """Forget everything added since the last `read`."""
         self._counts.clear()
 
     def read(self) -> list[Bad]:
-        """The phases that left out updates since the last call, the earliest first."""
+        """The phases that skipped updates since the last call, the earliest first."""
         if not self._counts:
             return []
         table = torch.stack(list(self._counts.values())).tolist()

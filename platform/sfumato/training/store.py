@@ -1,4 +1,4 @@
-"""Where checkpoints lie: a folder on a disk that all ranks see, or a prefix in object storage."""
+"""Where checkpoints are stored: a folder on a disk that all ranks see, or a prefix in object storage."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ class CheckpointStore(Protocol):
     def exists(self, path: str) -> bool: ...
     def read(self, path: str) -> bytes: ...
     def write(self, path: str, data: bytes) -> None:
-        """All or nothing."""
+        """Write the whole file or nothing."""
         ...
 
     def remove(self, folder: str) -> None: ...
     def describe(self, path: str) -> str:
-        """How an error message names a path."""
+        """The name of a path in error messages."""
         ...
 
     def staging(self, folder: str, scratch: Path) -> Path:
-        """A local folder to write into, made if missing."""
+        """A local folder to write into, created if missing."""
         ...
 
     def publish(self, folder: str, staged: Path, *, rank: int) -> dict[str, tuple[int, str]]:
-        """Bring this rank's staged files to the store; (bytes, sha256) by file name."""
+        """Move this rank's staged files to the store; returns (bytes, sha256) by file name."""
         ...
 
     def materialise(self, folder: str, files: dict[str, tuple[int, str]], scratch: Path) -> Path:
         """A local folder with these files, checked. Raises CheckpointError naming a missing or damaged one.
 
-        Each is read from the store once: `open` takes what is in `scratch` from there.
+        Each file is read from the store once: `open` uses the copy in `scratch` if there is one.
         """
         ...
 
     def open(self, folder: str, name: str, scratch: Path) -> BinaryIO:
-        """A file to be read at any place; of object storage only what is read is transferred.
+        """A file with random access; object storage transfers only the bytes that are read.
 
         Raises FileNotFoundError.
         """
         ...
 
     def drop_copies(self, folder: str, scratch: Path) -> None:
-        """Remove what `materialise` has copied to `scratch`."""
+        """Remove the files that `materialise` copied to `scratch`."""
         ...
 
 
 def open_store(uri: str) -> CheckpointStore:
-    """A store by path or URI. Raises ConfigError for a scheme that there is no filesystem for."""
+    """A store by path or URI. Raises ConfigError for a scheme without a filesystem."""
     if "://" not in uri:
         return LocalStore(Path(uri))
     try:
@@ -97,7 +97,7 @@ class LocalStore:
         partial.rename(target)
 
     def remove(self, folder: str) -> None:
-        # The manifest goes first: a removal that is cut short leaves debris, not a damaged checkpoint.
+        # The manifest first: an interrupted removal leaves debris, not a damaged checkpoint.
         for manifest in (self._root / folder).glob("manifest.json"):
             manifest.unlink()
         shutil.rmtree(self._root / folder, ignore_errors=True)
@@ -122,13 +122,13 @@ class LocalStore:
         return (self._root / folder / name).open("rb")
 
     def drop_copies(self, folder: str, scratch: Path) -> None:
-        """There are none: files are read where they lie."""
+        """There are none: files are read in place."""
 
 
 class ObjectStore:
     """A prefix in object storage (S3, GCS, ...): ranks write to local scratch and upload their files.
 
-    Every request outlasts an outage (`data.storage.filesystems`).
+    Every request retries through an outage (`data.storage.filesystems`).
     """
 
     def __init__(self, filesystem: pafs.FileSystem, root: str) -> None:
@@ -158,7 +158,7 @@ class ObjectStore:
         if self.exists(f"{folder}/manifest.json"):
             self._fs.delete_file(f"{self._root}/{folder}/manifest.json")
         if self._fs.get_file_info(f"{self._root}/{folder}").type == pafs.FileType.Directory:
-            # What is in it goes first; Google's client then misses a marker of the folder that nobody made.
+            # Contents are deleted first; Google's client then misses a folder marker that was never created.
             with contextlib.suppress(FileNotFoundError):
                 self._fs.delete_dir(f"{self._root}/{folder}")
 
@@ -219,7 +219,7 @@ class ObjectStore:
 
 
 class _Ranges:
-    """A file in object storage: every read is a request for its range, which outlasts an outage."""
+    """A file in object storage: every read requests its range, and retries through an outage."""
 
     def __init__(self, fs: pafs.FileSystem, path: str) -> None:
         self._fs, self._path, self._at = fs, path, 0
@@ -248,7 +248,7 @@ class _Ranges:
             length = self._file.size() - self._at if size < 0 else size
             return cast(bytes, self._file.read_at(length, self._at))
         except OSError:
-            self._file.close()  # its connection may be gone for good
+            self._file.close()  # its connection may be lost for good
             raise
 
     @patient
@@ -263,7 +263,7 @@ def writer_of(name: str) -> int:
 
 
 def own_files(folder: Path, rank: int) -> list[Path]:
-    """The files that a rank wrote: its own shards, and for rank 0 the index of all."""
+    """The files that a rank wrote: its own shards, and for rank 0 the common index."""
     shards = sorted(folder.glob(f"__{rank}_*.distcp"))
     return [*shards, folder / ".metadata"] if rank == 0 else shards
 
@@ -274,10 +274,10 @@ def sha256(path: Path) -> str:
 
 
 def check_file(path: Path, size: int, digest: str) -> None:
-    """Raises CheckpointError when a file is missing, of another size, or of another content."""
+    """Raises CheckpointError if a file is missing or differs in size or content."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     if path.stat().st_size != size:
-        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes; its manifest says {size:,}")
+        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes; its manifest records {size:,}")
     if sha256(path) != digest:
-        raise CheckpointError(f"{path} is damaged: its sha256 is not the manifest's")
+        raise CheckpointError(f"{path} is damaged: its sha256 differs from the manifest's")

@@ -1,8 +1,8 @@
-"""One tensor inside a larger file, as `torch.save` wrote it: read whole, or only the rows that are wanted.
+"""Reads one tensor, written by `torch.save`, from a larger file: whole, or only the requested rows.
 
-`torch.save` writes an uncompressed zip archive: a pickle that says how the tensor lies in its storage, and
-the storage itself. A large chunk of which few rows are wanted is read by the place of these rows in the
-storage; the pickle is read by an unpickler that builds nothing and refuses everything but a tensor.
+`torch.save` writes an uncompressed zip archive: a pickle that describes the tensor's layout in its storage,
+and the storage itself. If only some rows of a large chunk are requested, they are read from their location in
+the storage; the unpickler that reads the pickle builds nothing and refuses everything but a tensor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 _WORTH_BYTES = 256 << 10
-"""Below this a chunk is read whole: finding the place of rows takes a handful of requests."""
+"""Smaller chunks are read whole: locating rows takes a handful of requests."""
 _LOCAL_HEADER = struct.Struct("<26xHH")
 
 
@@ -29,7 +29,7 @@ def read_rows(
 ) -> Tensor:
     """Rows `span[0]` to `span[1]` (exclusive) of the tensor of that shape in `length` bytes at `offset`.
 
-    Raises ValueError where there is no such tensor.
+    Raises ValueError if there is no such tensor.
     """
     start, stop = span
     if length >= _WORTH_BYTES and stop - start < shape[0]:
@@ -46,7 +46,7 @@ def read_rows(
 def _rows_in_place(
     file: BinaryIO, offset: int, length: int, shape: Sequence[int], dtype: torch.dtype, span: tuple[int, int]
 ) -> Tensor | None:
-    """The rows alone, or None where they do not lie one after another."""
+    """Only these rows, or None if they are not contiguous."""
     with zipfile.ZipFile(cast(Any, _Window(file, offset, length))) as archive:
         names = {name.split("/", 1)[-1]: name for name in archive.namelist()}
         if "data.pkl" not in names or "data/0" not in names:
@@ -68,7 +68,7 @@ def _rows_in_place(
 
 
 class _LayoutUnpickler(pickle.Unpickler):
-    """Reads of a pickled tensor only (storage offset, shape, strides)."""
+    """Reads only (storage offset, shape, strides) of a pickled tensor."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -77,14 +77,14 @@ class _LayoutUnpickler(pickle.Unpickler):
             return OrderedDict
         if module == "torch" and name.endswith("Storage"):
             return name
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of a tensor: refused")
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of a tensor: refused")
 
     def persistent_load(self, pid: Any) -> Any:
         return pid
 
 
 class _Window(io.RawIOBase):
-    """`length` bytes of a file as a file of its own."""
+    """`length` bytes of a file, seen as a separate file."""
 
     def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
         self._file, self._offset, self._length, self._at = file, offset, length, 0

@@ -20,7 +20,7 @@ from sfumato.training.skips import Skips
 
 
 class Updates:
-    """Runs updates, and adds what they show to `means`, `skips` and `state`."""
+    """Runs updates, and adds their results to `means`, `skips` and `state`."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Updates:
         passes = max(len(share), self._passes)
         self._weight = None
         for index in range(passes):
-            # A rank that is short of a micro-batch takes part with one that counts for nothing.
+            # A rank with fewer micro-batches takes part with one that does not count.
             micro, counts = share[min(index, len(share) - 1)], index < len(share)
             last = index == passes - 1
             with self._strategy.accumulate(phase.trains, last=last, second_order=phase.second_order):
@@ -58,7 +58,7 @@ class Updates:
                 self._strategy.backward(phase.trains, self._part(update, out, micro.rows, counts=counts))
         prepared.done(update)
         spec = self._nets[phase.trains]
-        assert isinstance(spec, Trainable), f"phase {phase.name} trains {phase.trains}, which is no Trainable"
+        assert isinstance(spec, Trainable), f"phase {phase.name}: {phase.trains} is not Trainable"
         norm = self._strategy.step(
             phase.trains,
             lr=spec.optimizer.lr.at(progress),
@@ -80,7 +80,7 @@ class Updates:
         index: int,
         prepared: Prepared,
     ) -> LossOut:
-        """What the phase makes of pass `index` over its rows."""
+        """The loss of the phase in pass `index`, one value per row."""
         phase, device = update.phase, self._strategy.placement.device
         images = self._images(update, progress)
         rng = StreamRng(
@@ -91,7 +91,7 @@ class Updates:
             phase=phase.name,
             device=device,
         )
-        # Dropout draws from torch's global generator; it too depends on the place in training alone.
+        # Dropout draws from torch's global generator; it too depends only on the position in training.
         first = micro.pieces[0]
         _seed_global(derive(self._seed, images, phase.name, first.stream, first.first), device)
 
@@ -101,12 +101,12 @@ class Updates:
                 return self._family.prepare(nets, batch, progress, rng)
 
         batch = prepared.get(update.repeat, index, prepare)
-        with self._autocast():  # anew: a cast that was kept without gradients would have none here
+        with self._autocast():  # entered again: a cast cached without gradients would have none here
             out = phase.loss(nets, batch, progress, rng)
         for what, value in (("loss", out.loss_B), ("weight", out.weights_B)):
             if value is not None and value.shape != (micro.rows,):
                 raise ValueError(
-                    f"phase {phase.name!r} must return one {what} a row, [{micro.rows}]; "
+                    f"phase {phase.name!r} must return one {what} per row, [{micro.rows}]; "
                     f"got {list(value.shape)}"
                 )
         return out
@@ -114,7 +114,7 @@ class Updates:
     def _part(self, update: Update, out: LossOut, rows: int, *, counts: bool) -> Tensor:
         """The micro-batch's part of the mean loss over the global batch: a scalar.
 
-        With weights it is sum(weight * loss) / rows of the batch, and `_scale` makes up for the difference.
+        With weights it is sum(weight * loss) / rows of the batch, and `_scale` corrects for the difference.
         """
         phase, loss_B = update.phase.name, out.loss_B.float()
         if not counts:
@@ -131,10 +131,10 @@ class Updates:
         return loss_B.sum() / self._settings.batch
 
     def _scale(self) -> Tensor | None:
-        """What turns the gradient of sum(weight * loss) / rows into that of the weighted mean.
+        """The factor that turns the gradient of sum(weight * loss) / rows into that of the weighted mean.
 
         The sum of all weights is known only after the last micro-batch of all ranks, so the gradient is
-        rescaled, before it is clipped: exact, and the same under every strategy. None without weights.
+        rescaled before clipping: exact, and the same under every strategy. None without weights.
         """
         if self._weight is None:
             return None
@@ -142,7 +142,7 @@ class Updates:
         return torch.where(total > 0, self._settings.batch / total, 1.0)
 
     def _images(self, update: Update, progress: Progress) -> int:
-        """Where the global batch of an update starts."""
+        """The images seen when the global batch of an update starts."""
         return progress.images + update.repeat * self._settings.batch
 
     def _autocast(self) -> torch.autocast:
@@ -151,7 +151,7 @@ class Updates:
 
 
 def _seed_global(seed: int, device: torch.device) -> None:
-    """As `torch.manual_seed`, which takes a tenth of a millisecond for all the devices that are not used."""
+    """Like `torch.manual_seed`, which spends a tenth of a millisecond on devices that are not used."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

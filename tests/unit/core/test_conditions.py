@@ -82,13 +82,13 @@ def test_what_a_row_is_can_be_told() -> None:
         (
             {"style": Listed("label", torch.tensor([0, 2]))},
             (STYLE,),
-            ["style: 2 is no class .* 0 to 1 .ink, oil"],
+            ["style: 2 is not a class .* 0 to 1 .ink, oil"],
         ),
         ({"caption": texts()}, (TEXT,), ["caption: empty"]),
         (
             {"style": Listed("label", torch.tensor([9]))},
             (STYLE, TEXT),
-            ["caption: this model needs", "style: 9 is no class"],
+            ["caption: this model needs", "style: 9 is not a class"],
         ),
     ],
 )

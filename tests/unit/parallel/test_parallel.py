@@ -121,7 +121,7 @@ def loaded(change: dict[str, Tensor | None]) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"nets/net/bias": None}, "bias is not in it"),
+        ({"nets/net/bias": None}, "bias is missing from it"),
         ({"nets/net/extra": torch.zeros(1)}, "extra is in it, but not in the network"),
         ({"nets/net/weight": torch.zeros(2, 2)}, r"weight has shape \[2, 2\] there, and \[3, 2\] here"),
     ],

@@ -101,7 +101,7 @@ def test_a_bad_file_of_prompts_is_one_line(tmp_path: Path, text: str, says: str)
     ("asked", "says"),
     [
         ({"labels": ["bird"]}, r"--label: bird is not a class of this model; it has 0 to 1 \(cat, dog\)"),
-        ({"labels": ["2"]}, "--label: 2 is no class"),
+        ({"labels": ["2"]}, "--label: 2 is not a class"),
         ({"values": [("picture", "nowhere.png")]}, "picture: nowhere.png: no such file or folder"),
         ({"values": [("pose", "pose.txt")]}, "pose: a vector needs a .npy file, got pose.txt"),
         ({"values": [("pose", "a.npy"), ("pose", "b.npy")]}, "pose: got 2 files"),

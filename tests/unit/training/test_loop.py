@@ -226,7 +226,7 @@ def test_too_many_bad_updates_stop_and_name_phase_and_batch() -> None:
 def test_a_loss_of_the_wrong_shape_names_its_phase() -> None:
     family = TwoNets()
     family.critic = lambda nets, batch, progress, rng: LossOut(nets["d"](batch["image"]).mean())  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"phase 'critic' must return one loss a row, \[8\]; got \[\]"):
+    with pytest.raises(ValueError, match=r"phase 'critic' must return one loss per row, \[8\]; got \[\]"):
         trainer(family).run(shares())
 
 

@@ -32,7 +32,7 @@ def test_newest_every_and_best_stay(tmp_path: Path) -> None:
 
 def test_what_is_no_checkpoint_cannot_be_the_best(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         mark_best(store, "images-1", metric="fd", value=1.0)
     (tmp_path / "best.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"best\.json is damaged"):

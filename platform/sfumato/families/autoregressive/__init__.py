@@ -1,4 +1,4 @@
-"""Autoregressive models of pixels and of codes: see README.md beside this file."""
+"""Autoregressive models of pixels and of codes: see README.md in this folder."""
 
 from __future__ import annotations
 

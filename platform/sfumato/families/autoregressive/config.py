@@ -22,11 +22,11 @@ from sfumato.families.autoregressive.sampling import SamplingConfig
 
 
 class AutoregressiveConfig(FamilyConfig):
-    """Pixels one after the other, or codes of a first stage one after the other."""
+    """Models pixels, or codes of a first stage, one after the other."""
 
     family: Literal["autoregressive"] = Field("autoregressive", description="Selects this family.")
     condition: Literal["auto", "class", "none"] = Field(
-        "auto", description="What generation is conditioned on; auto means class where the data has classes."
+        "auto", description="What generation is conditioned on; auto means class if the data has classes."
     )
     network: Annotated[NetworkConfig, NETWORKS] = Field(
         PixelCnnConfig(), description="Which model, and its size."
@@ -38,7 +38,7 @@ class AutoregressiveConfig(FamilyConfig):
         OptimizerConfig(lr=LearningRate(peak=1e-3, warmup_images=5_000, decay="cosine")),
         description="How the network is trained.",
     )
-    ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights, which is what samples.")
+    ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights; it generates the samples.")
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
@@ -47,7 +47,7 @@ class AutoregressiveConfig(FamilyConfig):
         return (LABEL,) if classes else ()
 
     def build(self, data: DataSpec) -> Family:
-        """The family for images of this kind."""
+        """Build the family for images of this kind."""
         classes = data.num_classes if self.conditions(data) else 0
         stage = None if self.first_stage is None else self.first_stage.open(config_class)
         return self.network.build(Parts(self.optimizer, self.ema, classes, stage), data)
@@ -88,7 +88,7 @@ class AutoregressiveConfig(FamilyConfig):
         )
 
     def problems(self, data: DataSpec) -> list[str]:
-        """What makes this configuration impossible for this data, one line each with the nearest mend."""
+        """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
         found = self._label_problems(data) + self.network.problems(data, self.sampling)
         if self.network.of_codes:
             stage = self.first_stage or FirstStageConfig()

@@ -1,4 +1,4 @@
-"""Draws from logits by inversion: one uniform number decides, so a sample depends on its own noise alone."""
+"""Draws from logits by inversion: one uniform number decides, so a sample depends only on its own noise."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 class GatedBlock(nn.Module):
-    """One layer of both stacks. Convolutions have no padding of their own: sampling calls them on windows."""
+    """One layer of both stacks. Convolutions have no padding: sampling calls them on windows."""
 
     def __init__(
         self, inputs: int, width: int, kernel: int, *, first: bool, last: bool, classes: int
@@ -28,13 +28,13 @@ class GatedBlock(nn.Module):
         self.vertical = nn.Conv2d(inputs, 2 * width, (self.reach + 1, kernel))
         self.link = nn.Conv2d(2 * width, 2 * width, 1)
         self.horizontal = nn.Conv2d(inputs, 2 * width, (1, self.reach if first else self.reach + 1))
-        # After the last block only what goes to the output counts.
+        # After the last block only the contribution to the output counts.
         self.residual = None if last else nn.Conv2d(width, width, 1)
         self.skip = nn.Conv2d(width, width, 1)
         self.condition = nn.Embedding(classes, 4 * width) if classes else None
 
     def forward(self, v: Tensor, h: Tensor, label_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Next vertical and horizontal features, and what goes to the output: [B, width, H, W] each."""
+        """Next vertical and horizontal features, and the output's contribution: [B, width, H, W] each."""
         r = self.reach
         bias_v, bias_h = self.biases(label_B)
         above = self.vertical(F.pad(v, (r, r, r, 0)))
@@ -46,7 +46,7 @@ class GatedBlock(nn.Module):
     def join(
         self, left: Tensor, linked: Tensor, bias: Tensor | float, h: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The horizontal features after the gate, with their residual, and what goes to the output."""
+        """The horizontal features after the gate, with their residual, and the contribution to the output."""
         gated = gate(left + linked + bias)
         if self.residual is None:
             return gated, self.skip(gated)
@@ -71,7 +71,7 @@ def gate(features: Tensor) -> Tensor:
 class PixelCnnNetwork(nn.Module):
     """From images [B, C, H, W] in [-1, 1] to the parameters of each pixel's distribution, [B, outputs, H, W].
 
-    The parameters of a pixel depend on the pixels before it in raster order alone.
+    The parameters of a pixel depend only on the pixels before it in raster order.
     """
 
     def __init__(

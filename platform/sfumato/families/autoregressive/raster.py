@@ -1,8 +1,8 @@
 """Drawing pixels in raster order without computing anything twice.
 
 A pixel's parameters need the horizontal stack at that pixel alone, and the vertical stack at the row above,
-which is computed once a row. Each block keeps the last rows and columns of its inputs that its windows
-reach; an image costs about one forward pass in arithmetic instead of one a pixel.
+which is computed once per row. Each block keeps the last rows and columns of its inputs that its windows
+reach; an image costs about one forward pass in arithmetic instead of one per pixel.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _parameters(network: PixelCnnNetwork, blocks: list[_Memory]) -> Tensor:
 
 
 class _Memory:
-    """What one block has to know of the pixels before."""
+    """What one block needs to remember of earlier pixels."""
 
     def __init__(self, block: GatedBlock, rows: int, width: int, label_B: Tensor | None) -> None:
         self._block = block
@@ -80,12 +80,12 @@ class _Memory:
         return out
 
     def remember(self, h: Tensor) -> None:
-        """Take in the horizontal input at a pixel, and go on to the next."""
+        """Store the horizontal input at a pixel, and move to the next."""
         self._left = torch.cat([self._left, h], dim=3)[..., 1:]
         self._column += 1
 
     def finish_row(self, features: Tensor) -> Tensor:
-        """The vertical stack at a row that is complete; the row below will be linked to it."""
+        """The vertical stack at a complete row, to which the row below will be linked."""
         reach = self._block.reach
         window = torch.cat([self._above, features], dim=2)
         above = self._block.vertical(F.pad(window, (reach, reach)))

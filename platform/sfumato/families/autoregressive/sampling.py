@@ -11,7 +11,7 @@ class SamplingConfig(Config):
     """How images are drawn; `sfumato sample` may change any of it."""
 
     temperature: float = Field(1.0, gt=0, description="Divides the logits: below 1 draws likelier values.")
-    top_k: int = Field(0, ge=0, description="Draw from this many likeliest values alone; 0 is all of them.")
+    top_k: int = Field(0, ge=0, description="Draw only from this many likeliest values; 0 means all of them.")
     guidance: float = Field(
         1.0, ge=0, description="Classifier-free guidance weight of the transformer; 1 is the plain model."
     )

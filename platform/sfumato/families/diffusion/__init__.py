@@ -1,4 +1,4 @@
-"""Denoising diffusion in pixel space, class-conditional or not: see README.md beside this file."""
+"""Denoising diffusion in pixel space, class-conditional or not: see README.md in this folder."""
 
 from __future__ import annotations
 

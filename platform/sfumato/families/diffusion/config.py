@@ -31,11 +31,11 @@ from sfumato.families.diffusion.objectives.ddpm import DDPMConfig, DDPMSampling
 
 
 class DiffusionConfig(FamilyConfig):
-    """Denoising from noise to image: a network, an objective that trains it, and the sampler that fits."""
+    """Denoising from noise to image: a network, an objective that trains it, and a matching sampler."""
 
     family: Literal["diffusion"] = Field("diffusion", description="Selects this family.")
     condition: Literal["auto", "class", "none"] = Field(
-        "auto", description="What generation is conditioned on; auto means class where the data has classes."
+        "auto", description="What generation is conditioned on; auto means class if the data has classes."
     )
     network: Annotated[NetworkConfig, NETWORKS] = Field(
         UNetConfig(), description="Kind and size of the network: unet or dit."
@@ -57,7 +57,7 @@ class DiffusionConfig(FamilyConfig):
         OptimizerConfig(lr=LearningRate(peak=1e-3, warmup_images=5_000, decay="cosine")),
         description="How the network is trained.",
     )
-    ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights, which is what samples.")
+    ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights; it generates the samples.")
     sampling: Annotated[
         SamplingBase, OneOf(SamplingBase, lambda: [kind.Sampling for kind in OBJECTIVES.all().values()])
     ] = Field(DDPMSampling(), description="Defaults of sampling; the options are those of the objective.")
@@ -76,7 +76,7 @@ class DiffusionConfig(FamilyConfig):
     @classmethod
     def _read_sampling(cls, content: Any) -> Any:
         kind, given = content
-        if kind is None:  # the objective is wrong, and has an error of its own
+        if kind is None:  # the objective is wrong, and has its own error
             return DDPMSampling()
         if isinstance(given, Mapping):
             return read(kind, given)
@@ -87,7 +87,7 @@ class DiffusionConfig(FamilyConfig):
         return given
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
-        """The class of an image, unless the recipe or the data has none."""
+        """The class of an image, unless the recipe excludes it or the data has no classes."""
         classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
         return (LABEL,) if classes else ()
 
@@ -96,14 +96,14 @@ class DiffusionConfig(FamilyConfig):
         return self.network.several_sizes and self.first_stage is None
 
     def label_dropout(self, data: DataSpec) -> float:
-        """The share of labels that training drops."""
+        """The share of labels dropped in training."""
         objective: Config = self.objective
         if not self.conditions(data) or not isinstance(objective, GuidableObjective):
             return 0.0
         return DEFAULT_LABEL_DROPOUT if objective.label_dropout is None else objective.label_dropout
 
     def build(self, data: DataSpec) -> Family:
-        """The family for images of this kind."""
+        """Build the family for images of this kind."""
         from sfumato.families.diffusion import family  # loads diffusers
 
         if self.first_stage is not None:
@@ -133,11 +133,11 @@ class DiffusionConfig(FamilyConfig):
         }
 
     def couples_rows(self) -> bool:
-        """Whether the network has dropout, whose mask is one draw for a whole micro-batch."""
+        """Whether the network has dropout, whose mask is one draw for the whole micro-batch."""
         return self.network.couples_rows()
 
     def problems(self, data: DataSpec) -> list[str]:
-        """What makes this configuration impossible for this data, one line each with the nearest mend."""
+        """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
         return [
             *self._size_problems(data),
             *self._label_problems(data),

@@ -9,7 +9,7 @@ A stock pipeline has diffusers' own timesteps, which are one too many for some n
 `pipeline.set_timesteps`): such numbers are to be avoided there.
 
 diffusers has no pipeline for a class-conditional `UNet2DModel`, so such a folder carries its own code,
-`pipeline.py`, which diffusers runs when it is told to:
+`pipeline.py`, which diffusers runs only on request:
 
     DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)(class_labels=[7, 7], guidance_scale=1.5)
 """

@@ -1,4 +1,4 @@
-"""The diffusion family: one network, its averages, one phase; the objective says what is learned."""
+"""The diffusion family: one network, its averages, one phase; the objective defines what it learns."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DiffusionFamily:
         self.phases: Sequence[Phase] = (Phase(name=self._objective.phase, trains="network", loss=self._loss),)
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """The batch as it is: this model works on pixels."""
+        """The batch unchanged: this model works on pixels."""
         return batch
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
@@ -84,7 +84,7 @@ class DiffusionFamily:
         return self._config.network.build(self._data, conditional=self._conditional)
 
     def _sample(self, network: nn.Module, request: SampleRequest, rng: SampleRng, *, clip: bool) -> Tensor:
-        """What the network makes of noise, in the space that it works on, [N, C, H, W]."""
+        """Samples from noise in the space that the network works on, [N, C, H, W]."""
         device = next(network.parameters()).device
         guided = self._guided(network, request, rng.rows, device)
         noise_NCHW = rng.normal(*self._data.shape).to(device)
@@ -110,10 +110,10 @@ class DiffusionFamily:
 
 
 class BoundedDiffusionFamily(DiffusionFamily):
-    """A model of pixels whose variational bound is measured; implements `core.family.HasLikelihood`."""
+    """A model of pixels with a variational bound; implements `core.family.HasLikelihood`."""
 
     def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
-        """Bound on the bits per dimension of 8-bit images, given their labels where there are any, [B]."""
+        """Bound on the bits per dimension of 8-bit images, given their labels if there are any, [B]."""
         steps, objective = self._config.sampling.bound_steps, self._objective
         assert isinstance(objective, BoundedObjective), "its sampling has steps of a bound"
         assert steps is not None, "build chooses this class where it is set"
@@ -137,7 +137,7 @@ class LatentDiffusionFamily(DiffusionFamily):
         self._space.measure(nets, batch, rng)
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """The batch with a draw of its scaled latents in place of its images."""
+        """The batch with its images replaced by a draw of their scaled latents."""
         return self._space.encode(nets, batch, rng)
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:

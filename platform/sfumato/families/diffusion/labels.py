@@ -18,7 +18,7 @@ from sfumato.families.diffusion.pipeline import guided_output
 
 @dataclass(frozen=True, slots=True)
 class LabelDropout:
-    """Which labels the network sees in training.
+    """The labels that the network sees in training.
 
     `null_class` is the index that stands for no class, or None for a model without labels.
     """

@@ -22,7 +22,7 @@ LEAST_STD = 1e-6
 
 
 class LatentNetwork(nn.Module):
-    """A network of latents together with their scale, which so travels with every copy of the weights."""
+    """A network of latents together with their scale, which thus travels with every copy of the weights."""
 
     latent_scale: Tensor
 
@@ -53,7 +53,7 @@ class LatentSpace:
         return Frozen(build=self._stage.spec.build, weights=self._stage.stored)
 
     def wrap(self, network: nn.Module) -> LatentNetwork:
-        """The network with the scale; one where it is yet to be measured."""
+        """The network with the scale; 1 if it is yet to be measured."""
         return LatentNetwork(network, 1.0 if self._scale is None else self._scale)
 
     def measure(self, nets: Nets, batch: Batch, rng: Rng) -> None:
@@ -75,7 +75,7 @@ class LatentSpace:
 
 
 def latent_spec(stage: OpenStage, data: DataSpec) -> DataSpec:
-    """What the model sees in place of images: latents, with the data's classes."""
+    """The model's view of the data: latents instead of images, with the data's classes."""
     channels, height, width = stage.spec.latent
     return DataSpec(channels, height, width, data.classes, data.extra)
 

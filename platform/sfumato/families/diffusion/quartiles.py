@@ -1,4 +1,4 @@
-"""The loss by noise level, as metrics that any split of the data over ranks and steps averages rightly."""
+"""The loss by noise level, as metrics that average correctly over any split of the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The smallest real instance of every member of the family, as it would stand in a recipe."""
+"""The smallest real instance of every member of the family, as in a recipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sfumato.families.diffusion.networks import NETWORKS
 from sfumato.families.diffusion.objectives import OBJECTIVES
 
 PAIRED = "rectified_flow"
-"""The objective that trains the networks beside the default one."""
+"""The objective that trains the networks other than the default one."""
 TINY_AUTOENCODER = {
     "family": "vae",
     "latent": {"kind": "kl", "channels": 2},
@@ -18,7 +18,7 @@ SMALL_IMAGES = {"channels": 1, "height": 8, "width": 8}
 
 
 def variants() -> dict[str, dict[str, Any]]:
-    """Every objective, every network, every sampler that draws noise of its own, pixels and latents."""
+    """Every objective, every network, every sampler that draws its own noise, pixels and latents."""
     found = {"ddpm": _member(NETWORKS.default, "ddpm")}
     found |= {name: _member(name, PAIRED) for name in NETWORKS.names() if name != NETWORKS.default}
     found |= {name: _member(NETWORKS.default, name) for name in OBJECTIVES.names() if name != PAIRED}

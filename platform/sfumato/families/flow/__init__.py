@@ -1,4 +1,4 @@
-"""Normalizing flows with an exact likelihood, class-conditional or not: see README.md beside this file."""
+"""Normalizing flows with an exact likelihood, class-conditional or not: see README.md in this folder."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Bijection(nn.Module, ABC):
 
 
 class ActNorm(nn.Module):
-    """y = (x + loc) exp(log_scale), a channel at a time (Kingma & Dhariwal 2018, sec. 3.1).
+    """y = (x + loc) exp(log_scale), per channel (Kingma & Dhariwal 2018, sec. 3.1).
 
     Inside `fitting`, a pass first sets both so that its output has mean 0 and variance 1.
     """
@@ -58,7 +58,7 @@ class ActNorm(nn.Module):
 
 @contextmanager
 def fitting(network: nn.Module) -> Iterator[None]:
-    """Data-dependent initialisation: passes inside the block set every `ActNorm` of the network in turn."""
+    """Data-dependent initialisation: passes inside the block set every `ActNorm` of the network."""
     layers = [module for module in network.modules() if isinstance(module, ActNorm)]
     for layer in layers:
         layer.fit = True
@@ -90,7 +90,7 @@ class InvertibleConv(nn.Module):
         self.log_s = nn.Parameter(diagonal.abs().log().float())
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        # Rounded to bf16 it would not be the map whose determinant is counted.
+        # Rounded to bf16, it would not be the map whose determinant is counted.
         with torch.autocast(x_BCHW.device.type, enabled=False):
             y_BCHW = F.conv2d(x_BCHW, self.weight()[:, :, None, None])
         pixels = x_BCHW.shape[2] * x_BCHW.shape[3]

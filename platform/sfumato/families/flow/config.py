@@ -31,11 +31,11 @@ class SamplingConfig(Config):
 
 
 class FlowConfig(FamilyConfig):
-    """An invertible network between images and normal noise, trained by maximum likelihood."""
+    """An invertible network that maps images to normal noise, trained by maximum likelihood."""
 
     family: Literal["flow"] = Field("flow", description="Selects this family.")
     condition: Literal["auto", "class", "none"] = Field(
-        "auto", description="What generation is conditioned on; auto means class where the data has classes."
+        "auto", description="What generation is conditioned on; auto means class if the data has classes."
     )
     network: Annotated[NetworkConfig, NETWORKS] = Field(GlowConfig(), description="The invertible network.")
     dequantization: Annotated[Dequantization, DEQUANTIZATIONS] = Field(
@@ -54,17 +54,17 @@ class FlowConfig(FamilyConfig):
         description="How the network is trained.",
     )
     ema: EmaSchedule = Field(
-        EmaSchedule(), description="Average of the weights, which samples and has the likelihood."
+        EmaSchedule(), description="Average of the weights; it generates samples and gives the likelihood."
     )
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
-        """The class of an image, unless the recipe or the data has none."""
+        """The class of an image, unless the recipe excludes it or the data has no classes."""
         classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
         return (LABEL,) if classes else ()
 
     def build(self, data: DataSpec) -> Family:
-        """The family for images of this kind."""
+        """Build the family for images of this kind."""
         from sfumato.families.flow.family import FlowFamily
 
         return FlowFamily(self, data)
@@ -91,7 +91,7 @@ class FlowConfig(FamilyConfig):
         }
 
     def problems(self, data: DataSpec) -> list[str]:
-        """What makes this configuration impossible for this data, one line each with the nearest mend."""
+        """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
         found = self.network.problems(data)
         if self.condition == "class" and not data.num_classes:
             found.append("model.condition: 'class', but the data has no classes; set model.condition=none")

@@ -55,7 +55,7 @@ class GlowNet(nn.Module):
 
 
 class ResidualNet(nn.Module):
-    """Residual blocks of two 3x3 convolutions, with actnorm where Real NVP has batch normalisation."""
+    """Residual blocks of two 3x3 convolutions, with actnorm instead of Real NVP's batch normalisation."""
 
     def __init__(self, inputs: int, outputs: int, channels: int, blocks: int, classes: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _Residual(nn.Module):
 
 
 class GlowCoupling(Bijection):
-    """The first half of the channels rules the second."""
+    """The first half of the channels controls the second."""
 
     def __init__(self, channels: int, hidden: int, classes: int) -> None:
         super().__init__()

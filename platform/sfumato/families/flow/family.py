@@ -35,7 +35,7 @@ class FlowFamily:
         self.phases: Sequence[Phase] = (Phase(name="likelihood", trains="network", loss=self._loss),)
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """The batch as it is: this model works on pixels."""
+        """The batch unchanged: this model works on pixels."""
         return batch
 
     def initialise(self, nets: Nets, batch: Batch, rng: Rng) -> None:
@@ -46,7 +46,7 @@ class FlowFamily:
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1] on the 256 levels, by the averaged network.
 
-        A conditional model without labels draws all classes in turn.
+        A conditional model without labels cycles through all classes.
         """
         return from_unit(
             self._decode(nets, self.latents(nets, request.options, progress, rng), request.tensor("label"))
@@ -70,7 +70,7 @@ class FlowFamily:
         return self._bits_per_dim(nets["ema"], batch, rng)
 
     def _decode(self, nets: Nets, noise_ND: Tensor, label_N: Tensor | None) -> Tensor:
-        """Continuous values, [0, 1) where the flow keeps to it, by the averaged network."""
+        """Continuous values from the averaged network, in [0, 1) except for errors of the flow."""
         network = nets["ema"]
         assert isinstance(network, FlowNetwork)
         device = next(network.parameters()).device

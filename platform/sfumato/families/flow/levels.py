@@ -32,9 +32,9 @@ class Squeeze(Bijection):
 
 
 class Prior(nn.Module):
-    """The normal distribution of a level's latents: learned of what goes on (Glow), or standard (Real NVP).
+    """The normal distribution of a level's latents: learned from the rest (Glow), or standard (Real NVP).
 
-    The last level has nothing that goes on, and learns a mean and scale for each class.
+    The last level passes nothing on, and learns a mean and scale for each class.
     """
 
     def __init__(self, kept: int, latent: int, classes: int, *, learned: bool) -> None:
@@ -56,7 +56,7 @@ class Prior(nn.Module):
 
 
 class Level(nn.Module):
-    """Bijections, then the split into what goes on and what becomes latents.
+    """Bijections, then the split into a part passed on and latents.
 
     `latent_shape` and `out_shape` are those of an image; the last level keeps nothing (0 channels).
     """
@@ -72,7 +72,7 @@ class Level(nn.Module):
         self.out_shape = (kept, height, width)
 
     def forward(self, x_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-        """What goes on, and the log density that this level adds, [B]."""
+        """The part passed on, and the log density that this level adds, [B]."""
         density_B = torch.zeros(len(x_BCHW), device=x_BCHW.device)
         for step in self.steps:
             x_BCHW, log_det_B = step(x_BCHW, label_B)
@@ -84,7 +84,7 @@ class Level(nn.Module):
         return kept_BCHW, density_B - sum_pixels(log_std_BCHW.expand_as(z_BCHW))
 
     def inverse(self, kept_BCHW: Tensor, noise_BCHW: Tensor, label_B: Tensor) -> Tensor:
-        """The level's input, from what went on and standard normal noise of `latent_shape`."""
+        """The level's input, from the part passed on and standard normal noise of `latent_shape`."""
         mean_BCHW, log_std_BCHW = self.prior(kept_BCHW, label_B)
         x_BCHW = torch.cat([kept_BCHW, mean_BCHW + log_std_BCHW.exp() * noise_BCHW], 1)
         for step in reversed(self.steps):

@@ -1,4 +1,4 @@
-"""Generative adversarial networks, class-conditional or not: see README.md beside this file."""
+"""Generative adversarial networks, class-conditional or not: see README.md in this folder."""
 
 from __future__ import annotations
 

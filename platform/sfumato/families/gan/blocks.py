@@ -1,4 +1,4 @@
-"""What both kinds of networks are made of: normalisation by class, bounded layers, weights at the start."""
+"""Building blocks of both kinds of networks: normalisation by class, bounded layers, initial weights."""
 
 from __future__ import annotations
 

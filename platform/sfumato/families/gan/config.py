@@ -34,7 +34,7 @@ class ObjectiveConfig(Config):
     critic_steps: int = Field(
         1,
         ge=1,
-        description="Updates of the discriminator for one of the generator, each on a batch of its own.",
+        description="Updates of the discriminator per update of the generator, each on its own batch.",
     )
     gradient_penalty: float = Field(
         0.0,
@@ -67,12 +67,12 @@ class GanConfig(FamilyConfig):
 
     family: Literal["gan"] = Field("gan", description="Selects this family.")
     condition: Literal["auto", "class", "none"] = Field(
-        "auto", description="What generation is conditioned on; auto means class where the data has classes."
+        "auto", description="What generation is conditioned on; auto means class if the data has classes."
     )
     batch_statistics: Literal["standing", "running"] = Field(
         "standing",
-        description="What a generator with batch normalisation samples with: statistics of its own images, "
-        "measured anew for its weights (Brock et al. 2019), or averages over training (Ioffe & Szegedy "
+        description="Statistics of a generator's batch normalisation in sampling: those of its own images, "
+        "measured for its current weights (Brock et al. 2019), or averages over training (Ioffe & Szegedy "
         "2015).",
     )
     spectral_norm: Literal["converged", "power_iteration"] = Field(
@@ -85,11 +85,11 @@ class GanConfig(FamilyConfig):
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="Loss, penalties, critic steps.")
     generator_optimizer: OptimizerConfig = Field(_ADAM, description="How the generator is trained.")
     discriminator_optimizer: OptimizerConfig = Field(_ADAM, description="How the discriminator is trained.")
-    ema: EmaSchedule = Field(EmaSchedule(), description="Average of the generator, which is what samples.")
+    ema: EmaSchedule = Field(EmaSchedule(), description="Average of the generator; it generates the samples.")
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
-        """The class of an image, unless the recipe or the data has none."""
+        """The class of an image, unless the recipe excludes it or the data has no classes."""
         classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
         return (LABEL,) if classes else ()
 
@@ -98,7 +98,7 @@ class GanConfig(FamilyConfig):
         return "batch" in self.network.norms
 
     def build(self, data: DataSpec) -> Family:
-        """The family for images of this kind."""
+        """Build the family for images of this kind."""
         from sfumato.families.gan.family import GanFamily
 
         return GanFamily(self, data)
@@ -114,7 +114,7 @@ class GanConfig(FamilyConfig):
         return {name: cls.model_validate({"family": "gan", **parts}) for name, parts in variants().items()}
 
     def problems(self, data: DataSpec) -> list[str]:
-        """What makes this configuration impossible for this data, one line each with the nearest mend."""
+        """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
         found = [*self.network.problems(data), *self._penalty_problems(), *self._sampling_problems()]
         if self.condition == "class" and not data.num_classes:
             found.append("model.condition: 'class', but the data has no classes; set model.condition=none")

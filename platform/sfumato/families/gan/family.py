@@ -61,7 +61,7 @@ class GanFamily:
         return built
 
     def _first_state(self) -> State:
-        """The layers are asked, of networks that are built for this alone."""
+        """Derived from the layers of networks that are built only for this."""
         found: dict[str, Tensor] = {}
         with seeded("first state"):
             if self._running is not None:
@@ -104,13 +104,13 @@ class GanFamily:
         ]
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """The batch as it is: this model works on pixels."""
+        """The batch unchanged: this model works on pixels."""
         return batch
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1], from latents of `rng`, by the averaged generator.
 
-        A conditional model without labels draws all classes in turn.
+        A conditional model without labels cycles through all classes.
         """
         return self.decode_latents(
             nets, self.latents(nets, request.options, progress, rng), request, progress
@@ -156,7 +156,7 @@ class GanFamily:
         return LossOut(loss_B, metrics, sums)
 
     def _generate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        """Make images that the discriminator takes for real."""
+        """Generate images that the discriminator takes for real."""
         label_B, generator = self._labels(batch), nets["generator"]
         self._carry(nets, progress)
         if self._running is not None:
@@ -167,11 +167,11 @@ class GanFamily:
         return LossOut(self._game.generator(score_B), sums=sums)
 
     def _penalise(self, penalty: Penalty, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        """The penalty, times the number of steps that it stands for."""
+        """The penalty, times the number of steps that it represents."""
         label_B = self._labels(batch)
         self._carry(nets, progress)
         penalty_B, score_B = penalty.penalty(nets["discriminator"], batch["image"], label_B, rng)
-        # The last bias has no part in the gradient, but every parameter has to be in the loss.
+        # The last bias has no part in the gradient, but every parameter must be in the loss.
         loss_B = penalty.factor * penalty_B + 0 * score_B
         return LossOut(loss_B, {"penalty": penalty_B.detach()})
 
@@ -180,7 +180,7 @@ class GanFamily:
             self._iterations.carry(nets["discriminator"], progress.state)
 
     def _labels(self, batch: Batch) -> Tensor:
-        """The classes [B] that the networks see: all zero where they see none."""
+        """The classes [B] that the networks see; all zero if they see none."""
         if self._classes:
             return batch["label"]
         image = batch["image"]

@@ -1,6 +1,6 @@
 """Layers that follow training: running averages of batch normalisation, power iterations of spectral norm.
 
-Both are state of the family (`core.state`). The papers' own, they are options beside what depends on the
+Both are state of the family (`core.state`). They follow the papers; the alternatives depend on the
 weights alone. State and sums are named by the layer's place in its network.
 """
 
@@ -20,7 +20,7 @@ PASSES = "passes"
 
 
 class RunningStatistics:
-    """Running averages of a generator's batch normalisation, of the passes in which it is trained."""
+    """Running averages of a generator's batch normalisation over the passes that train it."""
 
     prefix = "batch_norm"
 
@@ -33,7 +33,7 @@ class RunningStatistics:
         return found
 
     def watch(self, generator: nn.Module) -> None:
-        """Before a pass whose statistics count."""
+        """Prepare for a pass whose statistics count."""
         for layer in layers_of(generator):
             layer.watch()
 
@@ -74,12 +74,12 @@ class PowerIterations:
         }
 
     def follow(self, discriminator: nn.Module) -> None:
-        """Make the layers of a freshly built network carry vectors."""
+        """Make the layers of a freshly built network carry vectors between passes."""
         for layer in _spectral(discriminator):
             layer.follow()
 
     def carry(self, discriminator: nn.Module, state: State) -> None:
-        """Before the passes of a phase."""
+        """Set the vectors before the passes of a phase."""
         for at, layer in enumerate(_spectral(discriminator)):
             layer.carry(state[f"{self.prefix}.{at}"])
 
@@ -92,7 +92,7 @@ class PowerIterations:
         return found
 
     def advance(self, state: State, sums: State) -> dict[str, Tensor]:
-        """The vectors after a step; as they were where none of its updates counts."""
+        """The vectors after a step; unchanged if none of its updates counts."""
         found = {}
         for name, value in state.items():
             if name.startswith(self.prefix):

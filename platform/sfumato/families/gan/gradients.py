@@ -1,4 +1,4 @@
-"""Penalties on the discriminator's gradient with respect to the image, one number a row.
+"""Penalties on the discriminator's gradient with respect to the image, one number per row.
 
     gradient penalty   (|grad D(x^)| - 1)^2,  x^ = u x + (1 - u) G(z),  u ~ U[0, 1)
                        Gulrajani et al. 2017, eq. 3
@@ -7,7 +7,7 @@
 The finite difference ((D(x + h v) - D(x - h v)) / 2h)^2 with v ~ N(0, I) needs no second derivative. Its
 expectation over v is R1 up to O(h^2), since E (g.v)^2 = |g|^2; its variance is 2 |g|^4. It is computed in
 float32 even under autocast, since bfloat16 rounds a score by more than h changes it; FSDP with bf16
-parameters casts what goes in all the same.
+parameters casts its inputs nevertheless.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def r1_exact(discriminator: nn.Module, real_BCHW: Tensor, label_B: Tensor) -> tu
 def r1_finite_difference(
     discriminator: nn.Module, real_BCHW: Tensor, label_B: Tensor, rng: Rng, *, step: float
 ) -> tuple[Tensor, Tensor]:
-    """An estimate of R1 [B] along one random direction a row, and a score [B] near that of the image."""
+    """An estimate of R1 [B] along one random direction per row, and a score [B] near that of the image."""
     x_BCHW = real_BCHW.float()
     shift_BCHW = step * rng.normal(*x_BCHW.shape[1:])
     with torch.autocast(x_BCHW.device.type, enabled=False):

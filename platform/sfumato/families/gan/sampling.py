@@ -1,4 +1,4 @@
-"""Latents, truncated or not, and the statistics that the generator's batch normalisation samples with."""
+"""Latents, truncated or not, and the statistics of the generator's batch normalisation in sampling."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SamplingConfig(Config):
         512,
         ge=64,
         multiple_of=64,
-        description="Generated images whose statistics batch normalisation samples with.",
+        description="Generated images whose statistics batch normalisation uses in sampling.",
     )
 
 
@@ -51,7 +51,7 @@ def latents(rng: SampleRng, size: int, truncation: float | None) -> Tensor:
 
 
 def class_of(index: int, classes: int, images: int) -> int:
-    """Of image `index` of the statistics: each in turn, or of more than `images` evenly spread ones."""
+    """The class of image `index` of the statistics: all in turn, or evenly spread if `classes` > `images`."""
     return index * classes // images if classes > images else index % max(1, classes)
 
 
@@ -68,10 +68,10 @@ class Statistics:
         self._taken: WeakKeyDictionary[nn.Module, tuple[object, ...]] = WeakKeyDictionary()
 
     def update(self, generator: nn.Module, options: SamplingConfig) -> None:
-        """Measure unless the weights and the options are those of the last time."""
+        """Measure the statistics if the weights or the options have changed since the last time."""
         if next(layers_of(generator), None) is None:
             return
-        # By value: what counts as a change of a tensor in place differs between ways of storing it.
+        # By value: how a tensor records changes in place depends on how it is stored.
         sums = torch.stack([weight.detach().double().sum() for weight in generator.parameters()])
         key = (options.truncation, options.statistics, sums.device.type, *sums.tolist())
         if self._taken.get(generator) != key:

@@ -1,4 +1,4 @@
-"""The smallest real instance of every member of the family, as it would stand in a recipe."""
+"""The smallest real instance of every member of the family, as in a recipe."""
 
 from __future__ import annotations
 

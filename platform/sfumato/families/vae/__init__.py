@@ -1,4 +1,4 @@
-"""Variational and quantised autoencoders: see README.md beside this file."""
+"""Variational and quantised autoencoders: see README.md in this folder."""
 
 from __future__ import annotations
 

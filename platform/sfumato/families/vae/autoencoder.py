@@ -1,4 +1,4 @@
-"""What the two first stages share: a phase that reconstructs, an averaged network, no prior to draw from."""
+"""The common part of the two first stages: a phase that reconstructs, an averaged network, no prior."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class AutoencoderFamily:
         self.phases: Sequence[Phase] = (Phase(name="reconstruction", trains="network", loss=loss),)
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """The batch as it is."""
+        """The batch unchanged."""
         return batch
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:

@@ -32,13 +32,13 @@ class NetworkConfig(Config):
 
     @property
     def factor(self) -> int:
-        """How many pixels a side of the lowest resolution stands for."""
+        """The number of image pixels per pixel of the lowest resolution, along a side."""
         return 1 << (len(self.channels) - 1)
 
 
 def encoder(config: NetworkConfig, inputs: int, outputs: int) -> nn.Module:
     """[B, inputs, H, W] to [B, outputs, H / factor, W / factor]."""
-    from diffusers.models.autoencoders.vae import Encoder  # takes seconds: only where a network is built
+    from diffusers.models.autoencoders.vae import Encoder  # takes seconds, so only when a network is built
 
     network: nn.Module = Encoder(
         in_channels=inputs,

@@ -25,18 +25,19 @@ class VaeConfig(FamilyConfig):
     family: Literal["vae"] = Field("vae", description="Selects this family.")
     condition: Literal["auto", "class", "none"] = Field(
         "auto",
-        description="What a Gaussian VAE is conditioned on; auto means class where the data has classes. "
+        description="What a Gaussian VAE is conditioned on; auto means class if the data has classes. "
         "First stages are never conditioned.",
     )
     latent: Annotated[LatentConfig, LATENTS] = Field(
-        GaussianLatent(), description="What lies between encoder and decoder: which autoencoder it is."
+        GaussianLatent(),
+        description="The latents, which decide the kind of autoencoder.",
     )
     network: NetworkConfig = Field(NetworkConfig(), description="Size of encoder and decoder.")
     optimizer: OptimizerConfig = Field(
         OptimizerConfig(lr=LearningRate(peak=1e-3, warmup_images=5_000, decay="cosine")),
         description="How the network is trained.",
     )
-    ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights, which is what is used.")
+    ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights, used after training.")
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
@@ -53,7 +54,7 @@ class VaeConfig(FamilyConfig):
         return self.latent.stage(self.network, data)
 
     def build(self, data: DataSpec) -> Family:
-        """The family for images of this kind."""
+        """Build the family for images of this kind."""
         classes = data.num_classes if self.conditions(data) else 0
         return self.latent.build(Parts(self.network, self.optimizer, self.ema, classes), data)
 
@@ -75,7 +76,7 @@ class VaeConfig(FamilyConfig):
         }
 
     def problems(self, data: DataSpec) -> list[str]:
-        """What makes this configuration impossible for this data, one line each with the nearest mend."""
+        """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
         found = []
         factor = self.network.factor
         for name, side in (("height", data.height), ("width", data.width)):

@@ -1,4 +1,4 @@
-"""The smallest real instances of the latents, for the suites that train every member of the family."""
+"""The smallest real instances of the latents, for the tests that train every member of the family."""
 
 from __future__ import annotations
 

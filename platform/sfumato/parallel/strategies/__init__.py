@@ -1,5 +1,5 @@
-"""The strategies, one a file: a recipe names it by its file, and the file by `COMPONENT`.
+"""The strategies, one per file: a recipe names the file, and the file names its class in `COMPONENT`.
 
-What is common to several lies beside this folder; files are imported when a recipe names them, since torch's
-sharding alone takes a quarter of a worker's imports.
+Shared code is in the parent folder. Files are imported only when a recipe names them, since torch's
+sharding alone takes a quarter of a worker's import time.
 """

@@ -20,7 +20,7 @@ _PART = 1 << 18
 
 
 class Ddp(Single):
-    """Every network whole on every rank; the averages (EMA) too, so no communication keeps them equal."""
+    """Every network whole on every rank, including the averages (EMA), which need no communication."""
 
     name = "ddp"
     about = "everything; gradients are averaged"
@@ -54,8 +54,8 @@ class Ddp(Single):
         return values
 
     def sum_in_order(self, values: Tensor) -> Tensor:
-        # What a collective adds up itself may differ between ranks in the last bit. A part at a time, since
-        # every rank holds the parts of all.
+        # A collective's own sum may differ between ranks in the last bit. One part at a time, since every
+        # rank holds the parts of all ranks.
         flat = values.contiguous().view(-1)
         sums = torch.empty_like(flat)
         for part, total in zip(torch.split(flat, _PART), torch.split(sums, _PART), strict=True):
@@ -68,7 +68,7 @@ class Ddp(Single):
 
     def _wrap(self, name: str, module: nn.Module) -> nn.Module:
         if self.placement.world_size == 1:
-            return module  # nobody to average with: the wrapper's buckets and hooks would only cost time
+            return module  # nothing to average: the wrapper's buckets and hooks would only cost time
         on_gpu = self.placement.device.type == "cuda"
         return DistributedDataParallel(
             module,

@@ -1,9 +1,9 @@
 """Parameters, gradients, optimizer state and averages sharded: torch's `fully_shard` (FSDP2).
 
-Every parameter is cut along its first dimension into as many pieces as there are ranks, which need not be
-equal or even exist. A block's parameters are gathered for its forward and its backward pass. The optimizer
-and the averages work on each rank's own pieces alone, which are plain tensors: no communication, and the
-kernels are those of a single process.
+Every parameter is cut along its first dimension into one piece per rank; pieces may be unequal or empty. A
+block's parameters are gathered for its forward and its backward pass. The optimizer and the averages work
+only on each rank's own pieces, which are plain tensors: no communication, and the kernels are those of a
+single process.
 """
 
 from __future__ import annotations
@@ -76,19 +76,19 @@ class Fsdp(Sharded):
     def ready(self) -> None:
         super().ready()
         for name in self._spread_out:
-            # Nothing is kept gathered for a backward pass: it may never come.
+            # Nothing stays gathered for a backward pass, which may never come.
             self._shard(name, blocks_of(self._raw[name]), True, root=True)
             gather_for_methods(self._raw[name])
 
     @classmethod
     def settings(cls, parallel: ParallelSettings) -> FsdpSettings:
-        """Those of `parallel.fsdp`, which is the section of this strategy alone."""
+        """The settings in `parallel.fsdp`, the section for this strategy, and in `parallel.options`."""
         return FsdpSettings.model_validate({**parallel.fsdp.model_dump(), **parallel.options})
 
     def accumulate(
         self, trains: str, *, last: bool, second_order: bool = False
     ) -> AbstractContextManager[None]:
-        # Gradients are reduced with every micro-batch, so that none is ever whole on a rank.
+        # Gradients are reduced in every micro-batch, so that none is ever whole on a rank.
         return self._kept_whole(trains) if second_order else nullcontext()
 
     def backward(self, trains: str, loss: Tensor) -> None:
@@ -115,9 +115,9 @@ class Fsdp(Sharded):
 
     @contextmanager
     def _kept_whole(self, trains: str) -> Iterator[None]:
-        """Parameters stay gathered from the first pass on, so that gradients of gradients find them.
+        """Keep parameters gathered from the first pass on, so that gradients of gradients find them.
 
-        The gradient that a loss takes for itself is none to be reduced; that of `backward` is.
+        Only the gradient of `backward` is reduced, not one that a loss computes inside.
         """
         root = self._units[trains][-1]
         root.set_is_last_backward(False)
@@ -133,14 +133,14 @@ class Fsdp(Sharded):
                 unit.set_reshard_after_forward(self._own_settings.reshard_after_forward, recurse=False)
 
     def _activate(self, trains: str | None) -> None:
-        # What stayed gathered after a forward pass would keep its `requires_grad` from then: a network that
-        # another phase has used passively would get no gradient.
+        # Parameters left gathered after a forward pass would keep their `requires_grad` from then: a network
+        # that another phase used passively would get no gradient.
         for name in self._trained:
             self._free(name)
         super()._activate(trains)
 
     def _place(self, module: nn.Module) -> nn.Module:
-        return module  # sharding brings it to the device block by block, so that it is never there whole
+        return module  # sharding moves it to the device block by block, so that it is never whole there
 
     def _wrap(self, name: str, module: nn.Module) -> nn.Module:
         self._shard(
@@ -150,16 +150,16 @@ class Fsdp(Sharded):
 
     def _wrap_ema(self, name: str) -> None:
         blocks = blocks_of(self._raw[name], self._training[self._source[name]].blocks)
-        # Nothing follows a forward pass of an average, so its root is freed at once as well.
+        # No backward pass follows for an average, so its root is freed at once as well.
         self._shard(name, blocks, True, root=True)
         if self._base(name) is not None:
             self._share_base(name)
 
     def _share_base(self, ema: str) -> None:
-        """Let an adapter's average use its source's pieces of the base.
+        """Make an adapter's average use its source's pieces of the base.
 
-        FSDP takes up parameters that were exchanged, when the network is called for the first time. It pads
-        a piece then where the ranks' are unequal, so that only such a one is there twice.
+        FSDP adopts exchanged parameters when the network is first called. If the ranks' pieces of a parameter
+        are unequal, it pads this rank's then; only such pieces exist twice.
         """
         theirs = dict(self._raw[self._source[ema]].named_parameters(remove_duplicate=False))
         for key, _ in list(self._raw[ema].named_parameters(remove_duplicate=False)):
@@ -224,7 +224,7 @@ class Fsdp(Sharded):
         return part.to(self._pieces[name][key].device, copy=True)
 
     def _cut(self, state: Mapping[str, Tensor], entry: str) -> Tensor:
-        """This rank's part of a tensor, which is cut along its first dimension; empty beyond the last one."""
+        """This rank's part of a tensor, which is cut along its first dimension; empty beyond the last row."""
         rows = -(-state_dict.shape(state, entry)[0] // self.placement.world_size)
         start = self.placement.rank * rows
         return state_dict.rows(state, entry, start, start + rows)
@@ -251,7 +251,7 @@ class Fsdp(Sharded):
                 yield key, tensor
 
     def _free(self, name: str) -> None:
-        """Gathered copies of old parameters must not be found by the next forward pass."""
+        """Free gathered copies, so that the next forward pass does not find old parameters."""
         for unit in self._units[name]:
             unit.reshard()
 

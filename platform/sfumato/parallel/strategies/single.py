@@ -1,4 +1,4 @@
-"""All networks whole, in one process. Also the ground on which the other strategies stand."""
+"""All networks whole, in one process. Also the base class of the other strategies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Tensors = list[Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a trainable network was added with."""
+    """The arguments with which a trainable network was added."""
 
     optimizer: OptimizerConfig
     blocks: Sequence[str]
@@ -56,14 +56,14 @@ class Single(Strategy):
         self._training: dict[str, Training] = {}
         self._trained: dict[str, nn.Module] = {}
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
-        """What the optimizer updates, by the parameter's name."""
+        """The parameters that the optimizer updates, by name."""
         self._learning: dict[str, list[nn.Parameter]] = {}
         """The network's own parameters that its phases move."""
         self._adapted: dict[str, list[nn.Module]] = {}
-        """Of an adapter, the modules that are in train mode while it trains."""
+        """The modules of an adapter that are in train mode while it trains."""
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._settings: dict[str, list[dict[str, Any]]] = {}
-        """What the optimizers' parameter groups were made with."""
+        """The initial settings of the optimizers' parameter groups."""
         self._source: dict[str, str] = {}
         self._followed: dict[str, tuple[Tensors, Tensors]] = {}
         self._copied: dict[str, tuple[Tensors, Tensors]] = {}
@@ -91,7 +91,7 @@ class Single(Strategy):
         self._frozen.add(name)
 
     def add_ema(self, name: str, source: str) -> None:
-        # The source is copied without its wrapper, and before anything hangs on its forward.
+        # The source is copied without its wrapper, and before hooks are attached to its forward.
         base = self._training[source].base
         copied = copy.deepcopy(self._raw[source]) if base is None else base.copy(self._raw[source])
         self._raw[name] = copied.eval().requires_grad_(False)
@@ -104,7 +104,7 @@ class Single(Strategy):
                 for block in blocks_of(module, training.blocks):
                     recompute(block)
             if self.options.compile:
-                module.compile()  # in place: names in the state dict stay as they are
+                module.compile()  # in place: names in the state dict do not change
             self._lay_out(name)
         for ema, source in self._source.items():
             self._wrap_ema(ema)
@@ -163,7 +163,7 @@ class Single(Strategy):
         for name, tensor in self._net_state().items():
             self._fill(tensor, state, name)
         for name, parameters in self._parameters.items():
-            # Made anew: what the checkpoint has no state of is as it was before the first step.
+            # A fresh optimizer: parameters without state in the checkpoint start as before the first step.
             self._optimizers[name] = self._training[name].optimizer.build(parameters)
             stored = state_dict.moments(state, name)
             for key, parameter in parameters.items():
@@ -201,25 +201,25 @@ class Single(Strategy):
         self._settings[name] = state_dict.settings(self._optimizers[name])
 
     def _wrap(self, name: str, module: nn.Module) -> nn.Module:
-        """What a phase calls to train the module."""
+        """The module that a phase calls to train this one."""
         return module
 
     def _wrap_ema(self, name: str) -> None:
-        """Lay out an average as its source is."""
+        """Lay out an average like its source."""
 
     def _updated(self, name: str) -> dict[str, nn.Parameter]:
-        """What of the network's parameters this rank's optimizer updates."""
+        """The part of the network's parameters that this rank's optimizer updates."""
         return {key: p for key, p in self._raw[name].named_parameters() if p.requires_grad}
 
     def _held(self, name: str) -> Tensors:
-        """This rank's part of what training changes of a network's parameters."""
+        """This rank's part of the network's parameters that training changes."""
         return [p for key, p in self._raw[name].named_parameters() if self._changes(name, key)]
 
     def _buffers(self, name: str) -> Tensors:
         return [buffer for key, buffer in self._raw[name].named_buffers() if self._changes(name, key)]
 
     def _base(self, name: str) -> Base | None:
-        """The base of an adapter, or of one whose average this is."""
+        """The base of an adapter or, for an average, that of its source."""
         training = self._training.get(self._source.get(name, name))
         return None if training is None else training.base
 
@@ -229,7 +229,7 @@ class Single(Strategy):
         return base is None or not base.has(key)
 
     def _exports(self, name: str, key: str) -> bool:
-        """Whether a tensor belongs into an export: all but what can be loaded from elsewhere."""
+        """Whether a tensor belongs in an export: all except those that can be loaded from elsewhere."""
         base = self._base(name)
         return base is None or not base.stored or not base.has(key)
 
@@ -237,19 +237,19 @@ class Single(Strategy):
         """Bring the gradient to the parameters that the optimizer updates."""
 
     def _after_step(self, trains: str) -> None:
-        """Forget what the update has made old."""
+        """Drop what the update has made stale."""
 
     def _norm(self, grads: Tensors) -> Tensor:
         """Norm of the whole gradient."""
         return nn.utils.get_total_norm(grads)
 
     def _fill(self, target: Tensor, state: Mapping[str, Tensor], entry: str) -> None:
-        """Copy into a tensor of the state what this rank holds of it."""
+        """Copy this rank's part of a stored tensor into a tensor of the state."""
         target.copy_(state[entry])
 
     def _own(self, name: str, key: str, kind: str, state: Mapping[str, Tensor], entry: str) -> Tensor:
-        """A copy of what this rank holds of a parameter's moment."""
-        # The fused kernels want the step count beside the parameter.
+        """A copy of this rank's part of a parameter's moment."""
+        # The fused kernels need the step count on the parameter's device.
         return state[entry].to(self.placement.device, copy=True)
 
     def _spread(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
@@ -257,7 +257,7 @@ class Single(Strategy):
         return moment
 
     def _layout(self) -> dict[str, Tensor]:
-        """Names and whole shapes of what `load` expects of the networks."""
+        """Names and whole shapes of the network tensors that `load` expects."""
         return self._net_state()
 
     def _net_state(self) -> dict[str, Tensor]:
@@ -301,10 +301,10 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 @contextmanager
 def skipping(optimizer: torch.optim.Optimizer, norm: Tensor) -> Iterator[bool]:
-    """Around an optimizer's step, which then leaves everything as it is where `norm` is not finite.
+    """Wrap an optimizer's step so that it changes nothing if `norm` is not finite.
 
     The fused kernels decide on the device, by the flag that gradient scalers use, so the host does not wait.
-    For an optimizer without that flag the host looks at the norm, and False says that no step is due.
+    For an optimizer without that flag the host checks the norm, and yields False if no step is due.
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         yield bool(torch.isfinite(norm))

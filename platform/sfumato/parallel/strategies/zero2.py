@@ -12,7 +12,7 @@ class Zero2(Zero):
     about = "parameters and averages; 1/N of gradients and optimizer state"
     stage = 2
     features = Zero.features
-    even_passes = True  # gradients meet in every backward pass, not in an update's last one alone
+    even_passes = True  # gradients are reduced in every backward pass, not only in an update's last one
 
 
 COMPONENT = Zero2

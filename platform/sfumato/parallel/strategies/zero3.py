@@ -26,7 +26,7 @@ class Zero3(Zero, Sharded):
     features = (Zero.features | {Feature.SHARDED_PARAMETERS}) - {Feature.SECOND_ORDER, Feature.ADAPTERS}
 
     def _place(self, module: nn.Module) -> nn.Module:
-        return module  # the engine brings it to the device, cut
+        return module  # the engine moves it to the device, already cut
 
     def follow(self, ema: str, weight: float) -> None:
         # DeepSpeed may point its parameters at other memory with every update.
@@ -45,7 +45,7 @@ class Zero3(Zero, Sharded):
                 continue
             updated = self._pieces(name) if name in self._training else {}
             for key, parameter in module.named_parameters():
-                parts: dict[tuple[int, int], Tensor] = {}  # most often both hold the same, read once
+                parts: dict[tuple[int, int], Tensor] = {}  # usually both hold the same part, read once
                 for piece in (stored_piece(parameter, self.placement.rank), updated.get(key)):
                     if piece is None:
                         continue
@@ -58,7 +58,7 @@ class Zero3(Zero, Sharded):
                     buffer.copy_(state[f"nets/{name}/{key}"])
 
     def _net_state(self) -> dict[str, Tensor]:
-        """Whole tensors, put together one by one, each kept by one rank, which will write it."""
+        """Whole tensors, assembled one by one, each kept by the one rank that will write it."""
         return {
             f"nets/{name}/{key}": tensor
             for name in self._plain

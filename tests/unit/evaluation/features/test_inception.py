@@ -91,7 +91,7 @@ def test_weights_that_are_missing_or_others_are_one_line(
     ):
         kind.build(nothing, InceptionOptions(), tmp_path)  # type: ignore[arg-type]
     monkeypatch.setenv("SFUMATO_INCEPTION_WEIGHTS", str(tmp_path / "no.pth"))
-    with pytest.raises(CapabilityError, match=r"no\.pth' do not exist"):
+    with pytest.raises(CapabilityError, match=r"no\.pth' are not an existing file"):
         kind.build(nothing, InceptionOptions(), tmp_path)  # type: ignore[arg-type]
     torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")

@@ -65,7 +65,7 @@ def test_custom_resources_and_shares_of_a_gpu() -> None:
 
 @pytest.mark.parametrize("name", ["CPU", "GPU"])
 def test_a_custom_resource_is_none_of_rays_own(name: str) -> None:
-    with pytest.raises(recipes.ConfigError, match=f"holds {name}, which parallel.{name.lower()}s_per_worker"):
+    with pytest.raises(recipes.ConfigError, match=f"holds {name}; set parallel.{name.lower()}s_per_worker"):
         command(parallel={"resources_per_worker": {name: 1}})
 
 

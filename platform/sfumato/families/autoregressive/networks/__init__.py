@@ -22,7 +22,7 @@ DEFAULT_LABEL_DROPOUT = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the family's configuration gives to every model; `classes` is 0 without conditioning."""
+    """The family's settings for every model; `classes` is 0 without conditioning."""
 
     optimizer: OptimizerConfig
     ema: EmaSchedule
@@ -31,7 +31,7 @@ class Parts:
 
 
 class NetworkConfig(Component, ABC):
-    """Which model, and its size; it builds the family."""
+    """The kind of model and its size; builds the family."""
 
     of_codes: ClassVar[bool] = False
     """Whether it models the codes of a first stage, which it then needs."""
@@ -43,10 +43,10 @@ class NetworkConfig(Component, ABC):
 
     @abstractmethod
     def build(self, parts: Parts, data: DataSpec) -> Family:
-        """The family for images of this kind."""
+        """Build the family for images of this kind."""
 
     def problems(self, data: DataSpec, sampling: SamplingConfig) -> list[str]:
-        """What makes it impossible for this data and these options, one line each with the nearest mend."""
+        """Reasons why it cannot use this data and these options, one line each, with the nearest fix."""
         return []
 
 

@@ -78,11 +78,11 @@ class PixelCnn:
         self.phases: Sequence[Phase] = (Phase(name="likelihood", trains="network", loss=self._loss),)
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """The batch as it is."""
+        """The batch unchanged."""
         return batch
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
-        """Images [N, C, H, W] in [-1, 1]. A conditional model without labels draws them evenly."""
+        """Images [N, C, H, W] in [-1, 1]. A conditional model without labels draws classes evenly."""
         options: SamplingConfig = request.options
         network = nets["ema"]
         assert isinstance(network, PixelCnnNetwork)
@@ -105,7 +105,7 @@ class PixelCnn:
         return self._nats(nets["ema"], batch, rng) / (self._dims * math.log(2))
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        """Negative log-likelihood in nats a dimension."""
+        """Negative log-likelihood in nats per dimension."""
         loss_B = self._nats(nets["network"], batch, rng) / self._dims
         return LossOut(loss_B, {"bits_per_dim": loss_B.detach() / math.log(2)})
 

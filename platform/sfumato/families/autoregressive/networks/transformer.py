@@ -91,7 +91,7 @@ class CodeTransformer:
         self.phases: Sequence[Phase] = (Phase(name="likelihood", trains="network", loss=self._loss),)
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """Adds `codes` [B, h, w], unless the data brings them."""
+        """Adds `codes` [B, h, w], unless the data has them."""
         stage = nets["first_stage"]
         assert isinstance(stage, Tokenizer)
         return {**batch, CODES: codes_of(stage, batch)}

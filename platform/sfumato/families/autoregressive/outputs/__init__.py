@@ -29,7 +29,7 @@ class OutputConfig(Component, ABC):
 
     @abstractmethod
     def size(self, channels: int) -> int:
-        """How many parameters a pixel has."""
+        """The number of parameters per pixel."""
 
     @abstractmethod
     def nats(self, predict: Predict, image_BCHW: Tensor, rng: Rng) -> Tensor:
@@ -43,7 +43,7 @@ class OutputConfig(Component, ABC):
 
     @property
     def likelihood_of(self) -> str:
-        """What the likelihood is of, in words."""
+        """A description of the likelihood's variable."""
         return EIGHT_BIT
 
     def problems(self, data: DataSpec) -> list[str]:

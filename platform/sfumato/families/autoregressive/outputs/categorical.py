@@ -22,7 +22,7 @@ class CategoricalConfig(OutputConfig):
 
     kind: Literal["categorical"] = Field("categorical", description="Selects this distribution.")
     levels: int = Field(
-        256, ge=2, le=256, description="Levels that 0..255 are cut into; 2 is black and white."
+        256, ge=2, le=256, description="Levels that 0..255 is divided into; 2 is black and white."
     )
     binarization: Literal["dynamic", "threshold"] = Field(
         "dynamic",
@@ -45,7 +45,7 @@ class CategoricalConfig(OutputConfig):
         return cls(levels=16)
 
     def size(self, channels: int) -> int:
-        """A logit a level."""
+        """One logit per level."""
         return self.levels
 
     def nats(self, predict: Predict, image_BCHW: Tensor, rng: Rng) -> Tensor:
@@ -85,7 +85,7 @@ class CategoricalConfig(OutputConfig):
     def to_levels(self, image_BCHW: Tensor, rng: Rng) -> Tensor:
         """The level of each pixel, int64 in [0, levels): equal parts of 0..255, or a binarisation."""
         if self.levels == 2 and self.binarization == "dynamic":
-            # The noise of an evaluation is drawn on the CPU, wherever the images are.
+            # Evaluation noise is drawn on the CPU, whatever the device of the images.
             uniform_BCHW = rng.uniform(*image_BCHW.shape[1:]).to(image_BCHW.device)
             return (uniform_BCHW < (image_BCHW + 1) / 2).long()
         byte = ((image_BCHW + 1) * 127.5).round().long()

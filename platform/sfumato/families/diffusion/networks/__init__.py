@@ -16,12 +16,12 @@ from sfumato.core.components import Component, Components
 
 
 class NetworkConfig(Component, ABC):
-    """Kind and size of a network; it builds itself."""
+    """Kind and size of a network, which it builds."""
 
     several_sizes: ClassVar[bool] = False
     """Whether one network takes images of several sizes."""
     for_diffusers: ClassVar[bool] = False
-    """Whether diffusers' pipelines know what it builds."""
+    """Whether diffusers' pipelines support the network."""
 
     @abstractmethod
     def build(self, data: DataSpec, *, conditional: bool) -> nn.Module:
@@ -36,7 +36,7 @@ class NetworkConfig(Component, ABC):
         return []
 
     def couples_rows(self) -> bool:
-        """Whether a row's loss depends on the other rows, such as by dropout, which draws for all at once."""
+        """Whether a row's loss depends on the other rows, as with dropout, which draws for all at once."""
         return False
 
 

@@ -42,7 +42,7 @@ class DiTConfig(NetworkConfig):
         if self.width % 4:
             near = max(4, round(self.width / 4) * 4)
             raise ValueError(
-                f"width: {self.width} is no multiple of 4, which two-dimensional positions need; "
+                f"width: {self.width} is not a multiple of 4, which two-dimensional positions need; "
                 f"the nearest is {near}"
             )
         if self.width % self.heads:
@@ -174,7 +174,7 @@ class LastLayer(nn.Module):
 
 
 def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-    """Layer norm without weights of its own, then scale and shift from the condition."""
+    """Layer norm without its own weights, then scale and shift from the condition."""
     return F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=1e-6) * (1 + scale_B1D) + shift_B1D
 
 

@@ -1,4 +1,4 @@
-"""The U-Net: diffusers' `UNet2DModel`, so that a trained network is one that diffusers loads."""
+"""The U-Net: diffusers' `UNet2DModel`, so that diffusers can load a trained network."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def build_unet(config: UNetConfig, data: DataSpec, *, conditional: bool) -> UNet
     A conditional network has one class embedding more than the data has classes: the last one, index
     `data.num_classes`, stands for no class (Ho & Salimans 2022).
     """
-    from diffusers import UNet2DModel  # takes seconds: only where a network is built
+    from diffusers import UNet2DModel  # takes seconds, so only when a network is built
 
     levels = range(len(config.channels))
     down = tuple("AttnDownBlock2D" if level in config.attention else "DownBlock2D" for level in levels)
@@ -114,7 +114,7 @@ def build_unet(config: UNetConfig, data: DataSpec, *, conditional: bool) -> UNet
 
 
 def _most_levels(side: int) -> int:
-    """How many levels a side of this length allows: one more than the times that 2 divides it."""
+    """The number of levels that a side of this length allows: one more than how often 2 divides it."""
     return (side & -side).bit_length()
 
 

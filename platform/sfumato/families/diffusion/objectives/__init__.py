@@ -1,4 +1,4 @@
-"""The objectives: what the network learns, and the sampler that belongs to it.
+"""The objectives: what the network learns, and the matching sampler.
 
 A file (or a folder) here is an objective: its configuration, an `ObjectiveConfig`, with the class of its
 sampling options, and the `Objective` that the configuration builds.
@@ -38,7 +38,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
-        """One loss a row, [B], of `batch["image"]` [B, C, H, W]."""
+        """One loss per row, [B], of `batch["image"]` [B, C, H, W]."""
 
     @abstractmethod
     def sample(
@@ -50,7 +50,7 @@ class Objective(ABC):
         """
 
     def diffusers_scheduler(self, options: Any, *, clip: bool) -> Any:
-        """The scheduler that samples as this objective does in diffusers' pipelines, or None for none."""
+        """The scheduler that samples like this objective in diffusers' pipelines, or None."""
         return None
 
     def teachers(self) -> Mapping[str, EmaOf]:
@@ -63,11 +63,11 @@ class BoundedObjective(Objective):
 
     @abstractmethod
     def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, steps: int, rng: Rng) -> Tensor:
-        """The bound in bits per dimension, [B], from about `steps` network evaluations an image."""
+        """The bound in bits per dimension, [B], from about `steps` network evaluations per image."""
 
 
 def data_std(given: float | None, *, latents: bool) -> float:
-    """sigma_data: as given, or that of the space which the model works on."""
+    """sigma_data: as given, or the default of the space that the model works on."""
     if given is not None:
         return given
     return LATENT_STD if latents else PIXEL_STD
@@ -95,7 +95,7 @@ class SamplingBase(Config):
     )
 
     def problems(self, objective: Config) -> list[str]:
-        """What these options make impossible under this objective, one line each."""
+        """Conflicts of these options with this objective, one line each."""
         return []
 
     @property

@@ -43,7 +43,8 @@ class RectifiedFlowSampling(GuidedSampling):
     """How the flow is followed; `sfumato sample` may change any of it."""
 
     sampler: Annotated[Solver, SOLVERS] = Field(
-        Heun(), description="euler: one network evaluation a step; heun: second order, two (one in the last)."
+        Heun(),
+        description="euler: one evaluation per step; heun: second order, two (one in the last).",
     )
     steps: int = Field(25, ge=1, description="Steps from noise to image.")
     shift: float = Field(
@@ -89,7 +90,7 @@ class RectifiedFlowConfig(ObjectiveConfig, GuidableObjective):
 
 
 class RectifiedFlow(Objective):
-    """Regression of the velocity, and the solvers of its flow."""
+    """Regression on the velocity, and the solvers of its flow."""
 
     phase = "flow"
 

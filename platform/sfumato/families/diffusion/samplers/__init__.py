@@ -2,7 +2,7 @@
 
 They start at the last timestep ("trailing" spacing, Lin et al. 2023, table 2), which is the noise level that
 standard normal noise stands for, and work on the schedule that training used. A file here is a sampler; its
-settings, where it has some, stand beside its name: `sampler: {kind: name, ...}`.
+settings, if any, are given with its name: `sampler: {kind: name, ...}`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_BETA = 0.999
 
 
 class NoiseLevels(NamedTuple):
-    """What a sampler has to know of the model: how many noise levels, which schedule, what it predicts."""
+    """What a sampler needs to know of the model: its number of noise levels, schedule and prediction."""
 
     timesteps: int
     schedule: Literal["linear", "cosine"]
@@ -36,7 +36,7 @@ class NoiseLevels(NamedTuple):
 
 
 class Sampler(Component, ABC):
-    """Makes the scheduler of a trajectory."""
+    """Builds the scheduler of a trajectory."""
 
     brief: ClassVar[bool] = True
     takes_eta: ClassVar[bool] = False

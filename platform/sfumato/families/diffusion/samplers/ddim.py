@@ -1,4 +1,4 @@
-"""DDIM (Song et al. 2021): deterministic, or as noisy as `sampling.eta` says."""
+"""DDIM (Song et al. 2021): deterministic, or with noise set by `sampling.eta`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Ddim(Sampler):
 
     def scheduler(self, levels: NoiseLevels, *, clip: bool) -> Any:
         """diffusers' `DDIMScheduler`."""
-        from diffusers import DDIMScheduler  # takes seconds: only where something is sampled
+        from diffusers import DDIMScheduler  # takes seconds, so only when sampling
 
         return DDIMScheduler(**levels.for_diffusers(), clip_sample=clip)
 

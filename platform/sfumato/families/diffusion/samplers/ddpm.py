@@ -16,7 +16,7 @@ class Ancestral(Sampler):
 
     def scheduler(self, levels: NoiseLevels, *, clip: bool) -> Any:
         """diffusers' `DDPMScheduler`."""
-        from diffusers import DDPMScheduler  # takes seconds: only where something is sampled
+        from diffusers import DDPMScheduler  # takes seconds, so only when sampling
 
         return DDPMScheduler(**levels.for_diffusers(), variance_type="fixed_small", clip_sample=clip)
 

@@ -24,7 +24,7 @@ class DpmSolver(Sampler):
         It knows clipping as dynamic thresholding (Saharia et al. 2022) whose threshold may not exceed 1,
         which is the same thing.
         """
-        from diffusers import DPMSolverMultistepScheduler  # takes seconds: only where something is sampled
+        from diffusers import DPMSolverMultistepScheduler  # takes seconds, so only when sampling
 
         return DPMSolverMultistepScheduler(
             **levels.for_diffusers(),

@@ -1,4 +1,4 @@
-"""Euler's method: one slope a step."""
+"""Euler's method: one slope per step."""
 
 from __future__ import annotations
 

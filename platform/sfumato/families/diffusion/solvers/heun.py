@@ -1,6 +1,6 @@
 """Heun's method (Karras et al. 2022, algorithm 1): a step averages the slope at both of its ends.
 
-It costs two slopes a step, 2 n - 1 in all when the last time is zero: the step that ends at zero noise, where
+It costs two slopes per step, 2 n - 1 in all if the last time is zero: the step that ends at zero noise, where
 the slope is not defined, stays first order.
 """
 
@@ -20,7 +20,7 @@ class Heun(Solver):
     kind: Literal["heun"] = Field("heun", description="Selects Heun's method.")
 
     def step(self, slope: Slope, x_NCHW: Tensor, start: float, end: float) -> Tensor:
-        """Euler's step, corrected by the slope where it leads."""
+        """Euler's step, corrected by the slope at its end."""
         first_NCHW = slope(x_NCHW, start)
         euler_NCHW = x_NCHW + (end - start) * first_NCHW
         if end <= 0:

@@ -29,7 +29,7 @@ class Dequantization(Component, ABC):
     """A distribution of the noise; it builds its network."""
 
     normal_noise: ClassVar[bool] = False
-    """Whether the network takes standard normal noise in place of uniform noise."""
+    """Whether the network takes standard normal noise instead of uniform noise."""
 
     @abstractmethod
     def build(self, shape: Shape) -> DequantizerNet:

@@ -16,10 +16,10 @@ from sfumato.families.flow.levels import Level, Shape
 
 
 class NetworkConfig(Component, ABC):
-    """Kind and size of a network; it builds itself."""
+    """Kind and size of a network, which it builds."""
 
     least: ClassVar[int] = 1
-    """How many times `factor` a side has to be at least."""
+    """The least side, in multiples of `factor`."""
     levels: int = Field(2, ge=1, description="Levels of the multi-scale architecture.")
 
     @property
@@ -32,7 +32,7 @@ class NetworkConfig(Component, ABC):
         """The levels for images of this shape, weights from torch's global generator."""
 
     def problems(self, data: DataSpec) -> list[str]:
-        """Sides that the levels cannot halve, one line each with the nearest mend."""
+        """Sides that the levels cannot halve, one line each, with the nearest fix."""
         least = f" and at least {self.least * self.factor}" if self.least > 1 else ""
         return [
             f"model.network.levels: {self.levels} levels of {self.kind} need an image {name} "
@@ -45,7 +45,7 @@ class NetworkConfig(Component, ABC):
         return side % self.factor == 0 and side // self.factor >= self.least
 
     def _most(self, side: int) -> str:
-        """The nearest mend: fewer levels, or another side where even one level does not fit."""
+        """The nearest fix: fewer levels, or another side if even one level does not fit."""
         for levels in range(self.levels - 1, 0, -1):
             if self.model_copy(update={"levels": levels})._fits(side):
                 return f"{levels} level{'s' if levels > 1 else ''}"

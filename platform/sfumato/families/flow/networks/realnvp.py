@@ -1,4 +1,4 @@
-"""Real NVP (Dinh, Sohl-Dickstein, Bengio 2017), with actnorm in the place of batch normalisation."""
+"""Real NVP (Dinh, Sohl-Dickstein, Bengio 2017), with actnorm instead of batch normalisation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAST_COUPLINGS = 4
 
 
 class RealNvpConfig(NetworkConfig):
-    """Real NVP (Dinh, Sohl-Dickstein, Bengio 2017): checkerboard and channel-wise couplings in turn."""
+    """Real NVP (Dinh, Sohl-Dickstein, Bengio 2017): alternating checkerboard and channel-wise couplings."""
 
     least: ClassVar[int] = 2  # a checkerboard has two colours
     kind: Literal["realnvp"] = Field("realnvp", description="Selects Real NVP.")
@@ -46,7 +46,7 @@ class RealNvpConfig(NetworkConfig):
 
 
 class MaskedStep(Bijection):
-    """A masked coupling, then actnorm in the place of Real NVP's batch normalisation (sec. 3.7)."""
+    """A masked coupling, then actnorm instead of Real NVP's batch normalisation (sec. 3.7)."""
 
     def __init__(self, mask_CHW: Tensor, config: RealNvpConfig, classes: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The games that the two networks play, a row a number.
+"""The games that the two networks play, with one loss per row.
 
-A file here is a game, given the scores s = D(x) of real and f = D(G(z)) of generated images. Settings, where
-it has some, stand beside its name: `loss: {kind: name, ...}`.
+A file here is a game, given the scores s = D(x) of real and f = D(G(z)) of generated images. Settings, if
+it has any, are given with its name: `loss: {kind: name, ...}`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Loss(Component, ABC):
     sees_bias: ClassVar[bool] = True
     """Whether a constant added to all scores changes the discriminator's loss."""
     needs_bound: ClassVar[bool] = False
-    """Whether it has a meaning for a discriminator of bounded slope alone."""
+    """Whether it is meaningful only for a discriminator of bounded slope."""
 
     @abstractmethod
     def discriminator(self, s_B: Tensor, f_B: Tensor) -> Tensor:

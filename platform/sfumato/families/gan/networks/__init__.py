@@ -1,4 +1,4 @@
-"""The pairs of networks, and what the losses know of them.
+"""The pairs of networks, and their interface to the losses.
 
 generator       latent [B, D], class [B]  ->  image [B, C, H, W] in [-1, 1]
 discriminator   groups of images, their classes  ->  scores [B] of each group, any real number
@@ -38,7 +38,7 @@ class DiscriminatorNet(nn.Module, ABC):
 
     def forward(self, groups: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
         """One tensor of scores [B] for each group of images [B, C, H, W] with labels [B]."""
-        # A gradient for one group alone would cost as much as one for all of them if they were one batch.
+        # In one batch, a gradient for one group would cost as much as one for all of them.
         if self.mixes_rows or len({group.requires_grad for group in groups}) > 1:
             return [self.score(x_BCHW, label_B) for x_BCHW, label_B in zip(groups, labels, strict=True)]
         scores = self.score(torch.cat(list(groups)), torch.cat(list(labels)))
@@ -50,7 +50,7 @@ class DiscriminatorNet(nn.Module, ABC):
 
 
 class NetworkConfig(Component, ABC):
-    """Kind and size of both networks; it builds them."""
+    """Kind and size of both networks, which it builds."""
 
     @abstractmethod
     def build_generator(self, data: DataSpec, *, latent: int, classes: int) -> GeneratorNet:

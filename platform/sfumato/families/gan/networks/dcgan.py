@@ -44,7 +44,7 @@ class DcganConfig(NetworkConfig):
         "alone in up to 8 groups of channels.",
     )
     discriminator_norm: Literal["spectral", "batch", "none"] = Field(
-        "spectral", description="What keeps the discriminator in bounds."
+        "spectral", description="How the discriminator is normalised."
     )
 
     @property
@@ -119,7 +119,7 @@ class DcganDiscriminator(DiscriminatorNet):
         self.mixes_rows = norm == "batch"
         inputs = (data.channels, *channels)
         self.layers = nn.ModuleList(
-            # The first layer sees the image as it is (Radford et al. 2016, sec. 3).
+            # The first layer sees the image unnormalised (Radford et al. 2016, sec. 3).
             _Down(a, b, norm if at or norm != "batch" else "none")
             for at, (a, b) in enumerate(pairwise(inputs))
         )

@@ -43,7 +43,7 @@ class ResnetConfig(NetworkConfig):
         "alone in up to 8 groups of channels.",
     )
     discriminator_norm: Literal["spectral", "none"] = Field(
-        "spectral", description="What keeps the discriminator in bounds."
+        "spectral", description="How the discriminator is normalised."
     )
 
     @property
@@ -81,7 +81,7 @@ class ResnetGenerator(GeneratorNet):
         super().__init__()
         channels, kind = config.channels, config.generator_norm
         self.base = (channels[0], data.height >> len(channels), data.width >> len(channels))
-        # No bias but the image's: what follows is normalised everywhere, along the shortcuts too.
+        # Only the image has a bias: everything else is normalised afterwards, along the shortcuts too.
         self.project = nn.Linear(latent, channels[0] * self.base[1] * self.base[2], bias=False)
         self.blocks = nn.ModuleList(
             _UpBlock(inputs, outputs, kind, classes) for inputs, outputs in pairwise((channels[0], *channels))
@@ -137,7 +137,7 @@ class ResnetDiscriminator(DiscriminatorNet):
 
 
 class _DownBlock(nn.Module):
-    """The first block sees the image, which it must not cut at zero."""
+    """The first block sees the image, so it must not cut its input at zero."""
 
     def __init__(self, inputs: int, outputs: int, norm: str, *, first: bool, halve: bool) -> None:
         super().__init__()

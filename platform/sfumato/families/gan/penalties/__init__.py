@@ -1,4 +1,4 @@
-"""Penalties on the discriminator that are phases of their own, as often as they say.
+"""Penalties on the discriminator that are separate phases with their own intervals.
 
 A file here is a penalty. `objective.penalties` lists those of a recipe; `objective.r1` is a shorter way to
 say the one of kind `r1`. (The gradient penalty between real and generated images is a part of the
@@ -39,7 +39,7 @@ class Penalty(Component, PenaltySchedule, ABC):
 
     @property
     def factor(self) -> float:
-        """Of the penalty in the loss of a step: the weight, times the steps that it stands for."""
+        """The penalty's factor in the loss of a step: the weight, times the steps that it represents."""
         return self.every * self.weight
 
     @abstractmethod

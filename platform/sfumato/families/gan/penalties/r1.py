@@ -27,7 +27,7 @@ class R1Config(PenaltySchedule):
 
     @model_validator(mode="after")
     def _step_has_effect(self) -> Self:
-        # By value, here and elsewhere: a stored configuration has every field set.
+        # Compare values, here and elsewhere: a stored configuration has every field set.
         if self.estimator == "exact" and self.step != type(self).model_fields["step"].default:
             raise ValueError(
                 f"step: {self.step:g} has no effect on estimator=exact; leave it out, or set "
@@ -53,7 +53,7 @@ class R1(Penalty, R1Config):
 
     @property
     def factor(self) -> float:
-        """gamma / 2, times the steps that it stands for (Karras et al. 2020, app. B)."""
+        """gamma / 2, times the steps that it represents (Karras et al. 2020, app. B)."""
         return self.every * self.weight / 2
 
     def penalty(

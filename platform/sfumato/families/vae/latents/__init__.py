@@ -21,7 +21,7 @@ from sfumato.families.vae.coders import NetworkConfig
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the family's configuration gives to every kind of latents; `classes` is 0 without conditioning."""
+    """The family's settings for every kind of latents; `classes` is 0 without conditioning."""
 
     network: NetworkConfig
     optimizer: OptimizerConfig
@@ -37,7 +37,7 @@ class LatentConfig(Component, ABC):
 
     @abstractmethod
     def build(self, parts: Parts, data: DataSpec) -> Family:
-        """The family for images of this kind."""
+        """Build the family for images of this kind."""
 
     def stage(self, network: NetworkConfig, data: DataSpec) -> StageSpec | None:
         """The network that other models may use as a first stage, if there is one; loads none."""

@@ -122,11 +122,11 @@ class GaussianVae:
         self.phases: Sequence[Phase] = (Phase(name="elbo", trains="network", loss=self._loss),)
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """The batch as it is."""
+        """The batch unchanged."""
         return batch
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
-        """Images [N, C, H, W] in [-1, 1]. A conditional model without labels draws them evenly."""
+        """Images [N, C, H, W] in [-1, 1]. A conditional model without labels draws classes evenly."""
         options: SamplingConfig = request.options
         network = nets["ema"]
         assert isinstance(network, GaussianNetwork)
@@ -184,7 +184,7 @@ class GaussianVae:
         return bits_per_dim(-bound_B, self._dims)
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        """The negative ELBO in nats a dimension, KL weighted by beta and freed of its free bits."""
+        """The negative ELBO in nats per dimension, with KL weighted by beta and clamped by free bits."""
         x_BCHW = self._latent.likelihood.target(batch["image"], rng)
         noise_BD = rng.normal(self._latent.dim)
         label_B = batch.get("label") if self._classes else None

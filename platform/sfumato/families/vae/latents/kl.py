@@ -24,7 +24,7 @@ class KlLatent(LatentConfig):
     """A grid of vectors, hardly regularised: the KL autoencoder of latent diffusion (Rombach et al. 2022)."""
 
     kind: Literal["kl"] = Field("kl", description="Selects the KL autoencoder.")
-    channels: int = Field(4, ge=1, description="Numbers at each place of the grid.")
+    channels: int = Field(4, ge=1, description="Numbers at each position of the grid.")
     kl_weight: float = Field(
         1e-6, ge=0, description="Weight of the KL term, both terms summed over an image."
     )
@@ -85,7 +85,7 @@ class KlAutoencoderFamily(AutoencoderFamily):
         self._grid = (latent.channels, data.height // factor, data.width // factor)
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        """Distance of the images plus the weighted KL term, both a dimension of the image."""
+        """Distance of the images plus the weighted KL term, both per dimension of the image."""
         x_BCHW = batch["image"]
         output_BCHW, mean, logvar = nets["network"](x_BCHW, rng.normal(*self._grid))
         distance_B = distance(self._latent.reconstruction, x_BCHW, output_BCHW)

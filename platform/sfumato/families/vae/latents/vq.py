@@ -33,9 +33,9 @@ class VqLatent(LatentConfig):
     """A grid of codes: a quantised autoencoder, VQ-VAE (van den Oord et al. 2017)."""
 
     kind: Literal["vq"] = Field("vq", description="Selects the quantised autoencoder.")
-    channels: int = Field(8, ge=1, description="Numbers at each place of the grid before quantisation.")
+    channels: int = Field(8, ge=1, description="Numbers at each position of the grid before quantisation.")
     quantizer: Annotated[QuantizerConfig, QUANTIZERS] = Field(
-        LearnedCodebook(), description="How a place of the grid becomes one of finitely many codes."
+        LearnedCodebook(), description="How a position of the grid becomes one of finitely many codes."
     )
     reconstruction: Literal["l1", "l2"] = Field("l2", description="Distance of images.")
 
@@ -62,7 +62,7 @@ class VqLatent(LatentConfig):
 
 
 class Coded(NamedTuple):
-    """What a pass through the network gives."""
+    """The result of a pass through the network."""
 
     output_BCHW: Tensor
     """Reconstruction."""
@@ -121,7 +121,7 @@ class VqAutoencoderFamily(AutoencoderFamily):
         self._latent = latent
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        """Distance of the images plus what keeps codes and latents together."""
+        """Distance of the images plus the term that keeps codes and latents together."""
         x_BCHW = batch["image"]
         return self._weigh(x_BCHW, nets["network"](x_BCHW))
 
@@ -164,7 +164,7 @@ class FollowingVqFamily(VqAutoencoderFamily):
 
 
 def _different(codes_Bhw: Tensor) -> Tensor:
-    """How many different codes each image uses, [B]."""
+    """The number of different codes that each image uses, [B]."""
     ordered = codes_Bhw.flatten(1).sort(dim=1).values
     return (ordered.diff(dim=1) != 0).sum(dim=1).float() + 1
 

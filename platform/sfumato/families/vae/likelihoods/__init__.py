@@ -1,4 +1,4 @@
-"""The distributions of pixels given a latent, and what divides an image's nats into bits a dimension.
+"""The distributions of pixels given a latent, and the conversion of an image's nats to bits per dimension.
 
 A file here is a distribution: its configuration, a `LikelihoodConfig`, and the module that it builds.
 """
@@ -19,7 +19,7 @@ class Likelihood(nn.Module, ABC):
     """p(x | decoder output), factorised over pixels and channels."""
 
     outputs: int
-    """How many channels the decoder has to give."""
+    """The number of channels that the decoder must return."""
 
     def log_prob(self, x_BCHW: Tensor, output_BOHW: Tensor) -> Tensor:
         """Nats of each image, [B], for targets that `LikelihoodConfig.target` gave."""
@@ -46,12 +46,12 @@ class LikelihoodConfig(Component, ABC):
         """The distribution of images of so many channels."""
 
     def target(self, image_BCHW: Tensor, rng: Rng) -> Tensor:
-        """What the likelihood is of, [B, C, H, W] in [-1, 1]: the image, or a coarser one."""
+        """The target of the likelihood, [B, C, H, W] in [-1, 1]: the image, or a coarser one."""
         return image_BCHW
 
     @property
     def target_is(self) -> str:
-        """What `target` gives, in words."""
+        """A description of `target`."""
         return EIGHT_BIT
 
 
@@ -61,5 +61,5 @@ LIKELIHOODS: Components[LikelihoodConfig] = Components(
 
 
 def bits_per_dim(nats_B: Tensor, dims: int) -> Tensor:
-    """Nats of an image in bits a dimension, [B]."""
+    """Nats of an image converted to bits per dimension, [B]."""
     return nats_B / (dims * math.log(2))

@@ -52,13 +52,13 @@ class BernoulliConfig(LikelihoodConfig):
         if self.binarization == "threshold":
             white = image_BCHW > 0
         else:
-            # The noise of an evaluation is drawn on the CPU, wherever the images are.
+            # Evaluation noise is drawn on the CPU, whatever the device of the images.
             white = rng.uniform(*image_BCHW.shape[1:]).to(image_BCHW.device) < (image_BCHW + 1) / 2
         return white.to(image_BCHW.dtype) * 2 - 1
 
     @property
     def target_is(self) -> str:
-        """How it was binarised."""
+        """A description of the binarisation."""
         how = "at the middle" if self.binarization == "threshold" else "by chance in proportion to its values"
         return f"the image made black and white {how}"
 

@@ -13,7 +13,7 @@ from sfumato.layers import discretized_logistic
 
 
 class Logistic(Likelihood):
-    """Its scale is the decoder's, of every pixel, or learned, one a channel."""
+    """The scale is predicted by the decoder for every pixel, or learned per channel."""
 
     def __init__(self, channels: int, scale: Literal["pixel", "channel"]) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Logistic(Likelihood):
         return discretized_logistic.log_prob(x_BCHW, *self._mean_and_scale(output_BOHW))
 
     def mean(self, output_BOHW: Tensor) -> Tensor:
-        """The distribution's middle."""
+        """The mean of the distribution."""
         return self._mean_and_scale(output_BOHW)[0].clamp(-1, 1)
 
     def draw(self, output_BOHW: Tensor, uniform_BCHW: Tensor) -> Tensor:
@@ -46,11 +46,11 @@ class LogisticConfig(LikelihoodConfig):
     kind: Literal["logistic"] = Field("logistic", description="Selects this likelihood.")
     scale: Literal["pixel", "channel"] = Field(
         "channel",
-        description="Whether the decoder gives each pixel its own scale, or one is learned a channel.",
+        description="Whether the decoder predicts a scale per pixel, or one is learned per channel.",
     )
 
     def build(self, channels: int) -> Logistic:
-        """With a scale a channel, or without parameters."""
+        """Build it with a scale per channel, or without parameters."""
         return Logistic(channels, self.scale)
 
 

@@ -20,7 +20,7 @@ from sfumato.core.state import State
 
 
 class Quantized(NamedTuple):
-    """What became of latents [B, C, h, w]."""
+    """The quantised latents [B, C, h, w]."""
 
     straight_through: Tensor
     """The codes' vectors; their gradient passes to the latents unchanged."""
@@ -42,7 +42,7 @@ class Quantizer(nn.Module, ABC):
 
     def use(self, codebook: Codebook) -> None:
         """Quantise by this codebook from now on; of a quantiser whose codebook is state of the family."""
-        raise TypeError(f"{type(self).__name__} has a codebook of its own")
+        raise TypeError(f"{type(self).__name__} has its own codebook")
 
     @abstractmethod
     def forward(self, z_BChw: Tensor) -> Quantized:
@@ -59,7 +59,7 @@ class QuantizerConfig(Component, ABC):
     @property
     @abstractmethod
     def codes(self) -> int:
-        """How many codes there are."""
+        """The number of codes."""
 
     @abstractmethod
     def build(self, channels: int) -> Quantizer:
@@ -83,7 +83,7 @@ class FollowingConfig(QuantizerConfig):
 
     @abstractmethod
     def sums(self, z_BChw: Tensor, codes_Bhw: Tensor, draws_Bhw: Tensor) -> Mapping[str, Tensor]:
-        """What latents and their codes add to the step's sums."""
+        """The contribution of latents and their codes to the step's sums."""
 
     @abstractmethod
     def advance(self, state: State, sums: State) -> State:

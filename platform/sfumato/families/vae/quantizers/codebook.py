@@ -39,7 +39,7 @@ class CodebookQuantizer(Quantizer):
 
     def __init__(self, config: LearnedCodebook, channels: int) -> None:
         super().__init__()
-        from vector_quantize_pytorch import SimVQ  # takes seconds: only where a network is built
+        from vector_quantize_pytorch import SimVQ  # takes seconds, so only when a network is built
 
         self._commitment = config.commitment
         self.codebook = SimVQ(
@@ -47,7 +47,7 @@ class CodebookQuantizer(Quantizer):
         )
 
     def forward(self, z_BChw: Tensor) -> Quantized:
-        """Codes, and |sg(z) - e|^2 + commitment |z - sg(e)|^2 (van den Oord et al. 2017, eq. 3) a row."""
+        """Codes, and |sg(z) - e|^2 + commitment |z - sg(e)|^2 (van den Oord et al. 2017, eq. 3) per row."""
         with torch.autocast(z_BChw.device.type, enabled=False):
             z_BChw = z_BChw.float()
             straight, codes_Bhw, _ = self.codebook(z_BChw)

@@ -26,7 +26,7 @@ from sfumato.core.state import State
 from sfumato.families.vae.quantizers import Codebook, FollowingConfig, Quantized, Quantizer
 
 _FEWEST = 1e-30
-"""An average below this is left as it is: a code that is never used nor revived keeps its vector."""
+"""An average below this is left unchanged: a code that is never used or revived keeps its vector."""
 
 
 class EmaCodebook(FollowingConfig):
@@ -55,7 +55,7 @@ class EmaCodebook(FollowingConfig):
         return cls(size=16, decay=0.9)
 
     def build(self, channels: int) -> EmaQuantizer:
-        """With the codebook as it is before training."""
+        """Build it with the initial codebook."""
         return EmaQuantizer(self, channels)
 
     def state(self, channels: int) -> State:
@@ -73,7 +73,7 @@ class EmaCodebook(FollowingConfig):
         return rng.integers(max(self.size, batch * grid[0] * grid[1]), *grid)
 
     def sums(self, z_BChw: Tensor, codes_Bhw: Tensor, draws_Bhw: Tensor) -> dict[str, Tensor]:
-        """What the rows add to n and s, and the latents that could revive codes."""
+        """The rows' contribution to n and s, and the latents that could revive codes."""
         z_NC = z_BChw.detach().movedim(1, -1).flatten(0, -2).double()
         used, drawn = self._by_code(z_NC, codes_Bhw.flatten()), self._by_code(z_NC, draws_Bhw.flatten())
         return {
@@ -84,7 +84,7 @@ class EmaCodebook(FollowingConfig):
         }
 
     def advance(self, state: State, sums: State) -> State:
-        """The averages after a step, dead codes revived; as they were where no latent was counted."""
+        """The averages after a step, dead codes revived; unchanged if no latent was counted."""
         if not sums:
             return state
         count_K = self.decay * state["codes.count"] + (1 - self.decay) * sums["codes.count"]
@@ -139,10 +139,10 @@ class EmaQuantizer(Quantizer):
         self.codebook.copy_(codebook.vectors_KC)
 
     def forward(self, z_BChw: Tensor) -> Quantized:
-        """Codes, and commitment |z - e|^2 a row: van den Oord et al. 2017, eq. 3, without its second term."""
+        """Codes, and commitment |z - e|^2 per row (van den Oord et al. 2017, eq. 3, without term 2)."""
         with torch.autocast(z_BChw.device.type, enabled=False):
             z_BChw = z_BChw.float()
-            # About the codebook's middle: far from zero the squares would drown their differences.
+            # Relative to the codebook's mean: far from zero, the squares would drown the differences.
             middle_C = self.codebook.mean(0)
             z_NC = z_BChw.detach().movedim(1, -1).flatten(0, -2) - middle_C
             codes_KC = self.codebook - middle_C

@@ -47,7 +47,7 @@ class FsqQuantizer(Quantizer):
 
     def __init__(self, config: ScalarQuantizer, channels: int) -> None:
         super().__init__()
-        from vector_quantize_pytorch import FSQ  # takes seconds: only where a network is built
+        from vector_quantize_pytorch import FSQ  # takes seconds, so only when a network is built
 
         self.rounding = FSQ(list(config.levels), dim=channels, channel_first=True)
 

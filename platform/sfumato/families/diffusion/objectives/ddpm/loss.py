@@ -32,7 +32,7 @@ def denoising_loss(
     prediction: Literal["epsilon", "v"],
     labels: LabelDropout,
 ) -> LossOut:
-    """Squared error of the prediction at one random timestep a row, [B]."""
+    """Squared error of the prediction at one random timestep per row, [B]."""
     x0_BCHW = batch["image"]
     t_B = rng.integers(schedule.timesteps)
     eps_BCHW = rng.normal(*x0_BCHW.shape[1:])

@@ -42,7 +42,7 @@ class DDPMSampling(GuidedSampling):
     likelihood_steps: int | None = Field(
         None,
         ge=1,
-        description="bits_per_dim: timesteps an image at which the variational bound is evaluated; null does "
+        description="bits_per_dim: timesteps per image where the variational bound is evaluated; null does "
         "not measure it.",
     )
 
@@ -84,7 +84,7 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective):
 
     @property
     def levels(self) -> NoiseLevels:
-        """What a sampler has to know."""
+        """What a sampler needs to know."""
         return NoiseLevels(self.timesteps, self.schedule, self.prediction)
 
     @classmethod
@@ -103,7 +103,7 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective):
 
 
 class DDPM(BoundedObjective):
-    """The loss of Ho et al. 2020, eq. 14, and the samplers that diffusers has for it."""
+    """The loss of Ho et al. 2020, eq. 14, with diffusers' samplers for it."""
 
     phase = "denoise"
 

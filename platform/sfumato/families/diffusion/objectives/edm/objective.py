@@ -119,7 +119,7 @@ class EDM(Objective):
     def sample(
         self, network: Guided, noise_NCHW: Tensor, options: EDMSampling, rng: SampleRng, *, clip: bool
     ) -> Tensor:
-        """Algorithm 1 of the paper, or 2 where the options churn."""
+        """Algorithm 1 of the paper, or 2 if the options set churn."""
 
         def slope(x_NCHW: Tensor, sigma: float) -> Tensor:
             return (x_NCHW - self.denoise(network, x_NCHW, sigma, clip=clip)) / sigma

@@ -16,14 +16,14 @@ from sfumato.families.diffusion.solvers import SOLVERS, Solver
 from sfumato.families.diffusion.solvers.heun import Heun
 
 MOST_CHURN = math.sqrt(2) - 1
-"""A step adds at most as much noise as there is (algorithm 2)."""
+"""A step adds at most as much noise as is present (algorithm 2)."""
 
 
 class EDMSampling(GuidedSampling):
     """How images are drawn; `sfumato sample` may change any of it."""
 
     sampler: Annotated[Solver, SOLVERS] = Field(
-        Heun(), description="heun: second order, 2 steps - 1 network evaluations; euler: one a step."
+        Heun(), description="heun: second order, 2 steps - 1 network evaluations; euler: one per step."
     )
     steps: int = Field(18, ge=2, description="Steps from noise to image.")
     sigma_min: float = Field(0.002, gt=0, description="Least noise level before zero.")
@@ -62,7 +62,7 @@ class EDMSampling(GuidedSampling):
 
 
 def churn(options: EDMSampling, rng: SampleRng) -> Callable[[Tensor, float], tuple[Tensor, float]]:
-    """What algorithm 2 does before a step: raise the noise level by 1 + gamma, and x with it."""
+    """The part of algorithm 2 before a step: raise the noise level by 1 + gamma, and x with it."""
     most = math.inf if options.churn_max is None else options.churn_max
 
     def raised(x_NCHW: Tensor, sigma: float) -> tuple[Tensor, float]:
