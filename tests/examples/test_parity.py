@@ -19,6 +19,11 @@ Result = dict[str, Tensor]
 Reference = Callable[[str], Result]
 CORE = ("adapter", "distilled", "growth")
 """Those with more than plain networks to lay out: a base, a frozen network, groups of parameters."""
+FROZEN = ("zero3", "distilled")
+"""Of which it exports the whole frozen network beside the sharded student."""
+TWICE_ROUNDED = 1e-3
+"""DeepSpeed's linear layer of stage 3 adds the bias to a product that is rounded already: a bfloat16 teacher
+tells its student something else in the last bit."""
 
 
 def full_runs() -> list[object]:
@@ -29,18 +34,19 @@ def full_runs() -> list[object]:
         for strategy in strategies()
         for name in EXAMPLES
         if name != "adapter" or Feature.ADAPTERS in STRATEGIES[strategy].features
-        for fast in [strategy in ("fsdp", "zero2") and name in CORE]
+        for fast in [(strategy in ("fsdp", "zero2") and name in CORE) or (strategy, name) == FROZEN]
     ]
 
 
-def agree(found: Result, expected: Result, name: str) -> None:
+def agree(found: Result, expected: Result, name: str, rounding: float | None = None) -> None:
     """All weights, averages and the state; losses where the whole run is at hand."""
+    allowed = EXAMPLES[name].rounding if rounding is None else rounding
     if len(found["losses"]) < len(expected["losses"]):
         found, expected = ({k: v for k, v in r.items() if k != "losses"} for r in (found, expected))
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         # What is a sum over data alone, and no network has touched, differs by the rounding of a float64.
-        exact = 1e-13 if key.startswith("state/") else EXAMPLES[name].rounding
+        exact = 1e-13 if key.startswith("state/") else allowed
         torch.testing.assert_close(
             found[key], value, rtol=exact, atol=exact, msg=lambda m, k=key: f"{k}: {m}"
         )
@@ -64,7 +70,8 @@ def test_two_ranks_compute_what_one_does(
     """Under fsdp, the frozen teacher lies in host memory."""
     offload = {"parallel": {"offload": True}} if (strategy, name) == ("fsdp", "distilled") else {}
     case = prepared.case(name, strategy, **offload)
-    agree(launch(tmp_path, world_size=2, **case), reference(name), name)
+    rounding = TWICE_ROUNDED if (strategy, name) == FROZEN else None
+    agree(launch(tmp_path, world_size=2, **case), reference(name), name, rounding)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class Zero3(Zero, Sharded):
         for key, tensor in self._raw[name].state_dict().items():
             if not wanted(name, key):
                 continue
-            if key not in parameters:
+            if key not in parameters or name in self._frozen:  # every rank has it whole
                 yield key, tensor
                 continue
             parameter: Any = parameters[key]
