@@ -176,7 +176,7 @@ def test_what_is_done_is_not_touched_and_a_change_reaches_what_depends_on_it(
     (shard,) = (project / "data" / "digits").glob("*.tar")
     (project / "tiny.yaml").write_text(yaml.safe_dump({**recipe(), "seed": 7}))
     _, plan, _ = call(mended, "--dry-run")
-    assert plan["stages"]["model"]["why"] == "seed: 0 -> 7"
+    assert plan["stages"]["model"]["why"] == "seed: default -> 7"
     assert plan["stages"]["images"]["state"] == "done" and shard.is_file()
 
 
