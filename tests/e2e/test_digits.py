@@ -225,7 +225,7 @@ def test_export_loads_in_diffusers_and_draws_the_same(
         (["sample", "tiny", "--option", "stepz=3", "--out", "x"], "steps"),
         (["sample", "tiny", "--steps", "99", "--out", "x"], "20"),
         (["evaluate", "tiny", "evaluate.metrics=precison"], "precision"),
-        (["evaluate", "tiny", "evaluate.samples=1"], "greater than or equal to 2"),
+        (["evaluate", "tiny", "evaluate.samples=1"], "must be at least 2"),
     ],
 )
 def test_bad_requests_get_one_line(arguments: list[str], expected: str, call, project: Path) -> None:

@@ -156,7 +156,7 @@ def test_what_it_needs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = EvaluateSettings(metrics=metric.name, features="efficientnet_lite0")
     assert "latent_paths" in settings.select(SPEC, conditional=False, gives=lambda wanted: True).inputs
     with pytest.raises(
-        ConfigError, match=r"needs a model with a latent vector \(gan, vae, flow\), and this one"
+        ConfigError, match=r"needs a model with a latent vector \(gan, vae, flow\), but this one"
     ):
         settings.select(SPEC, conditional=False)
     features = FeatureSet(np.zeros((2, 1), np.float32), path_M=np.arange(100.0))
