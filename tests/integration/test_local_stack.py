@@ -137,7 +137,7 @@ def test_ray_runs_what_has_the_token_and_prometheus_sees_the_run(folder: Path) -
     script = """
 import ray
 ray.init(logging_level="ERROR", log_to_driver=False)
-from sfumato.runtime.group import board
+from sfumato.runtime.training import progress_actor as board
 made = board.create("a-run")
 made.progress.remote(640, 1000, {"train/images_per_second": 12.5})
 print("images", ray.get(made.snapshot.remote()).images)

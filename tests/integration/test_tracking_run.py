@@ -86,9 +86,9 @@ STARTER = """
 import sys
 from pathlib import Path
 from sfumato.tracking.config import TrackingSettings
-from sfumato.tracking.store import Store
+from sfumato.tracking.store import TrackingStore
 
-store = Store.of(TrackingSettings(), Path(sys.argv[1]))
+store = TrackingStore.of(TrackingSettings(), Path(sys.argv[1]))
 Path(sys.argv[1], "ready" + sys.argv[2]).touch()
 while len(list(Path(sys.argv[1]).glob("ready*"))) < 3:
     pass
