@@ -17,7 +17,7 @@ import torch
 
 from sfumato.errors import SfumatoError
 from sfumato.runtime.pipeline import graph, relay, schedule
-from sfumato.runtime.pipeline.kinds.stage import Outputs, digest
+from sfumato.runtime.pipeline.stage import Outputs, digest
 from sfumato.runtime.pipeline.parent import Parent
 from sfumato.runtime.pipeline.plan import Step, examine, inputs_of
 from sfumato.runtime.pipeline.records import Records, StageRecord

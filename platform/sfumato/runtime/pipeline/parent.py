@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from sfumato.errors import ConfigError
-from sfumato.runtime.pipeline.kinds.stage import Outputs
+from sfumato.runtime.pipeline.stage import Outputs
 from sfumato.runtime.pipeline.records import Records
 from sfumato.runtime.pipeline.settings import Pipeline
 from sfumato.tracking.config import TrackingSettings

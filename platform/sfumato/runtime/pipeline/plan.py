@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.runtime.pipeline import graph
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, digest
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, digest
 from sfumato.runtime.pipeline.records import Records, StageRecord
 from sfumato.runtime.pipeline.settings import Pipeline
 

@@ -17,7 +17,7 @@ from sfumato.core.validation import explain
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.runtime.pipeline import graph, references
 from sfumato.runtime.pipeline.kinds import KINDS
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings
 from sfumato.runtime.pipeline.overrides import apply
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.tracking.config import TrackingSettings
@@ -131,7 +131,7 @@ def load(path: Path, overrides: Sequence[str], *, root: Path) -> Pipeline:
         )
     place = PipelinePlace(root.resolve(), path.resolve().parent, settings.storage, settings.tracking)
     pipeline = Pipeline(settings, place, _kinds(settings))
-    problems = (_name_problems(settings), _reference_problems(pipeline), _evaluation_problems(settings))
+    problems = (_name_problems(settings), _reference_problems(pipeline), _clashes(pipeline))
     if lines := [line for found in problems for line in found]:
         raise ConfigError(*lines)
     pipeline.check()
@@ -139,15 +139,17 @@ def load(path: Path, overrides: Sequence[str], *, root: Path) -> Pipeline:
 
 
 def _kinds(settings: PipelineSettings) -> dict[str, type[StageSettings]]:
-    lines, kinds = [], {}
+    lines: list[str] = []
+    kinds: dict[str, type[StageSettings]] = {}
     for name, content in settings.stages.items():
         kind = content.get("kind")
-        if isinstance(kind, str) and kind in KINDS:
-            kinds[name] = KINDS[kind]
-        elif kind is None:
-            lines.append(f"stages.{name}.kind: required, one of {', '.join(KINDS)}")
-        else:
-            lines.append(f"stages.{name}.kind: there is no kind {kind!r}{graph.near(str(kind), KINDS)}")
+        if kind is None:
+            lines.append(f"stages.{name}.kind: required, one of {', '.join(KINDS.names())}")
+            continue
+        try:
+            kinds[name] = KINDS.find(str(kind))
+        except ConfigError as error:
+            lines += [f"stages.{name}.kind: {line}" for line in error.problems]
     if lines:
         raise ConfigError(*lines)
     return kinds
@@ -176,7 +178,8 @@ def _reference_problems(pipeline: Pipeline) -> list[str]:
                 lines.append(f"stages.{name}: {shown} refers to stage {stage!r}, which is not there{there}")
             elif output not in known.GIVES:
                 gives = ", ".join(known.GIVES)
-                lines.append(f"stages.{name}: {shown}: a stage of kind {_kind_of(known)} gives {gives}")
+                kind = pipeline.settings.stages[stage]["kind"]
+                lines.append(f"stages.{name}: {shown}: a stage of kind {kind} gives {gives}")
     if not lines:
         try:
             graph.ordered(pipeline.needs)
@@ -185,18 +188,8 @@ def _reference_problems(pipeline: Pipeline) -> list[str]:
     return lines
 
 
-def _evaluation_problems(settings: PipelineSettings) -> list[str]:
-    lines, seen = [], dict[Any, str]()
-    for name, content in settings.stages.items():
-        if content["kind"] == "evaluate":
-            other = seen.setdefault(str(content.get("run")), name)
-            if other != name:
-                lines.append(
-                    f"stages.{name}: stage {other} evaluates the same run, which holds one evaluation; "
-                    "make them one stage"
-                )
-    return lines
-
-
-def _kind_of(kind: type[StageSettings]) -> str:
-    return next(name for name, cls in KINDS.items() if cls is kind)
+def _clashes(pipeline: Pipeline) -> list[str]:
+    of_kind: dict[type[StageSettings], dict[str, dict[str, Any]]] = {}
+    for name, content in pipeline.settings.stages.items():
+        of_kind.setdefault(pipeline.kinds[name], {})[name] = content
+    return [line for kind, stages in of_kind.items() for line in kind.clashes(stages)]

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from sfumato.errors import SfumatoError
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.relay import RelayDisplay
 from sfumato.tracking.config import TrackingSettings

@@ -12,7 +12,7 @@ import yaml
 from repository import PIPELINES
 
 from sfumato import cli
-from sfumato.runtime.pipeline.kinds.stage import digest
+from sfumato.runtime.pipeline.stage import digest
 from sfumato.runtime.pipeline.plan import again_from, examine, plan
 from sfumato.runtime.pipeline.records import Records, StageRecord
 from sfumato.runtime.pipeline.settings import Pipeline, is_pipeline, load
@@ -57,8 +57,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ({"images": PACK, "train": {**TRAIN, "needs": ["imags"]}},
          "stages.train.needs: there is no stage 'imags'; did you mean 'images'?"),
         ({"images": PACK, "train": {**TRAIN, "kind": "trian"}},
-         "stages.train.kind: there is no kind 'trian'; did you mean 'train'?"),
-        ({"images": {"source": "digits"}}, "stages.images.kind: required, one of pack, train,"),
+         "stages.train.kind: got 'trian'; did you mean 'train'?"),
+        ({"images": {"source": "digits"}}, "stages.images.kind: required, one of evaluate, gate,"),
         ({"train": TRAIN}, "${images.data} refers to stage 'images', which is not there"),
         ({"images": PACK, "train": {**TRAIN, "set": {"data.path": "${images.folder}"}}},
          "${images.folder}: a stage of kind pack gives data, val"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,8 +17,8 @@ from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.report import FILE, read_report
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands import stages
-from sfumato.runtime.pipeline.kinds.model import TrainedRun
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
+from sfumato.runtime.pipeline.trained_run import TrainedRun
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
 
@@ -33,6 +34,18 @@ class EvaluateStage(StageSettings):
     set: dict[str, Any] = Field(
         {}, description="Fields of `evaluate:` to change, for example samples: 5000 or metrics: [precision]."
     )
+
+    @classmethod
+    def clashes(cls, stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        lines, first = [], dict[str, str]()
+        for name, content in stages.items():
+            other = first.setdefault(str(content.get("run")), name)
+            if other != name:
+                lines.append(
+                    f"stages.{name}: stage {other} evaluates the same run, which holds one evaluation; "
+                    "make them one stage"
+                )
+        return lines
 
     def check(self, place: PipelinePlace) -> None:
         try:
@@ -93,3 +106,6 @@ def _figures(folder: Path) -> str:
     """A digest of what was measured, on what and how; not of how long it took."""
     report = read_report(folder)
     return digest([dict(report.metrics), report.samples, report.reference_digest, report.source_digest])
+
+
+COMPONENT = EvaluateStage

@@ -12,8 +12,8 @@ from sfumato.errors import CheckpointError, ConfigError, SfumatoError
 from sfumato.evaluation.report import EvaluationReport, read_report
 from sfumato.runtime.commands.evaluate import comparable
 from sfumato.runtime.pipeline.conditions import Condition
-from sfumato.runtime.pipeline.kinds.model import model_digest
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
+from sfumato.runtime.pipeline.trained_run import model_digest
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.tracking.champion import CHALLENGER, CHAMPION, Champion, champion_of
 from sfumato.tracking.config import TrackingSettings
@@ -144,3 +144,6 @@ def _interval(report: EvaluationReport, metric: str) -> tuple[float, float]:
 
 def _text(interval: tuple[float, float]) -> str:
     return f"({interval[0]:.4g} to {interval[1]:.4g})"
+
+
+COMPONENT = GateStage

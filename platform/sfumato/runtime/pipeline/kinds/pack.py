@@ -15,7 +15,7 @@ from sfumato.data.packing.layout import TRAIN, VAL
 from sfumato.data.packing.sources import SourceSettings
 from sfumato.data.packing.sources.files import state
 from sfumato.errors import ConfigError, DataError
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import PipelinePlace
 
 
@@ -114,3 +114,6 @@ def _files(source: SourceSettings) -> str | None:
         return state(path)
     found = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
     return digest([[os.path.relpath(file, path), state(Path(file))] for file in found])
+
+
+COMPONENT = PackStage

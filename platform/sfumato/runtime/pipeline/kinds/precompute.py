@@ -12,7 +12,7 @@ from sfumato.core.first_stage import CODES, LATENT_MEAN, FirstStageConfig
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, DataError
 from sfumato.runtime.commands import precompute as encoding
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.runs import first_stage
@@ -103,3 +103,6 @@ def _outputs(dest: Path) -> Outputs:
         "samples": manifest.samples,
         "bytes": manifest.bytes,
     }
+
+
+COMPONENT = PrecomputeStage

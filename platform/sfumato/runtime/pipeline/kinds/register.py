@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from sfumato.runtime.commands import stages
-from sfumato.runtime.pipeline.kinds.model import TrainedRun
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
+from sfumato.runtime.pipeline.trained_run import TrainedRun
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.tracking.champion import has_version, set_alias
@@ -66,3 +66,6 @@ class RegisterStage(StageSettings):
         if self.name is not None:
             changes["registry.name"] = self.name
         return TrainedRun.of(self.run, changes, place)
+
+
+COMPONENT = RegisterStage

@@ -12,8 +12,8 @@ from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands import stages
-from sfumato.runtime.pipeline.kinds.model import model_digest
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
+from sfumato.runtime.pipeline.trained_run import model_digest
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.runs import pretrained
@@ -86,3 +86,6 @@ class TrainStage(StageSettings):
 
     def _resolved(self, place: PipelinePlace) -> Recipe:
         return pretrained.resolved(absolute(self._recipe(place), place.root), place.root)
+
+
+COMPONENT = TrainStage

@@ -55,6 +55,14 @@ class StageSettings(Config, ABC):
     kind: str
     needs: tuple[str, ...] = Field((), description="Stages that have to be finished before.")
 
+    @classmethod
+    def clashes(cls, stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """One line per stage of this kind that cannot be in a pipeline with another of this kind.
+
+        `stages` has the content of all stages of the kind by name; references are unresolved.
+        """
+        return []
+
     def check(self, place: PipelinePlace) -> None:
         """Raise SfumatoError for errors that can be found before anything runs; references are unresolved."""
 
