@@ -23,7 +23,7 @@ from sfumato.data.format.images import Channels
 from sfumato.data.packing.dedupe import Duplicate, near_duplicates
 from sfumato.data.packing.resizing import Geometry, Look, Size, auto_buckets, check_size, nearest_bucket
 from sfumato.data.packing.scan import Seen
-from sfumato.data.packing.sources.source import Source, SourceConfig
+from sfumato.data.packing.source import Source, SourceConfig
 from sfumato.errors import DataError
 
 _MOST_SAMPLES, _FEWEST_SAMPLES = 8192, 64

@@ -20,11 +20,11 @@ from sfumato.data.format.manifest import ImageInfo, Manifest
 from sfumato.data.packing import download
 from sfumato.data.packing.further import with_columns
 from sfumato.data.packing.layout import TRAIN, Layout, ShardPlan, file_stem, layout
+from sfumato.data.packing.recognition import source_named
 from sfumato.data.packing.remote_staging import remote_draft_of
 from sfumato.data.packing.scan import Seen, assumed, needed, survey
 from sfumato.data.packing.shard_writer import ShardResult, ShardTask
-from sfumato.data.packing.sources import SourceSettings, source_named
-from sfumato.data.packing.sources.source import Opening, Source
+from sfumato.data.packing.source import Opening, Source, SourceConfig
 from sfumato.data.packing.staging import Draft, draft_of, target_of
 from sfumato.data.packing.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.data.storage.filesystems import is_remote
@@ -55,7 +55,7 @@ class PackReport:
 class _Pack:
     """One call of `pack`."""
 
-    config: SourceSettings
+    config: SourceConfig
     log: FaultLog
     max_pixels: int
     shard_size: int | None
@@ -175,7 +175,7 @@ class _Pack:
 
 
 def pack(
-    source: SourceSettings | str,
+    source: SourceConfig | str,
     dest: str | Path,
     *,
     overwrite: bool = False,
@@ -189,7 +189,7 @@ def pack(
 ) -> PackReport:
     """Write `source` as a data set in `dest`, a folder or URI, where it appears complete or not at all.
 
-    `source` may also be a word that `sources.source_named` knows. With `val` set, `dest` gets the folders
+    `source` may also be a word that `recognition.source_named` knows. With `val` set, `dest` gets the folders
     `train` and `val`, each a data set. `shard_size` is in samples; None takes a power of two such that a
     shard holds up to 128 MiB of raw pixels. `stage(name)` announces list, look and pack, and
     `progress(done, total)` reports how far each is. An interrupted pack leaves its finished shards in a

@@ -124,7 +124,10 @@ def _is_relative(place: str) -> bool:
 
 def _own(content: Mapping[str, Any]) -> dict[str, str]:
     """The import paths that a recipe names components by, each with its module."""
+    data = content.get("data")
+    source = data.get("source") if isinstance(data, Mapping) else None
     sections = [content.get(name) for name in ("model", "parallel", "evaluate")]
+    sections.append(source.get("kind") if isinstance(source, Mapping) else None)
     return {path: path.partition(":")[0] for path in paths_in(sections)}
 
 

@@ -17,13 +17,13 @@ import torch
 
 from sfumato.errors import SfumatoError
 from sfumato.runtime.pipeline import graph, relay, schedule
-from sfumato.runtime.pipeline.stage import Outputs, digest
 from sfumato.runtime.pipeline.parent import Parent
 from sfumato.runtime.pipeline.plan import Step, examine, inputs_of
 from sfumato.runtime.pipeline.records import Records, StageRecord
 from sfumato.runtime.pipeline.result import Result
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.pipeline.settings import Pipeline
+from sfumato.runtime.pipeline.stage import Outputs, digest
 from sfumato.runtime.pipeline.stage_process import Failure, Order, start
 from sfumato.runtime.runs.display import Display
 

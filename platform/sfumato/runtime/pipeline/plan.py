@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.runtime.pipeline import graph
-from sfumato.runtime.pipeline.stage import Outputs, StageSettings, digest
 from sfumato.runtime.pipeline.records import Records, StageRecord
 from sfumato.runtime.pipeline.settings import Pipeline
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, digest
 
 _MOST_NAMED = 3
 _LONGEST = 30

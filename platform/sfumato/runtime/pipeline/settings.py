@@ -17,9 +17,9 @@ from sfumato.core.validation import explain
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.runtime.pipeline import graph, references
 from sfumato.runtime.pipeline.kinds import KINDS
-from sfumato.runtime.pipeline.stage import Outputs, StageSettings
 from sfumato.runtime.pipeline.overrides import apply
 from sfumato.runtime.pipeline.place import PipelinePlace
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings
 from sfumato.tracking.config import TrackingSettings
 
 _STAGE_NAME = r"^[a-z][a-z0-9_-]*$"

@@ -15,9 +15,9 @@ import ray
 import torch
 
 from sfumato.errors import SfumatoError
-from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.relay import RelayDisplay
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.run import Tracker
 

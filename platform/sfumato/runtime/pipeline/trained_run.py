@@ -10,8 +10,8 @@ from typing import Any
 
 from sfumato.errors import CheckpointError
 from sfumato.recipe import Recipe
-from sfumato.runtime.pipeline.stage import Work
 from sfumato.runtime.pipeline.place import PipelinePlace
+from sfumato.runtime.pipeline.stage import Work
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import Session, open_session
 from sfumato.runtime.runs.targets import run_folder_of

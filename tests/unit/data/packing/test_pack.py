@@ -20,7 +20,8 @@ from sfumato.data.config import DataSettings
 from sfumato.data.format import index
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.packing.pack import PackReport, pack
-from sfumato.data.packing.sources import SourceSettings, source_named
+from sfumato.data.packing.recognition import source_named
+from sfumato.data.packing.source import SourceConfig
 from sfumato.data.packing.sources.digits import DigitsSource
 from sfumato.data.packing.sources.folder import FolderSource
 from sfumato.data.packing.sources.npz import NpzSource
@@ -156,8 +157,8 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
 
 
-def folder_case(prepare: Callable[[Path], Any], **options: Any) -> Callable[[Path], SourceSettings]:
-    def make(folder: Path) -> SourceSettings:
+def folder_case(prepare: Callable[[Path], Any], **options: Any) -> Callable[[Path], SourceConfig]:
+    def make(folder: Path) -> SourceConfig:
         (folder / "in").mkdir()
         prepare(folder / "in")
         return FolderSource(path=str(folder / "in"), **options)
@@ -165,8 +166,8 @@ def folder_case(prepare: Callable[[Path], Any], **options: Any) -> Callable[[Pat
     return make
 
 
-def npz_case(**arrays: Any) -> Callable[[Path], SourceSettings]:
-    def make(folder: Path) -> SourceSettings:
+def npz_case(**arrays: Any) -> Callable[[Path], SourceConfig]:
+    def make(folder: Path) -> SourceConfig:
         np.savez(folder / "in.npz", **arrays)
         return NpzSource(path=str(folder / "in.npz"))
 
@@ -178,7 +179,7 @@ def both(*prepare: Callable[[Path], Any]) -> Callable[[Path], Any]:
 
 
 GOOD = np.zeros((4, 5, 5), np.uint8)
-BAD: dict[str, tuple[Callable[[Path], SourceSettings], list[str]]] = {
+BAD: dict[str, tuple[Callable[[Path], SourceConfig], list[str]]] = {
     "missing folder": (lambda at: FolderSource(path=str(at / "nowhere")), ["nowhere", "no such folder"]),
     "empty folder": (folder_case(lambda at: None), ["no images found", ".png"]),
     "no images": (folder_case(lambda at: (at / "a.csv").write_text("x")), ["no images found"]),
@@ -292,7 +293,7 @@ def test_finished_shards_are_kept_only_where_they_are_what_is_wanted(tmp_path: P
     np.savez(tmp_path / "in.npz", x=rng.integers(0, 256, (40, 4, 4), dtype=np.uint8))
     source = NpzSource(path=str(tmp_path / "in.npz"))
 
-    def interrupted(source: SourceSettings, dest: Path) -> Path:
+    def interrupted(source: SourceConfig, dest: Path) -> Path:
         def stop(done: int, total: int | None) -> None:
             if done > 30:
                 raise KeyboardInterrupt

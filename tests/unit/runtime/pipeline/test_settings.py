@@ -12,10 +12,10 @@ import yaml
 from repository import PIPELINES
 
 from sfumato import cli
-from sfumato.runtime.pipeline.stage import digest
 from sfumato.runtime.pipeline.plan import again_from, examine, plan
 from sfumato.runtime.pipeline.records import Records, StageRecord
 from sfumato.runtime.pipeline.settings import Pipeline, is_pipeline, load
+from sfumato.runtime.pipeline.stage import digest
 
 RECIPES = PIPELINES / "digits"
 

@@ -15,9 +15,10 @@ from sfumato.data.format.column_sources import ColumnSource, Sources, WeightedTe
 from sfumato.data.format.columns import TEXT
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.samples import extensions
+from sfumato.data.packing import source_files
+from sfumato.data.packing.folder_names import FolderNames
 from sfumato.data.packing.resizing import Look
-from sfumato.data.packing.sources import files
-from sfumato.data.packing.sources.source import I64, Further, Opening, Record, Source, SourceConfig
+from sfumato.data.packing.source import I64, Further, Opening, Record, Source, SourceConfig
 from sfumato.errors import DataError
 
 _NONE: Sources = MappingProxyType({})
@@ -28,6 +29,8 @@ class FolderSource(SourceConfig):
     """A folder of images, at any depth."""
 
     TAKES_COLUMNS: ClassVar[bool] = True
+    FILES: ClassVar[tuple[str, ...]] = ("",)
+    PRECEDENCE: ClassVar[int] = 0
 
     kind: Literal["folder"] = Field("folder", description="A folder of image files.")
     path: str = Field(description="The folder.")
@@ -42,6 +45,10 @@ class FolderSource(SourceConfig):
         pattern=r"^(txt|json\..+)$",
         description="Where the captions are: txt for a text file next to each image, or json.NAME.",
     )
+
+    @classmethod
+    def recognises(cls, folder: FolderNames) -> bool:
+        return True
 
     @property
     def name(self) -> str:
@@ -66,9 +73,9 @@ class FolderSource(SourceConfig):
             return None, ()
         if self.labels == "subfolders":
             names = _subfolders(root, found)
-            return files.numbered(names, (), str(root)) if names else (None, ())
+            return source_files.numbered(names, (), str(root)) if names else (None, ())
         name = self.labels.removeprefix("json.")
-        return files.numbered([_json_label(root, file, name) for file in found], (), str(root))
+        return source_files.numbered([_json_label(root, file, name) for file in found], (), str(root))
 
 
 class FileSource:
@@ -90,7 +97,9 @@ class FileSource:
     ) -> None:
         self._root, self._files, self._caption, self._columns = root, found, caption, columns
         self.labels, self.classes, self.faults, self.description = labels, classes, faults, description
-        self.keys = files.unique_keys(map(files.without_suffix, found)) if keys is None else keys
+        self.keys = (
+            source_files.unique_keys(map(source_files.without_suffix, found)) if keys is None else keys
+        )
 
     def only(self, rows: Sequence[int]) -> FileSource:
         return FileSource(
@@ -112,17 +121,17 @@ class FileSource:
         image = self._root / self._files[row]
         beside = [image.with_suffix(suffix) for suffix in (".txt", ".json")]
         beside += [path for source in self._columns.values() if (path := _member(image, source)) is not None]
-        return "|".join(files.state(path) for path in (image, *beside))
+        return "|".join(source_files.state(path) for path in (image, *beside))
 
     def read(self, row: int) -> Record:
         image = self._root / self._files[row]
-        meta = files.sidecar_meta(image.with_suffix(".json"))
+        meta = source_files.sidecar_meta(image.with_suffix(".json"))
         extra = self._extra(image, meta or {})
         if TEXT in self._columns:
             texts = extra.get(TEXT)
             return Record(image, texts.texts[0] if isinstance(texts, WeightedTexts) else None, meta, extra)
         if self._caption == "txt":
-            return Record(image, files.sidecar_text(image.with_suffix(".txt")), meta, extra)
+            return Record(image, source_files.sidecar_text(image.with_suffix(".txt")), meta, extra)
         said = (meta or {}).get(self._caption.removeprefix("json."))
         return Record(image, None if said is None else str(said), meta, extra)
 
@@ -136,7 +145,7 @@ class FileSource:
                 value = value_of(name, source, meta.get(source.field), weights)
             else:
                 path = _member(image, source)
-                value = None if path is None else files.further(name, source, path)
+                value = None if path is None else source_files.further(name, source, path)
             if value is not None:
                 extra[name] = value
         return extra
@@ -189,11 +198,14 @@ def _subfolders(root: Path, found: Sequence[str]) -> list[str]:
     return [file.split("/", 1)[0] for file in found] if inner else []
 
 
-def _json_label(root: Path, file: str, name: str) -> files.Label:
+def _json_label(root: Path, file: str, name: str) -> source_files.Label:
     try:
-        value = (files.sidecar_meta((root / file).with_suffix(".json")) or {}).get(name)
+        value = (source_files.sidecar_meta((root / file).with_suffix(".json")) or {}).get(name)
     except ImageFault as fault:
         raise DataError(f"{root}: {file}: {fault}") from fault
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
         raise DataError(f"{root}: {file}: its json has {name}={str(value)[:20]!r}; wanted a class")
     return value
+
+
+COMPONENT = FolderSource

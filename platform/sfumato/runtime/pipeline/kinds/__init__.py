@@ -1,4 +1,4 @@
-"""What the stages of pipelines do: one file per kind, found by its name. `pipeline/stage.py` is their interface."""
+"""What the stages of pipelines do: one file per kind, found by its name. Interface: `pipeline/stage.py`."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.report import FILE, read_report
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands import stages
-from sfumato.runtime.pipeline.trained_run import TrainedRun
-from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
+from sfumato.runtime.pipeline.trained_run import TrainedRun
 
 
 class EvaluateStage(StageSettings):

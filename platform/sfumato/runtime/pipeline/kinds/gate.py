@@ -12,9 +12,9 @@ from sfumato.errors import CheckpointError, ConfigError, SfumatoError
 from sfumato.evaluation.report import EvaluationReport, read_report
 from sfumato.runtime.commands.evaluate import comparable
 from sfumato.runtime.pipeline.conditions import Condition
-from sfumato.runtime.pipeline.trained_run import model_digest
-from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import PipelinePlace
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
+from sfumato.runtime.pipeline.trained_run import model_digest
 from sfumato.tracking.champion import CHALLENGER, CHAMPION, Champion, champion_of
 from sfumato.tracking.config import TrackingSettings
 

@@ -12,11 +12,12 @@ from sfumato.data.format.faults import OnError
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing import pack as packing
 from sfumato.data.packing.layout import TRAIN, VAL
-from sfumato.data.packing.sources import SourceSettings
-from sfumato.data.packing.sources.files import state
+from sfumato.data.packing.source import SourceConfig
+from sfumato.data.packing.source_files import state
+from sfumato.data.packing.sources import SOURCES
 from sfumato.errors import ConfigError, DataError
-from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import PipelinePlace
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
 
 
 class PackStage(StageSettings):
@@ -25,7 +26,7 @@ class PackStage(StageSettings):
     GIVES: ClassVar[tuple[str, ...]] = ("data", "val")
 
     kind: Literal["pack"]
-    source: Annotated[SourceSettings, Field(discriminator="kind")] = Field(
+    source: Annotated[SourceConfig, SOURCES] = Field(
         description="What to pack, as `data.source` of a recipe says it."
     )
     dest: str = Field(min_length=1, description="Folder of the data set.")
@@ -81,7 +82,7 @@ class PackStage(StageSettings):
         work.display.done(f"{report.manifest.samples:,} images in {data}")
         return _outputs(data, adopted=False)
 
-    def _source(self, place: PipelinePlace) -> SourceSettings:
+    def _source(self, place: PipelinePlace) -> SourceConfig:
         path = getattr(self.source, "path", None)
         if path is None:
             return self.source
@@ -102,7 +103,7 @@ def _digest_at(data: str) -> str | None:
     return Manifest.load(data).digest if Manifest.exists(data) else None
 
 
-def _files(source: SourceSettings) -> str | None:
+def _files(source: SourceConfig) -> str | None:
     """Changes when a file of the source is added, removed or written again; None where it has no files."""
     text = getattr(source, "path", None)
     if text is None:

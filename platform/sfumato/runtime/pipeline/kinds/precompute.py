@@ -12,9 +12,9 @@ from sfumato.core.first_stage import CODES, LATENT_MEAN, FirstStageConfig
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, DataError
 from sfumato.runtime.commands import precompute as encoding
-from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
 from sfumato.runtime.runs import first_stage
 
 

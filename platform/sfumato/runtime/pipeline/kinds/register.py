@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from sfumato.runtime.commands import stages
-from sfumato.runtime.pipeline.trained_run import TrainedRun
-from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
+from sfumato.runtime.pipeline.trained_run import TrainedRun
 from sfumato.tracking.champion import has_version, set_alias
 from sfumato.tracking.config import TrackingSettings
 

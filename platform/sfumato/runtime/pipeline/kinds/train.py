@@ -12,10 +12,10 @@ from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands import stages
-from sfumato.runtime.pipeline.trained_run import model_digest
-from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
+from sfumato.runtime.pipeline.trained_run import model_digest
 from sfumato.runtime.runs import pretrained
 from sfumato.runtime.runs.session import absolute, open_session
 

@@ -14,7 +14,7 @@ from sfumato.data.format.column_sources import ColumnSource, WeightedTexts
 from sfumato.data.format.faults import ImageFault
 from sfumato.data.format.samples import parse_meta
 from sfumato.data.packing.further import loaded_npy
-from sfumato.data.packing.sources.source import I64, MAX_CLASSES, NO_LABEL
+from sfumato.data.packing.source import I64, MAX_CLASSES, NO_LABEL
 from sfumato.errors import DataError
 
 Label = int | str | None

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
-from sfumato.core.config import Config
+from sfumato.core.components import Component
 from sfumato.data.format.column_sources import ColumnsOption, Value
 from sfumato.data.format.faults import Fault
+from sfumato.data.packing.folder_names import FolderNames
 from sfumato.data.packing.resizing import Crop, Encoded, Format, Look, Resample
 from sfumato.data.packing.tasks import OnProgress, Runner
 
@@ -115,10 +116,23 @@ class Opening:
     progress: OnProgress
 
 
-class SourceConfig(Config, ABC):
-    """Where images come from and how they are stored. A subclass sets `kind` and its own fields."""
+class SourceConfig(Component, ABC):
+    """Where images come from and how they are stored. A subclass adds its own fields.
 
-    kind: str
+    What it reads is in its field `path`, a local path or a URI, if it reads files at all.
+    """
+
+    WORDS: ClassVar[tuple[str, ...]] = ()
+    """Words of the command line that mean this source instead of a path."""
+    FILES: ClassVar[tuple[str, ...]] = ()
+    """Endings of the names of files that it reads, in lower case, without `.gz`."""
+    PRECEDENCE: ClassVar[int] = 10
+    """If several kinds recognise a file or folder, the one with the highest number is chosen."""
+    NEIGHBOURS: ClassVar[bool] = False
+    """Whether a single file refers to others next to it."""
+    TAKES_COLUMNS: ClassVar[bool] = False
+    """Whether samples of this kind of source can have further columns."""
+
     licence: str = Field("", description="Terms of use of the images, kept in the manifest.")
     size: int | None = Field(
         None,
@@ -169,14 +183,16 @@ class SourceConfig(Config, ABC):
         "of the image.",
     )
 
-    TAKES_COLUMNS: ClassVar[bool] = False
-    """Whether samples of this kind of source can have further columns."""
-
     @model_validator(mode="after")
     def _columns_possible(self) -> Self:
         if self.columns and not self.TAKES_COLUMNS:
             raise ValueError(f"columns: samples of kind {self.kind} have only image, label and caption")
         return self
+
+    @classmethod
+    def recognises(cls, folder: FolderNames) -> bool:
+        """Whether a folder with these names is one that it reads."""
+        return False
 
     @property
     @abstractmethod
