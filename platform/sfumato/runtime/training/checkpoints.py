@@ -8,18 +8,27 @@ from sfumato.runtime.training.rank import Rank
 from sfumato.runtime.training.reading import Reading
 from sfumato.runtime.training.reporting import Reporter
 from sfumato.training import checkpoint as checkpoints
+from sfumato.training.checkpoint import Checkpoint
 from sfumato.training.loop import Trainer
 from sfumato.training.resume import newest_whole
-from sfumato.training.store import open_store
+from sfumato.training.store import CheckpointStore, open_store
+
+
+def newest(rank: Rank) -> Checkpoint | None:
+    """The run's newest whole checkpoint, the same on every rank. Every rank calls it."""
+    return newest_whole(_store_of(rank), rank.scratch, rank.ranks)
 
 
 class RunCheckpoints:
-    """Every rank has one and calls it alike."""
+    """Every rank has one and calls it alike. `found` is the checkpoint that the worker starts from."""
 
-    def __init__(self, rank: Rank, reporter: Reporter, reading: Reading, trainer: Trainer) -> None:
+    def __init__(
+        self, rank: Rank, reporter: Reporter, reading: Reading, trainer: Trainer, found: Checkpoint | None
+    ) -> None:
         self._rank, self._reporter, self._reading, self._trainer = rank, reporter, reading, trainer
+        self._found = found
         recipe = rank.recipe
-        self._store = open_store(rank.job.checkpoint_uri(recipe))
+        self._store = _store_of(rank)
         self._writer = checkpoints.Writer(
             self._store,
             keep=recipe.train.checkpoint.keep,
@@ -32,13 +41,19 @@ class RunCheckpoints:
         self._at = 0
 
     def resume(self) -> int:
-        """Load the newest whole checkpoint, the same on every rank; the images it stands at, 0 without one.
+        """Load the checkpoint found at the start; returns its images, 0 without one.
 
         Raises CheckpointError for one of another recipe.
         """
+        return self._load(self._found)
+
+    def go_back(self) -> int:
+        """Load the newest whole checkpoint of now; returns its images, 0 without one."""
         self._writer.wait()
+        return self._load(newest(self._rank))
+
+    def _load(self, saved: Checkpoint | None) -> int:
         rank, scratch = self._rank, self._rank.scratch
-        saved = newest_whole(self._store, scratch, rank.ranks)
         if saved is None:
             self._writer.goes_on_from(0)
             return 0
@@ -77,3 +92,7 @@ class RunCheckpoints:
         self._reporter.failures(self._writer.failures)
         if self._writer.failures and self._writer.reached < progress.images:
             raise CheckpointError(self._writer.failures[-1])
+
+
+def _store_of(rank: Rank) -> CheckpointStore:
+    return open_store(rank.job.checkpoint_uri(rank.recipe))

@@ -13,7 +13,7 @@ import torch
 from sfumato.errors import SfumatoError
 from sfumato.runtime.cluster.allocator import keep_freed_memory
 from sfumato.runtime.cluster.scratch import scratch_folder
-from sfumato.runtime.training.checkpoints import RunCheckpoints
+from sfumato.runtime.training.checkpoints import RunCheckpoints, newest
 from sfumato.runtime.training.ema_snapshots import AveragesKeeper, averages_of
 from sfumato.runtime.training.heartbeat import Pulse
 from sfumato.runtime.training.hooks import EarlyStop, StoppedEarly, hooks_of
@@ -58,7 +58,15 @@ class Worker:
         recipe, averaged = rank.recipe, averages_of(rank.recipe, rank.family)
         self._rank, self._reporter, self._pulse = rank, reporter, pulse
         self._reading = Reading(rank, reporter)
-        install(rank.family, rank.strategy, recipe.seed, first=self._reading.first_rows, averages=averaged)
+        found = newest(rank)
+        install(
+            rank.family,
+            rank.strategy,
+            recipe.seed,
+            first=self._reading.first_rows,
+            averages=averaged,
+            initial=found is None,
+        )
         self._trainer = Trainer(
             rank.family,
             rank.strategy,
@@ -68,7 +76,7 @@ class Worker:
             report=reporter.progress,
             averages=averaged,
         )
-        self._checkpoints = RunCheckpoints(rank, reporter, self._reading, self._trainer)
+        self._checkpoints = RunCheckpoints(rank, reporter, self._reading, self._trainer, found)
         self._averages = AveragesKeeper(
             recipe, rank.strategy, rank.folder, rank.scratch, tell=reporter.failures
         )
