@@ -20,6 +20,20 @@ from repository import ROOT
 
 from sfumato.core.config import Config
 
+ABOUT_SEVERAL = {
+    Path(file)
+    for file in (
+        "data/reading/test_imports.py",
+        "data/reading/test_invariance.py",
+        "runtime/pipeline/test_decisions.py",
+        "runtime/runs/test_pace.py",
+        "sampling/test_adapters.py",
+        "sampling/test_state.py",
+        "test_coupled_rows.py",
+        "test_imports.py",
+    )
+}
+"""Unit tests of what several modules of a room do together, or of one trait of a module."""
 PACKAGE = ROOT / "platform" / "sfumato"
 MODULES = sorted(
     module.name
@@ -145,6 +159,25 @@ def test_layout() -> None:
     vague = {"utils", "util", "helpers", "helper", "common", "misc"}
     files = [*PACKAGE.rglob("*"), *(ROOT / "tests").rglob("*")]
     assert [file for file in files if file.stem in vague] == []
+
+
+def test_unit_tests_mirror_the_package() -> None:
+    """A test is named after the module or package that it tests, and lies in the room of the same name."""
+    unit = ROOT / "tests" / "unit"
+    files = {file.relative_to(unit) for file in unit.rglob("test_*.py")}
+    own = {file for file in files if file.parts[0] in ("infra", "k8s")}
+    strays = [
+        str(file)
+        for file in sorted(files - own - ABOUT_SEVERAL)
+        if not _tested(PACKAGE / file.parent, file.stem.removeprefix("test_"))
+    ]
+    assert strays == []
+    assert sorted(map(str, ABOUT_SEVERAL - files)) == [], "these are gone"
+
+
+def _tested(room: Path, name: str) -> bool:
+    package = room / name if room.name != name else room
+    return (room / f"{name}.py").is_file() or (package / "__init__.py").is_file()
 
 
 def test_direct_dependencies_are_locked() -> None:

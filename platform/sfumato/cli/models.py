@@ -7,16 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sfumato.cli.arguments import AsJson, RunName, open_display, pairs, show, values
-
-Base = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="PLACE",
-        help="Where the base of an adapter is, if it is no longer where it was in training.",
-        show_default=False,
-    ),
-]
+from sfumato.cli.arguments import AsJson, Base, RunName, open_display, pairs, show, values
 
 
 def sample(

@@ -51,6 +51,8 @@ class Request:
     out: Path | None = None
     statistics: Path | None = None
     """Where to write mean and covariance of the images' features, instead of comparing them."""
+    base: Path | None = None
+    """The place of an adapter's base; None for its place in training."""
 
     @property
     def plain(self) -> bool:
@@ -150,6 +152,8 @@ def _evaluation(
     """The requested target; a model built from a checkpoint exists only inside the block."""
     settings = _settings(recipe, request)
     images = open_images(target.place) if target.kind == "images" else None
+    if images is not None and request.base is not None:
+        raise ConfigError(f"--base is for models, but this measures {target.about}: leave it out")
     reference = _reference(target, request, recipe, images, root)
     out = request.out or _place(target, request, root)
     cache = root / "runs" / CACHE if recipe is None else Path(root, recipe.storage) / CACHE
@@ -175,6 +179,7 @@ def _evaluation(
             cache=cache,
             progress=display.update,
             trust=found.trusted,
+            base=request.base,
         )
 
 

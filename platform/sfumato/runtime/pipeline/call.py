@@ -145,7 +145,7 @@ class Call:
         self.result.failed[name] = message
 
     def _failed_before(self, name: str) -> str | None:
-        """The failed stage because of which this one was not run."""
+        """The failed stage that kept this one from running."""
         if name in self.result.failed or name in self.result.outputs:
             return None
         return next(

@@ -34,7 +34,7 @@ class Step:
 
 
 def again_from(pipeline: Pipeline, first: str | None) -> frozenset[str]:
-    """The stage of `--from` and all that depend on it. Raises ConfigError where there is no such stage."""
+    """The stage of `--from` and all that depend on it. Raises ConfigError if there is no such stage."""
     if first is None:
         return frozenset()
     if first not in pipeline.needs:

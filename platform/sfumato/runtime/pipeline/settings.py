@@ -30,10 +30,10 @@ class PipelineSettings(Config):
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the pipeline.")
     at_once: int = Field(
-        2, ge=1, description="Most stages that run side by side, where the cluster has room for them."
+        2, ge=1, description="Largest number of stages that run side by side, if the cluster has room."
     )
     storage: str | None = Field(
-        None, description="Folder of the runs of all recipes and of the pipeline's state; null: each its own."
+        None, description="Folder for all recipes' runs and the pipeline's state; null: each recipe's own."
     )
     tracking: TrackingSettings | None = Field(
         None, description="MLflow, for all recipes; null: the embedded store."
@@ -69,7 +69,7 @@ class Pipeline:
         return self.place.root / (self.settings.storage or "runs") / "pipelines" / self.settings.name
 
     def stage(self, name: str, outputs: Mapping[str, Outputs]) -> StageSettings:
-        """A stage with what it refers to filled in; what is not there yet is a name in angle brackets.
+        """A stage with its references replaced; outputs that do not exist yet become names in angle brackets.
 
         Raises ConfigError with the fields that are wrong.
         """
@@ -157,7 +157,7 @@ def _kinds(settings: PipelineSettings) -> dict[str, type[StageSettings]]:
 
 def _name_problems(settings: PipelineSettings) -> list[str]:
     return [
-        f"stages.{name}: a stage's name is small letters, digits, - and _, and begins with a letter"
+        f"stages.{name}: a stage's name begins with a letter and has only small letters, digits, - and _"
         for name in settings.stages
         if not re.match(_STAGE_NAME, str(name))
     ]

@@ -124,7 +124,8 @@ def _from_checkpoint(path: Path, folder: RunFolder, scratch: Path) -> Path:
     manifest = Manifest.load(recipe.data.path)
     spec = spec_of(recipe.data, manifest)
     family, strategy = recipe.model.build(spec), Single(Placement())
-    install(family, strategy, recipe.seed, averages=averages_of(recipe, family), initial=False)
+    averaged = averages_of(recipe, family)
+    install(family, strategy, recipe.seed, averages=averaged, initial=False, bases=False)
     stored = checkpoints.load(store, saved, scratch)
     strategy.load(stored)
     model = scratch / "model"

@@ -20,7 +20,7 @@ def newest(rank: Rank) -> Checkpoint | None:
 
 
 class RunCheckpoints:
-    """Every rank has one and calls it alike. `found` is the checkpoint that the worker starts from."""
+    """Every rank has one and calls it in the same way. `found` is the checkpoint to start from."""
 
     def __init__(
         self, rank: Rank, reporter: Reporter, reading: Reading, trainer: Trainer, found: Checkpoint | None
@@ -68,7 +68,7 @@ class RunCheckpoints:
         return saved.images
 
     def save(self, progress: Progress) -> None:
-        """Start to write one; waits only for the one before."""
+        """Start writing a checkpoint; waits only for the previous one."""
         self._at = progress.images
         self._trainer.log()
         self._reading.list_skipped()
@@ -77,17 +77,17 @@ class RunCheckpoints:
         self._reporter.failures(self._writer.failures)
 
     def save_once(self, progress: Progress) -> None:
-        """As `save`, where there is none of the same images yet."""
+        """As `save`, unless one of the same images exists."""
         if self._at != progress.images:
             self.save(progress)
 
     def save_now(self, progress: Progress) -> None:
-        """As `save_once`, and wait until it counts."""
+        """As `save_once`, and wait until it is complete."""
         self.save_once(progress)
         self._writer.wait()
 
     def close(self, progress: Progress) -> None:
-        """Wait for the last one. Raises CheckpointError where the run's end could not be written."""
+        """Wait for the last one. Raises CheckpointError if the end of the run could not be written."""
         self._writer.close()
         self._reporter.failures(self._writer.failures)
         if self._writer.failures and self._writer.reached < progress.images:

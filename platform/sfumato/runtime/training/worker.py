@@ -31,8 +31,8 @@ from sfumato.training.skips import NotFinite
 def opened(job: TrainJob) -> Iterator[Worker | None]:
     """The worker of this process, with a scratch folder and a pulse while the block runs.
 
-    An error that no retry would mend is posted on the board, and a worker group that is started again all the
-    same finds it there: None.
+    An error that no retry would cure is posted on the board. A worker group that is restarted nevertheless
+    finds it there and gets None.
     """
     if ray.get(job.board.failed.remote()) is not None:
         yield None
@@ -98,9 +98,9 @@ class Worker:
         )
 
     def train(self) -> dict[str, Any] | None:
-        """From the newest checkpoint to the end, or to where an evaluation says that it gets no better.
+        """Train from the newest checkpoint to the end, or until an evaluation stops it early.
 
-        Rank 0's summary.
+        Returns rank 0's summary.
         """
         resumed = self._checkpoints.resume()
         shares = self._reading.start(resumed)  # the first blocks arrive while the preview is drawn

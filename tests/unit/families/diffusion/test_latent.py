@@ -139,7 +139,7 @@ def test_without_labels_a_model_draws_from_its_null_class_if_it_has_one() -> Non
     [
         ({}, DataSpec(3, 8, 8), "was trained on images of 1x8x8"),
         ({"first_stage": {}}, DATA, "model.first_stage.run: required"),
-        ({"first_stage": {"run": "some-run"}}, DATA, "'some-run', which has not been looked up"),
+        ({"first_stage": {"run": "some-run"}}, DATA, "'some-run' has not been looked up"),
         ({"sampling": {"clip": True}}, DATA, "model.sampling.clip: latents are not bound"),
         (
             {"network": {"kind": "dit", "patch": 3}},

@@ -73,7 +73,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ({"images": {**PACK, "dest": "s3://bucket/x"}}, "stages.images: dest: s3://bucket/x"),
         ({"images": {**PACK, "source": {"kind": "folder", "path": "none"}}}, "stages.images: source.path: "),
         ({"images": {**PACK, "needs": "all"}}, "stages.images.needs: expected a list of stages, got 'all'"),
-        ({"Images": PACK}, "stages.Images: a stage's name is small letters"),
+        ({"Images": PACK}, "stages.Images: a stage's name begins with a letter"),
         ({"images": PACK, "train": TRAIN, "quality": {**EVALUATE, "set": {"sampels": 3}}},
          "set.sampels: unknown key; did you mean 'samples'?"),
         ({"images": PACK, "train": TRAIN, "quality": EVALUATE, "gate": {**GATE, "require": ["recall high"]}},

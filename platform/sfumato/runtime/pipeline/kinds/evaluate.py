@@ -31,6 +31,9 @@ class EvaluateStage(StageSettings):
 
     kind: Literal["evaluate"]
     run: str = Field(min_length=1, description="A trained run: ${stage.run}, its name or folder.")
+    base: str | None = Field(
+        None, description="Where the base of an adapter is, if it is no longer where it was in training."
+    )
     set: dict[str, Any] = Field(
         {}, description="Fields of `evaluate:` to change, for example samples: 5000 or metrics: [precision]."
     )
@@ -81,7 +84,7 @@ class EvaluateStage(StageSettings):
                 folder.forget_stage("evaluate")
                 shutil.rmtree(folder.path / "evaluation", ignore_errors=True)
             with stages.cluster_to_evaluate(session):
-                result = stages.evaluate(session)
+                result = stages.evaluate(session, work.place.found(self.base))
         report = folder.path / "evaluation"
         return {
             "report": str(report),

@@ -27,7 +27,7 @@ class PackStage(StageSettings):
 
     kind: Literal["pack"]
     source: Annotated[SourceConfig, SOURCES] = Field(
-        description="What to pack, as `data.source` of a recipe says it."
+        description="What to pack, as in `data.source` of a recipe."
     )
     dest: str = Field(min_length=1, description="Folder of the data set.")
     on_error: OnError = Field("fail", description="What to do with an image that cannot be used.")
@@ -104,7 +104,7 @@ def _digest_at(data: str) -> str | None:
 
 
 def _files(source: SourceConfig) -> str | None:
-    """Changes when a file of the source is added, removed or written again; None where it has no files."""
+    """Changes when a file of the source is added, removed or rewritten; None if it has no files."""
     text = getattr(source, "path", None)
     if text is None:
         return None

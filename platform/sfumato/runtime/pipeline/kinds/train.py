@@ -38,12 +38,12 @@ class TrainStage(StageSettings):
         recipe.check()
         if place.tracking is None and recipe.tracking.uri is not None:
             raise ConfigError(
-                f"{self.recipe} has tracking.uri: let the pipeline have `tracking:` as well, so that its "
-                "run and those of its stages are in one store"
+                f"{self.recipe} has tracking.uri: set `tracking:` of the pipeline, too, so that its run "
+                "and those of its stages are in one store"
             )
 
     def identity(self, place: PipelinePlace) -> dict[str, Any] | None:
-        """The recipe's identity and the digests of its data; not known as long as that is not packed."""
+        """The recipe's identity and the digests of its data; unknown until the data is packed."""
         recipe = self._resolved(place)
         sets = [recipe.data.path, *(other.path for other in recipe.data.mix)]
         if not Manifest.exists(sets[0]):
