@@ -40,7 +40,7 @@ with ray_cluster.cluster(3, Path(sys.argv[1])):
     listening = {
         c.laddr.ip for p in processes for c in sockets(p) if c.status == psutil.CONN_LISTEN
     }
-    started = " ".join(part for p in processes for part in commands(p))
+    started = " ".join(part for p in processes[1:] for part in commands(p))
     mode = os.environ["RAY_AUTH_MODE"]
     cpus = ray.cluster_resources()["CPU"]
 print(json.dumps({"listening": sorted(listening), "mode": mode, "nice": ran, "cpus": cpus,

@@ -69,7 +69,7 @@ def reference(folder: Path, data: Path, **changes: object) -> dict[str, torch.Te
     """The weights of an undisturbed run of two plain processes."""
     train = {**TRAIN, **changes}
     return launch(
-        folder / "calm", world_size=2, strategy="ddp", family="diffusion", data=str(data), train=train
+        folder / "calm", world_size=2, strategy="ddp", family="flow", data=str(data), train=train
     )
 
 
