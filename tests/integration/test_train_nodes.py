@@ -174,9 +174,7 @@ def assert_ends_as(calm: dict[str, torch.Tensor], running: Run) -> str:
 @pytest.fixture(scope="module")
 def calm(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("calm")
-    return launch(
-        folder, world_size=1, strategy="single", family="flow", data=str(digits_data), train=TRAIN
-    )
+    return launch(folder, world_size=1, strategy="single", family="flow", data=str(digits_data), train=TRAIN)
 
 
 def test_a_node_joins_and_is_lost(

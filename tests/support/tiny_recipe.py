@@ -17,9 +17,7 @@ LIKE_REFERENCE = {"optimizer": {"eps": 1e-5}}
 """What makes the model the one that the plain processes of tests/support/train_rank.py train."""
 
 
-def tiny_recipe(
-    data: str | Path, /, *, family: type[FamilyConfig] = Config, **parts: Any
-) -> dict[str, Any]:
+def tiny_recipe(data: str | Path, /, *, family: type[FamilyConfig] = Config, **parts: Any) -> dict[str, Any]:
     """The recipe as plain data; `parts` name fields, which are laid over those that are here."""
     content = {
         "name": "tiny",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
 import os
 import secrets
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -119,11 +121,11 @@ def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool) -> None:
 def _few_processes(*, api_server: bool) -> Iterator[None]:
     """Start Ray without the processes that a cluster of one machine has no use for.
 
-    These are the autoscaler, the monitor that prints workers' logs, and unless `api_server` the one that serves
-    the dashboard. Each imports all of Ray first: together they take half of the work of a start.
+    These are the autoscaler, the monitor that prints workers' logs, and unless `api_server` the process that
+    serves the dashboard. Each imports all of Ray first: together they take half of the work of a start.
     """
-    from ray._private import node, parameter
-
+    node: Any = importlib.import_module("ray._private.node")
+    parameter: Any = importlib.import_module("ray._private.parameter")
     everything, serve = parameter.RayParams, node.Node.start_api_server
     parameter.RayParams = functools.partial(everything, no_monitor=True, include_log_monitor=False)
     if not api_server:

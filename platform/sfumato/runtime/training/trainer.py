@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 
 class Trainer(TorchTrainer):
@@ -34,7 +34,7 @@ class Trainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         if self._alone and type(settings["scaling_policy"]) is FixedScalingPolicy:
-            settings["scaling_policy"] = _WithoutAutoscaler(self.scaling_config)
+            settings["scaling_policy"] = _WithoutAutoscaler(settings["scaling_policy"].scaling_config)
         return super()._initialize_and_run_controller(**settings)
 
 
