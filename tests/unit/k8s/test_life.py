@@ -1,4 +1,4 @@
-"""What happens when overlays are applied again, side by side, or deleted, and whether they fit their machine."""
+"""Overlays that are applied again, side by side, or deleted, and whether one machine has room for them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _mib(amount: str) -> float:
 
 
 def test_the_way_to_delete_comes_in_an_order_that_ends() -> None:
-    """The operator clears a cluster's state from Redis: while that lives, in a namespace that may have pods."""
+    """The operator clears a cluster's state from Redis, while that lives."""
     text = (FOLDER / "README.md").read_text()
     clusters = text.index("delete rayjob,raycronjob,raycluster --all")
     assert clusters < text.index("kubectl delete -k k8s/overlays/local\n")

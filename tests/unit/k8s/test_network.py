@@ -33,7 +33,6 @@ def ends(overlay: str) -> dict[str, End]:
     found: dict[str, End] = {}
     for manifest in [*rendered(overlay), *rendered(f"{overlay}/job")]:
         for path, pod in pods(manifest):
-            name = f"{manifest['metadata']['name']} {path.rpartition('.')[0].rpartition('.')[2]}"
             if "headGroupSpec" in path:
                 found[f"{manifest['kind']} head"] = of_ray(pod, "head")
             elif "workerGroupSpecs" in path:
@@ -41,7 +40,7 @@ def ends(overlay: str) -> dict[str, End]:
             elif "submitter" in path:
                 found["submitter"] = End(pod["metadata"]["labels"])
             else:
-                found[name.split()[0]] = End(pod["metadata"]["labels"])
+                found[manifest["metadata"]["name"]] = End(pod["metadata"]["labels"])
     return found
 
 
