@@ -141,6 +141,12 @@ def test_commands_take_the_base_of_an_adapter_from_another_place(
             )
             assert status == 0, err
         assert files(tmp_path / "images-0")["000001.png"] == files(tmp_path / "images-1")["000001.png"]
+        drawing = ["sample", str(run / "model"), "--num", "2", "--base", str(moved)]
+        status, _, err = sfumato_here(*drawing, "--out", str(tmp_path / "images-2"))
+        assert status == 2 and "adapter:AdapterConfig" in err and "with --trust" in err
+        status, _, err = sfumato_here(*drawing, "--out", str(tmp_path / "images-2"), "--trust")
+        assert status == 0, err
+        assert files(tmp_path / "images-0")["000001.png"] == files(tmp_path / "images-2")["000001.png"]
         status, _, err = sfumato_here("evaluate", data, "--against", data, "--base", str(moved))
         assert status == 2 and "--base is for models, but this measures images" in err
     finally:

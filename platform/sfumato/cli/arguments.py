@@ -39,6 +39,10 @@ Base = Annotated[
         show_default=False,
     ),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Allow classes named by import path; loading them runs their modules."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Fresh = Annotated[
     bool,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sfumato.cli.arguments import AsJson, Base, RunName, open_display, pairs, show, values
+from sfumato.cli.arguments import AsJson, Base, RunName, Trust, open_display, pairs, show, values
 
 
 def sample(
@@ -77,6 +77,7 @@ def sample(
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace samples in OUT.")] = False,
     base: Base = None,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw images from a trained run: PNGs, a grid, and a JSON line per image that records its origin."""
@@ -100,6 +101,7 @@ def sample(
             overwrite=overwrite,
             device=device,
             base=base,
+            trust=trust,
             root=Path.cwd(),
             display=display,
         )
@@ -126,11 +128,21 @@ def export(
         ),
     ] = False,
     base: Base = None,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a trained model for use elsewhere."""
     from sfumato.runtime.commands import sample
 
     with open_display() as display:
-        sample.export(run, dest, kind=kind, with_base=with_base, base=base, root=Path.cwd(), display=display)
+        sample.export(
+            run,
+            dest,
+            kind=kind,
+            with_base=with_base,
+            base=base,
+            trust=trust,
+            root=Path.cwd(),
+            display=display,
+        )
     show({"folder": str(dest), "format": kind}, as_json, str(dest))

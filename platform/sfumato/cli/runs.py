@@ -15,6 +15,7 @@ from sfumato.cli.arguments import (
     NewRecord,
     Overrides,
     RecipeFile,
+    Trust,
     open_display,
     open_session,
     show,
@@ -144,6 +145,7 @@ def evaluate(
         ),
     ] = None,
     base: Base = None,
+    trust: Trust = False,
     new_record: NewRecord = False,
     as_json: AsJson = False,
 ) -> None:
@@ -162,7 +164,9 @@ def evaluate(
         "held_out": held_out,
     }
     changes = {field: value for field, value in given.items() if value is not None}
-    request = Request(changes, against=against, resize=resize, out=out, statistics=statistics, base=base)
+    request = Request(
+        changes, against=against, resize=resize, out=out, statistics=statistics, base=base, trust=trust
+    )
     found = target_of(target, root=Path.cwd())
     if found.kind in ("recipe", "run") and request.plain:
         assert found.recipe is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
@@ -114,6 +114,8 @@ class Opening:
     scratch: Path
     run: Runner
     progress: OnProgress
+    note: Callable[[str], None] = lambda text: None
+    """Called with what the user should know, a line each."""
 
 
 class SourceConfig(Component, ABC):
@@ -141,7 +143,7 @@ class SourceConfig(Component, ABC):
         "side of a square of as many pixels as the largest bucket.",
     )
     channels: ChannelsOption = Field(
-        "auto", description="1 grey, 3 RGB; auto takes the images' own and refuses a mixture."
+        "auto", description="1 grey, 3 RGB; auto takes the images' own, and RGB for a mixture."
     )
     resample: Resample = Field("lanczos", description="Filter of the (antialiased) resizing.")
     crop: Crop = Field(

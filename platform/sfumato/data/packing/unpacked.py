@@ -33,7 +33,7 @@ class InPlace:
             seen, faults = assumed(source, config), list[Fault]()
             if needed(config, source):
                 seen, faults = survey(source, config, max_pixels, in_process, lambda count: None)
-        channels = channels_of(source, config, seen)
+        channels = channels_of(config, seen)
         sizes, small = sizes_of(source, config, seen)
         self.faults: Sequence[Fault] = (*source.faults, *faults, *small)
         if not sizes:

@@ -50,6 +50,7 @@ def pack(
             shard_size=shard_size,
             progress=display.update,
             stage=display.stage,
+            note=display.note,
             run=pool,
         )
     _tell(report, display)

@@ -44,14 +44,16 @@ class Found:
 
 
 @contextlib.contextmanager
-def model_of(run: str, *, root: Path) -> Iterator[Found]:
+def model_of(run: str, *, root: Path, trust: bool = False) -> Iterator[Found]:
     """The model folder that RUN names; one built from a checkpoint exists only inside the block.
+
+    `trust` allows a model folder, which may come from elsewhere, to name classes by import path.
 
     Raises ConfigError if nothing has that name, CheckpointError if there is no model yet.
     """
     path = Path(run)
     if (path / CARD).is_file():
-        yield Found(path, f"model {path}", trusted=False)
+        yield Found(path, f"model {path}", trusted=trust)
     elif (path / checkpoints.MANIFEST).is_file() and path.name.startswith("images-"):
         with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
             made = _from_checkpoint(path, folder_of_checkpoint(path, root), Path(scratch))

@@ -4,6 +4,7 @@ its metadata."""
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from sfumato.data.packing.resizing import Look
 from sfumato.data.packing.source import I64, Further, Opening, Record, Source, SourceConfig
 from sfumato.errors import DataError
 
+_BESIDE = (".txt", ".json")
 _NONE: Sources = MappingProxyType({})
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -58,10 +60,16 @@ class FolderSource(SourceConfig):
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise DataError(f"{root}: no such folder")
-        found = sorted(file for file in _image_files(root) if not _is_member(file, self.columns))
+        files = sorted(_files(root))
+        images = [file for file in files if file.lower().endswith(SUFFIXES)]
+        found = [file for file in images if not _is_member(file, self.columns)]
+        unknown = _unknown(files, self.columns)
         if not found:
-            raise DataError(f"{root}: no images found (looked for {' '.join(SUFFIXES)} at any depth)")
-        good, faults = _printable(root, found)
+            there = f"; there are {unknown}" if unknown else ""
+            raise DataError(f"{root}: no images found (looked for {' '.join(SUFFIXES)} at any depth){there}")
+        if unknown:
+            opening.note(f"{root}: left out files that are not images: {unknown}")
+        good, faults = _usable(root, found)
         labels, classes = self._labels(root, good)
         description = f"folder {root.resolve().name}"
         return FileSource(
@@ -125,13 +133,15 @@ class FileSource:
 
     def read(self, row: int) -> Record:
         image = self._root / self._files[row]
-        meta = source_files.sidecar_meta(image.with_suffix(".json"))
+        meta = source_files.sidecar_meta(self._root, image.with_suffix(".json"))
         extra = self._extra(image, meta or {})
         if TEXT in self._columns:
             texts = extra.get(TEXT)
             return Record(image, texts.texts[0] if isinstance(texts, WeightedTexts) else None, meta, extra)
         if self._caption == "txt":
-            return Record(image, source_files.sidecar_text(image.with_suffix(".txt")), meta, extra)
+            return Record(
+                image, source_files.sidecar_text(self._root, image.with_suffix(".txt")), meta, extra
+            )
         said = (meta or {}).get(self._caption.removeprefix("json."))
         return Record(image, None if said is None else str(said), meta, extra)
 
@@ -145,19 +155,33 @@ class FileSource:
                 value = value_of(name, source, meta.get(source.field), weights)
             else:
                 path = _member(image, source)
-                value = None if path is None else source_files.further(name, source, path)
+                value = None if path is None else source_files.further(self._root, name, source, path)
             if value is not None:
                 extra[name] = value
         return extra
 
 
-def _image_files(root: Path) -> Iterator[str]:
-    """Paths relative to `root`; hidden files and folders are ignored."""
+def _files(root: Path) -> Iterator[str]:
+    """Paths relative to `root`; hidden files and folders are ignored, and links to folders not followed."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if not name.startswith("."):
                 yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _unknown(files: Sequence[str], columns: Sources) -> str:
+    """The files that are neither images nor belong to one, counted by ending: `2 .gif, 1 .docx`."""
+    known = {
+        extension for source in columns.values() if source.member for extension in extensions(source.member)
+    }
+    endings = Counter(
+        os.path.splitext(file)[1].lower() or "without an ending"
+        for file in files
+        if not file.lower().endswith((*SUFFIXES, *_BESIDE, *(f".{one}" for one in known)))
+    )
+    ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {ending}" for ending, count in ordered)
 
 
 def _is_member(file: str, columns: Sources) -> bool:
@@ -179,11 +203,18 @@ def _member(image: Path, source: ColumnSource) -> Path | None:
     return next((path for name in names if (path := image.with_name(name)).is_file()), None)
 
 
-def _printable(root: Path, found: Sequence[str]) -> tuple[list[str], list[Fault]]:
-    """Names that can be kept, and those that cannot, such as names that are not UTF-8 on disk."""
-    good = [file for file in found if file.isprintable()]
-    reason = "its name has characters that are not text; rename it"
-    return good, [Fault(str(root), ascii(file)[1:-1], reason) for file in found if not file.isprintable()]
+def _usable(root: Path, found: Sequence[str]) -> tuple[list[str], list[Fault]]:
+    """Files that can be read, and faults for names that are not text, links out of the folder, pipes."""
+    good, faults = [], []
+    for file in found:
+        try:
+            if not file.isprintable():
+                raise ImageFault("its name has characters that are not text; rename it")
+            source_files.check_regular(root, root / file)
+            good.append(file)
+        except ImageFault as fault:
+            faults.append(Fault(str(root), ascii(file)[1:-1], str(fault)))
+    return good, faults
 
 
 def _subfolders(root: Path, found: Sequence[str]) -> list[str]:
@@ -200,7 +231,7 @@ def _subfolders(root: Path, found: Sequence[str]) -> list[str]:
 
 def _json_label(root: Path, file: str, name: str) -> source_files.Label:
     try:
-        value = (source_files.sidecar_meta((root / file).with_suffix(".json")) or {}).get(name)
+        value = (source_files.sidecar_meta(root, (root / file).with_suffix(".json")) or {}).get(name)
     except ImageFault as fault:
         raise DataError(f"{root}: {file}: {fault}") from fault
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):

@@ -76,6 +76,7 @@ class PackStage(StageSettings):
             max_errors=self.max_errors,
             shard_size=self.shard_size,
             progress=work.display.update,
+            note=work.display.note,
         )
         for fault in report.skipped:
             work.display.note(f"skipped {fault}")
