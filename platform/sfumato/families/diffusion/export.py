@@ -72,7 +72,7 @@ def _stock(scheduler: Any, options: DDPMSampling) -> Any:
     if options.eta:
         near = min((n for n in range(1, timesteps + 1) if timesteps % n == 0), key=_distance(options.steps))
         raise ConfigError(
-            f"sampling.steps: {options.steps} does not divide the {timesteps} timesteps, which diffusers' DDIM "
+            f"sampling.steps: {options.steps} does not divide the {timesteps} timesteps, as diffusers' DDIM "
             f"with eta={options.eta:g} needs; use steps={near}, or eta=0"
         )
     return DPMSolverMultistepScheduler.from_config(

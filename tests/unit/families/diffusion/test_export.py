@@ -30,6 +30,10 @@ SAMPLINGS = [
 CARRIED = [*SAMPLINGS, DDPMSampling(sampler="ddim", steps=3, eta=0.7)]  # 3 does not divide the 20 timesteps
 
 
+def named(sampling: DDPMSampling) -> str:
+    return f"{sampling.sampler.kind}-{sampling.steps}-eta{sampling.eta:g}-clip{sampling.clip}"
+
+
 def generator(sampling: DDPMSampling, classes: tuple[str, ...], channels: int = 1) -> Generator:
     config = DiffusionConfig.tiny().model_copy(update={"sampling": sampling})
     data = DataSpec(channels, 8, 8, classes)
@@ -53,7 +57,7 @@ def pixels(images: list[object]) -> Images:
     return array[..., None] if array.ndim == 3 else array
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"{s.sampler.kind}-eta{s.eta:g}-clip{s.clip}")
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=named)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_unconditional_is_a_stock_pipeline(sampling: DDPMSampling, channels: int, tmp_path: Path) -> None:
     model = generator(sampling, (), channels)

@@ -3,8 +3,8 @@
     -log p(x_0) <= KL(q(x_T|x_0) || N(0, I)) - log p(x_0|x_1)
                    + sum_{t=2}^T KL(q(x_{t-1}|x_t, x_0) || p(x_{t-1}|x_t))
 
-q's variance is beta~_t = beta_t (1 - abar_{t-1}) / (1 - abar_t). With the predicted image x^ and a variance s_t
-of p, a middle term is, a value,
+q's variance is beta~_t = beta_t (1 - abar_{t-1}) / (1 - abar_t). With the predicted image x^ and p's variance
+s_t, a middle term is, for each value,
 
     (beta~_t / s_t - 1 - ln(beta~_t / s_t)) / 2 + abar_{t-1} beta_t^2 / (2 s_t (1 - abar_t)^2) (x_0 - x^)^2
 
@@ -71,7 +71,7 @@ def decoder_nats(prediction: Prediction, x0_BCHW: Tensor) -> Tensor:
 
 
 def middle_nats(prediction: Prediction, x0_BCHW: Tensor, schedule: NoiseSchedule, t_B: Tensor) -> Tensor:
-    """KL(q(x_{t-1}|x_t, x_0) || p(x_{t-1}|x_t)), [B], for timesteps counted from 0; t = 0 has no such term."""
+    """KL(q(x_{t-1}|x_t, x_0) || p(x_{t-1}|x_t)), [B], for timesteps counted from 0, without 0."""
     posterior = schedule.posterior(t_B)
     theirs = prediction.log_variance.double()
     mean = posterior.gain * (x0_BCHW - prediction.image)

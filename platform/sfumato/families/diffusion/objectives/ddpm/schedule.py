@@ -35,8 +35,8 @@ def cosine_betas(timesteps: int) -> Tensor:
 
 
 class Posterior(NamedTuple):
-    """q(x_{t-1}|x_t, x_0), each [B, 1, 1, 1] float64: how much x_0 weighs in its mean (Ho et al. 2020, eq. 7),
-    and the log of its variance."""
+    """q(x_{t-1}|x_t, x_0): the weight of x_0 in its mean (Ho et al. 2020, eq. 7), and the log of its variance,
+    each [B, 1, 1, 1] float64."""
 
     gain: Tensor
     log_variance: Tensor
@@ -69,7 +69,7 @@ class NoiseSchedule:
         return Posterior(_rows(self._gain, t_B), _rows(self._log_posterior, t_B))
 
     def fixed_log_variance(self, t_B: Tensor) -> Tensor:
-        """ln beta_t, and at t = 0 the posterior's ("fixed large" in the authors' code), [B, 1, 1, 1] float64."""
+        """ln beta_t, and at t = 0 the posterior's ("fixed large" of the authors), [B, 1, 1, 1] float64."""
         return torch.where(
             t_B.view(-1, 1, 1, 1) == 0, self.posterior(t_B).log_variance, _rows(self._log_betas, t_B)
         )
