@@ -40,7 +40,10 @@ class DiffusionFamily:
             **self._objective.teachers(),
             "ema": EmaOf(source="network", decay=config.ema.decay),
         }
-        self.phases: Sequence[Phase] = (Phase(name=self._objective.phase, trains="network", loss=self._loss),)
+        objective = self._objective
+        self.phases: Sequence[Phase] = (
+            Phase(name=objective.phase, trains="network", loss=self._loss, float32=objective.float32),
+        )
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch unchanged: this model works on pixels."""
