@@ -51,9 +51,10 @@ class ObjectiveConfig(Config):
     )
     corrected_adam: Annotated[bool, Before(2, False)] = Field(
         True,
-        description="Whether the discriminator's Adam takes its learning rate times c and its betas to the power "
-        "of c, where c = n / (n + sum of 1 / every over the penalties) and n = critic_steps. Every penalty is a "
-        "step of its own, so that Adam would move further and forget faster (Karras et al. 2020, app. B).",
+        description="Whether the discriminator's Adam takes its learning rate times c and its betas to the "
+        "power of c, where c = n / (n + sum of 1 / every over the penalties) and n = critic_steps. Every "
+        "penalty is a step of its own, so that Adam would move further and forget faster (Karras et al. 2020, "
+        "app. B).",
     )
 
     @property
