@@ -109,6 +109,8 @@ class Phase:
     whether it runs or not. `second_order` declares that the loss differentiates through a gradient (R1,
     WGAN-GP), which some strategies cannot do. `float32` declares that it takes differences of nearly equal
     outputs, which bfloat16 would round away: it runs without autocast, whatever the recipe's precision.
+    `clip_grad_norm` is the largest norm of its gradient (None: any), unless the recipe's
+    `train.clip_grad_norm` gives one.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Phase:
     stop_images: int | None = None
     second_order: bool = False
     float32: bool = False
+    clip_grad_norm: float | None = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
