@@ -38,7 +38,7 @@ class Updates:
     ) -> None:
         self._family, self._strategy, self._settings = family, strategy, settings
         self._nets = family.nets
-        self._seed = seed
+        self._seed, self._streams = seed, streams
         self._rows_per_stream = settings.batch // streams
         self._clip = settings.clip_grad_norm
         self._passes = passes_of(strategy, settings, streams)
@@ -92,6 +92,7 @@ class Updates:
             seed=self._seed,
             images=images,
             phase=phase.name,
+            streams=self._streams,
             device=device,
         )
         # Dropout draws from torch's global generator; it too depends only on the position in training.

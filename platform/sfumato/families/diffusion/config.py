@@ -141,7 +141,7 @@ class DiffusionConfig(FamilyConfig):
         return [
             *self._size_problems(data),
             *self._label_problems(data),
-            *self.sampling.problems(self.objective),
+            *self.sampling.problems(self.objective, latents=self.first_stage is not None),
         ]
 
     def _size_problems(self, data: DataSpec) -> list[str]:

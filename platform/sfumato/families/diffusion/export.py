@@ -47,7 +47,7 @@ def write_pipeline(
     Raises ConfigError if no stock scheduler takes the steps of `options`.
     """
     if not conditional:
-        scheduler = _stock(scheduler, options)
+        scheduler, unet = _stock(scheduler, options), _predicting_the_mean(unet, scheduler, options)
         kind = DDIMPipeline if isinstance(scheduler, DDIMScheduler) else DDPMPipeline
         kind(unet=unet, scheduler=scheduler).save_pretrained(folder)
         return
@@ -82,6 +82,28 @@ def _stock(scheduler: Any, options: DDPMSampling) -> Any:
         thresholding=scheduler.config.clip_sample,
         sample_max_value=1.0,
     )
+
+
+def _predicting_the_mean(unet: UNet2DModel, scheduler: Any, options: DDPMSampling) -> UNet2DModel:
+    """The U-Net; without the channels of a learned variance, if the scheduler does not use them.
+
+    Raises ConfigError if a stock pipeline would add noise to the images with that variance.
+    """
+    channels = unet.config.in_channels
+    if unet.config.out_channels == channels:
+        return unet
+    if scheduler.config.get("variance_type") == "learned_range":
+        if options.steps != scheduler.config.num_train_timesteps:
+            raise ConfigError(
+                f"sampling.steps: {options.steps}; with a learned variance diffusers' last step adds noise, "
+                f"unless there are {scheduler.config.num_train_timesteps}; use so many, or another sampler"
+            )
+        return unet
+    smaller = UNet2DModel.from_config({**unet.config, "out_channels": channels})
+    state = unet.state_dict()
+    last = {key: value[:channels] for key, value in state.items() if key.startswith("conv_out.")}
+    smaller.load_state_dict({**state, **last})
+    return smaller
 
 
 def _distance(wish: int) -> Callable[[int], int]:

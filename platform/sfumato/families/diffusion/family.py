@@ -84,7 +84,9 @@ class DiffusionFamily:
         return self._objective.loss(nets, batch, self._labels, progress, rng)
 
     def _build(self) -> nn.Module:
-        return self._config.network.build(self._data, conditional=self._conditional)
+        outputs = self._objective.outputs
+        more = {} if outputs == 1 else {"outputs": outputs}  # networks of others need not know it
+        return self._config.network.build(self._data, conditional=self._conditional, **more)
 
     def _sample(self, network: nn.Module, request: SampleRequest, rng: SampleRng, *, clip: bool) -> Tensor:
         """Samples from noise in the space that the network works on, [N, C, H, W]."""

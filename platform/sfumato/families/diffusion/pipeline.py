@@ -27,7 +27,8 @@ def guided_output(
     """Classifier-free guidance: uncond + guidance * (cond - uncond), in one doubled forward pass.
 
     Ho & Salimans 2022, eq. 6 with guidance = 1 + w. The network's output may be noise or v: both are
-    affine in the predicted image with the same coefficients, so that guiding one guides the other.
+    affine in the predicted image with the same coefficients, so that guiding one guides the other. Channels
+    beyond those of `x`, which hold a variance, are those of the conditional model (Peebles & Xie 2023, code).
     Guidance 1, or no labels, costs a single pass.
 
     Args:
@@ -39,7 +40,9 @@ def guided_output(
         return unet(x, t, labels, return_dict=False)[0]  # type: ignore[no-any-return]
     both = torch.cat([torch.full_like(labels, null_class), labels])
     uncond, cond = unet(torch.cat([x, x]), t, both, return_dict=False)[0].chunk(2)
-    return uncond + guidance * (cond - uncond)  # type: ignore[no-any-return]
+    guided = uncond + guidance * (cond - uncond)
+    channels = x.shape[1]
+    return guided if guided.shape[1] == channels else torch.cat([guided[:, :channels], cond[:, channels:]], 1)
 
 
 def set_timesteps(scheduler: Any, steps: int) -> None:
@@ -59,13 +62,14 @@ def set_timesteps(scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(timesteps=[round(first * (steps - i) / steps) - 1 for i in range(steps)])
 
 
-def respaced(scheduler: DDIMScheduler) -> DDIMScheduler:
-    """A copy that knows only the noise levels of its timesteps, numbered n - 1 to 0.
+def respaced(scheduler: Any) -> Any:
+    """A copy of a DDIM or DDPM scheduler that knows only the levels of its timesteps, numbered n - 1 to 0.
 
     A step of DDIM leads to the next of its timesteps, and the last one to the image (Song et al. 2021, sec.
     4.2). diffusers goes T // steps timesteps down instead, which misses the next one where `steps` does not
     divide T, and leaves noise in the image. Among these levels alone the next one is always one down, as in
-    guided-diffusion's code (Dhariwal & Nichol 2021). Where `steps` divides T, no bit differs.
+    guided-diffusion's code (Dhariwal & Nichol 2021). Where `steps` divides T, no bit of DDIM differs. DDPM
+    with a learned variance needs it too: its step at timestep 0 alone adds no noise.
     """
     spaced = copy.copy(scheduler)
     steps = len(scheduler.timesteps)
@@ -101,8 +105,13 @@ def denoise(
         # A step's noise is that of the clipped image, as in guided-diffusion's code (Dhariwal & Nichol 2021).
         # diffusers' default keeps the network's, and much guidance then leaves noise in the image.
         extra = {"eta": eta, "use_clipped_model_output": bool(scheduler.config.clip_sample)}
+    with_variance = scheduler.config.get("variance_type") == "learned_range"
+    if with_variance:
+        scheduler = respaced(scheduler)
     for t, level in zip(progress(timesteps), scheduler.timesteps, strict=True):
         output = guided_output(unet, x, t, labels, guidance=guidance, null_class=null_class)
+        if not with_variance:
+            output = output[:, : x.shape[1]]
         x = scheduler.step(output, level, x, generator=generators, **extra).prev_sample
     return x
 

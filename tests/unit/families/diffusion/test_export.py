@@ -27,6 +27,7 @@ SAMPLINGS = [
     DDPMSampling(sampler="dpmsolver++", steps=STEPS),
     DDPMSampling(sampler="ddim", steps=STEPS, clip=False),
 ]
+ALL_STEPS = DDPMSampling(sampler="ddpm", steps=20)
 CARRIED = [*SAMPLINGS, DDPMSampling(sampler="ddim", steps=3, eta=0.7)]  # 3 does not divide the 20 timesteps
 
 
@@ -34,8 +35,12 @@ def named(sampling: DDPMSampling) -> str:
     return f"{sampling.sampler.kind}-{sampling.steps}-eta{sampling.eta:g}-clip{sampling.clip}"
 
 
-def generator(sampling: DDPMSampling, classes: tuple[str, ...], channels: int = 1) -> Generator:
-    config = DiffusionConfig.tiny().model_copy(update={"sampling": sampling})
+def generator(
+    sampling: DDPMSampling, classes: tuple[str, ...], channels: int = 1, *, variance: str = "fixed"
+) -> Generator:
+    config = DiffusionConfig.tiny()
+    objective = config.objective.model_copy(update={"variance": variance})
+    config = config.model_copy(update={"sampling": sampling, "objective": objective})
     data = DataSpec(channels, 8, 8, classes)
     with seeded(0, "init", "network"):
         net = config.build(data).nets["network"].build()
@@ -94,6 +99,29 @@ def test_noisy_steps_that_diffusers_gets_wrong_are_refused(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"steps: 3 does not divide the 20 .* use steps=2, or eta=0"):
         export(generator(DDPMSampling(sampler="ddim", steps=3, eta=0.5), ()), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sampling", [DDPMSampling(sampler="ddim", steps=STEPS), ALL_STEPS], ids=named)
+def test_a_learned_variance_is_exported(sampling: DDPMSampling, tmp_path: Path) -> None:
+    """As the scheduler's variance type where it is used, and not at all where it is not."""
+    model = generator(sampling, (), variance="learned")
+    export(model, tmp_path)
+    pipeline = quiet(DiffusionPipeline.from_pretrained(tmp_path))
+    used = sampling.sampler.kind == "ddpm"
+    assert pipeline.unet.config.out_channels == (2 if used else 1)
+    assert pipeline.scheduler.config.get("variance_type") == ("learned_range" if used else None)
+    extra = {} if used else {"use_clipped_model_output": True}
+    noise = SampleRng(4, range(model.block)).generators
+    theirs = pipeline(
+        batch_size=model.block, generator=noise, num_inference_steps=sampling.steps, **extra
+    ).images
+    apart = np.abs(pixels(theirs).astype(int) - model.sample(model.block, seed=4).astype(int))
+    assert apart.max() <= 1 and (apart > 0).mean() < 0.01
+
+
+def test_a_learned_variance_that_diffusers_would_leave_in_the_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"steps: 5; with a learned variance .* there are 20; use so many"):
+        export(generator(DDPMSampling(sampler="ddpm", steps=STEPS), (), variance="learned"), tmp_path)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])

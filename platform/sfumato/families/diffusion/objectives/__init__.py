@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Guided, LabelDropout
 
 DEFAULT_LABEL_DROPOUT = 0.1
-PIXEL_STD, LATENT_STD = 0.5, 1.0
-"""Standard deviations of natural images in [-1, 1] (Karras et al. 2022), and of scaled latents."""
 
 
 class Objective(ABC):
@@ -37,6 +35,8 @@ class Objective(ABC):
 
     phase: str
     float32: bool = False
+    outputs: int = 1
+    """Values that the network returns for each value of the image."""
 
     @abstractmethod
     def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
@@ -68,13 +68,6 @@ class BoundedObjective(Objective):
         """The bound in bits per dimension, [B], from about `steps` network evaluations per image."""
 
 
-def data_std(given: float | None, *, latents: bool) -> float:
-    """sigma_data: as given, or the default of the space that the model works on."""
-    if given is not None:
-        return given
-    return LATENT_STD if latents else PIXEL_STD
-
-
 class GuidableObjective(Config):
     """Settings of an objective whose model may be guided."""
 
@@ -96,8 +89,8 @@ class SamplingBase(Config):
         "and not for one of latents.",
     )
 
-    def problems(self, objective: Config) -> list[str]:
-        """Conflicts of these options with this objective, one line each."""
+    def problems(self, objective: Config, *, latents: bool) -> list[str]:
+        """Conflicts of these options with this objective, of pixels or of latents, one line each."""
         return []
 
     @property

@@ -22,6 +22,7 @@ from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.diffusion.networks import predict
+from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import (
     GuidableObjective,
     GuidedSampling,
@@ -60,7 +61,7 @@ class RectifiedFlowSampling(GuidedSampling):
         return [self.shift * t / (1 + (self.shift - 1) * t) for t in even]
 
 
-class RectifiedFlowConfig(ObjectiveConfig, GuidableObjective):
+class RectifiedFlowConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
     """Straight paths; the network predicts the velocity."""
 
     Sampling: ClassVar[type[SamplingBase]] = RectifiedFlowSampling
@@ -133,9 +134,9 @@ class RectifiedFlow(Objective):
     def _draw_times(self, rng: Rng) -> tuple[Tensor, Tensor]:
         """t [B], and the standard variable [B] that it is a rising function of."""
         if self._config.times == "uniform":
-            t_B = rng.uniform()
+            t_B = self._config.uniform(rng)
             return t_B, t_B
-        z_B = rng.normal()
+        z_B = self._config.normal(rng)
         return torch.sigmoid(self._config.logit_mean + self._config.logit_std * z_B), z_B
 
 

@@ -13,6 +13,11 @@ LOWEST_LOG_SNR = -5.1
 value that the solver's authors recommend."""
 
 
+def starts_early(levels: NoiseLevels) -> bool:
+    """Whether the solver leaves out the noisiest levels; those of a zero terminal SNR are there for it."""
+    return levels.schedule == "cosine" and not levels.zero_terminal_snr
+
+
 class DpmSolver(Sampler):
     """A solver of the probability flow's differential equation."""
 
@@ -32,7 +37,7 @@ class DpmSolver(Sampler):
             solver_order=2,
             thresholding=clip,
             sample_max_value=1.0,
-            lambda_min_clipped=LOWEST_LOG_SNR if levels.schedule == "cosine" else -float("inf"),
+            lambda_min_clipped=LOWEST_LOG_SNR if starts_early(levels) else -float("inf"),
         )
 
 

@@ -53,8 +53,8 @@ def bound_bits(reverse: Reverse, x0_BCHW: Tensor, schedule: NoiseSchedule, steps
     return nats_B / (x0_BCHW[0].numel() * math.log(2))
 
 
-def decoder_nats(prediction: Prediction, x0_BCHW: Tensor) -> Tensor:
-    """-log p(x_0|x_1), [B]; the bins at the ends are open.
+def decoder_nats(prediction: Prediction, x0_BCHW: Tensor, *, open_ends: bool = True) -> Tensor:
+    """-log p(x_0|x_1), [B]; the bins at -1 and 1 reach to infinity if `open_ends`.
 
     In logarithms throughout, so that a pixel that the model thinks impossible costs what it should.
     """
@@ -65,8 +65,9 @@ def decoder_nats(prediction: Prediction, x0_BCHW: Tensor) -> Tensor:
     upper, lower = (torch.where(above + below > 0, *pair) for pair in ((-below, above), (-above, below)))
     ends = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
     log_share = ends[0] + torch.log1p(-(ends[1] - ends[0]).exp())
-    log_share = torch.where(x0_BCHW > 1 - HALF_BIN, torch.special.log_ndtr(-below), log_share)
-    log_share = torch.where(x0_BCHW < -1 + HALF_BIN, torch.special.log_ndtr(above), log_share)
+    if open_ends:
+        log_share = torch.where(x0_BCHW > 1 - HALF_BIN, torch.special.log_ndtr(-below), log_share)
+        log_share = torch.where(x0_BCHW < -1 + HALF_BIN, torch.special.log_ndtr(above), log_share)
     return -log_share.flatten(1).sum(dim=1).float()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from sfumato.core.config import Config
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import (
     BoundedObjective,
     GuidableObjective,
@@ -20,10 +22,13 @@ from sfumato.families.diffusion.objectives import (
     SamplingBase,
 )
 from sfumato.families.diffusion.objectives.ddpm.bound import Prediction, bound_bits
-from sfumato.families.diffusion.objectives.ddpm.loss import denoising_loss
+from sfumato.families.diffusion.objectives.ddpm.loss import DenoisingLoss
 from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
+from sfumato.families.diffusion.objectives.ddpm.target import Target
 from sfumato.families.diffusion.samplers import SAMPLERS, NoiseLevels, Sampler
 from sfumato.families.diffusion.samplers.ddim import Ddim
+from sfumato.families.diffusion.weightings import WEIGHTINGS, Weighting
+from sfumato.families.diffusion.weightings.plain import Plain
 
 if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Guided, LabelDropout
@@ -59,7 +64,7 @@ class DDPMSampling(GuidedSampling):
         """As set."""
         return self.likelihood_steps
 
-    def problems(self, objective: Config) -> list[str]:
+    def problems(self, objective: Config, *, latents: bool) -> list[str]:
         """More steps than there are noise levels."""
         assert isinstance(objective, DDPMConfig)
         most = objective.timesteps
@@ -68,7 +73,7 @@ class DDPMSampling(GuidedSampling):
         return [f"model.sampling.steps: got {self.steps}, the most is {most} (objective.timesteps)"]
 
 
-class DDPMConfig(ObjectiveConfig, GuidableObjective):
+class DDPMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
     """Discrete noise levels; the network predicts the noise or v."""
 
     Sampling: ClassVar[type[SamplingBase]] = DDPMSampling
@@ -81,11 +86,56 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective):
         description="Noise schedule: linear betas (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021).",
     )
     timesteps: int = Field(1000, ge=2, description="T, the number of noise levels.")
+    weighting: Annotated[Weighting, WEIGHTINGS] = Field(
+        Plain(),
+        description="Weight of the loss by noise level: plain; min_snr (Hang et al. 2023); p2 (Choi et al. "
+        "2022).",
+    )
+    zero_terminal_snr: bool = Field(
+        False,
+        description="Rescale the schedule so that the last noise level is noise alone, where sampling starts "
+        "(Lin et al. 2023); needs prediction=v.",
+    )
+    variance: Literal["fixed", "learned"] = Field(
+        "fixed",
+        description="Variance of the reverse steps: fixed, or learned by twice as many outputs (Nichol & "
+        "Dhariwal 2021), which the sampler ddpm and the bound on the likelihood use.",
+    )
+    bound_weight: float = Field(
+        1e-3,
+        gt=0,
+        description="Weight of the variational bound, in bits per dimension, in the loss of a learned "
+        "variance (lambda of L_hybrid).",
+    )
+
+    @model_validator(mode="after")
+    def _make_sense(self) -> Self:
+        if self.bound_weight != 1e-3 and self.variance == "fixed":
+            raise ValueError("bound_weight: has no effect with variance=fixed; leave it out")
+        if not self.zero_terminal_snr:
+            return self
+        if self.prediction == "epsilon":
+            raise ValueError(
+                "zero_terminal_snr: the noise of an image that is noise alone says nothing of the image; use "
+                "prediction=v"
+            )
+        if not self.weighting.weight(torch.zeros(1), torch.ones(1)).item():
+            raise ValueError(
+                f"zero_terminal_snr: weighting={self.weighting.kind} gives the last noise level no weight; "
+                "use weighting=plain"
+            )
+        return self
 
     @property
     def levels(self) -> NoiseLevels:
         """What a sampler needs to know."""
-        return NoiseLevels(self.timesteps, self.schedule, self.prediction)
+        return NoiseLevels(
+            self.timesteps,
+            self.schedule,
+            self.prediction,
+            self.zero_terminal_snr,
+            self.variance == "learned",
+        )
 
     @classmethod
     def tiny(cls) -> Self:
@@ -98,8 +148,8 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective):
         return DDPMSampling(steps=3, guidance=1.5, likelihood_steps=4)
 
     def build(self, *, latents: bool = False) -> DDPM:
-        """The objective; it is the same for pixels and latents."""
-        return DDPM(self)
+        """The objective of a model of pixels, or of latents."""
+        return DDPM(self, latents=latents)
 
 
 class DDPM(BoundedObjective):
@@ -107,37 +157,37 @@ class DDPM(BoundedObjective):
 
     phase = "denoise"
 
-    def __init__(self, config: DDPMConfig) -> None:
+    def __init__(self, config: DDPMConfig, *, latents: bool = False) -> None:
         self._config = config
-        self._schedule = NoiseSchedule(config.schedule, config.timesteps)
+        self._schedule = NoiseSchedule(
+            config.schedule, config.timesteps, zero_terminal_snr=config.zero_terminal_snr
+        )
+        self.outputs = 2 if config.variance == "learned" else 1
+        self._target = Target(config.prediction, self._schedule)
+        self._loss = DenoisingLoss(
+            self._target,
+            config.weighting,
+            config,
+            bound_weight=config.bound_weight if config.variance == "learned" else None,
+            eight_bit=not latents,
+        )
 
     def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
-        """See `ddpm_loss`."""
-        return denoising_loss(
-            nets["network"],
-            batch,
-            rng,
-            schedule=self._schedule,
-            prediction=self._config.prediction,
-            labels=labels,
-        )
+        """See `loss`."""
+        return self._loss(nets["network"], batch, labels, rng)
 
     def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, steps: int, rng: Rng) -> Tensor:
         """The variational bound, [B]; see `bound`. Predicted images are clipped to [-1, 1].
 
-        A reverse step has the variance beta_t, of the paper's two (sec. 3.2) the one whose bound is tighter,
-        and the last one that of the posterior at the paper's t = 2, as in the authors' code.
+        A reverse step has the learned variance or beta_t, of the two of Ho et al. (sec. 3.2) the one whose
+        bound is tighter, and the last one that of the posterior at their t = 2, as in the authors' code.
         """
-        schedule = self._schedule
-        to_image = (
-            schedule.x0_from_epsilon if self._config.prediction == "epsilon" else schedule.x0_from_velocity
-        )
 
         def reverse(xt_BCHW: Tensor, t_B: Tensor) -> Prediction:
-            image_BCHW = to_image(xt_BCHW, network(xt_BCHW, t_B), t_B).clamp(-1, 1)
-            return Prediction(image_BCHW, schedule.fixed_log_variance(t_B))
+            found = self._target.read(network(xt_BCHW, t_B), xt_BCHW, t_B)
+            return found._replace(image=found.image.clamp(-1, 1))
 
-        return bound_bits(reverse, x0_BCHW, schedule, steps, rng)
+        return bound_bits(reverse, x0_BCHW, self._schedule, steps, rng)
 
     def sample(
         self, network: Guided, noise_NCHW: Tensor, options: DDPMSampling, rng: SampleRng, *, clip: bool

@@ -34,6 +34,15 @@ def cosine_betas(timesteps: int) -> Tensor:
     return (1 - abar[1:] / abar[:-1]).clamp(max=MAX_BETA)
 
 
+def to_zero_terminal_snr(betas_T: Tensor) -> Tensor:
+    """Betas whose x_T is noise alone: sqrt(abar) shifted to end at 0 and stretched to start as before, [T]
+    (Lin et al. 2023, algorithm 1)."""
+    root = torch.cumprod(1 - betas_T, dim=0).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    abar = root.square()
+    return 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
+
+
 class Posterior(NamedTuple):
     """q(x_{t-1}|x_t, x_0): the weight of x_0 in its mean (Ho et al. 2020, eq. 7), the log of its
     variance, each [B, 1, 1, 1] float64."""
@@ -45,9 +54,13 @@ class Posterior(NamedTuple):
 class NoiseSchedule:
     """Signal and noise of every timestep, and the conversions that training needs."""
 
-    def __init__(self, kind: Literal["linear", "cosine"], timesteps: int) -> None:
+    def __init__(
+        self, kind: Literal["linear", "cosine"], timesteps: int, *, zero_terminal_snr: bool = False
+    ) -> None:
         self.timesteps = timesteps
         self.betas = linear_betas(timesteps) if kind == "linear" else cosine_betas(timesteps)
+        if zero_terminal_snr:
+            self.betas = to_zero_terminal_snr(self.betas)
         self.alpha_bar = torch.cumprod(1 - self.betas, dim=0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
         self._gain = before.sqrt() * self.betas / (1 - self.alpha_bar)
@@ -64,6 +77,11 @@ class NoiseSchedule:
         signal_T, noise_T = self._on_device[t_B.device]
         return signal_T[t_B].view(-1, 1, 1, 1), noise_T[t_B].view(-1, 1, 1, 1)
 
+    @property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratios abar / (1 - abar), [T] float64."""
+        return self.alpha_bar / (1 - self.alpha_bar)
+
     def posterior(self, t_B: Tensor) -> Posterior:
         """Of the timesteps, counted from 0. At t = 0, where it is a point, with the variance of t = 1."""
         return Posterior(_rows(self._gain, t_B), _rows(self._log_posterior, t_B))
@@ -73,6 +91,12 @@ class NoiseSchedule:
         return torch.where(
             t_B.view(-1, 1, 1, 1) == 0, self.posterior(t_B).log_variance, _rows(self._log_betas, t_B)
         )
+
+    def learned_log_variance(self, raw_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """Between ln beta~_t, where the network's output is -1, and ln beta_t, where it is 1, [B, C, H, W]
+        float64 (Nichol & Dhariwal 2021, eq. 15)."""
+        share_BCHW = (raw_BCHW.double() + 1) / 2
+        return share_BCHW * _rows(self._log_betas, t_B) + (1 - share_BCHW) * self.posterior(t_B).log_variance
 
     def add_noise(self, x0_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """x_t of the forward process."""

@@ -15,26 +15,27 @@ and is trained with weight lambda = 1 / c_out^2 at ln sigma ~ N(P_mean, P_std^2)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from sfumato.core.batch import Batch
+from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.diffusion.networks import predict
+from sfumato.families.diffusion.noise_draws import NoiseDraws
+from sfumato.families.diffusion.noise_levels import LATENT_STD, PIXEL_STD, data_std, noise_scale
 from sfumato.families.diffusion.objectives import (
-    LATENT_STD,
-    PIXEL_STD,
     GuidableObjective,
     Objective,
     ObjectiveConfig,
     SamplingBase,
-    data_std,
 )
 from sfumato.families.diffusion.objectives.edm.sampling import EDMSampling, churn
 from sfumato.families.diffusion.quartiles import quartiles_of_normal
@@ -44,7 +45,12 @@ if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Guided, LabelDropout
 
 
-class EDMConfig(ObjectiveConfig, GuidableObjective):
+PIXEL_P_MEAN, PIXEL_P_STD = -1.2, 1.2
+LATENT_P_MEAN, LATENT_P_STD = -0.4, 1.0
+"""Of EDM2 (Karras et al. 2024, `train_edm2.py`), whose latents have a standard deviation of PIXEL_STD."""
+
+
+class EDMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
     """Continuous noise levels; the network is preconditioned at each."""
 
     Sampling: ClassVar[type[SamplingBase]] = EDMSampling
@@ -55,8 +61,17 @@ class EDMConfig(ObjectiveConfig, GuidableObjective):
         description="Standard deviation of the data in [-1, 1], or of the scaled latents; null means "
         f"{PIXEL_STD} for a model of pixels and {LATENT_STD} for one of latents.",
     )
-    p_mean: float = Field(-1.2, description="Mean of ln sigma in training.")
-    p_std: float = Field(1.2, gt=0, description="Standard deviation of ln sigma in training.")
+    p_mean: Annotated[float | None, Before(2, PIXEL_P_MEAN)] = Field(
+        None,
+        description=f"Mean of ln sigma in training; null means {PIXEL_P_MEAN} for pixels (Karras et al. "
+        f"2022), and on latents {LATENT_P_MEAN} + ln(sigma_data / {PIXEL_STD}) (Karras et al. 2024).",
+    )
+    p_std: Annotated[float | None, Before(2, PIXEL_P_STD)] = Field(
+        None,
+        gt=0,
+        description=f"Standard deviation of ln sigma in training; null means {PIXEL_P_STD} for pixels, and "
+        f"{LATENT_P_STD:g} on latents.",
+    )
 
     @classmethod
     def tiny(cls) -> Self:
@@ -102,12 +117,16 @@ class EDM(Objective):
     def __init__(self, config: EDMConfig, *, latents: bool = False) -> None:
         self._config = config
         self._sigma_data = data_std(config.sigma_data, latents=latents)
+        self._scale = noise_scale(self._sigma_data, latents=latents)
+        mean, std = (LATENT_P_MEAN, LATENT_P_STD) if latents else (PIXEL_P_MEAN, PIXEL_P_STD)
+        self._p_mean = mean + math.log(self._scale) if config.p_mean is None else config.p_mean
+        self._p_std = std if config.p_std is None else config.p_std
 
     def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
         """Weighted squared error of the denoised image, mean over pixels; about 1 before training."""
         y_BCHW = batch["image"]
-        z_B = rng.normal()
-        sigma_B111 = (self._config.p_mean + self._config.p_std * z_B).exp().view(-1, 1, 1, 1)
+        z_B = self._config.normal(rng)
+        sigma_B111 = (self._p_mean + self._p_std * z_B).exp().view(-1, 1, 1, 1)
         x_BCHW = y_BCHW + sigma_B111 * rng.normal(*y_BCHW.shape[1:])
         label_B = labels.draw(batch, rng)
         c = Preconditioning.at(sigma_B111, self._sigma_data)
@@ -124,7 +143,7 @@ class EDM(Objective):
         def slope(x_NCHW: Tensor, sigma: float) -> Tensor:
             return (x_NCHW - self.denoise(network, x_NCHW, sigma, clip=clip)) / sigma
 
-        sigmas = options.sigmas()
+        sigmas = options.sigmas(self._scale)
         return integrate(options.sampler, slope, noise_NCHW * sigmas[0], sigmas, before=churn(options, rng))
 
     def denoise(self, network: Guided, x_NCHW: Tensor, sigma: float, *, clip: bool) -> Tensor:
