@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, ImagePipelineOutput
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    ImagePipelineOutput,
+    UniPCMultistepScheduler,
+)
 from diffusers.utils.torch_utils import randn_tensor
 
 
@@ -47,11 +53,15 @@ def set_timesteps(scheduler: Any, steps: int) -> None:
     diffusers counts "trailing" timesteps in floating-point numbers, T, T - T/steps, ..., and for some numbers
     of steps (61, 103, 121 of 1000) takes one too many, -1. DPM-Solver++, which on a cosine schedule starts
     somewhat below T, but keeps the distance T/steps, comes to -1 or to fewer steps than it was asked for.
-    Where diffusers is right, its timesteps stay.
+    UniPC counts its steps by its noise levels, which must match. Where diffusers is right, its timesteps stay.
     """
     scheduler.set_timesteps(steps)
     found = scheduler.timesteps
-    if not isinstance(scheduler, DPMSolverMultistepScheduler):
+    if isinstance(scheduler, UniPCMultistepScheduler) and len(found) != steps:
+        scheduler.timesteps = found[:steps]
+        scheduler.sigmas = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]])
+        scheduler.num_inference_steps = steps
+    elif not isinstance(scheduler, DPMSolverMultistepScheduler):
         scheduler.timesteps = found[found >= 0]
     elif len(found) != steps or found[-1] < 0:
         first = max(int(found[0]) + 1, steps)  # at least one for each step, even where it starts below
@@ -77,14 +87,17 @@ def denoise(
     `generators` has one generator a row, from which the scheduler draws the noise of its steps.
     """
     set_timesteps(scheduler, steps)
-    extra: dict[str, Any] = {}
+    # UniPC draws nothing, and takes no generators.
+    extra: dict[str, Any] = (
+        {} if isinstance(scheduler, UniPCMultistepScheduler) else {"generator": generators}
+    )
     if isinstance(scheduler, DDIMScheduler):
         # A step's noise is that of the clipped image, as in guided-diffusion's code (Dhariwal & Nichol 2021).
         # diffusers' default keeps the network's, and much guidance then leaves noise in the image.
-        extra = {"eta": eta, "use_clipped_model_output": bool(scheduler.config.clip_sample)}
+        extra |= {"eta": eta, "use_clipped_model_output": bool(scheduler.config.clip_sample)}
     for t in progress(scheduler.timesteps):
         output = guided_output(unet, x, t, labels, guidance=guidance, null_class=null_class)
-        x = scheduler.step(output, t, x, generator=generators, **extra).prev_sample
+        x = scheduler.step(output, t, x, **extra).prev_sample
     return x
 
 
