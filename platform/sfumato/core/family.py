@@ -104,7 +104,8 @@ class Phase:
     every phase sees the r-th global batch that the step reads. The phase begins with the first step at or
     after `start_images` and ends before the first one at or after `stop_images`; schedules count all images,
     whether it runs or not. `second_order` declares that the loss differentiates through a gradient (R1,
-    WGAN-GP), which some strategies cannot do.
+    WGAN-GP), which some strategies cannot do. `clip_grad_norm` is the largest norm of its gradient
+    (None: any), unless the recipe's `train.clip_grad_norm` gives one.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Phase:
     start_images: int = 0
     stop_images: int | None = None
     second_order: bool = False
+    clip_grad_norm: float | None = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from torch import nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config, NeutralBeside
+from sfumato.core.earlier_defaults import FIRST, as_of
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.finding import built_in_only
 from sfumato.core.stored import StoredFile, StoredFolder, StoredNet, Weights
@@ -196,7 +197,7 @@ def card_config(card: StoredModelCard, find: Callable[[str], type[FamilyConfig]]
     """The family configuration in a recorded card. Raises ConfigError naming `field`."""
     try:
         with built_in_only():  # loading any other would run its code
-            return find(card.family).model_validate(card.config)
+            return as_of(find(card.family).model_validate(card.config), FIRST)
     except ValidationError as error:
         raise ConfigError(f"{field}: {first_problem(error)}") from None
 

@@ -38,6 +38,7 @@ class Updates:
         self._nets = family.nets
         self._seed = seed
         self._rows_per_stream = settings.batch // streams
+        self._clip = settings.clip_grad_norm
         self._passes = passes_of(strategy, settings, streams)
         self._means, self._skips, self._state = means, skips, state
         self._weight: Tensor | None = None
@@ -62,7 +63,7 @@ class Updates:
         norm = self._strategy.step(
             phase.trains,
             lr=spec.optimizer.lr.at(progress),
-            max_norm=self._settings.clip_grad_norm,
+            max_norm=phase.clip_grad_norm if self._clip == "auto" else self._clip,
             scale=self._scale(),
         )
         kept = torch.isfinite(norm)

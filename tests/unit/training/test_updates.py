@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfumato.core.batch import MicroBatch, Piece
+from sfumato import families
+from sfumato.core.batch import DataSpec, MicroBatch, Piece
 from sfumato.core.family import LossOut, NetSpec, Phase, Trainable
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.progress import Progress
@@ -120,6 +121,29 @@ def test_a_weighted_loss_equals_plain_torch(parts: int) -> None:
     for key, expected in net.state_dict().items():
         torch.testing.assert_close(weights(made)[key], expected, rtol=1e-5, atol=1e-6)
     assert [point["train/only/loss"] for point in made.points] == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(("given", "largest"), [("auto", 0.2), (0.3, 0.3), (None, None)])
+def test_the_gradient_norm_is_the_familys_choice_unless_the_recipe_gives_one(
+    given: float | str | None, largest: float | None
+) -> None:
+    phase = Phase(name="only", trains="net", loss=weighted, clip_grad_norm=0.2)
+    made = trainer(OneNet(weighted, phase), clip_grad_norm=given)
+    asked: list[float | None] = []
+    step = made._strategy.step
+    made._strategy.step = lambda *args, max_norm, **rest: (
+        asked.append(max_norm),
+        step(*args, max_norm=max_norm, **rest),
+    )[1]
+    made.run(shares())
+    assert asked == [largest] * 4
+
+
+@pytest.mark.parametrize(("family", "largest"), [("gan", None), ("flow", 10.0), ("diffusion", 1.0)])
+def test_what_each_family_chooses(family: str, largest: float | None) -> None:
+    data = DataSpec(1, 8, 8, tuple("0123456789"))
+    phases = families.config_class(family).tiny().build(data).phases
+    assert {phase.clip_grad_norm for phase in phases} == {largest}
 
 
 def test_weights_that_are_all_zero_give_no_gradient() -> None:
