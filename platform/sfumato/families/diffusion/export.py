@@ -5,8 +5,10 @@ An unconditional model becomes a stock pipeline, `DDIMPipeline` for the ddim sam
 
     DiffusionPipeline.from_pretrained(folder)(batch_size=4, num_inference_steps=50)
 
-A stock pipeline has diffusers' own timesteps, which are one too many for some numbers of steps (see
-`pipeline.set_timesteps`): such numbers are to be avoided there.
+`DDIMPipeline` is right only where the number of steps divides T (`pipeline.respaced`). For a model whose
+number of steps does not, ddim without noise becomes first-order DPM-Solver++ in a `DDPMPipeline`, which is
+the same method (Lu et al. 2022, sec. 4.1) and steps right. A stock pipeline has diffusers' own timesteps, one
+too many for some numbers of steps (`pipeline.set_timesteps`): avoid such numbers there.
 
 diffusers has no pipeline for a class-conditional `UNet2DModel`, so such a folder carries its own code,
 `pipeline.py`, which diffusers runs only on request:
@@ -18,11 +20,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DPMSolverMultistepScheduler,
+    UNet2DModel,
+)
 
+from sfumato.errors import ConfigError
 from sfumato.families.diffusion import pipeline
 from sfumato.families.diffusion.objectives.ddpm import DDPMSampling
 
@@ -32,8 +42,12 @@ INDEX = "model_index.json"
 def write_pipeline(
     folder: Path, unet: UNet2DModel, scheduler: Any, options: DDPMSampling, *, conditional: bool
 ) -> None:
-    """Save U-Net (safetensors), scheduler and, for a conditional model, the pipeline's code."""
+    """Save U-Net (safetensors), scheduler and, for a conditional model, the pipeline's code.
+
+    Raises ConfigError if no stock scheduler takes the steps of `options`.
+    """
     if not conditional:
+        scheduler = _stock(scheduler, options)
         kind = DDIMPipeline if isinstance(scheduler, DDIMScheduler) else DDPMPipeline
         kind(unet=unet, scheduler=scheduler).save_pretrained(folder)
         return
@@ -46,3 +60,29 @@ def write_pipeline(
     index = json.loads((folder / INDEX).read_text())
     index["_class_name"] = [code.stem, pipeline.ClassConditionalPipeline.__name__]
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _stock(scheduler: Any, options: DDPMSampling) -> Any:
+    """The scheduler, or one of the same steps that diffusers takes right."""
+    if not isinstance(scheduler, DDIMScheduler):
+        return scheduler
+    timesteps = scheduler.config.num_train_timesteps
+    if timesteps % options.steps == 0:
+        return scheduler
+    if options.eta:
+        near = min((n for n in range(1, timesteps + 1) if timesteps % n == 0), key=_distance(options.steps))
+        raise ConfigError(
+            f"sampling.steps: {options.steps} does not divide the {timesteps} timesteps, as diffusers' DDIM "
+            f"with eta={options.eta:g} needs; use steps={near}, or eta=0"
+        )
+    return DPMSolverMultistepScheduler.from_config(
+        scheduler.config,
+        algorithm_type="dpmsolver++",
+        solver_order=1,
+        thresholding=scheduler.config.clip_sample,
+        sample_max_value=1.0,
+    )
+
+
+def _distance(wish: int) -> Callable[[int], int]:
+    return lambda number: abs(number - wish)

@@ -1,15 +1,16 @@
 """The multistep solvers of DPM-Solver++ (Lu et al. 2022), which two samplers share.
 
-With lambda = ln(alpha / sigma), h the step's length in it, k = 1 for the differential equation and k = 2 for the
-stochastic one, a step is (eq. 9; app. B)
+With lambda = ln(alpha / sigma), h the length of a step in it, k = 1 for the differential equation and k = 2
+for the stochastic one, a step is (eq. 9; app. B)
 
-    x_t = sigma_t / sigma_s e^(-(k - 1) h) x_s + alpha_t int_0^h k e^(-k (h - tau)) D(lambda_s + tau) dtau + noise
+    x_t = sigma_t / sigma_s e^(-(k - 1) h) x_s
+          + alpha_t int_0^h k e^(-k (h - tau)) D(lambda_s + tau) dtau + noise
 
 with the predicted image D expanded around the step's start: D0 + tau D' + tau^2 / 2 D''.
 
-Second order is diffusers'. Its third order (0.42) is not: D'' has half of its weight in the differential
-equation, as in the authors' code, so that the solver stays of second order, and a wrong sign in the stochastic one,
-which makes that one of first order. `ThirdOrder` has the integrals as they are.
+The second order is diffusers'. Its third order (0.42) gives D'' half of its weight in the differential
+equation, as the authors' code does, and so converges with order 2; in the stochastic one a wrong sign leaves
+order 1. `ThirdOrder` has the integrals as they are.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class ThirdOrder(DPMSolverMultistepScheduler):  # type: ignore[misc]
         second = 1 - first / (k * h)
         third = 1 - 2 * second / (k * h)
         kept = sigma_4[3] / sigma_4[2] * (1 if noise is None else torch.exp(-h))
-        x_t = kept * sample + alpha_4[3] * (first * m0 + second * h * slope + third * h**2 * curve)
+        drift = first * m0 + second * h * slope + third * h**2 * curve
+        x_t: Tensor = kept * sample + alpha_4[3] * drift
         return x_t if noise is None else x_t + sigma_4[3] * torch.sqrt(-torch.expm1(-2 * h)) * noise
 
 

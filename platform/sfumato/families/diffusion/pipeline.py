@@ -6,6 +6,7 @@ imports torch and diffusers alone.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -53,7 +54,8 @@ def set_timesteps(scheduler: Any, steps: int) -> None:
     diffusers counts "trailing" timesteps in floating-point numbers, T, T - T/steps, ..., and for some numbers
     of steps (61, 103, 121 of 1000) takes one too many, -1. DPM-Solver++, which on a cosine schedule starts
     somewhat below T, but keeps the distance T/steps, comes to -1 or to fewer steps than it was asked for.
-    UniPC counts its steps by its noise levels, which must match. Where diffusers is right, its timesteps stay.
+    UniPC counts its steps by its noise levels, which must match. Where diffusers is right, its timesteps
+    stay.
     """
     scheduler.set_timesteps(steps)
     found = scheduler.timesteps
@@ -66,6 +68,22 @@ def set_timesteps(scheduler: Any, steps: int) -> None:
     elif len(found) != steps or found[-1] < 0:
         first = max(int(found[0]) + 1, steps)  # at least one for each step, even where it starts below
         scheduler.set_timesteps(timesteps=[round(first * (steps - i) / steps) - 1 for i in range(steps)])
+
+
+def respaced(scheduler: DDIMScheduler) -> DDIMScheduler:
+    """A copy that knows only the noise levels of its timesteps, numbered n - 1 to 0.
+
+    A step of DDIM leads to the next of its timesteps, and the last one to the image (Song et al. 2021, sec.
+    4.2). diffusers goes T // steps timesteps down instead, which misses the next one where `steps` does not
+    divide T, and leaves noise in the image. Among these levels alone the next one is always one down, as in
+    guided-diffusion's code (Dhariwal & Nichol 2021). Where `steps` divides T, no bit differs.
+    """
+    spaced = copy.copy(scheduler)
+    steps = len(scheduler.timesteps)
+    spaced.alphas_cumprod = scheduler.alphas_cumprod[scheduler.timesteps.flip(0).cpu()]
+    spaced.timesteps = torch.arange(steps).flip(0)
+    spaced.num_inference_steps = scheduler.config.num_train_timesteps  # so that a step is one level
+    return spaced
 
 
 @torch.no_grad()
@@ -87,17 +105,19 @@ def denoise(
     `generators` has one generator a row, from which the scheduler draws the noise of its steps.
     """
     set_timesteps(scheduler, steps)
+    timesteps = scheduler.timesteps
     # UniPC draws nothing, and takes no generators.
     extra: dict[str, Any] = (
         {} if isinstance(scheduler, UniPCMultistepScheduler) else {"generator": generators}
     )
     if isinstance(scheduler, DDIMScheduler):
+        scheduler = respaced(scheduler)
         # A step's noise is that of the clipped image, as in guided-diffusion's code (Dhariwal & Nichol 2021).
         # diffusers' default keeps the network's, and much guidance then leaves noise in the image.
         extra |= {"eta": eta, "use_clipped_model_output": bool(scheduler.config.clip_sample)}
-    for t in progress(scheduler.timesteps):
+    for t, level in zip(progress(timesteps), scheduler.timesteps, strict=True):
         output = guided_output(unet, x, t, labels, guidance=guidance, null_class=null_class)
-        x = scheduler.step(output, t, x, **extra).prev_sample
+        x = scheduler.step(output, level, x, **extra).prev_sample
     return x
 
 

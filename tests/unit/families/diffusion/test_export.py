@@ -13,6 +13,7 @@ from diffusers.utils import dynamic_modules_utils
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import ExportsDiffusers
 from sfumato.core.rng import SampleRng, seeded
+from sfumato.errors import ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.objectives.ddpm import DDPMSampling
 from sfumato.sampling.generator import Generator
@@ -26,6 +27,11 @@ SAMPLINGS = [
     DDPMSampling(sampler="dpmsolver++", steps=STEPS),
     DDPMSampling(sampler="ddim", steps=STEPS, clip=False),
 ]
+CARRIED = [*SAMPLINGS, DDPMSampling(sampler="ddim", steps=3, eta=0.7)]  # 3 does not divide the 20 timesteps
+
+
+def named(sampling: DDPMSampling) -> str:
+    return f"{sampling.sampler.kind}-{sampling.steps}-eta{sampling.eta:g}-clip{sampling.clip}"
 
 
 def generator(sampling: DDPMSampling, classes: tuple[str, ...], channels: int = 1) -> Generator:
@@ -51,7 +57,7 @@ def pixels(images: list[object]) -> Images:
     return array[..., None] if array.ndim == 3 else array
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"{s.sampler.kind}-eta{s.eta:g}-clip{s.clip}")
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=named)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_unconditional_is_a_stock_pipeline(sampling: DDPMSampling, channels: int, tmp_path: Path) -> None:
     model = generator(sampling, (), channels)
@@ -72,8 +78,28 @@ def test_unconditional_is_a_stock_pipeline(sampling: DDPMSampling, channels: int
     assert not list(tmp_path.rglob("*.py"))
 
 
+@pytest.mark.parametrize("clip", [None, False])
+def test_steps_that_do_not_divide_t_are_exported_too(clip: bool | None, tmp_path: Path) -> None:
+    model = generator(DDPMSampling(sampler="ddim", steps=3, clip=clip), ())
+    export(model, tmp_path)
+    pipeline = quiet(DiffusionPipeline.from_pretrained(tmp_path))
+    noise = SampleRng(4, range(model.block)).generators
+    theirs = pixels(pipeline(batch_size=model.block, generator=noise, num_inference_steps=3).images)
+    ours = model.sample(model.block, seed=4)
+    apart = np.abs(theirs.astype(int) - ours.astype(int))
+    assert apart.max() <= 1 and (apart > 0).mean() < 0.01, "another order of rounding, no other step"
+
+
+def test_noisy_steps_that_diffusers_gets_wrong_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"steps: 3 does not divide the 20 .* use steps=2, or eta=0"):
+        export(generator(DDPMSampling(sampler="ddim", steps=3, eta=0.5), ()), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: f"{s.sampler.kind}-eta{s.eta:g}-clip{s.clip}")
+@pytest.mark.parametrize(
+    "sampling", CARRIED, ids=lambda s: f"{s.sampler.kind}-eta{s.eta:g}-clip{s.clip}-{s.steps}"
+)
 def test_class_conditional_carries_its_pipeline(
     sampling: DDPMSampling, guidance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

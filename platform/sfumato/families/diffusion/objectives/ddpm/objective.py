@@ -19,7 +19,7 @@ from sfumato.families.diffusion.objectives import (
     ObjectiveConfig,
     SamplingBase,
 )
-from sfumato.families.diffusion.objectives.ddpm.bound import bound_bits
+from sfumato.families.diffusion.objectives.ddpm.bound import Prediction, bound_bits
 from sfumato.families.diffusion.objectives.ddpm.loss import denoising_loss
 from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
 from sfumato.families.diffusion.samplers import SAMPLERS, NoiseLevels, Sampler
@@ -123,17 +123,21 @@ class DDPM(BoundedObjective):
         )
 
     def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, steps: int, rng: Rng) -> Tensor:
-        """The variational bound, [B]; see `ddpm_bound`. Predicted images are clipped to [-1, 1]."""
+        """The variational bound, [B]; see `bound`. Predicted images are clipped to [-1, 1].
+
+        A reverse step has the variance beta_t, of the paper's two (sec. 3.2) the one whose bound is tighter,
+        and the last one that of the posterior at the paper's t = 2, as in the authors' code.
+        """
+        schedule = self._schedule
         to_image = (
-            self._schedule.x0_from_epsilon
-            if self._config.prediction == "epsilon"
-            else self._schedule.x0_from_velocity
+            schedule.x0_from_epsilon if self._config.prediction == "epsilon" else schedule.x0_from_velocity
         )
 
-        def denoise(xt_BCHW: Tensor, t_B: Tensor) -> Tensor:
-            return to_image(xt_BCHW, network(xt_BCHW, t_B), t_B).clamp(-1, 1)
+        def reverse(xt_BCHW: Tensor, t_B: Tensor) -> Prediction:
+            image_BCHW = to_image(xt_BCHW, network(xt_BCHW, t_B), t_B).clamp(-1, 1)
+            return Prediction(image_BCHW, schedule.fixed_log_variance(t_B))
 
-        return bound_bits(denoise, x0_BCHW, self._schedule, steps, rng)
+        return bound_bits(reverse, x0_BCHW, schedule, steps, rng)
 
     def sample(
         self, network: Guided, noise_NCHW: Tensor, options: DDPMSampling, rng: SampleRng, *, clip: bool
