@@ -112,7 +112,7 @@ class DiffusionConfig(FamilyConfig):
 
     @property
     def _bounded(self) -> bool:
-        return self.sampling.bound_steps is not None
+        return self.sampling.measures_likelihood
 
     @classmethod
     def tiny(cls) -> Self:
@@ -153,7 +153,9 @@ class DiffusionConfig(FamilyConfig):
         if found := self.first_stage.problems(data, config_class):
             return found
         if self._bounded:
-            return ["model.sampling.likelihood_steps: the bound is on pixels, not on latents; leave it out"]
+            return [
+                "model.sampling.likelihood_steps: the likelihood is of pixels, not of latents; leave it out"
+            ]
         if self.sampling.clip:
             return ["model.sampling.clip: latents are not bound to [-1, 1]; leave it out or set it to false"]
         return self.network.problems(latent_spec(self.first_stage.open(config_class), data), "latent")

@@ -110,16 +110,15 @@ class DiffusionFamily:
 
 
 class BoundedDiffusionFamily(DiffusionFamily):
-    """A model of pixels with a variational bound; implements `core.family.HasLikelihood`."""
+    """A model of pixels with a likelihood or a bound on it; implements `core.family.HasLikelihood`."""
 
     def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
-        """Bound on the bits per dimension of 8-bit images, given their labels if there are any, [B]."""
-        steps, objective = self._config.sampling.bound_steps, self._objective
-        assert isinstance(objective, BoundedObjective), "its sampling has steps of a bound"
-        assert steps is not None, "build chooses this class where it is set"
+        """A bound on the bits per dimension of 8-bit images, given their labels if there are any, [B]."""
+        objective = self._objective
+        assert isinstance(objective, BoundedObjective), "its sampling asks for a likelihood"
         label_B = batch["label"] if self._conditional else None
         network = Guided(nets["ema"], label_B, 1.0, self._data.num_classes)
-        return objective.bits_per_dim(network, batch["image"], steps, rng)
+        return objective.bits_per_dim(network, batch["image"], self._config.sampling, rng)
 
 
 class LatentDiffusionFamily(DiffusionFamily):

@@ -62,8 +62,8 @@ class BoundedObjective(Objective):
     """One that bounds the likelihood of 8-bit images."""
 
     @abstractmethod
-    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, steps: int, rng: Rng) -> Tensor:
-        """The bound in bits per dimension, [B], from about `steps` network evaluations per image."""
+    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, options: Any, rng: Rng) -> Tensor:
+        """The bound in bits per dimension, [B]; `options.likelihood_steps` sets its cost."""
 
 
 def data_std(given: float | None, *, latents: bool) -> float:
@@ -99,9 +99,9 @@ class SamplingBase(Config):
         return []
 
     @property
-    def bound_steps(self) -> int | None:
-        """Steps of the likelihood's bound, for a `BoundedObjective`; None where it is not asked for."""
-        return None
+    def measures_likelihood(self) -> bool:
+        """Whether the likelihood of a `BoundedObjective` is asked for."""
+        return False
 
 
 class GuidedSampling(SamplingBase):
@@ -114,6 +114,17 @@ class GuidedSampling(SamplingBase):
         description="Classifier-free guidance weight; 1 is the plain conditional model, any other value "
         "doubles the cost of a step.",
     )
+    likelihood_steps: int | None = Field(
+        None,
+        ge=1,
+        description="bits_per_dim: steps of the differential equation that carries the likelihood from image "
+        "to noise, or timesteps per image of a variational bound; null does not measure it.",
+    )
+
+    @property
+    def measures_likelihood(self) -> bool:
+        """If it has steps."""
+        return self.likelihood_steps is not None
 
 
 class ObjectiveConfig(Component, ABC):

@@ -11,6 +11,7 @@ Timesteps count from 0 to T - 1, as in diffusers; the papers' t is one more.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -73,6 +74,12 @@ class NoiseSchedule:
         return torch.where(
             t_B.view(-1, 1, 1, 1) == 0, self.posterior(t_B).log_variance, _rows(self._log_betas, t_B)
         )
+
+    def sigmas_near(self, wanted: Iterable[float]) -> dict[float, int]:
+        """The noise levels sigma = sqrt(1/abar_t - 1) nearest to the wanted ones, rising, with timesteps."""
+        sigma_T = (1 / self.alpha_bar - 1).sqrt()
+        nearest = sorted({int((sigma_T.log() - math.log(sigma)).abs().argmin()) for sigma in wanted})
+        return {sigma_T[t].item(): t for t in nearest}
 
     def add_noise(self, x0_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """x_t of the forward process."""

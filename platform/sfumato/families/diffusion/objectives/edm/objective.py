@@ -26,12 +26,13 @@ from sfumato.core.batch import Batch
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
 from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.objectives import (
     LATENT_STD,
     PIXEL_STD,
+    BoundedObjective,
     GuidableObjective,
-    Objective,
     ObjectiveConfig,
     SamplingBase,
     data_std,
@@ -65,8 +66,8 @@ class EDMConfig(ObjectiveConfig, GuidableObjective):
 
     @classmethod
     def tiny_sampling(cls) -> EDMSampling:
-        """3 steps that add noise again."""
-        return EDMSampling(steps=3, churn=1.0)
+        """3 steps that add noise again, and a likelihood."""
+        return EDMSampling(steps=3, churn=1.0, likelihood_steps=3)
 
     def build(self, *, latents: bool = False) -> EDM:
         """The objective of a model of pixels, or of latents."""
@@ -94,7 +95,7 @@ class Preconditioning:
         )
 
 
-class EDM(Objective):
+class EDM(BoundedObjective):
     """The weighted denoising loss, and the paper's samplers."""
 
     phase = "denoise"
@@ -126,6 +127,16 @@ class EDM(Objective):
 
         sigmas = options.sigmas()
         return integrate(options.sampler, slope, noise_NCHW * sigmas[0], sigmas, before=churn(options, rng))
+
+    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, options: EDMSampling, rng: Rng) -> Tensor:
+        """The likelihood of the flow between the options' noise levels, [B]; see `flow_likelihood`."""
+        assert options.likelihood_steps is not None, "asked for"
+
+        def image(x_BCHW: Tensor, sigma: float) -> Tensor:
+            return self.denoise(network, x_BCHW, sigma, clip=False)
+
+        sigmas = even_levels(options.likelihood_steps, options.sigma_min, options.sigma_max)
+        return flow_bits(image, x0_BCHW, sigmas, rng)
 
     def denoise(self, network: Guided, x_NCHW: Tensor, sigma: float, *, clip: bool) -> Tensor:
         """D(x; sigma), [N, C, H, W]."""
