@@ -11,6 +11,7 @@ embedding was made for.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
@@ -123,7 +124,8 @@ class RectifiedFlow(BoundedObjective):
         """The solution of dx/dt = f(x, t) at t = 0."""
 
         def slope(x_NCHW: Tensor, t: float) -> Tensor:
-            velocity_NCHW = network(x_NCHW, torch.tensor(t * TIME_SCALE, device=x_NCHW.device))
+            sigma = t / (1 - t) if t < 1 else math.inf
+            velocity_NCHW = network(x_NCHW, torch.tensor(t * TIME_SCALE, device=x_NCHW.device), sigma)
             if not clip:
                 return velocity_NCHW
             # x_t - t f is the image that the path leads to; the clipped image's velocity leads there.

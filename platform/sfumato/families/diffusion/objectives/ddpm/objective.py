@@ -68,6 +68,7 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective):
     """Discrete noise levels; the network predicts the noise or v."""
 
     Sampling: ClassVar[type[SamplingBase]] = DDPMSampling
+    output_units: ClassVar[tuple[str, ...]] = ("prediction", "schedule", "timesteps")
     kind: Literal["ddpm"] = Field("ddpm", description="Selects this objective.")
     prediction: Literal["epsilon", "v"] = Field(
         "v", description="Target: the noise (Ho et al. 2020) or v (Salimans & Ho 2022)."
@@ -160,8 +161,9 @@ class DDPM(BoundedObjective):
             generators=rng.generators,
             eta=options.eta,
             labels=network.labels_N,
-            guidance=network.weight,
+            guidance=network.guidance,
             null_class=network.null_class,
+            worse=network.worse,
         )
 
     def diffusers_scheduler(self, options: DDPMSampling, *, clip: bool) -> Any:

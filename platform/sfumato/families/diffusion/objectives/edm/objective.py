@@ -49,6 +49,7 @@ class EDMConfig(ObjectiveConfig, GuidableObjective):
     """Continuous noise levels; the network is preconditioned at each."""
 
     Sampling: ClassVar[type[SamplingBase]] = EDMSampling
+    output_units: ClassVar[tuple[str, ...]] = ("sigma_data",)
     kind: Literal["edm"] = Field("edm", description="Selects this objective.")
     sigma_data: float | None = Field(
         None,
@@ -141,5 +142,5 @@ class EDM(BoundedObjective):
     def denoise(self, network: Guided, x_NCHW: Tensor, sigma: float, *, clip: bool) -> Tensor:
         """D(x; sigma), [N, C, H, W]."""
         c = Preconditioning.at(torch.tensor(sigma, device=x_NCHW.device), self._sigma_data)
-        denoised_NCHW = c.skip * x_NCHW + c.out * network(c.in_ * x_NCHW, c.noise)
+        denoised_NCHW = c.skip * x_NCHW + c.out * network(c.in_ * x_NCHW, c.noise, sigma)
         return denoised_NCHW.clamp(-1, 1) if clip else denoised_NCHW
