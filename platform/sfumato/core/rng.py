@@ -27,6 +27,16 @@ def seeded(*parts: int | str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Restore torch's global generators after the block: what follows draws what the block has drawn.
+
+    Two networks that run one inside and one after it drop the same units.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
 class Rng(Protocol):
     """A source of noise for a batch: every tensor has one row per sample."""
 

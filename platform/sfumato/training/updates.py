@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -102,7 +104,8 @@ class Updates:
                 return self._family.prepare(nets, batch, progress, rng)
 
         batch = prepared.get(update.repeat, index, prepare)
-        with self._autocast():  # entered again: a cast cached without gradients would have none here
+        # Entered again: a cast cached without gradients would have none here.
+        with nullcontext() if phase.float32 else self._autocast():
             out = phase.loss(nets, batch, progress, rng)
         for what, value in (("loss", out.loss_B), ("weight", out.weights_B)):
             if value is not None and value.shape != (micro.rows,):

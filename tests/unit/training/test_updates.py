@@ -210,6 +210,21 @@ def test_prepare_runs_in_the_precision_of_training(precision: str, expected: tor
     assert family.dtypes == {expected}
 
 
+@pytest.mark.parametrize("float32", [False, True])
+def test_a_phase_of_differences_runs_in_float32(float32: bool) -> None:
+    seen: set[torch.dtype] = set()
+
+    def loss(nets, batch, progress, rng) -> LossOut:
+        found = nets["net"](batch["image"])
+        seen.add(found.dtype)
+        return LossOut(found.float().mean(1))
+
+    family = OneNet(loss, Phase(name="only", trains="net", loss=loss, float32=float32))
+    trainer(family, total=ROWS, precision="bf16").run(shares())
+    assert seen == {torch.float32 if float32 else torch.bfloat16}
+    assert family.dtypes == {torch.bfloat16}, "prepare is not part of the phase"
+
+
 def test_phases_start_and_stop_at_the_first_step_at_or_after() -> None:
     seen: list[tuple[str, int]] = []
 

@@ -50,7 +50,10 @@ class DiffusionFamily:
         if self._guide is not None:
             self.nets = {**self.nets, GUIDE: self._guide.frozen}
             self.samplers = (*self.samplers, GUIDE)
-        self.phases: Sequence[Phase] = (Phase(name=self._objective.phase, trains="network", loss=self._loss),)
+        objective = self._objective
+        self.phases: Sequence[Phase] = (
+            Phase(name=objective.phase, trains="network", loss=self._loss, float32=objective.float32),
+        )
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch unchanged: this model works on pixels."""

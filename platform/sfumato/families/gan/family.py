@@ -40,7 +40,7 @@ class GanFamily:
             ),
             "discriminator": Trainable(
                 build=self._build_discriminator,
-                optimizer=config.discriminator_optimizer,
+                optimizer=config.objective.corrected(config.discriminator_optimizer),
             ),
             "ema": EmaOf(source="generator", decay=config.ema.decay),
         }

@@ -32,10 +32,12 @@ PIXEL_STD, LATENT_STD = 0.5, 1.0
 class Objective(ABC):
     """A loss on the network called `network`, and the sampler that belongs to it.
 
-    `phase` names the phase that trains; the noise of training depends on it.
+    `phase` names the phase that trains; the noise of training depends on it. `float32` is that of
+    `core.family.Phase`.
     """
 
     phase: str
+    float32: bool = False
 
     @abstractmethod
     def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:

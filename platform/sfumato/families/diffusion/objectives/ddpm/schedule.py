@@ -36,8 +36,8 @@ def cosine_betas(timesteps: int) -> Tensor:
 
 
 class Posterior(NamedTuple):
-    """q(x_{t-1}|x_t, x_0): the weight of x_0 in its mean (Ho et al. 2020, eq. 7), and the log of its variance,
-    each [B, 1, 1, 1] float64."""
+    """q(x_{t-1}|x_t, x_0): the weight of x_0 in its mean (Ho et al. 2020, eq. 7), the log of its
+    variance, each [B, 1, 1, 1] float64."""
 
     gain: Tensor
     log_variance: Tensor
