@@ -30,6 +30,7 @@ from diffusers import (
     DDPMPipeline,
     DPMSolverMultistepScheduler,
     UNet2DModel,
+    UniPCMultistepScheduler,
 )
 
 from sfumato.errors import ConfigError
@@ -44,15 +45,27 @@ def write_pipeline(
 ) -> None:
     """Save U-Net (safetensors), scheduler and, for a conditional model, the pipeline's code.
 
-    Raises ConfigError if no stock scheduler takes the steps of `options`.
+    Raises ConfigError if diffusers cannot sample with `options`.
     """
+    if options.guide is not None:
+        raise ConfigError("sampling.guide: a diffusers pipeline has one network; leave it out")
+    if not type(scheduler).__module__.startswith("diffusers."):
+        raise ConfigError(
+            f"sampling.sampler: diffusers has no {options.sampler.kind} of order 3; set its order to 2"
+        )
     if not conditional:
         scheduler, unet = _stock(scheduler, options), _predicting_the_mean(unet, scheduler, options)
         kind = DDIMPipeline if isinstance(scheduler, DDIMScheduler) else DDPMPipeline
         kind(unet=unet, scheduler=scheduler).save_pretrained(folder)
         return
     pipeline.ClassConditionalPipeline(
-        unet=unet, scheduler=scheduler, steps=options.steps, guidance=options.guidance, eta=options.eta
+        unet=unet,
+        scheduler=scheduler,
+        steps=options.steps,
+        guidance=options.guidance,
+        eta=options.eta,
+        guidance_interval=options.guidance_interval,
+        guidance_rescale=options.guidance_rescale,
     ).save_pretrained(folder)
     code = Path(pipeline.__file__)
     shutil.copyfile(code, folder / code.name)
@@ -64,6 +77,10 @@ def write_pipeline(
 
 def _stock(scheduler: Any, options: DDPMSampling) -> Any:
     """The scheduler, or one of the same steps that diffusers takes right."""
+    if isinstance(scheduler, UniPCMultistepScheduler):
+        raise ConfigError(
+            "sampling.sampler: diffusers' pipeline without classes cannot run unipc; use dpmsolver++"
+        )
     if not isinstance(scheduler, DDIMScheduler):
         return scheduler
     timesteps = scheduler.config.num_train_timesteps

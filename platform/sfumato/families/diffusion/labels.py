@@ -1,11 +1,13 @@
 """Class labels: dropped in training so that the network learns both models, and guided in sampling.
 
 Classifier-free guidance (Ho & Salimans 2022): one network is trained with its labels replaced by a null
-class now and then (algorithm 1), and sampled from a mixture of its two outputs (eq. 6).
+class now and then (algorithm 1), and sampled from a mixture of its two outputs (eq. 6). Autoguidance (Karras
+et al. 2024) mixes its output with that of a smaller or less trained network instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import Batch
 from sfumato.core.rng import Rng
-from sfumato.families.diffusion.pipeline import guided_output
+from sfumato.families.diffusion.pipeline import Guidance, guided_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +41,35 @@ class LabelDropout:
 class Guided:
     """A network with the labels and the guidance of one call of `sample`.
 
-    `weight` is guidance 1 + w of the paper's eq. 6: 1 is the plain conditional model.
+    `weight`, `interval` and `rescale` are those of `pipeline.Guidance`; `worse` is the output at (x, t) of
+    autoguidance's network, None for classifier-free guidance.
     """
 
     network: nn.Module
     labels_N: Tensor | None
     weight: float
     null_class: int
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    worse: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def __call__(self, x_NCHW: Tensor, t: Tensor) -> Tensor:
-        """The guided output [N, C, H, W] at `t`, a scalar or [N], in the network's own units."""
+    @property
+    def guidance(self) -> Guidance:
+        """How the two outputs are mixed."""
+        return Guidance(self.weight, self.interval, self.rescale)
+
+    def __call__(self, x_NCHW: Tensor, t: Tensor, sigma: float | None = None) -> Tensor:
+        """The guided output [N, C, H, W] at `t`, a scalar or [N], in the network's own units.
+
+        `sigma` is the noise level of `t`, which a guidance interval needs.
+        """
         return guided_output(
-            self.network, x_NCHW, t, self.labels_N, guidance=self.weight, null_class=self.null_class
+            self.network,
+            x_NCHW,
+            t,
+            self.labels_N,
+            guidance=self.guidance,
+            null_class=self.null_class,
+            sigma=sigma,
+            worse=self.worse,
         )

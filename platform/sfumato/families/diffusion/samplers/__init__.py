@@ -55,7 +55,7 @@ SAMPLERS: Components[Sampler] = Components(
     "sfumato.families.diffusion.samplers",
     Sampler,
     default="ddim",
-    spelling={"dpmsolver": "dpmsolver++"},
+    spelling={"dpmsolver": "dpmsolver++", "sde_dpmsolver": "sde-dpmsolver++"},
 )
 
 

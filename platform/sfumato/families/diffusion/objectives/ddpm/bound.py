@@ -68,7 +68,8 @@ def decoder_nats(prediction: Prediction, x0_BCHW: Tensor, *, open_ends: bool = T
     if open_ends:
         log_share = torch.where(x0_BCHW > 1 - HALF_BIN, torch.special.log_ndtr(-below), log_share)
         log_share = torch.where(x0_BCHW < -1 + HALF_BIN, torch.special.log_ndtr(above), log_share)
-    return -log_share.flatten(1).sum(dim=1).float()
+    nats_B: Tensor = -log_share.flatten(1).sum(dim=1)
+    return nats_B.float()
 
 
 def middle_nats(prediction: Prediction, x0_BCHW: Tensor, schedule: NoiseSchedule, t_B: Tensor) -> Tensor:

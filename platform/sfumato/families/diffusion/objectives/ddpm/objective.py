@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -13,6 +14,7 @@ from sfumato.core.config import Config
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
 from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import (
     BoundedObjective,
@@ -43,12 +45,10 @@ class DDPMSampling(GuidedSampling):
         "multistep (Lu et al. 2022).",
     )
     eta: float = Field(0.0, ge=0, le=1, description="Noise of ddim: 0 is deterministic, 1 is like ddpm.")
-
-    likelihood_steps: int | None = Field(
-        None,
-        ge=1,
-        description="bits_per_dim: timesteps per image where the variational bound is evaluated; null does "
-        "not measure it.",
+    likelihood: Literal["bound", "flow"] = Field(
+        "bound",
+        description="bits_per_dim: the variational bound (Ho et al. 2020, eq. 5), or the likelihood of the "
+        "probability flow (Song et al. 2021, eq. 39), which compares with that of edm and rectified_flow.",
     )
 
     @model_validator(mode="after")
@@ -58,11 +58,6 @@ class DDPMSampling(GuidedSampling):
                 f"eta: {self.eta:g} has no effect on {self.sampler.kind}; set eta=0 or sampler=ddim"
             )
         return self
-
-    @property
-    def bound_steps(self) -> int | None:
-        """As set."""
-        return self.likelihood_steps
 
     def problems(self, objective: Config, *, latents: bool) -> list[str]:
         """More steps than there are noise levels."""
@@ -77,6 +72,7 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
     """Discrete noise levels; the network predicts the noise or v."""
 
     Sampling: ClassVar[type[SamplingBase]] = DDPMSampling
+    output_units: ClassVar[tuple[str, ...]] = ("prediction", "schedule", "timesteps")
     kind: Literal["ddpm"] = Field("ddpm", description="Selects this objective.")
     prediction: Literal["epsilon", "v"] = Field(
         "v", description="Target: the noise (Ho et al. 2020) or v (Salimans & Ho 2022)."
@@ -176,12 +172,24 @@ class DDPM(BoundedObjective):
         """See `loss`."""
         return self._loss(nets["network"], batch, labels, rng)
 
-    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, steps: int, rng: Rng) -> Tensor:
-        """The variational bound, [B]; see `bound`. Predicted images are clipped to [-1, 1].
+    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, options: DDPMSampling, rng: Rng) -> Tensor:
+        """The bound that the options name, [B]; see `bound` and `flow_likelihood`.
 
-        A reverse step has the learned variance or beta_t, of the two of Ho et al. (sec. 3.2) the one whose
-        bound is tighter, and the last one that of the posterior at their t = 2, as in the authors' code.
+        The variational one clips predicted images to [-1, 1]. Its reverse steps have the learned variance or
+        beta_t, of the two of Ho et al. (sec. 3.2) the one whose bound is tighter, and the last one that of
+        the posterior at their t = 2, as in the authors' code.
         """
+        steps = options.likelihood_steps
+        assert steps is not None, "asked for"
+        if options.likelihood == "flow":
+            sigmas = self._schedule.sigmas_near(even_levels(steps))
+
+            def image(x_BCHW: Tensor, sigma: float) -> Tensor:
+                t_B = torch.full((len(x_BCHW),), sigmas[sigma], device=x_BCHW.device)
+                xt_BCHW = x_BCHW / math.sqrt(1 + sigma**2)
+                return self._target.image(network(xt_BCHW, t_B), xt_BCHW, t_B)
+
+            return flow_bits(image, x0_BCHW, list(sigmas), rng)
 
         def reverse(xt_BCHW: Tensor, t_B: Tensor) -> Prediction:
             found = self._target.read(network(xt_BCHW, t_B), xt_BCHW, t_B)
@@ -203,8 +211,9 @@ class DDPM(BoundedObjective):
             generators=rng.generators,
             eta=options.eta,
             labels=network.labels_N,
-            guidance=network.weight,
+            guidance=network.guidance,
             null_class=network.null_class,
+            worse=network.worse,
         )
 
     def diffusers_scheduler(self, options: DDPMSampling, *, clip: bool) -> Any:

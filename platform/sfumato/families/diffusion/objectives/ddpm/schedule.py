@@ -11,6 +11,7 @@ Timesteps count from 0 to T - 1, as in diffusers; the papers' t is one more.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -97,6 +98,12 @@ class NoiseSchedule:
         float64 (Nichol & Dhariwal 2021, eq. 15)."""
         share_BCHW = (raw_BCHW.double() + 1) / 2
         return share_BCHW * _rows(self._log_betas, t_B) + (1 - share_BCHW) * self.posterior(t_B).log_variance
+
+    def sigmas_near(self, wanted: Iterable[float]) -> dict[float, int]:
+        """The noise levels sigma = sqrt(1/abar_t - 1) nearest to the wanted ones, rising, with timesteps."""
+        sigma_T = (1 / self.alpha_bar - 1).sqrt()
+        nearest = sorted({int((sigma_T.log() - math.log(sigma)).abs().argmin()) for sigma in wanted})
+        return {sigma_T[t].item(): t for t in nearest}
 
     def add_noise(self, x0_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """x_t of the forward process."""

@@ -28,12 +28,19 @@ from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
 from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.noise_draws import NoiseDraws
-from sfumato.families.diffusion.noise_levels import LATENT_STD, PIXEL_STD, data_std, noise_scale
+from sfumato.families.diffusion.noise_levels import (
+    LATENT_STD,
+    PIXEL_STD,
+    data_std,
+    noise_scale,
+    sigma_range,
+)
 from sfumato.families.diffusion.objectives import (
+    BoundedObjective,
     GuidableObjective,
-    Objective,
     ObjectiveConfig,
     SamplingBase,
 )
@@ -54,6 +61,7 @@ class EDMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
     """Continuous noise levels; the network is preconditioned at each."""
 
     Sampling: ClassVar[type[SamplingBase]] = EDMSampling
+    output_units: ClassVar[tuple[str, ...]] = ("sigma_data",)
     kind: Literal["edm"] = Field("edm", description="Selects this objective.")
     sigma_data: float | None = Field(
         None,
@@ -80,8 +88,8 @@ class EDMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
 
     @classmethod
     def tiny_sampling(cls) -> EDMSampling:
-        """3 steps that add noise again."""
-        return EDMSampling(steps=3, churn=1.0)
+        """3 steps that add noise again, and a likelihood."""
+        return EDMSampling(steps=3, churn=1.0, likelihood_steps=3)
 
     def build(self, *, latents: bool = False) -> EDM:
         """The objective of a model of pixels, or of latents."""
@@ -109,7 +117,7 @@ class Preconditioning:
         )
 
 
-class EDM(Objective):
+class EDM(BoundedObjective):
     """The weighted denoising loss, and the paper's samplers."""
 
     phase = "denoise"
@@ -146,8 +154,19 @@ class EDM(Objective):
         sigmas = options.sigmas(self._scale)
         return integrate(options.sampler, slope, noise_NCHW * sigmas[0], sigmas, before=churn(options, rng))
 
+    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, options: EDMSampling, rng: Rng) -> Tensor:
+        """The likelihood of the flow between the options' noise levels, [B]; see `flow_likelihood`."""
+        assert options.likelihood_steps is not None, "asked for"
+
+        def image(x_BCHW: Tensor, sigma: float) -> Tensor:
+            return self.denoise(network, x_BCHW, sigma, clip=False)
+
+        low, high = sigma_range(options.sigma_min, options.sigma_max)
+        sigmas = even_levels(options.likelihood_steps, low, high)
+        return flow_bits(image, x0_BCHW, sigmas, rng)
+
     def denoise(self, network: Guided, x_NCHW: Tensor, sigma: float, *, clip: bool) -> Tensor:
         """D(x; sigma), [N, C, H, W]."""
         c = Preconditioning.at(torch.tensor(sigma, device=x_NCHW.device), self._sigma_data)
-        denoised_NCHW = c.skip * x_NCHW + c.out * network(c.in_ * x_NCHW, c.noise)
+        denoised_NCHW = c.skip * x_NCHW + c.out * network(c.in_ * x_NCHW, c.noise, sigma)
         return denoised_NCHW.clamp(-1, 1) if clip else denoised_NCHW
