@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sfumato.cli.arguments import AsJson, RunName, open_display, pairs, show, values
+from sfumato.cli.arguments import AsJson, RunName, open_display, show, structured, values
 
 Base = Annotated[
     Path | None,
@@ -93,7 +93,7 @@ def sample(
     from sfumato.sampling.conditions import Asked
 
     named = {"guidance": guidance, "sampler": sampler, "steps": steps}
-    options = {key: value for key, value in named.items() if value is not None} | pairs(option or [])
+    options = {key: value for key, value in named.items() if value is not None} | structured(option or [])
     asked = Asked(
         label or (), prompt or (), negative or (), prompts, values(condition or []), conditions_from
     )

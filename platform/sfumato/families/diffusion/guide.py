@@ -89,11 +89,16 @@ def _pairs(
     others_data: DataSpec, other: Model, own: Model, data: DataSpec
 ) -> Iterator[tuple[str, object, object]]:
     """What must be equal, named: the guide's, and the model's own."""
-    yield "images of", *("x".join(map(str, spec.shape)) for spec in (others_data, data))
-    yield "first_stage", *(c.first_stage and c.first_stage.digest for c in (other, own))
+    theirs, ours = ("x".join(map(str, spec.shape)) for spec in (others_data, data))
+    yield "images of", theirs, ours
+    yield "first_stage", _digest(other.first_stage), _digest(own.first_stage)
     yield "latent_scale", other.latent_scale, own.latent_scale
     yield "objective", other.objective.kind, own.objective.kind
     for name in own.objective.output_units:
         yield f"objective.{name}", getattr(other.objective, name), getattr(own.objective, name)
     if other.conditions(others_data) and own.conditions(data):
         yield "classes", others_data.classes, data.classes
+
+
+def _digest(stage: FirstStageConfig | None) -> str | None:
+    return None if stage is None else stage.digest

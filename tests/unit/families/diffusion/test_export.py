@@ -150,6 +150,43 @@ def test_class_conditional_carries_its_pipeline(
     assert (other.images.numpy() * 255).round().astype(np.uint8).tobytes() != ours.tobytes()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampler": "unipc", "guidance": 2.5},
+        {"sampler": "sde-dpmsolver++", "guidance": 2.5},
+        {"sampler": "ddim", "guidance": 2.5, "guidance_interval": (0.3, 5.0), "guidance_rescale": 0.7},
+    ],
+    ids=["unipc", "sde", "interval"],
+)
+def test_a_pipeline_carries_what_guides_it(
+    changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    model = generator(DDPMSampling.model_validate({"steps": STEPS, **changes}), ("a", "b", "c"))
+    export(model, tmp_path / "model")
+    pipeline = quiet(DiffusionPipeline.from_pretrained(tmp_path / "model", trust_remote_code=True))
+    labels = [index % 3 for index in range(model.block)]
+    theirs = pipeline(labels, generator=SampleRng(4, range(model.block)).generators).images
+    np.testing.assert_array_equal(pixels(theirs), model.sample(model.block, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "classes", "says"),
+    [
+        ("unipc", (), "cannot run unipc"),
+        ({"kind": "dpmsolver++", "order": 3}, ("a", "b"), "of order 3"),
+        ({"kind": "sde-dpmsolver++", "order": 3}, (), "of order 3"),
+    ],
+)
+def test_samplers_that_diffusers_lacks_are_refused(
+    sampler: object, classes: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
+    sampling = DDPMSampling.model_validate({"sampler": sampler, "steps": STEPS})
+    with pytest.raises(ConfigError, match=says):
+        export(generator(sampling, classes), tmp_path / "model")
+
+
 def test_diffusers_does_not_run_the_folders_code_untold(tmp_path: Path) -> None:
     export(generator(SAMPLINGS[0], ("a", "b")), tmp_path)
     with pytest.raises(ValueError, match="trust_remote_code"):

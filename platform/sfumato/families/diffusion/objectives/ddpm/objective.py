@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfumato.core.batch import Batch
 from sfumato.core.config import Config
+from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
@@ -29,6 +30,7 @@ from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
 from sfumato.families.diffusion.objectives.ddpm.target import Target
 from sfumato.families.diffusion.samplers import SAMPLERS, NoiseLevels, Sampler
 from sfumato.families.diffusion.samplers.ddim import Ddim
+from sfumato.families.diffusion.samplers.dpmsolver import DpmSolver
 from sfumato.families.diffusion.weightings import WEIGHTINGS, Weighting
 from sfumato.families.diffusion.weightings.plain import Plain
 
@@ -39,10 +41,10 @@ if TYPE_CHECKING:
 class DDPMSampling(GuidedSampling):
     """How images are drawn; `sfumato sample` may change any of it."""
 
-    sampler: Annotated[Sampler, SAMPLERS] = Field(
-        Ddim(),
-        description="ddpm: ancestral (Ho et al. 2020); ddim (Song et al. 2021); dpmsolver++: second-order "
-        "multistep (Lu et al. 2022).",
+    sampler: Annotated[Sampler, SAMPLERS, Before(2, Ddim())] = Field(
+        DpmSolver(),
+        description="ddpm: ancestral (Ho et al. 2020); ddim (Song et al. 2021); dpmsolver++ and "
+        "sde-dpmsolver++: multistep, deterministic or not (Lu et al. 2022); unipc (Zhao et al. 2023).",
     )
     eta: float = Field(0.0, ge=0, le=1, description="Noise of ddim: 0 is deterministic, 1 is like ddpm.")
     likelihood: Literal["bound", "flow"] = Field(
