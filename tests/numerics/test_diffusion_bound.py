@@ -11,7 +11,7 @@ from scipy import special, stats
 
 from sfumato.core.rng import SampleRng
 from sfumato.families.diffusion.labels import Guided
-from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig
+from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig, DDPMSampling
 from sfumato.families.diffusion.objectives.ddpm.bound import Prediction, bound_bits, decoder_nats
 from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
 
@@ -211,7 +211,8 @@ def test_a_network_of_noise_or_v_is_turned_into_its_image(prediction: str) -> No
             eps = (xt - abar.sqrt() * image) / (1 - abar).sqrt()
             return (eps if prediction == "epsilon" else abar.sqrt() * eps - (1 - abar).sqrt() * image,)
 
-    found = DDPM(config).bits_per_dim(Guided(Optimal(), None, 1.0, 0), x, 49, SampleRng(0, range(8)))
+    options = DDPMSampling(likelihood_steps=49)
+    found = DDPM(config).bits_per_dim(Guided(Optimal(), None, 1.0, 0), x, options, SampleRng(0, range(8)))
     clipped = fixed(lambda xt, t: optimal(schedule)(xt, t).clamp(-1, 1), schedule)
     expected = bound_bits(clipped, x, schedule, 49, SampleRng(0, range(8)))
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-3)

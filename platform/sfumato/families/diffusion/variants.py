@@ -24,6 +24,10 @@ def variants() -> dict[str, dict[str, Any]]:
     found |= {name: _member(name, PAIRED) for name in NETWORKS.names() if name != NETWORKS.default}
     found |= {name: _member(NETWORKS.default, name) for name in OBJECTIVES.names() if name != PAIRED}
     return found | {
+        "min_snr": {
+            **_member("dit", "ddpm"),
+            "objective": {"kind": "ddpm", "timesteps": 20, "weighting": "min_snr"},
+        },
         "learned_variance": {
             "network": NETWORKS.find(NETWORKS.default).tiny(),
             "objective": {

@@ -193,7 +193,8 @@ def test_an_old_model_draws_the_same_images_and_is_exported(earlier_run: Earlier
     run = earlier_run("runs", tmp_path)
     display = Display(Console(file=io.StringIO()))
     out = tmp_path / "drawn"
-    command = ["sample", str(run), "--num", "6", "--seed", "5", "--device", "cpu", "--out", str(out)]
+    drawing = ["--num", "6", "--seed", "5", "--steps", "5", "--device", "cpu"]
+    command = ["sample", str(run), *drawing, "--out", str(out)]
     assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
     for before in sorted((OLD / "samples").glob("0*.png")):
         now, then = (np.asarray(Image.open(path), np.int16) for path in (out / before.name, before))

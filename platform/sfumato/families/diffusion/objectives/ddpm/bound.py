@@ -59,8 +59,9 @@ def decoder_nats(prediction: Prediction, x0_BCHW: Tensor, *, open_ends: bool = T
     In logarithms throughout, so that a pixel that the model thinks impossible costs what it should.
     """
     std = (0.5 * prediction.log_variance.double()).exp()
-    above = (x0_BCHW + HALF_BIN - prediction.image).double() / std
-    below = (x0_BCHW - HALF_BIN - prediction.image).double() / std
+    # In float64: far from the prediction both ends of a bin would else be the same number.
+    distance = x0_BCHW.double() - prediction.image.double()
+    above, below = (distance + HALF_BIN) / std, (distance - HALF_BIN) / std
     # By symmetry in the lower tail, where the logarithm of the distribution function is exact.
     upper, lower = (torch.where(above + below > 0, *pair) for pair in ((-below, above), (-above, below)))
     ends = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
