@@ -20,7 +20,7 @@ ALL_SAMPLERS = [
     DDPMSampling(sampler="ddim", steps=250),
     DDPMSampling(sampler="ddim", steps=500, eta=1.0),
     DDPMSampling(sampler="dpmsolver++", steps=50),
-    DDPMSampling(sampler={"kind": "sde-dpmsolver++", "order": 3}, steps=50),
+    DDPMSampling(sampler={"kind": "sde-dpmsolver++", "order": 3}, steps=250),
     DDPMSampling(sampler="unipc", steps=50),
 ]
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch
 from sfumato.core.rng import Rng
-from sfumato.families.diffusion.pipeline import Guidance, guided_output
+
+if TYPE_CHECKING:
+    from sfumato.families.diffusion.pipeline import Guidance  # loads diffusers
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class Guided:
     @property
     def guidance(self) -> Guidance:
         """How the two outputs are mixed."""
+        from sfumato.families.diffusion.pipeline import Guidance
+
         return Guidance(self.weight, self.interval, self.rescale)
 
     def __call__(self, x_NCHW: Tensor, t: Tensor, sigma: float | None = None) -> Tensor:
@@ -63,6 +68,8 @@ class Guided:
 
         `sigma` is the noise level of `t`, which a guidance interval needs.
         """
+        from sfumato.families.diffusion.pipeline import guided_output
+
         return guided_output(
             self.network,
             x_NCHW,

@@ -14,7 +14,7 @@ class DpmSolver(Sampler):
 
     kind: Literal["dpmsolver++"] = Field("dpmsolver++", description="Selects DPM-Solver++.")
     order: Literal[2, 3] = Field(
-        2, description="2 suits guided sampling; 3 is more exact where there is little or no guidance."
+        2, description="2 suits guided sampling; 3 gains where steps are few and unguided."
     )
 
     def scheduler(self, levels: NoiseLevels, *, clip: bool) -> Any:
