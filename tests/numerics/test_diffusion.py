@@ -181,7 +181,7 @@ class Certain(torch.nn.Module):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("steps", [50, 60, 61, 150, 600, 999])
+@pytest.mark.parametrize("steps", [50, 60, 61, 150, 600])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_ddim_leaves_no_noise_for_any_number_of_steps(kind: str, steps: int, eta: float) -> None:
     """A denoiser that knows the image must lead to it; a level of 8 bits is 2/255."""
