@@ -25,6 +25,7 @@ ABOUT_SEVERAL = {
     for file in (
         "data/reading/test_imports.py",
         "data/reading/test_invariance.py",
+        "runtime/jobs/test_sending.py",
         "runtime/pipeline/test_decisions.py",
         "runtime/runs/test_pace.py",
         "sampling/test_adapters.py",

@@ -105,6 +105,21 @@ def pairs(items: list[str]) -> dict[str, str]:
     return dict(values(items))
 
 
+def structured(items: list[str]) -> dict[str, Any]:
+    """The same, with lists and mappings read as YAML: `guide={run: small}`."""
+    return {key: _read(key, value) if value[:1] in ("[", "{") else value for key, value in values(items)}
+
+
+def _read(key: str, value: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{key}: {value!r} is not YAML: {reason}; write {key}='{{name: value}}'") from error
+
+
 def values(items: list[str]) -> list[tuple[str, str]]:
     """The pairs in the order given; a key may appear several times."""
     found = []

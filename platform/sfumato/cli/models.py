@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sfumato.cli.arguments import AsJson, Base, RunName, Trust, open_display, pairs, show, values
+from sfumato.cli.arguments import AsJson, Base, RunName, Trust, open_display, show, structured, values
 
 
 def sample(
@@ -85,7 +85,7 @@ def sample(
     from sfumato.sampling.conditions import Asked
 
     named = {"guidance": guidance, "sampler": sampler, "steps": steps}
-    options = {key: value for key, value in named.items() if value is not None} | pairs(option or [])
+    options = {key: value for key, value in named.items() if value is not None} | structured(option or [])
     asked = Asked(
         label or (), prompt or (), negative or (), prompts, values(condition or []), conditions_from
     )

@@ -27,6 +27,7 @@ from torch import nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config, Neutral, NeutralBeside
+from sfumato.core.earlier_defaults import FIRST, as_of
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.finding import built_in_only, paths_in
 from sfumato.core.stored import StoredFile, StoredFolder, StoredNet, Weights
@@ -214,7 +215,7 @@ def card_config(
         raise ConfigError(f"{field}: needs {own!r}, which is not part of Sfumato; its code is not run here")
     try:
         with built_in_only(not trust):
-            return find(card.family).model_validate(card.config)
+            return as_of(find(card.family).model_validate(card.config), FIRST)
     except ValidationError as error:
         raise ConfigError(f"{field}: {first_problem(error)}") from None
 

@@ -124,7 +124,7 @@ def load_model(
     generator = Generator.load(folder, here, trust=trust, base=base)
     draws = generator.config.samples(generator.data)
     if draws and sampling:
-        generator = _with_options(generator, sampling, here)
+        generator = generator.with_options(generator.options(sampling))
     likelihood = isinstance(generator.family, HasLikelihood)
     if draws:
         kinds = {
@@ -284,20 +284,6 @@ class ImageSource:
         assert isinstance(self._images, Captioned)
         first = index * self.block
         return self._images.captions(first, min(first + self.block, self._images.size))
-
-
-def _with_options(generator: Generator, sampling: Mapping[str, Any], device: str) -> Generator:
-    """The model as if stored with these options, which may decide what its family can do."""
-    config = generator.config.model_copy(update={"sampling": generator.options(sampling)})
-    return Generator(
-        config,
-        generator.data,
-        generator.nets,
-        name=generator.name,
-        progress=generator.progress,
-        digest=generator.digest,
-        device=device,
-    )
 
 
 def _full_batch(

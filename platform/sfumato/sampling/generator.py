@@ -83,6 +83,7 @@ class Generator:
         self.digest = digest
         self.block = block_rows(data)
         self.family: Family = config.build(data)
+        self.device = device
         self.nets = {key: nets[key].to(device).eval() for key in self.family.samplers}
 
     @classmethod
@@ -124,6 +125,24 @@ class Generator:
     def images(self) -> int:
         """How many training images it has seen."""
         return self.progress.images
+
+    def with_options(self, options: Config) -> Self:
+        """The model as if stored with these sampling options, which may decide what its family can do.
+
+        A network that they add is read from the place that they record.
+        """
+        config = self.config.model_copy(update={"sampling": options})
+        family = config.build(self.data)
+        added = {name: _stored(family, name) for name in family.samplers if name not in self.nets}
+        return type(self)(
+            config,
+            self.data,
+            {**self.nets, **added},
+            name=self.name,
+            progress=self.progress,
+            digest=self.digest,
+            device=self.device,
+        )
 
     def options(self, overrides: Mapping[str, Any] | None = None) -> Config:
         """The model's sampling defaults with changes. Raises ConfigError for an unknown option."""
@@ -268,6 +287,18 @@ def build_nets(
             nets[name] = source.build()
         _load(nets[name], weights[name], source, (bases or {}).get(name))
     return nets
+
+
+def _stored(family: Family, name: str) -> nn.Module:
+    """A frozen network with its stored weights. Raises CheckpointError if they are missing or different."""
+    spec = family.nets[name]
+    assert isinstance(spec, Frozen), "options add no network that is trained"
+    with seeded("build", name):
+        module = spec.build()
+    if spec.weights is not None:
+        load_stored(module, spec.weights)
+    cast_parameters(module, spec.dtype)
+    return module
 
 
 def _load(

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sfumato import families
 from sfumato.core.batch import DataSpec
+from sfumato.core.earlier_defaults import FIRST, as_of
 from sfumato.core.family import Family, FamilyConfig, Trainable
 from sfumato.core.finding import ALLOW, built_in_only, paths_in
 from sfumato.core.pretrained import built_as
@@ -184,7 +185,7 @@ def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[F
     kind = families.config_class(family)
     try:
         with built_in_only(not trust):
-            config = kind.model_validate(card["config"])
+            config = as_of(kind.model_validate(card["config"]), FIRST)
     except ValidationError as error:
         problem = first_problem(error, kind)
         raise CheckpointError(

@@ -81,7 +81,7 @@ def install(
             strategy.add_frozen(name, module, shard=spec.shard)
     for name, spec in {**family.nets, **(averages or {})}.items():
         if isinstance(spec, EmaOf):
-            strategy.add_ema(name, spec.source)
+            strategy.add_ema(name, spec.source, train_mode=spec.train_mode)
     strategy.ready()
 
 

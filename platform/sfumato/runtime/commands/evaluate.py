@@ -31,6 +31,7 @@ from sfumato.evaluation.stage import evaluate
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.pretrained import resolved_options
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.targets import Target, model_of
 from sfumato.sampling.model_folder import read_model_folder
@@ -173,8 +174,9 @@ def _evaluation(
     if request.resize is not None:
         raise ConfigError("--resize is for images; a model's samples are measured at the size it makes")
     with model_of(_model_place(target), root=root, trust=request.trust) as found:
+        sampling = resolved_options(found.model, settings.sampling, root, trust=found.trusted)
         yield Evaluation.of_model(
-            settings,
+            settings.model_copy(update={"sampling": sampling}),
             model_folder=found.model,
             reference=reference,
             out=out,

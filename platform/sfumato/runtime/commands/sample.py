@@ -12,6 +12,7 @@ import torch
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
 from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.pretrained import resolved_options
 from sfumato.runtime.runs.targets import Found, model_of
 from sfumato.sampling.conditions import Asked
 from sfumato.sampling.generator import Generator
@@ -48,6 +49,9 @@ def draw(
     with model_of(run, root=root, trust=trust) as found:
         display.line(found.about)
         generator = Generator.load(found.model, place, trust=found.trusted, base=base)
+        if options:
+            options = resolved_options(found.model, options, root, trust=found.trusted)
+            generator = generator.with_options(generator.options(options))
         conditions = asked.source(generator.takes)
         num = num or asked.images() or DEFAULT_IMAGES
         display.stage("sample")

@@ -139,7 +139,8 @@ def evaluate(session: Session, base: Path | None = None) -> dict[str, Any]:
     if draws:
         generator = Generator.load(folder.model, trust=True, base=base)
         num = GRID_SAMPLES - GRID_SAMPLES % max(1, min(GRID_SAMPLES, generator.data.num_classes))
-        options = settings.sampling
+        if options := settings.sampling:
+            generator = generator.with_options(generator.options(options))
         write_samples(grid.parent, generator, num, seed=settings.seed, options=options, overwrite=True)
     record_evaluation(session, report, stored.progress.images)
     result = result_of(report, folder.path / "evaluation")

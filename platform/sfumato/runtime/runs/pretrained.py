@@ -7,9 +7,13 @@ also describes the networks, so that an exported model can be built without them
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from sfumato.core.config import Config
 from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.pretrained import ModelCard, Pretrained, Reference, StoredModelCard, recorded, replaced
 from sfumato.errors import ConfigError, SfumatoError
@@ -17,18 +21,44 @@ from sfumato.layers import library_networks
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.targets import model_of
 from sfumato.sampling.model_files import CARD, read_card
+from sfumato.sampling.model_folder import read_model_card
 from sfumato.sampling.pretrained_files import file_digest, folder_digest
 
 Some = TypeVar("Some", bound=Reference)
 
 
 def resolved(recipe: Recipe, root: Path) -> Recipe:
-    """The recipe with all references of its model resolved and recorded; unchanged if it has none.
+    """The recipe with all references of its model and `evaluate.sampling` resolved; unchanged without any.
 
     Raises ConfigError, in one line, if a place is empty or its content differs from the record.
     """
     model = replaced(recipe.model, "model", lambda field, reference: look_up(reference, root, field))
+    sampling = _of_options(model.sampling, recipe.evaluate.sampling, root)
+    if sampling != recipe.evaluate.sampling:
+        evaluate = recipe.evaluate.model_copy(update={"sampling": sampling})
+        recipe = recipe.model_copy(update={"evaluate": evaluate})
     return recipe if model is recipe.model else recipe.model_copy(update={"model": model})
+
+
+def resolved_options(model: Path, overrides: Mapping[str, Any], root: Path, *, trust: bool) -> dict[str, Any]:
+    """Changes of a stored model's sampling options, with the references in them resolved and recorded.
+
+    Raises ConfigError, in one line, if a place is empty or its content differs from the record.
+    """
+    if not overrides:
+        return {}
+    return _of_options(read_model_card(model, trust=trust).config.sampling, overrides, root)
+
+
+def _of_options(defaults: Config, overrides: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """`overrides` with references resolved; unchanged if `defaults` do not take them, which is said later."""
+    try:
+        options = type(defaults).model_validate({**defaults.model_dump(), **overrides})
+    except ValidationError:
+        return dict(overrides)
+    found = replaced(options, "sampling", lambda field, reference: look_up(reference, root, field))
+    moved = [name for name in overrides if getattr(found, name) is not getattr(options, name)]
+    return {**overrides, **{name: getattr(found, name).model_dump(mode="json") for name in moved}}
 
 
 def look_up(reference: Some, root: Path, field: str) -> Some:

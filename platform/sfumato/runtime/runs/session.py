@@ -60,9 +60,12 @@ def open_session(
     recipe, manifest = prepared(recipe, display, root=root)
     content = pools.content_digest(recipe.data, manifest)
     given = child.folder if child else RunFolder(at) if at else None
-    folder = given or _folder_of(recipe, content, fresh=fresh)
+    begun = earlier.as_begun(given, recipe) if given else _begun(recipe, content, fresh=fresh)
+    if (note := earlier.kept_defaults(begun, recipe)) is not None:
+        display.note(note)
+    folder, recipe = begun.folder, begun.recipe
     earlier.take_over(folder, recipe, manifest.digest)
-    folder.create(recipe, content, keep_recipe=keep_recipe)
+    folder.create(recipe, content, keep_recipe=keep_recipe, schema=begun.schema)
     if new_record:
         folder.forget_record()
     for warning in ray_cluster.warnings(recipe.parallel):
@@ -141,13 +144,13 @@ def _tracked(
         yield tracker
 
 
-def _folder_of(recipe: Recipe, content: str, *, fresh: bool) -> RunFolder:
-    """The folder of the recipe's run, perhaps named by an earlier version."""
+def _begun(recipe: Recipe, content: str, *, fresh: bool) -> earlier.Begun:
+    """The recipe's run, perhaps begun and named by an earlier version."""
     folder = RunFolder.of(recipe, content, fresh=fresh, taken=lambda folder: _has_checkpoints(recipe, folder))
     if fresh or folder.path.exists() or _has_checkpoints(recipe, folder):
-        return folder
+        return earlier.as_begun(folder, recipe)
     try:
-        return earlier.find(recipe, content) or folder
+        return earlier.find(recipe, content) or earlier.as_begun(folder, recipe)
     except OSError as error:
         raise ConfigError(
             f"train.checkpoint.uri: {recipe.train.checkpoint.uri} cannot be read: {error}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import recipe as recipes
+from sfumato.core.earlier_defaults import FIRST, SCHEMA
 from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, TrainingError
@@ -102,8 +103,10 @@ def _read(content: Mapping[str, Any]) -> tuple[Recipe, TuneSettings]:
 def _plan(
     content: Mapping[str, Any], recipe: Recipe, tune: TuneSettings, folder: Path, root: Path
 ) -> SweepPlan:
+    begun = SweepPlan.load(str(folder)).content.get("schema", FIRST) if (folder / PLAN).is_file() else SCHEMA
     return SweepPlan(
-        content={key: value for key, value in content.items() if key != "tune"},
+        # An older version's sweep keeps that version's defaults: its trials must compare.
+        content={"schema": begun, **{key: value for key, value in content.items() if key != "tune"}},
         path=str(folder),
         root=str(root.resolve()),
         metric=tune.metric,
