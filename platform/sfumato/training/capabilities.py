@@ -34,7 +34,12 @@ def problems(train: TrainSettings, parallel: ParallelSettings) -> list[str]:
 
 def phase_problems(phases: Sequence[Phase], parallel: ParallelSettings) -> list[str]:
     """Requirements of a family's phases that the strategy cannot fulfil, one line each."""
+    rounded = parallel.wanted().get(Feature.BF16_PARAMETERS)
     return [
+        f"phase {phase.name!r} computes in float32, which {rounded} prevents: leave that out"
+        for phase in phases
+        if phase.full_precision and rounded
+    ] + [
         problem
         for phase in phases
         if phase.second_order
