@@ -45,6 +45,13 @@ class DataSettings(Config):
         description="Consecutive samples of a stream that are permuted together. A worker holds one window "
         "of decoded pixels for each of its streams.",
     )
+    shuffle_chunk: int | None = Field(
+        None,
+        ge=1,
+        description="Permute runs of so many consecutive samples over an epoch, not whole shards: for shards "
+        "sorted by class, which windows do not mix. 1 mixes completely; 8 nearly so, with an eighth of the "
+        "separate reads. null: whole shards.",
+    )
     mix: tuple[MixSettings, ...] = Field(
         (),
         description="Data sets to mix into the one at `path`, which has weight 1. Proportions are "

@@ -82,8 +82,15 @@ class GivesLikelihood(Protocol):
         """The variable whose likelihood it is."""
         ...
 
-    def bits(self, index: int, real: ImageBlock, *, seed: int) -> Float64Array:
-        """Bits per dimension [n] of the real images of block `index`."""
+    @property
+    def trained_on(self) -> str | None:
+        """Digest of the images that the model was trained on, if that is known."""
+        ...
+
+    def bits(
+        self, index: int, real: ImageBlock, *, seed: int, images: Reference | None = None
+    ) -> Float64Array:
+        """Bits per dimension [n] of the real images of block `index` of a set; None: the reference."""
         ...
 
 
@@ -230,12 +237,19 @@ class _Likelihood:
         assert isinstance(family, HasLikelihood)
         return likelihood_of(family)
 
+    @property
+    def trained_on(self) -> str | None:
+        return self._generator.trained_on
+
     @torch.no_grad()
-    def bits(self, index: int, real: ImageBlock, *, seed: int) -> Float64Array:
+    def bits(
+        self, index: int, real: ImageBlock, *, seed: int, images: Reference | None = None
+    ) -> Float64Array:
         """[n] float64; a bound's draws depend only on the seed and the image's position."""
         family = self._generator.family
         assert isinstance(family, HasLikelihood)
-        batch, rng = _full_batch(self._generator, self._given, real, index, seed)
+        given = self._given if images is None else given_by(images, self._generator)
+        batch, rng = _full_batch(self._generator, given, real, index, seed)
         bits_B = family.bits_per_dim(self._generator.nets, batch, self._generator.progress, rng)[
             : len(real[0])
         ]

@@ -60,6 +60,7 @@ class Generator:
         name: of the recipe that trained it.
         progress: how far it was trained.
         digest: sha256 that identifies the stored model; empty for one that was never stored.
+        trained_on: digest of the data that it was trained on, if that is known.
         block: rows that the network runs on at once.
     """
 
@@ -72,6 +73,7 @@ class Generator:
         name: str = "",
         progress: Progress | None = None,
         digest: str = "",
+        trained_on: str | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self.config = config
@@ -81,6 +83,7 @@ class Generator:
         state = {key: value.to(device) for key, value in self.progress.state.items()}
         self.progress = replace(self.progress, state=state)
         self.digest = digest
+        self.trained_on = trained_on
         self.block = block_rows(data)
         self.family: Family = config.build(data)
         self.device = device
@@ -118,6 +121,7 @@ class Generator:
             name=stored.name,
             progress=stored.progress,
             digest=stored.digest,
+            trained_on=stored.trained_on,
             device=device,
         )
 

@@ -14,7 +14,7 @@ import numpy as np
 from sfumato.evaluation.blocks import IMAGES
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.metrics.metric import FeatureSet
-from sfumato.evaluation.report import TERMS, EvaluationReport
+from sfumato.evaluation.report import BITS, BITS_ON_TRAINING, TERMS, EvaluationReport
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays
 
@@ -48,7 +48,9 @@ class EvaluatedRun:
     def terms(self) -> Mapping[str, Float64Array]:
         """The terms of the figures that are means, by figure."""
         stored = read_arrays(self.folder / TERMS)
-        return {} if stored is None else stored[0]
+        old = BITS_ON_TRAINING in self.report.metrics  # perhaps: version 0.1 had one name for both
+        renamed = {BITS: BITS_ON_TRAINING} if old else {}
+        return {} if stored is None else {renamed.get(name, name): part for name, part in stored[0].items()}
 
     def features(self, name: str) -> FeatureSet | None:
         """Features of the samples in their order, or None if the blocks are missing."""

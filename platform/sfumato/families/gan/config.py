@@ -53,7 +53,7 @@ class ObjectiveConfig(Config):
         True,
         description="Whether the discriminator's Adam takes its learning rate times c and its betas to the "
         "power of c, where c = n / (n + sum of 1 / every over the penalties) and n = critic_steps. Every "
-        "penalty is a step of its own, so that Adam would move further and forget faster (Karras et al. "
+        "penalty is a step of its own, by which Adam would move further and forget faster (Karras et al. "
         "2020, app. B).",
     )
 

@@ -100,6 +100,7 @@ class GanFamily:
                 loss=partial(self._penalise, penalty),
                 every=penalty.every,
                 second_order=penalty.second_order,
+                float32=penalty.float32,
                 clip_grad_norm=None,  # a lazy penalty stands for `every` steps, and must stay as large
             )
             for name, penalty in objective.all_penalties.items()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfumato.core.conditions import LABEL
 from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.order import pools
@@ -14,6 +15,8 @@ from sfumato.data.packing import pack as packing
 from sfumato.data.packing.layout import TRAIN
 from sfumato.data.storage.filesystems import above, below
 from sfumato.errors import ConfigError, DataError
+from sfumato.evaluation.metrics import likelihood
+from sfumato.evaluation.reference import PackedReference
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs import earlier, first_stage, pretrained, sizes
@@ -85,7 +88,21 @@ def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, M
     recipe.check(spec_of(recipe.data, manifest), manifest.samples)
     first_stage.check_data(recipe, manifest)
     sizes.check(recipe, manifest, pools.check(recipe.data, manifest))
+    _check_likelihood(recipe)
     return recipe, manifest
+
+
+def _check_likelihood(recipe: Recipe) -> None:
+    """Raises ConfigError or DataError, before training, for what cannot be images to measure bits/dim on."""
+    place = recipe.evaluate.likelihood_on
+    if place is None:
+        return
+    reference = PackedReference(recipe.data.path, recipe.data.on_error)
+    images = likelihood.images_at(place, reference)
+    if reference.whole_digest in likelihood.digests(images):
+        raise ConfigError(likelihood.trained_on(place))
+    if LABEL in recipe.model.conditions(reference.spec):
+        likelihood.check_classes(images, reference.spec)
 
 
 @contextlib.contextmanager
@@ -174,7 +191,8 @@ def absolute(recipe: Recipe, root: Path) -> Recipe:
 
     mix = tuple(other.model_copy(update={"path": absolute(other.path)}) for other in recipe.data.mix)
     data = recipe.data.model_copy(update={"path": absolute(recipe.data.path), "mix": mix})
-    places = {"held_out": recipe.evaluate.held_out, "cache": recipe.evaluate.cache}
+    fields = ("held_out", "likelihood_on", "cache")
+    places = {field: getattr(recipe.evaluate, field) for field in fields}
     evaluate = recipe.evaluate.model_copy(
         update={field: absolute(place) for field, place in places.items() if place is not None}
     )

@@ -11,6 +11,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.family import Trainable
 from sfumato.errors import ConfigError
 from sfumato.evaluation.metrics import all_metrics, all_pair_metrics
+from sfumato.evaluation.metrics.likelihood import chooses_by_training
 from sfumato.recipe import Recipe
 from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.tuning import fields
@@ -39,6 +40,9 @@ def mode_of(tune: TuneSettings) -> str:
 def settings_problems(recipe: Recipe, tune: TuneSettings) -> list[str]:
     """Conflicts between settings, one line each."""
     found = fields.problems(tune.space) + spaces.problems(tune.space)
+    kind, _, figure = tune.metric.partition("/")
+    if kind.startswith("eval"):
+        found += chooses_by_training("tune.metric", figure, recipe.evaluate.likelihood_on)
     if not recipe.tracking.enabled:
         found.append("tracking.enabled: false, but a sweep compares its trials in MLflow: leave it out")
     scheduler = tune.scheduler

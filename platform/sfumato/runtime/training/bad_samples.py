@@ -36,7 +36,8 @@ def batch_keys(recipe: Recipe, manifest: Manifest, images: int) -> list[str]:
     if len(pools) != 1:
         return []
     streams, rows = recipe.data.streams, recipe.train.batch // recipe.data.streams
-    order = Order(recipe.seed, manifest.shard_samples, streams, recipe.data.shuffle_window)
+    window, chunk = recipe.data.shuffle_window, recipe.data.shuffle_chunk
+    order = Order(recipe.seed, manifest.shard_samples, streams, window, chunk=chunk)
     first = images // recipe.train.batch * rows
     keys = []
     for stream in range(streams):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from sfumato.errors import CheckpointError, ConfigError, SfumatoError
+from sfumato.evaluation.metrics.likelihood import TRAINING
 from sfumato.evaluation.report import EvaluationReport, read_report
 from sfumato.runtime.commands.evaluate import comparable
 from sfumato.runtime.pipeline.conditions import Condition
@@ -97,6 +98,11 @@ class GateStage(StageSettings):
             if name not in report.metrics:
                 known = ", ".join(report.metrics)
                 raise ConfigError(f"gate on {name!r}, which was not measured; the report has {known}")
+            if report.details.get(name, {}).get("on") == TRAINING:
+                raise ConfigError(
+                    f"gate on {name!r}, which is of {TRAINING} and favours a model that has learned them by "
+                    f"heart: evaluate with evaluate.likelihood_on, and require bits_per_dim"
+                )
         if missing := [name for name in self.better if name not in report.intervals]:
             raise ConfigError(
                 f"better: {missing[0]} has no confidence interval in the report, so a difference could be "
