@@ -13,9 +13,11 @@ import pytest
 from sfumato.data.packing.pack import pack
 from sfumato.errors import DataError
 from sfumato.evaluation.feature_cache import FeatureCache
+from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extracted
 from sfumato.evaluation.reference import PackedReference
-from sfumato.evaluation.reference_features import reference_features
+from sfumato.evaluation.reference_features import ReferenceFeatures
+from sfumato.evaluation.workers import InProcess
 
 
 class Corners:
@@ -45,6 +47,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> PackedReference:
     return PackedReference(folder / "few")
 
 
+def features(reference: PackedReference, extractor: Corners, cache: FeatureCache, blocks: Path) -> FeatureSet:
+    """Those of the whole reference, made in this process if they are new."""
+    return ReferenceFeatures(cache, blocks, InProcess()).of(reference, [extractor])["corners"]
+
+
 def test_two_that_make_an_entry_at_once_leave_one_whole_entry(
     reference: PackedReference, tmp_path: Path
 ) -> None:
@@ -53,7 +60,8 @@ def test_two_that_make_an_entry_at_once_leave_one_whole_entry(
     found: list[Any] = [None, None]
 
     def make(number: int) -> None:
-        found[number] = reference_features(reference, extractors[number], FeatureCache(tmp_path))
+        cache, blocks = FeatureCache(tmp_path / "cache"), tmp_path / f"blocks-{number}"
+        found[number] = features(reference, extractors[number], cache, blocks)
 
     threads = [threading.Thread(target=make, args=(number,)) for number in (0, 1)]
     for thread in threads:
@@ -61,25 +69,25 @@ def test_two_that_make_an_entry_at_once_leave_one_whole_entry(
     for thread in threads:
         thread.join()
     assert [e.calls for e in extractors] == [1, 1], "neither waited for the other"
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
     late = Corners()
-    again = reference_features(reference, late, tmp_path)
+    again = features(reference, late, FeatureCache(tmp_path / "cache"), tmp_path / "late")
     assert late.calls == 0
-    for features in (*found, again):
+    for one in (*found, again):
         images, labels = reference.read(0, 40)
-        np.testing.assert_array_equal(features.embedding_ND[:, 0], images[:, 0, 0, 0])
-        np.testing.assert_array_equal(features.label_N, labels)
+        np.testing.assert_array_equal(one.embedding_ND[:, 0], images[:, 0, 0, 0])
+        np.testing.assert_array_equal(one.label_N, labels)
 
 
 def test_an_entry_in_object_storage_serves_other_machines(
-    reference: PackedReference, s3_server: Any, monkeypatch: pytest.MonkeyPatch
+    reference: PackedReference, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     place = f"s3://{s3_server.bucket}/cache?endpoint_override={s3_server.endpoint.split('//')[1]}&scheme=http"
     first, second = Corners(), Corners()
-    made = reference_features(reference, first, FeatureCache(place))
-    read = reference_features(reference, second, FeatureCache(place))
+    made = features(reference, first, FeatureCache(place), tmp_path)
+    read = features(reference, second, FeatureCache(place), tmp_path)
     assert (first.calls, second.calls) == (1, 0)
     np.testing.assert_array_equal(made.embedding_ND, read.embedding_ND)
     assert FeatureCache(place).folder is None, "what must lie on a disk goes elsewhere"

@@ -129,6 +129,7 @@ def evaluate(session: Session) -> dict[str, Any]:
             cache=Path(recipe.storage) / CACHE,
             trust=True,
             progress=display.update,
+            phase=display.phase,
         )
     )
     torch.set_num_threads(ray_cluster.cores())

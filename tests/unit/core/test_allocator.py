@@ -12,7 +12,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import numpy as np
-from sfumato.runtime.cluster.allocator import keep_freed_memory
+from sfumato.core.allocator import keep_freed_memory
 print(keep_freed_memory() if sys.argv[1] == "kept" else False)
 def step():
     return [np.ones(20 << 17) for _ in range(4)]  # 20 MiB each
