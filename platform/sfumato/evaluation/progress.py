@@ -21,3 +21,15 @@ def untold(done: int, total: int) -> None:
 def silent(name: str) -> ProgressCallback:
     """Nobody listens."""
     return untold
+
+
+def once_told(begin: Begin, part: str) -> ProgressCallback:
+    """A part that begins with its first progress: of what is found finished, nothing is said."""
+    told: list[ProgressCallback] = []
+
+    def tell(done: int, total: int) -> None:
+        if not told:
+            told.append(begin(part))
+        told[0](done, total)
+
+    return tell
