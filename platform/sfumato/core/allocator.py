@@ -1,7 +1,8 @@
-"""Makes the C library keep freed memory, so that every step finds the memory of the last one.
+"""Makes the C library keep freed memory, so that every step or block finds the memory of the last one.
 
 glibc gives large freed blocks back to the system and asks for them again in the next step, whose first touch
-of each page is a fault: thousands a step, up to a tenth of the time of training on CPU.
+of each page is a fault: thousands a step, up to a tenth of the time of training on CPU. Every process of ours
+that computes asks for it: training workers, evaluations and their actors, encoders, `sfumato sample`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sfumato.core.allocator import keep_freed_memory
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
 from sfumato.runtime.runs.display import Display
@@ -43,6 +44,7 @@ def draw(
     is the place of an adapter's base, None for its place in training.
     """
     place = device_of(device)
+    keep_freed_memory()
     with model_of(run, root=root) as found:
         display.line(found.about)
         generator = Generator.load(found.model, place, trust=found.trusted, base=base)
