@@ -168,6 +168,29 @@ def test_the_bits_are_those_of_one_loop_for_any_number_of_actors_and_every_image
     assert list((tmp_path / "blocks").iterdir()) == [], "the blocks have served"
 
 
+def faults_of() -> Callable[[int], tuple[int, float]]:
+    """Built in a worker: its process, and the page faults of a step that allocates as much as the last."""
+    import resource
+
+    import torch
+
+    def step(task: int) -> tuple[int, float]:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.ones(50 << 18)  # 50 MiB
+        return os.getpid(), (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10
+
+    step(0)
+    return step
+
+
+def test_the_same_actors_serve_every_part_and_keep_freed_memory(pool: RayPool) -> None:
+    first, again = ([*pool.run(faults_of, range(6))] for _ in range(2))
+    assert 1 <= len({process for process, _ in first} | {process for process, _ in again}) <= 2
+    assert os.getpid() not in {process for process, _ in first}
+    assert max(faults for _, faults in first + again) < 500, "50 MiB are 12,800 pages"
+
+
 def test_an_actor_that_dies_is_replaced_and_changes_nothing(
     three_shards: Path, pool: RayPool, tmp_path: Path
 ) -> None:

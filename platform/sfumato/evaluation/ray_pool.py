@@ -37,7 +37,7 @@ class Worker:
     """Holds the function of the latest `build`, built on its first task. Ray restarts a dead one, empty."""
 
     def __init__(self) -> None:
-        keep_freed_memory()
+        keep_freed_memory(of_any_size=True)
         self._make: Callable[[Any], Any] | None = None
         self._built_by = ""
 

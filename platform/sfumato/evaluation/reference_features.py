@@ -52,10 +52,9 @@ class ReferenceFeatures:
         found = {name: self.cache.read(f"{entry}.safetensors") for name, entry in entries.items()}
         lacking = [extractor for extractor in extractors if found[extractor.name] is None]
         if lacking:
-            stores = {
-                extractor.name: BlockStore(self.blocks / entries[extractor.name]) for extractor in lacking
-            }
             parts = parts_of(reference)
+            cut = digest([part.first for part in parts])  # blocks of another cut are others
+            stores = {e.name: BlockStore(self.blocks / f"{entries[e.name]}-{cut}") for e in lacking}
             self._make_missing(reference, lacking, stores, parts, what)
             for extractor in lacking:
                 arrays = joined_features(stores[extractor.name], parts, reference.size)
@@ -113,7 +112,7 @@ def class_counts(features: FeatureSet, classes: int) -> Int64Array | None:
 
 
 def _entry(reference: Reference, extractor: Extractor) -> str:
-    """The name of the cache's entry, and of the folder of its blocks."""
+    """The name of the cache's entry."""
     return f"reference-{extractor.name}-{digest('reference', reference.digest, extractor.digest)}"
 
 

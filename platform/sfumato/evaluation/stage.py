@@ -50,7 +50,7 @@ def evaluate(evaluation: Evaluation) -> EvaluationReport:
     (model), CapabilityError (no actor can be placed), each one line and before images are generated.
     """
     start = time.perf_counter()
-    keep_freed_memory()
+    keep_freed_memory(of_any_size=evaluation.settings.actors == 0)
     with _remembering(evaluation.reference):
         with workers_for(evaluation.settings) as workers:
             opened = _opened(evaluation, workers)
@@ -68,8 +68,8 @@ def features_of_reference(
 
     Raises ConfigError for features that the reference does not allow, and DataError for damaged images.
     """
-    keep_freed_memory()
     settings, reference = evaluation.settings, evaluation.reference
+    keep_freed_memory(of_any_size=settings.actors == 0)
     labelled = reference.spec.num_classes > 0
     selection = settings.select(reference.spec, conditional=labelled, kind="images")
     with _remembering(reference), workers_for(settings, joined) as workers:

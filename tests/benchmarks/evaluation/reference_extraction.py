@@ -4,7 +4,7 @@ The images are 32x32 in colour, packed as PNG files; the features are EfficientN
 loop of plain torch over images in memory, on one thread in each of two processes that begin together with the
 network loaded and warm: no reading, no files, no Ray. The other side is all that an evaluation does: actors
 start, read their images from shards and extract; the driver keeps blocks, joins them and writes the cache's
-entry.
+entry. Since actors keep freed memory (`core/allocator.py`), there is a second bare side that does, too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import numpy as np
 
 SIDE = 32
 WORKERS = 2
-BATCHES = (64, 16)
-"""Of the bare loops, of which the faster one counts."""
+BATCH = 64
 
 
 def pictures(count: int) -> np.ndarray:
@@ -48,14 +47,17 @@ def meet(barrier: Any) -> None:
     _met.append(barrier)
 
 
-def loop(count: int, batch: int) -> float:
-    """Seconds for so many images in batches, on one thread of this process."""
+def loop(count: int, keep: bool) -> float:
+    """Seconds for so many images in batches, on one thread of this process, which may keep freed memory."""
     import torch
 
+    from sfumato.core.allocator import keep_freed_memory
     from sfumato.evaluation.features.efficientnet_lite0 import transform
 
     torch.set_num_threads(1)
-    model, chunks = network(), torch.from_numpy(pictures(count)).split(batch)
+    if keep:
+        keep_freed_memory(of_any_size=True)
+    model, chunks = network(), torch.from_numpy(pictures(count)).split(BATCH)
 
     def forward(images_NHWC: torch.Tensor) -> np.ndarray:
         features = model.extract_features(transform(images_NHWC.permute(0, 3, 1, 2)))
@@ -70,11 +72,11 @@ def loop(count: int, batch: int) -> float:
         return time.perf_counter() - start
 
 
-def bare(count: int, batch: int) -> float:
+def bare(count: int, keep: bool) -> float:
     """Seconds for the slower of two processes with half of the images each."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(WORKERS, meet, (context.Barrier(WORKERS),)) as pool:
-        return max(pool.starmap(loop, [(count // WORKERS, batch)] * WORKERS, chunksize=1))
+        return max(pool.starmap(loop, [(count // WORKERS, keep)] * WORKERS, chunksize=1))
 
 
 def on_actors(root: Path) -> tuple[float, float]:
@@ -127,14 +129,15 @@ def compare(count: int) -> tuple[float, dict[str, float]]:
         root = Path(folder)
         np.savez(root / "pictures.npz", images=pictures(count))
         pack(str(root / "pictures.npz"), root / "data")
-        loops = {batch: bare(count, batch) for batch in BATCHES}
+        plain, keeping = (bare(count, keep) for keep in (False, True))
         seconds, until_first = on_actors(root)
-    fastest = min(loops.values())
     return seconds, {
         "references": float(count),
         "on_actors_seconds": seconds,
         "until_first_block_seconds": until_first,
-        **{f"bare_loops_of_{batch}_seconds": found for batch, found in loops.items()},
-        "on_actors_over_bare": seconds / fastest,
+        "bare_loops_seconds": plain,
+        "bare_loops_that_keep_memory_seconds": keeping,
+        "on_actors_over_bare": seconds / plain,
+        "on_actors_over_bare_that_keep_memory": seconds / keeping,
         "images_per_second": count / seconds,
     }

@@ -97,7 +97,7 @@ class Encoder:
     """An actor that encodes shards. It returns errors as values, because Ray would bury them."""
 
     def __init__(self, job: Job, gpu: bool, threads: int) -> None:
-        keep_freed_memory()
+        keep_freed_memory(of_any_size=True)
         torch.set_num_threads(threads)
         self._job = job
         self._manifest = Manifest.load(job.folder)

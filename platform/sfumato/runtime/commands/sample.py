@@ -44,7 +44,7 @@ def draw(
     is the place of an adapter's base, None for its place in training.
     """
     place = device_of(device)
-    keep_freed_memory()
+    keep_freed_memory(of_any_size=True)
     with model_of(run, root=root) as found:
         display.line(found.about)
         generator = Generator.load(found.model, place, trust=found.trusted, base=base)
