@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_evaluation import reference_features
 
 from sfumato.data.packing.pack import pack
 from sfumato.errors import DataError
 from sfumato.evaluation.feature_cache import FeatureCache
-from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extracted
 from sfumato.evaluation.reference import PackedReference
-from sfumato.evaluation.reference_features import ReferenceFeatures
-from sfumato.evaluation.workers import InProcess
 
 
 class Corners:
@@ -47,11 +45,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> PackedReference:
     return PackedReference(folder / "few")
 
 
-def features(reference: PackedReference, extractor: Corners, cache: FeatureCache, blocks: Path) -> FeatureSet:
-    """Those of the whole reference, made in this process if they are new."""
-    return ReferenceFeatures(cache, blocks, InProcess()).of(reference, [extractor])["corners"]
-
-
 def test_two_that_make_an_entry_at_once_leave_one_whole_entry(
     reference: PackedReference, tmp_path: Path
 ) -> None:
@@ -60,8 +53,7 @@ def test_two_that_make_an_entry_at_once_leave_one_whole_entry(
     found: list[Any] = [None, None]
 
     def make(number: int) -> None:
-        cache, blocks = FeatureCache(tmp_path / "cache"), tmp_path / f"blocks-{number}"
-        found[number] = features(reference, extractors[number], cache, blocks)
+        found[number] = reference_features(reference, extractors[number], FeatureCache(tmp_path))
 
     threads = [threading.Thread(target=make, args=(number,)) for number in (0, 1)]
     for thread in threads:
@@ -69,9 +61,9 @@ def test_two_that_make_an_entry_at_once_leave_one_whole_entry(
     for thread in threads:
         thread.join()
     assert [e.calls for e in extractors] == [1, 1], "neither waited for the other"
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 1
     late = Corners()
-    again = features(reference, late, FeatureCache(tmp_path / "cache"), tmp_path / "late")
+    again = reference_features(reference, late, tmp_path)
     assert late.calls == 0
     for one in (*found, again):
         images, labels = reference.read(0, 40)
@@ -80,14 +72,14 @@ def test_two_that_make_an_entry_at_once_leave_one_whole_entry(
 
 
 def test_an_entry_in_object_storage_serves_other_machines(
-    reference: PackedReference, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reference: PackedReference, s3_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     place = f"s3://{s3_server.bucket}/cache?endpoint_override={s3_server.endpoint.split('//')[1]}&scheme=http"
     first, second = Corners(), Corners()
-    made = features(reference, first, FeatureCache(place), tmp_path)
-    read = features(reference, second, FeatureCache(place), tmp_path)
+    made = reference_features(reference, first, FeatureCache(place))
+    read = reference_features(reference, second, FeatureCache(place))
     assert (first.calls, second.calls) == (1, 0)
     np.testing.assert_array_equal(made.embedding_ND, read.embedding_ND)
     assert FeatureCache(place).folder is None, "what must lie on a disk goes elsewhere"
