@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_evaluation import reference_features
 
 from sfumato.data.packing.pack import pack
 from sfumato.errors import DataError
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.features.extractor import Extracted
 from sfumato.evaluation.reference import PackedReference
-from sfumato.evaluation.reference_features import reference_features
 
 
 class Corners:
@@ -65,10 +65,10 @@ def test_two_that_make_an_entry_at_once_leave_one_whole_entry(
     late = Corners()
     again = reference_features(reference, late, tmp_path)
     assert late.calls == 0
-    for features in (*found, again):
+    for one in (*found, again):
         images, labels = reference.read(0, 40)
-        np.testing.assert_array_equal(features.embedding_ND[:, 0], images[:, 0, 0, 0])
-        np.testing.assert_array_equal(features.label_N, labels)
+        np.testing.assert_array_equal(one.embedding_ND[:, 0], images[:, 0, 0, 0])
+        np.testing.assert_array_equal(one.label_N, labels)
 
 
 def test_an_entry_in_object_storage_serves_other_machines(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,12 @@ from sfumato.core.family import FamilyConfig
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.feature_cache import FeatureCache
+from sfumato.evaluation.feature_set import FeatureSet
+from sfumato.evaluation.features.extractor import Extractor
+from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.reference_features import ReferenceFeatures
+from sfumato.evaluation.workers import InProcess
 from sfumato.sampling.model_folder import save_model_folder
 
 CLASSIFIER = {"classifier": {"seen": 6000, "base": 8, "dim": 16}}
@@ -33,3 +40,10 @@ def untrained(
             states[part] = family.nets[source].build().state_dict()  # type: ignore[union-attr]
     save_model_folder(folder, config, spec, states, name=name, progress=Progress.at(images))
     return folder
+
+
+def reference_features(reference: Reference, extractor: Extractor, cache: FeatureCache | Path) -> FeatureSet:
+    """Features of a whole set, from the cache or made in this process."""
+    cache = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
+    with tempfile.TemporaryDirectory() as blocks:
+        return ReferenceFeatures(cache, Path(blocks), InProcess()).of(reference, [extractor])[extractor.name]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sfumato.evaluation.blocks import PAIR, BlockStore, Task
+from sfumato.evaluation.block_store import BlockStore
+from sfumato.evaluation.blocks import PAIR, Task
 from sfumato.evaluation.evaluation import Opened
 from sfumato.evaluation.labels import stratified_labels
 from sfumato.evaluation.metric_inputs import Made, Prepared

@@ -6,25 +6,21 @@ sample's features depend neither on the requested number of samples nor on the w
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from sfumato.errors import SfumatoError
-from sfumato.evaluation.feature_set import FeatureSet
+from sfumato.evaluation.block_store import IMAGES, LABEL, FeatureBlock
 from sfumato.evaluation.features.extractor import Extractor, one_thread
 from sfumato.evaluation.metric_inputs import Prepared
 from sfumato.evaluation.metrics.metric import PairMetric
 from sfumato.evaluation.source import Drawn, SampleSource
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
-from sfumato.evaluation.store import Array, is_whole, read_arrays, write_arrays
+from sfumato.evaluation.store import Array
 
-IMAGES = "images"
-LABEL = "label"
 PAIR = "pair"
 
 
@@ -46,20 +42,6 @@ class Task:
     def name(self) -> str:
         """Its file, without the suffix."""
         return f"{self.stored_as}-{self.index:06d}" if self.stored_as else f"{self.index:06d}"
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureBlock:
-    """A finished block: its name, arrays by name, and the seconds that its `rows` images took.
-
-    `evaluations` is the number of network passes per image.
-    """
-
-    name: str
-    arrays: Mapping[str, Array]
-    rows: int
-    seconds: float
-    evaluations: float = 0.0
 
 
 class BlockMaker:
@@ -126,60 +108,3 @@ class BlockMaker:
             raise SfumatoError(
                 f"block {index}: the model gave {images.dtype} {images.shape}, wanted uint8 {expected}"
             )
-
-
-class BlockStore:
-    """Finished blocks in a folder, one file each. The folder's name must identify what they depend on."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
-
-    def missing(self, tasks: Iterable[Task]) -> list[Task]:
-        """The tasks without a complete file."""
-        return [task for task in tasks if not is_whole(self._path(task.name))]
-
-    def save(self, block: FeatureBlock) -> None:
-        facts = {"rows": block.rows, "seconds": block.seconds, "evaluations": block.evaluations}
-        write_arrays(self._path(block.name), block.arrays, facts)
-
-    def load(self, task: Task, only: str | None = None) -> FeatureBlock:
-        """A block, or one of its arrays."""
-        path = self._path(task.name)
-        stored = read_arrays(path, only)
-        if stored is None:
-            raise SfumatoError(f"{path} is missing or damaged: evaluate again to make it again")
-        arrays, facts = stored
-        return FeatureBlock(
-            task.name, arrays, int(facts["rows"]), float(facts["seconds"]), float(facts["evaluations"])
-        )
-
-    def arrays(self, tasks: Sequence[Task], name: str, num: int) -> Array | None:
-        """The first `num` rows of an array over all blocks in order; None if the blocks lack it."""
-        parts = [self.load(task, name).arrays.get(name) for task in tasks]
-        found = [part for part in parts if part is not None]
-        return np.concatenate(found)[:num] if found else None
-
-    def features(self, tasks: Sequence[Task], name: str, num: int, label_N: Int64Array | None) -> FeatureSet:
-        """Features of the first `num` images, joined in the order of the blocks."""
-        embedding = self.arrays(tasks, f"{name}.embedding", num)
-        assert embedding is not None, f"blocks without features {name}"
-        own = self.arrays(tasks, LABEL, num) if label_N is None else label_N
-        logits = self.arrays(tasks, f"{name}.logits", num)
-        return FeatureSet(embedding, logits, own, images=lambda: self.images(tasks, num))
-
-    def images(self, tasks: Sequence[Task], num: int) -> Iterator[UInt8Array]:
-        """The first `num` images, a block at a time, from blocks that kept them."""
-        left = num
-        for task in tasks:
-            if left <= 0:
-                return
-            images = self.load(task, IMAGES).arrays[IMAGES][:left]
-            left -= len(images)
-            yield images
-
-    def remove(self) -> None:
-        """Delete all blocks."""
-        shutil.rmtree(self.folder, ignore_errors=True)

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.parallel_map import Told
+from sfumato.evaluation.progress import Begin, silent
 from sfumato.evaluation.report import finite
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.statistics import Float64Array
@@ -32,16 +34,19 @@ def measure(
     *,
     intervals: IntervalSettings,
     seed: int,
+    begin: Begin = silent,
 ) -> Figures:
-    """All figures. `pairs` are the values of each image and its reconstruction, by metric.
+    """All figures. `pairs` are the values of each image and its reconstruction, by metric. `begin` is told of
+    each figure.
 
     Raises SfumatoError for a figure that is not a number.
     """
     figures = Figures()
     for metric, kind, name in selection.metrics:
         mine, theirs = real[kind.name], generated[kind.name]
-        result = replace(finite(metric.compute(mine, theirs, selection.options)), name=name)
-        again = _Again(metric, mine, selection.options)
+        options = replace(selection.options, spread=Told(selection.options.spread, begin(name)))
+        result = replace(finite(metric.compute(mine, theirs, options)), name=name)
+        again = _Again(metric, mine, options)
         _add(figures, result, again, theirs, intervals, seed)
     for name, value_N in pairs.items():
         result = finite(MetricResult(name, float(value_N.mean()), {"images": len(value_N)}, value_N))

@@ -13,12 +13,10 @@ from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.metric_inputs import Prepared
+from sfumato.evaluation.progress import SAMPLES, ProgressCallback, untold
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.source import ImageSource, LoadSource, SampleSource, load_model
-
-ProgressCallback = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +26,9 @@ class Evaluation:
     `load` builds the measured source from `model_folder` and the sampling options, on the driver and
     in every worker. `out` gets `report.json`, pictures and the blocks' features; `cache` trained classifiers
     and features of references. `blocks` is the folder of finished blocks; None: `out`.
+
+    `progress` is told (done, in all), of samples alone unless `phase` is given, which is called with the name
+    of each part of the work as it begins.
     """
 
     settings: EvaluateSettings
@@ -38,6 +39,7 @@ class Evaluation:
     cache: Path
     progress: ProgressCallback | None = None
     blocks: Path | None = None
+    phase: Callable[[str], None] | None = None
 
     @classmethod
     def of_model(
@@ -50,6 +52,7 @@ class Evaluation:
         cache: Path,
         progress: ProgressCallback | None = None,
         blocks: Path | None = None,
+        phase: Callable[[str], None] | None = None,
         trust: bool = False,
         base: Path | None = None,
     ) -> Self:
@@ -60,7 +63,7 @@ class Evaluation:
         """
         device = "cuda" if settings.gpus_per_actor else "cpu"
         load = partial(load_model, device=device, trust=trust, reference=reference, base=base)
-        return cls(settings, load, model_folder, reference, out, cache, progress, blocks)
+        return cls(settings, load, model_folder, reference, out, cache, progress, blocks, phase)
 
     @classmethod
     def of_images(
@@ -72,9 +75,11 @@ class Evaluation:
         out: Path,
         cache: Path,
         progress: ProgressCallback | None = None,
+        phase: Callable[[str], None] | None = None,
     ) -> Self:
         """Of existing images, such as another program's samples; the first `settings.samples` count."""
-        return cls(settings, partial(_images, images=images), out, reference, out, cache, progress)
+        load = partial(_images, images=images)
+        return cls(settings, load, out, reference, out, cache, progress, phase=phase)
 
     @property
     def features(self) -> FeatureCache:
@@ -90,9 +95,16 @@ class Evaluation:
         """The measured source. Raises CheckpointError, ConfigError or CapabilityError, as `load_model`."""
         return self.load(self.model_folder, self.settings.sampling)
 
+    def begin(self, part: str) -> ProgressCallback:
+        """A part of the work begins; what this returns is told how far it is."""
+        if self.phase is not None:
+            self.phase(part)
+        heard = self.phase is not None or part == SAMPLES
+        return self.progress if self.progress and heard else untold
+
     def for_workers(self) -> Evaluation:
         """Without the parts that stay on the driver."""
-        return replace(self, progress=None)
+        return replace(self, progress=None, phase=None)
 
 
 @dataclass(frozen=True, slots=True)

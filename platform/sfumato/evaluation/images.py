@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,8 @@ from sfumato.data.packing.recognition import source_named
 from sfumato.data.packing.resizing import pixels_of, upright
 from sfumato.data.packing.unpacked import InPlace
 from sfumato.errors import DataError
-from sfumato.evaluation.reference import ROWS, Captioned, ImageBlock, PackedReference, Reference, every_one
+from sfumato.evaluation.image_set import ImageBlock, ImageSet
+from sfumato.evaluation.reference import Captioned, PackedReference, Reference, every_one
 from sfumato.evaluation.statistics import UInt8Array
 from sfumato.evaluation.store import digest
 from sfumato.sampling.output import LINES
@@ -77,7 +78,7 @@ def kind_of(spec: DataSpec) -> str:
     return f"{spec.width}x{spec.height} {colours}"
 
 
-class Resized:
+class Resized(ImageSet):
     """Another set's images at another size, by Pillow's antialiased filters on 8 bits."""
 
     def __init__(self, images: Reference, height: int, width: int, method: Resize) -> None:
@@ -88,8 +89,7 @@ class Resized:
         self.digest = digest(images.digest, "resize", height, width, method)
         self.captioned = isinstance(images, Captioned) and images.captioned
 
-    def read(self, first: int, stop: int) -> ImageBlock:
-        """Images `first` to `stop` - 1, resized."""
+    def _read(self, first: int, stop: int) -> ImageBlock:
         images, label_N = self._images.read(first, stop)
         return np.stack([self._resized(image) for image in images]), label_N
 
@@ -98,11 +98,6 @@ class Resized:
         assert isinstance(self._images, Captioned)
         return self._images.captions(first, stop)
 
-    def blocks(self) -> Iterator[ImageBlock]:
-        """All images, resized, in order."""
-        for first in range(0, self.size, ROWS):
-            yield self.read(first, min(first + ROWS, self.size))
-
     def _resized(self, image_HWC: UInt8Array) -> UInt8Array:
         grey = image_HWC.shape[2] == 1
         picture = Image.fromarray(image_HWC[:, :, 0] if grey else image_HWC)
@@ -110,7 +105,7 @@ class Resized:
         return pixels[:, :, None] if grey else pixels
 
 
-class _Opened:
+class _Opened(ImageSet):
     """A source of `sfumato pack` read in place. Its digest covers names and bytes of all files."""
 
     def __init__(self, path: Path | None, source: InPlace) -> None:
@@ -124,10 +119,9 @@ class _Opened:
         self._about = source.description
         self.captioned = any(self._caption(row) for row in (0, self.size - 1))
 
-    def read(self, first: int, stop: int) -> ImageBlock:
-        """Images `first` to `stop` - 1 and their labels."""
+    def _read(self, first: int, stop: int) -> ImageBlock:
         records = []
-        for index in range(first, min(stop, self.size)):
+        for index in range(first, stop):
             try:
                 records.append(self._source.read(index))
             except ImageFault as fault:
@@ -148,11 +142,6 @@ class _Opened:
         except ImageFault as fault:
             raise DataError(f"{self._source.keys[row]}: {fault} (repair or remove it)") from None
 
-    def blocks(self) -> Iterator[ImageBlock]:
-        """All images in order."""
-        for first in range(0, self.size, ROWS):
-            yield self.read(first, first + ROWS)
-
 
 @dataclass(frozen=True, slots=True)
 class _Line:
@@ -161,7 +150,7 @@ class _Line:
     name: str | None
 
 
-class _SampleFolder:
+class _SampleFolder(ImageSet):
     """Samples of `sfumato sample`: the images that samples.jsonl lists, with the requested classes."""
 
     def __init__(self, folder: Path) -> None:
@@ -176,8 +165,8 @@ class _SampleFolder:
         self.size = len(lines)
         self.digest = digest("samples", content_digest(folder))
 
-    def read(self, first: int, stop: int) -> ImageBlock:
-        """Images `first` to `stop` - 1 and their requested classes."""
+    def _read(self, first: int, stop: int) -> ImageBlock:
+        """With the requested classes."""
         lines = self._lines[first:stop]
         images = [self._pixels(line) for line in lines]
         odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
@@ -185,11 +174,6 @@ class _SampleFolder:
             raise DataError(f"{self._folder / lines[odd].file} is of another size than {lines[0].file}")
         labels = [line.label for line in lines if line.label is not None]
         return np.stack(images), np.array(labels, np.int64) if self.spec.classes else None
-
-    def blocks(self) -> Iterator[ImageBlock]:
-        """All images in order."""
-        for first in range(0, self.size, ROWS):
-            yield self.read(first, first + ROWS)
 
     def _pixels(self, line: _Line) -> UInt8Array:
         path = self._folder / line.file

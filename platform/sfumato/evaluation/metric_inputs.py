@@ -29,7 +29,7 @@ from sfumato.evaluation.features.extractor import Extractor, ReadsCaptions
 from sfumato.evaluation.images import check_same_kind, open_images
 from sfumato.evaluation.metric_options import MetricOptions
 from sfumato.evaluation.reference import Captioned, Reference
-from sfumato.evaluation.reference_features import caption_features, reference_features
+from sfumato.evaluation.reference_features import ReferenceFeatures, caption_features
 from sfumato.evaluation.source import Drawn, GivesCaptions, Kind, SampleSource
 from sfumato.evaluation.statistics import Float32Array, Int64Array
 from sfumato.evaluation.store import Array
@@ -59,7 +59,13 @@ class Setting:
     source: SampleSource
     reference: Reference
     extractors: Sequence[Extractor]
-    cache: FeatureCache
+    real: ReferenceFeatures
+    """Features of sets of real images."""
+
+    @property
+    def cache(self) -> FeatureCache:
+        """Where they are kept."""
+        return self.real.cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +237,7 @@ class HeldOut(MetricInput):
         if opened is None:
             return PreparedHeldOut({})
         images: Reference = opened  # type: ignore[assignment]
-        return PreparedHeldOut(
-            {e.name: reference_features(images, e, setting.cache) for e in setting.extractors}
-        )
+        return PreparedHeldOut(setting.real.of(images, setting.extractors, "held-out images"))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from sfumato.core.allocator import keep_freed_memory
+from sfumato.evaluation.progress import ProgressCallback
+
 S = TypeVar("S")
 I = TypeVar("I")  # noqa: E741  # an item
 R = TypeVar("R")
@@ -29,6 +32,20 @@ def in_process(part: Callable[[S, I], R], shared: S, items: Sequence[I]) -> Iter
     """One after another, in this process."""
     for item in items:
         yield part(shared, item)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Another mapping that says how many of the items are done."""
+
+    spread: Spread
+    progress: ProgressCallback
+
+    def __call__(self, part: Callable[[S, I], R], shared: S, items: Sequence[I]) -> Iterator[R]:
+        """The results, in the order of the items."""
+        for done, result in enumerate(self.spread(part, shared, items), start=1):
+            self.progress(done, len(items))
+            yield result
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,5 +77,6 @@ class OnRay:
 def _run(part: Callable[[S, I], R], shared: S, item: I, threads: int) -> R:
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(threads)
     return part(shared, item)

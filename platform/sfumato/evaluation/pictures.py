@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.evaluation.block_plan import BlockPlan
-from sfumato.evaluation.blocks import BlockStore, Task
+from sfumato.evaluation.block_store import BlockStore
+from sfumato.evaluation.blocks import Task
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.neighbours.sets import nearest_reference
 from sfumato.evaluation.reference import Reference

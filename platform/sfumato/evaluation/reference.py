@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import Condition, Source
 from sfumato.data.format.faults import OnError
@@ -15,12 +13,10 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.data.reading.local_reader import read_all
 from sfumato.errors import DataError
-from sfumato.evaluation.statistics import Int64Array, UInt8Array
+from sfumato.evaluation.image_set import ROWS, ImageBlock, ImageSet, joined
 
-ImageBlock = tuple[UInt8Array, Int64Array | None]
-"""Images uint8 [n, H, W, C], and their labels int64 [n] if the data has classes."""
-
-ROWS = 512
+MOST_FAULTS = 100
+"""Images that a set may leave out because they cannot be used."""
 
 
 class Reference(Protocol):
@@ -32,6 +28,10 @@ class Reference(Protocol):
 
     def read(self, first: int, stop: int) -> ImageBlock:
         """Images `first` to `stop` - 1; fewer if some cannot be used and the set leaves them out."""
+        ...
+
+    def parts(self, rows: int) -> Iterator[range]:
+        """The positions of all images in order, up to `rows` at a time, as they are best read."""
         ...
 
     def blocks(self) -> Iterator[ImageBlock]:
@@ -53,7 +53,7 @@ class Captioned(Protocol):
         ...
 
 
-class PackedReference:
+class PackedReference(ImageSet):
     """A packed data set, in the order of its manifest; with buckets, only the images of its most common size,
     the size that a model draws.
 
@@ -72,16 +72,16 @@ class PackedReference:
         self.size = manifest.samples
         self.captioned = manifest.captions > 0
 
-    def read(self, first: int, stop: int) -> ImageBlock:
-        """Images `first` to `stop` - 1, by ranged reads of their shards."""
-        parts = list(self._columns(first, stop))
-        images = np.concatenate([part[0] for part in parts])
-        labels = [part[1] for part in parts if part[1] is not None]
-        return images, np.concatenate(labels) if labels else None
-
-    def blocks(self) -> Iterator[ImageBlock]:
-        """Images and labels, up to 512 at a time."""
-        yield from self._columns(0, None)
+    def parts(self, rows: int) -> Iterator[range]:
+        """Up to `rows` images of one shard at a time; always 512 where some may be left out, so that the
+        rows of a chunk, and with them the last bits of features, are those of a set read as a whole.
+        """
+        rows = ROWS if self._on_error == "skip" else rows
+        first = 0
+        for shard in self._manifest.shards:
+            last = first + shard.samples
+            yield from (range(start, min(start + rows, last)) for start in range(first, last, rows))
+            first = last
 
     def captions(self, first: int, stop: int) -> list[str]:
         """Captions of the images that `read` gives. Raises DataError for one without a caption."""
@@ -97,12 +97,12 @@ class PackedReference:
         """Its columns for the conditions that it covers."""
         return rows_of_data(str(self._folder), taken, self._on_error, missing=True)
 
-    def _columns(self, first: int, stop: int | None) -> Iterator[ImageBlock]:
+    def _read(self, first: int, stop: int) -> ImageBlock:
+        """By ranged reads of the shards."""
         found = read_all(
             self._folder, ROWS, on_error=self._on_error, first=first, stop=stop, manifest=self._manifest
         )
-        for columns in found:
-            yield columns["image"], columns.get("label")
+        return joined([(columns["image"], columns.get("label")) for columns in found])
 
 
 def every_one(captions: Sequence[str | None], names: Sequence[str], where: str) -> list[str]:

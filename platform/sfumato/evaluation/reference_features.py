@@ -1,39 +1,91 @@
-"""Features of the reference, computed once for each (data, extractor) and kept in the cache folder."""
+"""Features of references, made once for each (data, extractor) and kept in the cache folder."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from sfumato.errors import DataError
+from sfumato.evaluation.block_store import BlockStore
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.feature_set import FeatureSet
-from sfumato.evaluation.features.extractor import Extracted, Extractor, ReadsCaptions
-from sfumato.evaluation.reference import Captioned, ImageBlock, Reference
+from sfumato.evaluation.features.extractor import CHUNK, Extractor, ReadsCaptions
+from sfumato.evaluation.progress import Begin, silent
+from sfumato.evaluation.reference import Captioned, Reference
+from sfumato.evaluation.reference_blocks import Extracting, Part, joined_features, parts_of
 from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.statistics import Float32Array, Int64Array
 from sfumato.evaluation.store import Array, digest
+from sfumato.evaluation.workers import Workers
 
 
-def reference_features(reference: Reference, extractor: Extractor, cache: FeatureCache | Path) -> FeatureSet:
-    """Features, logits and labels of the whole reference, in its order; extracted once for each key.
+@dataclass(frozen=True, slots=True)
+class ReferenceFeatures:
+    """Finds features of whole sets in `cache`, or has `workers` make them.
 
-    The key is the digest of the data's manifest, which tells splits apart too, with the digest of the
-    extractor, which covers its weights and its transform.
-
-    Raises DataError for images or labels that do not match the reference's `spec`.
+    Finished blocks stay in the folder `blocks` until a set is complete: after a kill, work resumes from them.
+    `begin` is told of every set that is made. A worker reports after `batch_size` images, None: one block.
     """
-    key = digest("reference", reference.digest, extractor.digest)
-    if isinstance(reference, StatisticsReference):
-        return reference.features(extractor)
-    cache = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
-    name = f"reference-{extractor.name}-{key}.safetensors"
-    stored = cache.read(name)
-    arrays = _extract(reference, extractor) if stored is None else stored
-    if stored is None:
-        cache.write(name, arrays, {"reference": reference.digest, "extractor": extractor.digest})
-    return FeatureSet(arrays["embedding"], arrays.get("logits"), arrays.get("label"))
+
+    cache: FeatureCache
+    blocks: Path
+    workers: Workers
+    begin: Begin = silent
+    batch_size: int | None = None
+
+    def of(
+        self, reference: Reference, extractors: Sequence[Extractor], what: str = "reference"
+    ) -> dict[str, FeatureSet]:
+        """Features, logits and labels of the whole set, in its order, by the features' name.
+
+        The key is the digest of the data's manifest, which tells splits apart too, with the digest of the
+        extractor, which covers its weights and its transform. An image is read once for all extractors.
+        Progress calls the set `what`.
+
+        Raises DataError for images or labels that do not match the set's `spec`.
+        """
+        if isinstance(reference, StatisticsReference):
+            return {extractor.name: reference.features(extractor) for extractor in extractors}
+        entries = {extractor.name: _entry(reference, extractor) for extractor in extractors}
+        found = {name: self.cache.read(f"{entry}.safetensors") for name, entry in entries.items()}
+        lacking = [extractor for extractor in extractors if found[extractor.name] is None]
+        if lacking:
+            parts = parts_of(reference)
+            cut = digest([part.first for part in parts])  # blocks of another cut are others
+            stores = {e.name: BlockStore(self.blocks / f"{entries[e.name]}-{cut}") for e in lacking}
+            self._make_missing(reference, lacking, stores, parts, what)
+            for extractor in lacking:
+                arrays = joined_features(stores[extractor.name], parts, reference.size)
+                facts = {"reference": reference.digest, "extractor": extractor.digest}
+                self.cache.write(f"{entries[extractor.name]}.safetensors", arrays, facts)
+                stores[extractor.name].remove()
+                found[extractor.name] = arrays
+        return {name: _feature_set(arrays) for name, arrays in found.items() if arrays is not None}
+
+    def _make_missing(
+        self,
+        reference: Reference,
+        extractors: Sequence[Extractor],
+        stores: Mapping[str, BlockStore],
+        parts: Sequence[Part],
+        what: str,
+    ) -> None:
+        missing = {name: {part.name for part in store.missing(parts)} for name, store in stores.items()}
+        tasks = [
+            replace(part, extractors=wanted)
+            for part in parts
+            if (wanted := tuple(name for name, lacking in missing.items() if part.name in lacking))
+        ]
+        tell, done = self.begin(what), reference.size - sum(map(len, tasks))
+        tell(done, reference.size)
+        at_once = -(-(self.batch_size or 1) // CHUNK)
+        for part, blocks in self.workers.run(Extracting(reference, extractors), tasks, at_once):
+            for name, block in blocks.items():
+                stores[name].save(block)
+            done += len(part)
+            tell(done, reference.size)
 
 
 def caption_features(
@@ -59,39 +111,10 @@ def class_counts(features: FeatureSet, classes: int) -> Int64Array | None:
     return np.bincount(features.label_N, minlength=classes).astype(np.int64)
 
 
-def _extract(reference: Reference, extractor: Extractor) -> dict[str, Array]:
-    extracted: list[Extracted] = []
-    labels: list[Int64Array] = []
-    for block in reference.blocks():
-        _check(block, reference)
-        extracted.append(extractor.extract(block[0]))
-        if block[1] is not None:
-            labels.append(block[1])
-    if not extracted:
-        raise DataError("the reference data holds no usable image")
-    arrays: dict[str, Array] = {"embedding": np.concatenate([part.embedding_ND for part in extracted])}
-    if not np.isfinite(arrays["embedding"]).all():
-        raise DataError(f"features {extractor.name} of the reference are not finite")
-    logits = [part.logits_NK for part in extracted if part.logits_NK is not None]
-    if logits:
-        arrays["logits"] = np.concatenate(logits)
-    if labels:
-        arrays["label"] = np.concatenate(labels)
-    return arrays
+def _entry(reference: Reference, extractor: Extractor) -> str:
+    """The name of the cache's entry."""
+    return f"reference-{extractor.name}-{digest('reference', reference.digest, extractor.digest)}"
 
 
-def _check(block: ImageBlock, reference: Reference) -> None:
-    images, label_N = block
-    spec = reference.spec
-    if images.shape[1:] != (spec.height, spec.width, spec.channels) or images.dtype != np.uint8:
-        raise DataError(
-            f"the reference holds {images.dtype} images of shape {images.shape[1:]}, but its manifest states "
-            f"uint8 {(spec.height, spec.width, spec.channels)}: pack it again"
-        )
-    if label_N is None:
-        return
-    if len(label_N) != len(images) or label_N.min() < 0 or label_N.max() >= spec.num_classes:
-        raise DataError(
-            f"the reference has labels {label_N.min()} to {label_N.max()}, but its manifest names "
-            f"{spec.num_classes} classes: pack it again"
-        )
+def _feature_set(arrays: Mapping[str, Array]) -> FeatureSet:
+    return FeatureSet(arrays["embedding"], arrays.get("logits"), arrays.get("label"))

@@ -20,7 +20,7 @@ from sfumato.data.format.manifest import file_digest
 from sfumato.errors import DataError
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extractor
-from sfumato.evaluation.reference import ImageBlock
+from sfumato.evaluation.image_set import ImageBlock
 from sfumato.evaluation.statistics import Moments
 from sfumato.evaluation.store import write_bytes
 
@@ -70,6 +70,10 @@ class StatisticsReference:
     def read(self, first: int, stop: int) -> ImageBlock:
         """Always raises: there are no images."""
         raise DataError(f"{self.path} holds only statistics, but this needs the reference's images")
+
+    def parts(self, rows: int) -> Iterator[range]:
+        """None."""
+        return iter(())
 
     def blocks(self) -> Iterator[ImageBlock]:
         """Always raises, as `read` does."""

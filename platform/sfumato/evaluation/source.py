@@ -17,9 +17,10 @@ from sfumato.core.family import HasLatent, HasLikelihood, Reconstructs, likeliho
 from sfumato.core.rng import SampleRng
 from sfumato.errors import CapabilityError, SfumatoError
 from sfumato.evaluation.conditions import given_by, of_block
+from sfumato.evaluation.image_set import ImageBlock
 from sfumato.evaluation.images import Resized
 from sfumato.evaluation.latents import PathSettings, Steps
-from sfumato.evaluation.reference import Captioned, ImageBlock, Reference
+from sfumato.evaluation.reference import Captioned, Reference
 from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
 from sfumato.evaluation.store import digest
 from sfumato.sampling.generator import Generator

@@ -1,6 +1,6 @@
 """The evaluation stage: draw, extract features in parallel, then compute metrics from the features.
 
-The driver holds features, never all images. Blocks of images are made by Ray actors (or in this process),
+Blocks of images, real and generated, are read or drawn by Ray actors (or in this process), their features
 written to the evaluation's folder as they come, and read back in the order of their index. The numbers are
 therefore the same for any number of actors, and a killed evaluation resumes where it stopped.
 """
@@ -8,23 +8,33 @@ therefore the same for any number of actors, and a killed evaluation resumes whe
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
+from sfumato.core.allocator import keep_freed_memory
 from sfumato.evaluation.block_plan import BlockPlan, plan_blocks
-from sfumato.evaluation.block_workers import actors_for, make_missing
+from sfumato.evaluation.block_workers import make_missing
 from sfumato.evaluation.checks import check_comparable, check_enough, narrowed, selected
 from sfumato.evaluation.compute import measure
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation, Opened
 from sfumato.evaluation.feature_set import FeatureSet
+from sfumato.evaluation.features.extractor import Extractor
+from sfumato.evaluation.image_set import ImageSet
 from sfumato.evaluation.metric_inputs import Setting
 from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
 from sfumato.evaluation.pictures import write_neighbours, write_preview
-from sfumato.evaluation.reference_features import reference_features
+from sfumato.evaluation.placement import actors_for
+from sfumato.evaluation.ray_pool import workers_for
+from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.reference_features import ReferenceFeatures
 from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.report import TERMS, EvaluationReport
+from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.source import ImageSource
 from sfumato.evaluation.store import write_arrays
+from sfumato.evaluation.workers import Workers
 
 SPREAD_FROM = 20_000
 """From this many images, workers search for neighbours; below, sending the features costs more."""
@@ -40,15 +50,33 @@ def evaluate(evaluation: Evaluation) -> EvaluationReport:
     (model), CapabilityError (no actor can be placed), each one line and before images are generated.
     """
     start = time.perf_counter()
-    opened = _opened(evaluation)
-    plan = plan_blocks(opened)
-    make_missing(opened, plan)
-    report = replace(_report(opened, plan), seconds=time.perf_counter() - start)
+    keep_freed_memory(of_any_size=evaluation.settings.actors == 0)
+    with _remembering(evaluation.reference):
+        with workers_for(evaluation.settings) as workers:
+            opened = _opened(evaluation, workers)
+            plan = plan_blocks(opened)
+            make_missing(opened, plan, workers)
+        report = replace(_report(opened, plan), seconds=time.perf_counter() - start)
     report.write(evaluation.out)
     return report
 
 
-def _opened(evaluation: Evaluation) -> Opened:
+def features_of_reference(
+    evaluation: Evaluation, joined: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Mapping[str, FeatureSet]:
+    """Features of the reference alone, by the features' name. `joined` starts Ray, if it is needed.
+
+    Raises ConfigError for features that the reference does not allow, and DataError for damaged images.
+    """
+    settings, reference = evaluation.settings, evaluation.reference
+    keep_freed_memory(of_any_size=settings.actors == 0)
+    labelled = reference.spec.num_classes > 0
+    selection = settings.select(reference.spec, conditional=labelled, kind="images")
+    with _remembering(reference), workers_for(settings, joined) as workers:
+        return _features(evaluation, workers).of(reference, _extractors(evaluation, selection))
+
+
+def _opened(evaluation: Evaluation, workers: Workers) -> Opened:
     """Makes every check that may refuse the evaluation; extracts the reference's features if new."""
     reference, source = evaluation.reference, evaluation.source()
     check_comparable(source, reference)
@@ -60,15 +88,29 @@ def _opened(evaluation: Evaluation) -> Opened:
     found = {
         name: wanted.open(settings, selection.options, reference) for name, wanted in selection.inputs.items()
     }
-    features = evaluation.features
-    extractors = [
-        kind.build(reference, options, features.folder or evaluation.cache)
-        for kind, options in selection.features.items()
-    ]
-    real = {extractor.name: reference_features(reference, extractor, features) for extractor in extractors}
+    extractors = _extractors(evaluation, selection)
+    features = _features(evaluation, workers)
+    real = features.of(reference, extractors)
     setting = Setting(settings, selection.options, source, reference, extractors, features)
     inputs = {name: wanted.prepare(setting, found[name]) for name, wanted in selection.inputs.items()}
     return Opened(evaluation, source, selection, extractors, real, inputs)
+
+
+def _extractors(evaluation: Evaluation, selection: Selection) -> list[Extractor]:
+    """Built once, on the driver; costly ones are kept on its disk."""
+    place = evaluation.features.folder or evaluation.cache
+    return [kind.build(evaluation.reference, options, place) for kind, options in selection.features.items()]
+
+
+def _features(evaluation: Evaluation, workers: Workers) -> ReferenceFeatures:
+    """Where features of real images come from."""
+    return ReferenceFeatures(
+        evaluation.features,
+        evaluation.blocks_folder,
+        workers,
+        evaluation.begin,
+        evaluation.settings.batch_size,
+    )
 
 
 def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
@@ -85,6 +127,7 @@ def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
         plan.pair_values(selection.pairs),
         intervals=settings.interval,
         seed=settings.seed,
+        begin=evaluation.begin,
     )
     write_arrays(out / TERMS, figures.terms, {"metrics": sorted(figures.terms)})
     shown = min(settings.preview, plan.samples)
@@ -142,6 +185,10 @@ def _with_inputs(opened: Opened, plan: BlockPlan) -> dict[str, FeatureSet]:
             name: prepared.of_reference(features, name, plan.made(wanted)) for name, features in found.items()
         }
     return found
+
+
+def _remembering(reference: Reference) -> AbstractContextManager[None]:
+    return reference.remembering() if isinstance(reference, ImageSet) else nullcontext()
 
 
 def _spread(settings: EvaluateSettings, rows: int) -> Spread:

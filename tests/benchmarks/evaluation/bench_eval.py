@@ -2,9 +2,9 @@
 
 `make bench-eval` compares precision, recall, density and coverage with `prdc` and torch-fidelity, the Fréchet
 distance with scipy's matrix root and torch-fidelity, KID with torch-fidelity, feature extraction with a bare
-loop, the whole stage with generating and extracting alone, and one Ray worker with two. Prints a table and,
-last, one JSON line. Ratios are peer over ours of one run. ARGS="--rows 2000 --dim 256 --samples 512" gives a
-quick look.
+loop, the whole stage with generating and extracting alone, a reference's features with the network alone, and
+one Ray worker with two. Prints a table and, last, one JSON line. Ratios are peer over ours of one run.
+ARGS="--rows 2000 --dim 256 --samples 512 --references 2000" gives a quick look.
 """
 
 from __future__ import annotations
@@ -221,6 +221,13 @@ def case_stage(real: np.ndarray, fake: np.ndarray, arguments: argparse.Namespace
     return compare(arguments.samples)
 
 
+def case_references(real: np.ndarray, fake: np.ndarray, arguments: argparse.Namespace) -> tuple[float, Any]:
+    """`arguments.references` real images on two actors; see reference_extraction.py."""
+    from reference_extraction import compare
+
+    return compare(arguments.references)
+
+
 CASES = {
     name.removeprefix("case_"): work for name, work in list(globals().items()) if name.startswith("case_")
 }
@@ -272,6 +279,7 @@ def main() -> None:
     parser.add_argument("--block", type=int)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--samples", type=int, default=8_192, help="Of the whole stage.")
+    parser.add_argument("--references", type=int, default=50_000, help="Real images whose features are made.")
     arguments = parser.parse_args()
     if arguments.case:
         run_case(arguments)
@@ -286,6 +294,7 @@ def main() -> None:
     kids = {rows: measure(arguments, "kid", rows=rows) for rows in (arguments.rows, arguments.rows // 2)}
     extraction = measure(arguments, "extraction", rows=10)
     stage = measure(arguments, "stage", rows=10, samples=arguments.samples, threads=1)
+    references = measure(arguments, "references", rows=10, references=arguments.references, threads=1)
     values = frechet["values"]
     report = {
         "benchmark": "evaluation_metrics",
@@ -334,6 +343,7 @@ def main() -> None:
             "ours_over_bare": extraction["seconds"] / extraction["values"]["bare_seconds"],
         },
         "stage": stage["values"],
+        "references": references["values"],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}",
     }
     print(json.dumps(report))

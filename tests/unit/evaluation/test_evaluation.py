@@ -39,3 +39,18 @@ def test_folders_default_to_the_one_of_the_report(digits_data: Path, tmp_path: P
     assert evaluation.features.folder == tmp_path / "cache"
     elsewhere = of_images(digits_data, tmp_path, cache=str(tmp_path / "shared"))
     assert elsewhere.features.folder == tmp_path / "shared"
+
+
+def test_listeners_without_parts_hear_of_samples_alone(digits_data: Path, tmp_path: Path) -> None:
+    heard: list[object] = []
+    evaluation = replace(of_images(digits_data, tmp_path), progress=lambda *done: heard.append(done))
+    for part in ("reference", "samples", "fd"):
+        evaluation.begin(part)(1, 2)
+    assert heard == [(1, 2)]
+    heard.clear()
+    named = replace(evaluation, phase=heard.append)
+    for part in ("reference", "samples"):
+        named.begin(part)(1, 2)
+    assert heard == ["reference", (1, 2), "samples", (1, 2)]
+    replace(named, progress=None).begin("fd")(1, 2)
+    assert heard[4:] == ["fd"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.evaluation.blocks import IMAGES
+from sfumato.evaluation.block_store import IMAGES
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.evaluation.report import BITS, BITS_ON_TRAINING, TERMS, EvaluationReport

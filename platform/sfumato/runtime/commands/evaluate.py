@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,13 @@ from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.images import Resize, Resized, open_images
 from sfumato.evaluation.reference import Reference
-from sfumato.evaluation.reference_features import reference_features
 from sfumato.evaluation.reference_statistics import (
     StatisticsReference,
     is_statistics,
     write_statistics,
 )
 from sfumato.evaluation.report import EvaluationReport
-from sfumato.evaluation.stage import evaluate
+from sfumato.evaluation.stage import evaluate, features_of_reference
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs.display import Display
@@ -88,11 +88,13 @@ def measure(
     elif overrides:
         raise ConfigError(f"{overrides[0]!r} changes a recipe, and {target.about} has none: use the flags")
     if request.statistics is not None:
-        return _write_statistics(target, _settings(recipe, request), request.statistics, root, display)
+        return _write_statistics(
+            target, request, _settings(recipe, request), request.statistics, root, display
+        )
     with _evaluation(target, request, recipe, root=root, display=display) as evaluation:
         display.line(f"{target.about} against {evaluation.reference.size:,} reference images")
         display.stage("evaluate")
-        with _workers(evaluation):
+        with _cluster(evaluation.settings, evaluation.out / "logs"):
             report = evaluate(evaluation)
     if report.kind == "reconstructions":
         display.note(f"{target.about} draws no images of its own: its reconstructions count")
@@ -169,6 +171,7 @@ def _evaluation(
             out=out,
             cache=cache,
             progress=display.update,
+            phase=display.phase,
         )
         return
     if request.resize is not None:
@@ -182,6 +185,7 @@ def _evaluation(
             out=out,
             cache=cache,
             progress=display.update,
+            phase=display.phase,
             trust=found.trusted,
             base=request.base,
         )
@@ -238,7 +242,7 @@ def _model_place(target: Target) -> str:
 
 
 def _write_statistics(
-    target: Target, settings: EvaluateSettings, path: Path, root: Path, display: Display
+    target: Target, request: Request, settings: EvaluateSettings, path: Path, root: Path, display: Display
 ) -> dict[str, Any]:
     """Mean and covariance of features of all images, one file for each kind of features."""
     if target.kind != "images":
@@ -247,13 +251,21 @@ def _write_statistics(
         )
     images = open_images(target.place)
     display.stage("evaluate")
-    cache = root / "runs" / CACHE
-    chosen = settings.select(images.spec, conditional=images.spec.num_classes > 0, kind="images")
+    out = _place(target, request, root)
+    evaluation = Evaluation.of_images(
+        settings,
+        images=images,
+        reference=images,
+        out=out,
+        cache=root / "runs" / CACHE,
+        progress=display.update,
+        phase=display.phase,
+    )
+    found = features_of_reference(evaluation, partial(_cluster, settings, out / "logs"))
     written = []
-    for kind, options in chosen.features.items():
-        extractor = kind.build(images, options, cache)
-        place = path if len(chosen.features) == 1 else path.with_name(f"{path.stem}-{kind.name}{path.suffix}")
-        write_statistics(place, reference_features(images, extractor, cache).moments)
+    for name, features in found.items():
+        place = path if len(found) == 1 else path.with_name(f"{path.stem}-{name}{path.suffix}")
+        write_statistics(place, features.moments)
         written.append(str(place))
     display.done(f"mu and sigma of {images.size:,} images")
     return {
@@ -289,15 +301,11 @@ def _place(target: Target, request: Request, root: Path) -> Path:
     return root / FOLDER / f"{name}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
 
-@contextlib.contextmanager
-def _workers(evaluation: Evaluation) -> Iterator[None]:
-    settings = evaluation.settings
+def _cluster(settings: EvaluateSettings, logs: Path) -> contextlib.AbstractContextManager[None]:
+    """The Ray cluster of the actors; nothing where this process does their work."""
     if settings.actors == 0:
-        yield
-        return
-    cpus = ray_cluster.cpus_of(settings)
-    with ray_cluster.cluster(cpus, evaluation.out / "logs", gpus=settings.gpus_per_actor):
-        yield
+        return contextlib.nullcontext()
+    return ray_cluster.cluster(ray_cluster.cpus_of(settings), logs, gpus=settings.gpus_per_actor)
 
 
 def _as_yaml(value: Any) -> str:

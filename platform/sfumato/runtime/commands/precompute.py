@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from sfumato import recipe as recipes
+from sfumato.core.allocator import keep_freed_memory
 from sfumato.core.batch import to_device
 from sfumato.core.columns import NAME
 from sfumato.core.first_stage import (
@@ -96,6 +97,7 @@ class Encoder:
     """An actor that encodes shards. It returns errors as values, because Ray would bury them."""
 
     def __init__(self, job: Job, gpu: bool, threads: int) -> None:
+        keep_freed_memory(of_any_size=True)
         torch.set_num_threads(threads)
         self._job = job
         self._manifest = Manifest.load(job.folder)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sfumato.core.allocator import keep_freed_memory
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
 from sfumato.runtime.runs.display import Display
@@ -46,6 +47,7 @@ def draw(
     classes by import path.
     """
     place = device_of(device)
+    keep_freed_memory(of_any_size=True)
     with model_of(run, root=root, trust=trust) as found:
         display.line(found.about)
         generator = Generator.load(found.model, place, trust=found.trusted, base=base)

@@ -133,6 +133,7 @@ def evaluate(session: Session, base: Path | None = None) -> dict[str, Any]:
             trust=True,
             base=base,
             progress=display.update,
+            phase=display.phase,
         )
     )
     torch.set_num_threads(ray_cluster.cores())

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-_PLAIN_INTERVAL_S = 10.0
+_PLAIN_INTERVAL_S = 5.0
 WINDOW_S = 60.0
 LEAST_S = 5.0
 """Progress over less time says nothing: workers that start together report together."""
@@ -37,7 +37,7 @@ class Display:
         self.console = console or Console(stderr=True, highlight=False)
         self._live: Progress | None = None
         self._task: TaskID | None = None
-        self._stage = ""
+        self._stage = self._counted = ""
         self._prefix = ""
         self._said_at = 0.0
         self._started = 0.0
@@ -79,26 +79,40 @@ class Display:
 
     def stage(self, name: str) -> None:
         """A stage begins."""
-        name = self._prefix + name
-        self._stage, self._started, self._said_at, self._done = name, time.monotonic(), time.monotonic(), 0
-        self._pace = Pace()
+        self._stage = self._prefix + name
+        self._started = self._said_at = time.monotonic()
+        self._count(self._stage)
+        if self._live is None:
+            self.console.print(f"{self._stage}: started", markup=False)
+
+    def phase(self, name: str) -> None:
+        """A part of the stage begins, with a count of its own."""
+        self.drop()
+        self._count(f"{self._stage}, {name}")
+        if self._live is None and time.monotonic() - self._said_at >= _PLAIN_INTERVAL_S:
+            self._said_at = time.monotonic()
+            self.console.print(f"{self._counted}: started", markup=False)
+
+    def _count(self, what: str) -> None:
+        """Progress is that of `what` from now on."""
+        self._counted, self._done, self._pace = what, 0, Pace()
         if self._live is not None:
-            self._task = self._live.add_task(escape(name), total=None, detail="")
-        else:
-            self.console.print(f"{name}: started", markup=False)
+            self._task = self._live.add_task(escape(what), total=None, detail="")
 
     def update(self, done: int, total: int | None, metrics: Mapping[str, float] | None = None) -> None:
-        """The stage's progress; `metrics` are a few figures to show next to the bar."""
+        """The stage's progress; `metrics` are a few figures to show next to the bar, instead of the rate."""
         done = done if total is None else min(done, total)  # the last step may pass the total
-        detail = "  ".join(f"{name} {_figure(value)}" for name, value in (metrics or {}).items())
         self._pace.mark(done, time.monotonic())
+        detail = "  ".join(f"{name} {_figure(value)}" for name, value in (metrics or {}).items())
+        if metrics is None and (rate := self._pace.rate()) is not None:
+            detail = f"{_figure(rate)}/s"
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=done, total=total, detail=escape(detail))
         elif done != self._done and time.monotonic() - self._said_at >= _PLAIN_INTERVAL_S:
             self._said_at = time.monotonic()
             of = f" of {total:,}" if total else ""
             left = self._time_left(total)
-            said = f"{self._stage}: {done:,}{of}  {detail}{left}"
+            said = f"{self._counted}: {done:,}{of}  {detail}{left}"
             self.console.print(said, soft_wrap=True, markup=False)
         self._done = done
 
@@ -170,10 +184,15 @@ class Pace:
 
     def seconds_left(self, total: int, now: float) -> float | None:
         """Seconds until `total` is done at the current pace; None before the pace is known."""
+        rate = self.rate()
+        if rate is None:
+            return None
+        last_at, last = self._marks[-1]
+        return max(0.0, (total - last) / rate - (now - last_at))
+
+    def rate(self) -> float | None:
+        """Progress a second over the last minute; None before it is known."""
         if len(self._marks) < 2:
             return None
         (first_at, first), (last_at, last) = self._marks[0], self._marks[-1]
-        if last_at - first_at < LEAST_S:
-            return None
-        spent = now - last_at
-        return max(0.0, (total - last) * (last_at - first_at) / (last - first) - spent)
+        return (last - first) / (last_at - first_at) if last_at - first_at >= LEAST_S else None

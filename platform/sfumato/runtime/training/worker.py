@@ -10,8 +10,8 @@ from typing import Any
 import ray
 import torch
 
+from sfumato.core.allocator import keep_freed_memory
 from sfumato.errors import SfumatoError
-from sfumato.runtime.cluster.allocator import keep_freed_memory
 from sfumato.runtime.cluster.scratch import scratch_folder
 from sfumato.runtime.training.checkpoints import RunCheckpoints, newest
 from sfumato.runtime.training.ema_snapshots import AveragesKeeper, averages_of

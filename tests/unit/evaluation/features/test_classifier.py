@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_evaluation import reference_features
 
 from sfumato.core.batch import DataSpec
 from sfumato.data.packing.pack import pack
@@ -22,7 +23,7 @@ from sfumato.evaluation.features.network import shift
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.reference import PackedReference
-from sfumato.evaluation.reference_features import class_counts, reference_features
+from sfumato.evaluation.reference_features import class_counts
 
 QUICK = ClassifierOptions(seen=1500, base=8, dim=16)
 

@@ -66,6 +66,31 @@ def test_the_display_tells_it_on_plain_lines(monkeypatch: pytest.MonkeyPatch) ->
             now = 30.0 + 2.0 * block
             display.update(64 * block, 1_792)
     told = [line for line in out.getvalue().splitlines() if "left" in line]
-    assert told[0] == "evaluate: 384 of 1,792    44 s left"
+    assert told[0] == "evaluate: 256 of 1,792  32/s  48 s left"
     seconds = [int(line.split()[-3]) for line in told]
     assert all(later < earlier for earlier, later in pairwise(seconds))
+
+
+def test_every_part_of_a_stage_has_its_own_count_and_is_heard_every_five_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(shown.time, "monotonic", lambda: now)
+    out = io.StringIO()
+    with Display(Console(file=out, force_terminal=False, width=200)) as display:
+        display.stage("evaluate")
+        for part in ("reference", "samples", "fd"):
+            display.phase(part)
+            for done in range(0, 1_001, 50):
+                display.update(done, 1_000)
+                now += 1.0
+        display.phase("kid")
+        now += 6.0
+        display.phase("recall")
+        display.done("1,000 samples")
+    lines = out.getvalue().splitlines()
+    assert "evaluate, reference: 500 of 1,000  50/s  10 s left" in lines
+    assert "evaluate, samples: 950 of 1,000  50/s  1 s left" in lines
+    assert "evaluate, recall: started" in lines and "evaluate, kid: started" not in lines
+    assert lines[-1] == "✓ evaluate: 1,000 samples (69 s)"
+    assert len(lines) == 2 + 69 // 5, "a line every five seconds, with those of the start and the end"
