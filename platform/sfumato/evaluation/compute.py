@@ -12,16 +12,18 @@ from sfumato.evaluation.report import finite
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.statistics import Float64Array
 from sfumato.evaluation.uncertainty import IntervalSettings, interval
+from sfumato.evaluation.weakness import Marks
 
 
 @dataclass(slots=True)
 class Figures:
-    """Values, their explanations and intervals, and the terms of those that are means; by name."""
+    """Values, their explanations and intervals, the terms of those that are means, and marks of weak ones; by name."""
 
     values: dict[str, float] = field(default_factory=dict)
     details: dict[str, Mapping[str, object]] = field(default_factory=dict)
     intervals: dict[str, Mapping[str, object]] = field(default_factory=dict)
     terms: dict[str, Float64Array] = field(default_factory=dict)
+    marks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def measure(
@@ -32,8 +34,10 @@ def measure(
     *,
     intervals: IntervalSettings,
     seed: int,
+    weak: Marks | None = None,
 ) -> Figures:
-    """All figures. `pairs` are the values of each image and its reconstruction, by metric.
+    """All figures. `pairs` are the values of each image and its reconstruction, by metric; `weak` are the marks
+    of the features, by their name.
 
     Raises SfumatoError for a figure that is not a number.
     """
@@ -41,6 +45,8 @@ def measure(
     for metric, kind, name in selection.metrics:
         mine, theirs = real[kind.name], generated[kind.name]
         result = replace(finite(metric.compute(mine, theirs, selection.options)), name=name)
+        if metric.reads_features:
+            result = replace(result, marks=(*(weak or {}).get(kind.name, ()), *result.marks))
         again = _Again(metric, mine, selection.options)
         _add(figures, result, again, theirs, intervals, seed)
     for name, value_N in pairs.items():
@@ -74,6 +80,8 @@ def _add(
     if result.no_interval:
         details["no_interval"] = result.no_interval
     figures.details[result.name] = details
+    if result.marks:
+        figures.marks[result.name] = result.marks
     if result.terms_M is not None:
         figures.terms[result.name] = np.asarray(result.terms_M, dtype=np.float64)
     assert again is not None or result.terms_M is not None

@@ -17,6 +17,7 @@ from sfumato.evaluation.compute import measure
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation, Opened
 from sfumato.evaluation.feature_set import FeatureSet
+from sfumato.evaluation.features.extractor import built
 from sfumato.evaluation.metric_inputs import Setting
 from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
 from sfumato.evaluation.pictures import write_neighbours, write_preview
@@ -25,6 +26,7 @@ from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.report import TERMS, EvaluationReport
 from sfumato.evaluation.source import ImageSource
 from sfumato.evaluation.store import write_arrays
+from sfumato.evaluation.weakness import of_features
 
 SPREAD_FROM = 20_000
 """From this many images, workers search for neighbours; below, sending the features costs more."""
@@ -62,7 +64,7 @@ def _opened(evaluation: Evaluation) -> Opened:
     }
     features = evaluation.features
     extractors = [
-        kind.build(reference, options, features.folder or evaluation.cache)
+        built(kind, reference, options, features.folder or evaluation.cache, evaluation.progress)
         for kind, options in selection.features.items()
     ]
     real = {extractor.name: reference_features(reference, extractor, features) for extractor in extractors}
@@ -85,6 +87,9 @@ def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
         plan.pair_values(selection.pairs),
         intervals=settings.interval,
         seed=settings.seed,
+        weak={
+            extractor.name: of_features(extractor.name, extractor.facts) for extractor in opened.extractors
+        },
     )
     write_arrays(out / TERMS, figures.terms, {"metrics": sorted(figures.terms)})
     shown = min(settings.preview, plan.samples)
@@ -117,6 +122,8 @@ def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
         source_digest=source.digest,
         labels_digest=plan.labels_digest,
         blocks=plan.store.folder.name,
+        marks=figures.marks,
+        accept_weak_features=settings.accept_weak_features,
     )
 
 

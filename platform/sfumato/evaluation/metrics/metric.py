@@ -42,6 +42,8 @@ class MetricResult:
     terms_M: Float64Array | None = None
     error: float | None = None
     no_interval: str = ""
+    marks: tuple[str, ...] = ()
+    """Why the value says little, if it does (`weakness.py`)."""
 
 
 class Metric(Protocol):
@@ -90,6 +92,10 @@ class Metric(Protocol):
         """How many images it needs of either set."""
         ...
 
+    def covariance_samples(self, samples: int, classes: int, options: MetricOptions) -> int | None:
+        """Of so many samples, how many are in the smallest set that it takes a covariance of; None: it takes none."""
+        ...
+
     def problems(self, data: DataSpec) -> list[str]:
         """Why this metric cannot be computed for images of this kind; one line each."""
         ...
@@ -119,6 +125,10 @@ class BaseMetric:
     def least_samples(self, options: MetricOptions) -> int:
         """One image."""
         return 1
+
+    def covariance_samples(self, samples: int, classes: int, options: MetricOptions) -> int | None:
+        """It takes none."""
+        return None
 
     def problems(self, data: DataSpec) -> list[str]:
         """None."""

@@ -18,6 +18,7 @@ from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
+from sfumato.evaluation.features.extractor import built
 from sfumato.evaluation.images import Resize, Resized, open_images
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.reference_features import reference_features
@@ -30,6 +31,7 @@ from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.runs import earlier
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.targets import Target, model_of
@@ -103,6 +105,7 @@ def result_of(report: EvaluationReport, out: Path) -> dict[str, Any]:
         "metrics": dict(report.metrics),
         "intervals": {name: [found["low"], found["high"]] for name, found in report.intervals.items()},
         "kind": report.kind,
+        "weak": {name: list(marks) for name, marks in report.marks.items()},
         "samples": report.samples,
         "seconds": report.seconds,
         "seconds_per_image": report.seconds_per_image,
@@ -151,6 +154,8 @@ def _evaluation(
     settings = _settings(recipe, request)
     images = open_images(target.place) if target.kind == "images" else None
     reference = _reference(target, request, recipe, images, root)
+    if target.run is not None:
+        settings = earlier.measured_alike(settings, reference.spec, target.run)
     out = request.out or _place(target, request, root)
     cache = root / "runs" / CACHE if recipe is None else Path(root, recipe.storage) / CACHE
     if images is not None:
@@ -240,7 +245,7 @@ def _write_statistics(
     chosen = settings.select(images.spec, conditional=images.spec.num_classes > 0, kind="images")
     written = []
     for kind, options in chosen.features.items():
-        extractor = kind.build(images, options, cache)
+        extractor = built(kind, images, options, cache, display.update)
         place = path if len(chosen.features) == 1 else path.with_name(f"{path.stem}-{kind.name}{path.suffix}")
         write_statistics(place, reference_features(images, extractor, cache).moments)
         written.append(str(place))

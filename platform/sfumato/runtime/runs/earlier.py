@@ -18,7 +18,10 @@ import yaml
 
 from sfumato import recipe as recipes
 from sfumato.core import identity
+from sfumato.core.batch import DataSpec
 from sfumato.errors import SfumatoError
+from sfumato.evaluation.config import AUTO, EvaluateSettings
+from sfumato.evaluation.selection import auto_features, auto_features_before
 from sfumato.recipe import SCHEMA, Recipe
 from sfumato.runtime.runs.run_folder import RunFolder, run_id, stage_key
 from sfumato.sampling.model_files import read_card
@@ -68,6 +71,23 @@ def take_over(folder: RunFolder, recipe: Recipe, manifest_digest: str) -> None:
             stage_key(model, manifest_digest, now),
         )
     folder.update_json("run.json", recipe_digest=recipe.digest(), schema=SCHEMA)
+
+
+def measured_alike(settings: EvaluateSettings, data: DataSpec, folder: RunFolder | None) -> EvaluateSettings:
+    """The settings with the features that `auto` stands for in the run: what its recipe.yaml records, what it
+    stood for if a version that did not record it began the run, and for a new run (None, or a folder
+    without a recipe) what it stands for now."""
+    if settings.features != AUTO or settings.auto_features is not None:
+        return settings
+    try:
+        known = yaml.safe_load((folder.path / RECIPE).read_text())["evaluate"] if folder else None
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        known = None
+    if known is None:
+        name = auto_features(data)
+    else:
+        name = known.get("auto_features") or auto_features_before(data)
+    return settings.model_copy(update={"auto_features": name})
 
 
 def _is_of(folder: RunFolder, recipe: Recipe, data_digest: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from sfumato.errors import CheckpointError, ConfigError, SfumatoError
+from sfumato.evaluation import weakness
 from sfumato.evaluation.report import EvaluationReport, read_report
 from sfumato.runtime.commands.evaluate import comparable
 from sfumato.runtime.pipeline.conditions import Condition
@@ -58,6 +59,7 @@ class GateStage(StageSettings):
             "model": self._digest(),
             "metrics": dict(report.metrics),
             "comparable": comparable(report),
+            "fit": sorted(report.fit),
             "settings": [self.name, self.require, self.better],
             "champion": None if champion is None else champion.version,
         }
@@ -97,6 +99,9 @@ class GateStage(StageSettings):
             if name not in report.metrics:
                 known = ", ".join(report.metrics)
                 raise ConfigError(f"gate on {name!r}, which was not measured; the report has {known}")
+            if name not in report.fit:
+                fix = "evaluate with other evaluate.features or more samples"
+                raise ConfigError(weakness.refusal("gate", name, report.marks[name], fix=fix))
         if missing := [name for name in self.better if name not in report.intervals]:
             raise ConfigError(
                 f"better: {missing[0]} has no confidence interval in the report, so no difference is told "
