@@ -7,6 +7,7 @@ one size: the half itself, fewer classes, blurred, compressed and noisy images, 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -142,7 +143,7 @@ def _ordered(
     sign = 1 if higher else -1
     return [
         f"{metric}: {better} {found[better][metric]:.4g}, {worse} {found[worse][metric]:.4g}"
-        for better, worse in zip(names, names[1:], strict=False)
+        for better, worse in itertools.pairwise(names)
         if sign * found[better][metric] < sign * found[worse][metric] - slack
     ]
 

@@ -17,7 +17,7 @@ from sfumato.evaluation.weakness import Marks
 
 @dataclass(slots=True)
 class Figures:
-    """Values, their explanations and intervals, the terms of those that are means, and marks of weak ones; by name."""
+    """Values, explanations and intervals, terms of those that are means, marks of weak ones; by name."""
 
     values: dict[str, float] = field(default_factory=dict)
     details: dict[str, Mapping[str, object]] = field(default_factory=dict)
@@ -36,8 +36,8 @@ def measure(
     seed: int,
     weak: Marks | None = None,
 ) -> Figures:
-    """All figures. `pairs` are the values of each image and its reconstruction, by metric; `weak` are the marks
-    of the features, by their name.
+    """All figures. `pairs` are the values of each image and its reconstruction, by metric; `weak` are the
+    marks of the features, by their name.
 
     Raises SfumatoError for a figure that is not a number.
     """

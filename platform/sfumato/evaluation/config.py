@@ -36,8 +36,8 @@ class EvaluateSettings(Config):
     )
     auto_features: Neutral[str | None] = Field(
         None,
-        description="What `features: auto` stands for. A run's recipe.yaml records it, so that a later version "
-        "measures the run alike; null: by the data.",
+        description="What `features: auto` stands for. A run's recipe.yaml records it, so that a later "
+        "version measures the run alike; null: by the data.",
     )
     feature_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Options of extractors, by the extractor's name."
@@ -111,8 +111,9 @@ class EvaluateSettings(Config):
     )
     accept_weak_features: bool = Field(
         False,
-        description="Whether best, early_stop and gates may go by weak figures: on features of a classifier that "
-        "recognises under 0.9 of held-out images, or Fréchet distances of no more samples than dimensions.",
+        description="Whether best, early_stop and gates may go by weak figures: on features of a classifier "
+        "that recognises under 0.9 of held-out images, or Fréchet distances of no more samples than "
+        "dimensions.",
     )
     held_out: str | None = Field(
         None,

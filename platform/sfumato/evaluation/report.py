@@ -70,8 +70,8 @@ class EvaluationReport:
         return fit(self.metrics, self.marks, accepted=self.accept_weak_features)
 
     def tags(self) -> dict[str, str]:
-        """The features behind every figure on features: name, resize, digest, marks. Other features give another
-        figure under the same name."""
+        """The features behind every figure on features: name, resize, digest, marks. Other features give
+        another figure under the same name. And the names of weak figures."""
         found = {}
         for figure, (_, features) in self.computed_on.items():
             facts = self.features[features]

@@ -53,8 +53,8 @@ LONGEST = 2.5e12
 TINY_SIDE, FEW_CLASSES = 16, 50
 """Up to these, half the channels are enough; up to these, 64 features."""
 SIDE_BY_SIDE = 4e6
-"""Multiplications of a forward pass from which batches are computed in two parts side by side. By the data, never
-by the machine: the parts decide the last bits."""
+"""Multiplications of a forward pass from which batches are computed in two parts side by side. By the data,
+never by the machine: the parts decide the last bits."""
 
 
 class ClassifierOptions(Config):
@@ -63,8 +63,8 @@ class ClassifierOptions(Config):
     seen: int | None = Field(
         None,
         gt=0,
-        description="Images seen in training, repeats counted; null: until the accuracy on held-out images stops "
-        "rising, in at most about five minutes on two cores.",
+        description="Images seen in training, repeats counted; null: until the accuracy on held-out images "
+        "stops rising, in at most about five minutes on two cores.",
     )
     patience: int = Field(
         3,
@@ -76,7 +76,7 @@ class ClassifierOptions(Config):
     base: int | None = Field(
         None,
         gt=0,
-        description="Channels of the first convolution; null: 16 for images of up to 16 pixels, otherwise 32.",
+        description="Channels of the first convolution; null: 16 for images of up to 16 pixels, else 32.",
     )
     dim: int | None = Field(
         None,

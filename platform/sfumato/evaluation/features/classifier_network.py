@@ -20,8 +20,8 @@ STAGES = 2
 
 
 class Classifier(nn.Module):
-    """`forward` takes images [B, C, H, W] float32 in [-1, 1] and gives the features [B, dim] (the output of the
-    first linear layer) and the logits [B, classes + 1], the last of which stands for damaged images.
+    """`forward` takes images [B, C, H, W] float32 in [-1, 1] and gives the features [B, dim] (the output of
+    the first linear layer) and the logits [B, classes + 1], the last of which stands for damaged images.
 
     `macs`: multiplications of one forward pass of one image.
     """

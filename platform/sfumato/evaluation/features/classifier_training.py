@@ -1,8 +1,9 @@
 """Trains the classifier until the accuracy on images that it does not learn from stops rising.
 
-AdamW at a constant rate after a warm-up, on randomly shifted images and, a quarter as many, damaged ones. What is judged and kept are weights
-averaged over the last part of training, whose length grows with training (Karras et al. 2024, eq. 3, the power
-function profile): like a decayed rate, they are at their best at any time, and the end need not be known.
+AdamW at a constant rate after a warm-up, on randomly shifted images and, a quarter as many, damaged ones.
+What is judged and kept are weights averaged over the last part of training, whose length grows with training
+(Karras et al. 2024, eq. 3, the power function profile): like a decayed rate, they are at their best at any
+time, and the end need not be known.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.rng import seeded
-from sfumato.evaluation.features.classifier_network import Classifier
 from sfumato.evaluation.features.classifier_gradients import Gradients
+from sfumato.evaluation.features.classifier_network import Classifier
 from sfumato.evaluation.features.damage import damaged
 from sfumato.evaluation.features.extractor import Progress
 from sfumato.evaluation.features.network import scale, shift
@@ -60,8 +60,8 @@ def train(
 ) -> Trained:
     """Trains `network` on the images `learnt` and leaves it with the weights that were best on `looked_at`.
 
-    Both are images uint8 [N, C, H, W] and labels int64 [N]. Deterministic in its arguments where torch has one
-    thread: order, shifts and damage come from the schedule's seed. `progress` counts images seen.
+    Both are images uint8 [N, C, H, W] and labels int64 [N]. Deterministic in its arguments where torch has
+    one thread: order, shifts and damage come from the schedule's seed. `progress` counts images seen.
     """
     images_NCHW, labels_N = learnt
     batch = min(schedule.batch, len(images_NCHW))

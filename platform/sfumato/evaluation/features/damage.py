@@ -1,8 +1,8 @@
 """Images that no data set holds, from which the classifier learns what is no image of its data.
 
 A classifier that only ever sees real images may give noise the features of any class, and a metric on its
-features then takes noise for real. So it learns one class more, of damaged images (outlier exposure: Hendrycks
-et al. 2019, with a class of its own for outliers).
+features then takes noise for real. So it learns one class more, of damaged images (outlier exposure:
+Hendrycks et al. 2019, here with a class of its own for outliers).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ KINDS = 5
 
 
 def damaged(x_BCHW: Tensor) -> Tensor:
-    """As many images in [-1, 1] as given, of five kinds in turn: noise, the image's own pixels in another
-    order, the image under strong noise, what is left of it at a quarter of its size, and its mean with another.
+    """As many images in [-1, 1] as given, of five kinds: noise, the image's own pixels in another order, the
+    image under strong noise, what is left of it at a quarter of its size, and its mean with another.
     """
     parts = [x_BCHW[kind::KINDS] for kind in range(KINDS)]
     noise, shuffled, noisy, coarse, mixed = parts

@@ -93,7 +93,7 @@ class Metric(Protocol):
         ...
 
     def covariance_samples(self, samples: int, classes: int, options: MetricOptions) -> int | None:
-        """Of so many samples, how many are in the smallest set that it takes a covariance of; None: it takes none."""
+        """How many of so many samples are in the smallest set that it takes a covariance of, if it does."""
         ...
 
     def problems(self, data: DataSpec) -> list[str]:

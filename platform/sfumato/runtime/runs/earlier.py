@@ -84,9 +84,8 @@ def measured_alike(settings: EvaluateSettings, data: DataSpec, folder: RunFolder
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         known = None
     if known is None:
-        name = auto_features(data)
-    else:
-        name = known.get("auto_features") or auto_features_before(data)
+        return settings.model_copy(update={"auto_features": auto_features(data)})
+    name = known.get("auto_features") or auto_features_before(data)
     return settings.model_copy(update={"auto_features": name})
 
 
