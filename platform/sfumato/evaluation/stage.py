@@ -64,7 +64,7 @@ def _opened(evaluation: Evaluation) -> Opened:
     }
     features = evaluation.features
     extractors = [
-        built(kind, reference, options, features.folder or evaluation.cache, evaluation.progress)
+        built(kind, reference, options, features.folder or evaluation.cache)
         for kind, options in selection.features.items()
     ]
     real = {extractor.name: reference_features(reference, extractor, features) for extractor in extractors}

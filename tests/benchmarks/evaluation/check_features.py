@@ -114,7 +114,7 @@ def main() -> int:
             start, kind = time.perf_counter(), all_features()[features]
             name = f"{data}, {features}"
             try:
-                extractor = built(kind, real, kind.options(), cache, None)
+                extractor = built(kind, real, kind.options(), cache)
             except SfumatoError as error:
                 print(f"\n{name}: skipped, {error}")
                 continue

@@ -9,7 +9,6 @@ time, and the end need not be known.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 
 import torch
@@ -123,4 +122,4 @@ def _move(average: nn.Module, network: nn.Module, decay: float) -> None:
 def _flat(accuracies: list[float], patience: int) -> bool:
     """Whether the last `patience` looks have not found a better accuracy than all before them."""
     before, last = accuracies[:-patience], accuracies[-patience:]
-    return bool(before) and max(last) <= max(before) and not math.isclose(max(before), 0)
+    return bool(before) and max(last) <= max(before)

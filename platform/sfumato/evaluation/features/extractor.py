@@ -102,11 +102,16 @@ class Trains(Protocol):
 
 
 def built(
-    kind: FeatureKind, reference: Reference, options: Config, cache: Path, progress: Progress | None
+    kind: FeatureKind,
+    reference: Reference,
+    options: Config,
+    cache: Path,
+    begin: Callable[[str], Progress] | None = None,
 ) -> Extractor:
-    """The extractor of a kind, with its progress if it has any."""
+    """The extractor of a kind. `begin` is told what begins, if that takes a while, and gives who is told how far
+    it is."""
     if isinstance(kind, Trains):
-        return kind.train(reference, options, cache, progress or silent)
+        return kind.train(reference, options, cache, begin(f"training {kind.name}") if begin else silent)
     return kind.build(reference, options, cache)
 
 

@@ -18,7 +18,6 @@ from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.features.extractor import built
 from sfumato.evaluation.images import Resize, Resized, open_images
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.reference_features import reference_features
@@ -245,7 +244,7 @@ def _write_statistics(
     chosen = settings.select(images.spec, conditional=images.spec.num_classes > 0, kind="images")
     written = []
     for kind, options in chosen.features.items():
-        extractor = built(kind, images, options, cache, display.update)
+        extractor = kind.build(images, options, cache)
         place = path if len(chosen.features) == 1 else path.with_name(f"{path.stem}-{kind.name}{path.suffix}")
         write_statistics(place, reference_features(images, extractor, cache).moments)
         written.append(str(place))

@@ -55,13 +55,14 @@ class GateStage(StageSettings):
     def identity(self, place: PipelinePlace) -> dict[str, Any]:
         report = read_report(Path(self.report))
         champion = self._champion(place)
+        weak = sorted(report.metrics.keys() - report.fit.keys())
         return {
             "model": self._digest(),
             "metrics": dict(report.metrics),
             "comparable": comparable(report),
-            "fit": sorted(report.fit),
             "settings": [self.name, self.require, self.better],
             "champion": None if champion is None else champion.version,
+            **({"weak": weak} if weak else {}),
         }
 
     def in_place(self, outputs: Outputs, place: PipelinePlace) -> bool:
