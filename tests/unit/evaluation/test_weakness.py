@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def test_compare_notes_them_and_marks_the_page(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         report(weak=weak).write(tmp_path / name)
         words.append(str(tmp_path / name))
-    console = Console(record=True, width=200, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=200, file=io.StringIO())
     page = tmp_path / "page.html"
     data, _ = compare(words, out=page, root=tmp_path, display=Display(console))
     assert data["weak"] == [f"one: precision: {MARK}"]
@@ -155,7 +156,9 @@ def gate(tmp_path: Path, shown: EvaluationReport, **fields: Any) -> GateStage:
 def test_a_gate_refuses_a_weak_figure_in_one_line(tmp_path: Path) -> None:
     for fields in ({"require": ("precision > 0.9",)}, {"better": ("precision",)}):
         stage = gate(tmp_path, report(), **fields)
-        with pytest.raises(ConfigError, match=r"gate: precision is weak \(features classifier rec") as refused:
+        with pytest.raises(
+            ConfigError, match=r"gate: precision is weak \(features classifier rec"
+        ) as refused:
             stage._known(read_report(tmp_path))
         assert "\n" not in str(refused.value)
         assert "evaluate.accept_weak_features=true" in str(refused.value)
@@ -167,8 +170,8 @@ def test_what_can_be_known_beforehand_is_refused_beforehand() -> None:
     few = {**chosen, "samples_during": 1_000}
     (line,) = EvaluateSettings.model_validate(few).problems(PHOTOS)
     assert line.startswith(
-        "evaluate.best.metric: fd_efficientnet_lite0 is weak (1,000 samples for a covariance of 1,280 dimensions) "
-        "and decides nothing: raise the number of images"
+        "evaluate.best.metric: fd_efficientnet_lite0 is weak (1,000 samples for a covariance of 1,280 "
+        "dimensions) and decides nothing: raise the number of images"
     )
     assert line.endswith("or set evaluate.accept_weak_features=true")
     assert EvaluateSettings.model_validate(few | {"accept_weak_features": True}).problems(PHOTOS) == []

@@ -108,8 +108,8 @@ def built(
     cache: Path,
     begin: Callable[[str], Progress] | None = None,
 ) -> Extractor:
-    """The extractor of a kind. `begin` is told what begins, if that takes a while, and gives who is told how far
-    it is."""
+    """The extractor of a kind. If it takes a while, `begin` is told what begins, and returns whom to tell how
+    far it is."""
     if isinstance(kind, Trains):
         return kind.train(reference, options, cache, begin(f"training {kind.name}") if begin else silent)
     return kind.build(reference, options, cache)
