@@ -39,8 +39,9 @@ class Gradients:
     def fill(self, x_BCHW: Tensor, label_B: Tensor) -> None:
         """Of the mean cross-entropy of the batch. Part p takes the rows p, p + parts, ..."""
         first, *others = self._networks
-        for other in others:
-            torch._foreach_copy_(list(other.parameters()), [value.detach() for value in first.parameters()])
+        with torch.no_grad():
+            for other in others:
+                torch._foreach_copy_(list(other.parameters()), list(first.parameters()))
         parts = len(self._networks)
         jobs = [
             self._pool.submit(_part, network, x_BCHW[part::parts], label_B[part::parts], len(label_B))

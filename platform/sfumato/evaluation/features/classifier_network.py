@@ -43,7 +43,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(dim, classes + 1)
         self.classes = classes
         self.macs = shape.macs + width_in * POOLED_SIDE**2 * dim + dim * classes
-        self.to(memory_format=torch.channels_last)  # a third faster on CPUs
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         features_BD = self.embed(self.body(x_BCHW.contiguous(memory_format=torch.channels_last)))
