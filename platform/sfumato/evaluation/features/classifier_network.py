@@ -71,7 +71,7 @@ def _stem(channels: int, base: int, poolings: int, shape: _Shape) -> list[nn.Mod
     shape.convolve(channels, base, kernel, stride)
     found: list[nn.Module] = [
         nn.Conv2d(channels, base, kernel, stride, padding=(kernel - 1) // 2, bias=False),
-        nn.BatchNorm2d(base),
+        _normalisation(base),
         nn.SiLU(),
     ]
     if poolings:
@@ -86,4 +86,11 @@ def _convolution(inner: int, outer: int, shape: _Shape, *, pool: bool = False) -
     if pool:
         found.append(nn.MaxPool2d(2))
         shape.shrink(2)
-    return [*found, nn.BatchNorm2d(outer), nn.SiLU()]
+    return [*found, _normalisation(outer), nn.SiLU()]
+
+
+def _normalisation(channels: int) -> nn.BatchNorm2d:
+    """Holds the statistics of the last batch alone. Training averages them together with the weights that
+    they belong to; a running average of their own would lag behind, and ruin the figures of short trainings.
+    """
+    return nn.BatchNorm2d(channels, momentum=1.0)
