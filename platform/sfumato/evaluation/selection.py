@@ -166,9 +166,11 @@ def _weak(
 ) -> list[str]:
     """Why the figure will decide nothing, as far as that is known beforehand."""
     by = figures.get(figure)
-    if by is None or settings.accept_weak_features or not isinstance(by[1], HasDimension):
+    if by is None or settings.accept_weak_features:
         return []
     metric, kind = by
+    if not isinstance(kind, HasDimension):
+        return []
     dim = kind.dimension(kind.options(**settings.feature_options.get(kind.name, {})), data)
     samples = min(settings.during().samples, images or sys.maxsize)
     fewest = metric.covariance_samples(samples, data.num_classes, _metric_options(settings))

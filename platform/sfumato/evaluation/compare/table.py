@@ -84,6 +84,8 @@ def _cell(runs: Sequence[EvaluatedRun], index: int, metric: str, best: int | Non
         return Cell(None)
     found = report.intervals.get(metric)
     low, high = (None, None) if found is None else (float(str(found["low"])), float(str(found["high"])))
-    ranked = best is not None and metric in report.fit
-    tested = difference(runs[best], runs[index], metric) if ranked and best != index else None
+    if best is None or best == index or metric not in report.fit:
+        tested = None
+    else:
+        tested = difference(runs[best], runs[index], metric)
     return Cell(report.metrics[metric], low, high, best == index, tested, report.marks.get(metric, ()))
