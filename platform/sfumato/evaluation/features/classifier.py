@@ -49,7 +49,7 @@ LOOKED_AT = 5_000
 LEAST_BETWEEN, MOST_BETWEEN = 4_000, 20_000
 """Bounds on the images between two looks; in between, one epoch."""
 LONGEST = 2.5e12
-"""Multiplications of all forward passes in training, at most: about five minutes on two cores."""
+"""Multiplications of all forward passes in training, at most."""
 TINY_SIDE, FEW_CLASSES = 16, 50
 """Up to these, half the channels are enough; up to these, 64 features."""
 SIDE_BY_SIDE = 4e6
@@ -64,7 +64,7 @@ class ClassifierOptions(Config):
         None,
         gt=0,
         description="Images seen in training, repeats counted; null: until the accuracy on held-out images "
-        "stops rising, in at most about five minutes on two cores.",
+        "stops rising, or a bound on the work is reached.",
     )
     patience: int = Field(
         3,
@@ -248,11 +248,11 @@ def _load(reference: Reference, options: ClassifierOptions) -> _Split:
             f"got {len(positions)}: give more reference images or use evaluate.features=efficientnet_lite0"
         )
     images_NCHW = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
-    label_N = torch.from_numpy(np.concatenate(labels))
+    of_class_N = torch.from_numpy(np.concatenate(labels))
     held = held_N.nonzero().flatten()
     look = min(LOOKED_AT, len(held) // 2)
     parts = (~held_N).nonzero().flatten(), held[:look], held[look:]
-    return _Split(*((images_NCHW[rows], label_N[rows]) for rows in parts))
+    return _Split(*((images_NCHW[rows], of_class_N[rows]) for rows in parts))
 
 
 FEATURES: tuple[FeatureKind, ...] = (ClassifierKind(),)

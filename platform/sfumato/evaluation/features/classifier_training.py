@@ -105,7 +105,9 @@ def accuracy(network: Classifier, images_NCHW: Tensor, labels_N: Tensor) -> floa
     """Share of the images that the network, in evaluation mode, gives their class."""
     network.eval()
     with torch.inference_mode():
-        parts = zip(images_NCHW.split(JUDGED_AT_ONCE), labels_N.split(JUDGED_AT_ONCE), strict=True)
+        parts = zip(
+            torch.split(images_NCHW, JUDGED_AT_ONCE), torch.split(labels_N, JUDGED_AT_ONCE), strict=True
+        )
         hits = sum(
             int((network(scale(x))[1][:, : network.classes].argmax(1) == label).sum()) for x, label in parts
         )
