@@ -109,7 +109,7 @@ class Recipe(Config):
         if spec is not None:
             family_problems = self.model.problems(spec)
             found += family_problems
-            found += self.evaluate.problems(spec)
+            found += self.evaluate.problems(spec, samples)
             found += condition_problems(self.model, spec, self.train.preview_conditions)
             if not family_problems:
                 family = self.model.build(spec)

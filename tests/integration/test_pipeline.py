@@ -25,7 +25,8 @@ from sfumato.tracking.champion import champion_of, set_alias
 from sfumato.tracking.config import TrackingSettings
 
 pytestmark = pytest.mark.usefixtures("ray_local")
-FEW = {"samples": 64, "actors": 0, "feature_options": {"classifier": {"seen": 600, "base": 8, "dim": 16}}}
+CLASSIFIER = {"classifier": {"seen": 600, "base": 8, "dim": 16}}
+FEW = {"samples": 64, "actors": 0, "feature_options": CLASSIFIER, "accept_weak_features": True}
 BETTER = ["fd_classifier", "recall"]
 
 

@@ -194,5 +194,7 @@ def evaluate(
         result = measure(found, request, overrides or [], root=Path.cwd(), display=display)
         if not as_json:
             display.table(found.about, printed.figures(result))
+            for line in printed.weak_lines(result):
+                display.note(line)
     written = result.get("statistics") or [str(Path(result["folder"]) / "report.json")]
     show(result, as_json, "\n".join(written))

@@ -12,9 +12,12 @@ from typing import Any
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.metrics.metric import MetricResult
 from sfumato.evaluation.store import write_json
+from sfumato.evaluation.weakness import Marks, fit
 
 FILE = "report.json"
 BITS, BITS_ON_TRAINING = "bits_per_dim", "train_bits_per_dim"
+WEAK = "sfumato.weak_figures"
+"""Tag of a run with the names of its marked figures."""
 TERMS = "terms.safetensors"
 """File next to the report with the terms of every metric that is a mean; comparisons pair them."""
 
@@ -57,18 +60,29 @@ class EvaluationReport:
     """Equal in two reports whose sample i was requested with the same class, or both with none."""
     blocks: str = ""
     """Name of the folder of features, next to the report, as long as it is kept."""
+    marks: Marks = field(default_factory=dict)
+    """Why a figure says little, by the figure's name."""
+    accept_weak_features: bool = False
+    """Whether marked figures may decide, as the evaluation's settings say."""
+
+    @property
+    def fit(self) -> dict[str, float]:
+        """The figures that may decide: which run or checkpoint is best, whether a gate opens."""
+        return fit(self.metrics, self.marks, accepted=self.accept_weak_features)
 
     def tags(self) -> dict[str, str]:
-        """The features behind every figure on features: name, resize, digest. Other features give another
-        figure under the same name."""
+        """The features behind every figure on features: name, resize, digest, marks. Other features give
+        another figure under the same name. And the names of weak figures."""
         found = {}
         for figure, (_, features) in self.computed_on.items():
             facts = self.features[features]
             transform = facts.get("resize") or facts.get("transform")
             how = f", resize {transform}" if transform else ""
             images = f", images {self.resized}" if self.resized else ""
-            found[f"sfumato.eval.{figure}"] = f"{features}{how}{images}, {facts['digest']}"
-        return found
+            weak = "".join(f", weak: {mark}" for mark in self.marks.get(figure, ()))
+            found[f"sfumato.eval.{figure}"] = f"{features}{how}{images}, {facts['digest']}{weak}"
+        # Always there: a tag that an earlier evaluation of the run has written would stay.
+        return found | {WEAK: ", ".join(self.marks) or "none"}
 
     def write(self, folder: Path) -> Path:
         """Writes `report.json` into `folder`, whole or not at all, and returns its path."""

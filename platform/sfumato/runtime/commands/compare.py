@@ -15,7 +15,7 @@ from sfumato.errors import ConfigError, SfumatoError
 from sfumato.evaluation.compare import study as studies
 from sfumato.evaluation.compare import table as tables
 from sfumato.evaluation.compare.page import report_page
-from sfumato.evaluation.compare.runs import Curve, EvaluatedRun, obstacles
+from sfumato.evaluation.compare.runs import Curve, EvaluatedRun, obstacles, weak_figures
 from sfumato.evaluation.compare.votes import bradley_terry, win_rates, wins
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.report import FILE, read_report
@@ -53,12 +53,16 @@ def compare(
     against = obstacles(runs)
     for line in against:
         display.note(f"these figures do not compare: {line}")
+    weak = weak_figures(runs)
+    for line in weak:
+        display.note(f"weak figures: {line}")
     rows = tables.rows(runs, comparable=not against)
     if out is not None:
         write_bytes(out, report_page(runs, rows).encode())
     data = {
         "runs": [run.name for run in runs],
         "obstacles": against,
+        "weak": weak,
         "metrics": tables.as_data(rows, runs),
         "page": None if out is None else str(out),
     }

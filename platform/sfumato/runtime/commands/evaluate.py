@@ -30,6 +30,7 @@ from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate, features_of_reference
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.runs import earlier
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.pretrained import resolved_options
 from sfumato.runtime.runs.run_folder import RunFolder
@@ -110,6 +111,7 @@ def result_of(report: EvaluationReport, out: Path) -> dict[str, Any]:
         "metrics": dict(report.metrics),
         "intervals": {name: [found["low"], found["high"]] for name, found in report.intervals.items()},
         "kind": report.kind,
+        "weak": {name: list(marks) for name, marks in report.marks.items()},
         "samples": report.samples,
         "seconds": report.seconds,
         "seconds_per_image": report.seconds_per_image,
@@ -160,6 +162,8 @@ def _evaluation(
     if images is not None and request.base is not None:
         raise ConfigError(f"--base is for models, but this measures {target.about}: leave it out")
     reference = _reference(target, request, recipe, images, root)
+    if target.run is not None:
+        settings = earlier.measured_alike(settings, reference.spec, target.run)
     out = request.out or _place(target, request, root)
     cache = root / "runs" / CACHE if recipe is None else Path(root, recipe.storage) / CACHE
     if images is not None:

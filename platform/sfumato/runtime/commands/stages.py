@@ -68,7 +68,9 @@ def _stopped_early(session: Session, done: Mapping[str, Any]) -> bool:
         return False
     if done.get("stopped_by") == settings.model_dump(mode="json"):
         return True
-    return should_stop([record.point for record in read_records(session.folder)], settings)
+    return should_stop(
+        [record.point(session.recipe.evaluate) for record in read_records(session.folder)], settings
+    )
 
 
 def _take_sampling(session: Session) -> None:

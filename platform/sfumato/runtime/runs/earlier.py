@@ -20,8 +20,11 @@ import yaml
 
 from sfumato import recipe as recipes
 from sfumato.core import identity
+from sfumato.core.batch import DataSpec
 from sfumato.core.earlier_defaults import FIRST, SCHEMA, as_of
 from sfumato.errors import SfumatoError
+from sfumato.evaluation.config import AUTO, EvaluateSettings
+from sfumato.evaluation.selection import auto_features, auto_features_before
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder, run_id, stage_key
 from sfumato.sampling.model_files import read_card
@@ -103,6 +106,22 @@ def take_over(folder: RunFolder, recipe: Recipe, manifest_digest: str) -> None:
     folder.update_json(
         "run.json", recipe_digest=recipe.digest(), schema=SCHEMA, begun_schema=_schema_of(known)
     )
+
+
+def measured_alike(settings: EvaluateSettings, data: DataSpec, folder: RunFolder | None) -> EvaluateSettings:
+    """The settings with the features that `auto` stands for in the run: what its recipe.yaml records, what it
+    stood for if a version that did not record it began the run, and for a new run (None, or a folder
+    without a recipe) what it stands for now."""
+    if settings.features != AUTO or settings.auto_features is not None:
+        return settings
+    try:
+        known = yaml.safe_load((folder.path / RECIPE).read_text())["evaluate"] if folder else None
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        known = None
+    if known is None:
+        return settings.model_copy(update={"auto_features": auto_features(data)})
+    name = known.get("auto_features") or auto_features_before(data)
+    return settings.model_copy(update={"auto_features": name})
 
 
 def _begun(folder: RunFolder, recipe: Recipe, data_digest: str) -> Begun | None:

@@ -60,13 +60,15 @@ def open_session(
     record, for a run whose record may be missing. Raises ConfigError with everything that makes the run
     impossible, before any expensive work.
     """
-    recipe, manifest = prepared(recipe, display, root=root)
+    recipe, manifest = _with_data(recipe, display, root)
     content = pools.content_digest(recipe.data, manifest)
     given = child.folder if child else RunFolder(at) if at else None
     begun = earlier.as_begun(given, recipe) if given else _begun(recipe, content, fresh=fresh)
     if (note := earlier.kept_defaults(begun, recipe)) is not None:
         display.note(note)
     folder, recipe = begun.folder, begun.recipe
+    recipe = _measured_alike(recipe, manifest, folder)
+    _check(recipe, manifest)
     earlier.take_over(folder, recipe, manifest.digest)
     folder.create(recipe, content, keep_recipe=keep_recipe, schema=begun.schema)
     if new_record:
@@ -82,14 +84,30 @@ def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, M
 
     Raises ConfigError with everything that makes the run impossible.
     """
+    recipe, manifest = _with_data(recipe, display, root)
+    recipe = _measured_alike(recipe, manifest, None)
+    _check(recipe, manifest)
+    return recipe, manifest
+
+
+def _with_data(recipe: Recipe, display: Display, root: Path) -> tuple[Recipe, Manifest]:
     recipe.check()
     recipe = pretrained.resolved(absolute(recipe, root), root)
-    manifest = packed(recipe, display)
+    return recipe, packed(recipe, display)
+
+
+def _measured_alike(recipe: Recipe, manifest: Manifest, folder: RunFolder | None) -> Recipe:
+    """With the features that `auto` stands for in this run."""
+    spec = spec_of(recipe.data, manifest)
+    settings = earlier.measured_alike(recipe.evaluate, spec, folder)
+    return recipe.model_copy(update={"evaluate": settings})
+
+
+def _check(recipe: Recipe, manifest: Manifest) -> None:
     recipe.check(spec_of(recipe.data, manifest), manifest.samples)
     first_stage.check_data(recipe, manifest)
     sizes.check(recipe, manifest, pools.check(recipe.data, manifest))
     _check_likelihood(recipe)
-    return recipe, manifest
 
 
 def _check_likelihood(recipe: Recipe) -> None:
@@ -121,6 +139,7 @@ def _tracked(
             "tracking": True,
             "tune": True,
             "data": {"path", "source", "read_tasks"},
+            "evaluate": {"auto_features"},
         },
     )
     params = {name: value for name, value in params.items() if value != {}}  # its whole message was a path

@@ -32,6 +32,7 @@ from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate
+from sfumato.evaluation.weakness import fit, refusal
 from sfumato.recipe import Recipe
 from sfumato.runtime.commands.evaluate import CACHE, figures_of
 from sfumato.runtime.runs.display import Display
@@ -64,10 +65,13 @@ class EvaluationRecord:
     intervals: dict[str, Any] = field(default_factory=dict)
     finished: float = 0.0
     """Unix seconds at which it was evaluated; training continued in the meantime."""
+    marks: dict[str, Any] = field(default_factory=dict)
+    """Why a figure says little, by the figure's name."""
 
-    @property
-    def point(self) -> Point:
-        return Point(self.images, self.metrics, self.higher_is_better)
+    def point(self, settings: EvaluateSettings) -> Point:
+        """The figures that may decide what the settings leave to figures."""
+        metrics = fit(self.metrics, self.marks, accepted=settings.accept_weak_features)
+        return Point(self.images, metrics, self.higher_is_better)
 
 
 def read_records(folder: RunFolder) -> list[EvaluationRecord]:
@@ -98,6 +102,7 @@ class TrainingEvaluations:
         self._given_up = threading.Event()
         self._thread: threading.Thread | None = None
         self._tracker: Tracker | None = None
+        self._warned = False
 
     def __enter__(self) -> Self:
         if self._recipe.evaluate.every is not None:
@@ -184,6 +189,7 @@ class TrainingEvaluations:
         self._records = sorted(found, key=lambda record: record.images)
         self._folder.write_json(DURING, [asdict(found) for found in self._records])
         self._say(images, report)
+        self._warn(report)
         shutil.rmtree(snapshot, ignore_errors=True)
         self._decide()
 
@@ -207,11 +213,26 @@ class TrainingEvaluations:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
         self._display.line(f"evaluate: at {images:,} images  {shown}")
 
+    def _warn(self, report: EvaluationReport) -> None:
+        """Say, once, that a weak figure decides nothing."""
+        evaluate = self._recipe.evaluate
+        chosen = {"evaluate.best": evaluate.best, "evaluate.early_stop": evaluate.early_stop}
+        for field_name, choice in chosen.items():
+            if (
+                choice is None
+                or self._warned
+                or choice.metric not in report.metrics.keys() - report.fit.keys()
+            ):
+                continue
+            self._warned = True
+            fix = "take evaluate.features=efficientnet_lite0 or more samples"
+            self._display.note(refusal(field_name, choice.metric, report.marks[choice.metric], fix=fix))
+
     def _keep_best(self, snapshot: Path, images: int, records: Sequence[EvaluationRecord]) -> None:
         choice = self._recipe.evaluate.best or self._recipe.evaluate.early_stop
         if choice is None:
             return
-        best = best_of([record.point for record in records], choice)
+        best = best_of([record.point(self._recipe.evaluate) for record in records], choice)
         if best is None or best.images != images:
             return
         _replace(snapshot, self._folder.path / BEST)
@@ -231,7 +252,8 @@ class TrainingEvaluations:
 
     def _decide(self) -> None:
         choice = self._recipe.evaluate.early_stop
-        if choice is not None and should_stop([record.point for record in self._records], choice):
+        points = [record.point(self._recipe.evaluate) for record in self._records]
+        if choice is not None and should_stop(points, choice):
             reason = f"{choice.metric} was not better in {choice.patience} evaluations"
             self._board.stop.remote(reason)
 
@@ -245,6 +267,7 @@ def _record(images: int, reached: float, report: EvaluationReport) -> Evaluation
         dict(report.higher_is_better),
         {name: dict(found) for name, found in report.intervals.items()},
         time.time(),
+        {name: list(marks) for name, marks in report.marks.items()},
     )
 
 

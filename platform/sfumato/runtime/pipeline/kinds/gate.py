@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from sfumato.errors import CheckpointError, ConfigError, SfumatoError
+from sfumato.evaluation import weakness
 from sfumato.evaluation.metrics.likelihood import TRAINING
 from sfumato.evaluation.report import EvaluationReport, read_report
 from sfumato.runtime.commands.evaluate import comparable
@@ -55,12 +56,14 @@ class GateStage(StageSettings):
     def identity(self, place: PipelinePlace) -> dict[str, Any]:
         report = read_report(Path(self.report))
         champion = self._champion(place)
+        weak = sorted(report.metrics.keys() - report.fit.keys())
         return {
             "model": self._digest(),
             "metrics": dict(report.metrics),
             "comparable": comparable(report),
             "settings": [self.name, self.require, self.better],
             "champion": None if champion is None else champion.version,
+            **({"weak": weak} if weak else {}),
         }
 
     def in_place(self, outputs: Outputs, place: PipelinePlace) -> bool:
@@ -103,6 +106,9 @@ class GateStage(StageSettings):
                     f"gate on {name!r}, which is of {TRAINING} and favours a model that has learned them by "
                     f"heart: evaluate with evaluate.likelihood_on, and require bits_per_dim"
                 )
+            if name not in report.fit:
+                fix = "evaluate with other evaluate.features or more samples"
+                raise ConfigError(weakness.refusal("gate", name, report.marks[name], fix=fix))
         if missing := [name for name in self.better if name not in report.intervals]:
             raise ConfigError(
                 f"better: {missing[0]} has no confidence interval in the report, so a difference could be "
