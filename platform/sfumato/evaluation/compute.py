@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult, TermsOf
 from sfumato.evaluation.report import finite
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.statistics import Float64Array
@@ -16,12 +16,14 @@ from sfumato.evaluation.uncertainty import IntervalSettings, interval
 
 @dataclass(slots=True)
 class Figures:
-    """Values, their explanations and intervals, and the terms of those that are means; by name."""
+    """Values, their explanations and intervals, and the terms of those that are means with what the terms
+    belong to; by name."""
 
     values: dict[str, float] = field(default_factory=dict)
     details: dict[str, Mapping[str, object]] = field(default_factory=dict)
     intervals: dict[str, Mapping[str, object]] = field(default_factory=dict)
     terms: dict[str, Float64Array] = field(default_factory=dict)
+    terms_of: dict[str, TermsOf] = field(default_factory=dict)
 
 
 def measure(
@@ -43,9 +45,12 @@ def measure(
         result = replace(finite(metric.compute(mine, theirs, selection.options)), name=name)
         again = _Again(metric, mine, selection.options)
         _add(figures, result, again, theirs, intervals, seed)
+        if result.terms_M is not None:
+            figures.terms_of[name] = metric.terms_of
     for name, value_N in pairs.items():
         result = finite(MetricResult(name, float(value_N.mean()), {"images": len(value_N)}, value_N))
         _add(figures, result, None, next(iter(generated.values())), intervals, seed)
+        figures.terms_of[name] = "samples"
     return figures
 
 

@@ -86,7 +86,7 @@ def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
         intervals=settings.interval,
         seed=settings.seed,
     )
-    write_arrays(out / TERMS, figures.terms, {"metrics": sorted(figures.terms)})
+    write_arrays(out / TERMS, figures.terms, {"metrics": sorted(figures.terms), "of": figures.terms_of})
     shown = min(settings.preview, plan.samples)
     first = next(iter(real))
     count = len(generated[first])

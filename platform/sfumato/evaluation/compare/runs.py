@@ -13,11 +13,14 @@ import numpy as np
 
 from sfumato.evaluation.blocks import IMAGES
 from sfumato.evaluation.feature_cache import FeatureCache
+from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.evaluation.report import TERMS, EvaluationReport
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays
 
+DEPENDENT_IN_0_1 = ("recall", "coverage", "classification_score")
+SHORT_IN_0_1 = ("kid", "fd_infinity", "inception_score")
 _BLOCK = re.compile(r"\d{6,}\.safetensors")
 
 
@@ -45,10 +48,31 @@ class EvaluatedRun:
     """Other facts worth a line: family, training images, parameters ..."""
 
     @cached_property
-    def terms(self) -> Mapping[str, Float64Array]:
-        """The terms of the figures that are means, by figure."""
+    def _stored(self) -> tuple[Mapping[str, Float64Array], Mapping[str, Any]]:
         stored = read_arrays(self.folder / TERMS)
-        return {} if stored is None else stored[0]
+        return ({}, {}) if stored is None else stored
+
+    @property
+    def terms(self) -> Mapping[str, Float64Array]:
+        """The terms of the figures that are means of independent terms, by figure."""
+        terms, _ = self._stored
+        return {name: term_M for name, term_M in terms.items() if self.terms_of(name)}
+
+    def terms_of(self, figure: str) -> str:
+        """What the figure's terms belong to (`Metric.terms_of`); empty if they are not independent.
+
+        Version 0.1 did not record it, and also kept the terms of figures whose terms share a manifold.
+        """
+        terms, facts = self._stored
+        if figure not in terms:
+            return ""
+        if "of" in facts:
+            return str(facts["of"][figure])
+        metric, _ = self.report.computed_on.get(figure, (figure, ""))
+        if metric in DEPENDENT_IN_0_1:
+            return ""
+        known = all_metrics().get(metric)
+        return known.terms_of if known is not None else "samples"
 
     def features(self, name: str) -> FeatureSet | None:
         """Features of the samples in their order, or None if the blocks are missing."""
@@ -83,6 +107,20 @@ class EvaluatedRun:
             if stop is not None and sum(map(len, parts)) >= stop:
                 break
         return np.concatenate(parts) if parts else None
+
+
+def outdated_interval(run: EvaluatedRun, figure: str) -> bool:
+    """Whether the report has an interval of version 0.1 that was too short.
+
+    It took the terms of recall and coverage for independent, and the deviation of overlapping subsets (of
+    equal parts, without Student's t) for the error of kernel distances, extrapolated distances and Inception
+    Scores.
+    """
+    metric, _ = run.report.computed_on.get(figure, (figure, ""))
+    method = str(run.report.intervals.get(figure, {}).get("method", ""))
+    return (metric in DEPENDENT_IN_0_1 and method == "Wilson score") or (
+        metric in SHORT_IN_0_1 and method == "the metric's own standard error"
+    )
 
 
 def paired(a: EvaluatedRun, b: EvaluatedRun) -> bool:

@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 
 from sfumato.errors import DataError
 from sfumato.evaluation.metric_inputs import Made, MetricInput, Prepared, Setting
-from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.metrics.metric import (
+    BaseMetric,
+    FeatureSet,
+    Metric,
+    MetricOptions,
+    MetricResult,
+    TermsOf,
+)
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.source import GivesLikelihood, Kind, SampleSource
 from sfumato.evaluation.statistics import Float64Array, Int64Array
@@ -77,6 +84,7 @@ class BitsPerDim(BaseMetric):
     reads_features = False
     of_reconstructions = True
     in_auto = True
+    terms_of: TermsOf = "references"
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         bits_N = reference.bits_N
