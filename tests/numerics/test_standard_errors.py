@@ -92,7 +92,7 @@ def test_the_variance_of_a_kernel_distance_is_unbiased_by_enumeration() -> None:
 def test_the_error_of_coverage_has_the_closed_form_of_cells() -> None:
     """Disjoint balls that hold a sample with probability p: the variance of the number of filled cells."""
     rng = np.random.default_rng(3)
-    cells, samples, reps = 400, 800, 60
+    cells, samples, reps = 200, 400, 60
     p = np.append(rng.dirichlet(np.full(cells, 3.0)) * 0.9, 0.1)
     empty = (1 - p[:-1]) ** samples
     both = (1 - p[:-1, None] - p[None, :-1]) ** samples

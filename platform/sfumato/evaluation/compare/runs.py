@@ -46,6 +46,11 @@ class EvaluatedRun:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     """Other facts worth a line: family, training images, parameters ..."""
+    title: str = ""
+    """The recipe's name."""
+    seed: int = 0
+    but_for_seed: str = ""
+    """Equal in runs whose recipes and data differ in nothing but `seed`; empty if that is not known."""
 
     @cached_property
     def _stored(self) -> tuple[Mapping[str, Float64Array], Mapping[str, Any]]:
@@ -157,16 +162,15 @@ def obstacles(runs: Sequence[EvaluatedRun]) -> list[str]:
     return found
 
 
+def twins(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+    """The first runs that differ in their seed alone; empty if none do."""
+    for run in runs:
+        alike = [other for other in runs if run.but_for_seed and other.but_for_seed == run.but_for_seed]
+        if len({other.seed for other in alike}) > 1:
+            return alike
+    return []
+
+
 def metric_names(runs: Sequence[EvaluatedRun]) -> list[str]:
     """Every figure that any run has, in the order of first appearance."""
     return list(dict.fromkeys(name for run in runs for name in run.report.metrics))
-
-
-def best_run(runs: Sequence[EvaluatedRun], metric: str) -> int | None:
-    """Position of the best run by a figure; None if fewer than two have it."""
-    having = [index for index, run in enumerate(runs) if metric in run.report.metrics]
-    if len(having) < 2:
-        return None
-    higher = runs[having[0]].report.higher_is_better[metric]
-    chosen = max if higher else min
-    return chosen(having, key=lambda index: runs[index].report.metrics[metric])
