@@ -73,7 +73,7 @@ def test_what_cannot_be_repeated_is_refused(
     monkeypatch.chdir(project)
     (project / "pipeline.yaml").write_text("name: p\nstages: {a: {kind: pack, source: digits, path: d}}\n")
     for arguments, line in (
-        (("tiny.yaml", "--seeds", "0"), "0 is not in the range x>=1"),
+        (("tiny.yaml", "--seeds", "0"), "greater than or equal to 1"),
         (("pipeline.yaml", "--seeds", "2"), "pipeline.yaml is a pipeline; --seeds is for recipes"),
     ):
         status, _, err = sfumato_here("run", *arguments)
