@@ -20,7 +20,7 @@ from sfumato.evaluation.metrics.inception_score import inception_score_error
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.neighbours.contents import Contents, contents
 from sfumato.evaluation.neighbours.subsets import coverage_of_subsets, recall_of_subsets
-from sfumato.evaluation.standard_errors import half_against_half, random_halves
+from sfumato.evaluation.standard_errors import of_halves, random_halves
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -132,7 +132,7 @@ def test_halves_of_a_mean_have_the_classical_error() -> None:
     rng, ratios = np.random.default_rng(5), []
     for _ in range(40):
         x = rng.exponential(size=300)
-        found = half_against_half(np.array([x[half].mean() for half in random_halves(300, rng)]))
+        found = of_halves(np.array([x[half].mean() for half in random_halves(300, rng)]))
         assert found is not None
         ratios.append(found.value**2 / (x.var(ddof=1) / 300))
     assert np.mean(ratios) == pytest.approx(1, abs=0.12)

@@ -28,6 +28,8 @@ from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.uncertainty import Interval, IntervalSettings, interval
 
 DIM, CLASSES, REAL, MADE = 6, 4, 500, 500
+EXTRAPOLATED = 2000
+"""Samples of `fd_infinity`, whose smallest subset has a tenth of them."""
 WORLDS = 5
 """Sets of real images: an interval covers the mean over seeds for each of them."""
 CENTRES_KD = np.random.default_rng(0).normal(scale=1.2, size=(CLASSES, DIM))
@@ -97,10 +99,11 @@ def real_images(world: int) -> FeatureSet:
 def samples(case: Case, model: Model, rng: np.random.Generator, noise_MD: np.ndarray[Any, Any]) -> FeatureSet:
     """Samples of a model."""
     shift, scale = SHAPE[model]
-    label_M = np.arange(MADE) % CLASSES if case.of_classes else rng.integers(CLASSES, size=MADE)
+    rows = len(noise_MD)
+    label_M = np.arange(rows) % CLASSES if case.of_classes else rng.integers(CLASSES, size=rows)
     x_MD = CENTRES_KD[label_M] + shift + scale * noise_MD
     if case.of_classes:  # in turn for a stretch, then class by class: both orders are met in practice
-        order_M = np.argsort(label_M, kind="stable") if rng.integers(2) else np.arange(MADE)
+        order_M = np.argsort(label_M, kind="stable") if rng.integers(2) else np.arange(rows)
         return _features(x_MD[order_M], label_M[order_M])
     made = _features(x_MD, label_M)
     needs = all_metrics()[case.metric].needs_labels
@@ -127,7 +130,8 @@ def trial(case: Case, number: int) -> dict[str, float]:
     """What one repetition found: of intervals `value`, `low`, `high`, `world`; of tests `p`."""
     rng = np.random.default_rng(derive(case.name, number))
     world = number % WORLDS
-    noise = rng.normal(size=(2, MADE, DIM))
+    rows = EXTRAPOLATED if case.metric == "fd_infinity" else MADE
+    noise = rng.normal(size=(2, rows, DIM))
     if case.kind == "interval":
         result, found = measured(case, samples(case, case.first, rng, noise[0]), world, number)
         low, high = (math.nan, math.nan) if found is None else (found.low, found.high)
@@ -135,7 +139,7 @@ def trial(case: Case, number: int) -> dict[str, float]:
     assert case.second is not None
     orders = (rng, rng)
     if case.paired:
-        noise = (noise + rng.normal(size=(MADE, DIM))) / math.sqrt(2)
+        noise = (noise + rng.normal(size=(rows, DIM))) / math.sqrt(2)
         orders = (np.random.default_rng(number), np.random.default_rng(number))
     made = [
         samples(case, model, order, x)

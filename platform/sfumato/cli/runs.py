@@ -78,7 +78,7 @@ def _run_seeds(
     from sfumato.runtime.commands import printed, seeds, stages
 
     recipe = recipes.load(path, overrides)
-    finished = []
+    finished: list[seeds.Finished] = []
     for seed in range(recipe.seed, recipe.seed + number):
         of_seed = [*overrides, f"seed={seed}"]
         with open_session(path, of_seed, fresh=fresh, new_record=new_record) as session:

@@ -27,10 +27,15 @@ from sfumato.evaluation.statistics import Float64Array, Int64Array
 
 @dataclass(frozen=True, slots=True)
 class Variances:
-    """Hoeffding's variances of h: `first` of its mean over one argument, `second` of h itself."""
+    """Hoeffding's variances of h: `first` of its mean over one argument, `second` of h itself.
+
+    `freedom` says how well they are known: a mean of squares over M samples varies like one of
+    2 M / (kurtosis - 1) degrees of freedom (Satterthwaite 1946), and the cubic kernel has heavy tails.
+    """
 
     first: float
     second: float
+    freedom: float
 
     def of_estimate(self, samples: int) -> float:
         """The variance of the unbiased estimate from this many samples."""
@@ -57,7 +62,10 @@ def variances(
     triples = float(np.square(deviation_M).sum()) - pairs * second
     estimate = (4 * triples + 2 * pairs * second) / (pairs * (size - 2) * (size - 3))
     first = (estimate * pairs - 2 * second) / (4 * (size - 2))
-    return Variances(max(0.0, first), max(0.0, second))
+    square_M = np.square(deviation_M)
+    kurtosis = float(np.square(square_M).mean() / square_M.mean() ** 2) if square_M.any() else 3.0
+    freedom = max(1.0, 2 * size / max(kurtosis - 1, 1e-9))
+    return Variances(max(0.0, first), max(0.0, second), freedom)
 
 
 def _mean_over(x_MD: Tensor, real_ND: Tensor, kernel: Kernel) -> Tensor:

@@ -2,11 +2,10 @@
 
 - `jackknife`: delete-a-group (Quenouille 1956; Kott 2001). Every estimate has the same number of samples, so
   the bias of a Fréchet distance in N does not look like spread.
-- `half_against_half`: half the squared difference of two random halves estimates the variance of a half
-  without bias, and half of that is the variance of the whole (subsampling: Politis, Romano & Wolf 1999, at
-  the usual rate). For figures of nearest neighbours it is right within a few per cent where the jackknife's
-  error is 1.3 to 1.7 times too large and a bootstrap fails, because repeated samples are neighbours at
-  distance 0.
+- `of_halves`: the delete-half jackknife (Shao & Wu 1989; the variance of a linear figure over random halves
+  is that of the whole). For figures of nearest neighbours its error is 0.9 to 1.2 times the right one, where
+  deleting a tenth makes it 1.3 to 1.8 times too large, and a bootstrap fails: repeated samples are neighbours
+  at distance 0.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from sfumato.evaluation.statistics import Float64Array, Int64Array
 GROUPS = 10
 HALVES = 20
 FREEDOM_OF_HALVES = 12.0
-"""The variance that halves estimate varies like one of 9 to 22 degrees of freedom (two over its squared
-coefficient of variation; Gaussians in 4 to 16 dimensions, 500 and 1,000 samples)."""
+"""The variance over halves varies like one of 12 to 15 degrees of freedom (two over its squared coefficient
+of variation; recall of 500 samples)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +53,11 @@ def random_halves(
     return np.array([split == half for split in splits for half in (0, 1)])
 
 
-def half_against_half(
-    value_B: Float64Array, low: float = -math.inf, high: float = math.inf
-) -> StandardError | None:
-    """From the figures of `random_halves`; None if the halves never differ, which tells nothing."""
-    gap_R = value_B[0::2] - value_B[1::2]
-    error = math.sqrt(float(np.square(gap_R).mean()) / 4)
+def of_halves(value_B: Float64Array, low: float = -math.inf, high: float = math.inf) -> StandardError | None:
+    """From the figures of `random_halves`; None if they never differ, which tells nothing."""
+    error = float(value_B.std(ddof=1))
     if error == 0:
         return None
-    method = f"halves of the samples against each other, {len(gap_R)} splits"
-    return StandardError(error, method, FREEDOM_OF_HALVES, low, high)
+    return StandardError(
+        error, f"jackknife over {len(value_B)} halves of samples", FREEDOM_OF_HALVES, low, high
+    )

@@ -27,6 +27,7 @@ import torch
 from interval_trials import (
     METRICS,
     Case,
+    Model,
     Share,
     coverage,
     difference_cases,
@@ -36,6 +37,7 @@ from interval_trials import (
 )
 
 RECORD = Path(".check-intervals.jsonl")
+TABLES = ("intervals", "tests")
 BATCH = 10
 Record = dict[str, dict[int, dict[str, float]]]
 
@@ -43,9 +45,11 @@ Record = dict[str, dict[int, dict[str, float]]]
 def main() -> int:
     arguments = _arguments()
     torch.set_num_threads(1)
+    every = {"intervals": interval_cases(), "tests": difference_cases()}
     cases = [
         case
-        for case in (*interval_cases(), *difference_cases())
+        for table in arguments.tables
+        for case in every[table]
         if not arguments.only or case.metric in arguments.only
     ]
     record = _read(arguments.record)
@@ -67,6 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=METRICS, help="these metrics")
+    parser.add_argument("--tables", nargs="*", choices=TABLES, default=TABLES, help="default: both")
     parser.add_argument("--record", type=Path, default=RECORD)
     return parser.parse_args()
 
@@ -113,22 +118,18 @@ def _read(path: Path) -> Record:
 
 def _print(cases: list[Case], record: Record) -> None:
     metrics = list(dict.fromkeys(case.metric for case in cases))
-    print("| metric | coverage | of a model like the data | of independent samples |")
-    print("|---|---|---|---|")
-    for metric in metrics:
-        columns = [("apart", True), ("alike", True), ("apart", False)]
-        cells = [_cell(record, Case("interval", metric, m, of_classes=c)) for m, c in columns]
-        print(f"| `{metric}` | {' | '.join(cells)} |")
-    print()
-    print("| metric | false positives | paired by seed | power |")
-    print("|---|---|---|---|")
-    for metric in metrics:
-        tests = [
-            Case("test", metric, "apart", "apart"),
-            Case("test", metric, "apart", "apart", paired=True),
-            Case("test", metric, "apart", "farther"),
-        ]
-        print(f"| `{metric}` | {' | '.join(_cell(record, case) for case in tests)} |")
+    if any(case.kind == "interval" for case in cases):
+        print("| metric | by class | model like the data | independent samples |\n|---|---|---|---|")
+        columns: list[tuple[Model, bool]] = [("apart", True), ("alike", True), ("apart", False)]
+        for metric in metrics:
+            row = [Case("interval", metric, model, of_classes=by_class) for model, by_class in columns]
+            print(f"| `{metric}` | {' | '.join(_cell(record, case) for case in row)} |")
+        print()
+    if any(case.kind == "test" for case in cases):
+        print("| metric | false positives | paired by seed | power |\n|---|---|---|---|")
+        for metric in metrics:
+            row = [case for case in difference_cases() if case.metric == metric]
+            print(f"| `{metric}` | {' | '.join(_cell(record, case) for case in row)} |")
 
 
 def _cell(record: Record, case: Case) -> str:

@@ -20,7 +20,7 @@ from sfumato.core.seeds import derive
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.neighbours.sets import mutual
 from sfumato.evaluation.neighbours.subsets import recall_of_subsets
-from sfumato.evaluation.standard_errors import StandardError, half_against_half, random_halves
+from sfumato.evaluation.standard_errors import StandardError, of_halves, random_halves
 
 
 class Precision(BaseMetric):
@@ -69,7 +69,7 @@ def _error_of_recall(
     recall_B = recall_of_subsets(
         reference.embedding_ND, generated.embedding_ND, half_BM, options.k, spread=options.spread
     )
-    return half_against_half(recall_B, low=0, high=1)
+    return of_halves(recall_B, low=0, high=1)
 
 
 METRICS: tuple[Metric, ...] = (Precision(), Recall())
