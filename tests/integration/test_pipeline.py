@@ -18,8 +18,8 @@ from sfumato.errors import ConfigError, SfumatoError
 from sfumato.evaluation.report import read_report
 from sfumato.families.flow import Config
 from sfumato.runtime.pipeline.kinds.gate import GateClosed, GateStage
-from sfumato.runtime.pipeline.kinds.stage import Outputs, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
+from sfumato.runtime.pipeline.stage import Outputs, Work
 from sfumato.runtime.runs.display import Display
 from sfumato.tracking.champion import champion_of, set_alias
 from sfumato.tracking.config import TrackingSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,10 +11,12 @@ from rich.console import Console
 
 from sfumato.cli.arguments import (
     AsJson,
+    Base,
     Fresh,
     NewRecord,
     Overrides,
     RecipeFile,
+    Trust,
     open_display,
     open_session,
     show,
@@ -37,6 +40,7 @@ def run(
             "--from", metavar="STAGE", help="Pipelines: rerun this stage and everything that depends on it."
         ),
     ] = None,
+    base: Base = None,
     new_record: NewRecord = False,
     seeds: Annotated[
         int | None,
@@ -59,20 +63,29 @@ def run(
             )
         if seeds is not None:
             raise ConfigError(f"{recipe} is a pipeline; --seeds is for recipes")
+        if base is not None:
+            raise ConfigError("--base is for recipes: give `base` to the stages that evaluate and register")
         _run_pipeline(recipe, overrides, fresh=fresh, dry_run=dry_run, first=first, as_json=as_json)
         return
     if dry_run or first is not None:
         raise ConfigError(f"{recipe} is a recipe; --dry-run and --from are for pipelines")
     if seeds is not None:
-        _run_seeds(recipe, overrides or [], seeds, fresh=fresh, new_record=new_record, as_json=as_json)
+        again = {"fresh": fresh, "new_record": new_record}
+        _run_seeds(recipe, overrides or [], seeds, base, again, as_json=as_json)
         return
     with open_session(recipe, overrides, fresh=fresh, new_record=new_record) as session:
-        results = stages.run(session)
+        results = stages.run(session, base)
     printed.show(session, results, as_json=as_json)
 
 
 def _run_seeds(
-    path: Path, overrides: list[str], number: int, *, fresh: bool, new_record: bool, as_json: bool
+    path: Path,
+    overrides: list[str],
+    number: int,
+    base: Path | None,
+    again: Mapping[str, bool],
+    *,
+    as_json: bool,
 ) -> None:
     from sfumato import recipe as recipes
     from sfumato.runtime.commands import printed, seeds, stages
@@ -81,9 +94,9 @@ def _run_seeds(
     finished: list[seeds.Finished] = []
     for seed in range(recipe.seed, recipe.seed + number):
         of_seed = [*overrides, f"seed={seed}"]
-        with open_session(path, of_seed, fresh=fresh, new_record=new_record) as session:
+        with open_session(path, of_seed, **again) as session:
             session.display.line(f"seed {seed}, {len(finished) + 1} of {number}: run {session.folder.id}")
-            results = stages.run(session)
+            results = stages.run(session, base)
         finished.append(seeds.Finished(seed, printed.summary(session, results)))
         if not as_json:
             printed.show_table(session, results)
@@ -171,6 +184,8 @@ def evaluate(
             metavar="FILE.npz", help="Only write mu and sigma of the images' features to this file."
         ),
     ] = None,
+    base: Base = None,
+    trust: Trust = False,
     new_record: NewRecord = False,
     as_json: AsJson = False,
 ) -> None:
@@ -189,7 +204,9 @@ def evaluate(
         "held_out": held_out,
     }
     changes = {field: value for field, value in given.items() if value is not None}
-    request = Request(changes, against=against, resize=resize, out=out, statistics=statistics)
+    request = Request(
+        changes, against=against, resize=resize, out=out, statistics=statistics, base=base, trust=trust
+    )
     found = target_of(target, root=Path.cwd())
     if found.kind in ("recipe", "run") and request.plain:
         assert found.recipe is not None
@@ -206,7 +223,7 @@ def evaluate(
             ) as session,
             stages.cluster_to_evaluate(session),
         ):
-            results = {"evaluate": stages.evaluate(session)}
+            results = {"evaluate": stages.evaluate(session, base)}
         printed.show(session, results, as_json=as_json)
         return
     if new_record:

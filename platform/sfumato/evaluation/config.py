@@ -72,7 +72,12 @@ class EvaluateSettings(Config):
     )
     interval: IntervalSettings = Field(IntervalSettings(), description="Confidence intervals.")
     likelihood_images: int = Field(
-        1_000, ge=2, description="bits_per_dim: how many of the first reference images it is computed on."
+        1_000, ge=2, description="bits_per_dim: how many images, the first ones, it is computed on."
+    )
+    likelihood_on: str | None = Field(
+        None,
+        description="bits_per_dim: real images that were not trained on (shards or a folder); null: those of "
+        "the reference. On training images the figure is called train_bits_per_dim and chooses nothing.",
     )
     every: Neutral[int | None] = Field(
         None,

@@ -14,6 +14,7 @@ from sfumato.evaluation.metrics.metric import MetricResult
 from sfumato.evaluation.store import write_json
 
 FILE = "report.json"
+BITS, BITS_ON_TRAINING = "bits_per_dim", "train_bits_per_dim"
 TERMS = "terms.safetensors"
 """File next to the report with the terms of every metric that is a mean; comparisons pair them."""
 
@@ -79,13 +80,34 @@ def read_report(folder: Path) -> EvaluationReport:
     """The report in a folder. Raises SfumatoError if it is missing or cannot be read."""
     path = folder / FILE
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = _renamed(json.loads(path.read_text()), folder)
         known = {item.name for item in fields(EvaluationReport)}
         return EvaluationReport(**{name: value for name, value in content.items() if name in known})
     except FileNotFoundError:
         raise SfumatoError(f"no {FILE} in {folder}: evaluate first") from None
     except (ValueError, TypeError) as error:
         raise SfumatoError(f"{path} cannot be read ({error}): evaluate again") from None
+
+
+def _renamed(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Version 0.1 called bits per dimension of training images as it called all others."""
+    details = content["details"].get(BITS, {})
+    if BITS not in content["metrics"] or "on" in details or not _of_training(content, folder):
+        return content
+    parts = ("metrics", "details", "intervals", "higher_is_better")
+    names = {BITS: BITS_ON_TRAINING}
+    renamed = {part: {names.get(key, key): value for key, value in content[part].items()} for part in parts}
+    renamed["details"][BITS_ON_TRAINING] = {**details, "on": "training images"}
+    return {**content, **renamed}
+
+
+def _of_training(content: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the reference is what the run around the folder was trained on."""
+    for around in (folder.resolve().parent, *folder.resolve().parent.parents[:1]):
+        card = around / "model" / "config.json"
+        if card.is_file():
+            return bool(json.loads(card.read_text()).get("trained_on") == content["reference_digest"])
+    return False
 
 
 def finite(result: MetricResult) -> MetricResult:

@@ -16,6 +16,7 @@ from sfumato.evaluation.features import all_features, own_features
 from sfumato.evaluation.features.extractor import FeatureKind
 from sfumato.evaluation.metric_inputs import HeldOut, MetricInput
 from sfumato.evaluation.metrics import all_metrics, all_pair_metrics, own_metric
+from sfumato.evaluation.metrics.likelihood import Likelihood, chooses_by_training
 from sfumato.evaluation.metrics.metric import Metric, MetricOptions, PairMetric, reported_name
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.source import Kind
@@ -26,12 +27,13 @@ FALLBACK_ORDER = ("classifier", "efficientnet_lite0")
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What is evaluated: whether its images have classes, asked for or their own, which inputs it gives, and
-    what its images are (None: not known yet)."""
+    """What is evaluated: whether its images have classes, asked for or their own, which inputs it gives,
+    what its images are (None: not known yet), and whether the reference's real images trained it."""
 
     conditional: bool
     gives: Callable[[MetricInput], bool]
     kind: Kind | None
+    trained_on: bool = False
 
 
 def everything(wanted: MetricInput) -> bool:
@@ -58,6 +60,8 @@ def problems(settings: EvaluateSettings, data: DataSpec) -> list[str]:
     wanted = [each for name in _metric_names(settings, data, ANYTHING) for each in metric_of(name).inputs]
     if settings.held_out is not None and not any(isinstance(each, HeldOut) for each in wanted):
         found.append("evaluate.held_out is read by metric memorisation alone: add it to evaluate.metrics")
+    if settings.likelihood_on is not None and not any(isinstance(each, Likelihood) for each in wanted):
+        found.append("evaluate.likelihood_on is read by bits_per_dim alone: add it to evaluate.metrics")
     return found + _during_problems(settings, data, kinds)
 
 
@@ -98,7 +102,8 @@ def _on_features(
 ) -> list[tuple[Metric, FeatureKind, str]]:
     """The metric on every kind of features that suits it, each under its name in the report."""
     if not metric.reads_features:
-        return [(metric, kinds[0], metric.name)]
+        name = metric.name_on_training if offer.trained_on else ""
+        return [(metric, kinds[0], name or metric.name)]
     able = [kind for kind in kinds if _suits(metric, kind)]
     prefix = "r" if offer.kind == "reconstructions" else ""
     return [(metric, kind, prefix + reported_name(metric, kind.name, several=len(able) > 1)) for kind in able]
@@ -143,6 +148,9 @@ def _during_problems(settings: EvaluateSettings, data: DataSpec, kinds: Sequence
             continue
         if settings.every is None:
             found.append(f"evaluate.{field} needs evaluations in training: set evaluate.every to images")
+        if by_training := chooses_by_training(f"evaluate.{field}", choice.metric, settings.likelihood_on):
+            found += by_training
+            continue
         found += unknown_names(f"evaluate.{field}.metric", [choice.metric], _figures(settings, data, kinds))
     return found
 

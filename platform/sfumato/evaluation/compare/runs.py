@@ -15,7 +15,7 @@ from sfumato.evaluation.blocks import IMAGES
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet
-from sfumato.evaluation.report import TERMS, EvaluationReport
+from sfumato.evaluation.report import BITS, BITS_ON_TRAINING, TERMS, EvaluationReport
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays
 
@@ -55,7 +55,12 @@ class EvaluatedRun:
     @cached_property
     def _stored(self) -> tuple[Mapping[str, Float64Array], Mapping[str, Any]]:
         stored = read_arrays(self.folder / TERMS)
-        return ({}, {}) if stored is None else stored
+        if stored is None:
+            return {}, {}
+        terms, facts = stored
+        old = BITS_ON_TRAINING in self.report.metrics  # perhaps: version 0.1 had one name for both
+        renamed = {BITS: BITS_ON_TRAINING} if old else {}
+        return {renamed.get(name, name): part for name, part in terms.items()}, facts
 
     @property
     def terms(self) -> Mapping[str, Float64Array]:
@@ -76,7 +81,7 @@ class EvaluatedRun:
         metric, _ = self.report.computed_on.get(figure, (figure, ""))
         if metric in DEPENDENT_IN_0_1:
             return ""
-        known = all_metrics().get(metric)
+        known = all_metrics().get(BITS if metric == BITS_ON_TRAINING else metric)
         return known.terms_of if known is not None else "samples"
 
     def features(self, name: str) -> FeatureSet | None:

@@ -56,6 +56,8 @@ class Metric(Protocol):
     """
 
     name: str
+    name_on_training: str
+    """The figure's name if it is computed on images that the model was trained on; empty: the same."""
     higher_is_better: bool
     in_auto: bool
     """Whether `evaluate.metrics=auto` computes it."""
@@ -110,6 +112,7 @@ class Metric(Protocol):
 class BaseMetric:
     """A metric on embeddings alone, computed when asked for by name; subclasses set what differs."""
 
+    name_on_training = ""
     higher_is_better = False
     in_auto = False
     needs_logits = False
