@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -70,8 +69,7 @@ def run(
     if dry_run or first is not None:
         raise ConfigError(f"{recipe} is a recipe; --dry-run and --from are for pipelines")
     if seeds is not None:
-        again = {"fresh": fresh, "new_record": new_record}
-        _run_seeds(recipe, overrides or [], seeds, base, again, as_json=as_json)
+        _run_seeds(recipe, overrides or [], seeds, base, fresh=fresh, new_record=new_record, as_json=as_json)
         return
     with open_session(recipe, overrides, fresh=fresh, new_record=new_record) as session:
         results = stages.run(session, base)
@@ -83,8 +81,9 @@ def _run_seeds(
     overrides: list[str],
     number: int,
     base: Path | None,
-    again: Mapping[str, bool],
     *,
+    fresh: bool,
+    new_record: bool,
     as_json: bool,
 ) -> None:
     from sfumato import recipe as recipes
@@ -94,7 +93,7 @@ def _run_seeds(
     finished: list[seeds.Finished] = []
     for seed in range(recipe.seed, recipe.seed + number):
         of_seed = [*overrides, f"seed={seed}"]
-        with open_session(path, of_seed, **again) as session:
+        with open_session(path, of_seed, fresh=fresh, new_record=new_record) as session:
             session.display.line(f"seed {seed}, {len(finished) + 1} of {number}: run {session.folder.id}")
             results = stages.run(session, base)
         finished.append(seeds.Finished(seed, printed.summary(session, results)))
