@@ -17,7 +17,7 @@ INPUTS := pyproject.toml constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos check audit bench-data bench-eval check-features bench-memory bench-sampling bench-train stack-up stack-down image-test format clean
+.PHONY: help demo test test-slow chaos check audit bench-data bench-eval check-features check-intervals bench-memory bench-sampling bench-train stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ bench-eval: $(VENV)/.dev ## Metrics against prdc, torch-fidelity and scipy: time
 
 check-features: $(VENV)/.dev ## Does every metric tell good sets of images from bad ones? (ARGS="--photos DIR --npz FILE")
 	@PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/evaluation/check_features.py $(ARGS)
+
+check-intervals: $(VENV)/.dev ## Coverage of every interval and size of every test by simulation (an hour; ARGS="--only kid")
+	@PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/evaluation/check_intervals.py $(ARGS)
 
 bench-memory: $(VENV)/.dev ## Bytes that a rank holds of a network under ddp, fsdp and zero3
 	@$(BIN)/python tests/benchmarks/memory/bench_memory.py $(ARGS)

@@ -73,7 +73,8 @@ def test_the_worse_run_is_told_from_the_best_and_its_equal_is_not(call: Any) -> 
         cells = found["metrics"][metric]
         assert sum(cell["best"] for cell in cells.values()) == 1
         assert not cells["noisy"]["best"]
-        assert cells["noisy"]["p_against_best"] <= 0.01, "the least that 99 permutations can say"
+        assert cells["noisy"]["p_uncorrected"] <= 0.02
+        assert cells["noisy"]["p_against_best"] >= 5 * cells["noisy"]["p_uncorrected"], "of 12 tests"
         low, high = cells["noisy"]["interval"]
         assert low <= cells["noisy"]["value"] <= high
     assert found["metrics"]["fd_classifier"]["noisy"]["test"].startswith(

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from sfumato.evaluation.compare.significance import frechet_permutation, sign_flip, two_sample
+from sfumato.evaluation.compare.regrouping import frechet_of_groups, grouped, regrouped_p
+from sfumato.evaluation.compare.significance import sign_flip, two_sample
 from sfumato.evaluation.compare.votes import Vote, bradley_terry, win_rates, wins
 from sfumato.evaluation.metrics.frechet import frechet_distance
-from sfumato.evaluation.metrics.metric import FeatureSet
+from sfumato.evaluation.metrics.metric import FeatureSet, MetricResult
 from sfumato.evaluation.statistics import Moments
-from sfumato.evaluation.uncertainty import IntervalSettings, interval_of_mean, jackknife
+from sfumato.evaluation.uncertainty import Interval, IntervalSettings, interval, interval_of_mean
 
 SETTINGS = IntervalSettings()
+
+
+def jackknifed(compute: Callable[[FeatureSet], float], drawn: FeatureSet) -> Interval:
+    """The interval of a figure that is neither a mean nor has an error of its own."""
+
+    def again(features: FeatureSet) -> MetricResult:
+        return MetricResult("figure", compute(features))
+
+    found = interval(again(drawn), again, drawn, SETTINGS, seed=0)
+    assert found is not None and found.method == "jackknife over 10 groups of samples"
+    return found
 
 
 def test_the_interval_of_a_share_is_wilsons_by_its_formula() -> None:
@@ -46,8 +59,7 @@ def test_the_jackknife_of_a_mean_has_the_classical_error_and_its_interval_covers
     covered = []
     for _ in range(200):
         x = FeatureSet(rng.normal(size=(200, 1)).astype(np.float32))
-        mean = float(x.embedding_ND.mean())
-        found = jackknife(lambda kept: float(kept.embedding_ND.mean()), x, mean, 0.95)
+        found = jackknifed(lambda kept: float(kept.embedding_ND.mean()), x)
         covered.append(found.low <= 0 <= found.high)
     assert found.stderr == pytest.approx(1 / math.sqrt(200), rel=0.6)
     assert 0.90 <= np.mean(covered) <= 0.99
@@ -60,7 +72,7 @@ def test_the_jackknife_of_a_frechet_distance_sees_the_spread_over_seeds_not_the_
     for _ in range(40):
         drawn = FeatureSet((rng.normal(size=(500, 8)) + 0.3).astype(np.float32))
         values.append(frechet_distance(real, drawn.moments))
-        found = jackknife(lambda kept: frechet_distance(real, kept.moments), drawn, values[-1], 0.95)
+        found = jackknifed(lambda kept: frechet_distance(real, kept.moments), drawn)
         errors.append(found.stderr)
     assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.35)
 
@@ -77,7 +89,7 @@ def test_the_jackknife_leaves_no_class_out(labelled: bool) -> None:
         embedding_ND = (centres[label_N] + rng.normal(size=(500, 4)) + 0.5).astype(np.float32)
         drawn = FeatureSet(embedding_ND, label_N=label_N if labelled else None)
         values.append(frechet_distance(real, drawn.moments))
-        found = jackknife(lambda kept: frechet_distance(real, kept.moments), drawn, values[-1], 0.95)
+        found = jackknifed(lambda kept: frechet_distance(real, kept.moments), drawn)
         errors.append(found.stderr)
     # Without labels the share of a class varies from group to group, which makes the error larger.
     assert np.mean(errors) < (1.5 if labelled else 10) * np.std(values, ddof=1)
@@ -112,7 +124,9 @@ def test_the_permutation_test_of_frechet_distances_is_level_and_finds_a_differen
     def p(shift: float) -> float:
         a = rng.normal(size=(200, 4)).astype(np.float32)
         b = (rng.normal(size=(200, 4)) + shift).astype(np.float32)
-        return frechet_permutation(a, b, real, rng, in_pairs=in_pairs, regroupings=19)
+        group = grouped(len(a), len(b), rng, in_pairs=in_pairs)
+        figures = frechet_of_groups(real, (a, b), group)
+        return regrouped_p(figures, rng, in_pairs=in_pairs, regroupings=[19])
 
     null = [p(0.0) for _ in range(20)]
     assert np.mean(np.array(null) <= 0.1) < 0.35, "noise alone is seldom called a difference"

@@ -88,7 +88,6 @@ def test_infinity_takes_the_bias_away() -> None:
     results = [metric.compute(reference, part, options) for part in sets]
     plain = [frechet_distance(reference.moments, part.moments) for part in sets]
     assert abs(np.mean([result.value for result in results])) < 0.35 * np.mean(plain)
-    assert all(result.error is not None and 0 < result.error < 1 for result in results)
     assert results[0].value == metric.compute(reference, sets[0], options).value
 
 
@@ -97,7 +96,7 @@ def test_the_line_is_scipys() -> None:
     size = np.linspace(500, 5000, 15).astype(np.int64)
     value = 3 + 700 / size + rng.normal(size=15) * 0.02
     fit = scipy.stats.linregress(1 / size, value)
-    assert extrapolate(size, value) == pytest.approx((fit.intercept, fit.intercept_stderr), rel=1e-9)
+    assert extrapolate(size, value) == pytest.approx(fit.intercept, rel=1e-9)
 
 
 def test_intra_class_distance_sees_swapped_classes() -> None:

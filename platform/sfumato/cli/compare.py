@@ -35,6 +35,13 @@ def compare(
         int, typer.Option(min=1, help="With --study: how many images of each run to ask about.")
     ] = 32,
     seed: Annotated[int, typer.Option(min=0, help="With --study: order and sides.")] = 0,
+    group_seeds: Annotated[
+        bool,
+        typer.Option(
+            "--group-seeds",
+            help="One entry, with mean and spread, for runs whose recipes differ in their seed alone.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare evaluated runs: a table with intervals and tests, a page, or a blind study."""
@@ -56,7 +63,9 @@ def compare(
             made = comparing.study(words, study, images=images, seed=seed, root=Path.cwd(), display=display)
             show(made, as_json, f"{made['page']}  (keep {made['key']} to yourself)")
             return
-        data, table = comparing.compare(words, out=out, root=Path.cwd(), display=display)
+        data, table = comparing.compare(
+            words, out=out, root=Path.cwd(), display=display, group_seeds=group_seeds
+        )
     _print(data, table, as_json)
     if out is not None and not as_json:
         print(out)

@@ -41,6 +41,14 @@ def run(
     ] = None,
     base: Base = None,
     new_record: NewRecord = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Recipes: N runs, with the recipe's seed and the N - 1 after it, then mean and spread.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Pack, train, evaluate and register, or run a pipeline; skips finished stages, resumes the rest."""
@@ -52,15 +60,46 @@ def run(
             raise ConfigError(
                 "--new-record is for recipes: give it to `sfumato train` with the recipe.yaml of the run"
             )
+        if seeds is not None:
+            raise ConfigError(f"{recipe} is a pipeline; --seeds is for recipes")
         if base is not None:
             raise ConfigError("--base is for recipes: give `base` to the stages that evaluate and register")
         _run_pipeline(recipe, overrides, fresh=fresh, dry_run=dry_run, first=first, as_json=as_json)
         return
     if dry_run or first is not None:
         raise ConfigError(f"{recipe} is a recipe; --dry-run and --from are for pipelines")
+    if seeds is not None:
+        _run_seeds(recipe, overrides or [], seeds, base, fresh=fresh, new_record=new_record, as_json=as_json)
+        return
     with open_session(recipe, overrides, fresh=fresh, new_record=new_record) as session:
         results = stages.run(session, base)
     printed.show(session, results, as_json=as_json)
+
+
+def _run_seeds(
+    path: Path,
+    overrides: list[str],
+    number: int,
+    base: Path | None,
+    *,
+    fresh: bool,
+    new_record: bool,
+    as_json: bool,
+) -> None:
+    from sfumato import recipe as recipes
+    from sfumato.runtime.commands import printed, seeds, stages
+
+    recipe = recipes.load(path, overrides)
+    finished: list[seeds.Finished] = []
+    for seed in range(recipe.seed, recipe.seed + number):
+        of_seed = [*overrides, f"seed={seed}"]
+        with open_session(path, of_seed, fresh=fresh, new_record=new_record) as session:
+            session.display.line(f"seed {seed}, {len(finished) + 1} of {number}: run {session.folder.id}")
+            results = stages.run(session, base)
+        finished.append(seeds.Finished(seed, printed.summary(session, results)))
+        if not as_json:
+            printed.show_table(session, results)
+    seeds.show(recipe.name, finished, as_json=as_json)
 
 
 def _run_pipeline(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult, TermsOf
 from sfumato.evaluation.parallel_map import Told
 from sfumato.evaluation.progress import Begin, silent
 from sfumato.evaluation.report import finite
@@ -19,13 +19,15 @@ from sfumato.evaluation.weakness import Marks
 
 @dataclass(slots=True)
 class Figures:
-    """Values, explanations and intervals, terms of those that are means, marks of weak ones; by name."""
+    """Values, explanations and intervals, terms of those that are means with what the terms belong to, and
+    marks of weak ones; by name."""
 
     values: dict[str, float] = field(default_factory=dict)
     details: dict[str, Mapping[str, object]] = field(default_factory=dict)
     intervals: dict[str, Mapping[str, object]] = field(default_factory=dict)
     terms: dict[str, Float64Array] = field(default_factory=dict)
     marks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    terms_of: dict[str, TermsOf] = field(default_factory=dict)
 
 
 def measure(
@@ -53,9 +55,12 @@ def measure(
             result = replace(result, marks=(*(weak or {}).get(kind.name, ()), *result.marks))
         again = _Again(metric, mine, options)
         _add(figures, result, again, theirs, intervals, seed)
+        if result.terms_M is not None:
+            figures.terms_of[name] = metric.terms_of
     for name, value_N in pairs.items():
         result = finite(MetricResult(name, float(value_N.mean()), {"images": len(value_N)}, value_N))
         _add(figures, result, None, next(iter(generated.values())), intervals, seed)
+        figures.terms_of[name] = "samples"
     return figures
 
 

@@ -136,7 +136,7 @@ def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
             extractor.name: of_features(extractor.name, extractor.facts) for extractor in opened.extractors
         },
     )
-    write_arrays(out / TERMS, figures.terms, {"metrics": sorted(figures.terms)})
+    write_arrays(out / TERMS, figures.terms, {"metrics": sorted(figures.terms), "of": figures.terms_of})
     shown = min(settings.preview, plan.samples)
     first = next(iter(real))
     count = len(generated[first])

@@ -1,15 +1,21 @@
 """How much a number could have varied: a confidence interval for every metric.
 
 The interval covers the randomness of the samples: another seed gives other samples and so another value.
-The reference is treated as fixed, since it is the same for all compared models. Three methods, chosen
-by the kind of metric and named in the report:
+The reference is treated as fixed, since it is the same for all compared models. What is covered is the
+figure's mean over seeds at this number of samples. The method depends on the kind of metric and is named in
+the report:
 
-- a share of images (precision, class accuracy ...): Wilson's score interval (1927), which stays right near
-  0 and 1, where a bootstrap has zero width;
+- a share of images that are judged one by one (precision, class accuracy ...): Wilson's score interval
+  (1927), which stays right near 0 and 1, where a bootstrap has zero width;
 - a mean of a per-image figure: the percentile bootstrap (Efron 1979);
-- anything else (Fréchet distance, kernel distances, inception score): the delete-a-group jackknife
-  (Quenouille 1956; Kott 2001). Leaving a tenth of the samples out each time keeps the number of samples the
-  same in all estimates, so that the bias of a Fréchet distance in N does not look like spread.
+- a figure with a standard error of its own (kernel distances, recall, coverage, inception score, the
+  extrapolated Fréchet distance; see their files): Student's t, or the normal distribution if the error is as
+  good as known;
+- anything else (Fréchet distance ...): the delete-a-group jackknife, Student's t (`standard_errors.py`).
+
+Samples that were drawn class by class in fixed numbers vary less than independent ones. Errors account for
+that where labels are known (groups and halves hold their share of every class); the first two methods do not,
+and are then a little too wide.
 
 All of it is a pure function of the features and of the seed: no worker count or batch size enters.
 """
@@ -25,10 +31,11 @@ from pydantic import Field
 
 from sfumato.core.config import Config
 from sfumato.core.seeds import derive
+from sfumato.evaluation.groups import dealt
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricResult
-from sfumato.evaluation.statistics import Float64Array, Int64Array
+from sfumato.evaluation.standard_errors import GROUPS, StandardError, jackknife
+from sfumato.evaluation.statistics import Float64Array
 
-GROUPS = 10
 FEW_VALUES = 64
 """Up to this many distinct terms are resampled by their counts, which is the same bootstrap in less time."""
 
@@ -45,13 +52,17 @@ class IntervalSettings(Config):
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """`low` to `high` cover the number with the requested confidence; `method` names the method."""
+    """`low` to `high` cover the number with the requested confidence; `method` names the method.
+
+    `freedom` are the degrees of freedom of `stderr`; None: so many that they do not matter.
+    """
 
     low: float
     high: float
     stderr: float
     confidence: float
     method: str
+    freedom: float | None = None
 
 
 def interval(
@@ -68,18 +79,31 @@ def interval(
     """
     if not settings.enabled or result.no_interval:
         return None
+    seed = derive(seed, "interval", result.name)
     if result.terms_M is not None:
-        return interval_of_mean(result.terms_M, settings, seed=derive(seed, "interval", result.name))
-    if result.error is not None:
-        return _normal(result.value, result.error, settings.confidence)
-    if len(generated) < 2 * GROUPS:
-        return None
-    return jackknife(lambda kept: again(kept).value, generated, result.value, settings.confidence)
+        return interval_of_mean(result.terms_M, settings, seed=seed)
+    error = result.error() if result.error is not None else _by_groups(again, generated, seed)
+    return None if error is None else interval_of(result.value, error, settings.confidence)
+
+
+def interval_of(value: float, error: StandardError, confidence: float) -> Interval:
+    """Symmetric around the value, as far as the figure's range permits."""
+    from scipy import stats  # here, as in the other functions: reading a recipe imports this module
+
+    reach = float(stats.t.ppf((1 + confidence) / 2, error.freedom)) * error.value
+    return Interval(
+        low=max(error.low, value - reach),
+        high=min(error.high, value + reach),
+        stderr=error.value,
+        confidence=confidence,
+        method=error.method,
+        freedom=None if math.isinf(error.freedom) else error.freedom,
+    )
 
 
 def interval_of_mean(terms_M: Float64Array, settings: IntervalSettings, *, seed: int) -> Interval | None:
     """The interval of the mean of independent terms [M]; None for fewer than two."""
-    from scipy import stats  # here, as in the other functions: reading a recipe imports this module
+    from scipy import stats
 
     if len(terms_M) < 2:
         return None
@@ -95,46 +119,13 @@ def interval_of_mean(terms_M: Float64Array, settings: IntervalSettings, *, seed:
     return Interval(float(low), float(high), stderr, settings.confidence, method)
 
 
-def jackknife(
-    compute: Callable[[FeatureSet], float],
-    generated: FeatureSet,
-    value: float,
-    confidence: float,
-    groups: int = GROUPS,
-) -> Interval:
-    """Delete-a-group jackknife around `value`, with Student's t at `groups` - 1 degrees of freedom.
-
-    Every group holds as many samples of each class as the others, give or take one.
-    """
-    from scipy import stats
-
-    group_N = _groups(generated, groups)
-    estimates = np.array([compute(generated.take(group_N != g)) for g in range(groups)])
-    stderr = math.sqrt((groups - 1) / groups * float(np.square(estimates - estimates.mean()).sum()))
-    reach = float(stats.t.ppf((1 + confidence) / 2, groups - 1)) * stderr
-    method = f"jackknife over {groups} groups of samples"
-    return Interval(value - reach, value + reach, stderr, confidence, method)
-
-
-def _groups(generated: FeatureSet, groups: int) -> Int64Array:
-    """The group of each sample: dealt in turn within a class, in an order without a period.
-
-    Classes are also dealt to samples in turn: the group of sample i must not be i mod `groups`, or each of
-    ten groups would be one of ten classes.
-    """
-    order_N = np.random.default_rng(0).permutation(len(generated))
-    if generated.label_N is not None:
-        order_N = order_N[np.argsort(generated.label_N[order_N], kind="stable")]
-    group_N = np.empty(len(generated), np.int64)
-    group_N[order_N] = np.arange(len(generated)) % groups
-    return group_N
-
-
-def _normal(value: float, stderr: float, confidence: float) -> Interval:
-    from scipy import stats
-
-    reach = float(stats.norm.ppf((1 + confidence) / 2)) * stderr
-    return Interval(value - reach, value + reach, stderr, confidence, "the metric's own standard error")
+def _by_groups(
+    again: Callable[[FeatureSet], MetricResult], generated: FeatureSet, seed: int
+) -> StandardError | None:
+    if len(generated) < 2 * GROUPS:
+        return None
+    group_N = dealt(len(generated), GROUPS, np.random.default_rng(seed), generated.label_N)
+    return jackknife([again(generated.take(group_N != group)).value for group in range(GROUPS)])
 
 
 def _resampled_means(terms_M: Float64Array, resamples: int, rng: np.random.Generator) -> Float64Array:

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
-from sfumato.evaluation.compare.runs import EvaluatedRun, best_run
+from sfumato.evaluation.compare.entries import entries
+from sfumato.evaluation.compare.runs import EvaluatedRun
 from sfumato.evaluation.compare.table import as_data, rows
 from sfumato.evaluation.compute import measure
 from sfumato.evaluation.config import EvaluateSettings
@@ -125,13 +126,19 @@ def run(name: str, shown: EvaluationReport, folder: Path) -> EvaluatedRun:
 
 def test_compare_shows_weak_figures_and_ranks_the_others(tmp_path: Path) -> None:
     runs = [run("weak", report(0.94), tmp_path), run("a", report(0.6, weak=False), tmp_path)]
-    assert best_run(runs, "precision") is None, "one fit run is no comparison"
+    (cells,) = (
+        row.cells
+        for row in rows(entries(runs, group_seeds=False), comparable=True)
+        if row.metric == "precision"
+    )
+    assert not any(cell.best for cell in cells), "one fit run is no comparison"
     runs.append(run("b", report(0.7, weak=False), tmp_path))
-    found = as_data(rows(runs, comparable=True), runs)["precision"]
+    shown = entries(runs, group_seeds=False)
+    found = as_data(rows(shown, comparable=True), shown)["precision"]
     assert [found[name]["best"] for name in ("weak", "a", "b")] == [False, False, True]
     assert found["weak"]["weak"] == [MARK]
     assert found["weak"]["p_against_best"] is None
-    assert rows(runs, comparable=True)[0].cells[0].text.endswith(" weak")
+    assert rows(shown, comparable=True)[0].cells[0].text.endswith(" weak")
 
 
 def test_compare_notes_them_and_marks_the_page(tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sfumato import __version__
 from sfumato.evaluation.compare import figures
 from sfumato.evaluation.compare.differences import differences
+from sfumato.evaluation.compare.entries import Entry
 from sfumato.evaluation.compare.runs import EvaluatedRun, obstacles, paired, weak_figures
 from sfumato.evaluation.compare.table import Row
 from sfumato.evaluation.pictures import NEIGHBOURS, PREVIEW
@@ -28,15 +31,16 @@ def render(name: str, **values: Any) -> str:
     return environment.get_template(name).render(**values)
 
 
-def report_page(runs: Sequence[EvaluatedRun], table: Sequence[Row]) -> str:
-    """The page."""
+def report_page(entries: Sequence[Entry], table: Sequence[Row]) -> str:
+    """The page: the table of all entries, and everything else run by run."""
+    runs = [run for entry in entries for run in entry.runs]
     return render(
         "report.html",
-        title=" · ".join(run.name for run in runs),
+        title=" · ".join(entry.name for entry in entries),
         when=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         version=__version__,
         runs=runs,
-        colours=[figures.colour(i) for i in range(len(runs))],
+        columns=_columns(entries),
         table=table,
         obstacles=obstacles(runs),
         weak=weak_figures(runs),
@@ -47,6 +51,25 @@ def report_page(runs: Sequence[EvaluatedRun], table: Sequence[Row]) -> str:
         differences=differences([run.recipe for run in runs]),
         methods=_methods(runs, table),
     )
+
+
+def _columns(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """What the table says of each entry beside its figures."""
+    found, number = [], 0
+    for entry in entries:
+        reports = [run.report for run in entry.runs]
+        found.append(
+            {
+                "name": entry.name,
+                "about": f"{reports[0].samples} {reports[0].kind}",
+                "colours": [figures.colour(number + place) for place in range(len(reports))],
+                "seconds": float(np.mean([report.seconds_per_image for report in reports])),
+                "passes": float(np.mean([report.evaluations_per_image for report in reports])),
+                "facts": entry.runs[0].facts if len(reports) == 1 else {},
+            }
+        )
+        number += len(reports)
+    return found
 
 
 def picture(path: Path) -> str | None:

@@ -13,12 +13,15 @@ import numpy as np
 
 from sfumato.evaluation.block_store import IMAGES
 from sfumato.evaluation.feature_cache import FeatureCache
+from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.evaluation.report import BITS, BITS_ON_TRAINING, TERMS, EvaluationReport
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays
 from sfumato.evaluation.weakness import lines
 
+DEPENDENT_IN_0_1 = ("recall", "coverage", "classification_score")
+SHORT_IN_0_1 = ("kid", "fd_infinity", "inception_score")
 _BLOCK = re.compile(r"\d{6,}\.safetensors")
 
 
@@ -44,14 +47,43 @@ class EvaluatedRun:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     """Other facts worth a line: family, training images, parameters ..."""
+    title: str = ""
+    """The recipe's name."""
+    seed: int = 0
+    but_for_seed: str = ""
+    """Equal in runs whose recipes and data differ in nothing but `seed`; empty if that is not known."""
 
     @cached_property
-    def terms(self) -> Mapping[str, Float64Array]:
-        """The terms of the figures that are means, by figure."""
+    def _stored(self) -> tuple[Mapping[str, Float64Array], Mapping[str, Any]]:
         stored = read_arrays(self.folder / TERMS)
+        if stored is None:
+            return {}, {}
+        terms, facts = stored
         old = BITS_ON_TRAINING in self.report.metrics  # perhaps: version 0.1 had one name for both
         renamed = {BITS: BITS_ON_TRAINING} if old else {}
-        return {} if stored is None else {renamed.get(name, name): part for name, part in stored[0].items()}
+        return {renamed.get(name, name): part for name, part in terms.items()}, facts
+
+    @property
+    def terms(self) -> Mapping[str, Float64Array]:
+        """The terms of the figures that are means of independent terms, by figure."""
+        terms, _ = self._stored
+        return {name: term_M for name, term_M in terms.items() if self.terms_of(name)}
+
+    def terms_of(self, figure: str) -> str:
+        """What the figure's terms belong to (`Metric.terms_of`); empty if they are not independent.
+
+        Version 0.1 did not record it, and also kept the terms of figures whose terms share a manifold.
+        """
+        terms, facts = self._stored
+        if figure not in terms:
+            return ""
+        if "of" in facts:
+            return str(facts["of"][figure])
+        metric, _ = self.report.computed_on.get(figure, (figure, ""))
+        if metric in DEPENDENT_IN_0_1:
+            return ""
+        known = all_metrics().get(BITS if metric == BITS_ON_TRAINING else metric)
+        return known.terms_of if known is not None else "samples"
 
     def features(self, name: str) -> FeatureSet | None:
         """Features of the samples in their order, or None if the blocks are missing."""
@@ -86,6 +118,20 @@ class EvaluatedRun:
             if stop is not None and sum(map(len, parts)) >= stop:
                 break
         return np.concatenate(parts) if parts else None
+
+
+def outdated_interval(run: EvaluatedRun, figure: str) -> bool:
+    """Whether the report has an interval of version 0.1 that was too short.
+
+    It took the terms of recall and coverage for independent, and the deviation of overlapping subsets (of
+    equal parts, without Student's t) for the error of kernel distances, extrapolated distances and Inception
+    Scores.
+    """
+    metric, _ = run.report.computed_on.get(figure, (figure, ""))
+    method = str(run.report.intervals.get(figure, {}).get("method", ""))
+    return (metric in DEPENDENT_IN_0_1 and method == "Wilson score") or (
+        metric in SHORT_IN_0_1 and method == "the metric's own standard error"
+    )
 
 
 def paired(a: EvaluatedRun, b: EvaluatedRun) -> bool:
@@ -127,16 +173,15 @@ def weak_figures(runs: Sequence[EvaluatedRun]) -> list[str]:
     return [f"{run.name}: {line}" for run in runs for line in lines(run.report.marks)]
 
 
+def twins(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+    """The first runs that differ in their seed alone; empty if none do."""
+    for run in runs:
+        alike = [other for other in runs if run.but_for_seed and other.but_for_seed == run.but_for_seed]
+        if len({other.seed for other in alike}) > 1:
+            return alike
+    return []
+
+
 def metric_names(runs: Sequence[EvaluatedRun]) -> list[str]:
     """Every figure that any run has, in the order of first appearance."""
     return list(dict.fromkeys(name for run in runs for name in run.report.metrics))
-
-
-def best_run(runs: Sequence[EvaluatedRun], metric: str) -> int | None:
-    """Position of the best run by a figure; None if fewer than two have it, weak figures left out."""
-    having = [index for index, run in enumerate(runs) if metric in run.report.fit]
-    if len(having) < 2:
-        return None
-    higher = runs[having[0]].report.higher_is_better[metric]
-    chosen = max if higher else min
-    return chosen(having, key=lambda index: runs[index].report.metrics[metric])

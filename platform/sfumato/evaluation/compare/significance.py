@@ -1,15 +1,17 @@
 """Whether the difference between two runs is beyond noise.
 
 The null hypothesis: both models draw from one distribution, so it does not matter which run a sample came
-from. Under it samples may change sides, which gives exact permutation tests (Fisher 1935; Good 2005):
+from. Under it samples may change sides, which gives exact permutation tests (Fisher 1935; Good 2005). Which
+test fits depends on what a figure is made of, as its metric declares:
 
-- A mean over images (precision, class accuracy, recall ...) is tested on its terms. If sample i of both
-  runs has the same seed and class, or the terms belong to the same reference images, the two terms of an
-  index change sides (the sign-flip test), which removes what the pairs have in common. Otherwise all terms
-  are dealt again. For precision and recall the manifolds are treated as fixed.
-- A Fréchet distance is tested on the features: groups of samples change sides, and both distances to the
-  reference are recomputed.
-- For any other figure, or if the features no longer exist, the two standard errors decide (a z-test).
+- A mean over samples that are judged one by one (precision, class accuracy ...) is tested on its terms. If
+  sample i of both runs has the same seed and class, the two terms of an index change sides (the sign-flip
+  test), which removes what the pairs have in common. Otherwise all terms are dealt again.
+- A mean over real images that the models themselves judge (bits per dimension) is tested by sign flips if
+  the images are the same.
+- Fréchet distance, recall and coverage are tested on the features: groups of samples change sides, and both
+  figures are measured again (`regrouping.py`).
+- For any other figure, or if the features no longer exist, the two standard errors decide (a t-test).
 
 p is the share of rearrangements whose difference is at least as large as the observed one.
 """
@@ -17,25 +19,35 @@ p is the share of rearrangements whose difference is at least as large as the ob
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from sfumato.core.seeds import derive
-from sfumato.evaluation.compare.runs import EvaluatedRun, paired
-from sfumato.evaluation.metrics.frechet import frechet_distance
-from sfumato.evaluation.statistics import Float32Array, Float64Array, Moments
+from sfumato.evaluation.compare.regrouping import (
+    GROUPS,
+    SLACK,
+    Figures,
+    coverage_of_groups,
+    frechet_of_groups,
+    grouped,
+    recall_of_groups,
+    regrouped_p,
+)
+from sfumato.evaluation.compare.runs import EvaluatedRun, outdated_interval, paired
+from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
+from sfumato.evaluation.neighbours.sets import squared_radius_N
+from sfumato.evaluation.statistics import Float64Array
 
 RESAMPLES = 9_999
-REGROUPINGS = 199
-GROUPS = 20
 MOST_DIMENSIONS = 512
-"""A distance over more dimensions takes seconds; then the standard errors decide."""
+"""A Fréchet distance over more dimensions takes seconds; then the standard errors decide."""
+MOST_SAMPLES = 20_000
+"""Of either run or the reference. Searching more neighbours takes minutes; then the errors decide."""
 FEW_VALUES = 64
 CHUNK = 2**22
-SLACK = 1e-12
-"""Relative; sums of the same numbers in another order differ by rounding and must count as equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +67,25 @@ def difference(a: EvaluatedRun, b: EvaluatedRun, metric: str) -> Difference | No
     """
     value = b.report.metrics[metric] - a.report.metrics[metric]
     rng = np.random.default_rng(derive("difference", metric))
+    tests = (_on_terms, _on_features, _by_errors)
+    found = (test(a, b, metric, rng) for test in tests)
+    return next((Difference(metric, value, *result) for result in found if result is not None), None)
+
+
+Tested = tuple[float, str] | None
+
+
+def _on_terms(a: EvaluatedRun, b: EvaluatedRun, metric: str, rng: np.random.Generator) -> Tested:
     terms_a, terms_b = a.terms.get(metric), b.terms.get(metric)
-    if terms_a is not None and terms_b is not None:
-        if len(terms_a) == len(terms_b) and _pairs(a, b, len(terms_a)):
-            p = sign_flip(terms_b - terms_a, rng)
-            return Difference(metric, value, p, "sign-flip test on paired images")
-        return Difference(metric, value, two_sample(terms_a, terms_b, rng), "permutation test")
-    return _on_features(a, b, metric, value, rng) or _by_errors(a, b, metric, value)
-
-
-def _pairs(a: EvaluatedRun, b: EvaluatedRun, length: int) -> bool:
-    of_reference = a.report.samples != length
-    same_reference = a.report.reference_digest == b.report.reference_digest
-    return same_reference if of_reference else paired(a, b)
+    if terms_a is None or terms_b is None or a.terms_of(metric) != b.terms_of(metric):
+        return None
+    if a.terms_of(metric) == "references":
+        same = a.report.reference_digest == b.report.reference_digest
+    else:
+        same = paired(a, b)
+    if same and len(terms_a) == len(terms_b):
+        return sign_flip(terms_b - terms_a, rng), "sign-flip test on paired images"
+    return two_sample(terms_a, terms_b, rng), "permutation test"
 
 
 def sign_flip(difference_N: Float64Array, rng: np.random.Generator, resamples: int = RESAMPLES) -> float:
@@ -102,83 +120,80 @@ def two_sample(
     return _part_as_large(np.abs((total - sum_R) / m - sum_R / n), seen)
 
 
-def frechet_permutation(
-    a_ND: Float32Array,
-    b_ND: Float32Array,
-    reference: Moments,
-    rng: np.random.Generator,
-    *,
-    in_pairs: bool,
-    regroupings: int = REGROUPINGS,
-    groups: int = GROUPS,
-) -> float:
-    """Two-sided p of the difference of two Fréchet distances to one reference.
-
-    Group g of a set holds its samples i with i mod `groups` == g. In pairs, groups of one index change sides;
-    otherwise all groups are dealt again.
-    """
-    moments = [Moments.of(x_ND[g::groups]) for x_ND in (a_ND, b_ND) for g in range(groups)]
-
-    def gap(first: list[int]) -> float:
-        second = sorted(set(range(2 * groups)) - set(first))
-        return abs(
-            frechet_distance(reference, _merged(moments, first))
-            - frechet_distance(reference, _merged(moments, second))
-        )
-
-    deal = _swapped if in_pairs else _dealt
-    seen = gap(list(range(groups)))
-    gap_R = np.array([gap(deal(groups, rng)) for _ in range(regroupings)])
-    return _part_as_large(gap_R, seen)
-
-
-def _swapped(groups: int, rng: np.random.Generator) -> list[int]:
-    swap_G = rng.integers(0, 2, size=groups)
-    return sorted(int(g + groups * swap_G[g]) for g in range(groups))
-
-
-def _dealt(groups: int, rng: np.random.Generator) -> list[int]:
-    return sorted(int(g) for g in rng.permutation(2 * groups)[:groups])
-
-
-def _merged(moments: list[Moments], members: list[int]) -> Moments:
-    total = moments[members[0]]
-    for member in members[1:]:
-        total = total.merge(moments[member])
-    return total
-
-
-def _on_features(
-    a: EvaluatedRun, b: EvaluatedRun, metric: str, value: float, rng: np.random.Generator
-) -> Difference | None:
+def _on_features(a: EvaluatedRun, b: EvaluatedRun, metric: str, rng: np.random.Generator) -> Tested:
     name, features = a.report.computed_on.get(metric, ("", ""))
-    if name != "fd" or a.report.reference_digest != b.report.reference_digest:
+    if name not in _OF_GROUPS or a.report.reference_digest != b.report.reference_digest:
         return None
     if a.report.features[features].get("digest") != b.report.features[features].get("digest"):
         return None
     mine, theirs, real = a.features(features), b.features(features), a.reference(features)
-    if mine is None or theirs is None or real is None:
-        return None
-    if mine.embedding_ND.shape[1] > MOST_DIMENSIONS or min(len(mine), len(theirs)) < 2 * GROUPS:
+    if mine is None or theirs is None or real is None or min(len(mine), len(theirs)) < 2 * GROUPS:
         return None
     in_pairs = paired(a, b)
-    p = frechet_permutation(mine.embedding_ND, theirs.embedding_ND, real.moments, rng, in_pairs=in_pairs)
-    how = "paired by seed and class" if in_pairs else "dealt again"
-    return Difference(metric, value, p, f"permutation test on features, {how}")
-
-
-def _by_errors(a: EvaluatedRun, b: EvaluatedRun, metric: str, value: float) -> Difference | None:
-    errors = [_error(run, metric) for run in (a, b)]
-    if any(error is None for error in errors):
+    group = grouped(len(mine), len(theirs), rng, in_pairs=in_pairs)
+    k = {run.report.details.get(metric, {}).get("k") for run in (a, b)}
+    figures = _OF_GROUPS[name](real, (mine, theirs), group, k) if len(k) == 1 else None
+    if figures is None:
         return None
-    scale = math.hypot(*(error for error in errors if error is not None))
-    p = 1.0 if value == 0 else float(2 * stats.norm.sf(abs(value) / scale)) if scale else 0.0
-    return Difference(metric, value, p, "z-test of the two standard errors")
+    how = "paired by seed and class" if in_pairs else "dealt again"
+    return regrouped_p(figures, rng, in_pairs=in_pairs), f"permutation test on features, {how}"
 
 
-def _error(run: EvaluatedRun, metric: str) -> float | None:
-    found = run.report.intervals.get(metric)
-    return None if found is None else float(str(found["stderr"]))
+Pair = tuple[FeatureSet, FeatureSet]
+Groups = tuple[np.typing.NDArray[np.int64], np.typing.NDArray[np.int64]]
+
+
+def _frechet(real: FeatureSet, made: Pair, group: Groups, k: set[object]) -> Figures | None:
+    if real.embedding_ND.shape[1] > MOST_DIMENSIONS:
+        return None
+    return frechet_of_groups(real.moments, _embeddings(made), group)
+
+
+def _recall(real: FeatureSet, made: Pair, group: Groups, k: set[object]) -> Figures | None:
+    if max(map(len, (real, *made))) > MOST_SAMPLES:
+        return None
+    return recall_of_groups(real.embedding_ND, _embeddings(made), group, int(str(k.pop())))
+
+
+def _coverage(real: FeatureSet, made: Pair, group: Groups, k: set[object]) -> Figures | None:
+    if max(map(len, (real, *made))) > MOST_SAMPLES:
+        return None
+    radius_N = squared_radius_N(real, MetricOptions(k=int(str(k.pop()))))
+    return coverage_of_groups(real.embedding_ND, _embeddings(made), group, radius_N)
+
+
+def _embeddings(made: Pair) -> tuple[np.typing.NDArray[np.float32], np.typing.NDArray[np.float32]]:
+    return made[0].embedding_ND, made[1].embedding_ND
+
+
+_OF_GROUPS: dict[str, Callable[[FeatureSet, Pair, Groups, set[object]], Figures | None]] = {
+    "fd": _frechet,
+    "recall": _recall,
+    "coverage": _coverage,
+}
+
+
+def _by_errors(a: EvaluatedRun, b: EvaluatedRun, metric: str, rng: np.random.Generator) -> Tested:
+    """Welch's t-test on the two standard errors; None if one has none, or only that of an earlier version."""
+    if any(metric not in run.report.intervals or outdated_interval(run, metric) for run in (a, b)):
+        return None
+    found = [run.report.intervals[metric] for run in (a, b)]
+    errors = [float(str(interval["stderr"])) for interval in found]
+    scale = math.hypot(*errors)
+    if scale == 0:
+        return None
+    terms = [error**4 / _freedom(interval) for error, interval in zip(errors, found, strict=True)]
+    freedom = scale**4 / sum(terms) if sum(terms) else math.inf
+    value = b.report.metrics[metric] - a.report.metrics[metric]
+    return float(2 * stats.t.sf(abs(value) / scale, freedom)), "t-test of the two standard errors"
+
+
+def _freedom(interval: object) -> float:
+    """Degrees of freedom of a recorded interval's error; reports of 0.1 do not have them."""
+    assert isinstance(interval, dict)
+    if interval.get("freedom") is not None:
+        return float(interval["freedom"])
+    return 9.0 if str(interval["method"]).startswith("jackknife over 10 groups") else math.inf
 
 
 def _part_as_large(value_R: Float64Array, seen: float) -> float:

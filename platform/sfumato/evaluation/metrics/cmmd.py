@@ -6,11 +6,15 @@ fitted, so it needs far fewer samples than a Fréchet distance and sees distorti
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
+from sfumato.evaluation.kernel_errors import variances
 from sfumato.evaluation.kernels import biased_mmd2, gaussian
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float32Array, Float64Array
 
 SIGMA = 10.0
@@ -42,7 +46,17 @@ class ClipDiscrepancy(BaseMetric):
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         details = {"sigma": SIGMA, "scale": SCALE, "estimate": "biased, all samples"}
-        return MetricResult(self.name, cmmd(reference.embedding_ND, generated.embedding_ND), details)
+
+        def error() -> StandardError | None:
+            if len(generated) < 4:
+                return None
+            made, real = (torch.from_numpy(_unit(x.embedding_ND)) for x in (generated, reference))
+            found = variances(made, real, gaussian(SIGMA), generated.label_N)
+            value = SCALE * math.sqrt(found.of_estimate(len(generated)))
+            return StandardError(value, "variance of the estimate", found.freedom, low=0)
+
+        value = cmmd(reference.embedding_ND, generated.embedding_ND)
+        return MetricResult(self.name, value, details, error=error)
 
 
 METRICS: tuple[Metric, ...] = (ClipDiscrepancy(),)

@@ -10,28 +10,28 @@ evaluation's own, not drawn by a Sobol sequence in the latent space. The referen
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 from pydantic import Field
 
 from sfumato.core.config import Config
+from sfumato.evaluation.groups import dealt
 from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
-from sfumato.evaluation.statistics import Float64Array, Int64Array, Moments
+from sfumato.evaluation.standard_errors import GROUPS, StandardError, jackknife
+from sfumato.evaluation.statistics import Float32Array, Float64Array, Int64Array, Moments
 from sfumato.evaluation.weakness import of_samples
 
 LEAST = 500
 
 
-def extrapolate(size_P: Int64Array, value_P: Float64Array) -> tuple[float, float]:
-    """The least-squares line of value against 1 / size at 0, and its standard error."""
+def extrapolate(size_P: Int64Array, value_P: Float64Array) -> float:
+    """The least-squares line of value against 1 / size, at 0."""
     inverse_P = 1.0 / size_P
     centred_P = inverse_P - inverse_P.mean()
     slope = float(centred_P @ value_P / (centred_P @ centred_P))
-    intercept = float(value_P.mean() - slope * inverse_P.mean())
-    residual = value_P - intercept - slope * inverse_P
-    variance = float(residual @ residual) / (len(size_P) - 2)
-    error = variance * (1 / len(size_P) + inverse_P.mean() ** 2 / float(centred_P @ centred_P))
-    return intercept, float(np.sqrt(error))
+    return float(value_P.mean() - slope * inverse_P.mean())
 
 
 class InfinitySettings(Config):
@@ -66,24 +66,45 @@ class FrechetInfinity(BaseMetric):
         start, dim = self.covariance_samples(total, 1, options), generated.embedding_ND.shape[1]
         size_P = np.linspace(start, total, settings.infinity_points).astype(np.int64)
         rng = np.random.default_rng(options.settings.seed)
+        rows = [np.sort(rng.permutation(total)[:size]) for size in size_P.tolist()]
         value_P = np.array(
-            [
-                frechet_distance(
-                    reference.moments,
-                    Moments.of(generated.embedding_ND[np.sort(rng.permutation(total)[:size])]),
-                )
-                for size in size_P.tolist()
-            ]
+            [frechet_distance(reference.moments, Moments.of(generated.embedding_ND[part])) for part in rows]
         )
-        value, error = extrapolate(size_P, value_P)
         details: dict[str, object] = {
             "sizes": size_P.tolist(),
             "values": value_P.tolist(),
             "rank_deficient": start <= dim,
         }
-        return MetricResult(
-            self.name, value, details, error=error, marks=of_samples(min(start, len(reference)), dim)
-        )
+
+        def error() -> StandardError:
+            group_M = dealt(total, GROUPS, rng, generated.label_N)
+            return _error(reference.moments, generated.embedding_ND, rows, group_M)
+
+        marks = of_samples(min(start, len(reference)), dim)
+        return MetricResult(self.name, extrapolate(size_P, value_P), details, error=error, marks=marks)
+
+
+def _error(
+    real: Moments, embedding_MD: Float32Array, rows: list[Int64Array], group_M: Int64Array
+) -> StandardError:
+    """Jackknife: a group leaves every subset at once, and the others stay where they are.
+
+    So it sees what a sample does through all the subsets it is in. The residuals of the line do not: subsets
+    share samples.
+    """
+    parts = [
+        [Moments.of(embedding_MD[part[group_M[part] == group]]) for group in range(GROUPS)] for part in rows
+    ]
+
+    def without(left_out: int) -> float:
+        merged = [
+            reduce(Moments.merge, (part[group] for group in range(GROUPS) if group != left_out))
+            for part in parts
+        ]
+        value_P = np.array([frechet_distance(real, moments) for moments in merged])
+        return extrapolate(np.array([moments.n for moments in merged]), value_P)
+
+    return jackknife([without(group) for group in range(GROUPS)])
 
 
 METRICS: tuple[Metric, ...] = (FrechetInfinity(),)

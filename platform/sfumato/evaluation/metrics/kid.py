@@ -3,18 +3,30 @@
 The figure is the mean over random subsets, as usually reported, with the standard deviation over the
 subsets. The subsets are those that torch-fidelity draws from the same seed. The details also hold the
 estimate on all samples, which has the smallest variance, unless there are too many.
+
+Subsets share samples, so their deviation says little about other samples. The error is that of the estimate
+on all samples (`kernel_errors.py`), of which the mean over subsets is a random approximation, with the
+variance that the drawing of subsets adds.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from sfumato.core.config import Config
+from sfumato.core.seeds import derive
+from sfumato.evaluation.kernel_errors import variances
 from sfumato.evaluation.kernels import cubic, less, subset_sums, sum_between, unbiased_mmd2
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float32Array, Float64Array
+
+MOST_ROWS = 5_000
+"""Samples that the variance is estimated from: its own error is then below 3 %, at a tenth of KID's cost."""
 
 
 class KidSettings(Config):
@@ -99,8 +111,33 @@ class KernelDistance(BaseMetric):
             "subsets": settings.kid_subsets,
             "subset_size": settings.kid_subset_size,
         }
-        error = float(distance_S.std()) / settings.kid_subsets**0.5
+
+        def error() -> StandardError | None:
+            return _error(reference, generated, distance_S, settings, options.settings.seed)
+
         return MetricResult(self.name, float(distance_S.mean()), details, error=error)
+
+
+def _error(
+    reference: FeatureSet, generated: FeatureSet, distance_S: Float64Array, settings: KidSettings, seed: int
+) -> StandardError | None:
+    """None for one subset of many samples, or fewer than four samples: nothing tells the spread."""
+    size, total = settings.kid_subset_size, len(generated)
+    whole = size == total == len(reference)
+    if total < 4 or (len(distance_S) == 1 and not whole):
+        return None
+    rng = np.random.default_rng(derive(seed, "variance of kid"))
+    rows = np.sort(rng.permutation(total)[:MOST_ROWS])
+    label_N = None if generated.label_N is None else generated.label_N[rows]
+    found = variances(
+        torch.from_numpy(generated.embedding_ND[rows]),
+        torch.from_numpy(reference.embedding_ND),
+        cubic(generated.embedding_ND.shape[1]),
+        label_N,
+    )
+    of_subsets = 0.0 if whole else float(distance_S.var(ddof=1)) / len(distance_S)
+    error = math.sqrt(found.of_estimate(total) + of_subsets)
+    return StandardError(error, "variance of the estimate on all samples and of its subsets", found.freedom)
 
 
 METRICS: tuple[Metric, ...] = (KernelDistance(),)

@@ -18,7 +18,14 @@ from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.images import check_same_kind, open_images
 from sfumato.evaluation.metric_inputs import EvaluationSettings, Made, MetricInput, Prepared, Setting
-from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.metrics.metric import (
+    BaseMetric,
+    FeatureSet,
+    Metric,
+    MetricOptions,
+    MetricResult,
+    TermsOf,
+)
 from sfumato.evaluation.reference import PackedReference, Reference
 from sfumato.evaluation.report import BITS, BITS_ON_TRAINING
 from sfumato.evaluation.source import GivesLikelihood, Kind, SampleSource
@@ -105,6 +112,7 @@ class BitsPerDim(BaseMetric):
     reads_features = False
     of_reconstructions = True
     in_auto = True
+    terms_of: TermsOf = "references"
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         bits_N = reference.bits_N

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.evaluation.feature_set import FeatureSet, ImageBlocks
 from sfumato.evaluation.metric_inputs import MetricInput
 from sfumato.evaluation.metric_options import MetricOptions, MetricSettings
+from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
+
+TermsOf = Literal["samples", "references"]
 
 __all__ = [
     "BaseMetric",
@@ -22,6 +25,7 @@ __all__ = [
     "MetricResult",
     "MetricSettings",
     "PairMetric",
+    "TermsOf",
     "reported_name",
 ]
 
@@ -31,16 +35,17 @@ class MetricResult:
     """One number and what explains it; `details` holds plain JSON values only.
 
     Where `value` is a mean of independent terms, `terms_M` are those terms (an indicator or a figure for
-    every image): its interval is then a bootstrap over them. Where the method comes with a standard error of
-    its own, `error` is it. Other numbers get theirs from a jackknife, ten computations more; a metric that is
-    too costly for that says in `no_interval` why there is none.
+    every image or pair of images), and the metric's `terms_of` says what they belong to: the interval is then
+    a bootstrap over them. Where the method comes with a standard error of its own, `error` computes it; only
+    evaluations with intervals call it. Other numbers get theirs from a jackknife, ten computations more; a
+    metric that is too costly for that says in `no_interval` why there is none.
     """
 
     name: str
     value: float
     details: Mapping[str, object] = field(default_factory=dict)
     terms_M: Float64Array | None = None
-    error: float | None = None
+    error: Callable[[], StandardError | None] | None = None
     no_interval: str = ""
     marks: tuple[str, ...] = ()
     """Why the value says little, if it does (`weakness.py`)."""
@@ -87,6 +92,9 @@ class Metric(Protocol):
     """Names of the only features that it is defined on; empty: all."""
     always_suffixed: bool
     """Whether its name carries the features' even when an evaluation uses one kind alone."""
+    terms_of: TermsOf
+    """What the terms of its mean belong to; comparisons pair them accordingly. `samples`: made images, or
+    pairs of them, each judged by itself. `references`: real images, each judged by the model itself."""
     published: str | None
     """Its name on the features of its paper, InceptionV3 of 2015-12-05 (`fid`); None: no other."""
 
@@ -123,6 +131,7 @@ class BaseMetric:
     Settings: ClassVar[type[Config] | None] = None
     only_features: tuple[str, ...] = ()
     always_suffixed = False
+    terms_of: TermsOf = "samples"
     published: str | None = None
 
     def least_samples(self, options: MetricOptions) -> int:

@@ -33,6 +33,7 @@ from sfumato.evaluation.metric_inputs import Made, MetricInput, Prepared, Settin
 from sfumato.evaluation.metrics.lpips import Lpips, given, load, problems_of
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.source import Kind, SampleSource, WalksLatents
+from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float64Array, Int64Array
 
 NAME = "perceptual_path_length"
@@ -168,7 +169,8 @@ class PerceptualPathLength(BaseMetric):
             "left_out_at_either_end": DISCARDED,
             "median": float(np.median(length_M)),
         }
-        return MetricResult(self.name, value, details, error=error)
+        spread = StandardError(error, "standard error of a trimmed mean", len(length_M) - 1, low=0)
+        return MetricResult(self.name, value, details, error=lambda: spread)
 
 
 METRICS: tuple[Metric, ...] = (PerceptualPathLength(),)

@@ -15,8 +15,11 @@ import torch
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.neighbours.cloud import BLOCK, Cloud, blocks, exact_squared, rounded_squared
 from sfumato.evaluation.neighbours.sets import squared_radius_N
+from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float64Array
 
+NORMAL = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
 SHOWN = 16
 """Samples named at either end of the order."""
 
@@ -47,6 +50,20 @@ def realism(
     return score_M
 
 
+def error_of_median(value_M: Float64Array) -> StandardError | None:
+    """From the two values between which the median lies with a chance of 95 % (McKean & Schrader 1984).
+
+    None for fewer than ten values, or if the two are equal.
+    """
+    size = len(value_M)
+    if size < 10:
+        return None
+    place = int((size - NORMAL * size**0.5) / 2)
+    ordered_M = np.sort(value_M)
+    error = float(ordered_M[size - 1 - place] - ordered_M[place]) / (2 * NORMAL)
+    return StandardError(error, "order statistics around the median", low=0) if error else None
+
+
 class Realism(BaseMetric):
     """Median realism; the details name the most and the least real samples."""
 
@@ -67,7 +84,10 @@ class Realism(BaseMetric):
             "least_real": order_M[::-1][:SHOWN].tolist(),
         }
         # Copies of reference images score infinitely; the median of many of them must stay a number.
-        return MetricResult(self.name, float(np.median(np.minimum(score_M, 1e6))), details)
+        finite_M = np.minimum(score_M, 1e6)
+        return MetricResult(
+            self.name, float(np.median(finite_M)), details, error=lambda: error_of_median(finite_M)
+        )
 
 
 METRICS: tuple[Metric, ...] = (Realism(),)

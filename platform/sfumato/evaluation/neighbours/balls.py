@@ -41,7 +41,9 @@ class Memberships:
 
 
 @dataclass(frozen=True, slots=True)
-class _Balls:
+class Balls:
+    """Two sets in view of one centre, with the squared radius of every vector's ball; below 0 for none."""
+
     a: Cloud
     b: Cloud
     reach_a_N: Float64Array
@@ -60,7 +62,7 @@ def memberships(
     """Counts over all pairs, exact in float64. Radii are squared, as `nearest_others` gives them."""
     a = Cloud.of(a_ND)
     b = Cloud.of(b_MD, a.centre_D)
-    shared = _Balls(a, b, squared_radius_a_N * (1 + TIE), squared_radius_b_M * (1 + TIE))
+    shared = Balls(a, b, squared_radius_a_N * (1 + TIE), squared_radius_b_M * (1 + TIE))
     items = [(rows, columns) for rows in blocks(len(a), block) for columns in blocks(len(b), block)]
     result = Memberships(
         np.zeros(len(b), dtype=np.int64), np.zeros(len(a), dtype=np.bool_), np.zeros(len(a), dtype=np.bool_)
@@ -72,9 +74,9 @@ def memberships(
     return result
 
 
-def _count(balls: _Balls, item: tuple[Span, Span]) -> Memberships:
+def _count(balls: Balls, item: tuple[Span, Span]) -> Memberships:
     rows, columns = item
-    in_a, in_b = _inside(balls, rows, columns, torch.float32)
+    in_a, in_b = inside(balls, rows, columns, torch.float32)
     height, width = rows[1] - rows[0], columns[1] - columns[0]
     return Memberships(
         np.bincount(in_a[1], minlength=width),
@@ -86,8 +88,8 @@ def _count(balls: _Balls, item: tuple[Span, Span]) -> Memberships:
 Pairs = tuple[Int64Array, Int64Array]
 
 
-def _inside(balls: _Balls, rows: Span, columns: Span, dtype: torch.dtype) -> tuple[Pairs, Pairs]:
-    """The pairs (row, column) of the block inside balls of a, and those inside balls of b."""
+def inside(balls: Balls, rows: Span, columns: Span, dtype: torch.dtype) -> tuple[Pairs, Pairs]:
+    """The pairs (row, column) of the block inside balls of a, and those inside balls of b; exact."""
     squared = rounded_squared(balls.a, rows, balls.b, columns, dtype)
     slack_a = balls.a.slack_N(dtype)[slice(*rows)]
     slack_b = balls.b.slack_N(dtype)[slice(*columns)]
@@ -99,7 +101,7 @@ def _inside(balls: _Balls, rows: Span, columns: Span, dtype: torch.dtype) -> tup
     sure_b = (reach_b - slack_b - slack_a.max())[in_b[1]]
     open_a, open_b = _at(squared, in_a) > sure_a, _at(squared, in_b) > sure_b
     if dtype == torch.float32 and open_a.sum() + open_b.sum() > MANY * squared.numel():
-        return _inside(balls, rows, columns, torch.float64)
+        return inside(balls, rows, columns, torch.float64)
 
     def decided(pairs: Pairs, open_P: Bools, reach_P: Float64Array) -> Pairs:
         row, column = pairs

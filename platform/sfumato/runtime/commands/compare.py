@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -14,8 +15,16 @@ from sfumato import recipe as recipes
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.evaluation.compare import study as studies
 from sfumato.evaluation.compare import table as tables
+from sfumato.evaluation.compare.entries import Entry, entries
 from sfumato.evaluation.compare.page import report_page
-from sfumato.evaluation.compare.runs import Curve, EvaluatedRun, obstacles, weak_figures
+from sfumato.evaluation.compare.runs import (
+    Curve,
+    EvaluatedRun,
+    obstacles,
+    outdated_interval,
+    twins,
+    weak_figures,
+)
 from sfumato.evaluation.compare.votes import bradley_terry, win_rates, wins
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.report import FILE, read_report
@@ -42,31 +51,51 @@ def gather(words: Sequence[str], *, root: Path, display: Display) -> list[Evalua
     names = [run.name for run in found]
     if len(set(names)) == len(names):
         return found
-    return [_renamed(run, f"{run.name} ({number})") for number, run in enumerate(found, 1)]
+    return [replace(run, name=f"{run.name} ({number})") for number, run in enumerate(found, 1)]
 
 
 def compare(
-    words: Sequence[str], *, out: Path | None, root: Path, display: Display
+    words: Sequence[str], *, out: Path | None, root: Path, display: Display, group_seeds: bool = False
 ) -> tuple[dict[str, Any], Table]:
-    """The figures of the runs as plain data and as a table; with `out`, the page is written there."""
+    """The figures of the runs as plain data and as a table; with `out`, the page is written there.
+
+    `group_seeds` makes one entry of runs that differ in their seed alone.
+    """
     runs = gather(words, root=root, display=display)
+    compared = entries(runs, group_seeds=group_seeds)
     against = obstacles(runs)
     for line in against:
         display.note(f"these figures do not compare: {line}")
     weak = weak_figures(runs)
     for line in weak:
         display.note(f"weak figures: {line}")
-    rows = tables.rows(runs, comparable=not against)
+    _note(runs, display, group_seeds=group_seeds)
+    rows = tables.rows(compared, comparable=not against)
     if out is not None:
-        write_bytes(out, report_page(runs, rows).encode())
+        write_bytes(out, report_page(compared, rows).encode())
     data = {
         "runs": [run.name for run in runs],
+        "entries": {entry.name: [run.name for run in entry.runs] for entry in compared},
         "obstacles": against,
         "weak": weak,
-        "metrics": tables.as_data(rows, runs),
+        "metrics": tables.as_data(rows, compared),
         "page": None if out is None else str(out),
     }
-    return data, _terminal(runs, rows)
+    return data, _terminal(compared, rows)
+
+
+def _note(runs: Sequence[EvaluatedRun], display: Display, *, group_seeds: bool) -> None:
+    """Seeds that could be grouped, and intervals that an earlier version made too short."""
+    if not group_seeds and (alike := twins(runs)):
+        names = " and ".join(run.name for run in alike)
+        display.note(f"{names} differ in their seed alone: --group-seeds makes one entry of them")
+    for run in runs:
+        if short := [figure for figure in run.report.metrics if outdated_interval(run, figure)]:
+            figures = ", ".join(short)
+            display.note(
+                f"{run.name}: an earlier version recorded intervals of {figures} that are too short; a new "
+                "evaluation (`sfumato evaluate RUN --out DIR`) has right ones"
+            )
 
 
 def study(
@@ -114,6 +143,7 @@ def _gather(word: str, root: Path, display: Display) -> EvaluatedRun:
         raise SfumatoError(f"run {folder.id} was not evaluated yet: `sfumato evaluate {folder.path}` does it")
     report = read_report(place)
     recipe = recipes.load(folder.path / "recipe.yaml")
+    data = (folder.read_json("run.json") or {}).get("data_digest")
     cache = recipe.evaluate.cache or Path(recipe.storage) / CACHE
     return EvaluatedRun(
         name=folder.id,
@@ -124,12 +154,9 @@ def _gather(word: str, root: Path, display: Display) -> EvaluatedRun:
         recipe=yaml.safe_load((folder.path / "recipe.yaml").read_text()),
         curves=_curves(recipe, folder, root, display),
         facts=_facts(recipe, folder),
-    )
-
-
-def _renamed(run: EvaluatedRun, name: str) -> EvaluatedRun:
-    return EvaluatedRun(
-        name, run.folder, run.blocks, run.report, run.cache, run.recipe, run.curves, run.facts
+        title=recipe.name,
+        seed=recipe.seed,
+        but_for_seed=f"{recipe.name} {recipe.model_copy(update={'seed': 0}).digest()} {data}",
     )
 
 
@@ -182,15 +209,19 @@ def _is_curve(name: str) -> bool:
     return loss or figure
 
 
-def _terminal(runs: Sequence[EvaluatedRun], rows: Sequence[tables.Row]) -> Table:
-    table = Table(title="figures (interval)  * best  ≈ not told from the best", title_justify="left")
+def _terminal(compared: Sequence[Entry], rows: Sequence[tables.Row]) -> Table:
+    table = Table(
+        title="figures (interval), ± over seeds  * best  ≈ not told from the best", title_justify="left"
+    )
     table.add_column("")
-    for run in runs:
-        table.add_column(run.name, overflow="fold")
+    for entry in compared:
+        table.add_column(entry.name, overflow="fold")
     for row in rows:
         arrow = "↑" if row.higher_is_better else "↓"
         table.add_row(f"{row.metric} {arrow}", *(cell.text for cell in row.cells))
-    table.add_row("seconds an image", *(f"{run.report.seconds_per_image:.3g}" for run in runs))
-    passes = [run.report.evaluations_per_image for run in runs]
+    reports = [[run.report for run in entry.runs] for entry in compared]
+    seconds = [fmean(report.seconds_per_image for report in those) for those in reports]
+    table.add_row("seconds an image", *(f"{value:.3g}" for value in seconds))
+    passes = [fmean(report.evaluations_per_image for report in those) for those in reports]
     table.add_row("passes an image", *(f"{value:.4g}" if value else "–" for value in passes))
     return table

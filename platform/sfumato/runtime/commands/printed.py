@@ -11,25 +11,33 @@ from sfumato.runtime.runs.session import Session
 
 def show(session: Session, results: dict[str, Any], *, as_json: bool) -> None:
     """A short table, the place of the pictures, and how to open the UI; or all of it as JSON."""
+    if as_json:
+        print(json.dumps(summary(session, results)))
+        return
+    show_table(session, results)
+    if session.tracker.run_id:
+        session.display.line("compare   sfumato ui")
+
+
+def show_table(session: Session, results: dict[str, Any]) -> None:
+    """The table and the place of the pictures."""
+    session.display.table(f"run {session.folder.id}", _rows(results))
+    for line in weak_lines(results.get("evaluate", {})):
+        session.display.note(line)
+    if grid := summary(session, results)["grid"]:
+        session.display.line(f"samples   {grid}")
+
+
+def summary(session: Session, results: dict[str, Any]) -> dict[str, Any]:
+    """The results of the stages, and where everything is, as plain data."""
     grid = session.folder.path / "samples" / "grid.png"
-    summary = {
+    return {
         "run": session.folder.id,
         "folder": str(session.folder.path),
         "mlflow_run_id": session.tracker.run_id or None,
         "grid": str(grid) if grid.is_file() else None,
         **results,
     }
-    if as_json:
-        print(json.dumps(summary))
-        return
-    display = session.display
-    display.table(f"run {session.folder.id}", _rows(results))
-    for line in weak_lines(results.get("evaluate", {})):
-        display.note(line)
-    if summary["grid"]:
-        display.line(f"samples   {grid}")
-    if session.tracker.run_id:
-        display.line("compare   sfumato ui")
 
 
 def figures(evaluated: dict[str, Any]) -> dict[str, str]:
