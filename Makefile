@@ -40,6 +40,7 @@ check: $(VENV)/.dev ## Lint, check formatting, types and import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python .ci/import_circles.py
 
 audit: $(VENV)/.runtime ## Look for known vulnerabilities in the locked dependencies
 	@$(INSTALL) 'pip-audit>=2.9' || { \

@@ -31,6 +31,18 @@ RunName = Annotated[
         show_default=False,
     ),
 ]
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Where the base of an adapter is, if it is no longer where it was in training.",
+        show_default=False,
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Allow classes named by import path; loading them runs their modules."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Fresh = Annotated[
     bool,

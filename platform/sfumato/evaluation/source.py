@@ -110,18 +110,25 @@ LoadSource = Callable[[Path, Mapping[str, Any]], SampleSource]
 
 
 def load_model(
-    folder: Path, sampling: Mapping[str, Any], *, device: str, trust: bool, reference: Reference
+    folder: Path,
+    sampling: Mapping[str, Any],
+    *,
+    device: str,
+    trust: bool,
+    reference: Reference,
+    base: Path | None = None,
 ) -> SampleSource:
     """A trained model by its capability: drawing images, or else reconstructing those of the reference.
 
     `device` is where the workers compute; a driver without a GPU still loads the model, on the CPU,
     to learn what it makes. `trust` permits a family by import path, which runs the code found there.
+    `base` is the place of an adapter's base, None for its place in training.
 
     Raises CheckpointError for a bad folder, ConfigError for options that the family lacks, CapabilityError
     for a model that can do neither.
     """
     here = device if torch.cuda.is_available() else "cpu"
-    generator = Generator.load(folder, here, trust=trust)
+    generator = Generator.load(folder, here, trust=trust, base=base)
     draws = generator.config.samples(generator.data)
     if draws and sampling:
         generator = _with_options(generator, sampling, here)

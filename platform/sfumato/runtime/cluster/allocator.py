@@ -1,7 +1,7 @@
 """Makes the C library keep freed memory, so that every step finds the memory of the last one.
 
-glibc gives large freed blocks back to the system and asks for them again in the next step, whose first touch
-of each page is a fault: thousands a step, up to a tenth of the time of training on CPU.
+glibc returns large freed blocks to the system and requests them again in the next step, which then faults on
+each page: thousands per step, up to a tenth of the training time on a CPU.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _THEIRS = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLO
 
 
 def keep_freed_memory() -> bool:
-    """Keep up to half a GiB for what this process allocates next; whether it could be asked for.
+    """Keep up to half a GiB for this process's next allocations; returns whether that was possible.
 
-    Nothing is done where the environment says how to allocate, or without glibc.
+    Does nothing if the environment configures allocation, or without glibc.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _THEIRS):
         return False

@@ -139,9 +139,9 @@ def _facts(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
 
 
 def _curves(recipe: Recipe, folder: RunFolder, root: Path, display: Display) -> dict[str, Curve]:
-    """Figures of evaluations in training, from the run's folder.
+    """Figures of evaluations during training, from the run's folder.
 
-    Losses, and figures of checkpoints that were evaluated by hand, come from MLflow, where it answers.
+    Losses, and figures of checkpoints that were evaluated by hand, come from MLflow, if it answers.
     """
     known = folder.read_json("run.json") or {}
     found: dict[str, list[Point]] = {}

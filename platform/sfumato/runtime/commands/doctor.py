@@ -25,7 +25,7 @@ _LEAST_MEMORY_GB = 4.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: `ok` is False for problems to fix, None for something merely absent."""
+    """One line of the report: `ok` is False for problems to fix, None for something that is merely absent."""
 
     name: str
     ok: bool | None

@@ -51,6 +51,10 @@ class Request:
     out: Path | None = None
     statistics: Path | None = None
     """Where to write mean and covariance of the images' features, instead of comparing them."""
+    base: Path | None = None
+    """The place of an adapter's base; None for its place in training."""
+    trust: bool = False
+    """Whether a model folder may name classes by import path, whose code is run."""
 
     @property
     def plain(self) -> bool:
@@ -150,6 +154,8 @@ def _evaluation(
     """The requested target; a model built from a checkpoint exists only inside the block."""
     settings = _settings(recipe, request)
     images = open_images(target.place) if target.kind == "images" else None
+    if images is not None and request.base is not None:
+        raise ConfigError(f"--base is for models, but this measures {target.about}: leave it out")
     reference = _reference(target, request, recipe, images, root)
     out = request.out or _place(target, request, root)
     cache = root / "runs" / CACHE if recipe is None else Path(root, recipe.storage) / CACHE
@@ -166,7 +172,7 @@ def _evaluation(
         return
     if request.resize is not None:
         raise ConfigError("--resize is for images; a model's samples are measured at the size it makes")
-    with model_of(_model_place(target), root=root) as found:
+    with model_of(_model_place(target), root=root, trust=request.trust) as found:
         yield Evaluation.of_model(
             settings,
             model_folder=found.model,
@@ -175,6 +181,7 @@ def _evaluation(
             cache=cache,
             progress=display.update,
             trust=found.trusted,
+            base=request.base,
         )
 
 
@@ -206,7 +213,9 @@ def _reference(
     target: Target, request: Request, recipe: Recipe | None, images: Reference | None, root: Path
 ) -> Reference:
     if request.against is not None and is_statistics(request.against):
-        return StatisticsReference(request.against, images.spec if images else _made_by(target, root))
+        return StatisticsReference(
+            request.against, images.spec if images else _made_by(target, request, root)
+        )
     if request.against is not None:
         return open_images(request.against)
     if recipe is None:
@@ -216,9 +225,9 @@ def _reference(
     return open_images(recipe.data.path, recipe.data.on_error)
 
 
-def _made_by(target: Target, root: Path) -> DataSpec:
+def _made_by(target: Target, request: Request, root: Path) -> DataSpec:
     """The kind of images that a model generates."""
-    with model_of(_model_place(target), root=root) as found:
+    with model_of(_model_place(target), root=root, trust=request.trust) as found:
         return read_model_folder(found.model, trust=found.trusted).data
 
 

@@ -33,6 +33,7 @@ def draw(
     overwrite: bool,
     device: str,
     base: Path | None = None,
+    trust: bool = False,
     root: Path,
     display: Display,
 ) -> Path:
@@ -40,10 +41,11 @@ def draw(
 
     Without `num`, one image per prompt of a file of prompts, or 64. `asked` are the conditions. The same
     request on the same device gives the same bytes. `device` is a PyTorch device name, or "auto". `base`
-    is the place of an adapter's base, None for its place in training.
+    is the place of an adapter's base, None for its place in training; `trust` allows a model folder to name
+    classes by import path.
     """
     place = device_of(device)
-    with model_of(run, root=root) as found:
+    with model_of(run, root=root, trust=trust) as found:
         display.line(found.about)
         generator = Generator.load(found.model, place, trust=found.trusted, base=base)
         conditions = asked.source(generator.takes)
@@ -71,6 +73,7 @@ def export(
     kind: str,
     with_base: bool = False,
     base: Path | None = None,
+    trust: bool = False,
     root: Path,
     display: Display,
 ) -> None:
@@ -83,7 +86,7 @@ def export(
     """
     if dest.exists():
         raise ConfigError(f"{dest} exists; choose another place or remove it")
-    with model_of(run, root=root) as found:
+    with model_of(run, root=root, trust=trust) as found:
         display.line(found.about)
         if kind == "safetensors" and not with_base:
             shutil.copytree(found.model, dest)

@@ -2,7 +2,7 @@
 
 A recipe names a run, a folder or a file; that name may mean something else tomorrow. The resolved recipe
 holds absolute places and digests, so that workers on other nodes find them and changes are detected. It
-also describes the networks, so that an exported model can be built where they are missing.
+also describes the networks, so that an exported model can be built without them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sfumato.core.first_stage import FirstStageConfig
-from sfumato.core.pretrained import Pretrained, Reference, recorded, replaced
+from sfumato.core.pretrained import ModelCard, Pretrained, Reference, StoredModelCard, recorded, replaced
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.layers import library_networks
 from sfumato.recipe import Recipe
@@ -32,14 +32,16 @@ def resolved(recipe: Recipe, root: Path) -> Recipe:
 
 
 def look_up(reference: Some, root: Path, field: str) -> Some:
-    """A reference with its absolute place, digest and content; `field` is its name in recipes.
+    """A reference with its absolute place, digest and content.
+
+    `field` is its name in recipes, empty for a word of the command line.
 
     Raises ConfigError in one line.
     """
     kind, place = reference.source
     if not place:
         return reference
-    where = f"{field}.{kind}: {place!r}"
+    where = f"{field}.{kind}: {place!r}" if field else repr(place)
     try:
         found = _content(reference, kind, place, root)
     except SfumatoError as error:
@@ -73,7 +75,7 @@ def _model(reference: Reference, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"run": str(folder), "digest": digest}
     if isinstance(reference, FirstStageConfig):
         try:
-            return {**found, "model": recorded(card)}
+            return {**found, "model": recorded(card, StoredModelCard)}
         except ConfigError as error:
             raise ConfigError(f"not usable as first stage: {error}") from None
     assert isinstance(reference, Pretrained)
@@ -82,8 +84,9 @@ def _model(reference: Reference, folder: Path) -> dict[str, Any]:
     if network not in names:
         asked = f"has no network {network!r}" if network else "has several networks"
         raise ConfigError(f"its model {asked}; set network to one of {', '.join(names)}")
-    # A family by import path builds its networks itself; its code never runs just because a card names it.
-    model = None if ":" in card["family"] else recorded(card)
+    # Without trust, the code of a family by import path never runs just because a card names it.
+    known = reference.trust or ":" not in card["family"]
+    model = recorded(card, ModelCard) if known else None
     return {**found, "network": network, "model": model}
 
 

@@ -227,6 +227,7 @@ def packed(recipe: Recipe, display: Display) -> Manifest:
         max_errors=data.max_errors,
         max_pixels=data.max_pixels,
         progress=display.update,
+        note=display.note,
     )
     for fault in report.skipped:
         display.note(f"skipped {fault}")

@@ -15,7 +15,7 @@ from typing import Any, cast
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from sfumato import errors
 from sfumato.data.format.manifest import Manifest
@@ -31,13 +31,14 @@ from sfumato.runtime.training.beside import beside
 from sfumato.runtime.training.introduce import Introduce
 from sfumato.runtime.training.job import TrainJob, train_worker
 from sfumato.runtime.training.preemption import SaveBeforeResize
+from sfumato.runtime.training.trainer import Trainer
 from sfumato.runtime.training.validation import TrainingEvaluations
 from sfumato.tracking.run import TrackerHandle
 
 _POLL_S = 0.5
 
 Watch = Callable[[boards.Snapshot], None]
-"""Receives the progress of training regularly while it runs."""
+"""Is called regularly with the progress of training."""
 
 
 def fit(
@@ -50,8 +51,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train the recipe to its end on the connected cluster; resumes from the run's newest checkpoint.
 
-    Returns rank 0's summary. Raises the SfumatoError that a worker met, or WorkersLost when workers were lost
-    more often than `parallel.max_failures`. Whoever has `watch` can end the run by the snapshot's controller.
+    Returns rank 0's summary. Raises a worker's SfumatoError, or WorkersLost if workers were lost
+    more often than `parallel.max_failures`. `watch` can end the run through the snapshot's controller.
     """
     parallel = recipe.parallel
     ray_cluster.patience(parallel)
@@ -74,7 +75,7 @@ def fit(
     if parallel.gpus_per_worker:
         resources["GPU"] = parallel.gpus_per_worker
     streams = RankStreams(recipe.data, manifest, recipe.seed, cpus_per_worker=parallel.cpus_per_worker)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         cast(Any, train_worker),  # typed as if it could not return anything
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if parallel.gpus_per_worker else "gloo"),
@@ -93,6 +94,8 @@ def fit(
         ),
         datasets={**streams.datasets},
         dataset_config=streams,
+        # Whoever watches may run several trainings on one cluster.
+        alone=watch is None and not ray_cluster.may_lose_nodes(),
     )
     with TrainingEvaluations(recipe, folder, tracker, display, board):
         stuck = watchdog.watching(board, parallel.hang_timeout)
@@ -111,9 +114,9 @@ def fit(
 
 @contextlib.contextmanager
 def _ctrl_c_as_usual() -> Iterator[None]:
-    """Ray Train puts a handler of its own in place, which ends the run in order and then exits the process.
+    """Ray Train installs its own handler, which ends the run properly and then exits the process.
 
-    The order is welcome; the exit becomes the KeyboardInterrupt that it stands for, and the handler goes.
+    This turns the exit into the KeyboardInterrupt that it stands for, and removes the handler.
     """
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)

@@ -1,12 +1,12 @@
 """Evaluations during training: on their own resources, next to the training group, never in it.
 
 Every `evaluate.every` images the workers write the networks that sampling needs to `snapshots/`, which
-costs as much as an export, and continue. The driver sees the folder and starts one Ray task for it, with
-CPUs and GPUs of its own; snapshots wait their turn in the order of images. Figures land on the run at the
-images of their snapshot, the best model stays as `best/`, and early stopping is a word on the board that
-all training workers read at the same step.
+costs as much as an export, and continue. The driver finds the folder and starts a Ray task for it, with
+its own CPUs and GPUs; snapshots are evaluated one after another, in the order of images. Figures are recorded
+on the run at the images of their snapshot, the best model is kept as `best/`, and an early stop is a request
+on the board that all training workers read at the same step.
 
-What has been evaluated is in `evaluation/during.json`: a killed run resumes with the missing ones.
+`evaluation/during.json` lists finished evaluations: a killed run resumes with the missing ones.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ log = logging.getLogger(__name__)
 DURING = "evaluation/during.json"
 BEST = "best"
 NO_MORE = sys.maxsize
-"""Images up to which all snapshots count as evaluated once no more will be: nothing waits for them."""
+"""Images up to which all snapshots count as evaluated once no more follow, so that nothing waits."""
 _POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRecord:
-    """One evaluation during training: its figures, and when training reached that point."""
+    """An evaluation during training: its figures, and when training reached that point."""
 
     images: int
     reached: float
@@ -63,7 +63,7 @@ class EvaluationRecord:
     higher_is_better: dict[str, bool]
     intervals: dict[str, Any] = field(default_factory=dict)
     finished: float = 0.0
-    """Unix seconds at which it was evaluated; training continues from `reached` to here and beyond."""
+    """Unix seconds at which it was evaluated; training continued in the meantime."""
 
     @property
     def point(self) -> Point:
@@ -77,7 +77,7 @@ def read_records(folder: RunFolder) -> list[EvaluationRecord]:
 
 
 class TrainingEvaluations:
-    """Watches a run's snapshots while the block runs, and finishes those that are left at its end.
+    """Evaluates a run's snapshots while the block runs, and the remaining ones at its end.
 
     Without `evaluate.every` it does nothing. A failed evaluation is reported and left out; training
     continues.
@@ -148,8 +148,8 @@ class TrainingEvaluations:
                 self._ended.wait(_POLL_S)
 
     def _waiting(self) -> list[Path]:
-        """Whole snapshots that were not evaluated yet, earliest first. Others, written anew by training that
-        went back, are removed."""
+        """Whole snapshots that are not evaluated yet, earliest first. Removes those that training wrote again
+        after going back."""
         evaluated = {snapshot_folder(self._folder, record.images) for record in self._records}
         for path in evaluated:
             if (path / CARD).is_file():
@@ -188,7 +188,7 @@ class TrainingEvaluations:
         self._decide()
 
     def _result(self, task: Any) -> EvaluationReport | None:
-        """The task's report; None when training has failed meanwhile, and the task is ended."""
+        """The task's report; None if training has failed meanwhile, which ends the task."""
         while True:
             done, _ = ray.wait([task], timeout=_POLL_S)
             if done:
@@ -251,7 +251,7 @@ def _record(images: int, reached: float, report: EvaluationReport) -> Evaluation
 def _start(
     recipe: Recipe, settings: EvaluateSettings, folder: RunFolder, snapshot: Path, *, keep_blocks: bool
 ) -> Any:
-    """The task; with one actor it does the work itself, with more it directs them."""
+    """The task; with one actor it does the work itself, with several it directs them."""
     alone = settings.actors_during == 1
     work: Any = ray.remote(_evaluate_snapshot).options(
         num_cpus=settings.cpus_per_actor if alone else 1.0,
