@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +106,24 @@ def test_verify_finds_an_index_of_other_places(tmp_path: Path) -> None:
     faults = check(tmp_path / "d", decode=False)[1]
     assert len(faults) >= 1797
     assert {fault.reason for fault in faults} == {"is not where the index says"}
+
+
+@pytest.mark.parametrize("sorted_by_class", [True, False])
+def test_index_warns_of_a_set_that_is_sorted_by_class(tmp_path: Path, sorted_by_class: bool) -> None:
+    pixels = io.BytesIO()
+    Image.new("L", (8, 8)).save(pixels, "PNG")
+    for shard in range(5):
+        with tarfile.open(tmp_path / f"set-{shard}.tar", "w") as tar:
+            for row in range(20):
+                label = shard if sorted_by_class else row % 5
+                for extension, content in (("png", pixels.getvalue()), ("cls", str(label).encode())):
+                    member = tarfile.TarInfo(f"{shard}-{row:02}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    status, out = call("data", "index", str(tmp_path), "--json")
+    warnings = json.loads(out)["warnings"]
+    assert status == 0 and len(warnings) == sorted_by_class
+    assert all("1 classes on average, where 5 are" in line for line in warnings)
 
 
 @pytest.mark.skipif(not (SHARED / "emoji").is_dir(), reason="no SFUMATO_SHARED_DATA with the folder emoji")
