@@ -17,7 +17,7 @@ INPUTS := pyproject.toml constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos check audit bench-data bench-eval bench-memory bench-sampling bench-train stack-up stack-down image-test format clean
+.PHONY: help demo test test-slow chaos check audit bench-data bench-eval check-features bench-memory bench-sampling bench-train stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -40,6 +40,7 @@ check: $(VENV)/.dev ## Lint, check formatting, types and import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python .ci/import_circles.py
 
 audit: $(VENV)/.runtime ## Look for known vulnerabilities in the locked dependencies
 	@$(INSTALL) 'pip-audit>=2.9' || { \
@@ -48,6 +49,9 @@ audit: $(VENV)/.runtime ## Look for known vulnerabilities in the locked dependen
 
 bench-eval: $(VENV)/.dev ## Metrics against prdc, torch-fidelity and scipy: time, memory, agreement
 	@PYTHONPATH=tests/peers $(BIN)/python tests/benchmarks/evaluation/bench_eval.py $(ARGS)
+
+check-features: $(VENV)/.dev ## Does every metric tell good sets of images from bad ones? (ARGS="--photos DIR --npz FILE")
+	@PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/evaluation/check_features.py $(ARGS)
 
 bench-memory: $(VENV)/.dev ## Bytes that a rank holds of a network under ddp, fsdp and zero3
 	@$(BIN)/python tests/benchmarks/memory/bench_memory.py $(ARGS)

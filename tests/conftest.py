@@ -165,15 +165,13 @@ def earlier_run() -> Callable[[str, Path], Path]:
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CLIP with random weights and a tokenizer of three letters, as transformers saves it."""
-    import json
-
     transformers = pytest.importorskip("transformers")
+    from library_folders import save_clip_tokenizer
+
     from sfumato.core.rng import seeded
 
     folder = tmp_path_factory.mktemp("clip")
-    words = ["a", "b", "c", "a</w>", "b</w>", "c</w>", "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
+    save_clip_tokenizer(folder)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
         text_config={

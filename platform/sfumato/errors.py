@@ -54,6 +54,10 @@ class Interrupted(SfumatoError):
     exit_status = 130
 
 
+INSTALL = "install Sfumato again (pip install -c constraints.txt -e . in its repository)"
+"""What to do about a package that belongs to every installation."""
+
+
 def with_extra(extra: str) -> str:
     """How to install one of the package's extras: from its repository, since no package index has it."""
     return f"pip install -c constraints.txt -e '.[{extra}]' in Sfumato's repository"

@@ -23,6 +23,7 @@ from sfumato import families
 from sfumato.core import identity
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config, Neutral
+from sfumato.core.earlier_defaults import FIRST, SCHEMA, as_of
 from sfumato.core.family import FamilyConfig
 from sfumato.core.validation import explain
 from sfumato.data.config import DataSettings
@@ -35,10 +36,6 @@ from sfumato.tracking.config import TrackingSettings
 from sfumato.training import capabilities, phases
 from sfumato.training.config import TrainSettings
 from sfumato.tuning.config import TuneSettings
-
-SCHEMA = 1
-"""Part of every run's identity. Raise it whenever a default value changes: a recipe that relies on the
-default then identifies another run than before. Adding a field changes nothing."""
 
 
 class RegistrySettings(Config):
@@ -80,8 +77,8 @@ class Recipe(Config):
         return identity.counted(self)
 
     def to_yaml(self) -> str:
-        """The resolved recipe; loading it gives an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        """The resolved recipe; loading it gives an equal one, also in versions that have other defaults."""
+        return yaml.safe_dump({"schema": SCHEMA, **self.model_dump(mode="json")}, sort_keys=False)
 
     def problems(self, spec: DataSpec | None = None, samples: int | None = None) -> list[str]:
         """Problems that make the run impossible although every field is valid, one line each.
@@ -112,7 +109,7 @@ class Recipe(Config):
         if spec is not None:
             family_problems = self.model.problems(spec)
             found += family_problems
-            found += self.evaluate.problems(spec)
+            found += self.evaluate.problems(spec, samples)
             found += condition_problems(self.model, spec, self.train.preview_conditions)
             if not family_problems:
                 family = self.model.build(spec)
@@ -154,14 +151,21 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_first_line(error)}") from error
     assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+    of_a_run = (Path(path).parent / "run.json").is_file()  # the first schema did not write its number
+    return {**({"schema": FIRST} if of_a_run else {}), **{str(key): value for key, value in content.items()}}
 
 
 def parse(content: Mapping[str, Any]) -> Recipe:
-    """Build a recipe from plain data. Raises ConfigError with one line per problem."""
+    """Build a recipe from plain data. Raises ConfigError with one line per problem.
+
+    `schema` in it selects the version whose defaults count for fields that are left out: today's if absent.
+    """
     lines: list[str] = []
+    version = content.get("schema", SCHEMA)
+    if type(version) is not int or not FIRST <= version <= SCHEMA:
+        lines.append(f"schema: got {version!r}; this version of Sfumato knows {FIRST} to {SCHEMA}")
     model = _parse_model(content.get("model"), lines) if "model" in content else None
-    rest = {key: value for key, value in content.items() if key != "model"}
+    rest = {key: value for key, value in content.items() if key not in ("model", "schema")}
     try:
         # A stand-in replaces an invalid model, so that the rest is still checked.
         return_value = Recipe.model_validate(
@@ -171,7 +175,7 @@ def parse(content: Mapping[str, Any]) -> Recipe:
         lines += explain(error, Recipe)
     if lines:
         raise ConfigError(*lines)
-    return return_value
+    return as_of(return_value, version)
 
 
 def schema() -> dict[str, Any]:
@@ -185,6 +189,12 @@ def schema() -> dict[str, Any]:
     by_path = {"type": "object", "properties": {"family": {"type": "string", "pattern": ".+:.+"}}}
     result["properties"]["model"] = {"anyOf": [*options, by_path]}
     result["properties"]["base"] = {"type": "string", "description": "Recipe file that this one builds on."}
+    result["properties"]["schema"] = {
+        "type": "integer",
+        "minimum": FIRST,
+        "maximum": SCHEMA,
+        "description": "Version whose defaults count for the fields that are left out; absent: today's.",
+    }
     result["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return result
 

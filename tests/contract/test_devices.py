@@ -87,6 +87,9 @@ class MovedRng(StreamRng):
     def uniform(self, *tail: int) -> Tensor:
         return super().uniform(*tail).to(DEVICE)
 
+    def stratified(self) -> Tensor:
+        return super().stratified().to(DEVICE)
+
     def integers(self, high: int, *tail: int) -> Tensor:
         return super().integers(high, *tail).to(DEVICE)
 

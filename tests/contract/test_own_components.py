@@ -14,6 +14,7 @@ import yaml
 from sfumato import recipe as recipes
 from sfumato.core.progress import Progress
 from sfumato.data.format.manifest import Manifest
+from sfumato.data.packing.pack import pack
 from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError
 from sfumato.evaluation.block_store import BlockStore
@@ -23,6 +24,12 @@ from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.stage import evaluate
 from sfumato.parallel import Placement, make
 from sfumato.recipe import Recipe
+from sfumato.runtime.commands.pack import pack as pack_command
+from sfumato.runtime.pipeline.plan import plan
+from sfumato.runtime.pipeline.records import Records
+from sfumato.runtime.pipeline.settings import Pipeline, load
+from sfumato.runtime.pipeline.stage import Work
+from sfumato.runtime.runs.display import Display
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.training.loop import Trainer, install
@@ -39,6 +46,9 @@ from torch import nn
 
 from sfumato.core.config import Config
 from sfumato.core.family import LossOut
+from sfumato.data.format.manifest import Manifest
+from sfumato.data.packing.array_source import ArraySource
+from sfumato.data.packing.source import SourceConfig
 from sfumato.evaluation.features.extractor import Extracted
 from sfumato.evaluation.metric_inputs import MetricInput, Prepared
 from sfumato.evaluation.metrics.metric import BaseMetric, MetricResult
@@ -47,6 +57,7 @@ from sfumato.families.diffusion.objectives import Objective, ObjectiveConfig, Sa
 from sfumato.families.diffusion.samplers import Sampler
 from sfumato.families.gan.losses import Loss
 from sfumato.parallel.strategies.single import Single
+from sfumato.runtime.pipeline.stage import StageSettings
 
 
 class Plain(NetworkConfig):
@@ -198,6 +209,43 @@ class EdgeGap(BaseMetric):
         scale = options.of(EdgeSettings).edge_scale
         own = float(reference.inputs["own"].sum())
         return MetricResult(self.name, scale * float(terms.mean()), {"own": own}, scale * terms)
+
+
+class Stripes(SourceConfig):
+    """Pictures of stripes, drawn as they are opened."""
+
+    count: int = Field(6, ge=1, description="How many pictures.")
+
+    @property
+    def name(self):
+        return "stripes"
+
+    def open(self, opening):
+        pixels = np.zeros((self.count, 8, 8, 1), np.uint8)
+        for row in range(self.count):
+            pixels[row, row % 8 :: 2] = 255
+        return ArraySource(pixels, None, (), f"{self.count} pictures of stripes")
+
+
+class Count(StageSettings):
+    """Counts the samples of a data set. Gives `samples`."""
+
+    GIVES: ClassVar[tuple[str, ...]] = ("samples",)
+    data: str = Field(description="The data set.")
+
+    @classmethod
+    def clashes(cls, stages):
+        return [f"stages.{name}: counting once is enough" for name in list(stages)[1:]]
+
+    def identity(self, place):
+        return {"data": Manifest.load(place.path(self.data)).digest}
+
+    def in_place(self, outputs, place):
+        return True
+
+    def perform(self, work):
+        samples = Manifest.load(work.place.path(self.data)).samples
+        return {"samples": samples, "digest": str(samples)}
 
 
 class Means:
@@ -359,6 +407,56 @@ def test_a_loss_of_two_networks(digits_data: Path, tmp_path: Path) -> None:
     }
     assert losses["same"] == losses["hinge"]
     assert losses["wider"][0] != losses["hinge"][0]
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_source_of_images(tmp_path: Path) -> None:
+    """It fills a recipe's data set, and `sfumato pack` takes it, too."""
+    source = {"kind": "own_parts.parts:Stripes", "count": 5}
+    content = {"name": "x", "train": {"images": 8, "batch": 8}, "model": {"family": "gan"}}
+    chosen = recipes.parse({**content, "data": {"path": "d", "source": source}})
+    assert recipes.parse(yaml.safe_load(chosen.to_yaml())) == chosen
+    assert chosen.data.source is not None
+    manifest = pack(chosen.data.source, tmp_path / "packed").manifest
+    assert (manifest.samples, manifest.source) == (5, "5 pictures of stripes")
+
+    how: dict[str, Any] = {"on_error": "fail", "max_errors": 0, "overwrite": False, "display": Display()}
+    dest = str(tmp_path / "other")
+    options = {"kind": source["kind"], "count": "7", "val": "0.0"}
+    assert pack_command("stripes", dest, options=options, **how)["samples"] == 7
+    with pytest.raises(ConfigError, match="countt: unknown key; did you mean 'count'"):
+        pack_command("stripes", dest, options={"kind": source["kind"], "countt": "7"}, **how)
+    with pytest.raises(ConfigError, match=r"kind: 'own_parts.parts:Plain' .* must subclass .*SourceConfig"):
+        pack_command("stripes", dest, options={"kind": "own_parts.parts:Plain"}, **how)
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_kind_of_stage(digits_data: Path, tmp_path: Path) -> None:
+    """It takes overrides and references, is planned, and runs."""
+    count = {"kind": "own_parts.parts:Count", "data": "${images.data}"}
+    pack = {"kind": "pack", "source": {"kind": "digits"}, "dest": str(digits_data)}
+
+    def loaded(*overrides: str, **stages: dict[str, Any]) -> Pipeline:
+        path = tmp_path / "pipeline.yaml"
+        path.write_text(yaml.safe_dump({"name": "own", "stages": {"images": pack, **stages}}))
+        return load(path, overrides, root=tmp_path)
+
+    pipeline = loaded("count.needs=[images]", count=count)
+    assert [(step.name, step.state) for step in plan(pipeline, Records(pipeline.state))] == [
+        ("images", "run"),
+        ("count", "wait"),
+    ]
+    work = Work(place=pipeline.place, display=Display())
+    outputs = pipeline.stage("images", {}).perform(work)
+    assert pipeline.stage("count", {"images": outputs}).perform(work)["samples"] == 1797
+    for stages, overrides, expected in (
+        ({"count": count, "again": count}, (), "stages.count: counting once is enough"),
+        ({"count": {**count, "dta": 1}}, (), "stages.count.dta: unknown key; did you mean 'data'"),
+        ({"count": count}, ("count.dta=1",), "unknown key; a stage of kind own_parts.parts:Count has data"),
+        ({"count": {"kind": "own_parts.parts:Plain"}}, (), "must subclass .*StageSettings"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            loaded(*overrides, **stages)
 
 
 @pytest.mark.usefixtures("parts")

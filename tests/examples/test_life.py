@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import train_rank
+import yaml
 from example_cases import EXAMPLES, Prepared
 from PIL import Image
 
@@ -108,3 +109,45 @@ def test_evaluation_measures_it(
         )
     )
     assert report.samples == 16 and report.metrics["fd_classifier"] > 0
+
+
+def test_commands_take_the_base_of_an_adapter_from_another_place(
+    prepared: Prepared, tmp_path: Path, sfumato_here: Callable[..., tuple[int, str, str]]
+) -> None:
+    """A run and its checkpoint are measured and sampled with a base that is no longer where it was."""
+    run, data = tmp_path / "run", str(prepared.sets["digits"])
+    folders = {"checkpoints": str(run / "checkpoints"), "model_folder": str(run / "model")}
+    case = prepared.case("adapter", out=str(tmp_path / "out.safetensors"), **folders)
+    train_rank.train(case)
+    (run / "run.json").write_text("{}")
+    model = {"family": case["family"], **case["model"]}
+    recipe = {"name": "x", "data": {"path": data}, "model": model, "train": case["train"]}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    *_, checkpoint = sorted((run / "checkpoints").glob("images-*"))
+    base = Path(prepared.pretrained["adapter"]["base"]["folder"])
+    features = [f"evaluate.feature_options.classifier.{o}" for o in ("seen=64", "base=8", "dim=4")]
+    measuring = ["--against", data, "--samples", "16", "--actors", "0", "--metrics", "fd"]
+    moved = base.rename(tmp_path / "moved")
+    try:
+        for number, place in enumerate((run, checkpoint)):
+            how = ["evaluate", str(place), *features, *measuring, "--out", str(tmp_path / f"{number}")]
+            status, _, err = sfumato_here(*how)
+            assert status == 1 and f"{base} is not there" in err, err
+            status, _, err = sfumato_here(*how, "--base", str(moved))
+            assert status == 0, err
+            out = str(tmp_path / f"images-{number}")
+            status, _, err = sfumato_here(
+                "sample", str(place), "--num", "2", "--out", out, "--base", str(moved)
+            )
+            assert status == 0, err
+        assert files(tmp_path / "images-0")["000001.png"] == files(tmp_path / "images-1")["000001.png"]
+        drawing = ["sample", str(run / "model"), "--num", "2", "--base", str(moved)]
+        status, _, err = sfumato_here(*drawing, "--out", str(tmp_path / "images-2"))
+        assert status == 2 and "adapter:AdapterConfig" in err and "with --trust" in err
+        status, _, err = sfumato_here(*drawing, "--out", str(tmp_path / "images-2"), "--trust")
+        assert status == 0, err
+        assert files(tmp_path / "images-0")["000001.png"] == files(tmp_path / "images-2")["000001.png"]
+        status, _, err = sfumato_here("evaluate", data, "--against", data, "--base", str(moved))
+        assert status == 2 and "--base is for models, but this measures images" in err
+    finally:
+        moved.rename(base)

@@ -23,7 +23,7 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing import remote_staging
 from sfumato.data.packing.download import fetched
 from sfumato.data.packing.pack import pack
-from sfumato.data.packing.sources import kind_of, source_named
+from sfumato.data.packing.recognition import kind_of, source_named
 from sfumato.data.packing.sources.digits import DigitsSource
 from sfumato.data.packing.tasks import T, Task
 from sfumato.data.storage.filesystems import above, below

@@ -20,7 +20,10 @@ from sfumato.evaluation.images import open_images
 from sfumato.evaluation.stage import evaluate
 
 SETTINGS = EvaluateSettings(
-    actors=0, samples=400, feature_options={"classifier": {"seen": 4000, "base": 8, "dim": 16}}
+    actors=0,
+    samples=400,
+    feature_options={"classifier": {"seen": 4000, "base": 8, "dim": 16}},
+    accept_weak_features=True,
 )
 
 

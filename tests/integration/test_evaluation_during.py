@@ -45,6 +45,7 @@ def test_a_run_that_gets_no_better_stops_early_and_keeps_its_best_model(
                 "samples": 200,
                 "samples_during": 100,
                 "feature_options": {"classifier": {"seen": 2_000, "base": 8, "dim": 16}},
+                "accept_weak_features": True,
                 # No figure can gain so much: every evaluation after the first counts as no better.
                 "early_stop": {"metric": "fd_classifier", "patience": 1, "min_change": 1e9},
                 "best": {"metric": "fd_classifier"},

@@ -18,14 +18,15 @@ from sfumato.errors import ConfigError, SfumatoError
 from sfumato.evaluation.report import read_report
 from sfumato.families.flow import Config
 from sfumato.runtime.pipeline.kinds.gate import GateClosed, GateStage
-from sfumato.runtime.pipeline.kinds.stage import Outputs, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
+from sfumato.runtime.pipeline.stage import Outputs, Work
 from sfumato.runtime.runs.display import Display
 from sfumato.tracking.champion import champion_of, set_alias
 from sfumato.tracking.config import TrackingSettings
 
 pytestmark = pytest.mark.usefixtures("ray_local")
-FEW = {"samples": 64, "actors": 0, "feature_options": {"classifier": {"seen": 600, "base": 8, "dim": 16}}}
+CLASSIFIER = {"classifier": {"seen": 600, "base": 8, "dim": 16}}
+FEW = {"samples": 64, "actors": 0, "feature_options": CLASSIFIER, "accept_weak_features": True}
 BETTER = ["fd_classifier", "recall"]
 
 

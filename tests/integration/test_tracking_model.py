@@ -9,15 +9,24 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from adapter import AdapterConfig
+from library_folders import save_unet
 from tiny_evaluation import untrained
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.pretrained import Pretrained
+from sfumato.core.progress import Progress
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.families.diffusion import Config
+from sfumato.parallel import Placement
+from sfumato.parallel.strategies.single import Single
+from sfumato.runtime.runs.pretrained import look_up
 from sfumato.sampling.generator import Generator
+from sfumato.sampling.model_folder import save_model_folder
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.model import register_model
 from sfumato.tracking.run import Tracker
+from sfumato.training.loop import install
 
 DIGITS = DataSpec(channels=1, height=8, width=8, classes=tuple("0123456789"))
 
@@ -46,6 +55,31 @@ def test_the_registered_model_draws_the_same_images(tracker: Tracker, tmp_path: 
     np.testing.assert_array_equal(images[[1]], generator.sample(1, seed=9, labels=[2]))
     without = loaded.predict(pd.DataFrame({"seed": [7, 7, 7]}))
     np.testing.assert_array_equal(without, generator.sample(3, seed=7))
+
+
+def test_an_adapter_finds_its_base_where_it_is_told(tracker: Tracker, tmp_path: Path) -> None:
+    base = save_unet(tmp_path / "unet")
+    config = AdapterConfig(base=look_up(Pretrained(folder=str(base)), tmp_path, "model.base"))
+    spec, strategy = DataSpec(1, 8, 8), Single(Placement())
+    family = config.build(spec)
+    install(family, strategy, seed=0)
+    folder = tmp_path / "model"
+    weights = strategy.weights(family.samplers)
+    save_model_folder(folder, config, spec, weights, name="adapter", progress=Progress.at(1))
+    images = Generator.load(folder, trust=True).sample(2, seed=3)
+    rows = pd.DataFrame({"seed": [3, 3]})
+
+    second = base.rename(tmp_path / "second")
+    with pytest.raises(CheckpointError, match="is not there"):
+        register_model(tracker.handle, folder, "adapted")
+    assert register_model(tracker.handle, folder, "adapted", base=second) == 1
+    uri = "models:/adapted/1"
+    np.testing.assert_array_equal(mlflow.pyfunc.load_model(uri).predict(rows), images)
+    third = second.rename(tmp_path / "third")
+    with pytest.raises(CheckpointError, match="is not there"):
+        mlflow.pyfunc.load_model(uri)
+    loaded = mlflow.pyfunc.load_model(uri, model_config={"base": str(third)})
+    np.testing.assert_array_equal(loaded.predict(rows), images)
 
 
 def test_versions_count_and_nothing_is_pickled(tracker: Tracker, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_impossible_trials_are_refused_before_any_starts(digits_data: Path, tmp_
             sweep.run(given, display=Display(), root=tmp_path)
     pbt = {"scheduler": {"kind": "pbt", "every": 2_048}, "trials": 2, "concurrency": 2}
     given = content(digits_data, space={"model.network.channels": {"choice": [[8, 16], [16, 32]]}}, **pbt)
-    with pytest.raises(ConfigError, match="changes the networks, and pbt hands weights"):
+    with pytest.raises(ConfigError, match="changes the networks, and pbt passes weights"):
         sweep.run(given, display=Display(), root=tmp_path)
     late = {"scheduler": {"kind": "asha", "grace": 512}, "trials": 2}
     with pytest.raises(ConfigError, match=r"the metric comes every train\.log_every=1,024"):

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from sfumato.core.rng import SampleRng
 from sfumato.families.diffusion.objectives.ddpm import DDPMConfig, DDPMSampling
 from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
-from sfumato.families.diffusion.pipeline import denoise, guided_output
+from sfumato.families.diffusion.pipeline import Guidance, denoise, guided_output
 
 KINDS = ["linear", "cosine"]
 ALL_SAMPLERS = [
@@ -20,6 +20,8 @@ ALL_SAMPLERS = [
     DDPMSampling(sampler="ddim", steps=250),
     DDPMSampling(sampler="ddim", steps=500, eta=1.0),
     DDPMSampling(sampler="dpmsolver++", steps=50),
+    DDPMSampling(sampler={"kind": "sde-dpmsolver++", "order": 3}, steps=250),
+    DDPMSampling(sampler="unipc", steps=50),
 ]
 
 
@@ -162,6 +164,87 @@ def test_ddim_takes_the_noise_of_the_clipped_image() -> None:
     torch.testing.assert_close(found.double(), x, rtol=1e-4, atol=1e-5)
 
 
+class Certain(torch.nn.Module):
+    """Knows the image, whatever it is shown; the timesteps that it was asked for are kept."""
+
+    def __init__(self, objective: DDPMConfig, image: torch.Tensor) -> None:
+        super().__init__()
+        self.image, self.prediction = image.double(), objective.prediction
+        self.abar = NoiseSchedule(objective.schedule, objective.timesteps).alpha_bar
+        self.asked: list[int] = []
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor]:
+        self.asked.append(int(t))
+        keep, noise = self.abar[t].sqrt(), (1 - self.abar[t]).sqrt()
+        eps = (x - keep * self.image) / noise
+        return ((eps if self.prediction == "epsilon" else keep * eps - noise * self.image).float(),)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [50, 60, 61, 150, 600])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_leaves_no_noise_for_any_number_of_steps(kind: str, steps: int, eta: float) -> None:
+    """A denoiser that knows the image must lead to it; a level of 8 bits is 2/255."""
+    objective, rng = DDPMConfig(schedule=kind), SampleRng(0, range(4))
+    sampling = DDPMSampling(sampler="ddim", steps=steps, eta=eta)
+    image = torch.linspace(-0.9, 0.9, 64).view(1, 1, 8, 8).expand(4, -1, -1, -1)
+    scheduler = sampling.sampler.scheduler(objective.levels, clip=False)
+    found = denoise(
+        Certain(objective, image),
+        scheduler,
+        rng.normal(1, 8, 8),
+        steps=steps,
+        generators=rng.generators,
+        eta=eta,
+    )
+    assert (found - image).abs().max() * 127.5 < 0.2
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_ddims_steps_lead_to_the_next_timestep(eta: float) -> None:
+    """Song et al. 2021, eq. 12 and 16, over timesteps that are not evenly spaced."""
+    objective, rng = DDPMConfig(schedule="linear", prediction="epsilon", timesteps=20), SampleRng(0, range(2))
+    scheduler = DDPMSampling(sampler="ddim").sampler.scheduler(objective.levels, clip=False)
+    model = Certain(objective, torch.full((2, 1, 4, 4), 0.4))
+    noise = rng.normal(1, 4, 4)
+    model.image = model.image + 0.3 * noise  # an answer that the noise moves
+    found = denoise(model, scheduler, noise, steps=3, generators=rng.generators, eta=eta)
+    assert model.asked == [19, 12, 6]
+    again = SampleRng(0, range(2))
+    x, abar = again.normal(1, 4, 4).double(), model.abar
+    for t, after in ((19, 12), (12, 6), (6, -1)):
+        now, then = abar[t], abar[after] if after >= 0 else torch.ones(())
+        eps = (x - now.sqrt() * model.image) / (1 - now).sqrt()
+        sigma = eta * ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
+        x = then.sqrt() * model.image + (1 - then - sigma**2).sqrt() * eps
+        if eta:
+            x = x + sigma * again.normal(1, 4, 4)
+    torch.testing.assert_close(found.double(), x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("timesteps", "steps"), [(1000, 50), (1000, 8), (20, 5)])
+def test_where_the_steps_divide_t_ddim_is_diffusers_bit_for_bit(timesteps: int, steps: int) -> None:
+    objective = DDPMConfig(timesteps=timesteps)
+    sampling = DDPMSampling(sampler="ddim", steps=steps, eta=0.5)
+    model = GaussianDenoiser(objective, 0.3, 0.4)
+    ours = sampling.sampler.scheduler(objective.levels, clip=True)
+    rng = SampleRng(0, range(3))
+    noise = rng.normal(1, 4, 4)
+    found = denoise(model, ours, noise, steps=steps, generators=rng.generators, eta=0.5)
+    theirs, rng = sampling.sampler.scheduler(objective.levels, clip=True), SampleRng(0, range(3))
+    theirs.set_timesteps(steps)
+    x = rng.normal(1, 4, 4)
+    for t in theirs.timesteps:
+        output = model(x, t, None, False)[0]
+        x = theirs.step(
+            output, t, x, eta=0.5, use_clipped_model_output=True, generator=rng.generators
+        ).prev_sample
+    assert torch.equal(found, x)
+    rng = SampleRng(0, range(3))  # the scheduler of a pipeline serves many calls
+    noise = rng.normal(1, 4, 4)
+    assert torch.equal(found, denoise(model, ours, noise, steps=steps, generators=rng.generators, eta=0.5))
+
+
 def test_clipping_bounds_every_sampler() -> None:
     objective = DDPMConfig(timesteps=100)
     for sampler in ("ddpm", "ddim", "dpmsolver++"):
@@ -196,12 +279,14 @@ class Counted(torch.nn.Module):
 def test_guidance_is_the_papers_formula_and_costs_what_it_says() -> None:
     x, labels, t = torch.randn(3, 1, 2, 2), torch.tensor([0, 1, 4]), torch.tensor(5)
     model = Counted()
-    guided = guided_output(model, x, t, labels, guidance=2.5, null_class=5)
+    guided = guided_output(model, x, t, labels, guidance=Guidance(2.5), null_class=5)
     cond, uncond = x * 2 + labels.view(-1, 1, 1, 1), x * 2 + 5
     torch.testing.assert_close(guided, (1 + 1.5) * cond - 1.5 * uncond)  # eq. 6 with w = 1.5
-    plain = guided_output(model, x, t, labels, guidance=1.0, null_class=5)
+    plain = guided_output(model, x, t, labels, guidance=Guidance(1.0), null_class=5)
     torch.testing.assert_close(plain, cond)
-    torch.testing.assert_close(guided_output(model, x, t, labels, guidance=0.0, null_class=5), uncond)
+    torch.testing.assert_close(
+        guided_output(model, x, t, labels, guidance=Guidance(0.0), null_class=5), uncond
+    )
     assert model.rows == [6, 3, 6]
 
 

@@ -9,16 +9,21 @@ import pytest
 import torch
 from scipy import stats
 
-from sfumato.core.batch import Piece
+from sfumato.core.batch import DataSpec, Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
+from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.labels import Guided, LabelDropout
+from sfumato.families.diffusion.networks.unet import UNetConfig
 from sfumato.families.diffusion.objectives.consistency import (
     Consistency,
     ConsistencyConfig,
     ConsistencySampling,
     Curriculum,
 )
+from sfumato.parallel import Placement
+from sfumato.parallel.strategies.single import Single
+from sfumato.training.loop import install
 
 ROWS = 4096
 
@@ -173,6 +178,44 @@ def test_the_gradient_goes_through_the_student_alone() -> None:
     out.loss_B.mean().backward()
     assert student.weight.grad is not None
     assert teacher.weight.grad is None
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_teacher_and_student_drop_the_same_units(steps: int) -> None:
+    """As in the authors' `karras_diffusion.py`, which restores the generator between the two passes."""
+    family = DiffusionConfig(
+        network=UNetConfig.tiny().model_copy(update={"dropout": 0.3}),
+        objective=ConsistencyConfig(),
+        sampling=ConsistencySampling(),
+    ).build(DataSpec(1, 8, 8))
+    strategy = Single(Placement())
+    install(family, strategy, seed=0)
+    nets = strategy.view("network")
+    dropped: dict[str, list[torch.Tensor]] = {"network": [], "teacher": []}
+    for name, masks in dropped.items():
+        for part in nets[name].modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.register_forward_hook(lambda _, __, out, masks=masks: masks.append(out == 0))
+    batch = {"image": torch.rand(16, 1, 8, 8) * 2 - 1}
+    rng = StreamRng([Piece(0, 0, 16)], rows_per_stream=16, seed=0, images=0, phase="consistency")
+    torch.manual_seed(steps)
+    out = family.phases[0].loss(nets, batch, at(390_000), rng)
+    student, teacher = dropped["network"], dropped["teacher"]
+    assert len(student) == len(teacher) > 1
+    assert all(torch.equal(*masks) for masks in zip(student, teacher, strict=True))
+    assert 0.2 < torch.cat([mask.flatten() for mask in student]).float().mean() < 0.4
+    # At 1,281 levels the same network answers nearly the same at both: what is left is no noise of masks.
+    assert out.metrics["distance"].mean() < 0.2
+    torch.manual_seed(steps)
+    nets["network"](batch["image"], torch.zeros(16), None)
+    assert torch.equal(student[0], student[len(teacher)]), "the student draws what it draws alone"
+    with strategy.gathered(["teacher"]) as still:
+        assert not any(part.training for part in still["teacher"].modules())
+
+
+def test_the_loss_is_computed_in_float32() -> None:
+    config = DiffusionConfig(objective=ConsistencyConfig(), sampling=ConsistencySampling())
+    assert [phase.float32 for phase in config.build(DataSpec(1, 8, 8)).phases] == [True]
 
 
 def test_one_and_two_steps_are_algorithm_one() -> None:

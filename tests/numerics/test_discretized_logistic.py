@@ -28,6 +28,22 @@ def test_masses_are_those_of_the_logistic_and_sum_to_one(levels: int, mean: floa
     assert found.sum().item() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("log_scale", [20.0, 59.0, 90.0, 120.0, 1e30])
+def test_a_huge_scale_gives_no_infinity(log_scale: float) -> None:
+    """An inner bin's mass is width / (4 scale) where the density is flat; the outer two share the rest."""
+    scale = torch.tensor(log_scale, requires_grad=True)
+    mean = torch.tensor(0.3, requires_grad=True)
+    found = log_prob(grid(256).float(), mean, scale)
+    inner = np.log(2 / 255 / 4) - min(log_scale, 60.0)
+    np.testing.assert_allclose(found[1:-1].detach().numpy(), inner, rtol=1e-5)
+    np.testing.assert_allclose(found[[0, -1]].detach().exp().numpy(), 0.5, rtol=1e-5)
+    found.sum().backward()
+    assert mean.grad is not None and scale.grad is not None
+    assert torch.isfinite(mean.grad) and torch.isfinite(scale.grad)
+    drawn = sample(mean, scale, torch.tensor([0.1, 0.5, 0.9]))
+    assert drawn[[0, 2]].tolist() == [-1.0, 1.0] and torch.isfinite(drawn).all()
+
+
 def test_gradients_are_finite_far_from_the_mean() -> None:
     mean = torch.tensor([-30.0, 0.0, 30.0], requires_grad=True)
     scale = torch.tensor([-9.0, -6.9, 2.0], requires_grad=True)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec, Piece
 from sfumato.core.family import SampleRequest
+from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
+from sfumato.core.schedules import LearningRate
 from sfumato.families.gan.blocks import ClassNorm, Score
 from sfumato.families.gan.config import (
     DcganConfig,
@@ -27,6 +29,7 @@ from sfumato.families.gan.gradients import gradient_norm, mixed, r1_exact, r1_fi
 from sfumato.families.gan.losses import LOSSES
 from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet
 from sfumato.families.gan.networks.resnet import ResnetConfig
+from sfumato.families.gan.penalties.r1 import R1
 from sfumato.families.gan.sampling import Statistics, latents
 from sfumato.layers.batch_norm import BatchNorm
 
@@ -140,6 +143,46 @@ def test_lazy_penalty_counts_for_the_steps_that_it_stands_for() -> None:
     out = phase.loss({"discriminator": critic}, batch, Progress(0, 0, 10, 4), rng(4))
     expected, _ = r1_exact(critic, batch["image"], batch["label"])
     torch.testing.assert_close(out.loss_B, 4 * 3.0 / 2 * expected)
+
+
+@pytest.mark.parametrize(
+    ("every", "critic_steps", "cycle", "steps"),
+    [((16,), 1, 17, 16), ((4,), 3, 13, 12), ((16, 8), 1, 19, 16)],
+)
+def test_adam_moves_as_far_and_remembers_as_long_as_without_lazy_penalties(
+    every: tuple[int, ...], critic_steps: int, cycle: int, steps: int
+) -> None:
+    """Karras et al. 2020, app. B: in a cycle, `cycle` updates stand for `steps` of the phase itself."""
+    given = OptimizerConfig(name="adam", lr=LearningRate(peak=0.01, decay="linear"), betas=(0.5, 0.99))
+    objective = ObjectiveConfig(
+        critic_steps=critic_steps, penalties=tuple(R1(weight=1.0, every=k) for k in every)
+    )
+    config = GanConfig(objective=objective, discriminator_optimizer=given, generator_optimizer=given)
+    nets = config.build(DATA).nets
+    assert nets["generator"].optimizer == given
+    optimizer = nets["discriminator"].optimizer
+    at = Progress(320, 5, 640, 64)
+    assert optimizer.lr.at(at) == pytest.approx(given.lr.at(at) * steps / cycle)
+    parameter = nn.Parameter(torch.zeros(1))
+    adam = optimizer.build({"w": parameter})
+    for _ in range(cycle):  # a constant gradient moves a weight by exactly the learning rate
+        parameter.grad = torch.ones(1)
+        adam.step()
+    assert parameter.item() == pytest.approx(-0.01 * steps, rel=1e-4)
+    first, second = (adam.state[parameter][name].item() for name in ("exp_avg", "exp_avg_sq"))
+    for _ in range(cycle):
+        parameter.grad = torch.zeros(1)
+        adam.step()
+    assert adam.state[parameter]["exp_avg"].item() == pytest.approx(first * 0.5**steps, rel=1e-3)
+    assert adam.state[parameter]["exp_avg_sq"].item() == pytest.approx(second * 0.99**steps, rel=1e-3)
+
+
+def test_an_optimizer_is_left_as_given_without_penalties_or_on_request() -> None:
+    adam, sgd = OptimizerConfig(name="adam"), OptimizerConfig(name="sgd")
+    lazy = ObjectiveConfig(r1=R1Config(every=16))
+    assert lazy.corrected(adam).lr.peak == pytest.approx(adam.lr.peak * 16 / 17)
+    assert ObjectiveConfig().corrected(adam) == adam and lazy.corrected(sgd) == sgd
+    assert lazy.model_copy(update={"corrected_adam": False}).corrected(adam) == adam
 
 
 def test_a_finite_difference_is_that_of_float32_under_autocast() -> None:

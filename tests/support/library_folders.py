@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
 
 from sfumato.core.rng import seeded
+
+_WORDS = ("a", "b", "c", "a</w>", "b</w>", "c</w>", "<|startoftext|>", "<|endoftext|>")
 
 
 def tiny_unet(seed: int = 0) -> UNet2DModel:
@@ -45,18 +48,34 @@ def tiny_autoencoder() -> AutoencoderKL:
 
 
 def tiny_text_model() -> torch.nn.Module:
+    """CLIP's text model, for the tokens of `save_text_encoder`."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    words = len(_WORDS)
     with seeded(0, "library"):
         return CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=20,
+                vocab_size=words,
                 hidden_size=16,
                 intermediate_size=32,
-                num_hidden_layers=1,
+                num_hidden_layers=2,
                 num_attention_heads=2,
-                max_position_embeddings=8,
-                bos_token_id=0,
-                eos_token_id=1,
+                max_position_embeddings=9,
+                bos_token_id=words - 2,
+                eos_token_id=words - 1,
             )
         ).eval()
+
+
+def save_text_encoder(folder: Path) -> Path:
+    """The text model with its tokenizer."""
+    tiny_text_model().save_pretrained(folder)
+    save_clip_tokenizer(folder)
+    return folder
+
+
+def save_clip_tokenizer(folder: Path) -> None:
+    """A tokenizer whose words are a, b and c."""
+    numbers = {word: number for number, word in enumerate(_WORDS)}
+    (folder / "vocab.json").write_text(json.dumps(numbers))
+    (folder / "merges.txt").write_text("#version: 0.2\n")

@@ -11,15 +11,30 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
+import import_circles
 import pytest
 from repository import ROOT
 
 from sfumato.core.config import Config
 
+ABOUT_SEVERAL = {
+    Path(file)
+    for file in (
+        "data/reading/test_imports.py",
+        "data/reading/test_invariance.py",
+        "runtime/jobs/test_sending.py",
+        "runtime/pipeline/test_decisions.py",
+        "runtime/runs/test_pace.py",
+        "sampling/test_adapters.py",
+        "sampling/test_state.py",
+        "test_coupled_rows.py",
+        "test_imports.py",
+    )
+}
+"""Unit tests of what several modules of a room do together, or of one trait of a module."""
 PACKAGE = ROOT / "platform" / "sfumato"
 MODULES = sorted(
     module.name
@@ -114,49 +129,28 @@ def test_every_setting_is_described() -> None:
     assert not silent
 
 
-def test_no_modules_import_one_another_in_a_circle() -> None:
-    """Neither when they are imported nor for annotations: a circle is two modules that are one."""
-    files = {name: Path(spec.origin) for name in MODULES if (spec := find_spec(name)) and spec.origin}
-    uses = {name: used_by(file, name) & files.keys() for name, file in files.items()}
-    assert circles(uses) == []
+def test_no_modules_import_one_another_in_a_circle(capsys: pytest.CaptureFixture[str]) -> None:
+    assert import_circles.imports(PACKAGE).keys() >= set(MODULES), "every module is looked at"
+    assert import_circles.main() == 0, capsys.readouterr().err
 
 
-def test_circles_are_found() -> None:
-    """Of three in a row, two in a circle, and one that uses itself by way of two others."""
+def test_circles_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of three in a row, of two, of three in a circle; for annotations, but not in functions."""
+    circles = import_circles.circles
     assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
     assert circles({"a": {"b"}, "b": {"a"}, "c": {"a"}}) == [["a", "b"]]
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"c"}}) == [["a", "b", "c"]]
 
-
-def used_by(file: Path, name: str) -> set[str]:
-    """What a module imports at its top level, `if TYPE_CHECKING:` included: modules or names in them."""
-    found: set[str] = set()
-    waiting: list[ast.AST] = list(ast.parse(file.read_text()).body)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            # A package is used by whoever takes from it what is no module of its own.
-            found |= inner if inner <= set(MODULES) else inner | {node.module}
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.expr):
-            waiting += ast.iter_child_nodes(node)
-    return found - {name}
-
-
-def circles(uses: dict[str, set[str]]) -> list[list[str]]:
-    """Sets of modules that all use one another, by way of others or not."""
-    reach: dict[str, set[str]] = {}
-    for start in uses:
-        seen, waiting = set[str](), [start]
-        while waiting:
-            for used in uses[waiting.pop()] - seen:
-                seen.add(used)
-                waiting.append(used)
-        reach[start] = seen
-    found = {frozenset(a for a in reach[b] if b in reach[a]) for b in reach}
-    return sorted(sorted(circle) for circle in found if circle)
+    package = tmp_path / "house"
+    (package / "room").mkdir(parents=True)
+    (package / "__init__.py").write_text("from house.room import door\n")
+    (package / "room" / "__init__.py").write_text("WALLS = 4\n")
+    (package / "room" / "door.py").write_text("def late():\n    from house.room import key\n")
+    (package / "room" / "key.py").write_text("from house.room import WALLS, door\n")
+    assert import_circles.main(package) == 0
+    (package / "room" / "door.py").write_text("if TYPE_CHECKING:\n    from house.room.key import Key\n")
+    assert import_circles.main(package) == 1
+    assert "these import one another: house.room.door, house.room.key\n" in capsys.readouterr().err
 
 
 def test_layout() -> None:
@@ -166,6 +160,25 @@ def test_layout() -> None:
     vague = {"utils", "util", "helpers", "helper", "common", "misc"}
     files = [*PACKAGE.rglob("*"), *(ROOT / "tests").rglob("*")]
     assert [file for file in files if file.stem in vague] == []
+
+
+def test_unit_tests_mirror_the_package() -> None:
+    """A test is named after the module or package that it tests, and lies in the room of the same name."""
+    unit = ROOT / "tests" / "unit"
+    files = {file.relative_to(unit) for file in unit.rglob("test_*.py")}
+    own = {file for file in files if file.parts[0] in ("infra", "k8s")}
+    strays = [
+        str(file)
+        for file in sorted(files - own - ABOUT_SEVERAL)
+        if not _tested(PACKAGE / file.parent, file.stem.removeprefix("test_"))
+    ]
+    assert strays == []
+    assert sorted(map(str, ABOUT_SEVERAL - files)) == [], "these are gone"
+
+
+def _tested(room: Path, name: str) -> bool:
+    package = room / name if room.name != name else room
+    return (room / f"{name}.py").is_file() or (package / "__init__.py").is_file()
 
 
 def test_direct_dependencies_are_locked() -> None:

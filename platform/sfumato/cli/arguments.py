@@ -31,6 +31,18 @@ RunName = Annotated[
         show_default=False,
     ),
 ]
+Base = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Where the base of an adapter is, if it is no longer where it was in training.",
+        show_default=False,
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Allow classes named by import path; loading them runs their modules."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Fresh = Annotated[
     bool,
@@ -91,6 +103,21 @@ def open_display() -> Display:
 
 def pairs(items: list[str]) -> dict[str, str]:
     return dict(values(items))
+
+
+def structured(items: list[str]) -> dict[str, Any]:
+    """The same, with lists and mappings read as YAML: `guide={run: small}`."""
+    return {key: _read(key, value) if value[:1] in ("[", "{") else value for key, value in values(items)}
+
+
+def _read(key: str, value: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{key}: {value!r} is not YAML: {reason}; write {key}='{{name: value}}'") from error
 
 
 def values(items: list[str]) -> list[tuple[str, str]]:

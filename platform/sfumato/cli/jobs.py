@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,9 +18,9 @@ from sfumato.cli.arguments import AsJson, pairs
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sfumato.runtime.jobs.cluster import Cluster, Job
+    from sfumato.runtime.jobs.cluster import Cluster
     from sfumato.runtime.jobs.command import Command
-    from sfumato.runtime.jobs.kubectl import Kubectl
+    from sfumato.runtime.jobs.places import Place
     from sfumato.runtime.jobs.submit import SubmitOptions
 
 app = typer.Typer(name="jobs", help="Jobs on a Ray cluster or on Kubernetes.", no_args_is_help=True)
@@ -92,6 +91,15 @@ def submit(
         typer.Option(help="Kubernetes: Secret with the cluster's token. Default: KubeRay creates one."),
     ] = None,
     memory: Annotated[str | None, typer.Option(help="Kubernetes: memory of a training pod.")] = None,
+    service_account: Annotated[
+        str, typer.Option(metavar="NAME", help="Kubernetes: account of the pods, with rights on the bucket.")
+    ] = "ray-worker",
+    deadline: Annotated[
+        float,
+        typer.Option(
+            metavar="DAYS", min=0.001, help="Kubernetes: end an attempt that takes longer than this."
+        ),
+    ] = 14.0,
     node_selector: Annotated[
         list[str] | None, typer.Option(metavar="LABEL=VALUE", help="Kubernetes: nodes with GPUs to use.")
     ] = None,
@@ -131,11 +139,19 @@ def submit(
         secret_sets=tuple(secrets_of or ()),
         node_selector=pairs(node_selector or []),
         memory=memory,
+        account=service_account,
     )
     from sfumato.runtime.jobs import on_kubernetes
+    from sfumato.runtime.jobs.kubectl import Kubectl
+    from sfumato.runtime.jobs.places import OnKubernetes
 
     settings = on_kubernetes.settings_of(
-        options, namespace=namespace, queue=queue, token_secret=token_secret, pods=pods
+        options,
+        namespace=namespace,
+        queue=queue,
+        token_secret=token_secret,
+        pods=pods,
+        deadline_days=deadline,
     )
     if dry_run:
         import yaml
@@ -146,16 +162,10 @@ def submit(
         made = on_kubernetes.render(command, options, settings, project=Path.cwd(), name=label)
         sys.stdout.write(yaml.safe_dump_all(made, sort_keys=False))
         return
-    kubectl = _kubectl(namespace, context)
+    kubectl = Kubectl(namespace, context)
     sent = on_kubernetes.send(command, options, settings, kubectl, project=Path.cwd())
     _say(f"RayJob {sent} is in namespace {namespace}")
-    if not detach:
-        _follow_on_kubernetes(kubectl, sent, as_json)
-    print(
-        json.dumps({"job": sent, "namespace": namespace})
-        if as_json
-        else on_kubernetes.attach_command(kubectl, sent)
-    )
+    _sent(OnKubernetes(kubectl), sent, {"namespace": namespace}, detach, as_json)
 
 
 @app.command("list")
@@ -170,7 +180,7 @@ def list_jobs(
     """List all jobs known to the cluster."""
     from sfumato.runtime.jobs.cluster import line_of
 
-    found = (_kubectl(namespace, context) if kubernetes else _cluster(address, ca_file)).jobs()
+    found = _place(address, ca_file, kubernetes, namespace, context).jobs()
     if as_json:
         print(json.dumps([asdict(job) for job in found]))
         return
@@ -198,12 +208,8 @@ def attach(
     as_json: AsJson = False,
 ) -> None:
     """Follow a job until it ends. The exit status is the job's."""
-    if kubernetes:
-        kubectl = _kubectl(namespace, context)
-        _follow_on_kubernetes(kubectl, kubectl.job(job).name, as_json)
-    else:
-        cluster = _cluster(address, ca_file)
-        _follow(cluster, cluster.job(job).name, as_json)
+    place = _place(address, ca_file, kubernetes, namespace, context)
+    _follow(place, place.job(job).name, as_json)
 
 
 @app.command()
@@ -216,13 +222,7 @@ def stop(
     context: Context = None,
 ) -> None:
     """Stop a job gracefully; submitting the same command again resumes from its last checkpoint."""
-    if kubernetes:
-        kubectl = _kubectl(namespace, context)
-        kubectl.delete(kubectl.job(job).name)
-    else:
-        cluster = _cluster(address, ca_file)
-        if cluster.job(job).over or not cluster.stop(job):
-            raise ConfigError(f"job {job!r} has already ended (status {cluster.job(job).status})")
+    _place(address, ca_file, kubernetes, namespace, context).stop(job)
     print(f"job {job} is stopping")
 
 
@@ -242,17 +242,28 @@ def _submit_to_ray(
     command: Command, options: SubmitOptions, cluster: Cluster, detach: bool, as_json: bool
 ) -> None:
     from sfumato.runtime.jobs import submit as submitting
-    from sfumato.runtime.jobs.follow import attach_command
+    from sfumato.runtime.jobs.places import OnRay
 
     sent, notes = submitting.submit(command, options, cluster, project=Path.cwd())
     _say(*notes, f"job {sent} is at {cluster.address}")
+    _sent(OnRay(cluster), sent, {"address": cluster.address}, detach, as_json)
+
+
+def _sent(place: Place, name: str, where: dict[str, str], detach: bool, as_json: bool) -> None:
+    """Follow what was submitted, or say how to."""
     if not detach:
-        _follow(cluster, sent, as_json)
-    print(
-        json.dumps({"job": sent, "address": cluster.address})
-        if as_json
-        else attach_command(cluster.address, sent)
-    )
+        _follow(place, name, as_json)
+    print(json.dumps({"job": name, **where}) if as_json else place.attach_command(name))
+
+
+def _place(
+    address: str, ca_file: Path | None, kubernetes: bool, namespace: str, context: str | None
+) -> Place:
+    """Where the options say that the jobs are."""
+    from sfumato.runtime.jobs.kubectl import Kubectl
+    from sfumato.runtime.jobs.places import OnKubernetes, OnRay
+
+    return OnKubernetes(Kubectl(namespace, context)) if kubernetes else OnRay(_cluster(address, ca_file))
 
 
 def _cluster(address: str, ca_file: Path | None) -> Cluster:
@@ -261,33 +272,15 @@ def _cluster(address: str, ca_file: Path | None) -> Cluster:
     return Cluster(address, ca_file=ca_file)
 
 
-def _kubectl(namespace: str, context: str | None) -> Kubectl:
-    from sfumato.runtime.jobs.kubectl import Kubectl
-
-    return Kubectl(namespace, context)
-
-
-def _follow(cluster: Cluster, name: str, as_json: bool) -> None:
-    from sfumato.runtime.jobs.follow import attach_command, follow
-
-    _watch(lambda show: follow(cluster, name, show), name, attach_command(cluster.address, name), as_json)
-
-
-def _follow_on_kubernetes(kubectl: Kubectl, name: str, as_json: bool) -> None:
-    from sfumato.runtime.jobs.on_kubernetes import attach_command, follow
-
-    _watch(lambda show: follow(kubectl, name, show), name, attach_command(kubectl, name), as_json)
-
-
-def _watch(follow: Callable[[Callable[[str], None]], Job], name: str, again: str, as_json: bool) -> None:
+def _follow(place: Place, name: str, as_json: bool) -> None:
     """Follow a job until it ends and exit with its status; Ctrl-C leaves it running."""
     from sfumato.runtime.jobs.follow import Output, ended
 
     try:
         with Output() as output:
-            job = follow(output)
+            job = place.follow(name, output)
     except KeyboardInterrupt:
-        _say(f"detached; job {name} continues: {again}")
+        _say(f"detached; job {name} continues: {place.attach_command(name)}")
         sys.exit(DETACHED)
     status, line = ended(job)
     _say(line)

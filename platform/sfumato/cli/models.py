@@ -7,16 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sfumato.cli.arguments import AsJson, RunName, open_display, pairs, show, values
-
-Base = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="PLACE",
-        help="Where the base of an adapter is, if it is no longer where it was in training.",
-        show_default=False,
-    ),
-]
+from sfumato.cli.arguments import AsJson, Base, RunName, Trust, open_display, show, structured, values
 
 
 def sample(
@@ -86,6 +77,7 @@ def sample(
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace samples in OUT.")] = False,
     base: Base = None,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw images from a trained run: PNGs, a grid, and a JSON line per image that records its origin."""
@@ -93,7 +85,7 @@ def sample(
     from sfumato.sampling.conditions import Asked
 
     named = {"guidance": guidance, "sampler": sampler, "steps": steps}
-    options = {key: value for key, value in named.items() if value is not None} | pairs(option or [])
+    options = {key: value for key, value in named.items() if value is not None} | structured(option or [])
     asked = Asked(
         label or (), prompt or (), negative or (), prompts, values(condition or []), conditions_from
     )
@@ -109,6 +101,7 @@ def sample(
             overwrite=overwrite,
             device=device,
             base=base,
+            trust=trust,
             root=Path.cwd(),
             display=display,
         )
@@ -135,11 +128,21 @@ def export(
         ),
     ] = False,
     base: Base = None,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a trained model for use elsewhere."""
     from sfumato.runtime.commands import sample
 
     with open_display() as display:
-        sample.export(run, dest, kind=kind, with_base=with_base, base=base, root=Path.cwd(), display=display)
+        sample.export(
+            run,
+            dest,
+            kind=kind,
+            with_base=with_base,
+            base=base,
+            trust=trust,
+            root=Path.cwd(),
+            display=display,
+        )
     show({"folder": str(dest), "format": kind}, as_json, str(dest))

@@ -10,10 +10,12 @@ from rich.console import Console
 
 from sfumato.cli.arguments import (
     AsJson,
+    Base,
     Fresh,
     NewRecord,
     Overrides,
     RecipeFile,
+    Trust,
     open_display,
     open_session,
     show,
@@ -37,6 +39,7 @@ def run(
             "--from", metavar="STAGE", help="Pipelines: rerun this stage and everything that depends on it."
         ),
     ] = None,
+    base: Base = None,
     new_record: NewRecord = False,
     as_json: AsJson = False,
 ) -> None:
@@ -49,12 +52,14 @@ def run(
             raise ConfigError(
                 "--new-record is for recipes: give it to `sfumato train` with the recipe.yaml of the run"
             )
+        if base is not None:
+            raise ConfigError("--base is for recipes: give `base` to the stages that evaluate and register")
         _run_pipeline(recipe, overrides, fresh=fresh, dry_run=dry_run, first=first, as_json=as_json)
         return
     if dry_run or first is not None:
         raise ConfigError(f"{recipe} is a recipe; --dry-run and --from are for pipelines")
     with open_session(recipe, overrides, fresh=fresh, new_record=new_record) as session:
-        results = stages.run(session)
+        results = stages.run(session, base)
     printed.show(session, results, as_json=as_json)
 
 
@@ -139,6 +144,8 @@ def evaluate(
             metavar="FILE.npz", help="Only write mu and sigma of the images' features to this file."
         ),
     ] = None,
+    base: Base = None,
+    trust: Trust = False,
     new_record: NewRecord = False,
     as_json: AsJson = False,
 ) -> None:
@@ -157,7 +164,9 @@ def evaluate(
         "held_out": held_out,
     }
     changes = {field: value for field, value in given.items() if value is not None}
-    request = Request(changes, against=against, resize=resize, out=out, statistics=statistics)
+    request = Request(
+        changes, against=against, resize=resize, out=out, statistics=statistics, base=base, trust=trust
+    )
     found = target_of(target, root=Path.cwd())
     if found.kind in ("recipe", "run") and request.plain:
         assert found.recipe is not None
@@ -174,7 +183,7 @@ def evaluate(
             ) as session,
             stages.cluster_to_evaluate(session),
         ):
-            results = {"evaluate": stages.evaluate(session)}
+            results = {"evaluate": stages.evaluate(session, base)}
         printed.show(session, results, as_json=as_json)
         return
     if new_record:
@@ -185,5 +194,7 @@ def evaluate(
         result = measure(found, request, overrides or [], root=Path.cwd(), display=display)
         if not as_json:
             display.table(found.about, printed.figures(result))
+            for line in printed.weak_lines(result):
+                display.note(line)
     written = result.get("statistics") or [str(Path(result["folder"]) / "report.json")]
     show(result, as_json, "\n".join(written))

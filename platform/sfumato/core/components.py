@@ -70,8 +70,8 @@ class Components(Generic[C]):
     """The components of one kind, used as the annotation of a field that holds one of them.
 
     `package` is their folder, `base` their base class, `default` the name that a mapping without `kind`
-    means. If the base is `brief`, a recipe may give a bare name, and a component with default settings is
-    shown as its bare name.
+    means; without a default, `kind` is required. If the base is `brief`, a recipe may give a bare name,
+    and a component with default settings is shown as its bare name.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Components(Generic[C]):
         package: str,
         base: Any,
         *,
-        default: str,
+        default: str = "",
         spelling: Mapping[str, str] | None = None,
     ) -> None:
         """`spelling` maps modules to the names in recipes, if these are not valid names of modules."""
@@ -144,8 +144,11 @@ class Components(Generic[C]):
         if self.base.brief and isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, Mapping):
-            name = f"a name such as {self.default}, or " if self.base.brief else ""
-            raise ValueError(f"expected {name}a mapping, such as {{kind: {self.default}}}")
+            usual = self.default or self.names()[0]
+            name = f"a name such as {usual}, or " if self.base.brief else ""
+            raise ValueError(f"expected {name}a mapping, such as {{kind: {usual}}}")
+        if "kind" not in value and not self.default:
+            raise PydanticCustomError("union_tag_not_found", "kind is missing", {"discriminator": "kind"})
         kind = value.get("kind", self.default)
         try:
             found = self.find(kind if isinstance(kind, str) else "")

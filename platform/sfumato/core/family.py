@@ -85,11 +85,14 @@ class Frozen:
 class EmaOf:
     """An exponential moving average of a trainable network's weights.
 
-    `decay(progress)` is the weight of the old average in the update after a step.
+    `decay(progress)` is the weight of the old average in the update after a step. With `train_mode`, each of
+    its modules is in train mode whenever that of its source is, so that a loss that compares the two can give
+    both the same dropout (`core.rng.repeatable`); without, it always is in eval mode.
     """
 
     source: str
     decay: Callable[[Progress], float]
+    train_mode: bool = False
 
 
 NetSpec = Trainable | Frozen | EmaOf
@@ -104,7 +107,10 @@ class Phase:
     every phase sees the r-th global batch that the step reads. The phase begins with the first step at or
     after `start_images` and ends before the first one at or after `stop_images`; schedules count all images,
     whether it runs or not. `second_order` declares that the loss differentiates through a gradient (R1,
-    WGAN-GP), which some strategies cannot do.
+    WGAN-GP), which some strategies cannot do. `float32` declares that it takes differences of nearly equal
+    outputs, which bfloat16 would round away: it runs without autocast, whatever the recipe's precision.
+    `clip_grad_norm` is the largest norm of its gradient (None: any), unless the recipe's
+    `train.clip_grad_norm` gives one.
     """
 
     name: str
@@ -115,6 +121,8 @@ class Phase:
     start_images: int = 0
     stop_images: int | None = None
     second_order: bool = False
+    float32: bool = False
+    clip_grad_norm: float | None = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

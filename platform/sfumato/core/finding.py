@@ -19,6 +19,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from sfumato.errors import ConfigError
 
 T = TypeVar("T")
+ALLOW = "allow that with trust=True, on the command line with --trust"
+"""What to do if an import path is refused."""
 _trusted: ContextVar[bool] = ContextVar("trusted", default=True)
 
 
@@ -107,9 +109,7 @@ def imported(path: str) -> Any:
     if not module_name or not name:
         raise ConfigError(f"got {path!r}; write it as 'package.module:ClassName'")
     if not _trusted.get():
-        raise ConfigError(
-            f"{path!r} is not part of Sfumato; loading it runs its code: allow that with trust=True"
-        )
+        raise ConfigError(f"{path!r} is not part of Sfumato; loading it runs its code: {ALLOW}")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -1,8 +1,8 @@
 """A trained autoencoder, frozen, as another model's first stage (Esser et al. 2021; Rombach et al. 2022).
 
 A family whose networks can serve as a first stage describes them by a `StageSpec`
-(`FamilyConfig.as_first_stage`). A family that builds on one has a field of type `FirstStageConfig`, under any
-name, and opens it:
+(`FamilyConfig.as_first_stage`). A family that builds on one has a field of type `FirstStageConfig` and opens
+it. If the field is not called `first_stage`, pass its dotted name as `field`, for messages:
 
     stage = config.first_stage.open(families.config_class)           # stage.spec.latent is (C, h, w)
     nets = {"first_stage": Frozen(build=stage.spec.build, weights=stage.stored), "network": Trainable(...)}
@@ -65,6 +65,8 @@ class Tokenizer(FirstStage, Protocol):
         ...
 
 
+FIELD = "model.first_stage"
+"""The field of recipes for which messages about a first stage are written, if its family names no other."""
 LATENT_MEAN, LATENT_STD, CODES = "latent_mean", "latent_std", "codes"
 """Columns of a batch that was encoded in advance."""
 
@@ -104,44 +106,59 @@ class FirstStageConfig(Reference):
     def recorded(self) -> bool:
         return self.model is not None
 
-    def open(self, find: Callable[[str], type[FamilyConfig]]) -> OpenStage:
+    def open(self, find: Callable[[str], type[FamilyConfig]], *, field: str = FIELD) -> OpenStage:
         """The first stage that its recorded card describes; `find` is `sfumato.families.config_class`.
 
-        Raises ConfigError if it has not been looked up yet, or is not a first stage.
+        `field` is its name in recipes, empty for a word of the command line. Raises ConfigError if it has not
+        been looked up yet, or is not a first stage.
         """
+        where = _prefix(field)
         if self.model is None:
-            raise ConfigError(f"model.first_stage.run: {self._named}, which has not been looked up")
-        config = card_config(self.model, find, "model.first_stage.model.config")
+            raise ConfigError(f"{where}{self._named} has not been looked up")
+        config = card_config(self.model, find, f"{field}.model.config" if field else repr(self.run))
         spec = config.as_first_stage(self.model.data)
         if spec is None:
             raise ConfigError(
-                f"model.first_stage.run: {self._named} is a {self.model.family} model without an encoder "
+                f"{where}{self._named} is a {self.model.family} model without an encoder "
                 "that others can use; train an autoencoder (family vae, latent kl or vq)"
             )
         return OpenStage(self, spec, self.model.data)
 
     def problems(
-        self, data: DataSpec, find: Callable[[str], type[FamilyConfig]], *, codes: bool = False
+        self,
+        data: DataSpec,
+        find: Callable[[str], type[FamilyConfig]],
+        *,
+        codes: bool = False,
+        field: str = FIELD,
     ) -> list[str]:
-        """The reasons why it cannot serve this data, one line each; with `codes`, it must have codes."""
+        """The reasons why it cannot serve this data, one line each; with `codes`, it must have codes.
+
+        `field` is its name in recipes, as in `open`.
+        """
+        where = _prefix(field)
         if self.model is None and not self.run:
-            return ["model.first_stage.run: required: a trained run of family vae, or its model folder"]
+            return [f"{where}required: a trained run of family vae, or its model folder"]
         try:
-            stage = self.open(find)
+            stage = self.open(find, field=field)
         except ConfigError as error:
             return list(error.problems)
         if stage.data.shape != data.shape:
             theirs, ours = ("x".join(map(str, spec.shape)) for spec in (stage.data, data))
             found = f"{self._named} was trained on images of {theirs} (CxHxW), the data's are {ours}"
-            return [f"model.first_stage.run: {found}; train a first stage on this data"]
+            return [f"{where}{found}; train a first stage on this data"]
         if codes and not stage.spec.num_codes:
             fix = "train a first stage with model.latent.kind=vq"
-            return [f"model.first_stage.run: {self._named} has no codes; {fix}"]
+            return [f"{where}{self._named} has no codes; {fix}"]
         return []
 
     @property
     def _named(self) -> str:
         return repr(self.run) if self.run else "the first stage"
+
+
+def _prefix(field: str) -> str:
+    return f"{field}.run: " if field else ""
 
 
 @dataclass(frozen=True, slots=True)

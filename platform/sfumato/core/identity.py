@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from sfumato.core.components import Component
 from sfumato.core.config import NeutralBeside, NeutralMark
+from sfumato.core.earlier_defaults import marks_of
 
 _NO_DEFAULT = object()
 _IDENTIFIES = "digest"
@@ -49,10 +50,11 @@ def changed(config: BaseModel) -> dict[str, Any]:
 def differences(record: Mapping[str, Any], config: BaseModel) -> list[str]:
     """The fields in which a record of `counted` and `config` differ, dotted, with both values.
 
-    Fields that are newer than the record and have their defaults are left out.
+    Fields that are newer than the record are left out if they have their first default.
     """
     parts = (record, counted(config), changed(config))
     before, now, moved = (dict(_flat(part, into_lists=False)) for part in parts)
+    before = {**_first_defaults(config, into_lists=False), **before}
     young = {key for key in now if not any(key == other or key.startswith(f"{other}.") for other in moved)}
     return [
         f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} here"
@@ -64,13 +66,15 @@ def differences(record: Mapping[str, Any], config: BaseModel) -> list[str]:
 def agrees(record: Mapping[str, Any], config: BaseModel) -> bool:
     """Whether a record of `counted`, from this or an earlier version, agrees with `config`.
 
-    Every recorded field must have its recorded value; a field that is not in the record, its default.
+    Every recorded field must have its recorded value; a field that is newer than the record, its first
+    default (`core.earlier_defaults`).
     """
     now, moved = dict(_flat(counted(config))), dict(_flat(changed(config)))
     before = {}
     for key, value in _flat(record):
         inner = f"{key}.{_IDENTIFIES}"
         before[inner if isinstance(value, str) and inner in now else key] = value
+    before = {**_first_defaults(config), **before}
     known = set(before) | {key[:end] for key in before for end, letter in enumerate(key) if letter == "."}
     same = all(now.get(key, _NO_DEFAULT) == value for key, value in before.items())
     return same and not moved.keys() - known
@@ -84,6 +88,25 @@ def _changed_value(value: Any, *, named: bool) -> Any:
         kinds = {name: getattr(value, name) for name, info in _fields(value) if named and _tells_kind(info)}
         return {**kinds, **changed(value)}
     return _plain(value, lambda inner: _changed_value(inner, named=True))
+
+
+def _first_defaults(content: Any, key: str = "", *, into_lists: bool = True) -> dict[str, Any]:
+    """The leaves, by dotted key, of all fields in `content` whose default has changed, with the first one."""
+    found: dict[str, Any] = {}
+    if isinstance(content, BaseModel):
+        for name, info in _fields(content):
+            marks, inner = marks_of(info), f"{key}.{name}" if key else name
+            if marks:
+                found |= _flat({inner: _plain(marks[0].value, counted)}, into_lists=into_lists)
+            else:
+                found |= _first_defaults(getattr(content, name), inner, into_lists=into_lists)
+    elif isinstance(content, list | tuple) and into_lists:
+        for index, part in enumerate(content):
+            found |= _first_defaults(part, f"{key}.{index}")
+    elif isinstance(content, Mapping):
+        for name, part in content.items():
+            found |= _first_defaults(part, f"{key}.{name}", into_lists=into_lists)
+    return found
 
 
 def _plain(value: Any, of_model: Any) -> Any:

@@ -26,23 +26,25 @@ from pydantic import BaseModel, Field, ValidationError, field_serializer, model_
 from torch import nn
 
 from sfumato.core.batch import DataSpec
-from sfumato.core.config import Config, NeutralBeside
+from sfumato.core.config import Config, Neutral, NeutralBeside
+from sfumato.core.earlier_defaults import FIRST, as_of
 from sfumato.core.family import Family, FamilyConfig
-from sfumato.core.finding import built_in_only
+from sfumato.core.finding import built_in_only, paths_in
 from sfumato.core.stored import StoredFile, StoredFolder, StoredNet, Weights
 from sfumato.core.validation import first_problem
 from sfumato.errors import ConfigError
 
 BUILT_IN = r"^[a-z][a-z0-9_]*$"
 Found = TypeVar("Found", bound="Reference")
+Card = TypeVar("Card", bound="ModelCard")
 IDENTIFIED = NeutralBeside("digest")
 """Marks a field that adds nothing to a run's identity once the digest is known: a location, or contents."""
 
 
-class StoredModelCard(Config):
+class ModelCard(Config):
     """The description of a trained model, without its weights."""
 
-    family: str = Field(pattern=BUILT_IN, description="Its family; a built-in one, since loading runs code.")
+    family: str = Field(min_length=1, description="Its family: a built-in one, or an import path.")
     config: dict[str, Any] = Field(description="The family's configuration.")
     data: DataSpec = Field(description="The kind of images it was trained on.")
     trained_on: str | None = Field(None, description="Digest of the data set it was trained on.")
@@ -51,6 +53,12 @@ class StoredModelCard(Config):
     def _without_empty_fields(self, data: DataSpec) -> dict[str, Any]:
         """Keep the content of recipes recorded before further columns existed."""
         return data.as_card()
+
+
+class StoredModelCard(ModelCard):
+    """The same of a built-in family, which runs no code of others."""
+
+    family: str = Field(pattern=BUILT_IN, description="Its family; a built-in one, since loading runs code.")
 
 
 class LibraryModel(Config):
@@ -98,7 +106,10 @@ class Pretrained(Reference):
     prefix: str = Field(
         "", description="Use only the tensors of `file` whose names start with this, and strip it from them."
     )
-    model: Annotated[StoredModelCard | None, IDENTIFIED] = Field(
+    trust: Neutral[bool] = Field(
+        False, description="Allow the run's family and its parts to be named by import path, which runs code."
+    )
+    model: Annotated[ModelCard | None, IDENTIFIED] = Field(
         None, description="The run's model; recorded when a run starts."
     )
     library: Annotated[LibraryModel | None, IDENTIFIED] = Field(
@@ -149,7 +160,8 @@ class Pretrained(Reference):
     def open(self, find: Callable[[str], type[FamilyConfig]]) -> OpenModel:
         """The network of a run's model; `find` is `sfumato.families.config_class`.
 
-        Raises ConfigError if it has not been looked up, is not a run, or has no network of this name.
+        Raises ConfigError if it has not been looked up, is not a run, has no network of this name, or needs
+        code from outside Sfumato without `trust`.
         """
         kind, place = self.source
         if self.model is None:
@@ -158,9 +170,9 @@ class Pretrained(Reference):
             elif self.digest is None:
                 reason = "has not been looked up"
             else:
-                reason = "belongs to a family outside Sfumato, whose code is not run here; use a built-in one"
+                reason = "belongs to a family outside Sfumato; allow its code to run with trust: true"
             raise ConfigError(f"{kind}: {place!r} {reason}")
-        config = card_config(self.model, find, "model.config")
+        config = card_config(self.model, find, "model.config", trust=self.trust)
         family = config.build(self.model.data)
         name = self.network or next(iter(family.samplers))
         if name not in family.nets:
@@ -192,22 +204,29 @@ def built_as(family: Family, name: str) -> Any:
     return family.nets[spec.source] if hasattr(spec, "source") else spec
 
 
-def card_config(card: StoredModelCard, find: Callable[[str], type[FamilyConfig]], field: str) -> FamilyConfig:
-    """The family configuration in a recorded card. Raises ConfigError naming `field`."""
+def card_config(
+    card: ModelCard, find: Callable[[str], type[FamilyConfig]], field: str, *, trust: bool = False
+) -> FamilyConfig:
+    """The family configuration in a recorded card. Raises ConfigError naming `field`.
+
+    Only with `trust` may it name a class by import path, which runs that module's code.
+    """
+    if not trust and (own := next(paths_in([card.family, card.config]), None)) is not None:
+        raise ConfigError(f"{field}: needs {own!r}, which is not part of Sfumato; its code is not run here")
     try:
-        with built_in_only():  # loading any other would run its code
-            return find(card.family).model_validate(card.config)
+        with built_in_only(not trust):
+            return as_of(find(card.family).model_validate(card.config), FIRST)
     except ValidationError as error:
         raise ConfigError(f"{field}: {first_problem(error)}") from None
 
 
-def recorded(card: Mapping[str, Any]) -> StoredModelCard:
-    """The part of a model folder's card that a recipe records. Raises ConfigError for a foreign family."""
+def recorded(card: Mapping[str, Any], kind: type[Card]) -> Card:
+    """The part of a model folder's card that a recipe records. Raises ConfigError if `kind` refuses it."""
     try:
         known = {key: card[key] for key in ("family", "config", "data")}
-        return StoredModelCard.model_validate({**known, "trained_on": card.get("trained_on")})
+        return kind.model_validate({**known, "trained_on": card.get("trained_on")})
     except ValidationError as error:
-        raise ConfigError(first_problem(error, StoredModelCard)) from None
+        raise ConfigError(first_problem(error, kind)) from None
 
 
 def references(content: Any, field: str, kind: type[Found]) -> Iterator[tuple[str, Found]]:

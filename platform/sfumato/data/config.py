@@ -10,7 +10,8 @@ from sfumato.core.config import Config, Neutral
 from sfumato.data.format.faults import OnError
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.manifest import Verify
-from sfumato.data.packing.sources import SourceSettings
+from sfumato.data.packing.source import SourceConfig
+from sfumato.data.packing.sources import SOURCES
 from sfumato.data.reading.transforms import AnyTransform
 
 
@@ -29,7 +30,7 @@ class DataSettings(Config):
     path: Neutral[str] = Field(
         description="Folder with manifest.json: local, or a URI such as s3://bucket/folder.", min_length=1
     )
-    source: Neutral[Annotated[SourceSettings, Field(discriminator="kind")] | None] = Field(
+    source: Neutral[Annotated[SourceConfig, SOURCES] | None] = Field(
         None, description="What `sfumato run` packs into `path` if there is no manifest yet."
     )
     streams: int = Field(
@@ -43,6 +44,13 @@ class DataSettings(Config):
         ge=1,
         description="Consecutive samples of a stream that are permuted together. A worker holds one window "
         "of decoded pixels for each of its streams.",
+    )
+    shuffle_chunk: int | None = Field(
+        None,
+        ge=1,
+        description="Permute runs of so many consecutive samples over an epoch, not whole shards: for shards "
+        "sorted by class, which windows do not mix. 1 mixes completely; 8 nearly so, with an eighth of the "
+        "separate reads. null: whole shards.",
     )
     mix: tuple[MixSettings, ...] = Field(
         (),

@@ -5,18 +5,25 @@ from __future__ import annotations
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.config import AUTO, EvaluateSettings
 from sfumato.evaluation.images import check_same_kind
+from sfumato.evaluation.metrics.likelihood import digests
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.reference_statistics import ONLY, StatisticsReference
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.selection import Offer, select
-from sfumato.evaluation.source import GivesCaptions, SampleSource
+from sfumato.evaluation.source import GivesCaptions, GivesLikelihood, SampleSource
 
 
 def selected(settings: EvaluateSettings, source: SampleSource, reference: Reference) -> Selection:
     """The metrics that suit this source and this reference. Raises ConfigError naming any other."""
     # Classes of a folder of images are those of the reference only if they have the same names.
     same_classes = source.kind != "images" or source.spec.classes == reference.spec.classes
-    offer = Offer(source.conditional and same_classes, lambda wanted: wanted.given_by(source), source.kind)
+    trained_on = source.trained_on if isinstance(source, GivesLikelihood) else None
+    offer = Offer(
+        source.conditional and same_classes,
+        lambda wanted: wanted.given_by(source),
+        source.kind,
+        settings.likelihood_on is None and trained_on in digests(reference),
+    )
     return select(settings, reference.spec, offer)
 
 

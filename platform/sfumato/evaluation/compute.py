@@ -14,16 +14,18 @@ from sfumato.evaluation.report import finite
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.statistics import Float64Array
 from sfumato.evaluation.uncertainty import IntervalSettings, interval
+from sfumato.evaluation.weakness import Marks
 
 
 @dataclass(slots=True)
 class Figures:
-    """Values, their explanations and intervals, and the terms of those that are means; by name."""
+    """Values, explanations and intervals, terms of those that are means, marks of weak ones; by name."""
 
     values: dict[str, float] = field(default_factory=dict)
     details: dict[str, Mapping[str, object]] = field(default_factory=dict)
     intervals: dict[str, Mapping[str, object]] = field(default_factory=dict)
     terms: dict[str, Float64Array] = field(default_factory=dict)
+    marks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def measure(
@@ -35,9 +37,10 @@ def measure(
     intervals: IntervalSettings,
     seed: int,
     begin: Begin = silent,
+    weak: Marks | None = None,
 ) -> Figures:
     """All figures. `pairs` are the values of each image and its reconstruction, by metric. `begin` is told of
-    each figure.
+    each figure; `weak` are the marks of the features, by their name.
 
     Raises SfumatoError for a figure that is not a number.
     """
@@ -46,6 +49,8 @@ def measure(
         mine, theirs = real[kind.name], generated[kind.name]
         options = replace(selection.options, spread=Told(selection.options.spread, begin(name)))
         result = replace(finite(metric.compute(mine, theirs, options)), name=name)
+        if metric.reads_features:
+            result = replace(result, marks=(*(weak or {}).get(kind.name, ()), *result.marks))
         again = _Again(metric, mine, options)
         _add(figures, result, again, theirs, intervals, seed)
     for name, value_N in pairs.items():
@@ -79,6 +84,8 @@ def _add(
     if result.no_interval:
         details["no_interval"] = result.no_interval
     figures.details[result.name] = details
+    if result.marks:
+        figures.marks[result.name] = result.marks
     if result.terms_M is not None:
         figures.terms[result.name] = np.asarray(result.terms_M, dtype=np.float64)
     assert again is not None or result.terms_M is not None

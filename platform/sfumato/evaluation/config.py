@@ -31,7 +31,13 @@ class EvaluateSettings(Config):
     features: Literal["auto"] | str | tuple[str, ...] = Field(
         AUTO,
         description="Feature extractor or a list of them: classifier, efficientnet_lite0, inception, dinov2, "
-        "clip. auto: classifier if the data has classes, otherwise efficientnet_lite0.",
+        "clip. auto: efficientnet_lite0 for colour images, and grey ones without classes or of more than 64 "
+        "pixels; otherwise classifier.",
+    )
+    auto_features: Neutral[str | None] = Field(
+        None,
+        description="What `features: auto` stands for. A run's recipe.yaml records it, so that a later "
+        "version measures the run alike; null: by the data.",
     )
     feature_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Options of extractors, by the extractor's name."
@@ -72,7 +78,12 @@ class EvaluateSettings(Config):
     )
     interval: IntervalSettings = Field(IntervalSettings(), description="Confidence intervals.")
     likelihood_images: int = Field(
-        1_000, ge=2, description="bits_per_dim: how many of the first reference images it is computed on."
+        1_000, ge=2, description="bits_per_dim: how many images, the first ones, it is computed on."
+    )
+    likelihood_on: str | None = Field(
+        None,
+        description="bits_per_dim: real images that were not trained on (shards or a folder); null: those of "
+        "the reference. On training images the figure is called train_bits_per_dim and chooses nothing.",
     )
     every: Neutral[int | None] = Field(
         None,
@@ -103,6 +114,12 @@ class EvaluateSettings(Config):
     early_stop: Neutral[EarlyStopSettings | None] = Field(
         None, description="When to end training because the figure no longer improves."
     )
+    accept_weak_features: bool = Field(
+        False,
+        description="Whether best, early_stop and gates may go by weak figures: on features of a classifier "
+        "that recognises under 0.9 of held-out images, or Fréchet distances of no more samples than "
+        "dimensions.",
+    )
     held_out: str | None = Field(
         None,
         description="memorisation: real images that were not trained on (shards or a folder), whose "
@@ -128,11 +145,14 @@ class EvaluateSettings(Config):
             raise ValueError("; ".join(error.problems)) from None
         return read(kind, content)
 
-    def problems(self, data: DataSpec) -> list[str]:
-        """The parts that cannot be measured on this data on this machine, one line each."""
+    def problems(self, data: DataSpec, images: int | None = None) -> list[str]:
+        """The parts that cannot be measured on this data on this machine, one line each.
+
+        `images`: how many the reference has, if that is known.
+        """
         from sfumato.evaluation import selection  # which reads these settings
 
-        return selection.problems(self, data)
+        return selection.problems(self, data, images)
 
     def select(
         self,

@@ -54,13 +54,15 @@ class Evaluation:
         blocks: Path | None = None,
         phase: Callable[[str], None] | None = None,
         trust: bool = False,
+        base: Path | None = None,
     ) -> Self:
         """Of a trained model; one that cannot draw images reconstructs those of the reference.
 
-        `trust` permits a family by import path.
+        `trust` permits a family by import path; `base` is the place of an adapter's base, None for its place
+        in training.
         """
         device = "cuda" if settings.gpus_per_actor else "cpu"
-        load = partial(load_model, device=device, trust=trust, reference=reference)
+        load = partial(load_model, device=device, trust=trust, reference=reference, base=base)
         return cls(settings, load, model_folder, reference, out, cache, progress, blocks, phase)
 
     @classmethod

@@ -22,8 +22,8 @@ from sfumato.data.format.faults import ImageFault, OnError
 from sfumato.data.format.images import MAX_PIXELS, opened
 from sfumato.data.format.manifest import FILE as MANIFEST
 from sfumato.data.format.manifest import file_digest
+from sfumato.data.packing.recognition import source_named
 from sfumato.data.packing.resizing import pixels_of, upright
-from sfumato.data.packing.sources import source_named
 from sfumato.data.packing.unpacked import InPlace
 from sfumato.errors import DataError
 from sfumato.evaluation.image_set import ImageBlock, ImageSet

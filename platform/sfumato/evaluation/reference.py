@@ -62,7 +62,9 @@ class PackedReference(ImageSet):
     """
 
     def __init__(self, folder: str | Path, on_error: OnError = "fail") -> None:
-        manifest = Manifest.load(folder).of_its_size()
+        whole = Manifest.load(folder)
+        manifest = whole.of_its_size()
+        self.whole_digest = whole.digest
         self._folder, self._manifest = folder, manifest
         self._on_error: OnError = on_error
         self.digest = manifest.digest

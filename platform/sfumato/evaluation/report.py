@@ -12,8 +12,12 @@ from typing import Any
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.metrics.metric import MetricResult
 from sfumato.evaluation.store import write_json
+from sfumato.evaluation.weakness import Marks, fit
 
 FILE = "report.json"
+BITS, BITS_ON_TRAINING = "bits_per_dim", "train_bits_per_dim"
+WEAK = "sfumato.weak_figures"
+"""Tag of a run with the names of its marked figures."""
 TERMS = "terms.safetensors"
 """File next to the report with the terms of every metric that is a mean; comparisons pair them."""
 
@@ -56,18 +60,29 @@ class EvaluationReport:
     """Equal in two reports whose sample i was requested with the same class, or both with none."""
     blocks: str = ""
     """Name of the folder of features, next to the report, as long as it is kept."""
+    marks: Marks = field(default_factory=dict)
+    """Why a figure says little, by the figure's name."""
+    accept_weak_features: bool = False
+    """Whether marked figures may decide, as the evaluation's settings say."""
+
+    @property
+    def fit(self) -> dict[str, float]:
+        """The figures that may decide: which run or checkpoint is best, whether a gate opens."""
+        return fit(self.metrics, self.marks, accepted=self.accept_weak_features)
 
     def tags(self) -> dict[str, str]:
-        """The features behind every figure on features: name, resize, digest. Other features give another
-        figure under the same name."""
+        """The features behind every figure on features: name, resize, digest, marks. Other features give
+        another figure under the same name. And the names of weak figures."""
         found = {}
         for figure, (_, features) in self.computed_on.items():
             facts = self.features[features]
             transform = facts.get("resize") or facts.get("transform")
             how = f", resize {transform}" if transform else ""
             images = f", images {self.resized}" if self.resized else ""
-            found[f"sfumato.eval.{figure}"] = f"{features}{how}{images}, {facts['digest']}"
-        return found
+            weak = "".join(f", weak: {mark}" for mark in self.marks.get(figure, ()))
+            found[f"sfumato.eval.{figure}"] = f"{features}{how}{images}, {facts['digest']}{weak}"
+        # Always there: a tag that an earlier evaluation of the run has written would stay.
+        return found | {WEAK: ", ".join(self.marks) or "none"}
 
     def write(self, folder: Path) -> Path:
         """Writes `report.json` into `folder`, whole or not at all, and returns its path."""
@@ -79,13 +94,34 @@ def read_report(folder: Path) -> EvaluationReport:
     """The report in a folder. Raises SfumatoError if it is missing or cannot be read."""
     path = folder / FILE
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = _renamed(json.loads(path.read_text()), folder)
         known = {item.name for item in fields(EvaluationReport)}
         return EvaluationReport(**{name: value for name, value in content.items() if name in known})
     except FileNotFoundError:
         raise SfumatoError(f"no {FILE} in {folder}: evaluate first") from None
     except (ValueError, TypeError) as error:
         raise SfumatoError(f"{path} cannot be read ({error}): evaluate again") from None
+
+
+def _renamed(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Version 0.1 called bits per dimension of training images as it called all others."""
+    details = content["details"].get(BITS, {})
+    if BITS not in content["metrics"] or "on" in details or not _of_training(content, folder):
+        return content
+    parts = ("metrics", "details", "intervals", "higher_is_better")
+    names = {BITS: BITS_ON_TRAINING}
+    renamed = {part: {names.get(key, key): value for key, value in content[part].items()} for part in parts}
+    renamed["details"][BITS_ON_TRAINING] = {**details, "on": "training images"}
+    return {**content, **renamed}
+
+
+def _of_training(content: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the reference is what the run around the folder was trained on."""
+    for around in (folder.resolve().parent, *folder.resolve().parent.parents[:1]):
+        card = around / "model" / "config.json"
+        if card.is_file():
+            return bool(json.loads(card.read_text()).get("trained_on") == content["reference_digest"])
+    return False
 
 
 def finite(result: MetricResult) -> MetricResult:

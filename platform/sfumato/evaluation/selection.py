@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,25 +14,28 @@ from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import AUTO, EvaluateSettings
 from sfumato.evaluation.features import all_features, own_features
-from sfumato.evaluation.features.extractor import FeatureKind
+from sfumato.evaluation.features.extractor import FeatureKind, HasDimension
 from sfumato.evaluation.metric_inputs import HeldOut, MetricInput
 from sfumato.evaluation.metrics import all_metrics, all_pair_metrics, own_metric
+from sfumato.evaluation.metrics.likelihood import Likelihood, chooses_by_training
 from sfumato.evaluation.metrics.metric import Metric, MetricOptions, PairMetric, reported_name
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.source import Kind
+from sfumato.evaluation.weakness import of_samples, refusal
 
-FALLBACK_ORDER = ("classifier", "efficientnet_lite0")
-"""What `auto` features try, in order: the first that this data and this machine can have."""
+SMALL_SIDE = 64
+"""Grey images up to this size are small: ImageNet's features are of larger ones, in colour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What is evaluated: whether its images have classes, asked for or their own, which inputs it gives, and
-    what its images are (None: not known yet)."""
+    """What is evaluated: whether its images have classes, asked for or their own, which inputs it gives,
+    what its images are (None: not known yet), and whether the reference's real images trained it."""
 
     conditional: bool
     gives: Callable[[MetricInput], bool]
     kind: Kind | None
+    trained_on: bool = False
 
 
 def everything(wanted: MetricInput) -> bool:
@@ -42,8 +46,11 @@ def everything(wanted: MetricInput) -> bool:
 ANYTHING = Offer(conditional=True, gives=everything, kind=None)
 
 
-def problems(settings: EvaluateSettings, data: DataSpec) -> list[str]:
-    """What of the settings cannot be measured on this data on this machine, one line each."""
+def problems(settings: EvaluateSettings, data: DataSpec, images: int | None = None) -> list[str]:
+    """What of the settings cannot be measured on this data on this machine, one line each.
+
+    `images`: how many the reference has, if that is known.
+    """
     found = _unknown(settings)
     if found:
         return found
@@ -58,7 +65,9 @@ def problems(settings: EvaluateSettings, data: DataSpec) -> list[str]:
     wanted = [each for name in _metric_names(settings, data, ANYTHING) for each in metric_of(name).inputs]
     if settings.held_out is not None and not any(isinstance(each, HeldOut) for each in wanted):
         found.append("evaluate.held_out is read by metric memorisation alone: add it to evaluate.metrics")
-    return found + _during_problems(settings, data, kinds)
+    if settings.likelihood_on is not None and not any(isinstance(each, Likelihood) for each in wanted):
+        found.append("evaluate.likelihood_on is read by bits_per_dim alone: add it to evaluate.metrics")
+    return found + _during_problems(settings, data, kinds, images)
 
 
 def select(settings: EvaluateSettings, data: DataSpec, offer: Offer) -> Selection:
@@ -98,7 +107,8 @@ def _on_features(
 ) -> list[tuple[Metric, FeatureKind, str]]:
     """The metric on every kind of features that suits it, each under its name in the report."""
     if not metric.reads_features:
-        return [(metric, kinds[0], metric.name)]
+        name = metric.name_on_training if offer.trained_on else ""
+        return [(metric, kinds[0], name or metric.name)]
     able = [kind for kind in kinds if _suits(metric, kind)]
     prefix = "r" if offer.kind == "reconstructions" else ""
     return [(metric, kind, prefix + reported_name(metric, kind.name, several=len(able) > 1)) for kind in able]
@@ -134,7 +144,9 @@ def _metric_problems(
     return found
 
 
-def _during_problems(settings: EvaluateSettings, data: DataSpec, kinds: Sequence[FeatureKind]) -> list[str]:
+def _during_problems(
+    settings: EvaluateSettings, data: DataSpec, kinds: Sequence[FeatureKind], images: int | None
+) -> list[str]:
     """What cannot be decided while training goes on."""
     found = []
     for field in ("best", "early_stop"):
@@ -143,18 +155,49 @@ def _during_problems(settings: EvaluateSettings, data: DataSpec, kinds: Sequence
             continue
         if settings.every is None:
             found.append(f"evaluate.{field} needs evaluations in training: set evaluate.every to images")
-        found += unknown_names(f"evaluate.{field}.metric", [choice.metric], _figures(settings, data, kinds))
+        if by_training := chooses_by_training(f"evaluate.{field}", choice.metric, settings.likelihood_on):
+            found += by_training
+            continue
+        figures = _figures(settings, data, kinds)
+        found += unknown_names(f"evaluate.{field}.metric", [choice.metric], figures)
+        found += _weak(f"evaluate.{field}.metric", choice.metric, figures, settings, data, images)
     return found
 
 
-def _figures(settings: EvaluateSettings, data: DataSpec, kinds: Sequence[FeatureKind]) -> dict[str, None]:
-    """Every name that a report of these settings may have."""
-    found: dict[str, None] = {}
+def _weak(
+    field: str,
+    figure: str,
+    figures: Mapping[str, tuple[Metric, FeatureKind] | None],
+    settings: EvaluateSettings,
+    data: DataSpec,
+    images: int | None,
+) -> list[str]:
+    """Why the figure will decide nothing, as far as that is known beforehand."""
+    by = figures.get(figure)
+    if by is None or settings.accept_weak_features:
+        return []
+    metric, kind = by
+    if not isinstance(kind, HasDimension):
+        return []
+    dim = kind.dimension(kind.options(**settings.feature_options.get(kind.name, {})), data)
+    samples = min(settings.during().samples, images or sys.maxsize)
+    fewest = metric.covariance_samples(samples, data.num_classes, _metric_options(settings))
+    marks = () if fewest is None or dim is None else of_samples(fewest, dim)
+    fix = "raise the number of images (evaluate.samples, samples_during) or choose another figure"
+    return [refusal(field, figure, marks, fix=fix)] if marks else []
+
+
+def _figures(
+    settings: EvaluateSettings, data: DataSpec, kinds: Sequence[FeatureKind]
+) -> dict[str, tuple[Metric, FeatureKind] | None]:
+    """Every name that a report of these settings may have, and what is behind a figure on features."""
+    found: dict[str, tuple[Metric, FeatureKind] | None] = {}
     kinds_of_images: tuple[Kind, ...] = ("samples", "reconstructions")
     for kind in kinds_of_images:
         offer = replace(ANYTHING, kind=kind)
         for name in _metric_names(settings, data, offer):
-            found |= dict.fromkeys(figure for _, _, figure in _on_features(metric_of(name), kinds, offer))
+            behind = _on_features(metric_of(name), kinds, offer)
+            found |= {figure: (metric, kind) for metric, kind, figure in behind}
         found |= dict.fromkeys(_pair_names(settings, data, offer))
     return found
 
@@ -220,9 +263,20 @@ def _option_problems(settings: EvaluateSettings) -> list[str]:
 def _kinds(settings: EvaluateSettings, data: DataSpec) -> list[FeatureKind]:
     if settings.features != AUTO:
         return [features_of(name) for name in _listed(settings.features)]
-    known = all_features()
-    able = [name for name in FALLBACK_ORDER if not known[name].problems(data)]
-    return [known[(able or FALLBACK_ORDER[-1:])[0]]]
+    return [features_of(settings.auto_features or auto_features(data))]
+
+
+def auto_features(data: DataSpec) -> str:
+    """What `features: auto` stands for: a function of the data alone, never of the machine."""
+    small = data.channels == 1 and max(data.height, data.width) <= SMALL_SIDE
+    imagenet = data.channels == 3 or (data.channels == 1 and not small)
+    classifies = not all_features()["classifier"].problems(data)
+    return "classifier" if classifies and not imagenet else "efficientnet_lite0"
+
+
+def auto_features_before(data: DataSpec) -> str:
+    """What it stood for before a run's recipe.yaml recorded it: the classifier wherever there are classes."""
+    return "efficientnet_lite0" if all_features()["classifier"].problems(data) else "classifier"
 
 
 def _metric_names(settings: EvaluateSettings, data: DataSpec, offer: Offer) -> list[str]:

@@ -83,8 +83,15 @@ class GivesLikelihood(Protocol):
         """The variable whose likelihood it is."""
         ...
 
-    def bits(self, index: int, real: ImageBlock, *, seed: int) -> Float64Array:
-        """Bits per dimension [n] of the real images of block `index`."""
+    @property
+    def trained_on(self) -> str | None:
+        """Digest of the images that the model was trained on, if that is known."""
+        ...
+
+    def bits(
+        self, index: int, real: ImageBlock, *, seed: int, images: Reference | None = None
+    ) -> Float64Array:
+        """Bits per dimension [n] of the real images of block `index` of a set; None: the reference."""
         ...
 
 
@@ -104,21 +111,28 @@ LoadSource = Callable[[Path, Mapping[str, Any]], SampleSource]
 
 
 def load_model(
-    folder: Path, sampling: Mapping[str, Any], *, device: str, trust: bool, reference: Reference
+    folder: Path,
+    sampling: Mapping[str, Any],
+    *,
+    device: str,
+    trust: bool,
+    reference: Reference,
+    base: Path | None = None,
 ) -> SampleSource:
     """A trained model by its capability: drawing images, or else reconstructing those of the reference.
 
     `device` is where the workers compute; a driver without a GPU still loads the model, on the CPU,
     to learn what it makes. `trust` permits a family by import path, which runs the code found there.
+    `base` is the place of an adapter's base, None for its place in training.
 
     Raises CheckpointError for a bad folder, ConfigError for options that the family lacks, CapabilityError
     for a model that can do neither.
     """
     here = device if torch.cuda.is_available() else "cpu"
-    generator = Generator.load(folder, here, trust=trust)
+    generator = Generator.load(folder, here, trust=trust, base=base)
     draws = generator.config.samples(generator.data)
     if draws and sampling:
-        generator = _with_options(generator, sampling, here)
+        generator = generator.with_options(generator.options(sampling))
     likelihood = isinstance(generator.family, HasLikelihood)
     if draws:
         kinds = {
@@ -224,12 +238,19 @@ class _Likelihood:
         assert isinstance(family, HasLikelihood)
         return likelihood_of(family)
 
+    @property
+    def trained_on(self) -> str | None:
+        return self._generator.trained_on
+
     @torch.no_grad()
-    def bits(self, index: int, real: ImageBlock, *, seed: int) -> Float64Array:
+    def bits(
+        self, index: int, real: ImageBlock, *, seed: int, images: Reference | None = None
+    ) -> Float64Array:
         """[n] float64; a bound's draws depend only on the seed and the image's position."""
         family = self._generator.family
         assert isinstance(family, HasLikelihood)
-        batch, rng = _full_batch(self._generator, self._given, real, index, seed)
+        given = self._given if images is None else given_by(images, self._generator)
+        batch, rng = _full_batch(self._generator, given, real, index, seed)
         bits_B = family.bits_per_dim(self._generator.nets, batch, self._generator.progress, rng)[
             : len(real[0])
         ]
@@ -278,20 +299,6 @@ class ImageSource:
         assert isinstance(self._images, Captioned)
         first = index * self.block
         return self._images.captions(first, min(first + self.block, self._images.size))
-
-
-def _with_options(generator: Generator, sampling: Mapping[str, Any], device: str) -> Generator:
-    """The model as if stored with these options, which may decide what its family can do."""
-    config = generator.config.model_copy(update={"sampling": generator.options(sampling)})
-    return Generator(
-        config,
-        generator.data,
-        generator.nets,
-        name=generator.name,
-        progress=generator.progress,
-        digest=generator.digest,
-        device=device,
-    )
 
 
 def _full_batch(

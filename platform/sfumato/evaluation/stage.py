@@ -20,7 +20,7 @@ from sfumato.evaluation.compute import measure
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation, Opened
 from sfumato.evaluation.feature_set import FeatureSet
-from sfumato.evaluation.features.extractor import Extractor
+from sfumato.evaluation.features.extractor import Extractor, built
 from sfumato.evaluation.image_set import ImageSet
 from sfumato.evaluation.metric_inputs import Setting
 from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
@@ -34,6 +34,7 @@ from sfumato.evaluation.report import TERMS, EvaluationReport
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.source import ImageSource
 from sfumato.evaluation.store import write_arrays
+from sfumato.evaluation.weakness import of_features
 from sfumato.evaluation.workers import Workers
 
 SPREAD_FROM = 20_000
@@ -99,7 +100,10 @@ def _opened(evaluation: Evaluation, workers: Workers) -> Opened:
 def _extractors(evaluation: Evaluation, selection: Selection) -> list[Extractor]:
     """Built once, on the driver; costly ones are kept on its disk."""
     place = evaluation.features.folder or evaluation.cache
-    return [kind.build(evaluation.reference, options, place) for kind, options in selection.features.items()]
+    return [
+        built(kind, evaluation.reference, options, place, evaluation.begin)
+        for kind, options in selection.features.items()
+    ]
 
 
 def _features(evaluation: Evaluation, workers: Workers) -> ReferenceFeatures:
@@ -128,6 +132,9 @@ def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
         intervals=settings.interval,
         seed=settings.seed,
         begin=evaluation.begin,
+        weak={
+            extractor.name: of_features(extractor.name, extractor.facts) for extractor in opened.extractors
+        },
     )
     write_arrays(out / TERMS, figures.terms, {"metrics": sorted(figures.terms)})
     shown = min(settings.preview, plan.samples)
@@ -160,6 +167,8 @@ def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
         source_digest=source.digest,
         labels_digest=plan.labels_digest,
         blocks=plan.store.folder.name,
+        marks=figures.marks,
+        accept_weak_features=settings.accept_weak_features,
     )
 
 

@@ -8,4 +8,5 @@ layers here depend only on parameters and input, so there is nothing to keep equ
     batch_norm.py             normalises by the micro-batch in training, by exact statistics in sampling
     spectral.py               spectral normalisation by a short Lanczos iteration with a fixed start
     discretized_logistic.py   the likelihood of 256 levels under a logistic distribution
+    full_precision.py         libraries' modules in float32, whatever autocast and the strategy have chosen
 """

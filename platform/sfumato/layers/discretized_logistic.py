@@ -13,14 +13,17 @@ from torch.nn import functional as F
 
 MIN_LOG_SCALE = -7.0
 """Below this a bin of 256 levels holds all of the mass, and gradients are noise (as in PixelCNN++)."""
+MAX_LOG_SCALE = 60.0
+"""Far above this the width of a bin, in units of the scale, is zero in float32, and so is its mass."""
 
 
 def log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int = 256) -> Tensor:
     """Log-probability of the level at `x` in [-1, 1], elementwise, in nats, float32.
 
-    All tensors broadcast; `log_scale` is clamped at `MIN_LOG_SCALE`. `x` must be on the grid of levels.
+    All tensors broadcast; `log_scale` is clamped to `MIN_LOG_SCALE` and `MAX_LOG_SCALE`. `x` must be on the
+    grid of levels.
     """
-    log_scale = log_scale.clamp(min=MIN_LOG_SCALE)
+    log_scale = log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
     half_bin = 1.0 / (levels - 1)
     inverse = torch.exp(-log_scale)
     upper = (x - mean + half_bin) * inverse
@@ -34,7 +37,8 @@ def log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int = 256) -> T
 def sample(mean: Tensor, log_scale: Tensor, uniform: Tensor, levels: int = 256) -> Tensor:
     """A draw for each uniform number in [0, 1), on the grid of levels in [-1, 1]."""
     u = uniform.clamp(1e-5, 1 - 1e-5)
-    x = mean + torch.exp(log_scale.clamp(min=MIN_LOG_SCALE)) * (torch.log(u) - torch.log1p(-u))
+    scale = torch.exp(log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE))
+    x = mean + scale * (torch.log(u) - torch.log1p(-u))
     return to_level((x.clamp(-1, 1) + 1) * (levels - 1) / 2, levels)
 
 

@@ -37,8 +37,8 @@ class Sharded(Ddp):
         super().add_trainable(name, module, optimizer, blocks, base)
         self._plain[name] = empty(module)
 
-    def add_ema(self, name: str, source: str) -> None:
-        super().add_ema(name, source)
+    def add_ema(self, name: str, source: str, *, train_mode: bool = False) -> None:
+        super().add_ema(name, source, train_mode=train_mode)
         self._plain[name] = empty(self._raw[name])
 
     @contextmanager

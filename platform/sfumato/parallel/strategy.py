@@ -109,8 +109,11 @@ class Strategy(ABC):
         """
 
     @abstractmethod
-    def add_ema(self, name: str, source: str) -> None:
-        """Create an average: a copy of a trainable network that `follow` moves towards it."""
+    def add_ema(self, name: str, source: str, *, train_mode: bool = False) -> None:
+        """Create an average: a copy of a trainable network that `follow` moves towards it.
+
+        With `train_mode` it is in train mode while the network is.
+        """
 
     @abstractmethod
     def ready(self) -> None:
@@ -118,7 +121,8 @@ class Strategy(ABC):
 
     @abstractmethod
     def view(self, trains: str) -> Nets:
-        """All networks by name: `trains` wrapped, with gradients; the others raw, frozen, in eval mode."""
+        """All networks by name: `trains` wrapped, with gradients; the others raw, frozen, in eval mode,
+        except averages that share their source's."""
 
     @abstractmethod
     def gathered(self, names: Iterable[str]) -> AbstractContextManager[Nets]:

@@ -60,6 +60,7 @@ class Generator:
         name: of the recipe that trained it.
         progress: how far it was trained.
         digest: sha256 that identifies the stored model; empty for one that was never stored.
+        trained_on: digest of the data that it was trained on, if that is known.
         block: rows that the network runs on at once.
     """
 
@@ -72,6 +73,7 @@ class Generator:
         name: str = "",
         progress: Progress | None = None,
         digest: str = "",
+        trained_on: str | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self.config = config
@@ -81,8 +83,10 @@ class Generator:
         state = {key: value.to(device) for key, value in self.progress.state.items()}
         self.progress = replace(self.progress, state=state)
         self.digest = digest
+        self.trained_on = trained_on
         self.block = block_rows(data)
         self.family: Family = config.build(data)
+        self.device = device
         self.nets = {key: nets[key].to(device).eval() for key in self.family.samplers}
 
     @classmethod
@@ -117,6 +121,7 @@ class Generator:
             name=stored.name,
             progress=stored.progress,
             digest=stored.digest,
+            trained_on=stored.trained_on,
             device=device,
         )
 
@@ -124,6 +129,24 @@ class Generator:
     def images(self) -> int:
         """How many training images it has seen."""
         return self.progress.images
+
+    def with_options(self, options: Config) -> Self:
+        """The model as if stored with these sampling options, which may decide what its family can do.
+
+        A network that they add is read from the place that they record.
+        """
+        config = self.config.model_copy(update={"sampling": options})
+        family = config.build(self.data)
+        added = {name: _stored(family, name) for name in family.samplers if name not in self.nets}
+        return type(self)(
+            config,
+            self.data,
+            {**self.nets, **added},
+            name=self.name,
+            progress=self.progress,
+            digest=self.digest,
+            device=self.device,
+        )
 
     def options(self, overrides: Mapping[str, Any] | None = None) -> Config:
         """The model's sampling defaults with changes. Raises ConfigError for an unknown option."""
@@ -268,6 +291,18 @@ def build_nets(
             nets[name] = source.build()
         _load(nets[name], weights[name], source, (bases or {}).get(name))
     return nets
+
+
+def _stored(family: Family, name: str) -> nn.Module:
+    """A frozen network with its stored weights. Raises CheckpointError if they are missing or different."""
+    spec = family.nets[name]
+    assert isinstance(spec, Frozen), "options add no network that is trained"
+    with seeded("build", name):
+        module = spec.build()
+    if spec.weights is not None:
+        load_stored(module, spec.weights)
+    cast_parameters(module, spec.dtype)
+    return module
 
 
 def _load(

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from sfumato import families
 from sfumato.core.batch import DataSpec
+from sfumato.core.earlier_defaults import FIRST, as_of
 from sfumato.core.family import Family, FamilyConfig, Trainable
-from sfumato.core.finding import built_in_only, paths_in
+from sfumato.core.finding import ALLOW, built_in_only, paths_in
 from sfumato.core.pretrained import built_as
 from sfumato.core.progress import Progress
 from sfumato.core.state import State, initial, mismatch
@@ -179,12 +180,12 @@ def _read_config(path: Path, card: Mapping[str, Any], *, trust: bool) -> tuple[F
         what = "family" if own == family else "component"
         raise ConfigError(
             f"{path} needs the {what} {own!r}, which is not part of Sfumato; loading it runs its code: "
-            "allow that with trust=True"
+            f"{ALLOW}"
         )
     kind = families.config_class(family)
     try:
         with built_in_only(not trust):
-            config = kind.model_validate(card["config"])
+            config = as_of(kind.model_validate(card["config"]), FIRST)
     except ValidationError as error:
         problem = first_problem(error, kind)
         raise CheckpointError(

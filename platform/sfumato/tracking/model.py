@@ -13,19 +13,23 @@ import sfumato
 from sfumato.core.conditions import NEGATIVE, Condition
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.sampling.generator import Generator
+from sfumato.sampling.model_files import read_card
 from sfumato.tracking.run import TrackerHandle
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec
 
 # What the package's sampling side imports; the package itself travels with the model.
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "numpy", "pandas", "pillow", "pydantic", "safetensors")
 
 
-def register_model(handle: TrackerHandle, folder: Path, name: str) -> int:
+def register_model(handle: TrackerHandle, folder: Path, name: str, *, base: Path | None = None) -> int:
     """Log the model folder to the run and register it; returns the new version.
+
+    `base` is the place of an adapter's base, None for its place in training. The registered model looks for
+    its base there, or where MLflow's `model_config={"base": PLACE}` says when it is loaded.
 
     Raises:
         ConfigError: a name that MLflow does not take.
@@ -36,10 +40,10 @@ def register_model(handle: TrackerHandle, folder: Path, name: str) -> int:
         raise ConfigError(f"registry.name '{name}' must not be empty or contain / : % or quotes")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} has no model: train first, then register")
-    generator = Generator.load(folder, trust=True)
+    generator = Generator.load(folder, trust=True, base=base)
     client = handle.store.client()
     handle.store.reach(client.search_experiments)
-    model_id = _log(client, handle, folder, generator)
+    model_id = _log(client, handle, folder, generator, _model_config(folder, base))
     _ensure_registered(client, name)
     version = client.create_model_version(
         name,
@@ -51,9 +55,23 @@ def register_model(handle: TrackerHandle, folder: Path, name: str) -> int:
     return int(version.version)
 
 
-def _log(client: MlflowClient, handle: TrackerHandle, folder: Path, generator: Generator) -> str:
+def _model_config(folder: Path, base: Path | None) -> dict[str, str] | None:
+    """What can be chosen when the model is loaded: for an adapter, the place of its base."""
+    if not read_card(folder)[0].get("bases"):
+        return None
+    return {"base": str(base.resolve()) if base else ""}
+
+
+def _log(
+    client: MlflowClient,
+    handle: TrackerHandle,
+    folder: Path,
+    generator: Generator,
+    model_config: dict[str, str] | None,
+) -> str:
     """Log the model as an output of the run; returns its id. A failed upload is marked as failed."""
     from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
 
     logged = client.create_logged_model(
         handle.experiment_id,
@@ -66,7 +84,10 @@ def _log(client: MlflowClient, handle: TrackerHandle, folder: Path, generator: G
     try:
         with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
             packed = Path(scratch) / "model"
-            _pack(packed, folder, generator, logged.model_id, handle.run_id, logged.artifact_location)
+            mlflow_model = Model(
+                artifact_path=logged.artifact_location, run_id=handle.run_id, model_id=logged.model_id
+            )
+            _pack(packed, folder, generator, mlflow_model, model_config)
             client.log_model_artifacts(logged.model_id, str(packed))
         client.log_outputs(handle.run_id, [LoggedModelOutput(logged.model_id, step=generator.images)])
     except BaseException:
@@ -82,11 +103,14 @@ def _name(generator: Generator) -> str:
 
 
 def _pack(
-    target: Path, folder: Path, generator: Generator, model_id: str, run_id: str, location: str
+    target: Path,
+    folder: Path,
+    generator: Generator,
+    mlflow_model: Model,
+    model_config: dict[str, str] | None,
 ) -> None:
     """Write an MLflow model folder: our model folder, the code, the signature, the requirements."""
     import mlflow.pyfunc
-    from mlflow.models import Model
 
     before = list(sys.path)
     try:
@@ -95,7 +119,8 @@ def _pack(
             warnings.simplefilter("ignore")
             mlflow.pyfunc.save_model(
                 target,
-                mlflow_model=Model(artifact_path=location, run_id=run_id, model_id=model_id),
+                mlflow_model=mlflow_model,
+                model_config=model_config,
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 code_paths=[str(Path(sfumato.__file__).parent)],
                 artifacts={"model": str(folder.resolve())},

@@ -18,12 +18,14 @@ from sfumato.sampling.generator import Generator
 class SfumatoModel(PythonModel):
     """Draws one image a row from columns `seed` and, by name, the conditions that the model takes.
 
-    Rows of equal seed are samples 0, 1, ... of that seed, the ones that `sfumato sample --seed` draws.
+    Rows of equal seed are samples 0, 1, ... of that seed, the ones that `sfumato sample --seed` draws. If the
+    base of an adapter has moved, say where it is: `load_model(uri, model_config={"base": PLACE})`.
     """
 
     def load_context(self, context: Any) -> None:
         # Loading an MLflow model runs its code anyway; a family by import path needs no more trust than that.
-        self._generator = Generator.load(context.artifacts["model"], trust=True)
+        base = (context.model_config or {}).get("base") or None
+        self._generator = Generator.load(context.artifacts["model"], trust=True, base=base)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -34,7 +34,13 @@ def problems(train: TrainSettings, parallel: ParallelSettings) -> list[str]:
 
 def phase_problems(phases: Sequence[Phase], parallel: ParallelSettings) -> list[str]:
     """Requirements of a family's phases that the strategy cannot fulfil, one line each."""
-    return [
+    rounded = [
+        f"parallel.fsdp.bf16_parameters=true: phase {phase.name!r} takes differences that bfloat16 rounds "
+        "away; set it to false"
+        for phase in phases
+        if phase.float32 and parallel.fsdp.bf16_parameters
+    ]
+    return rounded + [
         problem
         for phase in phases
         if phase.second_order

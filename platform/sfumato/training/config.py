@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from sfumato.core.config import Config, Neutral
+from sfumato.core.earlier_defaults import Before
 from sfumato.core.schedules import power_exponent
 
 
@@ -75,7 +76,11 @@ class TrainSettings(Config):
         "way for any number of workers, so that 1 and 2 workers add the same numbers; null gives every "
         "worker its whole share at once.",
     )
-    clip_grad_norm: float | None = Field(1.0, gt=0, description="Largest gradient norm; null does not clip.")
+    clip_grad_norm: Annotated[Annotated[float, Field(gt=0)] | Literal["auto"] | None, Before(2, 1.0)] = Field(
+        "auto",
+        description="Largest gradient norm; null does not clip. auto: the family's choice, which is 1 "
+        "unless its README says otherwise.",
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs the forward pass in autocast.")
     compile: Neutral[bool] = Field(False, description="Compile the trained networks (torch.compile).")
     activation_checkpointing: Neutral[bool] = Field(

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from sfumato.errors import CheckpointError
 from sfumato.training.stored_chunks import read_rows
 
-# Warned at every save of a single process, where it is intended.
+# A single process would warn at every save, although this is intended.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 INDEX = ".metadata"

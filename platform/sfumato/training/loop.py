@@ -56,18 +56,20 @@ def install(
     first: Callable[[], MicroBatch] | None = None,
     averages: Mapping[str, EmaOf] | None = None,
     initial: bool = True,
+    bases: bool = True,
 ) -> None:
     """Build the family's networks, the same on every rank, and add them to the strategy.
 
     `first` reads the rows for data-dependent initialisation: the same on every rank, for any number of ranks.
     Without it such a family keeps its built weights, which is right if a checkpoint replaces them.
     `averages` are kept in addition to those of the family. `initial` decides whether stored weights are
-    loaded into networks that train as a whole, which is unnecessary if a checkpoint follows; frozen
-    networks and the bases of adapters, which no checkpoint holds, always get theirs.
+    loaded into networks that train as a whole, which is unnecessary if a checkpoint follows. No checkpoint
+    holds frozen networks, which always get theirs, and the bases of adapters, which are unnecessary
+    (`bases`) only if nothing but the adapter is taken from the strategy.
 
     Raises CheckpointError if stored weights are missing or differ from those that the recipe recorded.
     """
-    built = _build(family, seed, initial=initial)
+    built = _build(family, seed, initial=initial, bases=bases)
     if first is not None and isinstance(family, InitialisesFromData):
         _initialise(family, built, first(), seed, strategy.placement.device)
     for name, module in built.items():
@@ -79,11 +81,11 @@ def install(
             strategy.add_frozen(name, module, shard=spec.shard)
     for name, spec in {**family.nets, **(averages or {})}.items():
         if isinstance(spec, EmaOf):
-            strategy.add_ema(name, spec.source)
+            strategy.add_ema(name, spec.source, train_mode=spec.train_mode)
     strategy.ready()
 
 
-def _build(family: Family, seed: int, *, initial: bool) -> dict[str, nn.Module]:
+def _build(family: Family, seed: int, *, initial: bool, bases: bool) -> dict[str, nn.Module]:
     """All networks except the averages, with their stored weights."""
     built: dict[str, nn.Module] = {}
     for name, spec in family.nets.items():
@@ -96,7 +98,7 @@ def _build(family: Family, seed: int, *, initial: bool) -> dict[str, nn.Module]:
             if spec.weights is not None:
                 load_stored(built[name], spec.weights)
             cast_parameters(built[name], spec.dtype)
-        elif spec.weights is not None and (initial or spec.adapter):
+        elif spec.weights is not None and (bases if spec.adapter else initial):
             load_stored(built[name], spec.weights, spec.adapter)
     return built
 

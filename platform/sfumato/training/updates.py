@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -36,8 +38,9 @@ class Updates:
     ) -> None:
         self._family, self._strategy, self._settings = family, strategy, settings
         self._nets = family.nets
-        self._seed = seed
+        self._seed, self._streams = seed, streams
         self._rows_per_stream = settings.batch // streams
+        self._clip = settings.clip_grad_norm
         self._passes = passes_of(strategy, settings, streams)
         self._means, self._skips, self._state = means, skips, state
         self._weight: Tensor | None = None
@@ -62,7 +65,7 @@ class Updates:
         norm = self._strategy.step(
             phase.trains,
             lr=spec.optimizer.lr.at(progress),
-            max_norm=self._settings.clip_grad_norm,
+            max_norm=phase.clip_grad_norm if self._clip == "auto" else self._clip,
             scale=self._scale(),
         )
         kept = torch.isfinite(norm)
@@ -89,6 +92,7 @@ class Updates:
             seed=self._seed,
             images=images,
             phase=phase.name,
+            streams=self._streams,
             device=device,
         )
         # Dropout draws from torch's global generator; it too depends only on the position in training.
@@ -101,7 +105,8 @@ class Updates:
                 return self._family.prepare(nets, batch, progress, rng)
 
         batch = prepared.get(update.repeat, index, prepare)
-        with self._autocast():  # entered again: a cast cached without gradients would have none here
+        # Entered again: a cast cached without gradients would have none here.
+        with nullcontext() if phase.float32 else self._autocast():
             out = phase.loss(nets, batch, progress, rng)
         for what, value in (("loss", out.loss_B), ("weight", out.weights_B)):
             if value is not None and value.shape != (micro.rows,):

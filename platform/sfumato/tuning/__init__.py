@@ -1,1 +1,1 @@
-"""Sweeps over the fields of a recipe: what is searched, how, and the results. Pure: no Ray, no MLflow."""
+"""Sweeps over the fields of a recipe: space, search and results. Pure: no Ray, no MLflow."""

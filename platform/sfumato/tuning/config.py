@@ -24,7 +24,7 @@ class AshaSettings(Config):
     kind: Literal["asha"] = Field("asha", description="Selects this scheduler.")
     grace: int = Field(..., gt=0, description="Images before a trial may be stopped: the first rung.")
     reduction: float = Field(
-        4.0, gt=1, description="At each rung, one trial in this many continues; rungs lie this factor apart."
+        4.0, gt=1, description="At each rung, one trial in this many continues; rungs are this factor apart."
     )
     brackets: int = Field(
         1, ge=1, description="Hyperband's brackets; each starts its rungs one factor later."
@@ -36,7 +36,7 @@ class MedianSettings(Config):
 
     kind: Literal["median"] = Field("median", description="Selects this scheduler.")
     grace: int = Field(..., gt=0, description="Images before a trial may be stopped.")
-    min_trials: int = Field(3, ge=1, description="Other trials that must have come as far.")
+    min_trials: int = Field(3, ge=1, description="Number of other trials that must have got as far.")
 
 
 class PbtSettings(Config):
@@ -44,9 +44,12 @@ class PbtSettings(Config):
     weights, optimizer state included, of the best ones, with values near theirs."""
 
     kind: Literal["pbt"] = Field("pbt", description="Selects this scheduler.")
-    every: int = Field(..., gt=0, description="Images between two hand-overs; checkpoints are written there.")
+    every: int = Field(..., gt=0, description="Images between two hand-overs, which take checkpoints.")
     quantile: float = Field(
-        0.25, gt=0, le=0.5, description="Share of the population that hands over, and that receives."
+        0.25,
+        gt=0,
+        le=0.5,
+        description="Share of the population that passes on weights, and that receives them.",
     )
     resample: float = Field(
         0.25, ge=0, le=1, description="Probability that a value is resampled instead of moved to a neighbour."
@@ -57,25 +60,25 @@ Scheduler = Annotated[NoScheduler | AshaSettings | MedianSettings | PbtSettings,
 
 
 class SearchSettings(Config):
-    """How the values of a trial are found."""
+    """How a trial's values are chosen."""
 
     kind: Literal["random", "grid", "optuna", "hyperopt", "bayesopt", "hebo", "ax"] = Field(
         "random",
-        description="random draws; grid takes every combination; the others learn from the trials before, "
+        description="random draws; grid takes every combination; the others learn from earlier trials, "
         "through Ray Tune, and each needs its own package (optuna: the extra `tune`).",
     )
     options: dict[str, Any] = Field({}, description="Keyword arguments of Ray Tune's class for that search.")
 
     @property
     def learns(self) -> bool:
-        """Whether the values of a trial depend on the results of those before."""
+        """Whether a trial's values depend on the results of earlier ones."""
         return self.kind not in ("random", "grid")
 
 
 class BudgetSettings(Config):
     """Budget of the whole sweep; running trials are stopped when it is spent."""
 
-    images: int | None = Field(None, gt=0, description="Images, of all trials together.")
+    images: int | None = Field(None, gt=0, description="Images, over all trials.")
     seconds: float | None = Field(None, gt=0, description="Seconds of the sweep, earlier calls included.")
 
 
@@ -88,18 +91,18 @@ class TuneSettings(Config):
     metric: str = Field(
         ...,
         pattern=r"^(train|eval(_\d+)?)/.+$",
-        description="The metric that trials are compared by, as MLflow shows it: train/denoise/loss, "
+        description="The metric by which trials are compared, by its name in MLflow: train/denoise/loss, "
         "eval/fd_classifier ...",
     )
     mode: Literal["auto", "min", "max"] = Field(
-        "auto", description="Which values are better; auto: as the metric says, and low for train/ metrics."
+        "auto", description="Which values are better; auto: by the metric, and low for train/ metrics."
     )
     trials: Neutral[int | None] = Field(
         None, ge=1, description="Trials, the recipe itself included; null: every point of a grid."
     )
     concurrency: Neutral[int] = Field(1, ge=1, description="Trials at a time.")
-    seed: int = Field(0, ge=0, description="Fixes the values that are drawn.")
-    baseline: bool = Field(True, description="Whether the first trial is the recipe as it stands.")
+    seed: int = Field(0, ge=0, description="Seed of the values that are drawn.")
+    baseline: bool = Field(True, description="Whether the first trial is the unchanged recipe.")
     retries: Neutral[int] = Field(
         1, ge=0, description="How often a trial that lost its workers or its process is retried."
     )
@@ -125,6 +128,6 @@ class TuneSettings(Config):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What makes it another sweep: fields that differ from their defaults. How many trials run, and how
-        fast, does not count."""
+        """The fields that identify the sweep: those that differ from their defaults. How many trials run, and
+        how fast, does not count."""
         return changed(self)

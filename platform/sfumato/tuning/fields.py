@@ -1,4 +1,4 @@
-"""Putting a trial's values into a recipe, and which fields a sweep may not touch."""
+"""Puts a trial's values into a recipe, and knows the fields that no sweep may change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _FORBIDDEN = {
     "base": "it has been read already",
     "name": "trials are named by the sweep",
     "storage": "trials lie in the sweep's folder",
-    "tracking": "trials are recorded beside one another",
+    "tracking": "trials are recorded next to one another",
     "registry": "trials are not registered",
     "tune": "a sweep does not search itself",
     "parallel": "it changes no result, and Ray plans with the resources of one trial for all",
@@ -39,7 +39,7 @@ def problems(names: Iterable[str]) -> list[str]:
 def with_values(content: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a recipe's plain data with these values at their dotted fields.
 
-    Raises ValueError where a field lies inside something that is no mapping.
+    Raises ValueError for a field inside something that is no mapping.
     """
     changed = copy.deepcopy(dict(content))
     for name, value in values.items():

@@ -20,13 +20,13 @@ from sfumato.tuning.journal import Trial, common_images
 from sfumato.tuning.parameter import Parameter
 
 FEWEST = 4
-"""Trials below which nothing is said."""
+"""The smallest number of trials for which it is computed."""
 
 
 def importances(
     trials: Sequence[Trial], space: Mapping[str, Parameter], recipe: Mapping[str, Any], *, seed: int = 0
 ) -> dict[str, float]:
-    """By field, shares that sum to one, largest first; empty where there is too little to say.
+    """By field, shares that sum to one, largest first; empty if there are too few trials.
 
     `recipe` has the values of trials that leave a field as it is.
     """
@@ -52,7 +52,7 @@ def importances(
 def _column(
     trials: Sequence[Trial], name: str, parameter: Parameter, recipe: Mapping[str, Any]
 ) -> npt.NDArray[np.float64]:
-    """The field as numbers [N]: ranges as they are (their logarithm where it is uniform), others by rank."""
+    """The field as numbers [N]: values of a range, logarithms if those are uniform, others by rank."""
     values: list[Any] = [trial.values.get(name, recipe.get(name)) for trial in trials]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if numeric:

@@ -1,7 +1,7 @@
-"""What happened in a sweep, a line of JSON an event, written as it happens: all that a resumed sweep needs.
+"""The events of a sweep, one line of JSON each, written as they happen: all that a resumed sweep needs.
 
-Nothing of Ray's own state is read back, so nothing is unpickled and a sweep outlives an upgrade of Ray. A
-driver that is killed leaves at most its last line unfinished, which is passed over.
+Ray's own state is never read back, so nothing is unpickled and a sweep survives an upgrade of Ray. A killed
+driver leaves at most one unfinished line, the last, which is skipped.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Report:
 
 @dataclass(slots=True)
 class Trial:
-    """A trial as the journal tells it. `values` are those it has now: population based training changes
-    them; `asked` is what the search knows it by."""
+    """A trial in the journal. `values` are its present ones, which population based training changes; `asked`
+    are those that the search suggested."""
 
     number: int
     values: dict[str, Any]
@@ -36,7 +36,7 @@ class Trial:
     status: Status = "waiting"
     reports: list[Report] = field(default_factory=list)
     images: int = 0
-    """Images that it was trained on; weights that were handed over bring theirs along."""
+    """Images that it was trained on, including those of weights that it took over."""
     reason: str = ""
     """Why it was stopped or failed."""
     retries: int = 0
@@ -57,13 +57,13 @@ class Trial:
 
 
 class Journal:
-    """Appends events to a file, and keeps the trials that they tell of."""
+    """Appends events to a file, and keeps the trials that they describe."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.trials: dict[int, Trial] = {}
         self.seconds = 0.0
-        """Time that earlier calls and this one have taken."""
+        """Duration of earlier calls and this one."""
         if path.is_file():
             for event in _events(path.read_bytes().split(b"\n")):
                 self._apply(event)
@@ -84,7 +84,7 @@ class Journal:
         return sum(trial.images for trial in self.trials.values())
 
     def _end_line(self) -> None:
-        """A line that was cut off stays on its own, and what comes next is whole."""
+        """Ends an unfinished line, so that the next one is whole."""
         content = self._path.read_bytes()
         if content and not content.endswith(b"\n"):
             with self._path.open("ab") as file:
@@ -118,9 +118,9 @@ class Journal:
 
 
 def best_of(trials: Iterable[Trial], mode: str) -> Trial | None:
-    """The trial with the best last value: of those that ran to their end, or where none did, of all.
+    """The trial with the best last value: among those that ran to their end, or among all if none did.
 
-    A value that is not finite never wins.
+    Values that are not finite never win.
     """
     sign = 1.0 if mode == "min" else -1.0
     able = [trial for trial in trials if trial.last is not None and math.isfinite(trial.last.value)]
@@ -139,7 +139,7 @@ def common_images(trials: Iterable[Trial]) -> int | None:
 
 
 def stopped_share(trials: Sequence[Trial]) -> float:
-    """Share of the trials that were given up before their end, in [0, 1]."""
+    """Share of the trials that were stopped early, in [0, 1]."""
     return sum(trial.status == "stopped" for trial in trials) / max(1, len(trials))
 
 

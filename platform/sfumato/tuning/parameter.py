@@ -1,4 +1,4 @@
-"""One searched field of a recipe: the values that it may take, and how they are drawn and changed."""
+"""A searched field of a recipe: its possible values, and how they are drawn and changed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _TOLERANCE = 1e-9
 
 
 class Parameter(Config):
-    """The values that one field may take: exactly one of `choice`, `grid`, `uniform` and `loguniform`."""
+    """The possible values of a field: exactly one of `choice`, `grid`, `uniform` and `loguniform`."""
 
-    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="Any one of these, at random.")
+    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="One of these, at random.")
     grid: tuple[Any, ...] | None = Field(
-        None, min_length=1, description="Each of these in turn, combined with those of every other grid."
+        None, min_length=1, description="Each of these, combined with those of every other grid."
     )
     uniform: tuple[Number, Number] | None = Field(None, description="Lowest and highest value.")
     loguniform: tuple[Number, Number] | None = Field(
@@ -68,7 +68,7 @@ class Parameter(Config):
         return self.choice or self.grid
 
     def points(self) -> tuple[Any, ...] | None:
-        """All values, where they can be counted: a list, or a range with a step."""
+        """All values, if they can be counted: those of a list, or of a range with a step."""
         if self.bounds is None:
             return self.listed
         if self.step is None:
@@ -76,7 +76,7 @@ class Parameter(Config):
         return tuple(self._point(index) for index in range(self._steps() + 1))
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """A value at random, every one of a list or of a uniform range with steps equally likely."""
+        """A random value; all values of a list, or of a uniform range with steps, are equally likely."""
         if self.bounds is None or (self.uniform is not None and self.step is not None):
             points = self.points()
             assert points is not None
@@ -96,7 +96,7 @@ class Parameter(Config):
         return self._point(min(round((value - low) / self.step), self._steps()))
 
     def neighbour(self, value: Any, rng: np.random.Generator) -> Any:
-        """A value near `value`: times 0.8 or 1.2 (Jaderberg et al. 2017, sec. 4), or beside it in the list.
+        """A value near `value`: times 0.8 or 1.2 (Jaderberg et al. 2017, sec. 4), or a neighbour in the list.
 
         A value that this parameter does not have, such as the recipe's own, is replaced by a drawn one.
         """
@@ -125,11 +125,11 @@ class Parameter(Config):
         return low <= value <= high and (self.step is None or close)
 
     def extremes(self) -> tuple[Any, ...]:
-        """Values at which a problem of this parameter would show: a range's ends, or all of a list."""
+        """Values that would reveal a problem with this parameter: a range's ends, or a whole list."""
         return self.bounds if self.bounds is not None else self.listed or ()
 
     def allowed(self, name: str, values: Mapping[str, Any]) -> bool:
-        """Whether `values` has, for the condition's field `name`, a value that the condition asks for."""
+        """Whether `values` meets the condition on the field `name`."""
         wanted = self.when[name]
         options = wanted if isinstance(wanted, list | tuple) else [wanted]
         return name in values and _plain(values[name]) in [_plain(option) for option in options]
@@ -151,7 +151,7 @@ class Parameter(Config):
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML has it, so that a tuple equals its list."""
+    """A value as YAML reads it, so that a tuple equals its list."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):

@@ -29,9 +29,9 @@ def parallel_coordinates(
     mode: str,
     best: int | None,
 ) -> bool:
-    """A line a trial across an axis a field and one for the metric; dotted ones were stopped early.
+    """One line per trial across one axis per field and one for the metric; dotted lines were stopped early.
 
-    False where there is nothing to draw: fewer than two trials with a finite value.
+    Returns False if there is nothing to draw: fewer than two trials with a finite value.
     """
     shown = [trial for trial in trials if trial.last is not None and math.isfinite(trial.last.value)]
     if len(shown) < 2:
@@ -71,7 +71,7 @@ def parallel_coordinates(
 
 
 def importance(path: Path, shares: Mapping[str, float], *, metric: str, trials: int) -> bool:
-    """A bar a field; False where `shares` is empty."""
+    """One bar per field; returns False if `shares` is empty."""
     if not shares:
         return False
     figure = _figure(6.4, 1.2 + 0.4 * len(shares))
@@ -88,7 +88,7 @@ def importance(path: Path, shares: Mapping[str, float], *, metric: str, trials: 
 
 
 class _Axis:
-    """A vertical axis: where each trial meets it, in [0, 1], and what is written beside it."""
+    """A vertical axis: the position of each trial on it, in [0, 1], and its labels."""
 
     def __init__(self, name: str, heights: list[float], ticks: list[tuple[float, str]]) -> None:
         self.name, self.heights, self.ticks = name, heights, ticks
@@ -120,7 +120,7 @@ def _share(value: float, low: float, high: float) -> float:
 
 
 def _spread(values: Sequence[float]) -> bool:
-    """Whether values are so far apart that a logarithm shows them better."""
+    """Whether values span so much that a logarithmic axis shows them better."""
     return min(values) > 0 and max(values) > 20 * min(values)
 
 

@@ -1,7 +1,7 @@
 """The search space: drawing, enumerating and changing the values of a trial.
 
-The values of trial n depend on (seed, n) and the space alone: not on how many trials there are, nor on what
-came of those before. A conditional field that does not apply is left out of a trial's values.
+The values of trial n depend only on (seed, n) and the space, not on the number of trials or on the results of
+earlier ones. A conditional field that does not apply is left out of a trial's values.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Values = dict[str, Any]
 
 
 def active(space: Space, values: Mapping[str, Any], recipe: Mapping[str, Any]) -> Values:
-    """Those of `values` whose conditions hold; `recipe` has the values of fields that are not searched.
+    """The `values` whose conditions hold; `recipe` has the values of fields that are not searched.
 
-    A condition on a searched field holds only where that field itself applies.
+    A condition on a searched field holds only if that field itself applies.
     """
     found: Values = {}
 
@@ -41,12 +41,12 @@ def active(space: Space, values: Mapping[str, Any], recipe: Mapping[str, Any]) -
 
 
 def problems(space: Space) -> list[str]:
-    """Conditions that no order of drawing can meet, or that ask for values that are never drawn."""
+    """Conditions that no order of drawing can meet, or that require values that are never drawn."""
     found = []
     for name, parameter in space.items():
         cycle = _cycle(space, name)
         if cycle:
-            found.append(f"tune.space.{name}.when: the conditions go round in a circle: {' -> '.join(cycle)}")
+            found.append(f"tune.space.{name}.when: the conditions form a circle: {' -> '.join(cycle)}")
         for other, wanted in parameter.when.items():
             if other not in space or space[other].bounds is not None:
                 continue
@@ -73,7 +73,7 @@ def _cycle(space: Space, start: str) -> list[str]:
 
 
 def drawn(space: Space, seed: int, number: int, recipe: Mapping[str, Any]) -> Values:
-    """The values of the trial of that number by random search, walking through the grids in order."""
+    """The values of the trial of that number in a random search; grids are traversed in order."""
     rng = np.random.default_rng(derive(seed, "tune", number))
     values = {name: parameter.draw(rng) for name, parameter in space.items()}
     grids = [name for name, parameter in space.items() if parameter.grid is not None]
@@ -111,9 +111,9 @@ def perturbed(
     resample: float,
     recipe: Mapping[str, Any],
 ) -> Values:
-    """Values near those of another trial: each drawn anew with probability `resample`, else a neighbour."""
+    """Values near those of another trial: each redrawn with probability `resample`, else a neighbour."""
     changed = {}
     for name, parameter in space.items():
-        anew = rng.random() < resample or name not in values
-        changed[name] = parameter.draw(rng) if anew else parameter.neighbour(values[name], rng)
+        redraw = rng.random() < resample or name not in values
+        changed[name] = parameter.draw(rng) if redraw else parameter.neighbour(values[name], rng)
     return active(space, changed, recipe)

@@ -1,4 +1,4 @@
-"""A sweep as a table: for the terminal while it runs, and at its end."""
+"""A sweep as a table, for the terminal during the sweep and at its end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def table(
     mode: str,
     now: Mapping[int, int] | None = None,
 ) -> Table:
-    """A row a trial. `now` has images of running trials that are newer than their last report."""
+    """One row per trial. `now` has the images of running trials, newer than their last report."""
     best = best_of(trials, mode)
     found = Table(title=title, title_justify="left", header_style="bold")
     found.add_column("trial", justify="right")
@@ -58,7 +58,7 @@ def line(trial: Trial, fields: Sequence[str]) -> str:
 
 
 def short(fields: Sequence[str]) -> list[str]:
-    """Each dotted field by as few of its last parts as tell it from the others."""
+    """Each dotted field by as few of its last parts as distinguish it."""
     names = []
     for field in fields:
         parts = field.split(".")
@@ -71,7 +71,7 @@ def short(fields: Sequence[str]) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """A value as a recipe has it, numbers with four digits."""
+    """A value as in a recipe, numbers with four digits."""
     if value is None:
         return ""
     if isinstance(value, float):

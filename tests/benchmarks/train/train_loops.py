@@ -44,6 +44,9 @@ class Noise:
     def uniform(self, *tail: int) -> Tensor:
         return torch.rand(self.rows, *tail)
 
+    def stratified(self) -> Tensor:
+        return self.uniform()
+
     def integers(self, high: int, *tail: int) -> Tensor:
         return torch.randint(high, (self.rows, *tail))
 

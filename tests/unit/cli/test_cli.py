@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import repository
+import yaml
 from PIL import Image
 
 from sfumato import cli
@@ -115,3 +116,28 @@ def test_runs_that_are_not_there(terminal: Terminal) -> None:
     assert "no run" in terminal.refused("sample", "nothing", "--out", "x")
     assert "no run" in terminal.refused("evaluate", "nothing")
     assert "no MLflow store" in terminal.refused("ui")
+
+
+@pytest.mark.parametrize("command", ["check", "show"])
+def test_a_recipe_is_looked_at_without_running_the_module_that_it_names(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = "import sys\nfrom sfumato.families.gan import Config\nprint('RUN', file=sys.stderr)\n\n\n"
+    body = f"class Mine(Config):\n    family: str = 'looked_at_{command}:Mine'\n"
+    (tmp_path / f"looked_at_{command}.py").write_text(code + body)
+    recipe = {"name": "x", "data": {"path": "d"}, "train": {"images": 64, "batch": 64}}
+    recipe["model"] = {"family": f"looked_at_{command}:Mine"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+
+    def called(*arguments: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["sfumato", "recipe", command, "mine.yaml", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return left.value.code, capsys.readouterr().err
+
+    status, err = called()
+    assert status == 2 and "with --trust" in err and "RUN" not in err
+    status, err = called("--trust")
+    assert status == 0 and "RUN" in err

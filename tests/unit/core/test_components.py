@@ -18,6 +18,7 @@ from sfumato.core.components import Component, Components
 from sfumato.core.config import Config
 from sfumato.core.finding import Folder, built_in_only, imported, paths_in
 from sfumato.core.identity import changed
+from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 
 TESTS = Path(__file__).parents[2]
@@ -112,6 +113,25 @@ def test_what_differs_from_the_defaults_says_of_which_component(holder: type[Con
     assert changed(holder()) == {}
 
 
+def test_without_a_default_the_kind_is_required(holder: type[Config]) -> None:
+    class Strict(Config):
+        shape: Annotated[Shape, Components("shapes_here", Shape)] | None = Field(None, description="One.")
+
+    assert Strict().shape is None
+    assert Strict.model_validate({"shape": {"kind": "square"}}).model_dump(exclude_defaults=True) == {
+        "shape": {"kind": "square"}
+    }
+    options = Strict.model_json_schema()["properties"]["shape"]["anyOf"]
+    assert all("kind" in option["required"] for option in options if option != {"type": "null"})
+    for shape, line in (
+        ({"size": 2}, "shape: needs the key kind, which selects what it is"),
+        (3, "shape: expected a mapping, such as {kind: round}, got 3"),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            Strict.model_validate({"shape": shape})
+        assert explain(caught.value, Strict) == [line]
+
+
 def test_one_of_ones_own_is_named_by_its_path(holder: type[Config]) -> None:
     path = "shape_bases:Shape"
     value = holder.model_validate({"shape": {"kind": path, "size": 2}})
@@ -174,9 +194,9 @@ def test_import_paths_from_elsewhere_are_refused() -> None:
 def test_recipes_of_version_0_1_mean_what_they_did(name: str) -> None:
     """Every value that version wrote out, in the same place; later fields may stand beside it."""
     old = RECIPES[name]
-    written = recipes.parse(old["recipe"]).model_dump(mode="json")
+    written = recipes.parse({**old["recipe"], "schema": 1}).model_dump(mode="json")
     assert differences(old["dump"], written, name) == []
-    whole = recipes.parse({**old["recipe"], **old["dump"]})
+    whole = recipes.parse({**old["recipe"], **old["dump"], "schema": 1})
     assert whole.model_dump(mode="json") == written, "read back as it was written out"
 
 

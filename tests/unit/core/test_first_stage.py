@@ -232,4 +232,12 @@ def test_a_stage_without_a_run_starts_from_initial_weights() -> None:
     config = families.config_class("autoregressive").variants()["transformer"]
     spec = config.build(DATA).nets["first_stage"]
     assert isinstance(spec, Frozen) and spec.weights is None
-    assert FirstStageConfig().problems(DATA, families.config_class) != []
+    find = families.config_class
+    (line,) = FirstStageConfig().problems(DATA, find)
+    assert line.startswith("model.first_stage.run: required")
+    (line,) = FirstStageConfig().problems(DATA, find, field="model.tokenizer")
+    assert line.startswith("model.tokenizer.run: required")
+    (line,) = FirstStageConfig(run="x").problems(DATA, find, field="model.tokenizer")
+    assert line == "model.tokenizer.run: 'x' has not been looked up"
+    (line,) = FirstStageConfig(run="x").problems(DATA, find, field="")
+    assert line == "'x' has not been looked up"

@@ -16,6 +16,8 @@ from sfumato.recipe import Recipe
 from sfumato.training.config import TrainSettings
 
 OLD = json.loads((ROOT / "tests" / "data" / "runs-0.1" / "identities.json").read_text())
+for _old in OLD:
+    _old["recipe"]["schema"] = 1  # as a run's recipe.yaml of that version is read
 BASE = {"name": "a", "data": {"path": "d"}, "model": {"family": "gan"}, "train": {"images": 640}}
 
 

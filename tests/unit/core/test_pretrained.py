@@ -6,12 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from adapter import AdapterConfig
 from library_folders import save_unet
 
 from sfumato import families, recipe
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
+from sfumato.core.finding import built_in_only
 from sfumato.core.first_stage import FirstStageConfig
+from sfumato.core.identity import changed
 from sfumato.core.pretrained import Pretrained, Reference, StoredNet, references, replaced
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
@@ -20,7 +24,9 @@ from sfumato.families import config_class
 from sfumato.recipe import Recipe
 from sfumato.runtime.jobs.command import relative_places
 from sfumato.runtime.runs.pretrained import look_up, resolved
+from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
+from sfumato.sampling.pretrained_files import load_stored
 
 DATA = DataSpec(1, 8, 8, ("a", "b"))
 
@@ -106,12 +112,40 @@ def test_any_network_of_a_run_can_be_built_and_loaded(tmp_path: Path) -> None:
         look_up(Pretrained(run="run", network="network"), tmp_path, "model.teacher")
 
 
+def test_a_family_by_import_path_is_built_where_it_is_trusted(tmp_path: Path) -> None:
+    base = look_up(Pretrained(folder=str(save_unet(tmp_path / "unet"))), tmp_path, "model.base")
+    config = AdapterConfig(base=base)
+    with seeded(0, "adapter"):
+        network = config.build(DATA).nets["network"].build()
+    adapter = {key: value for key, value in network.state_dict().items() if "lora_" in key}
+    folder = tmp_path / "run"
+    save_model_folder(folder, config, DATA, {"ema": adapter}, name="teacher", progress=Progress.at(1))
+
+    found = look_up(Pretrained(run="run", trust=True), tmp_path, "model.teacher")
+    assert Pretrained.model_validate_json(found.model_dump_json()) == found
+    opened = found.open(config_class)
+    assert opened.weights is not None
+    built = opened.build()
+    load_stored(built, opened.weights)
+    ours, theirs = built.state_dict(), Generator.load(folder, trust=True).nets["ema"].state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    for untrusted in (
+        look_up(Pretrained(run="run"), tmp_path, "model.teacher"),
+        found.model_copy(update={"trust": False}),
+    ):
+        with pytest.raises(ConfigError, match=r"outside Sfumato|is not part of Sfumato"):
+            untrusted.open(config_class)
+    with built_in_only(), pytest.raises(ConfigError, match="is not part of Sfumato"):
+        found.open(config_class)
+    assert changed(found.model_copy(update={"trust": False})) == changed(found), "it is no other network"
+
+
 def test_a_run_that_is_not_looked_up_or_no_run_cannot_be_opened() -> None:
     with pytest.raises(ConfigError, match="'x' has not been looked up"):
         Pretrained(run="x").open(config_class)
     with pytest.raises(ConfigError, match="'x' is not a Sfumato run"):
         Pretrained(folder="x").open(config_class)
-    with pytest.raises(ConfigError, match="family outside Sfumato"):
+    with pytest.raises(ConfigError, match="family outside Sfumato; allow its code to run with trust: true"):
         Pretrained(run="x", digest="0" * 64).open(config_class)
 
 

@@ -27,6 +27,30 @@ def test_auto_takes_all_that_the_data_and_the_model_permit() -> None:
     assert set(chosen(auto, PICTURES)) == {"fd_efficientnet_lite0", "precision", "recall"}
 
 
+@pytest.mark.parametrize(
+    ("data", "features"),
+    [
+        (DIGITS, "classifier"),
+        (DataSpec(1, 64, 64, ("a", "b")), "classifier"),
+        (DataSpec(1, 128, 64, ("a", "b")), "efficientnet_lite0"),
+        (DataSpec(1, 28, 28), "efficientnet_lite0"),
+        (DataSpec(3, 32, 32, ("a", "b")), "efficientnet_lite0"),
+        (DataSpec(3, 256, 256), "efficientnet_lite0"),
+        (DataSpec(4, 32, 32, ("a", "b")), "classifier"),
+    ],
+)
+def test_auto_features_follow_the_data(data: DataSpec, features: str) -> None:
+    (kind,) = EvaluateSettings().select(data, conditional=True).features
+    assert kind.name == features
+    (kind,) = EvaluateSettings(auto_features="classifier").select(DIGITS, conditional=True).features
+    assert kind.name == "classifier", "a run's recipe.yaml has recorded it"
+
+
+def test_what_auto_stood_for_is_no_other_evaluation() -> None:
+    recorded = EvaluateSettings(auto_features="efficientnet_lite0")
+    assert recorded.identity() == EvaluateSettings().identity()
+
+
 def test_names_are_suffixed_when_several_features_give_the_same_metric() -> None:
     settings = EvaluateSettings(features=("classifier", "efficientnet_lite0"))
     assert set(chosen(settings, DIGITS)) == {

@@ -96,6 +96,15 @@ def test_what_a_strategy_cannot_do_is_refused_with_the_field(
         raise CapabilityError(*found)
 
 
+@pytest.mark.parametrize(("float32", "rounds"), [(True, True), (True, False), (False, True)])
+def test_weights_that_a_phase_needs_in_float32_are_not_rounded(float32: bool, rounds: bool) -> None:
+    phase = Phase(name="gap", trains="g", loss=lambda *_: LossOut(torch.zeros(1)), float32=float32)
+    parallel = ParallelSettings(strategy="fsdp", fsdp={"bf16_parameters": rounds})
+    found = capabilities.phase_problems([phase], parallel)
+    assert len(found) == (float32 and rounds)
+    assert all("bf16_parameters=true: phase 'gap'" in line for line in found)
+
+
 def test_second_order_is_refused_under_zero3_alone() -> None:
     phase = Phase(name="r1", trains="d", loss=lambda *_: LossOut(torch.zeros(1)), second_order=True)
     refused = [

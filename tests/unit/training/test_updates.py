@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfumato.core.batch import MicroBatch, Piece
+from sfumato import families
+from sfumato.core.batch import DataSpec, MicroBatch, Piece
 from sfumato.core.family import LossOut, NetSpec, Phase, Trainable
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.progress import Progress
@@ -122,6 +123,29 @@ def test_a_weighted_loss_equals_plain_torch(parts: int) -> None:
     assert [point["train/only/loss"] for point in made.points] == pytest.approx(losses, rel=1e-5)
 
 
+@pytest.mark.parametrize(("given", "largest"), [("auto", 0.2), (0.3, 0.3), (None, None)])
+def test_the_gradient_norm_is_the_familys_choice_unless_the_recipe_gives_one(
+    given: float | str | None, largest: float | None
+) -> None:
+    phase = Phase(name="only", trains="net", loss=weighted, clip_grad_norm=0.2)
+    made = trainer(OneNet(weighted, phase), clip_grad_norm=given)
+    asked: list[float | None] = []
+    step = made._strategy.step
+    made._strategy.step = lambda *args, max_norm, **rest: (
+        asked.append(max_norm),
+        step(*args, max_norm=max_norm, **rest),
+    )[1]
+    made.run(shares())
+    assert asked == [largest] * 4
+
+
+@pytest.mark.parametrize(("family", "largest"), [("gan", None), ("flow", 10.0), ("diffusion", 1.0)])
+def test_what_each_family_chooses(family: str, largest: float | None) -> None:
+    data = DataSpec(1, 8, 8, tuple("0123456789"))
+    phases = families.config_class(family).tiny().build(data).phases
+    assert {phase.clip_grad_norm for phase in phases} == {largest}
+
+
 def test_weights_that_are_all_zero_give_no_gradient() -> None:
     def loss(nets, batch, progress, rng) -> LossOut:
         return LossOut(nets["net"](batch["image"]).mean(1), weights_B=torch.zeros(rng.rows))
@@ -184,6 +208,21 @@ def test_prepare_runs_in_the_precision_of_training(precision: str, expected: tor
     family = OneNet(plain("net"))
     trainer(family, total=ROWS, precision=precision).run(shares())
     assert family.dtypes == {expected}
+
+
+@pytest.mark.parametrize("float32", [False, True])
+def test_a_phase_of_differences_runs_in_float32(float32: bool) -> None:
+    seen: set[torch.dtype] = set()
+
+    def loss(nets, batch, progress, rng) -> LossOut:
+        found = nets["net"](batch["image"])
+        seen.add(found.dtype)
+        return LossOut(found.float().mean(1))
+
+    family = OneNet(loss, Phase(name="only", trains="net", loss=loss, float32=float32))
+    trainer(family, total=ROWS, precision="bf16").run(shares())
+    assert seen == {torch.float32 if float32 else torch.bfloat16}
+    assert family.dtypes == {torch.bfloat16}, "prepare is not part of the phase"
 
 
 def test_phases_start_and_stop_at_the_first_step_at_or_after() -> None:

@@ -6,6 +6,9 @@ sit the epoch out; (3) cut each stream into blocks of `window` samples and permu
 drawn start makes the streams, their blocks and the samples left out differ between epochs, even with a
 single shard.
 
+Windows mix only what lies near one another: if the shards are sorted by class, a batch has few classes. With
+`chunk`, step (1) permutes runs of at most so many samples of all shards instead of whole shards.
+
 A stream's epochs follow each other without end, so any place in it is one number, its *position*. All
 streams have the same length and advance together.
 
@@ -19,7 +22,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate, islice
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +84,13 @@ class Order:
     """Which sample comes when, for one seed and pool. Raises ConfigError for sizes that cannot be dealt."""
 
     def __init__(
-        self, seed: int, shard_samples: Sequence[int], streams: int, window: int, pool: int = 0
+        self,
+        seed: int,
+        shard_samples: Sequence[int],
+        streams: int,
+        window: int,
+        pool: int = 0,
+        chunk: int | None = None,
     ) -> None:
         self.total = sum(shard_samples)
         if not 1 <= streams <= self.total:
@@ -92,13 +101,15 @@ class Order:
         if window < 1:
             raise ConfigError(f"data.shuffle_window is {window}; it must be at least 1")
         self.seed, self.streams, self.window, self.pool = seed, streams, window, pool
-        self.shard_samples = tuple(shard_samples)
+        self.shard_samples, self.chunk = tuple(shard_samples), chunk
+        self._shards, self._stops, self._counts = _runs(self.shard_samples, chunk)
         self.stream_length = self.total // streams
         self.blocks_per_epoch = -(-self.stream_length // window)
         self._layout = lru_cache(maxsize=4)(self._make_layout)
 
-    def __reduce__(self) -> tuple[type[Order], tuple[int, tuple[int, ...], int, int, int]]:
-        return (Order, (self.seed, self.shard_samples, self.streams, self.window, self.pool))
+    def __reduce__(self) -> tuple[type[Order], tuple[object, ...]]:
+        given = (self.seed, self.shard_samples, self.streams, self.window, self.pool, self.chunk)
+        return (Order, given)
 
     def blocks(self, stream: int, position: int = 0) -> Iterator[Block]:
         """The endless blocks of a stream from a position on; the first may begin in the middle."""
@@ -127,18 +138,27 @@ class Order:
         return Block(epoch, stream, index, tuple(self._ranges(epoch, start, count)), seed, pool=self.pool)
 
     def _ranges(self, epoch: int, start: int, count: int) -> Iterator[Range]:
-        shards, ends, turn = self._layout(epoch)
+        runs, ends, turn = self._layout(epoch)
         place = (start + turn) % self.total
         while count:
             slot = bisect_right(ends, place)
-            here = min(count, ends[slot] - place)
-            shard = shards[slot]
-            yield Range(shard, self.shard_samples[shard] - (ends[slot] - place), here)
+            left = int(ends[slot]) - place
+            here = min(count, left)
+            yield Range(int(self._shards[runs[slot]]), int(self._stops[runs[slot]]) - left, here)
             place, count = (place + here) % self.total, count - here
 
-    def _make_layout(self, epoch: int) -> tuple[list[int], list[int], int]:
-        """The shards in their order, the virtual position where each ends, and where the circle starts."""
-        shards: list[int] = permutation(len(self.shard_samples), derive(self.seed, "shards", epoch)).tolist()
-        ends = list(accumulate(self.shard_samples[shard] for shard in shards))
+    def _make_layout(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """The runs in their order, the virtual position where each ends, and where the circle starts."""
+        what = "shards" if self.chunk is None else "chunks"
+        runs = permutation(len(self._shards), derive(self.seed, what, epoch))
         turn = int(np.random.PCG64(derive(self.seed, "start", epoch)).random_raw()) % self.total
-        return shards, ends, turn
+        return runs, np.cumsum(self._counts[runs]), turn
+
+
+def _runs(samples: Sequence[int], chunk: int | None) -> tuple[NDArray[np.int64], ...]:
+    """Shards cut into runs of at most `chunk` samples (None: whole): shard, end and count of each, int64."""
+    size = chunk or max(samples)
+    firsts = [np.arange(0, count, size, dtype=np.int64) for count in samples]
+    stops = [np.minimum(first + size, count) for first, count in zip(firsts, samples, strict=True)]
+    shards = np.repeat(np.arange(len(samples), dtype=np.int64), [len(first) for first in firsts])
+    return shards, np.concatenate(stops), np.concatenate(stops) - np.concatenate(firsts)

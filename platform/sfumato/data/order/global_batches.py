@@ -26,11 +26,19 @@ Row = NDArray[np.int64]
 class Deal:
     """The rows of all global batches, for batches of `rows` rows per stream."""
 
-    def __init__(self, seed: int, pools: Sequence[Pool], streams: int, window: int, rows: int) -> None:
+    def __init__(
+        self,
+        seed: int,
+        pools: Sequence[Pool],
+        streams: int,
+        window: int,
+        rows: int,
+        chunk: int | None = None,
+    ) -> None:
         self._rows = rows
         self._of_one = np.zeros(rows, np.int64) if len(pools) == 1 else None
         """What is taken from a single pool, for which no turns need to be computed."""
-        self._orders = _orders(seed, pools, streams, window)
+        self._orders = _orders(seed, pools, streams, window, chunk)
         numbers = range(len(pools))
         self._sizes = [tuple(part) for _, part in groupby(numbers, key=lambda number: pools[number].size)]
         self._place = {
@@ -97,15 +105,15 @@ class _Lane:
         return block
 
 
-def _orders(seed: int, pools: Sequence[Pool], streams: int, window: int) -> list[Order]:
+def _orders(seed: int, pools: Sequence[Pool], streams: int, window: int, chunk: int | None) -> list[Order]:
     """One order per pool. They share the window, so that memory does not grow with their number."""
     if len(pools) == 1:
-        return [Order(seed, pools[0].samples, streams, window)]
+        return [Order(seed, pools[0].samples, streams, window, chunk=chunk)]
     whole = sum(pool.weight for pool in pools)
     orders = []
     for number, pool in enumerate(pools):
         # A pool smaller than the number of streams is laid out repeatedly: each stream gets some of it.
         samples = pool.samples * -(-streams // pool.total)
         share = max(1, round(window * pool.weight / whole))
-        orders.append(Order(derive(seed, "pool", number), samples, streams, share, pool=number))
+        orders.append(Order(derive(seed, "pool", number), samples, streams, share, number, chunk))
     return orders

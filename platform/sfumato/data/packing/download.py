@@ -11,27 +11,25 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 from pyarrow import fs
 
-from sfumato.core.config import Config
+from sfumato.data.packing.source import SourceConfig
 from sfumato.data.packing.tasks import OnProgress
 from sfumato.data.storage.filesystems import above, check_bucket, explained, filesystem, is_remote, retried
 from sfumato.data.storage.read import download
 from sfumato.data.storage.write import entries
 from sfumato.errors import DataError
 
-S = TypeVar("S", bound=Config)
 _AT_ONCE = 16
 _CLOCK_TICK_NS = 2 * 10**9
 """A file written in the same tick as it was fetched may have changed since and show the same time: object
 storage reports whole seconds, and its clock is not ours."""
-_WITH_NEIGHBOURS = ("idx", "listing")
-"""Kinds of which a single file refers to others next to it."""
 
 
-def local(config: S, scratch: Path, progress: OnProgress | None, stage: Callable[[str], None]) -> S:
+def local(
+    config: SourceConfig, scratch: Path, progress: OnProgress | None, stage: Callable[[str], None]
+) -> SourceConfig:
     """The source unchanged or, if its path is a URI, reading files fetched into `scratch`.
 
     `scratch` has to be on a disk that all workers see. Raises DataError if nothing can be fetched.
@@ -40,7 +38,7 @@ def local(config: S, scratch: Path, progress: OnProgress | None, stage: Callable
     if not is_remote(path):
         return config
     stage("fetch")
-    if getattr(config, "kind", "") in _WITH_NEIGHBOURS and [name for name, _ in listed(path)] == [""]:
+    if config.NEIGHBOURS and [name for name, _ in listed(path)] == [""]:
         folder, name = above(path)
         place = fetched(folder, scratch / "source", progress) / name
     else:

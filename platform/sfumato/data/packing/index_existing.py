@@ -20,9 +20,9 @@ from sfumato.data.format.faults import Fault, FaultLog
 from sfumato.data.format.images import Channels
 from sfumato.data.format.manifest import FILE, ImageInfo, Manifest, ShardInfo
 from sfumato.data.format.samples import Fields
+from sfumato.data.packing import source_files
 from sfumato.data.packing.further import Look, info_of, usual, with_columns
 from sfumato.data.packing.layout import file_stem
-from sfumato.data.packing.sources import files
 from sfumato.data.packing.sources.webdataset import check_pattern, tars
 from sfumato.data.packing.tar_scan import ScanTask, Size, Tar
 from sfumato.data.packing.tasks import OnProgress, Runner, Tally, in_process
@@ -186,7 +186,7 @@ def _columns(
 
 
 def _written(found: Sequence[Tar], place: str, root: str, options: IndexOptions, log: FaultLog) -> Manifest:
-    labels, classes = files.numbered(
+    labels, classes = source_files.numbered(
         [sample.row.label for tar in found for sample in tar.samples], options.classes, root
     )
     channels = _channels(found, options)

@@ -23,7 +23,7 @@ from sfumato.data.format.images import Channels
 from sfumato.data.packing.dedupe import Duplicate, near_duplicates
 from sfumato.data.packing.resizing import Geometry, Look, Size, auto_buckets, check_size, nearest_bucket
 from sfumato.data.packing.scan import Seen
-from sfumato.data.packing.sources.source import Source, SourceConfig
+from sfumato.data.packing.source import Source, SourceConfig
 from sfumato.errors import DataError
 
 _MOST_SAMPLES, _FEWEST_SAMPLES = 8192, 64
@@ -61,7 +61,7 @@ def layout(
     source: Source, config: SourceConfig, seen: Sequence[Seen], max_pixels: int, shard_size: int | None
 ) -> Layout:
     """Raises DataError if the images do not go together and the options do not resolve it."""
-    channels = channels_of(source, config, seen)
+    channels = channels_of(config, seen)
     sizes, faults = sizes_of(source, config, seen)
     usable = [one for one in seen if one.row in sizes]
     if not usable:
@@ -91,18 +91,22 @@ def file_stem(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name) or "data"
 
 
-def channels_of(source: Source, config: SourceConfig, seen: Sequence[Seen]) -> Channels:
-    """Raises DataError for grey images among coloured ones, unless the options set the channels."""
+def channels_of(config: SourceConfig, seen: Sequence[Seen]) -> Channels:
+    """The channels of all images: those of the options, else colour if any image has it."""
     if config.channels != "auto":
         return config.channels
-    grey = next((one for one in seen if one.look.grey), None)
-    colour = next((one for one in seen if not one.look.grey), None)
-    if grey is not None and colour is not None:
-        raise DataError(
-            f"{source.description}: mixed channel counts: {source.name(grey.row)} is grey, "
-            f"{source.name(colour.row)} is coloured; set channels to 1 or 3"
-        )
-    return 1 if colour is None else 3
+    return 1 if all(one.look.grey for one in seen) else 3
+
+
+def about_channels(source: Source, config: SourceConfig, seen: Sequence[Seen]) -> str:
+    """A note for the user if grey images are stored in colour; empty otherwise."""
+    grey = sum(one.look.grey for one in seen)
+    if config.channels != "auto" or grey in (0, len(seen)):
+        return ""
+    return (
+        f"{source.description}: {grey:,} of {len(seen):,} images are grey; all are stored in colour "
+        "(channels=1 stores all in grey)"
+    )
 
 
 def sizes_of(

@@ -19,18 +19,19 @@ from sfumato.data.format.images import MAX_PIXELS, bombs_refused
 from sfumato.data.format.manifest import ImageInfo, Manifest
 from sfumato.data.packing import download
 from sfumato.data.packing.further import with_columns
-from sfumato.data.packing.layout import TRAIN, Layout, ShardPlan, file_stem, layout
+from sfumato.data.packing.layout import TRAIN, Layout, ShardPlan, about_channels, file_stem, layout
+from sfumato.data.packing.recognition import source_named
 from sfumato.data.packing.remote_staging import remote_draft_of
 from sfumato.data.packing.scan import Seen, assumed, needed, survey
 from sfumato.data.packing.shard_writer import ShardResult, ShardTask
-from sfumato.data.packing.sources import SourceSettings, source_named
-from sfumato.data.packing.sources.source import Opening, Source
+from sfumato.data.packing.source import Opening, Source, SourceConfig
 from sfumato.data.packing.staging import Draft, draft_of, target_of
 from sfumato.data.packing.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.data.storage.filesystems import is_remote
 from sfumato.errors import DataError
 
 OnStage = Callable[[str], None]
+OnNote = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +56,22 @@ class PackReport:
 class _Pack:
     """One call of `pack`."""
 
-    config: SourceSettings
+    config: SourceConfig
     log: FaultLog
     max_pixels: int
     shard_size: int | None
     run: Runner
     progress: OnProgress | None
     stage: OnStage
+    note: OnNote
     kept: list[int] = field(default_factory=list)
 
     def report(self, draft: Draft) -> PackReport:
         source = self._listed(draft)
-        plan = layout(source, self.config, self._seen(source), self.max_pixels, self.shard_size)
+        seen = self._seen(source)
+        if about := about_channels(source, self.config, seen):
+            self.note(about)
+        plan = layout(source, self.config, seen, self.max_pixels, self.shard_size)
         self._log(plan.faults)
         results = self._packed(source, plan, draft)
         manifests = {
@@ -84,7 +89,7 @@ class _Pack:
     def _listed(self, draft: Draft) -> Source:
         self.stage("list")
         progress = self.progress or (lambda done, total: None)
-        source = self.config.open(Opening(self.max_pixels, draft.scratch, self.run, progress))
+        source = self.config.open(Opening(self.max_pixels, draft.scratch, self.run, progress, self.note))
         self._log(source.faults)
         if not len(source.keys):
             raise DataError(
@@ -175,7 +180,7 @@ class _Pack:
 
 
 def pack(
-    source: SourceSettings | str,
+    source: SourceConfig | str,
     dest: str | Path,
     *,
     overwrite: bool = False,
@@ -185,15 +190,17 @@ def pack(
     shard_size: int | None = None,
     progress: OnProgress | None = None,
     stage: OnStage = lambda name: None,
+    note: OnNote = lambda text: None,
     run: Runner = in_process,
 ) -> PackReport:
     """Write `source` as a data set in `dest`, a folder or URI, where it appears complete or not at all.
 
-    `source` may also be a word that `sources.source_named` knows. With `val` set, `dest` gets the folders
+    `source` may also be a word that `recognition.source_named` knows. With `val` set, `dest` gets the folders
     `train` and `val`, each a data set. `shard_size` is in samples; None takes a power of two such that a
     shard holds up to 128 MiB of raw pixels. `stage(name)` announces list, look and pack, and
-    `progress(done, total)` reports how far each is. An interrupted pack leaves its finished shards in a
-    hidden folder next to `dest` (in object storage, in `dest` itself), from which the next call takes them.
+    `progress(done, total)` reports how far each is; `note(text)` is called with what the user should know.
+    An interrupted pack leaves its finished shards in a hidden folder next to `dest` (in object storage, in
+    `dest` itself), from which the next call takes them.
 
     Raises DataError for a source that cannot be packed and for a `dest` that exists, unless `overwrite` is
     set and it holds a data set.
@@ -202,7 +209,7 @@ def pack(
     log = FaultLog(on_error, max_errors)
     with _draft(str(dest), overwrite) as draft, bombs_refused():
         config = download.local(config, draft.scratch, progress, stage)
-        return _Pack(config, log, max_pixels, shard_size, run, progress, stage).report(draft)
+        return _Pack(config, log, max_pixels, shard_size, run, progress, stage, note).report(draft)
 
 
 @contextmanager

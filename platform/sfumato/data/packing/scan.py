@@ -17,7 +17,7 @@ from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import Channels, bombs_refused, opened
 from sfumato.data.packing.dedupe import Print, print_of
 from sfumato.data.packing.resizing import Encoded, Look, look, upright
-from sfumato.data.packing.sources.source import Source, SourceConfig, as_image
+from sfumato.data.packing.source import Source, SourceConfig, as_image
 from sfumato.data.packing.tasks import Runner
 
 _ROWS = 512

@@ -24,7 +24,7 @@ from sfumato.data.packing.further import Look, as_fields, info_of, look_of, pack
 from sfumato.data.packing.layout import ShardPlan
 from sfumato.data.packing.resizing import Encoded, Geometry, Size, look
 from sfumato.data.packing.resizing import Look as Header
-from sfumato.data.packing.sources.source import NO_LABEL, Record, Source, as_image
+from sfumato.data.packing.source import NO_LABEL, Record, Source, as_image
 from sfumato.data.storage.write import publish, workplace
 from sfumato.errors import DataError
 

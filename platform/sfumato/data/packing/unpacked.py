@@ -12,8 +12,7 @@ from sfumato.data.format.manifest import ImageInfo
 from sfumato.data.packing import download
 from sfumato.data.packing.layout import channels_of, geometry_of, sizes_of
 from sfumato.data.packing.scan import assumed, needed, survey
-from sfumato.data.packing.sources import SourceSettings
-from sfumato.data.packing.sources.source import NO_LABEL, Opening
+from sfumato.data.packing.source import NO_LABEL, Opening, SourceConfig
 from sfumato.data.packing.tasks import in_process
 from sfumato.errors import DataError
 
@@ -25,7 +24,7 @@ class InPlace:
     cannot be read, and for images that do not go together.
     """
 
-    def __init__(self, config: SourceSettings, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, config: SourceConfig, max_pixels: int = MAX_PIXELS) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="sfumato-source-")
         config = download.local(config, Path(self._scratch.name), None, lambda name: None)
         opening = Opening(max_pixels, Path(self._scratch.name), in_process, lambda done, total: None)
@@ -34,7 +33,7 @@ class InPlace:
             seen, faults = assumed(source, config), list[Fault]()
             if needed(config, source):
                 seen, faults = survey(source, config, max_pixels, in_process, lambda count: None)
-        channels = channels_of(source, config, seen)
+        channels = channels_of(config, seen)
         sizes, small = sizes_of(source, config, seen)
         self.faults: Sequence[Fault] = (*source.faults, *faults, *small)
         if not sizes:

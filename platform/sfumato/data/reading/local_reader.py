@@ -79,7 +79,8 @@ class RankPlan:
     def _deal(self, batch: int) -> Deal:
         settings = self.settings
         rows = batch // settings.streams
-        return Deal(self.seed, self.pools, settings.streams, settings.shuffle_window, rows)
+        window, chunk = settings.shuffle_window, settings.shuffle_chunk
+        return Deal(self.seed, self.pools, settings.streams, window, rows, chunk)
 
 
 @dataclass(frozen=True, slots=True)

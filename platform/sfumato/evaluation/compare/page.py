@@ -11,7 +11,7 @@ from typing import Any
 from sfumato import __version__
 from sfumato.evaluation.compare import figures
 from sfumato.evaluation.compare.differences import differences
-from sfumato.evaluation.compare.runs import EvaluatedRun, obstacles, paired
+from sfumato.evaluation.compare.runs import EvaluatedRun, obstacles, paired, weak_figures
 from sfumato.evaluation.compare.table import Row
 from sfumato.evaluation.pictures import NEIGHBOURS, PREVIEW
 
@@ -39,6 +39,7 @@ def report_page(runs: Sequence[EvaluatedRun], table: Sequence[Row]) -> str:
         colours=[figures.colour(i) for i in range(len(runs))],
         table=table,
         obstacles=obstacles(runs),
+        weak=weak_figures(runs),
         pareto=_pareto(runs, table),
         curves=_curves(runs),
         same_noise=all(paired(runs[0], run) for run in runs[1:]),

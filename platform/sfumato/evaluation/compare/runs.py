@@ -14,9 +14,10 @@ import numpy as np
 from sfumato.evaluation.block_store import IMAGES
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.metrics.metric import FeatureSet
-from sfumato.evaluation.report import TERMS, EvaluationReport
+from sfumato.evaluation.report import BITS, BITS_ON_TRAINING, TERMS, EvaluationReport
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays
+from sfumato.evaluation.weakness import lines
 
 _BLOCK = re.compile(r"\d{6,}\.safetensors")
 
@@ -48,7 +49,9 @@ class EvaluatedRun:
     def terms(self) -> Mapping[str, Float64Array]:
         """The terms of the figures that are means, by figure."""
         stored = read_arrays(self.folder / TERMS)
-        return {} if stored is None else stored[0]
+        old = BITS_ON_TRAINING in self.report.metrics  # perhaps: version 0.1 had one name for both
+        renamed = {BITS: BITS_ON_TRAINING} if old else {}
+        return {} if stored is None else {renamed.get(name, name): part for name, part in stored[0].items()}
 
     def features(self, name: str) -> FeatureSet | None:
         """Features of the samples in their order, or None if the blocks are missing."""
@@ -119,14 +122,19 @@ def obstacles(runs: Sequence[EvaluatedRun]) -> list[str]:
     return found
 
 
+def weak_figures(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Which figures of which run say little, and why; one line each."""
+    return [f"{run.name}: {line}" for run in runs for line in lines(run.report.marks)]
+
+
 def metric_names(runs: Sequence[EvaluatedRun]) -> list[str]:
     """Every figure that any run has, in the order of first appearance."""
     return list(dict.fromkeys(name for run in runs for name in run.report.metrics))
 
 
 def best_run(runs: Sequence[EvaluatedRun], metric: str) -> int | None:
-    """Position of the best run by a figure; None if fewer than two have it."""
-    having = [index for index, run in enumerate(runs) if metric in run.report.metrics]
+    """Position of the best run by a figure; None if fewer than two have it, weak figures left out."""
+    having = [index for index, run in enumerate(runs) if metric in run.report.fit]
     if len(having) < 2:
         return None
     higher = runs[having[0]].report.higher_is_better[metric]

@@ -21,6 +21,8 @@ class Cell:
     high: float | None = None
     best: bool = False
     against_best: Difference | None = None
+    weak: Sequence[str] = ()
+    """Why the figure says little."""
 
     @property
     def as_good(self) -> bool:
@@ -33,6 +35,7 @@ class Cell:
         if self.value is None:
             return "–"
         mark = " *" if self.best else " ≈" if self.as_good else ""
+        mark += " weak" if self.weak else ""
         reach = "" if self.low is None or self.high is None else f" ({self.low:.4g} to {self.high:.4g})"
         return f"{self.value:.4g}{reach}{mark}"
 
@@ -59,6 +62,7 @@ def as_data(table: Sequence[Row], runs: Sequence[EvaluatedRun]) -> dict[str, Any
                 "value": cell.value,
                 "interval": None if cell.low is None else [cell.low, cell.high],
                 "best": cell.best,
+                "weak": list(cell.weak),
                 "p_against_best": None if cell.against_best is None else cell.against_best.p,
                 "test": None if cell.against_best is None else cell.against_best.method,
             }
@@ -80,5 +84,8 @@ def _cell(runs: Sequence[EvaluatedRun], index: int, metric: str, best: int | Non
         return Cell(None)
     found = report.intervals.get(metric)
     low, high = (None, None) if found is None else (float(str(found["low"])), float(str(found["high"])))
-    tested = None if best is None or best == index else difference(runs[best], runs[index], metric)
-    return Cell(report.metrics[metric], low, high, best == index, tested)
+    if best is None or best == index or metric not in report.fit:
+        tested = None
+    else:
+        tested = difference(runs[best], runs[index], metric)
+    return Cell(report.metrics[metric], low, high, best == index, tested, report.marks.get(metric, ()))

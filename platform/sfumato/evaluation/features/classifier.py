@@ -1,14 +1,16 @@
-"""Features of a small classifier trained on the labelled reference itself.
+"""Features of a classifier trained on the labelled reference itself.
 
-For machines without downloads and for small or unusual images, for which ImageNet features mean little. The
-features are the output of the layer before the logits. They depend on the reference, so numbers are
-comparable only between models of one data set. A fifth of the reference is held out to judge the classifier.
+For small grey images, for which ImageNet features mean little, and for labelled data of other kinds where it
+is asked for. The features are the output of the layer before the logits. They depend on the reference, so
+numbers are comparable only between models of one data set. A fifth of the reference is held out: half of it
+decides when training ends, and the other half judges the result.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,33 +23,66 @@ from sfumato.core.config import Config
 from sfumato.core.rng import seeded
 from sfumato.core.seeds import derive
 from sfumato.errors import DataError
+from sfumato.evaluation.features.classifier_network import Classifier
+from sfumato.evaluation.features.classifier_training import Schedule, Trained, accuracy, train
 from sfumato.evaluation.features.extractor import (
     Extracted,
     FeatureKind,
+    Progress,
     extract_in_chunks,
     one_thread,
     placed,
+    silent,
 )
-from sfumato.evaluation.features.network import Classifier, scale, train
+from sfumato.evaluation.features.network import scale
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays, write_arrays
 
-VERSION = 1
-"""Part of the cache's key: increase it when the network or its training changes."""
+VERSION = 2
+"""Part of the cache's key and of the digest: increase it when the network or its training changes."""
 SMALLEST_SIDE = 8
 HELD_OUT_PARTS = 5
 LEAST_PER_CLASS = 10
+LOOKED_AT = 5_000
+"""Held-out images that decide when training ends, at most: looking is to cost little."""
+LEAST_BETWEEN, MOST_BETWEEN = 4_000, 20_000
+"""Bounds on the images between two looks; in between, one epoch."""
+LONGEST = 2.5e12
+"""Multiplications of all forward passes in training, at most."""
+TINY_SIDE, FEW_CLASSES = 16, 50
+"""Up to these, half the channels are enough; up to these, 64 features."""
+SIDE_BY_SIDE = 4e6
+"""Multiplications of a forward pass from which batches are computed in two parts side by side. By the data,
+never by the machine: the parts decide the last bits."""
 
 
 class ClassifierOptions(Config):
-    """How to train the classifier."""
+    """How to train the classifier. null: by the data."""
 
-    seen: int = Field(40_000, gt=0, description="Images seen in training, repeats counted.")
+    seen: int | None = Field(
+        None,
+        gt=0,
+        description="Images seen in training, repeats counted; null: until the accuracy on held-out images "
+        "stops rising, or a bound on the work is reached.",
+    )
+    patience: int = Field(
+        3,
+        ge=1,
+        description="Looks at the held-out images without a better accuracy after which training ends.",
+    )
     batch: int = Field(64, gt=1, description="Images per training step.")
-    lr: float = Field(3e-3, gt=0, description="Highest learning rate.")
-    base: int = Field(32, gt=0, multiple_of=8, description="Channels of the first convolution.")
-    dim: int = Field(64, gt=0, description="Length of the feature vector.")
+    lr: float = Field(3e-3, gt=0, description="Learning rate.")
+    base: int | None = Field(
+        None,
+        gt=0,
+        description="Channels of the first convolution; null: 16 for images of up to 16 pixels, else 32.",
+    )
+    dim: int | None = Field(
+        None,
+        gt=0,
+        description="Length of the feature vector; null: 64 for up to 50 classes, otherwise 256.",
+    )
     max_images: int = Field(
         50_000, gt=0, description="Reference images kept in memory for training and judging, at most."
     )
@@ -65,7 +100,7 @@ class ClassifierExtractor:
         self.facts: Mapping[str, object] = dict(facts)
         content = hashlib.sha256(f"classifier transform {VERSION}".encode())
         for name, value in network.state_dict().items():
-            content.update(name.encode() + value.numpy().tobytes())
+            content.update(name.encode() + value.contiguous().numpy().tobytes())
         self.digest = content.hexdigest()[:16]
 
     def extract(self, images_NHWC: UInt8Array) -> Extracted:
@@ -74,7 +109,7 @@ class ClassifierExtractor:
 
     def _forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         features_BD, logits_BK = placed(self._network)(scale(images_BCHW))
-        return features_BD, logits_BK
+        return features_BD, logits_BK[:, : self._network.classes]
 
 
 class ClassifierKind:
@@ -99,56 +134,95 @@ class ClassifierKind:
             )
         return found
 
+    def dimension(self, options: Config, data: DataSpec) -> int:
+        """As many features as the options or the classes ask for."""
+        assert isinstance(options, ClassifierOptions)
+        return options.dim or (64 if data.num_classes <= FEW_CLASSES else 256)
+
     def build(self, reference: Reference, options: Config, cache: Path) -> ClassifierExtractor:
+        """As `train`, without a word."""
+        return self.train(reference, options, cache, silent)
+
+    def train(
+        self, reference: Reference, options: Config, cache: Path, progress: Progress
+    ) -> ClassifierExtractor:
+        """Trained on the reference, or from the cache."""
         assert isinstance(options, ClassifierOptions)
         key = digest("classifier", VERSION, reference.digest, options.model_dump())
         path = cache / f"classifier-{key}.safetensors"
-        stored = read_arrays(path) or self._train(reference, options, path)
+        stored = read_arrays(path) or _train(reference, options, path, progress)
         arrays, facts = stored
         network = _network(reference.spec, options)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         return ClassifierExtractor(network, facts)
 
-    def _train(
-        self, reference: Reference, options: ClassifierOptions, path: Path
-    ) -> tuple[dict[str, Array], dict[str, object]]:
-        images_NCHW, labels_N, held_out_N = _load(reference, options)
-        with one_thread():
-            network = _network(reference.spec, options)
-            train(
-                network,
-                images_NCHW[~held_out_N],
-                labels_N[~held_out_N],
-                seen=options.seen,
-                batch=options.batch,
-                lr=options.lr,
-                seed=options.seed,
-            )
-            accuracy = _accuracy(network, images_NCHW[held_out_N], labels_N[held_out_N])
-        facts: dict[str, object] = {
-            "held_out_accuracy": accuracy,
-            "held_out_images": int(held_out_N.sum()),
-            "training_images": int((~held_out_N).sum()),
-            "reference": reference.digest,
-            "options": options.model_dump(),
-        }
-        arrays = {name: value.numpy() for name, value in network.state_dict().items()}
-        write_arrays(path, arrays, facts)
-        return arrays, facts
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Images uint8 [N, C, H, W] and labels int64 [N] to learn from, to look at meanwhile, and to judge by."""
+
+    learnt: tuple[Tensor, Tensor]
+    looked_at: tuple[Tensor, Tensor]
+    judged: tuple[Tensor, Tensor]
+
+
+def _train(
+    reference: Reference, options: ClassifierOptions, path: Path, progress: Progress
+) -> tuple[dict[str, Array], dict[str, object]]:
+    split = _load(reference, options)
+    network = _network(reference.spec, options)
+    schedule = _schedule(network, len(split.learnt[1]), options)
+    with one_thread():
+        trained = train(network, split.learnt, split.looked_at, schedule, progress)
+        held_out_accuracy = accuracy(network, *split.judged)
+    facts: dict[str, object] = {
+        "held_out_accuracy": held_out_accuracy,
+        "held_out_images": len(split.judged[1]),
+        "training_images": len(split.learnt[1]),
+        "seen": trained.seen,
+        "accuracies": list(trained.accuracies),
+        "ended": _reason(trained, schedule, options),
+        "reference": reference.digest,
+        "options": options.model_dump(),
+    }
+    arrays = {name: value.contiguous().numpy() for name, value in network.state_dict().items()}
+    write_arrays(path, arrays, facts)
+    return arrays, facts
+
+
+def _schedule(network: Classifier, images: int, options: ClassifierOptions) -> Schedule:
+    longest = options.seen or int(LONGEST / network.macs)
+    return Schedule(
+        longest=longest,
+        every=min(MOST_BETWEEN, max(LEAST_BETWEEN, images)) if options.seen is None else longest,
+        patience=options.patience,
+        batch=options.batch,
+        lr=options.lr,
+        seed=options.seed,
+        replicas=2 if network.macs >= SIDE_BY_SIDE else 1,
+    )
+
+
+def _reason(trained: Trained, schedule: Schedule, options: ClassifierOptions) -> str:
+    """Why training ended, for the report."""
+    if options.seen is not None:
+        return "after `seen` images"
+    if trained.seen + options.batch > schedule.longest:
+        return f"at the most, {schedule.longest:,} images"
+    return "accuracy stopped rising"
 
 
 def _network(spec: DataSpec, options: ClassifierOptions) -> Classifier:
+    tiny = max(spec.height, spec.width) <= TINY_SIDE
+    base = options.base or (16 if tiny else 32)
+    dim = ClassifierKind().dimension(options, spec)
     with seeded(options.seed, "classifier-weights"):
-        return Classifier(
-            spec.channels, spec.height, spec.width, spec.num_classes, base=options.base, dim=options.dim
-        )
+        return Classifier(spec.channels, spec.height, spec.width, spec.num_classes, base=base, dim=dim)
 
 
-def _load(reference: Reference, options: ClassifierOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """Images [N, C, H, W] uint8, labels [N] int64 and which rows are held out, at most `max_images`.
-
-    Rows are chosen and held out by a hash of their position, so neither follows the order of the data.
-    """
+def _load(reference: Reference, options: ClassifierOptions) -> _Split:
+    """The reference's images, at most `max_images`, dealt by a hash of their position: no part follows the
+    order of the data."""
     keep_share = options.max_images / reference.size
     images: list[UInt8Array] = []
     labels: list[Int64Array] = []
@@ -166,22 +240,19 @@ def _load(reference: Reference, options: ClassifierOptions) -> tuple[Tensor, Ten
         labels.append(label_N[kept])
         positions += [first + row for row in kept]
         first += len(block_NHWC)
-    held_out_N = torch.tensor([derive("held-out", position) % HELD_OUT_PARTS == 0 for position in positions])
+    held_N = torch.tensor([derive("held-out", position) % HELD_OUT_PARTS == 0 for position in positions])
     least = LEAST_PER_CLASS * reference.spec.num_classes
-    if len(positions) < least or not held_out_N.any():
+    if len(positions) < least or held_N.sum() < 2:
         raise DataError(
             f"features classifier needs {least} labelled images or more, to train and to hold some out, "
             f"got {len(positions)}: give more reference images or use evaluate.features=efficientnet_lite0"
         )
-    images_NHWC = torch.from_numpy(np.concatenate(images))
-    return images_NHWC.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(np.concatenate(labels)), held_out_N
-
-
-def _accuracy(network: Classifier, images_NCHW: Tensor, labels_N: Tensor) -> float:
-    images_NHWC: UInt8Array = images_NCHW.permute(0, 2, 3, 1).numpy()
-    logits_NK = ClassifierExtractor(network, {}).extract(images_NHWC).logits_NK
-    assert logits_NK is not None
-    return float((logits_NK.argmax(axis=1) == labels_N.numpy()).mean())
+    images_NCHW = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
+    of_class_N = torch.from_numpy(np.concatenate(labels))
+    held = held_N.nonzero().flatten()
+    look = min(LOOKED_AT, len(held) // 2)
+    parts = (~held_N).nonzero().flatten(), held[:look], held[look:]
+    return _Split(*((images_NCHW[rows], of_class_N[rows]) for rows in parts))
 
 
 FEATURES: tuple[FeatureKind, ...] = (ClassifierKind(),)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
-from sfumato.errors import CapabilityError, with_extra
+from sfumato.errors import INSTALL, CapabilityError
 from sfumato.evaluation.features.extractor import Extracted, FeatureKind, extract_in_chunks, placed
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.statistics import UInt8Array
@@ -79,10 +79,13 @@ class EfficientNetKind:
         missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
         if missing:
             found.append(
-                f"features efficientnet_lite0 needs {' and '.join(missing)}, not installed: "
-                f"{with_extra('features')}"
+                f"features efficientnet_lite0 needs {' and '.join(missing)}, not installed: {INSTALL}"
             )
         return found
+
+    def dimension(self, options: Config, data: DataSpec) -> int:
+        """The width of its last convolution."""
+        return EfficientNetExtractor.dim
 
     def build(self, reference: Reference, options: Config, cache: Path) -> EfficientNetExtractor:
         problems = self.problems(reference.spec)

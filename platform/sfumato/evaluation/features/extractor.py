@@ -75,6 +75,46 @@ class FeatureKind(Protocol):
         ...
 
 
+@runtime_checkable
+class HasDimension(Protocol):
+    """A kind whose vectors have a length that is known before anything is loaded."""
+
+    def dimension(self, options: Config, data: DataSpec) -> int | None:
+        """It; None if these options leave it open."""
+        ...
+
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+
+def silent(done: int, total: int) -> None:
+    """Progress that nobody is shown."""
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """A kind of features that takes a while to build, and reports how far it is."""
+
+    def train(self, reference: Reference, options: Config, cache: Path, progress: Progress) -> Extractor:
+        """As `FeatureKind.build`."""
+        ...
+
+
+def built(
+    kind: FeatureKind,
+    reference: Reference,
+    options: Config,
+    cache: Path,
+    begin: Callable[[str], Progress] | None = None,
+) -> Extractor:
+    """The extractor of a kind. If it takes a while, `begin` is told what begins, and returns whom to tell how
+    far it is."""
+    if isinstance(kind, Trains):
+        return kind.train(reference, options, cache, begin(f"training {kind.name}") if begin else silent)
+    return kind.build(reference, options, cache)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Torch on a single thread: the order of float additions, and so the last bits, never varies."""

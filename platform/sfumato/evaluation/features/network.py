@@ -1,4 +1,7 @@
-"""The small convolutional network behind the `classifier` features, and how it is trained."""
+"""The small convolutional network of the classification score, and how it is trained.
+
+Its figures depend on both, so that neither changes with the network of the `classifier` features.
+"""
 
 from __future__ import annotations
 

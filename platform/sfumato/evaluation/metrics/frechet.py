@@ -18,6 +18,7 @@ import torch
 
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Float64Array, Moments
+from sfumato.evaluation.weakness import of_samples
 
 WELL_CONDITIONED = 1e-9
 """Reciprocal condition (1-norm) above which roots of eigenvalues are good to 1e-9 of the trace."""
@@ -89,15 +90,20 @@ class FrechetDistance(BaseMetric):
         """A covariance needs two."""
         return 2
 
+    def covariance_samples(self, samples: int, classes: int, options: MetricOptions) -> int:
+        """All of them."""
+        return samples
+
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
-        dim = reference.embedding_ND.shape[1]
+        dim, fewest = reference.embedding_ND.shape[1], min(len(reference), len(generated))
         details = {
             "dimensions": dim,
             "reference_samples": len(reference),
             "generated_samples": len(generated),
-            "rank_deficient": min(len(reference), len(generated)) <= dim,
+            "rank_deficient": fewest <= dim,
         }
-        return MetricResult(self.name, frechet_distance(reference.moments, generated.moments), details)
+        value = frechet_distance(reference.moments, generated.moments)
+        return MetricResult(self.name, value, details, marks=of_samples(fewest, dim))
 
 
 METRICS: tuple[Metric, ...] = (FrechetDistance(),)

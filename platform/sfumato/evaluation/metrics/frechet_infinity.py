@@ -17,6 +17,7 @@ from sfumato.core.config import Config
 from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Float64Array, Int64Array, Moments
+from sfumato.evaluation.weakness import of_samples
 
 LEAST = 500
 
@@ -56,9 +57,13 @@ class FrechetInfinity(BaseMetric):
         """Enough for the smallest subset to be meaningful."""
         return LEAST
 
+    def covariance_samples(self, samples: int, classes: int, options: MetricOptions) -> int:
+        """The smallest subset."""
+        return max(2, int(samples * options.of(InfinitySettings).infinity_start))
+
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         settings, total = options.of(InfinitySettings), len(generated)
-        start = max(2, int(total * settings.infinity_start))
+        start, dim = self.covariance_samples(total, 1, options), generated.embedding_ND.shape[1]
         size_P = np.linspace(start, total, settings.infinity_points).astype(np.int64)
         rng = np.random.default_rng(options.settings.seed)
         value_P = np.array(
@@ -74,9 +79,11 @@ class FrechetInfinity(BaseMetric):
         details: dict[str, object] = {
             "sizes": size_P.tolist(),
             "values": value_P.tolist(),
-            "rank_deficient": bool(start <= generated.embedding_ND.shape[1]),
+            "rank_deficient": start <= dim,
         }
-        return MetricResult(self.name, value, details, error=error)
+        return MetricResult(
+            self.name, value, details, error=error, marks=of_samples(min(start, len(reference)), dim)
+        )
 
 
 METRICS: tuple[Metric, ...] = (FrechetInfinity(),)

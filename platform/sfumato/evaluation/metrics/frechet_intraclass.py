@@ -13,6 +13,7 @@ from sfumato.errors import DataError
 from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Moments
+from sfumato.evaluation.weakness import of_samples
 
 
 class IntraClassFrechet(BaseMetric):
@@ -27,6 +28,10 @@ class IntraClassFrechet(BaseMetric):
         """Two of one class; `compute` refuses classes with fewer."""
         return 2
 
+    def covariance_samples(self, samples: int, classes: int, options: MetricOptions) -> int:
+        """An average class."""
+        return samples // max(1, classes)
+
     def problems(self, data: DataSpec) -> list[str]:
         """It compares by class."""
         if data.num_classes >= 1:
@@ -40,6 +45,7 @@ class IntraClassFrechet(BaseMetric):
                 "evaluate.metrics"
             )
         per_class: dict[int, float] = {}
+        smallest = len(reference)
         for label in np.unique(reference.label_N).tolist():
             real, made = reference.label_N == label, generated.label_N == label
             fewest = int(min(real.sum(), made.sum()))
@@ -48,6 +54,7 @@ class IntraClassFrechet(BaseMetric):
                     f"{self.name} needs 2 reference images and 2 samples of every class or more, "
                     f"class {label} has {int(real.sum())} and {int(made.sum())}: raise evaluate.samples"
                 )
+            smallest = min(smallest, fewest)
             per_class[label] = frechet_distance(
                 Moments.of(reference.embedding_ND[real]), Moments.of(generated.embedding_ND[made])
             )
@@ -56,7 +63,8 @@ class IntraClassFrechet(BaseMetric):
             "per_class": {str(label): value for label, value in per_class.items()},
             "worst_class": worst,
         }
-        return MetricResult(self.name, float(np.mean(list(per_class.values()))), details)
+        marks = of_samples(smallest, reference.embedding_ND.shape[1])
+        return MetricResult(self.name, float(np.mean(list(per_class.values()))), details, marks=marks)
 
 
 METRICS: tuple[Metric, ...] = (IntraClassFrechet(),)

@@ -42,6 +42,8 @@ class MetricResult:
     terms_M: Float64Array | None = None
     error: float | None = None
     no_interval: str = ""
+    marks: tuple[str, ...] = ()
+    """Why the value says little, if it does (`weakness.py`)."""
 
 
 class Metric(Protocol):
@@ -51,6 +53,8 @@ class Metric(Protocol):
     """
 
     name: str
+    name_on_training: str
+    """The figure's name if it is computed on images that the model was trained on; empty: the same."""
     higher_is_better: bool
     in_auto: bool
     """Whether `evaluate.metrics=auto` computes it."""
@@ -90,6 +94,10 @@ class Metric(Protocol):
         """How many images it needs of either set."""
         ...
 
+    def covariance_samples(self, samples: int, classes: int, options: MetricOptions) -> int | None:
+        """How many of so many samples are in the smallest set that it takes a covariance of, if it does."""
+        ...
+
     def problems(self, data: DataSpec) -> list[str]:
         """Why this metric cannot be computed for images of this kind; one line each."""
         ...
@@ -102,6 +110,7 @@ class Metric(Protocol):
 class BaseMetric:
     """A metric on embeddings alone, computed when asked for by name; subclasses set what differs."""
 
+    name_on_training = ""
     higher_is_better = False
     in_auto = False
     needs_logits = False
@@ -119,6 +128,10 @@ class BaseMetric:
     def least_samples(self, options: MetricOptions) -> int:
         """One image."""
         return 1
+
+    def covariance_samples(self, samples: int, classes: int, options: MetricOptions) -> int | None:
+        """It takes none."""
+        return None
 
     def problems(self, data: DataSpec) -> list[str]:
         """None."""

@@ -16,6 +16,7 @@ from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.schedules import EmaSchedule, LearningRate
 from sfumato.families import config_class
+from sfumato.families.diffusion.guide import guide_problems
 from sfumato.families.diffusion.latent import latent_spec
 from sfumato.families.diffusion.networks import NETWORKS, NetworkConfig
 from sfumato.families.diffusion.networks.unet import UNetConfig
@@ -112,7 +113,7 @@ class DiffusionConfig(FamilyConfig):
 
     @property
     def _bounded(self) -> bool:
-        return self.sampling.bound_steps is not None
+        return self.sampling.measures_likelihood
 
     @classmethod
     def tiny(cls) -> Self:
@@ -141,7 +142,7 @@ class DiffusionConfig(FamilyConfig):
         return [
             *self._size_problems(data),
             *self._label_problems(data),
-            *self.sampling.problems(self.objective),
+            *self.sampling.problems(self.objective, latents=self.first_stage is not None),
         ]
 
     def _size_problems(self, data: DataSpec) -> list[str]:
@@ -153,7 +154,9 @@ class DiffusionConfig(FamilyConfig):
         if found := self.first_stage.problems(data, config_class):
             return found
         if self._bounded:
-            return ["model.sampling.likelihood_steps: the bound is on pixels, not on latents; leave it out"]
+            return [
+                "model.sampling.likelihood_steps: the likelihood is of pixels, not of latents; leave it out"
+            ]
         if self.sampling.clip:
             return ["model.sampling.clip: latents are not bound to [-1, 1]; leave it out or set it to false"]
         return self.network.problems(latent_spec(self.first_stage.open(config_class), data), "latent")
@@ -162,7 +165,10 @@ class DiffusionConfig(FamilyConfig):
         if self.condition == "class" and not data.num_classes:
             return ["model.condition: 'class', but the data has no classes; set model.condition=none"]
         dropout = getattr(self.objective, "label_dropout", None)
-        guidance = self.sampling.guidance if isinstance(self.sampling, GuidedSampling) else 1.0
+        guided = self.sampling if isinstance(self.sampling, GuidedSampling) else None
+        if guided is not None and guided.guide is not None:
+            return guide_problems(guided.guide, self, data)
+        guidance = 1.0 if guided is None else guided.guidance
         found = []
         if not self.conditions(data):
             why = "the data has no classes" if not data.num_classes else "model.condition is 'none'"

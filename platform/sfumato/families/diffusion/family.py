@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.diffusion.guide import NAME as GUIDE
+from sfumato.families.diffusion.guide import Guide
 from sfumato.families.diffusion.labels import Guided, LabelDropout
 from sfumato.families.diffusion.latent import NAME, LatentSpace
-from sfumato.families.diffusion.objectives import BoundedObjective
+from sfumato.families.diffusion.objectives import BoundedObjective, GuidedSampling
 
 
 class DiffusionFamily:
@@ -39,7 +43,16 @@ class DiffusionFamily:
             **self._objective.teachers(),
             "ema": EmaOf(source="network", decay=config.ema.decay),
         }
-        self.phases: Sequence[Phase] = (Phase(name=self._objective.phase, trains="network", loss=self._loss),)
+        options = config.sampling
+        chosen = options.guide if isinstance(options, GuidedSampling) else None
+        self._guide = None if chosen is None else Guide.open(chosen)
+        if self._guide is not None:
+            self.nets = {**self.nets, GUIDE: self._guide.frozen}
+            self.samplers = (*self.samplers, GUIDE)
+        objective = self._objective
+        self.phases: Sequence[Phase] = (
+            Phase(name=objective.phase, trains="network", loss=self._loss, float32=objective.float32),
+        )
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch unchanged: this model works on pixels."""
@@ -51,7 +64,7 @@ class DiffusionFamily:
         A conditional model without labels draws from its null class, that is, from all classes; one that was
         trained without it raises ConfigError.
         """
-        return self._sample(nets["ema"], request, rng, clip=self._clip(request.options)).clamp(-1, 1)
+        return self._sample(nets, request, rng, clip=self._clip(request.options)).clamp(-1, 1)
 
     def export_diffusers(self, nets: Nets, folder: str, options: Any) -> None:
         """Write a folder that `DiffusionPipeline.from_pretrained` loads; `export.py` has the exact line.
@@ -82,45 +95,63 @@ class DiffusionFamily:
         return self._objective.loss(nets, batch, self._labels, progress, rng)
 
     def _build(self) -> nn.Module:
-        return self._config.network.build(self._data, conditional=self._conditional)
+        outputs = self._objective.outputs
+        more = {} if outputs == 1 else {"outputs": outputs}  # networks of others need not know it
+        return self._config.network.build(self._data, conditional=self._conditional, **more)
 
-    def _sample(self, network: nn.Module, request: SampleRequest, rng: SampleRng, *, clip: bool) -> Tensor:
+    def _sample(self, nets: Nets, request: SampleRequest, rng: SampleRng, *, clip: bool) -> Tensor:
         """Samples from noise in the space that the network works on, [N, C, H, W]."""
-        device = next(network.parameters()).device
-        guided = self._guided(network, request, rng.rows, device)
+        device = next(nets["ema"].parameters()).device
+        guided = self._guided(nets, request, rng.rows, device)
         noise_NCHW = rng.normal(*self._data.shape).to(device)
         return self._objective.sample(guided, noise_NCHW, request.options, rng, clip=clip)
 
-    def _guided(self, network: nn.Module, request: SampleRequest, rows: int, device: torch.device) -> Guided:
-        null_class = self._data.num_classes
+    def _guided(self, nets: Nets, request: SampleRequest, rows: int, device: torch.device) -> Guided:
+        """The averaged network with the labels of the request, guided as its options say."""
+        label_N, options = self._labels_of(request, rows, device), request.options
+        plain = Guided(nets["ema"], label_N, 1.0, self._data.num_classes)
+        if not isinstance(options, GuidedSampling):
+            return plain
+        guided = replace(
+            plain,
+            weight=options.guidance,
+            interval=options.guidance_interval,
+            rescale=options.guidance_rescale,
+        )
+        if options.guide is None:
+            return plain if request.tensor("label") is None else guided
+        if self._guide is None:
+            raise ConfigError("guide: this model was opened without one; open it with these options")
+        return replace(guided, worse=partial(self._guide.output, nets[GUIDE], labels_N=label_N))
+
+    def _labels_of(self, request: SampleRequest, rows: int, device: torch.device) -> Tensor | None:
+        """The class of each sample [N]; the null class if none was given."""
         if not self._conditional:
-            return Guided(network, None, 1.0, null_class)
+            return None
         label_N = request.tensor("label")
-        if label_N is None:
-            if not self._labels.probability:
-                raise ConfigError(
-                    f"labels: required; this {self._config.objective.kind} model was trained without "
-                    "dropping labels, so it knows no null class"
-                )
-            return Guided(network, torch.full((rows,), null_class, device=device), 1.0, null_class)
-        weight = getattr(request.options, "guidance", 1.0)
-        return Guided(network, label_N.to(device), weight, null_class)
+        if label_N is not None:
+            return label_N.to(device)
+        if not self._labels.probability:
+            raise ConfigError(
+                f"labels: required; this {self._config.objective.kind} model was trained without "
+                "dropping labels, so it knows no null class"
+            )
+        return torch.full((rows,), self._data.num_classes, device=device)
 
     def _clip(self, options: Any) -> bool:
         return True if options.clip is None else bool(options.clip)
 
 
 class BoundedDiffusionFamily(DiffusionFamily):
-    """A model of pixels with a variational bound; implements `core.family.HasLikelihood`."""
+    """A model of pixels with a likelihood or a bound on it; implements `core.family.HasLikelihood`."""
 
     def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
-        """Bound on the bits per dimension of 8-bit images, given their labels if there are any, [B]."""
-        steps, objective = self._config.sampling.bound_steps, self._objective
-        assert isinstance(objective, BoundedObjective), "its sampling has steps of a bound"
-        assert steps is not None, "build chooses this class where it is set"
+        """A bound on the bits per dimension of 8-bit images, given their labels if there are any, [B]."""
+        objective = self._objective
+        assert isinstance(objective, BoundedObjective), "its sampling asks for a likelihood"
         label_B = batch["label"] if self._conditional else None
         network = Guided(nets["ema"], label_B, 1.0, self._data.num_classes)
-        return objective.bits_per_dim(network, batch["image"], steps, rng)
+        return objective.bits_per_dim(network, batch["image"], self._config.sampling, rng)
 
 
 class LatentDiffusionFamily(DiffusionFamily):
@@ -143,7 +174,7 @@ class LatentDiffusionFamily(DiffusionFamily):
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]: latents as of a model of pixels, decoded."""
-        x_NChw = self._sample(nets["ema"], request, rng, clip=False)
+        x_NChw = self._sample(nets, request, rng, clip=False)
         return self._space.decode(nets, x_NChw).clamp(-1, 1)
 
     def _build(self) -> nn.Module:

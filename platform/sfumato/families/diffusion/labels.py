@@ -1,18 +1,24 @@
 """Class labels: dropped in training so that the network learns both models, and guided in sampling.
 
 Classifier-free guidance (Ho & Salimans 2022): one network is trained with its labels replaced by a null
-class now and then (algorithm 1), and sampled from a mixture of its two outputs (eq. 6).
+class now and then (algorithm 1), and sampled from a mixture of its two outputs (eq. 6). Autoguidance (Karras
+et al. 2024) mixes its output with that of a smaller or less trained network instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch
 from sfumato.core.rng import Rng
+
+if TYPE_CHECKING:
+    from sfumato.families.diffusion.pipeline import Guidance  # loads diffusers
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +44,39 @@ class LabelDropout:
 class Guided:
     """A network with the labels and the guidance of one call of `sample`.
 
-    `weight` is guidance 1 + w of the paper's eq. 6: 1 is the plain conditional model.
+    `weight`, `interval` and `rescale` are those of `pipeline.Guidance`; `worse` is the output at (x, t) of
+    autoguidance's network, None for classifier-free guidance.
     """
 
     network: nn.Module
     labels_N: Tensor | None
     weight: float
     null_class: int
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    worse: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def __call__(self, x_NCHW: Tensor, t: Tensor) -> Tensor:
-        """The guided output [N, C, H, W] at `t`, a scalar or [N], in the network's own units."""
-        from sfumato.families.diffusion.pipeline import guided_output  # loads diffusers
+    @property
+    def guidance(self) -> Guidance:
+        """How the two outputs are mixed."""
+        from sfumato.families.diffusion.pipeline import Guidance
+
+        return Guidance(self.weight, self.interval, self.rescale)
+
+    def __call__(self, x_NCHW: Tensor, t: Tensor, sigma: float | None = None) -> Tensor:
+        """The guided output [N, C, H, W] at `t`, a scalar or [N], in the network's own units.
+
+        `sigma` is the noise level of `t`, which a guidance interval needs.
+        """
+        from sfumato.families.diffusion.pipeline import guided_output
 
         return guided_output(
-            self.network, x_NCHW, t, self.labels_N, guidance=self.weight, null_class=self.null_class
+            self.network,
+            x_NCHW,
+            t,
+            self.labels_N,
+            guidance=self.guidance,
+            null_class=self.null_class,
+            sigma=sigma,
+            worse=self.worse,
         )

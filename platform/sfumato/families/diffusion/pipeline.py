@@ -6,12 +6,50 @@ imports torch and diffusers alone.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, ImagePipelineOutput
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    ImagePipelineOutput,
+    UniPCMultistepScheduler,
+)
 from diffusers.utils.torch_utils import randn_tensor
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How a prediction is moved away from a worse one: of no class, or of a worse network.
+
+    `weight` is 1 + w of Ho & Salimans 2022, eq. 6, and w of Karras et al. 2024, eq. 1: 1 does nothing.
+    `interval` holds the noise levels sigma above and up to which it acts (Kynkäänniemi et al. 2024, eq. 6);
+    None: at all. `rescale` is phi of Lin et al. 2023, eq. 16, which restores the deviation of the better
+    prediction's values: 0 does nothing, 1 all of it.
+    """
+
+    weight: float = 1.0
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+
+    def acts(self, sigma: float | None) -> bool:
+        """Whether it changes a prediction at this noise level, which only an interval needs."""
+        if self.interval is None or self.weight == 1:
+            return self.weight != 1
+        assert sigma is not None, "an interval needs the noise level"
+        return self.interval[0] < sigma <= self.interval[1]
+
+    def mixed(self, worse: torch.Tensor, better: torch.Tensor) -> torch.Tensor:
+        """worse + weight (better - worse), rescaled; each [B, C, H, W], in the network's own units."""
+        guided = worse + self.weight * (better - worse)
+        if not self.rescale:
+            return guided
+        own, wanted = (part.flatten(1).std(dim=1).view(-1, 1, 1, 1) for part in (guided, better))
+        return guided * (1 + self.rescale * (wanted / own.clamp(min=1e-12) - 1))
 
 
 def guided_output(
@@ -20,25 +58,38 @@ def guided_output(
     t: torch.Tensor,
     labels: torch.Tensor | None,
     *,
-    guidance: float,
+    guidance: Guidance,
     null_class: int,
+    sigma: float | None = None,
+    worse: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Classifier-free guidance: uncond + guidance * (cond - uncond), in one doubled forward pass.
+    """The network's output, guided away from that of `worse` or, without one, of its own null class.
 
-    Ho & Salimans 2022, eq. 6 with guidance = 1 + w. The network's output may be noise or v: both are
-    affine in the predicted image with the same coefficients, so that guiding one guides the other.
-    Guidance 1, or no labels, costs a single pass.
+    The output may be noise or v: both are affine in the predicted image with the same coefficients, so that
+    guiding one guides the other. Channels beyond those of `x`, which hold a variance, are not guided (Peebles
+    & Xie 2023, code). Where guidance does not act, the network runs once, on the plain batch.
 
     Args:
         x: noisy images [B, C, H, W].
         t: timestep, a scalar tensor.
         labels: class of each image [B], int64, or None.
+        sigma: noise level of t, standard deviation of the noise over the factor of the image.
+        worse: another network's output at (x, t).
     """
-    if labels is None or guidance == 1:
+
+    def mixed(of_worse: torch.Tensor, better: torch.Tensor) -> torch.Tensor:
+        channels = x.shape[1]
+        image = guidance.mixed(of_worse[:, :channels], better[:, :channels])
+        return image if better.shape[1] == channels else torch.cat([image, better[:, channels:]], dim=1)
+
+    if not guidance.acts(sigma) or (labels is None and worse is None):
         return unet(x, t, labels, return_dict=False)[0]  # type: ignore[no-any-return]
+    if worse is not None:
+        return mixed(worse(x, t), unet(x, t, labels, return_dict=False)[0])
+    assert labels is not None, "checked above"
     both = torch.cat([torch.full_like(labels, null_class), labels])
     uncond, cond = unet(torch.cat([x, x]), t, both, return_dict=False)[0].chunk(2)
-    return uncond + guidance * (cond - uncond)  # type: ignore[no-any-return]
+    return mixed(uncond, cond)
 
 
 def set_timesteps(scheduler: Any, steps: int) -> None:
@@ -47,15 +98,37 @@ def set_timesteps(scheduler: Any, steps: int) -> None:
     diffusers counts "trailing" timesteps in floating-point numbers, T, T - T/steps, ..., and for some numbers
     of steps (61, 103, 121 of 1000) takes one too many, -1. DPM-Solver++, which on a cosine schedule starts
     somewhat below T, but keeps the distance T/steps, comes to -1 or to fewer steps than it was asked for.
-    Where diffusers is right, its timesteps stay.
+    UniPC counts its steps by its noise levels, which must match. Where diffusers is right, its timesteps
+    stay.
     """
     scheduler.set_timesteps(steps)
     found = scheduler.timesteps
-    if not isinstance(scheduler, DPMSolverMultistepScheduler):
+    if isinstance(scheduler, UniPCMultistepScheduler) and len(found) != steps:
+        scheduler.timesteps = found[:steps]
+        scheduler.sigmas = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]])
+        scheduler.num_inference_steps = steps
+    elif not isinstance(scheduler, DPMSolverMultistepScheduler):
         scheduler.timesteps = found[found >= 0]
     elif len(found) != steps or found[-1] < 0:
         first = max(int(found[0]) + 1, steps)  # at least one for each step, even where it starts below
         scheduler.set_timesteps(timesteps=[round(first * (steps - i) / steps) - 1 for i in range(steps)])
+
+
+def respaced(scheduler: Any) -> Any:
+    """A copy of a DDIM or DDPM scheduler that knows only the levels of its timesteps, numbered n - 1 to 0.
+
+    A step of DDIM leads to the next of its timesteps, and the last one to the image (Song et al. 2021, sec.
+    4.2). diffusers goes T // steps timesteps down instead, which misses the next one where `steps` does not
+    divide T, and leaves noise in the image. Among these levels alone the next one is always one down, as in
+    guided-diffusion's code (Dhariwal & Nichol 2021). Where `steps` divides T, no bit of DDIM differs. DDPM
+    with a learned variance needs it too: its step at timestep 0 alone adds no noise.
+    """
+    spaced = copy.copy(scheduler)
+    steps = len(scheduler.timesteps)
+    spaced.alphas_cumprod = scheduler.alphas_cumprod[scheduler.timesteps.flip(0).cpu()]
+    spaced.timesteps = torch.arange(steps).flip(0)
+    spaced.num_inference_steps = scheduler.config.num_train_timesteps  # so that a step is one level
+    return spaced
 
 
 @torch.no_grad()
@@ -68,8 +141,9 @@ def denoise(
     generators: list[torch.Generator] | torch.Generator | None,
     eta: float = 0.0,
     labels: torch.Tensor | None = None,
-    guidance: float = 1.0,
+    guidance: Guidance = Guidance(),
     null_class: int = 0,
+    worse: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     progress: Callable[[Iterable[torch.Tensor]], Iterable[torch.Tensor]] = iter,
 ) -> torch.Tensor:
     """Run a diffusers scheduler from noise `x` [B, C, H, W] to images of the same shape.
@@ -77,28 +151,56 @@ def denoise(
     `generators` has one generator a row, from which the scheduler draws the noise of its steps.
     """
     set_timesteps(scheduler, steps)
-    extra: dict[str, Any] = {}
+    timesteps = scheduler.timesteps
+    sigmas = (1 / scheduler.alphas_cumprod - 1).sqrt()[timesteps.cpu()].tolist()
+    # UniPC draws nothing, and takes no generators.
+    extra: dict[str, Any] = (
+        {} if isinstance(scheduler, UniPCMultistepScheduler) else {"generator": generators}
+    )
     if isinstance(scheduler, DDIMScheduler):
+        scheduler = respaced(scheduler)
         # A step's noise is that of the clipped image, as in guided-diffusion's code (Dhariwal & Nichol 2021).
         # diffusers' default keeps the network's, and much guidance then leaves noise in the image.
-        extra = {"eta": eta, "use_clipped_model_output": bool(scheduler.config.clip_sample)}
-    for t in progress(scheduler.timesteps):
-        output = guided_output(unet, x, t, labels, guidance=guidance, null_class=null_class)
-        x = scheduler.step(output, t, x, generator=generators, **extra).prev_sample
+        extra |= {"eta": eta, "use_clipped_model_output": bool(scheduler.config.clip_sample)}
+    with_variance = scheduler.config.get("variance_type") == "learned_range"
+    if with_variance:
+        scheduler = respaced(scheduler)
+    for t, level, sigma in zip(progress(timesteps), scheduler.timesteps, sigmas, strict=True):
+        output = guided_output(
+            unet, x, t, labels, guidance=guidance, null_class=null_class, sigma=sigma, worse=worse
+        )
+        if not with_variance:
+            output = output[:, : x.shape[1]]
+        x = scheduler.step(output, level, x, **extra).prev_sample
     return x
 
 
 class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Class-conditional generation with classifier-free guidance.
 
-    `steps`, `guidance` and `eta` are the defaults of a call, saved with the pipeline. The last class
-    embedding of the network stands for no class.
+    `steps`, `guidance` and `eta` are the defaults of a call, saved with the pipeline, as are the guidance's
+    interval and rescaling. The last class embedding of the network stands for no class.
     """
 
-    def __init__(self, unet: Any, scheduler: Any, steps: int = 50, guidance: float = 1.0, eta: float = 0.0):
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        steps: int = 50,
+        guidance: float = 1.0,
+        eta: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(steps=steps, guidance=guidance, eta=eta)
+        self.register_to_config(
+            steps=steps,
+            guidance=guidance,
+            eta=eta,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+        )
 
     @torch.no_grad()
     def __call__(
@@ -136,7 +238,11 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
             generators=generator,
             eta=self.config.eta if eta is None else eta,
             labels=torch.tensor(labels, device=device),
-            guidance=self.config.guidance if guidance_scale is None else guidance_scale,
+            guidance=Guidance(
+                self.config.guidance if guidance_scale is None else guidance_scale,
+                self.config.guidance_interval,
+                self.config.guidance_rescale,
+            ),
             null_class=null_class,
             progress=self.progress_bar,
         )

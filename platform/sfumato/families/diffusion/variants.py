@@ -18,11 +18,27 @@ SMALL_IMAGES = {"channels": 1, "height": 8, "width": 8}
 
 
 def variants() -> dict[str, dict[str, Any]]:
-    """Every objective, every network, every sampler that draws its own noise, pixels and latents."""
+    """Every objective, every network, every sampler that draws its own noise, pixels and latents, and a
+    variance learned from noise levels that are spread over the global batch."""
     found = {"ddpm": _member(NETWORKS.default, "ddpm")}
     found |= {name: _member(name, PAIRED) for name in NETWORKS.names() if name != NETWORKS.default}
     found |= {name: _member(NETWORKS.default, name) for name in OBJECTIVES.names() if name != PAIRED}
     return found | {
+        "min_snr": {
+            **_member("dit", "ddpm"),
+            "objective": {"kind": "ddpm", "timesteps": 20, "weighting": "min_snr"},
+        },
+        "learned_variance": {
+            "network": NETWORKS.find(NETWORKS.default).tiny(),
+            "objective": {
+                "kind": "ddpm",
+                "timesteps": 20,
+                "variance": "learned",
+                "weighting": "p2",
+                "stratified": True,
+            },
+            "sampling": {"sampler": "ddpm", "steps": 3, "guidance": 1.5, "likelihood_steps": 4},
+        },
         "latent": {
             **_member("dit", "rectified_flow"),
             "network": NETWORKS.find("dit").tiny().model_copy(update={"patch": 1}),

@@ -42,9 +42,10 @@ class ActNorm(nn.Module):
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         if self.fit:
             self._fit(x_BCHW)
-        y_BCHW = (x_BCHW + self.loc[:, None, None]) * self.log_scale.exp()[:, None, None]
+        log_scale = _wide(self.log_scale)
+        y_BCHW = (x_BCHW + self.loc[:, None, None]) * log_scale.exp()[:, None, None]
         pixels = x_BCHW.shape[2] * x_BCHW.shape[3]
-        return y_BCHW, (self.log_scale.sum() * pixels).expand(len(x_BCHW))
+        return y_BCHW, (log_scale.sum() * pixels).expand(len(x_BCHW))
 
     def inverse(self, y_BCHW: Tensor) -> Tensor:
         return y_BCHW * (-self.log_scale).exp()[:, None, None] - self.loc[:, None, None]
@@ -94,7 +95,7 @@ class InvertibleConv(nn.Module):
         with torch.autocast(x_BCHW.device.type, enabled=False):
             y_BCHW = F.conv2d(x_BCHW, self.weight()[:, :, None, None])
         pixels = x_BCHW.shape[2] * x_BCHW.shape[3]
-        return y_BCHW, (self.log_s.sum() * pixels).expand(len(x_BCHW))
+        return y_BCHW, (_wide(self.log_s).sum() * pixels).expand(len(x_BCHW))
 
     def inverse(self, y_BCHW: Tensor) -> Tensor:
         inverse = torch.linalg.inv(self.weight().double()).to(y_BCHW.dtype)
@@ -102,9 +103,15 @@ class InvertibleConv(nn.Module):
 
     def weight(self) -> Tensor:
         """W [C, C]."""
-        one = torch.eye(len(self.log_s), device=self.log_s.device, dtype=self.log_s.dtype)
-        diagonal = torch.diag(self.sign * self.log_s.exp())
-        return self.permutation @ (self.lower.tril(-1) + one) @ (self.upper.triu(1) + diagonal)
+        lower, upper, log_s = _wide(self.lower), _wide(self.upper), _wide(self.log_s)
+        one = torch.eye(len(log_s), device=log_s.device, dtype=log_s.dtype)
+        diagonal = torch.diag(self.sign * log_s.exp())
+        return self.permutation @ (lower.tril(-1) + one) @ (upper.triu(1) + diagonal)
+
+
+def _wide(parameter: Tensor) -> Tensor:
+    """At least float32: a strategy may gather parameters in bfloat16."""
+    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
 def squeeze(x_BCHW: Tensor) -> Tensor:

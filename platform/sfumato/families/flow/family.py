@@ -32,7 +32,9 @@ class FlowFamily:
             "network": Trainable(build=self._build, optimizer=config.optimizer),
             "ema": EmaOf(source="network", decay=config.ema.decay),
         }
-        self.phases: Sequence[Phase] = (Phase(name="likelihood", trains="network", loss=self._loss),)
+        self.phases: Sequence[Phase] = (
+            Phase(name="likelihood", trains="network", loss=self._loss, clip_grad_norm=10.0),
+        )
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch unchanged: this model works on pixels."""

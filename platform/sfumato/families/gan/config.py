@@ -10,6 +10,7 @@ from pydantic import Field
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import LABEL, Condition
 from sfumato.core.config import Config
+from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.schedules import EmaSchedule, LearningRate
@@ -48,6 +49,13 @@ class ObjectiveConfig(Config):
         exclude_if=lambda value: not value,
         description="Further penalties on the discriminator, such as {kind: r1, weight: 1}.",
     )
+    corrected_adam: Annotated[bool, Before(2, False)] = Field(
+        True,
+        description="Whether the discriminator's Adam takes its learning rate times c and its betas to the "
+        "power of c, where c = n / (n + sum of 1 / every over the penalties) and n = critic_steps. Every "
+        "penalty is a step of its own, by which Adam would move further and forget faster (Karras et al. "
+        "2020, app. B).",
+    )
 
     @property
     def all_penalties(self) -> dict[str, Penalty]:
@@ -57,6 +65,16 @@ class ObjectiveConfig(Config):
             name = penalty.kind.rpartition(":")[2].lower()
             found[name if name not in found else f"{name}_{len(found)}"] = penalty
         return found
+
+    def corrected(self, optimizer: OptimizerConfig) -> OptimizerConfig:
+        """The discriminator's optimizer, corrected for the steps that its penalties add."""
+        added = sum(1 / penalty.every for penalty in self.all_penalties.values())
+        if not self.corrected_adam or not added or optimizer.name == "sgd":
+            return optimizer
+        c = self.critic_steps / (self.critic_steps + added)
+        first, second = optimizer.betas
+        rate = optimizer.lr.model_copy(update={"peak": optimizer.lr.peak * c})
+        return optimizer.model_copy(update={"lr": rate, "betas": (first**c, second**c)})
 
 
 _ADAM = OptimizerConfig(name="adam", lr=LearningRate(peak=2e-4), betas=(0.5, 0.999))

@@ -40,7 +40,7 @@ class GanFamily:
             ),
             "discriminator": Trainable(
                 build=self._build_discriminator,
-                optimizer=config.discriminator_optimizer,
+                optimizer=config.objective.corrected(config.discriminator_optimizer),
             ),
             "ema": EmaOf(source="generator", decay=config.ema.decay),
         }
@@ -89,8 +89,9 @@ class GanFamily:
                 loss=self._discriminate,
                 repeats=objective.critic_steps,
                 second_order=objective.gradient_penalty > 0,
+                clip_grad_norm=None,
             ),
-            Phase(name="generator", trains="generator", loss=self._generate),
+            Phase(name="generator", trains="generator", loss=self._generate, clip_grad_norm=None),
         ]
         return phases + [
             Phase(
@@ -99,6 +100,8 @@ class GanFamily:
                 loss=partial(self._penalise, penalty),
                 every=penalty.every,
                 second_order=penalty.second_order,
+                float32=penalty.float32,
+                clip_grad_norm=None,  # a lazy penalty stands for `every` steps, and must stay as large
             )
             for name, penalty in objective.all_penalties.items()
         ]

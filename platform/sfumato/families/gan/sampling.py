@@ -37,7 +37,7 @@ class SamplingConfig(Config):
 
 
 def latents(rng: SampleRng, size: int, truncation: float | None) -> Tensor:
-    """Standard normal numbers [N, size], of at most `truncation` where that is set.
+    """Standard normal numbers [N, size], of at most `truncation`, if that is set.
 
     Truncated ones come from the inverse of the distribution function, so that every sample takes the same
     number of draws: z = Phi^-1(Phi(-t) + u (Phi(t) - Phi(-t))).

@@ -61,6 +61,8 @@ class Fsdp(Sharded):
         self._pieces: dict[str, dict[str, nn.Parameter]] = {}
         """This rank's part of each parameter, in the same memory."""
         self._twice = False
+        self._begun: set[str] = set()
+        """The networks that have trained."""
         self._spread_out: list[str] = []
         """Frozen networks that are sharded."""
 
@@ -138,6 +140,13 @@ class Fsdp(Sharded):
         for name in self._trained:
             self._free(name)
         super()._activate(trains)
+        if self._own_settings.bf16_parameters and trains is not None and trains not in self._begun:
+            # FSDP derives the dtype of gradients from the parameters that train at a network's first pass. If
+            # that was a passive one there were none, and gradients would stay in bfloat16.
+            self._begun.add(trains)
+            for unit in self._units[trains]:
+                unit.unshard()
+            self._free(trains)
 
     def _place(self, module: nn.Module) -> nn.Module:
         return module  # sharding moves it to the device block by block, so that it is never whole there
@@ -175,7 +184,10 @@ class Fsdp(Sharded):
                 "or use parallel.strategy=ddp"
             )
         precision = torch.bfloat16 if self._own_settings.bf16_parameters else None
-        policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
+        # Inputs are not cast: times, noise levels and dequantised values do not survive eight bits.
+        policy = MixedPrecisionPolicy(
+            param_dtype=precision, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
         offload = (
             CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
             if self.options.offload

@@ -67,6 +67,8 @@ class Single(Strategy):
         self._source: dict[str, str] = {}
         self._followed: dict[str, tuple[Tensors, Tensors]] = {}
         self._copied: dict[str, tuple[Tensors, Tensors]] = {}
+        self._paired: list[tuple[nn.Module, nn.Module]] = []
+        """Modules of averages that are in the mode of their source's."""
         self._frozen: set[str] = set()
         self._active: str | None = None
 
@@ -90,12 +92,14 @@ class Single(Strategy):
         self._raw[name] = module.to(self.placement.device).eval().requires_grad_(False)
         self._frozen.add(name)
 
-    def add_ema(self, name: str, source: str) -> None:
+    def add_ema(self, name: str, source: str, *, train_mode: bool = False) -> None:
         # The source is copied without its wrapper, and before hooks are attached to its forward.
         base = self._training[source].base
         copied = copy.deepcopy(self._raw[source]) if base is None else base.copy(self._raw[source])
         self._raw[name] = copied.eval().requires_grad_(False)
         self._source[name] = source
+        if train_mode:
+            self._paired += zip(self._raw[name].modules(), self._raw[source].modules(), strict=True)
 
     def ready(self) -> None:
         for name, training in self._training.items():
@@ -104,7 +108,8 @@ class Single(Strategy):
                 for block in blocks_of(module, training.blocks):
                     recompute(block)
             if self.options.compile:
-                module.compile()  # in place: names in the state dict do not change
+                # In place: names in the state dict do not change. Dropout draws what it draws uncompiled.
+                module.compile(options={"fallback_random": True})
             self._lay_out(name)
         for ema, source in self._source.items():
             self._wrap_ema(ema)
@@ -290,6 +295,8 @@ class Single(Strategy):
                 self._raw[name].train(name == trains)
             for part in self._adapted.get(name, ()):
                 part.training = name == trains
+        for average, source in self._paired:
+            average.training = source.training
         self._active = trains
 
 

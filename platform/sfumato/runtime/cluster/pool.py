@@ -14,11 +14,11 @@ from sfumato.data.packing.tasks import T, Task, in_process
 from sfumato.runtime.cluster import ray_cluster
 
 _FEW = 4
-"""Fewer tasks than these are done sooner than a private cluster has started."""
+"""Fewer tasks than these finish before a private cluster would have started."""
 
 
 class Pool:
-    """A `tasks.Runner` that starts or joins a cluster when it first gets enough to do.
+    """A `tasks.Runner` that starts or joins a cluster when it first has enough to do.
 
     `workers` None takes every CPU of the cluster (RAY_ADDRESS, or one on this machine); 1 never leaves this
     process.

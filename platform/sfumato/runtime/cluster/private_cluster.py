@@ -39,7 +39,7 @@ _LOOPBACK = {
 
 @contextlib.contextmanager
 def private(cpus: int, logs: Path, *, dashboard: bool) -> Iterator[None]:
-    """Connected to a cluster of this machine alone, with so many logical CPUs. Its logs end in `logs`."""
+    """Connects to a cluster on this machine alone, with so many logical CPUs. Its logs go to `logs`."""
     with scratch_folder("sfumato-", temporary_root()) as home:
         token = home / "token"
         token.touch(mode=0o600)
@@ -60,7 +60,7 @@ def private(cpus: int, logs: Path, *, dashboard: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """The environment with these, as Ray sees it; restored, so that this process may open or join another."""
+    """Sets these variables for Ray while the block runs, so that this process can open another later."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     if "ray" in sys.modules:
@@ -77,16 +77,16 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def temporary_root() -> Path:
-    """Where a private cluster keeps its files: TMPDIR, or /tmp where that is too long for Ray's sockets.
+    """The folder of a private cluster's files: TMPDIR, or /tmp if that is too long for Ray's sockets.
 
-    A run's own folder mostly is, and so is macOS's TMPDIR or that of many batch systems.
+    A run's own folder usually is, as are TMPDIR on macOS and on many batch systems.
     """
     wanted = Path(tempfile.gettempdir())
     return wanted if len(os.fsencode(wanted)) <= _LONGEST_ROOT else Path("/tmp")  # noqa: S108
 
 
 def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool) -> None:
-    """Ray gives its processes 30 s, which an overloaded machine may take: it is started anew then."""
+    """Ray gives its processes 30 s, which an overloaded machine may exceed; this then starts it again."""
     import ray
 
     for attempt in range(1, _ATTEMPTS + 1):
@@ -137,7 +137,7 @@ def _few_processes(*, api_server: bool) -> Iterator[None]:
 
 
 def _end_processes_of(folder: Path) -> None:
-    """End what a start that failed left behind, so that it does not register late."""
+    """End the processes of a failed start, so that they do not register late."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if str(folder) in " ".join(process.cmdline()):
@@ -146,7 +146,7 @@ def _end_processes_of(folder: Path) -> None:
 
 
 def _free_port() -> int:
-    """A port of loopback for the dashboard, so that two sweeps on one machine do not meet."""
+    """A port on loopback for the dashboard, so that two sweeps on one machine do not collide."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -154,14 +154,14 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def _messages_to(logs: Path) -> Iterator[None]:
-    """What Ray's daemons report goes to a file: Ray prints it on standard output, where results belong."""
+    """Send reports of Ray's daemons to a file: Ray prints them on standard output, meant for results."""
     logs.mkdir(parents=True, exist_ok=True)
     with (logs / "ray-messages.txt").open("a") as messages, contextlib.redirect_stdout(messages):
         yield
 
 
 def read_variables_again() -> None:
-    """Ray reads its variables at import; after that, this makes it see what they are now."""
+    """Ray reads its variables at import; this makes it see their present values."""
     from ray._private import ray_constants
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 

@@ -1,8 +1,8 @@
-"""The Ray cluster that a command runs on: one that exists (RAY_ADDRESS), or a private one on this machine.
+"""The Ray cluster that a command runs on: an existing one (RAY_ADDRESS), or a private one on this machine.
 
 A private cluster is quiet, bound to loopback, guarded by a token of its own, and declares enough logical
-CPUs that Ray Data always has something to run on: with every CPU held by training workers it would wait
-for ever without a word.
+CPUs that Ray Data always has something to run on: if training workers held every CPU, it would wait
+for ever, silently.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _QUIET = {
 
 
 def cpus_to_train(recipe: Recipe, workers: int | None = None) -> int:
-    """Logical CPUs of training on so many workers, and of their read tasks; None: of the wanted number."""
+    """Logical CPUs of so many training workers and their read tasks; None: the recipe's number of workers."""
     parallel = recipe.parallel
     count = workers or parallel.workers
     own = math.ceil(count * parallel.cpus_per_worker) + count * recipe.data.read_tasks
@@ -61,24 +61,24 @@ def cpus_to_evaluate(recipe: Recipe) -> int:
 
 
 def cpus_of(settings: EvaluateSettings) -> int:
-    """Logical CPUs of an evaluation's actors; of one, where it takes as many as there is room for."""
+    """Logical CPUs of an evaluation's actors; of one, if it takes as many as have room."""
     actors = 1 if settings.actors == "auto" else settings.actors
     return math.ceil(actors * settings.cpus_per_actor)
 
 
 def may_lose_nodes() -> bool:
-    """Whether Ray Train looks for nodes that are drained: on clusters that exist, not on a private one."""
+    """Whether Ray Train looks for drained nodes: on existing clusters, not on a private one."""
     return os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
 
 
 def patience(parallel: ParallelSettings) -> None:
-    """An elastic run does not wait long for workers whose node is gone: it starts with fewer."""
+    """Lets an elastic run start with fewer workers, instead of waiting long for those of a lost node."""
     if parallel.elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 
 
 def threads_per_worker(parallel: ParallelSettings, cores: int) -> int:
-    """Torch threads of a worker: as the recipe says, else an equal share of the cores."""
+    """Torch threads of a worker: the recipe's number, else an equal share of the cores."""
     return parallel.threads_per_worker or max(1, cores // parallel.workers)
 
 
@@ -104,12 +104,12 @@ def warnings(parallel: ParallelSettings) -> list[str]:
 def cluster(
     cpus: int, logs: Path, *, least: int | None = None, gpus: float = 0, dashboard: bool = False
 ) -> Iterator[None]:
-    """Connected to a cluster with so many logical CPUs, or `least`. Logs of a private one end in `logs`.
+    """Connects to a cluster with so many logical CPUs, or `least`. A private one's logs are moved to `logs`.
 
-    A private one has a `dashboard` (on loopback, behind the token) for those who ask Ray about the state of
-    actors, as Ray Train does to give back what a process that was killed held.
+    A private one has a `dashboard` (on loopback, behind the token) for code that asks Ray about the state of
+    actors, as Ray Train does to free the resources of killed processes.
 
-    Raises CapabilityError when an existing cluster has less, naming what is missing.
+    Raises CapabilityError if an existing cluster has less, naming what is missing.
     """
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     if _connected():

@@ -18,9 +18,9 @@ _SETTLED_S = 60.0
 
 @contextlib.contextmanager
 def scratch_folder(prefix: str, root: Path | None = None) -> Iterator[Path]:
-    """A new folder under `root` (the system's for temporary files), removed in the end.
+    """A new folder under `root` (default: the system's temporary folder), removed at the end.
 
-    Folders of this prefix that killed processes have left there are removed first.
+    Removes folders of this prefix that killed processes have left there.
     """
     root = root or Path(tempfile.gettempdir())
     _remove_abandoned(prefix, root)

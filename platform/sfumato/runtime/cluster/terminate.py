@@ -1,7 +1,7 @@
-"""SIGTERM, by which batch systems, containers and `kill` end a command, does what ctrl-C does.
+"""Makes SIGTERM, with which batch systems, containers and `kill` end a command, act like ctrl-C.
 
-Ray answers it in the driver with a stack trace of its core, and now and then an abort; the run's record would
-say that it is still running.
+In the driver, Ray would print a stack trace of its core and sometimes abort, and the run's record would say
+that it is still running.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from types import FrameType
 
 @contextlib.contextmanager
 def like_ctrl_c() -> Iterator[None]:
-    """While the block runs; to be entered after `ray.init`, which puts handlers of its own in place.
+    """Active while the block runs; enter it after `ray.init`, which installs its own handlers.
 
-    Whoever handles ctrl-C at that moment is called, as Ray Train is while it trains. Other threads than the
-    main one cannot change handlers: the block runs without.
+    Calls the current handler of ctrl-C, which is Ray Train's during training. Threads other than the main one
+    cannot change handlers; there, the block runs without.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

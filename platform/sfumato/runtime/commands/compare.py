@@ -15,7 +15,7 @@ from sfumato.errors import ConfigError, SfumatoError
 from sfumato.evaluation.compare import study as studies
 from sfumato.evaluation.compare import table as tables
 from sfumato.evaluation.compare.page import report_page
-from sfumato.evaluation.compare.runs import Curve, EvaluatedRun, obstacles
+from sfumato.evaluation.compare.runs import Curve, EvaluatedRun, obstacles, weak_figures
 from sfumato.evaluation.compare.votes import bradley_terry, win_rates, wins
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.report import FILE, read_report
@@ -53,12 +53,16 @@ def compare(
     against = obstacles(runs)
     for line in against:
         display.note(f"these figures do not compare: {line}")
+    weak = weak_figures(runs)
+    for line in weak:
+        display.note(f"weak figures: {line}")
     rows = tables.rows(runs, comparable=not against)
     if out is not None:
         write_bytes(out, report_page(runs, rows).encode())
     data = {
         "runs": [run.name for run in runs],
         "obstacles": against,
+        "weak": weak,
         "metrics": tables.as_data(rows, runs),
         "page": None if out is None else str(out),
     }
@@ -139,9 +143,9 @@ def _facts(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
 
 
 def _curves(recipe: Recipe, folder: RunFolder, root: Path, display: Display) -> dict[str, Curve]:
-    """Figures of evaluations in training, from the run's folder.
+    """Figures of evaluations during training, from the run's folder.
 
-    Losses, and figures of checkpoints that were evaluated by hand, come from MLflow, where it answers.
+    Losses, and figures of checkpoints that were evaluated by hand, come from MLflow, if it answers.
     """
     known = folder.read_json("run.json") or {}
     found: dict[str, list[Point]] = {}

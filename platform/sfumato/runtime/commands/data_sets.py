@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from sfumato.core.validation import explain
 from sfumato.data.format.faults import FaultLog, OnError
 from sfumato.data.format.images import MAX_PIXELS
+from sfumato.data.format.index import load
 from sfumato.data.format.samples import PICKLES, Fields
 from sfumato.data.inspection import contact_sheet, described, inspect
+from sfumato.data.order import class_mixing
 from sfumato.data.packing.index_existing import IndexOptions, make_index
 from sfumato.data.verification import check
 from sfumato.errors import ConfigError, DataError
@@ -55,6 +57,10 @@ def index(
         pickled = extension.rpartition(".")[2] in PICKLES
         why = "never read, as unpickling runs code" if pickled else "not used"
         display.note(f"{count:,} members .{extension}: {why}")
+    labels = [part.labels for part in load(dest or folder, manifest)]
+    unmixed = class_mixing.warning(labels, len(manifest.classes))
+    if unmixed is not None:
+        display.note(unmixed)
     display.done(f"{manifest.samples:,} images, {len(manifest.shards)} shards")
     return {
         "folder": dest or folder,
@@ -65,6 +71,7 @@ def index(
         "captions": manifest.captions,
         "columns": described(manifest.columns),
         "digest": manifest.digest,
+        "warnings": [] if unmixed is None else [unmixed],
         "ignored": report.ignored,
         "skipped": [str(fault) for fault in report.skipped],
     }

@@ -17,7 +17,7 @@ from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.cluster.private_cluster import temporary_root
 
 _PACKAGES = ("ray", "torch", "diffusers", "mlflow", "webdataset", "pyarrow", "pydantic", "safetensors")
-_EXTRAS = {"deepspeed": "deepspeed", "efficientnet_lite_pytorch": "features"}
+_EXTRAS = {"deepspeed": "deepspeed", "transformers": "features"}
 _SHARED = "/dev/shm"  # noqa: S108 - where Ray puts its object store
 _LEAST_FREE_GB = 2.0
 _LEAST_MEMORY_GB = 4.0
@@ -25,7 +25,7 @@ _LEAST_MEMORY_GB = 4.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: `ok` is False for problems to fix, None for something merely absent."""
+    """One line of the report: `ok` is False for problems to fix, None for something that is merely absent."""
 
     name: str
     ok: bool | None

@@ -27,7 +27,7 @@ from sfumato.training.store import open_store
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What was written. `error` is the relative distance of the combined profile from the wanted one."""
+    """The written model. `error` is the relative distance of the combined profile from the wanted one."""
 
     folder: Path
     images: int
@@ -39,7 +39,7 @@ def rebuild(run: str, out: Path, *, sigma_rel: float, images: int | None, root: 
     """Write a run's model folder with averages of relative width `sigma_rel`, as of this many images (by
     default of the last snapshot).
 
-    Raises ConfigError for a width that is none, CheckpointError where the run kept no averages.
+    Raises ConfigError for an impossible width, CheckpointError if the run kept no averages.
     """
     try:
         power_exponent(sigma_rel)
@@ -51,7 +51,7 @@ def rebuild(run: str, out: Path, *, sigma_rel: float, images: int | None, root: 
     found = {saved.images: saved for saved in checkpoints.complete(store)}
     if not found:
         raise CheckpointError(
-            f"run {folder.id} kept no averages to put others together from; train with train.snapshots.every "
+            f"run {folder.id} kept no averages from which to build others; train with train.snapshots.every "
             "set, for example to a hundredth of train.images"
         )
     at = max(found) if images is None else images

@@ -30,7 +30,9 @@ from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate, features_of_reference
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.runs import earlier
 from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.pretrained import resolved_options
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.targets import Target, model_of
 from sfumato.sampling.model_folder import read_model_folder
@@ -51,6 +53,10 @@ class Request:
     out: Path | None = None
     statistics: Path | None = None
     """Where to write mean and covariance of the images' features, instead of comparing them."""
+    base: Path | None = None
+    """The place of an adapter's base; None for its place in training."""
+    trust: bool = False
+    """Whether a model folder may name classes by import path, whose code is run."""
 
     @property
     def plain(self) -> bool:
@@ -105,6 +111,7 @@ def result_of(report: EvaluationReport, out: Path) -> dict[str, Any]:
         "metrics": dict(report.metrics),
         "intervals": {name: [found["low"], found["high"]] for name, found in report.intervals.items()},
         "kind": report.kind,
+        "weak": {name: list(marks) for name, marks in report.marks.items()},
         "samples": report.samples,
         "seconds": report.seconds,
         "seconds_per_image": report.seconds_per_image,
@@ -152,7 +159,11 @@ def _evaluation(
     """The requested target; a model built from a checkpoint exists only inside the block."""
     settings = _settings(recipe, request)
     images = open_images(target.place) if target.kind == "images" else None
+    if images is not None and request.base is not None:
+        raise ConfigError(f"--base is for models, but this measures {target.about}: leave it out")
     reference = _reference(target, request, recipe, images, root)
+    if target.run is not None:
+        settings = earlier.measured_alike(settings, reference.spec, target.run)
     out = request.out or _place(target, request, root)
     cache = root / "runs" / CACHE if recipe is None else Path(root, recipe.storage) / CACHE
     if images is not None:
@@ -169,9 +180,10 @@ def _evaluation(
         return
     if request.resize is not None:
         raise ConfigError("--resize is for images; a model's samples are measured at the size it makes")
-    with model_of(_model_place(target), root=root) as found:
+    with model_of(_model_place(target), root=root, trust=request.trust) as found:
+        sampling = resolved_options(found.model, settings.sampling, root, trust=found.trusted)
         yield Evaluation.of_model(
-            settings,
+            settings.model_copy(update={"sampling": sampling}),
             model_folder=found.model,
             reference=reference,
             out=out,
@@ -179,6 +191,7 @@ def _evaluation(
             progress=display.update,
             phase=display.phase,
             trust=found.trusted,
+            base=request.base,
         )
 
 
@@ -210,7 +223,9 @@ def _reference(
     target: Target, request: Request, recipe: Recipe | None, images: Reference | None, root: Path
 ) -> Reference:
     if request.against is not None and is_statistics(request.against):
-        return StatisticsReference(request.against, images.spec if images else _made_by(target, root))
+        return StatisticsReference(
+            request.against, images.spec if images else _made_by(target, request, root)
+        )
     if request.against is not None:
         return open_images(request.against)
     if recipe is None:
@@ -220,9 +235,9 @@ def _reference(
     return open_images(recipe.data.path, recipe.data.on_error)
 
 
-def _made_by(target: Target, root: Path) -> DataSpec:
+def _made_by(target: Target, request: Request, root: Path) -> DataSpec:
     """The kind of images that a model generates."""
-    with model_of(_model_place(target), root=root) as found:
+    with model_of(_model_place(target), root=root, trust=request.trust) as found:
         return read_model_folder(found.model, trust=found.trusted).data
 
 

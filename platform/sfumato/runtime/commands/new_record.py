@@ -31,7 +31,7 @@ def record_again(session: Session) -> None:
         record_evaluation(session, read_report(folder.path / "evaluation"), images)
     _forget_version(session)
     session.display.note(
-        f"recorded anew as {tracker.run_id}, with the previews and evaluations in the run's folder, but "
+        f"recorded again as {tracker.run_id}, with the previews and evaluations in the run's folder, but "
         "without the old training curves"
     )
 

@@ -13,7 +13,9 @@ from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing import pack as packs
 from sfumato.data.packing.pack import PackReport
-from sfumato.data.packing.sources import KINDS, SourceSettings, kind_of
+from sfumato.data.packing.recognition import kind_of, place_of
+from sfumato.data.packing.source import SourceConfig
+from sfumato.data.packing.sources import SOURCES
 from sfumato.data.storage.filesystems import below
 from sfumato.errors import ConfigError
 from sfumato.runtime.cluster.pool import Pool
@@ -48,6 +50,7 @@ def pack(
             shard_size=shard_size,
             progress=display.update,
             stage=display.stage,
+            note=display.note,
             run=pool,
         )
     _tell(report, display)
@@ -88,12 +91,13 @@ def _split(dest: str, split: str, manifest: Manifest) -> dict[str, Any]:
     return {"folder": below(dest, split), "samples": manifest.samples, "digest": manifest.digest}
 
 
-def _source(source: str, options: Mapping[str, Any]) -> SourceSettings:
+def _source(source: str, options: Mapping[str, Any]) -> SourceConfig:
     kind = str(options.get("kind") or kind_of(source))
-    if kind not in KINDS:
-        raise ConfigError(f"kind={kind}: expected one of {', '.join(KINDS)}")
-    where = {} if kind == "digits" else {"path": source}
     try:
-        return KINDS[kind].model_validate({**where, **options, "kind": kind})
+        settings = SOURCES.find(kind)
+    except ConfigError as error:
+        raise ConfigError(*(f"kind: {line}" for line in error.problems)) from None
+    try:
+        return settings.model_validate({**place_of(kind, source), **options, "kind": kind})
     except ValidationError as error:
-        raise ConfigError(*explain(error, KINDS[kind])) from None
+        raise ConfigError(*explain(error, settings)) from None

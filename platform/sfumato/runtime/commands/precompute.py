@@ -169,7 +169,7 @@ def _job(
 ) -> Job:
     """The plan of the work, after checking that it is possible. Raises SfumatoError in one line."""
     if tokens is not None and kind != "text":
-        raise ConfigError("--tokens has an effect with --arrays text alone; leave it out")
+        raise ConfigError(f"--tokens={tokens} counts the tokens of texts: add --arrays text, or leave it out")
     if name is not None and not re.match(NAME, name):
         raise ConfigError(f"--name: lower-case letters, digits and _; got {name!r}")
     manifest = verify(folder)
@@ -204,7 +204,7 @@ def _logs(dest: str) -> Iterator[Path]:
 def _stage(target: str, root: Path) -> FirstStageConfig:
     """The first stage of a recipe, or a run as a first stage."""
     if not target.endswith((".yaml", ".yml")):
-        return first_stage.look_up(FirstStageConfig(run=target), root)
+        return first_stage.named(target, root)
     recipe = pretrained.resolved(recipes.load(target), root)
     found = first_stage.stages_of(recipe)
     if len(found) != 1:
@@ -216,8 +216,8 @@ def _stage(target: str, root: Path) -> FirstStageConfig:
 
 
 def _stage_info(stage: FirstStageConfig, manifest: Manifest, target: str) -> EncoderInfo:
-    if problems := stage.problems(manifest.spec, config_class):
-        raise ConfigError(*(line.removeprefix("model.first_stage.run: ") for line in problems))
+    if problems := stage.problems(manifest.spec, config_class, field=""):
+        raise ConfigError(*problems)
     if manifest.of_its_size() is not manifest:
         raise ConfigError(
             f"{manifest.name} has images of several sizes, and the arrays of an encoder have one shape: pack "

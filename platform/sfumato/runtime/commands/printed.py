@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from sfumato.evaluation import weakness
 from sfumato.runtime.runs.session import Session
 
 
@@ -23,6 +24,8 @@ def show(session: Session, results: dict[str, Any], *, as_json: bool) -> None:
         return
     display = session.display
     display.table(f"run {session.folder.id}", _rows(results))
+    for line in weak_lines(results.get("evaluate", {})):
+        display.note(line)
     if summary["grid"]:
         display.line(f"samples   {grid}")
     if session.tracker.run_id:
@@ -34,9 +37,15 @@ def figures(evaluated: dict[str, Any]) -> dict[str, str]:
     rows = {}
     for name, value in evaluated["metrics"].items():
         low_high = evaluated.get("intervals", {}).get(name)
-        rows[name] = f"{value:.4f}" + (f"  ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else "")
+        reach = f"  ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else ""
+        rows[name] = f"{value:.4f}{reach}" + ("  weak" if name in evaluated.get("weak", {}) else "")
     rows[evaluated.get("kind", "samples")] = f"{evaluated['samples']:,}"
     return rows
+
+
+def weak_lines(evaluated: dict[str, Any]) -> list[str]:
+    """What to know about figures that say little; one line each."""
+    return [f"weak: {line}" for line in weakness.lines(evaluated.get("weak", {}))]
 
 
 def _rows(results: dict[str, Any]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from sfumato.core.allocator import keep_freed_memory
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
 from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.pretrained import resolved_options
 from sfumato.runtime.runs.targets import Found, model_of
 from sfumato.sampling.conditions import Asked
 from sfumato.sampling.generator import Generator
@@ -34,6 +35,7 @@ def draw(
     overwrite: bool,
     device: str,
     base: Path | None = None,
+    trust: bool = False,
     root: Path,
     display: Display,
 ) -> Path:
@@ -41,13 +43,17 @@ def draw(
 
     Without `num`, one image per prompt of a file of prompts, or 64. `asked` are the conditions. The same
     request on the same device gives the same bytes. `device` is a PyTorch device name, or "auto". `base`
-    is the place of an adapter's base, None for its place in training.
+    is the place of an adapter's base, None for its place in training; `trust` allows a model folder to name
+    classes by import path.
     """
     place = device_of(device)
     keep_freed_memory(of_any_size=True)
-    with model_of(run, root=root) as found:
+    with model_of(run, root=root, trust=trust) as found:
         display.line(found.about)
         generator = Generator.load(found.model, place, trust=found.trusted, base=base)
+        if options:
+            options = resolved_options(found.model, options, root, trust=found.trusted)
+            generator = generator.with_options(generator.options(options))
         conditions = asked.source(generator.takes)
         num = num or asked.images() or DEFAULT_IMAGES
         display.stage("sample")
@@ -73,6 +79,7 @@ def export(
     kind: str,
     with_base: bool = False,
     base: Path | None = None,
+    trust: bool = False,
     root: Path,
     display: Display,
 ) -> None:
@@ -85,7 +92,7 @@ def export(
     """
     if dest.exists():
         raise ConfigError(f"{dest} exists; choose another place or remove it")
-    with model_of(run, root=root) as found:
+    with model_of(run, root=root, trust=trust) as found:
         display.line(found.about)
         if kind == "safetensors" and not with_base:
             shutil.copytree(found.model, dest)

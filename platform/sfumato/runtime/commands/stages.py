@@ -38,7 +38,7 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
     ended = done is not None and (done["images"] >= recipe.train.images or _stopped_early(session, done))
     if done is not None and ended and folder.model.is_dir():
         _take_sampling(session)
-        display.skipped("train", f"{done['images']:,} images, done before (--fresh trains anew)")
+        display.skipped("train", f"{done['images']:,} images, done before (--fresh trains again)")
         return done
     from sfumato.runtime.training import ray_train  # Ray takes seconds to import
 
@@ -56,9 +56,9 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
 
 
 def _stopped_early(session: Session, done: Mapping[str, Any]) -> bool:
-    """Whether training has ended by the recipe's present patience.
+    """Whether training has ended, by the recipe's present patience.
 
-    With unchanged patience it has, whatever evaluations that arrived after the end have found.
+    With unchanged patience it has, whatever later evaluations have found.
     """
     from sfumato.evaluation.early_stopping import should_stop
     from sfumato.runtime.training.validation import read_records
@@ -68,7 +68,9 @@ def _stopped_early(session: Session, done: Mapping[str, Any]) -> bool:
         return False
     if done.get("stopped_by") == settings.model_dump(mode="json"):
         return True
-    return should_stop([record.point for record in read_records(session.folder)], settings)
+    return should_stop(
+        [record.point(session.recipe.evaluate) for record in read_records(session.folder)], settings
+    )
 
 
 def _take_sampling(session: Session) -> None:
@@ -87,11 +89,14 @@ def _take_sampling(session: Session) -> None:
         notes=stored.notes,
         trained_on=session.manifest.digest,
     )
-    session.display.note("model.sampling has changed since the training: the model has it from now on")
+    session.display.note("model.sampling has changed since training: the model now uses the new values")
 
 
-def evaluate(session: Session) -> dict[str, Any]:
-    """Generate, measure, draw the sample grid. Returns metrics by name and the duration."""
+def evaluate(session: Session, base: Path | None = None) -> dict[str, Any]:
+    """Generate, measure, draw the sample grid. Returns metrics by name and the duration.
+
+    `base` is the place of an adapter's base, None for its place in training; likewise below.
+    """
     recipe, folder, display = session.recipe, session.folder, session.display
     if not folder.model.is_dir():
         raise CheckpointError(
@@ -102,7 +107,7 @@ def evaluate(session: Session) -> dict[str, Any]:
     draws = stored.config.samples(stored.data)
     if draws and stored.config.sampling != recipe.model.sampling:
         raise ConfigError(
-            "model.sampling is not what the trained model has: try other values for one evaluation by "
+            "model.sampling differs from the trained model's: try other values for one evaluation by "
             "evaluate.sampling.KEY=VALUE, or make them the model's by `sfumato run` with the recipe"
         )
     settings = recipe.evaluate
@@ -128,15 +133,17 @@ def evaluate(session: Session) -> dict[str, Any]:
             out=folder.path / "evaluation",
             cache=Path(recipe.storage) / CACHE,
             trust=True,
+            base=base,
             progress=display.update,
             phase=display.phase,
         )
     )
     torch.set_num_threads(ray_cluster.cores())
     if draws:
-        generator = Generator.load(folder.model, trust=True)
+        generator = Generator.load(folder.model, trust=True, base=base)
         num = GRID_SAMPLES - GRID_SAMPLES % max(1, min(GRID_SAMPLES, generator.data.num_classes))
-        options = settings.sampling
+        if options := settings.sampling:
+            generator = generator.with_options(generator.options(options))
         write_samples(grid.parent, generator, num, seed=settings.seed, options=options, overwrite=True)
     record_evaluation(session, report, stored.progress.images)
     result = result_of(report, folder.path / "evaluation")
@@ -160,7 +167,7 @@ def _pictures(folder: RunFolder) -> list[Path]:
     return [folder.path / place for place in places if (folder.path / place).is_file()]
 
 
-def register(session: Session) -> dict[str, Any]:
+def register(session: Session, base: Path | None = None) -> dict[str, Any]:
     """Log the model to MLflow and register a version of it."""
     recipe, folder, display = session.recipe, session.folder, session.display
     if not recipe.registry.enabled:
@@ -175,19 +182,19 @@ def register(session: Session) -> dict[str, Any]:
         display.skipped("register", f"{done['name']} version {done['version']}, done before")
         return done
     display.stage("register")
-    version = register_model(session.tracker.handle, folder.model, name)
+    version = register_model(session.tracker.handle, folder.model, name, base=base)
     result = {"name": name, "version": version}
     folder.finish_stage("register", key, result)
     display.done(f"{name} version {version}")
     return result
 
 
-def run(session: Session) -> dict[str, Any]:
+def run(session: Session, base: Path | None = None) -> dict[str, Any]:
     """All stages on one cluster; the results by stage."""
     with cluster_to_train(session):
         trained = train(session)
-        evaluated = evaluate(session)
-    return {"train": trained, "evaluate": evaluated, "register": register(session)}
+        evaluated = evaluate(session, base)
+    return {"train": trained, "evaluate": evaluated, "register": register(session, base)}
 
 
 @contextlib.contextmanager

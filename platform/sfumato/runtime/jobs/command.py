@@ -13,7 +13,7 @@ from typing import Any
 
 from sfumato import recipe as recipes
 from sfumato.core.finding import built_in_only, paths_in
-from sfumato.core.pretrained import Reference, references
+from sfumato.core.pretrained import Pretrained, Reference, references
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.tracking.redact import clean_uri, is_secret
@@ -77,6 +77,12 @@ def parse(words: Sequence[str], *, trust: bool) -> Command:
     with built_in_only(not trust):
         recipe = recipes.parse(content)
         recipe.check()
+    for field, reference in references(recipe.model, "model", Pretrained):
+        if reference.trust and not trust:
+            raise ConfigError(
+                f"{file}: {field}.trust: true runs code that the model at {reference.source[1]} names: "
+                "submit with --trust"
+            )
     return Command(name, file, overrides, flags, recipe, tuple(dict.fromkeys(own.values())))
 
 
@@ -124,7 +130,10 @@ def _is_relative(place: str) -> bool:
 
 def _own(content: Mapping[str, Any]) -> dict[str, str]:
     """The import paths that a recipe names components by, each with its module."""
+    data = content.get("data")
+    source = data.get("source") if isinstance(data, Mapping) else None
     sections = [content.get(name) for name in ("model", "parallel", "evaluate")]
+    sections.append(source.get("kind") if isinstance(source, Mapping) else None)
     return {path: path.partition(":")[0] for path in paths_in(sections)}
 
 

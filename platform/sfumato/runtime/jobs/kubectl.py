@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import yaml
+from typing import IO, Any
 
 from sfumato.errors import ConfigError, SfumatoError
-from sfumato.runtime.jobs.cluster import Job
-from sfumato.runtime.jobs.manifest import COMMAND_NOTE, RUN_LABEL
+from sfumato.runtime.jobs import rayjob
+from sfumato.runtime.jobs.manifest import NAME_LABEL, RUN_LABEL
+from sfumato.runtime.jobs.rayjob import RayJob
 
 _TIMEOUT_S = 60.0
-# What KubeRay calls the states of a RayJob, in Ray's words for jobs.
-_STATES = {"Complete": "SUCCEEDED", "Failed": "FAILED", "ValidationFailed": "FAILED", "Running": "RUNNING"}
 _GROUP = "ray.io"
+
+
+class Forbidden(ConfigError):
+    """The user has no right to this request."""
+
+
+class Taken(ConfigError):
+    """An object of this kind and name exists already."""
+
+
+# As kubectl writes the reasons of the API server: `Error from server (Forbidden): ...`.
+_REASONS: dict[str, type[ConfigError]] = {"(Forbidden)": Forbidden, "(AlreadyExists)": Taken}
 
 
 @dataclass(frozen=True)
@@ -38,39 +47,53 @@ class Kubectl:
             raise ConfigError(
                 f"{self._where} does not know RayJob: install KubeRay 1.7 or newer there (CRDs and operator)"
             )
-        if not self._run("get", "namespace", self.namespace, "--ignore-not-found", "-o", "name").strip():
-            raise ConfigError(
-                f"{self._where} has no namespace {self.namespace!r}: create it, "
-                "or name another one with --namespace"
-            )
+        self._check_namespace()
 
-    def jobs(self) -> list[Job]:
-        """The RayJobs of the namespace that Sfumato submitted."""
-        found = self._read("get", "rayjobs", "-l", RUN_LABEL)
-        return [_job(item) for item in found["items"]]
+    def present(self, *objects: str) -> set[str] | None:
+        """Those of the objects (kind/name) that the namespace has; None where the user may not look."""
+        try:
+            return set(self._in_namespace("get", *objects, "--ignore-not-found", "-o", "name").split())
+        except Forbidden:
+            return None
 
-    def job(self, name: str) -> Job:
-        """Raises ConfigError where there is none of that name."""
+    def jobs(self) -> list[RayJob]:
+        """The RayJobs of the namespace, whoever made them."""
+        found = [
+            rayjob.read(item)
+            for item in json.loads(self._in_namespace("get", "rayjobs", "-o", "json"))["items"]
+        ]
+        if not found:  # a namespace that is not there has none either
+            self._check_namespace()
+        return found
+
+    def find(self, name: str) -> RayJob | None:
+        """The RayJob of that name, if there is one."""
         text = self._in_namespace("get", "rayjob", name, "--ignore-not-found", "-o", "json")
-        if not text.strip():
-            raise ConfigError(f"no RayJob {name!r} in namespace {self.namespace} of {self._where}")
-        return _job(json.loads(text))
+        return rayjob.read(json.loads(text)) if text.strip() else None
 
-    def apply(self, documents: Sequence[dict[str, Any]]) -> None:
-        self._in_namespace("apply", "-f", "-", given=yaml.safe_dump_all(documents, sort_keys=False))
+    def job(self, name: str) -> RayJob:
+        """Raises ConfigError where there is none of that name."""
+        found = self.find(name)
+        if found is None:
+            raise ConfigError(f"no RayJob {name!r} in namespace {self.namespace} of {self._where}")
+        return found
+
+    def create(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Make an object; as the API server has it. Raises Taken where there is one of its name."""
+        made = self._in_namespace("create", "-f", "-", "-o", "json", given=json.dumps(document))
+        return dict(json.loads(made))
 
     def delete(self, name: str) -> None:
-        """End a job: its RayJob and with it its cluster, and its package. The run's folder stays."""
-        self._in_namespace(
-            "delete", f"rayjob/{name}", f"configmap/{name}", "--wait=false", "--ignore-not-found"
-        )
+        """End a job of ours: its RayJob, and with it its cluster and its package. The run's folder stays."""
+        ours = ("-l", f"{RUN_LABEL},{NAME_LABEL}={name}", "--wait=false", "--ignore-not-found")
+        self._in_namespace("delete", "rayjob", *ours)
+        with contextlib.suppress(Forbidden):  # packages of Sfumato 0.1 belong to no RayJob
+            self._in_namespace("delete", "configmap", *ours)
 
-    def logs(self, name: str) -> subprocess.Popen[str]:
-        """What the job says, from its beginning, as it comes."""
+    def logs(self, name: str, errors: IO[str]) -> subprocess.Popen[str]:
+        """What the job says, from its beginning, as it comes; what kubectl has to say goes to `errors`."""
         command = [*self._command(), "-n", self.namespace, "logs", "-f", f"job/{name}"]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
-        )
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace")
 
     @property
     def _where(self) -> str:
@@ -88,8 +111,16 @@ class Kubectl:
                 f"kubectl has no current context: name one by --context; it has {', '.join(known) or 'none'}"
             )
 
-    def _read(self, *arguments: str) -> Any:
-        return json.loads(self._in_namespace(*arguments, "-o", "json"))
+    def _check_namespace(self) -> None:
+        try:
+            found = self._run("get", "namespace", self.namespace, "--ignore-not-found", "-o", "name")
+        except Forbidden:  # somebody with rights in this namespace alone; making the job tells
+            return
+        if not found.strip():
+            raise ConfigError(
+                f"{self._where} has no namespace {self.namespace!r}: create it, "
+                "or name another one with --namespace"
+            )
 
     def _in_namespace(self, *arguments: str, given: str | None = None) -> str:
         return self._run("-n", self.namespace, *arguments, given=given)
@@ -106,25 +137,12 @@ def _call(command: list[str], given: str | None = None) -> str:
         done = subprocess.run(
             command, input=given, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
+    except FileNotFoundError as error:
+        raise ConfigError("kubectl is not installed, and --kubernetes needs it") from error
     except subprocess.TimeoutExpired as error:
         raise SfumatoError(f"kubectl did not answer within {_TIMEOUT_S:.0f} s") from error
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise ConfigError(f"kubectl: {said[-1][:300]}")
+        kind = next((kind for reason, kind in _REASONS.items() if reason in done.stderr), ConfigError)
+        raise kind(f"kubectl: {said[-1][:300]}")
     return done.stdout
-
-
-def _job(item: dict[str, Any]) -> Job:
-    """A RayJob in the words of jobs on a Ray cluster."""
-    metadata, status = item["metadata"], item.get("status") or {}
-    stage = str(status.get("jobDeploymentStatus") or "Pending")
-    return Job(
-        name=metadata["name"],
-        status=_STATES.get(stage, stage.upper()),
-        message=str(status.get("message") or status.get("reason") or ""),
-        command=(metadata.get("annotations") or {}).get(COMMAND_NOTE, ""),
-        run=(metadata.get("labels") or {}).get(RUN_LABEL, ""),
-        started=None,
-        ended=None,
-        exit_code=None,
-    )

@@ -1,10 +1,10 @@
-"""A command as a RayJob of KubeRay 1.7: a pure function to plain data, which `kubectl apply` takes as YAML.
+"""A command as a RayJob of KubeRay 1.7: a pure function to plain data, which `kubectl create` takes as YAML.
 
 The RayJob brings a cluster of its own and takes it away when it is over. Its entrypoint is the command,
 so whatever is lost, head, submitter or worker, the same command runs again, finds its run by name and goes
 on from the newest checkpoint. For that the run's folder is on a volume that outlives the cluster.
 
-These manifests follow the schemas of KubeRay's CRDs; they were never applied to a live cluster.
+Such manifests were applied to an API server 1.36 and reconciled by KubeRay 1.7.0; no containers ran there.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from sfumato.runtime.jobs.package import ORDER
 from sfumato.runtime.jobs.pods import JOB_FOLDER, PodSettings
 
 RUN_LABEL = "sfumato.io/run"
+NAME_LABEL = "app.kubernetes.io/instance"
 COMMAND_NOTE = "sfumato.io/command"
 # KubeRay makes longer names of it, which have to be labels (63 characters).
 _LONGEST_NAME = 47
 _LARGEST_MAP = 1_000_000
+_DAY_S = 86_400
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?")
 
 
@@ -44,6 +46,8 @@ class JobSettings:
     """LocalQueue of Kueue that admits the job's pods all at once."""
     token_secret: str | None = None
     """Secret with the cluster's token; KubeRay makes one where there is none."""
+    deadline_days: float = 14.0
+    """After so long an attempt is ended, and not tried again: a bound on what a job that hangs may cost."""
 
 
 def documents(
@@ -62,7 +66,7 @@ def documents(
         )
     labels = {
         "app.kubernetes.io/part-of": "sfumato",
-        "app.kubernetes.io/instance": name,
+        NAME_LABEL: name,
         RUN_LABEL: run_label(command),
     }
     keys = _keys(files)
@@ -70,6 +74,18 @@ def documents(
         _config_map(files, keys, _meta(name, settings.namespace, labels)),
         _ray_job(command, _meta(name, settings.namespace, labels), keys, settings),
     ]
+
+
+def owned(document: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
+    """The document as a part of an object that is there already, and is deleted with it."""
+    metadata = by["metadata"]
+    owner = {
+        "apiVersion": by["apiVersion"],
+        "kind": by["kind"],
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+    }
+    return {**document, "metadata": {**document["metadata"], "ownerReferences": [owner]}}
 
 
 def run_label(command: Command) -> str:
@@ -113,6 +129,7 @@ def _ray_job(
             "submitterConfig": {"backoffLimit": 10},
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 300,
+            "activeDeadlineSeconds": round(settings.deadline_days * _DAY_S),
             "rayClusterSpec": cluster,
             "submitterPodTemplate": pods.submitter(settings.pods),
         },

@@ -1,27 +1,28 @@
-"""`sfumato submit --kubernetes`: render, apply, follow."""
+"""`sfumato submit --kubernetes`: render, and make what was rendered."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, SfumatoError
 from sfumato.runtime.jobs import manifest, package
-from sfumato.runtime.jobs.cluster import Job
 from sfumato.runtime.jobs.command import Command
-from sfumato.runtime.jobs.kubectl import Kubectl
+from sfumato.runtime.jobs.kubectl import Kubectl, Taken
 from sfumato.runtime.jobs.manifest import JobSettings
 from sfumato.runtime.jobs.pods import PodSettings
 from sfumato.runtime.jobs.submit import SubmitOptions, choose_name
 
-_POLL_S = 3.0
-
 
 def settings_of(
-    options: SubmitOptions, *, namespace: str, queue: str | None, token_secret: str | None, pods: PodSettings
+    options: SubmitOptions,
+    *,
+    namespace: str,
+    queue: str | None,
+    token_secret: str | None,
+    pods: PodSettings,
+    deadline_days: float = JobSettings.deadline_days,
 ) -> JobSettings:
     """The job's settings; environment and secrets come from the options.
 
@@ -49,6 +50,7 @@ def settings_of(
         ray_version=package.versions()["ray"],
         queue=queue,
         token_secret=token_secret,
+        deadline_days=deadline_days,
     )
 
 
@@ -64,48 +66,57 @@ def render(
 def send(
     command: Command, options: SubmitOptions, settings: JobSettings, kubectl: Kubectl, *, project: Path
 ) -> str:
-    """Apply the manifests; the job's name. Raises ConfigError before anything is made where it cannot run."""
-    name = options.name or f"{manifest.run_label(command)}-1"
+    """Make the job; its name. Raises ConfigError, and leaves nothing behind, where it cannot run."""
+    run = manifest.run_label(command)
+    name = options.name or f"{run}-1"
     render(command, options, settings, project=project, name=name)  # what is wrong with it, before asking
     kubectl.check()
     where = f"namespace {settings.namespace}"
-    name = choose_name(options.name, manifest.run_label(command), kubectl.jobs(), where)
-    kubectl.apply(render(command, options, settings, project=project, name=name))
+    name = choose_name(options.name, run, [found.job for found in kubectl.jobs()], where)
+    _check_parts(kubectl, settings.pods, name)
+    package_map, job = render(command, options, settings, project=project, name=name)
+    _create(kubectl, name, job, package_map)
     return name
 
 
-def follow(kubectl: Kubectl, name: str, show: Callable[[str], None]) -> Job:
-    """Everything that the job says, until it is over; the job as it ended."""
-    said, followed = "", False
-    while True:
-        job = kubectl.job(name)
-        if job.status != said:
-            said = job.status
-            show(f"job {name}: {said.lower()}{f' ({job.message})' if job.message else ''}\n")
-        if said == "RUNNING" and not followed:
-            followed = _stream(kubectl, name, show)
-        elif said != "RUNNING":
-            followed = False  # a job that is tried again has new logs
-        if job.over:
-            return job
-        time.sleep(_POLL_S)
+def _check_parts(kubectl: Kubectl, pods: PodSettings, name: str) -> None:
+    """Raises ConfigError where pods would wait for ever, or the package's name is taken."""
+    account, claim = f"serviceaccount/{pods.account}", f"persistentvolumeclaim/{pods.claim}"
+    package_map = f"configmap/{name}"
+    there = kubectl.present(account, claim, package_map)
+    if there is None:
+        return
+    needed = {account: "--service-account (`default` is always there)", claim: "--claim"}
+    problems = [
+        f"namespace {kubectl.namespace} has no {what}: create it, or name another one with {option}"
+        for what, option in needed.items()
+        if what not in there
+    ]
+    if package_map in there:
+        problems.append(
+            f"{package_map} is in namespace {kubectl.namespace} already, and the job's package would have "
+            "that name: choose another --name"
+        )
+    if problems:
+        raise ConfigError(*problems)
 
 
-def _stream(kubectl: Kubectl, name: str, show: Callable[[str], None]) -> bool:
-    """Show the logs to their end; whether there were any (the pod may not be there yet)."""
-    process = kubectl.logs(name)
-    any_line = False
+def _create(kubectl: Kubectl, name: str, job: dict[str, Any], package_map: dict[str, Any]) -> None:
+    """The RayJob and then its package, which is deleted with it; both or none."""
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            any_line = True
-            show(line)
-    finally:
-        process.kill()
-        process.wait()
-    return any_line
-
-
-def attach_command(kubectl: Kubectl, name: str) -> str:
-    context = f" --context {kubectl.context}" if kubectl.context else ""
-    return f"sfumato jobs attach {name} --kubernetes --namespace {kubectl.namespace}{context}"
+        made = kubectl.create(job)
+    except Taken as error:
+        raise ConfigError(
+            f"RayJob {name!r} is in namespace {kubectl.namespace} already: choose another --name"
+        ) from error
+    try:
+        kubectl.create(manifest.owned(package_map, by=made))
+    except BaseException as error:
+        try:
+            kubectl.delete(name)
+        except SfumatoError as second:
+            raise ConfigError(
+                f"{error}; RayJob {name} was made and could not be deleted ({second}): "
+                f"kubectl -n {kubectl.namespace} delete rayjob {name}"
+            ) from error
+        raise

@@ -9,6 +9,9 @@ from sfumato.runtime.jobs.groups import Group
 
 JOB_FOLDER = "/etc/sfumato/job"
 GPU = "nvidia.com/gpu"
+# By these labels the network policies of k8s/base know who submits, and who reads and writes a bucket.
+_SUBMITS = {"app.kubernetes.io/name": "job-submitter"}
+_USES_BUCKET = {"sfumato.io/object-store": "yes"}
 _USER = 1000
 
 
@@ -30,6 +33,8 @@ class PodSettings:
     """Of the pods with GPUs."""
     memory: str | None = None
     """Of a pod that trains; null: 64Gi with GPUs, 8Gi without."""
+    account: str = "ray-worker"
+    """Service account, which may stand for an identity of the cloud's that may use the bucket."""
 
 
 def head(settings: PodSettings, package: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +118,8 @@ def _template(
     }
     if settings.secret_sets:
         container["envFrom"] = [{"secretRef": {"name": secret}} for secret in settings.secret_sets]
-    metadata: dict[str, Any] = {"labels": {"app.kubernetes.io/part-of": "sfumato"}}
+    purpose = _SUBMITS if package is None else _USES_BUCKET
+    metadata: dict[str, Any] = {"labels": {"app.kubernetes.io/part-of": "sfumato", **purpose}}
     if keep:
         # No autoscaler of nodes may move this pod to save one.
         metadata["annotations"] = {
@@ -123,6 +129,7 @@ def _template(
     return {
         "metadata": metadata,
         "spec": {
+            "serviceAccountName": settings.account,
             "automountServiceAccountToken": False,
             "securityContext": _pod_security(),
             "containers": [container],

@@ -1,5 +1,6 @@
-"""Pipelines: several stages on recipes and data, run as a graph, each done again only when its inputs change.
+"""Pipelines: several stages on recipes and data, run as a graph; each reruns only if its inputs change.
 
-`settings` reads the file, `graph` orders it, `kinds` has what a stage does (a kind a file), `plan` says what
-is done and why the rest is not, `schedule` decides what may start, `controller` and `call` run it on Ray.
+`settings` reads the file, `graph` orders it, `stage` is the interface of a stage and `kinds` has one file per
+kind, `plan` decides what is finished and explains the rest, `schedule` decides what may start, `controller`
+and `call` run it on Ray.
 """

@@ -17,13 +17,13 @@ import torch
 
 from sfumato.errors import SfumatoError
 from sfumato.runtime.pipeline import graph, relay, schedule
-from sfumato.runtime.pipeline.kinds.stage import Outputs, digest
 from sfumato.runtime.pipeline.parent import Parent
 from sfumato.runtime.pipeline.plan import Step, examine, inputs_of
 from sfumato.runtime.pipeline.records import Records, StageRecord
 from sfumato.runtime.pipeline.result import Result
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.pipeline.settings import Pipeline
+from sfumato.runtime.pipeline.stage import Outputs, digest
 from sfumato.runtime.pipeline.stage_process import Failure, Order, start
 from sfumato.runtime.runs.display import Display
 
@@ -145,7 +145,7 @@ class Call:
         self.result.failed[name] = message
 
     def _failed_before(self, name: str) -> str | None:
-        """The failed stage because of which this one was not run."""
+        """The failed stage that kept this one from running."""
         if name in self.result.failed or name in self.result.outputs:
             return None
         return next(

@@ -35,8 +35,12 @@ def apply(content: Any, override: str) -> None:
     stage = stages[first]
     if not isinstance(stage, dict):
         raise ConfigError(f"stages.{first}: expected the fields of a stage, got {stage!r}")
-    kind = KINDS.get(str(stage.get("kind")))
-    if kind is None or rest in kind.model_fields:
+    try:
+        kind = KINDS.find(str(stage.get("kind")))
+    except ConfigError:  # reading the stages explains it
+        stage[rest] = value
+        return
+    if rest in kind.model_fields:
         stage[rest] = value
     elif "set" in kind.model_fields:
         stage["set"] = {**(stage.get("set") or {}), rest: value}

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from sfumato.errors import ConfigError
-from sfumato.runtime.pipeline.kinds.stage import Outputs
 from sfumato.runtime.pipeline.records import Records
 from sfumato.runtime.pipeline.settings import Pipeline
+from sfumato.runtime.pipeline.stage import Outputs
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.run import Status, Tracker
 

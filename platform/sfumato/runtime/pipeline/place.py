@@ -29,6 +29,10 @@ class PipelinePlace:
         """The absolute path of data or of a run; URIs are returned unchanged."""
         return text if "://" in text else str((self.root / text).resolve())
 
+    def found(self, text: str | None) -> Path | None:
+        """The absolute path of something on a disk, if a stage names it."""
+        return None if text is None else (self.root / text).resolve()
+
     def recipe(self, file: Path, changes: Mapping[str, Any]) -> Recipe:
         """The recipe with a stage's changes and the pipeline's shared settings. Raises ConfigError."""
         content = recipes.read(file, [*overrides(changes)])

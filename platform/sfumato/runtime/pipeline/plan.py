@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.runtime.pipeline import graph
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, digest
 from sfumato.runtime.pipeline.records import Records, StageRecord
 from sfumato.runtime.pipeline.settings import Pipeline
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, digest
 
 _MOST_NAMED = 3
 _LONGEST = 30
@@ -34,7 +34,7 @@ class Step:
 
 
 def again_from(pipeline: Pipeline, first: str | None) -> frozenset[str]:
-    """The stage of `--from` and all that depend on it. Raises ConfigError where there is no such stage."""
+    """The stage of `--from` and all that depend on it. Raises ConfigError if there is no such stage."""
     if first is None:
         return frozenset()
     if first not in pipeline.needs:

@@ -20,7 +20,7 @@ from typing import Any
 
 from sfumato import __version__
 from sfumato.errors import ConfigError
-from sfumato.runtime.pipeline.kinds.stage import Outputs
+from sfumato.runtime.pipeline.stage import Outputs
 from sfumato.runtime.runs.run_folder import RunFolder
 
 

@@ -1,4 +1,4 @@
-"""From the processes of stages to the driver's display: what they say, and which runs they began."""
+"""Passes messages from the processes of stages to the driver's display, and which runs they began."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Relay:
         self._said.append(Said(stage, method, arguments))
 
     def take(self) -> list[Said]:
-        """What was said since the last call."""
+        """The messages since the last call."""
         said, self._said = self._said, []
         return said
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sfumato.runtime.pipeline.kinds.stage import Outputs
+from sfumato.runtime.pipeline.stage import Outputs
 
 
 @dataclass

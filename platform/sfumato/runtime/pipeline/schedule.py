@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a stage needs while it runs: logical CPUs, GPUs, and the run that it alone may write to."""
+    """A stage's needs while it runs: logical CPUs, GPUs, and the run that it alone may write to."""
 
     cpus: float = 0.0
     gpus: float = 0.0
@@ -18,10 +18,10 @@ class Demand:
 def startable(
     waiting: Mapping[str, Demand], running: Mapping[str, Demand], *, room: Demand, at_once: int
 ) -> list[str]:
-    """The stages of `waiting` to start beside those `running`, in order.
+    """The stages of `waiting` to start in addition to those `running`, in order.
 
-    A stage that does not fit waits, and a smaller one behind it may go first. With nothing else running a
-    stage is started whatever it takes: it says itself, and better, what is missing.
+    A stage that does not fit waits, and a smaller one behind it may go first. If nothing else runs, a
+    stage is started whatever it needs: its own message about what is missing is better.
     """
     chosen: dict[str, Demand] = {}
     for name, demand in waiting.items():
@@ -34,7 +34,7 @@ def startable(
 
 
 def room_for(demands: Sequence[Demand], at_once: int) -> Demand:
-    """The least cluster on which any `at_once` of the stages find room together."""
+    """The smallest cluster with room for any `at_once` of the stages together."""
     cpus = sorted((demand.cpus for demand in demands), reverse=True)[:at_once]
     return Demand(sum(cpus), max((demand.gpus for demand in demands), default=0.0))
 

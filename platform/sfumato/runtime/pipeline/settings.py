@@ -17,9 +17,9 @@ from sfumato.core.validation import explain
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.runtime.pipeline import graph, references
 from sfumato.runtime.pipeline.kinds import KINDS
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings
 from sfumato.runtime.pipeline.overrides import apply
 from sfumato.runtime.pipeline.place import PipelinePlace
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings
 from sfumato.tracking.config import TrackingSettings
 
 _STAGE_NAME = r"^[a-z][a-z0-9_-]*$"
@@ -30,10 +30,10 @@ class PipelineSettings(Config):
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the pipeline.")
     at_once: int = Field(
-        2, ge=1, description="Most stages that run side by side, where the cluster has room for them."
+        2, ge=1, description="Largest number of stages that run side by side, if the cluster has room."
     )
     storage: str | None = Field(
-        None, description="Folder of the runs of all recipes and of the pipeline's state; null: each its own."
+        None, description="Folder for all recipes' runs and the pipeline's state; null: each recipe's own."
     )
     tracking: TrackingSettings | None = Field(
         None, description="MLflow, for all recipes; null: the embedded store."
@@ -69,7 +69,7 @@ class Pipeline:
         return self.place.root / (self.settings.storage or "runs") / "pipelines" / self.settings.name
 
     def stage(self, name: str, outputs: Mapping[str, Outputs]) -> StageSettings:
-        """A stage with what it refers to filled in; what is not there yet is a name in angle brackets.
+        """A stage with its references replaced; outputs that do not exist yet become names in angle brackets.
 
         Raises ConfigError with the fields that are wrong.
         """
@@ -131,7 +131,7 @@ def load(path: Path, overrides: Sequence[str], *, root: Path) -> Pipeline:
         )
     place = PipelinePlace(root.resolve(), path.resolve().parent, settings.storage, settings.tracking)
     pipeline = Pipeline(settings, place, _kinds(settings))
-    problems = (_name_problems(settings), _reference_problems(pipeline), _evaluation_problems(settings))
+    problems = (_name_problems(settings), _reference_problems(pipeline), _clashes(pipeline))
     if lines := [line for found in problems for line in found]:
         raise ConfigError(*lines)
     pipeline.check()
@@ -139,15 +139,17 @@ def load(path: Path, overrides: Sequence[str], *, root: Path) -> Pipeline:
 
 
 def _kinds(settings: PipelineSettings) -> dict[str, type[StageSettings]]:
-    lines, kinds = [], {}
+    lines: list[str] = []
+    kinds: dict[str, type[StageSettings]] = {}
     for name, content in settings.stages.items():
         kind = content.get("kind")
-        if isinstance(kind, str) and kind in KINDS:
-            kinds[name] = KINDS[kind]
-        elif kind is None:
-            lines.append(f"stages.{name}.kind: required, one of {', '.join(KINDS)}")
-        else:
-            lines.append(f"stages.{name}.kind: there is no kind {kind!r}{graph.near(str(kind), KINDS)}")
+        if kind is None:
+            lines.append(f"stages.{name}.kind: required, one of {', '.join(KINDS.names())}")
+            continue
+        try:
+            kinds[name] = KINDS.find(str(kind))
+        except ConfigError as error:
+            lines += [f"stages.{name}.kind: {line}" for line in error.problems]
     if lines:
         raise ConfigError(*lines)
     return kinds
@@ -155,7 +157,7 @@ def _kinds(settings: PipelineSettings) -> dict[str, type[StageSettings]]:
 
 def _name_problems(settings: PipelineSettings) -> list[str]:
     return [
-        f"stages.{name}: a stage's name is small letters, digits, - and _, and begins with a letter"
+        f"stages.{name}: a stage's name begins with a letter and has only small letters, digits, - and _"
         for name in settings.stages
         if not re.match(_STAGE_NAME, str(name))
     ]
@@ -176,7 +178,8 @@ def _reference_problems(pipeline: Pipeline) -> list[str]:
                 lines.append(f"stages.{name}: {shown} refers to stage {stage!r}, which is not there{there}")
             elif output not in known.GIVES:
                 gives = ", ".join(known.GIVES)
-                lines.append(f"stages.{name}: {shown}: a stage of kind {_kind_of(known)} gives {gives}")
+                kind = pipeline.settings.stages[stage]["kind"]
+                lines.append(f"stages.{name}: {shown}: a stage of kind {kind} gives {gives}")
     if not lines:
         try:
             graph.ordered(pipeline.needs)
@@ -185,18 +188,8 @@ def _reference_problems(pipeline: Pipeline) -> list[str]:
     return lines
 
 
-def _evaluation_problems(settings: PipelineSettings) -> list[str]:
-    lines, seen = [], dict[Any, str]()
-    for name, content in settings.stages.items():
-        if content["kind"] == "evaluate":
-            other = seen.setdefault(str(content.get("run")), name)
-            if other != name:
-                lines.append(
-                    f"stages.{name}: stage {other} evaluates the same run, which holds one evaluation; "
-                    "make them one stage"
-                )
-    return lines
-
-
-def _kind_of(kind: type[StageSettings]) -> str:
-    return next(name for name, cls in KINDS.items() if cls is kind)
+def _clashes(pipeline: Pipeline) -> list[str]:
+    of_kind: dict[type[StageSettings], dict[str, dict[str, Any]]] = {}
+    for name, content in pipeline.settings.stages.items():
+        of_kind.setdefault(pipeline.kinds[name], {})[name] = content
+    return [line for kind, stages in of_kind.items() for line in kind.clashes(stages)]

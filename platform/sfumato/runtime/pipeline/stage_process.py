@@ -1,7 +1,7 @@
-"""A stage at work, in a process of its own: a Ray task on the driver's node, which ends with the driver.
+"""Runs a stage in its own process: a Ray task on the driver's node, which ends with the driver.
 
-It takes no CPU itself; its workers and actors take theirs from the cluster, and the driver's schedule has
-made sure that there is room. What goes wrong travels as a value: Ray would bury it in tracebacks.
+The task takes no CPU itself; its workers and actors take theirs from the cluster, where the driver's schedule
+has made sure of room. Errors travel as values: Ray would bury them in tracebacks.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import ray
 import torch
 
 from sfumato.errors import SfumatoError
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.relay import RelayDisplay
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.run import Tracker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a stage's process receives: plain, serialisable data."""
+    """The instructions of a stage's process: plain, serialisable data."""
 
     name: str
     pipeline: str
@@ -49,7 +49,7 @@ class Failure:
 
 
 def start(order: Order, relay: Any) -> Any:
-    """Start a stage; a reference to its outputs, or to a Failure."""
+    """Start a stage; returns a reference to its outputs, or to a Failure."""
     here = ray.get_runtime_context().get_node_id()
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
     task: Any = ray.remote(_work).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)

@@ -12,12 +12,13 @@ from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs import pretrained
 
-FIELD = "model.first_stage"
 
+def named(run: str, root: Path) -> FirstStageConfig:
+    """The first stage that a run or model folder is, with its folder, digest and card.
 
-def look_up(stage: FirstStageConfig, root: Path) -> FirstStageConfig:
-    """The first stage with its folder, digest and card. Raises ConfigError in one line."""
-    return pretrained.look_up(stage, root, FIELD)
+    Raises ConfigError in one line.
+    """
+    return pretrained.look_up(FirstStageConfig(run=run), root, field="")
 
 
 def stages_of(recipe: Recipe) -> list[tuple[str, FirstStageConfig]]:
@@ -61,5 +62,5 @@ def _check_trained_on(field: str, stage: FirstStageConfig, manifest: Manifest) -
         raise ConfigError(
             f"{field}.run: {stage.run!r} was trained on other data (digest {str(trained_on)[:12]}) than "
             f"data.path ({manifest.name}, digest {manifest.digest[:12]}); train a first stage on this data, "
-            f"or say that you mean it by {field}.other_data=true"
+            f"or confirm it with {field}.other_data=true"
         )

@@ -2,44 +2,76 @@
 
 A recipe names a run, a folder or a file; that name may mean something else tomorrow. The resolved recipe
 holds absolute places and digests, so that workers on other nodes find them and changes are detected. It
-also describes the networks, so that an exported model can be built where they are missing.
+also describes the networks, so that an exported model can be built without them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from sfumato.core.config import Config
 from sfumato.core.first_stage import FirstStageConfig
-from sfumato.core.pretrained import Pretrained, Reference, recorded, replaced
+from sfumato.core.pretrained import ModelCard, Pretrained, Reference, StoredModelCard, recorded, replaced
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.layers import library_networks
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.targets import model_of
 from sfumato.sampling.model_files import CARD, read_card
+from sfumato.sampling.model_folder import read_model_card
 from sfumato.sampling.pretrained_files import file_digest, folder_digest
 
 Some = TypeVar("Some", bound=Reference)
 
 
 def resolved(recipe: Recipe, root: Path) -> Recipe:
-    """The recipe with all references of its model resolved and recorded; unchanged if it has none.
+    """The recipe with all references of its model and `evaluate.sampling` resolved; unchanged without any.
 
     Raises ConfigError, in one line, if a place is empty or its content differs from the record.
     """
     model = replaced(recipe.model, "model", lambda field, reference: look_up(reference, root, field))
+    sampling = _of_options(model.sampling, recipe.evaluate.sampling, root)
+    if sampling != recipe.evaluate.sampling:
+        evaluate = recipe.evaluate.model_copy(update={"sampling": sampling})
+        recipe = recipe.model_copy(update={"evaluate": evaluate})
     return recipe if model is recipe.model else recipe.model_copy(update={"model": model})
 
 
+def resolved_options(model: Path, overrides: Mapping[str, Any], root: Path, *, trust: bool) -> dict[str, Any]:
+    """Changes of a stored model's sampling options, with the references in them resolved and recorded.
+
+    Raises ConfigError, in one line, if a place is empty or its content differs from the record.
+    """
+    if not overrides:
+        return {}
+    return _of_options(read_model_card(model, trust=trust).config.sampling, overrides, root)
+
+
+def _of_options(defaults: Config, overrides: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """`overrides` with references resolved; unchanged if `defaults` do not take them, which is said later."""
+    try:
+        options = type(defaults).model_validate({**defaults.model_dump(), **overrides})
+    except ValidationError:
+        return dict(overrides)
+    found = replaced(options, "sampling", lambda field, reference: look_up(reference, root, field))
+    moved = [name for name in overrides if getattr(found, name) is not getattr(options, name)]
+    return {**overrides, **{name: getattr(found, name).model_dump(mode="json") for name in moved}}
+
+
 def look_up(reference: Some, root: Path, field: str) -> Some:
-    """A reference with its absolute place, digest and content; `field` is its name in recipes.
+    """A reference with its absolute place, digest and content.
+
+    `field` is its name in recipes, empty for a word of the command line.
 
     Raises ConfigError in one line.
     """
     kind, place = reference.source
     if not place:
         return reference
-    where = f"{field}.{kind}: {place!r}"
+    where = f"{field}.{kind}: {place!r}" if field else repr(place)
     try:
         found = _content(reference, kind, place, root)
     except SfumatoError as error:
@@ -73,7 +105,7 @@ def _model(reference: Reference, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"run": str(folder), "digest": digest}
     if isinstance(reference, FirstStageConfig):
         try:
-            return {**found, "model": recorded(card)}
+            return {**found, "model": recorded(card, StoredModelCard)}
         except ConfigError as error:
             raise ConfigError(f"not usable as first stage: {error}") from None
     assert isinstance(reference, Pretrained)
@@ -82,8 +114,9 @@ def _model(reference: Reference, folder: Path) -> dict[str, Any]:
     if network not in names:
         asked = f"has no network {network!r}" if network else "has several networks"
         raise ConfigError(f"its model {asked}; set network to one of {', '.join(names)}")
-    # A family by import path builds its networks itself; its code never runs just because a card names it.
-    model = None if ":" in card["family"] else recorded(card)
+    # Without trust, the code of a family by import path never runs just because a card names it.
+    known = reference.trust or ":" not in card["family"]
+    model = recorded(card, ModelCard) if known else None
     return {**found, "network": network, "model": model}
 
 

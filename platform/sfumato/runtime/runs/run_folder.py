@@ -63,9 +63,12 @@ class RunFolder:
                 return folder
             number += 1
 
-    def create(self, recipe: Recipe, data_digest: str, *, keep_recipe: bool = False) -> None:
+    def create(
+        self, recipe: Recipe, data_digest: str, *, keep_recipe: bool = False, schema: int | None = None
+    ) -> None:
         """Create the folder, or check that it is this recipe's. Raises ConfigError if it is another's.
 
+        `schema` is that of the version that began the run, if it is not this one.
         `keep_recipe` leaves an existing recipe.yaml unchanged: measuring a run, perhaps with other
         settings, must not alter the record of its training.
         """
@@ -79,10 +82,10 @@ class RunFolder:
         if not (keep_recipe and (self.path / "recipe.yaml").is_file()):
             self.write_text("recipe.yaml", recipe.to_yaml())
         if known is None:
-            digests = {"recipe_digest": recipe.digest(), "data_digest": data_digest}
-            self.write_json(
-                "run.json", {"name": recipe.name, **digests, "schema": recipe.identity()["schema"]}
-            )
+            about = {"name": recipe.name, "recipe_digest": recipe.digest(), "data_digest": data_digest}
+            now = recipe.identity()["schema"]
+            begun = {} if schema in (None, now) else {"begun_schema": schema}
+            self.write_json("run.json", {**about, "schema": now, **begun})
 
     @property
     def id(self) -> str:

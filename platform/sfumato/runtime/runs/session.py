@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfumato.core.conditions import LABEL
 from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.order import pools
@@ -14,6 +15,8 @@ from sfumato.data.packing import pack as packing
 from sfumato.data.packing.layout import TRAIN
 from sfumato.data.storage.filesystems import above, below
 from sfumato.errors import ConfigError, DataError
+from sfumato.evaluation.metrics import likelihood
+from sfumato.evaluation.reference import PackedReference
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs import earlier, first_stage, pretrained, sizes
@@ -57,12 +60,17 @@ def open_session(
     record, for a run whose record may be missing. Raises ConfigError with everything that makes the run
     impossible, before any expensive work.
     """
-    recipe, manifest = prepared(recipe, display, root=root)
+    recipe, manifest = _with_data(recipe, display, root)
     content = pools.content_digest(recipe.data, manifest)
     given = child.folder if child else RunFolder(at) if at else None
-    folder = given or _folder_of(recipe, content, fresh=fresh)
+    begun = earlier.as_begun(given, recipe) if given else _begun(recipe, content, fresh=fresh)
+    if (note := earlier.kept_defaults(begun, recipe)) is not None:
+        display.note(note)
+    folder, recipe = begun.folder, begun.recipe
+    recipe = _measured_alike(recipe, manifest, folder)
+    _check(recipe, manifest)
     earlier.take_over(folder, recipe, manifest.digest)
-    folder.create(recipe, content, keep_recipe=keep_recipe)
+    folder.create(recipe, content, keep_recipe=keep_recipe, schema=begun.schema)
     if new_record:
         folder.forget_record()
     for warning in ray_cluster.warnings(recipe.parallel):
@@ -76,13 +84,43 @@ def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, M
 
     Raises ConfigError with everything that makes the run impossible.
     """
+    recipe, manifest = _with_data(recipe, display, root)
+    recipe = _measured_alike(recipe, manifest, None)
+    _check(recipe, manifest)
+    return recipe, manifest
+
+
+def _with_data(recipe: Recipe, display: Display, root: Path) -> tuple[Recipe, Manifest]:
     recipe.check()
     recipe = pretrained.resolved(absolute(recipe, root), root)
-    manifest = packed(recipe, display)
+    return recipe, packed(recipe, display)
+
+
+def _measured_alike(recipe: Recipe, manifest: Manifest, folder: RunFolder | None) -> Recipe:
+    """With the features that `auto` stands for in this run."""
+    spec = spec_of(recipe.data, manifest)
+    settings = earlier.measured_alike(recipe.evaluate, spec, folder)
+    return recipe.model_copy(update={"evaluate": settings})
+
+
+def _check(recipe: Recipe, manifest: Manifest) -> None:
     recipe.check(spec_of(recipe.data, manifest), manifest.samples)
     first_stage.check_data(recipe, manifest)
     sizes.check(recipe, manifest, pools.check(recipe.data, manifest))
-    return recipe, manifest
+    _check_likelihood(recipe)
+
+
+def _check_likelihood(recipe: Recipe) -> None:
+    """Raises ConfigError or DataError, before training, for what cannot be images to measure bits/dim on."""
+    place = recipe.evaluate.likelihood_on
+    if place is None:
+        return
+    reference = PackedReference(recipe.data.path, recipe.data.on_error)
+    images = likelihood.images_at(place, reference)
+    if reference.whole_digest in likelihood.digests(images):
+        raise ConfigError(likelihood.trained_on(place))
+    if LABEL in recipe.model.conditions(reference.spec):
+        likelihood.check_classes(images, reference.spec)
 
 
 @contextlib.contextmanager
@@ -101,6 +139,7 @@ def _tracked(
             "tracking": True,
             "tune": True,
             "data": {"path", "source", "read_tasks"},
+            "evaluate": {"auto_features"},
         },
     )
     params = {name: value for name, value in params.items() if value != {}}  # its whole message was a path
@@ -141,13 +180,13 @@ def _tracked(
         yield tracker
 
 
-def _folder_of(recipe: Recipe, content: str, *, fresh: bool) -> RunFolder:
-    """The folder of the recipe's run, perhaps named by an earlier version."""
+def _begun(recipe: Recipe, content: str, *, fresh: bool) -> earlier.Begun:
+    """The recipe's run, perhaps begun and named by an earlier version."""
     folder = RunFolder.of(recipe, content, fresh=fresh, taken=lambda folder: _has_checkpoints(recipe, folder))
     if fresh or folder.path.exists() or _has_checkpoints(recipe, folder):
-        return folder
+        return earlier.as_begun(folder, recipe)
     try:
-        return earlier.find(recipe, content) or folder
+        return earlier.find(recipe, content) or earlier.as_begun(folder, recipe)
     except OSError as error:
         raise ConfigError(
             f"train.checkpoint.uri: {recipe.train.checkpoint.uri} cannot be read: {error}"
@@ -171,7 +210,8 @@ def absolute(recipe: Recipe, root: Path) -> Recipe:
 
     mix = tuple(other.model_copy(update={"path": absolute(other.path)}) for other in recipe.data.mix)
     data = recipe.data.model_copy(update={"path": absolute(recipe.data.path), "mix": mix})
-    places = {"held_out": recipe.evaluate.held_out, "cache": recipe.evaluate.cache}
+    fields = ("held_out", "likelihood_on", "cache")
+    places = {field: getattr(recipe.evaluate, field) for field in fields}
     evaluate = recipe.evaluate.model_copy(
         update={field: absolute(place) for field, place in places.items() if place is not None}
     )
@@ -206,6 +246,7 @@ def packed(recipe: Recipe, display: Display) -> Manifest:
         max_errors=data.max_errors,
         max_pixels=data.max_pixels,
         progress=display.update,
+        note=display.note,
     )
     for fault in report.skipped:
         display.note(f"skipped {fault}")

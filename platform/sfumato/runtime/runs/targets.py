@@ -44,14 +44,16 @@ class Found:
 
 
 @contextlib.contextmanager
-def model_of(run: str, *, root: Path) -> Iterator[Found]:
+def model_of(run: str, *, root: Path, trust: bool = False) -> Iterator[Found]:
     """The model folder that RUN names; one built from a checkpoint exists only inside the block.
+
+    `trust` allows a model folder, which may come from elsewhere, to name classes by import path.
 
     Raises ConfigError if nothing has that name, CheckpointError if there is no model yet.
     """
     path = Path(run)
     if (path / CARD).is_file():
-        yield Found(path, f"model {path}", trusted=False)
+        yield Found(path, f"model {path}", trusted=trust)
     elif (path / checkpoints.MANIFEST).is_file() and path.name.startswith("images-"):
         with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
             made = _from_checkpoint(path, folder_of_checkpoint(path, root), Path(scratch))
@@ -124,7 +126,8 @@ def _from_checkpoint(path: Path, folder: RunFolder, scratch: Path) -> Path:
     manifest = Manifest.load(recipe.data.path)
     spec = spec_of(recipe.data, manifest)
     family, strategy = recipe.model.build(spec), Single(Placement())
-    install(family, strategy, recipe.seed, averages=averages_of(recipe, family), initial=False)
+    averaged = averages_of(recipe, family)
+    install(family, strategy, recipe.seed, averages=averaged, initial=False, bases=False)
     stored = checkpoints.load(store, saved, scratch)
     strategy.load(stored)
     model = scratch / "model"

@@ -43,7 +43,7 @@ class Sweep:
     journal: Journal
 
     def problems(self, values: Mapping[str, Any]) -> list[str]:
-        """Why a trial with these values is impossible."""
+        """The reasons why a trial with these values is impossible."""
         spec = spec_of(self.recipe.data, self.manifest)
         return self.plan.problems(values, spec, self.manifest.samples)
 
@@ -59,7 +59,7 @@ class Sweep:
 
 
 def run(sweep: Sweep, display: Display) -> None:
-    """Run the remaining trials. Raises ConfigError where the metric turns out not to exist."""
+    """Run the remaining trials. Raises ConfigError if the metric turns out not to exist."""
     if not sweep.waiting() and not sweep.numbers():
         return
     os.environ.update({name: value for name, value in _VARIABLES.items() if name not in os.environ})
@@ -81,7 +81,7 @@ def run(sweep: Sweep, display: Display) -> None:
 
 
 def _tune(sweep: Sweep, display: Display) -> list[str] | None:
-    """Ray Tune's run of the trials; the metrics that there are, where the sweep's is none of them."""
+    """Run the trials with Ray Tune; returns the existing metrics if the sweep's is not among them."""
     from ray import tune
     from ray.tune import PlacementGroupFactory
 
@@ -131,7 +131,7 @@ def _tune(sweep: Sweep, display: Display) -> list[str] | None:
 
 
 def _trials(sweep: Sweep, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Which trials Tune runs: those of a list, or those that a search suggests."""
+    """The trials that Tune runs: those of a list, or those that a search suggests."""
     from ray import tune
 
     from sfumato.runtime.sweep import trial as trials

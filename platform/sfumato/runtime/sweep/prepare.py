@@ -1,4 +1,4 @@
-"""A sweep before anything starts: its trials as far as they are known, and everything wrong with it."""
+"""Checks a sweep before anything starts: its known trials, and everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.family import Trainable
 from sfumato.errors import ConfigError
 from sfumato.evaluation.metrics import all_metrics, all_pair_metrics
+from sfumato.evaluation.metrics.likelihood import chooses_by_training
 from sfumato.recipe import Recipe
 from sfumato.runtime.sweep.sweep_plan import SweepPlan
 from sfumato.tuning import fields
@@ -18,12 +19,12 @@ from sfumato.tuning import space as spaces
 from sfumato.tuning.config import AshaSettings, MedianSettings, NoScheduler, PbtSettings, TuneSettings
 
 _SAMPLED = 100
-"""Points of a space that are checked where the search decides later which ones are tried."""
+"""Points of a space to check if the search chooses its trials later."""
 _SHOWN = 8
 
 
 def mode_of(tune: TuneSettings) -> str:
-    """`min` or `max`. Raises ConfigError where the metric does not say."""
+    """`min` or `max`. Raises ConfigError if the metric does not determine it."""
     if tune.mode != "auto":
         return tune.mode
     kind, _, name = tune.metric.partition("/")
@@ -32,13 +33,16 @@ def mode_of(tune: TuneSettings) -> str:
     known: dict[str, Any] = {**all_metrics(), **all_pair_metrics()}
     fitting = [key for key in known if name == key or name.startswith(f"{key}_")]
     if not fitting:
-        raise ConfigError(f"tune.mode: say min or max: no metric is known by the name {tune.metric!r}")
+        raise ConfigError(f"tune.mode: set min or max: there is no metric known as {tune.metric!r}")
     return "max" if known[max(fitting, key=len)].higher_is_better else "min"
 
 
 def settings_problems(recipe: Recipe, tune: TuneSettings) -> list[str]:
     """Conflicts between settings, one line each."""
     found = fields.problems(tune.space) + spaces.problems(tune.space)
+    kind, _, figure = tune.metric.partition("/")
+    if kind.startswith("eval"):
+        found += chooses_by_training("tune.metric", figure, recipe.evaluate.likelihood_on)
     if not recipe.tracking.enabled:
         found.append("tracking.enabled: false, but a sweep compares its trials in MLflow: leave it out")
     scheduler = tune.scheduler
@@ -78,9 +82,9 @@ def lookup(recipe: Recipe) -> dict[str, Any]:
 
 
 def trial_values(tune: TuneSettings, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The values of every trial, where they are known beforehand; of the first, where the search learns.
+    """The values of every trial, if known in advance; only those of the first, if the search learns.
 
-    Raises ConfigError for a grid that cannot be counted, or has more points than trials are asked for.
+    Raises ConfigError for a grid that cannot be counted, or has more points than `tune.trials`.
     """
     first = [own_values(tune, recipe)] if tune.baseline else []
     if tune.search.learns:
@@ -113,7 +117,7 @@ def check_trials(
     samples: int,
     trials: Iterable[dict[str, Any]],
 ) -> None:
-    """Raises ConfigError with what is wrong with any trial's recipe, each line once."""
+    """Raises ConfigError with the problems of all trials' recipes, each line once."""
     known = lookup(recipe)
     checked = list(trials)
     if tune.search.learns:
@@ -133,7 +137,7 @@ def check_trials(
 def _shape_problems(
     plan: SweepPlan, tune: TuneSettings, spec: DataSpec, known: Mapping[str, Any]
 ) -> list[str]:
-    """Fields that change the networks, whose weights then cannot be handed over."""
+    """Fields that change the networks, so that trials cannot pass on their weights."""
     own = own_values(tune, known)
     before = _shapes(plan.recipe(0, own), spec)
     found = []
@@ -142,15 +146,15 @@ def _shape_problems(
             changed = spaces.active(tune.space, {**own, name: value}, known)
             if not plan.problems(changed, spec, None) and _shapes(plan.recipe(0, changed), spec) != before:
                 found.append(
-                    f"tune.space.{name}: {value!r} changes the networks, and pbt hands weights from trial to "
-                    "trial: leave it out, or use another scheduler"
+                    f"tune.space.{name}: {value!r} changes the networks, and pbt passes weights between "
+                    "trials: leave it out, or use another scheduler"
                 )
                 break
     return found
 
 
 def _shapes(recipe: Recipe, spec: DataSpec) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter, without memory for any."""
+    """The shape of every parameter, without allocating memory."""
     family = recipe.model.build(spec)
     found: dict[str, tuple[int, ...]] = {}
     for name, net in family.nets.items():

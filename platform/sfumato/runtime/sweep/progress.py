@@ -1,4 +1,4 @@
-"""Writes Ray Tune's events of a sweep into its journal, and shows them as they happen."""
+"""Writes Ray Tune's events to the sweep's journal, and shows them as they happen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TIME_S = 20.0
 
 
 class Progress(Callback):
-    """Tune's trials by their numbers; a trial's name is its number, whatever weights it took over."""
+    """Tune's trials by number; a trial's name is its number, whatever weights it took over."""
 
     def __init__(self, plan: SweepPlan, journal: Journal, screen: Screen, scheduler: str) -> None:
         self._plan = plan
@@ -91,7 +91,7 @@ class Progress(Callback):
 
     def _reason(self, number: int) -> str:
         known = self._plan.folder(number).read_json(FAILURE)
-        return str(known["reason"]) if known else "its process ended without a word (out of memory?)"
+        return str(known["reason"]) if known else "its process ended without an error (out of memory?)"
 
     def _token(self, number: int) -> str | None:
         known = self._plan.folder(number).read_json("handed.json")

@@ -23,14 +23,14 @@ ARTIFACTS = "sweep"
 
 
 def log_space(tracker: Tracker, plan: SweepPlan, tune: TuneSettings) -> None:
-    """The space as it is searched, where the UI shows it."""
+    """Show the searched space in MLflow's UI."""
     path = Path(plan.path) / "space.json"
     path.write_text(json.dumps(tune.model_dump(mode="json", exclude_unset=True), indent=1) + "\n")
     tracker.artifact(path, ARTIFACTS)
 
 
 def close_trials(plan: SweepPlan, recipe: Recipe, journal: Journal) -> None:
-    """End the MLflow runs of trials whose process could not do so itself."""
+    """End the MLflow runs of trials whose own process could not."""
     for trial in journal.in_order():
         status: Status | None = {"failed": "FAILED", "running": "KILLED"}.get(trial.status)  # type: ignore[assignment]
         handle = tracker_handle(recipe, plan.folder(trial.number), Path(plan.root))
@@ -41,7 +41,7 @@ def close_trials(plan: SweepPlan, recipe: Recipe, journal: Journal) -> None:
 def finish(
     plan: SweepPlan, recipe: Recipe, tune: TuneSettings, journal: Journal, tracker: Tracker
 ) -> dict[str, Any]:
-    """Write and log everything; the result of the command."""
+    """Write and log everything; returns the result of the command."""
     trials, folder = journal.in_order(), Path(plan.path)
     best = best_of(trials, plan.mode)
     known = lookup(recipe)
@@ -113,7 +113,7 @@ def _result(
 
 
 def _best(path: Path, plan: SweepPlan, best: Trial) -> Path:
-    """The best trial's recipe as the user would have written it, ready to run."""
+    """The best trial's recipe as a user would write it, ready to run."""
     content = fields.with_values(plan.content, best.values)
     content["name"] = f"{plan.content['name']}-best"
     assert best.last is not None

@@ -1,4 +1,4 @@
-"""From a recipe's `tune.scheduler` to Ray Tune's, with images as time."""
+"""Turns a recipe's `tune.scheduler` into Ray Tune's, with images as time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def scheduler_for(
     recipe: Mapping[str, Any],
     problems: Callable[[Mapping[str, Any]], list[str]],
 ) -> TrialScheduler:
-    """Ray Tune's scheduler for trials of so many images. `problems` says what is wrong with values."""
+    """Ray Tune's scheduler for trials of so many images. `problems` checks values."""
     settings = tune.scheduler
     if isinstance(settings, AshaSettings):
         return AsyncHyperBandScheduler(
@@ -66,7 +66,7 @@ def scheduler_for(
 
 
 class Explore:
-    """New values near those of a better trial, such that its recipe with them is possible."""
+    """New values near those of a better trial that make a possible recipe."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Explore:
         self._rng = np.random.default_rng(derive(tune.seed, "pbt"))
 
     def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The giver's configuration with values changed; as they are where none nearby are possible."""
+        """The donor's configuration with changed values, or unchanged if no nearby values are possible."""
         trial = json.loads(config["trial"])
         for _ in range(_TRIES):
             values = spaces.perturbed(

@@ -1,4 +1,4 @@
-"""A sweep on the screen: a live table in a terminal, a line an event elsewhere."""
+"""Shows a sweep: a live table in a terminal, one line per event elsewhere."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Screen:
         self._say(f"trial {number}: {trial.status}{why}{value}{so_far}", always=trial.status == "failed")
 
     def _say(self, text: str, *, always: bool = False) -> None:
-        """A line; beside a table only what the table does not tell."""
+        """Print a line; with a table, only what the table does not show."""
         if self._live is None or always:
             self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 

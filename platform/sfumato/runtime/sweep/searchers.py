@@ -1,8 +1,8 @@
-"""Searches that learn from the trials before, through Ray Tune's adapters.
+"""Searches that learn from earlier trials, through Ray Tune's adapters.
 
 Every library sees the same plain space: p0, p1 ... as ranges or as the index of a choice. Steps, conditions
-and the check of each recipe are ours, so that they are the same for all of them. A conditional field that
-does not apply is still suggested, and ignored.
+and the check of each recipe are implemented here, the same for all. A conditional field that does not apply
+is still suggested, and ignored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Problems = Callable[[Mapping[str, Any]], list[str]]
 
 
 def check_installed(kind: str) -> None:
-    """Raises ConfigError where the package behind a search is not there."""
+    """Raises ConfigError if the package of a search is not installed."""
     package = _PACKAGES.get(kind)
     if package is not None and importlib.util.find_spec(package) is None:
         how = with_extra("tune") if kind == "optuna" else f"install the package that has {package!r}"
@@ -45,8 +45,7 @@ def check_installed(kind: str) -> None:
 
 
 class LearningSearch(Searcher):
-    """Hands out first what is already known to be wanted (the recipe itself, trials of a killed driver), then
-    what the library suggests."""
+    """Suggests known trials first (the recipe itself, those of a killed driver), then the library's."""
 
     def __init__(
         self,
@@ -73,7 +72,7 @@ class LearningSearch(Searcher):
         self._library = _library(settings, mode)
 
     def tell(self, trial: Trial) -> None:
-        """Let the library know how a trial of an earlier call came out."""
+        """Tell the library the result of a trial of an earlier call."""
         if trial.asked and trial.last is not None and math.isfinite(trial.last.value):
             self._library.add_evaluated_point(dict(trial.asked), trial.last.value)
 
@@ -81,7 +80,7 @@ class LearningSearch(Searcher):
         return True  # the library knows them
 
     def suggest(self, trial_id: str) -> Any:
-        """A configuration, None for not now, or FINISHED, as Tune's search algorithms say it."""
+        """A configuration, None for not now, or FINISHED, as in Tune's search algorithms."""
         if self._first:
             trial = self._first.pop(0)
             self._resumed[trial_id] = trial
@@ -119,7 +118,7 @@ class LearningSearch(Searcher):
         self._library.on_trial_complete(key, None if bad else result, error=bad)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing: a resumed sweep tells the library again what the journal knows."""
+        """Does nothing: a resumed sweep replays the journal to the library."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing, likewise."""
@@ -137,7 +136,7 @@ class LearningSearch(Searcher):
 
 
 def _library(settings: TuneSettings, mode: str) -> Any:
-    """Ray Tune's adapter of the library, with the space as it wants it; ConfigError where it refuses."""
+    """Ray Tune's adapter of the library, with the space in its form. Raises ConfigError if it refuses."""
     kind = settings.search.kind
     check_installed(kind)
     logging.getLogger(kind).setLevel(logging.WARNING)  # optuna tells of every trial

@@ -1,4 +1,4 @@
-"""Ends a sweep before its trials do: if its budget is spent, or its metric does not exist."""
+"""Ends a sweep before its trials end: if its budget is spent, or its metric does not exist."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sfumato.tuning.config import BudgetSettings
 
 
 class SweepStopper(Stopper):
-    """Asked by Tune after every result. `reason` says why all was stopped; `missing` lists the metrics that
-    there are where the sweep's is none of them."""
+    """Tune asks it after every result. `reason` is why the sweep was stopped; `missing` lists the existing
+    metrics if the sweep's is not among them."""
 
     def __init__(self, plan: SweepPlan, budget: BudgetSettings, progress: Progress) -> None:
         self._plan = plan

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato import recipe as recipes
+from sfumato.core.earlier_defaults import FIRST, SCHEMA
 from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, TrainingError
@@ -28,7 +29,7 @@ JOURNAL = "journal.jsonl"
 
 
 def planned(content: Mapping[str, Any], *, display: Display, root: Path) -> dict[str, Any]:
-    """The trials that a sweep would start with, every one checked; nothing is started."""
+    """The trials that a sweep would start with, all checked, without starting anything."""
     recipe, tune = _read(content)
     recipe, manifest = prepared(recipe, display, root=root)
     plan = _plan(content, recipe, tune, Path(), root)
@@ -47,11 +48,11 @@ def run(
     fresh: bool = False,
     new_record: bool = False,
 ) -> dict[str, Any]:
-    """Run the sweep of a recipe's plain data (`recipe.read`), or resume it; what came of it.
+    """Run the sweep of a recipe's plain data (`recipe.read`), or resume it; returns the results.
 
-    `new_record` records the sweep, and the trials that are not finished, anew in MLflow.
-    Raises ConfigError for a space in which a trial would be impossible, before any trial starts, and for a
-    metric that there is not; TrainingError where every trial failed.
+    `new_record` creates new MLflow records for the sweep and its unfinished trials.
+    Raises ConfigError for a space with an impossible trial, before any trial starts, and for a metric that
+    does not exist; TrainingError if every trial failed.
     """
     recipe, tune = _read(content)
     folder = _folder(recipe, content, root, resume=resume, fresh=fresh)
@@ -83,7 +84,7 @@ def run(
 
 
 def _read(content: Mapping[str, Any]) -> tuple[Recipe, TuneSettings]:
-    """The recipe and its `tune:` part. Raises ConfigError for what is wrong with it by itself."""
+    """The recipe and its `tune:` part. Raises ConfigError for problems of that part itself."""
     from sfumato.runtime.sweep.searchers import check_installed
 
     recipe = recipes.parse(content)
@@ -102,8 +103,10 @@ def _read(content: Mapping[str, Any]) -> tuple[Recipe, TuneSettings]:
 def _plan(
     content: Mapping[str, Any], recipe: Recipe, tune: TuneSettings, folder: Path, root: Path
 ) -> SweepPlan:
+    begun = SweepPlan.load(str(folder)).content.get("schema", FIRST) if (folder / PLAN).is_file() else SCHEMA
     return SweepPlan(
-        content={key: value for key, value in content.items() if key != "tune"},
+        # An older version's sweep keeps that version's defaults: its trials must compare.
+        content={"schema": begun, **{key: value for key, value in content.items() if key != "tune"}},
         path=str(folder),
         root=str(root.resolve()),
         metric=tune.metric,
@@ -114,7 +117,7 @@ def _plan(
 
 
 def _folder(recipe: Recipe, content: Mapping[str, Any], root: Path, *, resume: bool, fresh: bool) -> Path:
-    """The sweep's folder: a new one, or with `resume` the newest that there is."""
+    """The sweep's folder: a new one, or with `resume` the newest."""
     first = sweep_folder(recipe, content, root)
     known = [first] if (first / PLAN).is_file() else []
     attempt = 2
@@ -134,7 +137,7 @@ def _folder(recipe: Recipe, content: Mapping[str, Any], root: Path, *, resume: b
 
 
 def _forget_records(folder: Path) -> None:
-    """What MLflow had of the sweep and its trials is gone; they start new runs there."""
+    """Forget the sweep's and its trials' MLflow records, so that they start new ones."""
     if (folder / PLAN).is_file():
         replace(SweepPlan.load(str(folder)), parent="").save()
     for known in (folder / "trials").glob("*/run.json"):
@@ -142,7 +145,7 @@ def _forget_records(folder: Path) -> None:
 
 
 def _tracked(plan: SweepPlan, recipe: Recipe, tune: TuneSettings, manifest: Manifest, root: Path) -> Tracker:
-    """The sweep's own run in MLflow, parent of those of its trials."""
+    """The sweep's own run in MLflow, the parent of its trials' runs."""
     known = SweepPlan.load(plan.path).parent or None if (Path(plan.path) / PLAN).is_file() else None
     return Tracker.start(
         recipe.tracking,

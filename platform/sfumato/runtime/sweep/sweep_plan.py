@@ -1,4 +1,4 @@
-"""What the processes of a sweep receive: the recipe, how trials derive from it, and where they are stored."""
+"""The plan that a sweep's processes share: the recipe, how trials derive from it, where they are stored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAN = "sweep.json"
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep as plain data. `content` is the recipe as its files and overrides say it, without `tune`."""
+    """A sweep as plain data. `content` is the recipe with its base files and overrides, without `tune`."""
 
     content: dict[str, Any]
     path: str
@@ -32,7 +32,7 @@ class SweepPlan:
     parent: str
     """MLflow id of the sweep's run."""
     changes: dict[str, Any]
-    """Fields in which every trial differs from the recipe: how it runs, and when it is measured."""
+    """Fields that every trial changes in the recipe: how it runs, and when it is measured."""
 
     @classmethod
     def load(cls, path: str) -> SweepPlan:
@@ -58,7 +58,7 @@ class SweepPlan:
             return list(error.problems)
 
     def folder(self, number: int) -> RunFolder:
-        """A trial's folder. Its name is the trial's alone: checkpoints in object storage go by it."""
+        """A trial's folder. No other trial has its name, by which checkpoints in object storage are found."""
         path = Path(self.path)
         return RunFolder(path / "trials" / trial_name(path.name, number))
 
@@ -69,7 +69,7 @@ class SweepPlan:
 
 
 def trial_name(name: str, number: int) -> str:
-    """What the trial of that number is called."""
+    """The name of the trial of that number."""
     return f"{name}-{number:03d}"
 
 
@@ -96,7 +96,7 @@ def _folder_of(recipe: Recipe, content: Mapping[str, Any], tune: Mapping[str, An
 
 
 def changes_for(recipe: Recipe, tune: TuneSettings, cores: int) -> dict[str, Any]:
-    """The fields in which every trial of a sweep differs from its recipe."""
+    """The fields that every trial of a sweep changes in its recipe."""
     changes: dict[str, Any] = {}
     if recipe.parallel.threads_per_worker is None:
         together = recipe.parallel.workers * tune.concurrency

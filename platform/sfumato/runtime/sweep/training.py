@@ -1,7 +1,7 @@
-"""One trial in its process: a run like that of `sfumato train`, in a thread, and what it reports.
+"""A trial in its process: a run like that of `sfumato train`, in a thread, and its reports.
 
-The reports are the points of its curve for the sweep's metric: those of training as they are logged, those of
-evaluations as they end. The last one is held back until the run is whole, its model exported.
+The reports are the points of the metric's curve: of training when they are logged, of evaluations when they
+end. The last one is held back until the run is complete and its model exported.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ PROGRESS = "progress.json"
 FAILURE = "failure.json"
 _REPORTED = "reported.json"
 _LIFE = "running"
-"""Exists while a process trains the trial."""
+"""This file exists while a process trains the trial."""
 _FORMER_S = 30.0
 
 Result = dict[str, Any]
 
 
 class TrialRun:
-    """Trains a trial and hands out its reports, one a call of `next_result`."""
+    """Trains a trial and returns its reports, one per call of `next_result`."""
 
     def __init__(self, plan: SweepPlan, number: int, values: Mapping[str, Any]) -> None:
         self._plan = plan
@@ -79,7 +79,7 @@ class TrialRun:
         return not self._ended.is_set()
 
     def next_result(self) -> Result:
-        """The next report, as Tune has it; `done` with the last. RuntimeError if a retry may help."""
+        """The next report in Tune's form; the last has `done`. Raises RuntimeError if a retry may help."""
         total = self._recipe.train.images
         while True:
             ended = self._ended.is_set()  # looked at first: what was reported before it is not missed
@@ -97,7 +97,7 @@ class TrialRun:
             self._ended.wait(_POLL_S)
 
     def give_up(self, reason: str) -> None:
-        """End the run and free what it holds: workers at once, evaluations that are under way too."""
+        """End the run and free its resources: its workers and running evaluations, at once."""
         self._given_up = reason
         start = time.monotonic()
         while self.running() and self._controller is None and time.monotonic() - start < _START_S:
@@ -124,7 +124,7 @@ class TrialRun:
             self._ended.set()
 
     def _release(self) -> None:
-        """The board and the controller hold each other, so Ray would keep both while this process lives."""
+        """Board and controller refer to each other, so Ray would keep both while this process lives."""
         if self._controller is not None:
             ray.kill(self._controller)
 
@@ -158,7 +158,7 @@ class TrialRun:
             self.folder.write_json(PROGRESS, {"images": snapshot.images})
 
     def _fresh(self) -> list[Report]:
-        """Reports that were not handed out yet, earliest first."""
+        """Reports that are not returned yet, earliest first."""
         points = self._points if self._plan.metric.startswith("train/") else self._evaluated()
         return [point for point in points if point.images > self.last_images]
 
@@ -200,9 +200,9 @@ class TrialRun:
 
 
 def wait_for_former(folder: RunFolder) -> None:
-    """Until a process that trained this trial before has ended: what it still writes would be taken for ours.
+    """Wait until an earlier process of this trial has ended: its writes would be taken for ours.
 
-    One that was killed cannot say so; its workers have ended with it well within the time that is waited.
+    A killed process cannot report its end; its workers end well within the waiting time.
     """
     end = time.monotonic() + _FORMER_S
     while (folder.path / _LIFE).exists() and time.monotonic() < end:
@@ -210,18 +210,18 @@ def wait_for_former(folder: RunFolder) -> None:
 
 
 def forget_former(plan: SweepPlan, number: int) -> None:
-    """After a killed driver, no process trains the trial."""
+    """After the driver was killed, no process trains the trial."""
     (plan.folder(number).path / _LIFE).unlink(missing_ok=True)
 
 
 def recipe_of(plan: SweepPlan, number: int, values: Mapping[str, Any]) -> Recipe:
-    """A trial's recipe with all paths and digests resolved, as its own process has it."""
+    """A trial's recipe with all paths and digests resolved, as in its own process."""
     quiet = Display(Console(quiet=True))
     return prepared(plan.recipe(number, values), quiet, root=Path(plan.root))[0]
 
 
 def forget_reports(plan: SweepPlan, number: int, images: int, value: float) -> None:
-    """What a trial reported before it took over the weights of another one, which stand at `images`."""
+    """A trial's reports from before it took over another's weights, which have seen `images`."""
     folder = plan.folder(number)
     folder.write_json(_REPORTED, {"images": images, "value": value})
     known = folder.read_json("evaluation/during.json")

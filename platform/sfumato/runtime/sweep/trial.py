@@ -1,4 +1,4 @@
-"""The actor that Ray Tune makes of a trial. It is used again for the next one, which saves its start."""
+"""The actor in which Ray Tune runs a trial. The next trial reuses it, which saves time."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sfumato.training import hand_over
 from sfumato.training.store import open_store
 
 MEMORY = 256 << 20
-"""Bytes that Ray books for the actor. It takes no CPU: those belong to the trial's training workers. Nothing
-at all cannot be booked, and every node has memory."""
+"""Bytes that Ray reserves for the actor. CPUs belong to the trial's workers, Ray has to reserve something,
+and every node has memory."""
 _CHECKPOINT_S = 120.0
 _ABOUT = "hand-over.json"
 
 
 def configuration(path: str, number: int, values: Mapping[str, Any]) -> dict[str, str]:
-    """What Tune knows of a trial: text, which none of its search algorithms takes apart."""
+    """A trial's values as Tune sees them: text, which its search algorithms do not take apart."""
     return {"sweep": path, "trial": json.dumps({"number": number, "values": values})}
 
 
@@ -38,7 +38,7 @@ def values_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class TrialActor(tune.Trainable):
-    """Starts training at the first step, so that weights can be handed over before."""
+    """Starts training at the first step, so that weights can be passed on before."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._run: TrialRun | None = None

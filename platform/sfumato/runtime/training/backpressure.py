@@ -17,7 +17,7 @@ class Brake:
     """Called by every rank after each snapshot; waits until no more than `ahead` of them wait for evaluation.
 
     Rank 0 (`leads`) polls the board and informs the others by repeated `agree`: a single collective would
-    time out during a long evaluation. After the last snapshot there is nothing to wait for.
+    time out during a long evaluation. After the last snapshot nothing waits.
     """
 
     def __init__(self, board: Any, ahead: int | None, leads: bool, agree: Callable[[Any], Any]) -> None:

@@ -1,4 +1,4 @@
-"""Samples that a run could not use and skipped, and the images of a batch that an error has to name."""
+"""Lists the samples that a run skipped, and names the images of a batch for an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILE = "skipped.json"
 
 
 def explained(error: NotFinite, recipe: Recipe, manifest: Manifest) -> TrainingError:
-    """What the user is told when going back to a checkpoint did not help: the images, and what to do."""
+    """The error if going back to a checkpoint did not help: the images, and what to do."""
     keys = batch_keys(recipe, manifest, error.bad.images)
     return TrainingError(
         f"{error}; {f'that batch is {shown(keys)}; ' if keys else ''}lower the learning rate, clip "
@@ -28,15 +28,16 @@ def explained(error: NotFinite, recipe: Recipe, manifest: Manifest) -> TrainingE
 
 
 def batch_keys(recipe: Recipe, manifest: Manifest, images: int) -> list[str]:
-    """Keys of the batch that starts at so many images, stream by stream; none where the data are mixed.
+    """Keys of the batch that starts at so many images, stream by stream; none if data sets are mixed.
 
-    With `data.on_error=skip` a sample that was unusable is named, although another of its block took its row.
+    With `data.on_error=skip` this names unusable samples, too, although others took their rows.
     """
     pools = pools_of(recipe.data, manifest)
     if len(pools) != 1:
         return []
     streams, rows = recipe.data.streams, recipe.train.batch // recipe.data.streams
-    order = Order(recipe.seed, manifest.shard_samples, streams, recipe.data.shuffle_window)
+    window, chunk = recipe.data.shuffle_window, recipe.data.shuffle_chunk
+    order = Order(recipe.seed, manifest.shard_samples, streams, window, chunk=chunk)
     first = images // recipe.train.batch * rows
     keys = []
     for stream in range(streams):
@@ -54,14 +55,14 @@ def shown(keys: list[str], most: int = 8) -> str:
 
 
 class SkippedSamples:
-    """What any rank skipped since the run began, in earlier attempts too. Rank 0 lists it."""
+    """Samples that any rank has skipped since the run began, in all attempts. Rank 0 lists them."""
 
     def __init__(self, folder: RunFolder, tracker: Tracker | None) -> None:
         self._folder, self._tracker = folder, tracker
         self._known: set[str] = set(folder.read_json(FILE) or ())
 
     def add(self, faults_of_ranks: Iterable[Sequence[Fault]]) -> None:
-        """Write the list anew where it has become longer."""
+        """Rewrite the list if it has grown."""
         found = {str(fault) for faults in faults_of_ranks for fault in faults} - self._known
         if not found or self._tracker is None:
             return
@@ -71,6 +72,6 @@ class SkippedSamples:
 
     @property
     def text(self) -> str:
-        """One line for people; empty where nothing was skipped."""
+        """One line for people; empty if nothing was skipped."""
         count = len(self._known)
         return f"{count} samples could not be used and were skipped; {FILE} lists them" if count else ""

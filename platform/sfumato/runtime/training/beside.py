@@ -1,4 +1,4 @@
-"""Work in a thread for as long as a block runs."""
+"""Runs work in a thread for as long as a block runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Handles of Ray Train's actors as bytes, to pass them on through a process that does not use them.
 
-Unpickling such a handle imports Ray Train, which takes a process longer than all else that the board does.
+Unpickling such a handle imports Ray Train, which takes longer than everything else that the board does.
 The bytes come from the run's own processes, through Ray's own pickled calls, and never from a file.
 """
 

@@ -18,13 +18,13 @@ from sfumato.training.store import open_store
 
 
 def averages_of(recipe: Recipe, family: Family) -> dict[str, EmaOf]:
-    """The averages that a run of this recipe keeps beside those of its family."""
+    """The averages that a run of this recipe keeps in addition to those of its family."""
     settings = recipe.train.snapshots
     return {} if settings.every is None else post_hoc.emas(family, settings.sigma_rel)
 
 
 def averages_uri(recipe: Recipe, folder: RunFolder) -> str:
-    """Where a run's averages lie: beside its checkpoints."""
+    """Where a run's averages are stored: next to its checkpoints."""
     uri = recipe.train.checkpoint.uri
     return str(folder.path / "averages") if uri is None else f"{uri.rstrip('/')}/{folder.id}-averages"
 
@@ -33,13 +33,13 @@ Tell = Callable[[Sequence[str]], None]
 
 
 def _nobody(failures: Sequence[str]) -> None:
-    """For a keeper whose failures nobody wants to hear of."""
+    """For a keeper whose failures are not reported."""
 
 
 class AveragesKeeper:
     """Writes them every so many images, as checkpoints that are never removed. Every rank has one.
 
-    `tell` hears of all that could not be written so far, again and again.
+    Each call of `tell` lists everything that could not be written so far.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class AveragesKeeper:
         self._tell([f"averages: {failure}" for failure in self._writer.failures])
 
     def save(self, progress: Progress) -> None:
-        """Start to write them; nothing where the recipe keeps none."""
+        """Start writing them; does nothing if the recipe keeps none."""
         if self._writer is None:
             return
         self._at = progress.images
@@ -83,6 +83,6 @@ class AveragesKeeper:
         self._say()
 
     def save_once(self, progress: Progress) -> None:
-        """As `save`, where they are not yet written of the same images."""
+        """As `save`, unless those of the same images are written."""
         if self._at != progress.images:
             self.save(progress)

@@ -1,7 +1,7 @@
-"""The pulse of training workers: a thread of each tells the board where its rank stands, until it is over.
+"""The pulse of training workers: a thread in each tells the board where its rank is, until training ends.
 
-A rank that is stuck in a step still has a pulse, which reports the line where it is. A rank whose
-process is frozen has none. `runtime.training.watchdog` judges by that.
+A rank that is stuck in a step still has a pulse, which reports its current line. A rank whose process is
+frozen has none. `runtime.training.watchdog` judges by that.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _ROOTS = re.compile(r"site-packages|platform|python3\.\d+")
 
 
 def interval(timeout_s: float) -> float:
-    """Seconds between two beats, where a run counts as stuck after `timeout_s`."""
+    """Seconds between two beats of a run that counts as stuck after `timeout_s`."""
     return max(_LEAST_S, min(timeout_s / 10, _MOST_S))
 
 
 @dataclass(frozen=True, slots=True)
 class CodePosition:
-    """Where a thread is. `waits`: in a call that returns only when other ranks take part."""
+    """The position of a thread. `waits`: it is in a call that returns only when other ranks take part."""
 
     text: str
     waits: bool
@@ -43,7 +43,7 @@ class CodePosition:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a rank says of itself. `counts`: it is in a step, whose time is limited, not in a hook."""
+    """A rank's report. `counts`: it is in a step, whose time is limited, not in a hook."""
 
     steps: int
     images: int
@@ -53,7 +53,7 @@ class Beat:
 
 @dataclass(frozen=True)
 class Who:
-    """A rank's process, for messages, and the actor that it runs in."""
+    """A rank's process, for messages, and its actor."""
 
     pid: int
     node: str
@@ -88,14 +88,14 @@ class Pulses:
     _ranks: dict[int, _Rank] = field(default_factory=dict)
 
     def hello(self, attempt: str, rank: int, who: Who) -> None:
-        """A rank of a group begins; those of an earlier group are forgotten."""
+        """A rank of a group starts; the board forgets those of an earlier group."""
         if attempt != self.attempt:
             self.forget()
             self.attempt = attempt
         self._ranks[rank] = _Rank(who, self.clock(), self.clock())
 
     def beat(self, attempt: str, rank: int, beat: Beat) -> None:
-        """What lives on of an earlier group is not heard."""
+        """Survivors of an earlier group are ignored."""
         if attempt != self.attempt or rank not in self._ranks:
             return
         known, now = self._ranks[rank], self.clock()
@@ -104,7 +104,7 @@ class Pulses:
         known.heard, known.beat = now, beat
 
     def goodbye(self, attempt: str, rank: int) -> None:
-        """A rank is done, or has failed in a way that others see."""
+        """A rank has finished, or has failed in a way that others notice."""
         if attempt == self.attempt:
             self._ranks.pop(rank, None)
 
@@ -122,7 +122,7 @@ class Pulses:
 
 
 class Pulse:
-    """Beats for the thread that makes it, which trains. `timeout_s` None: no pulse at all."""
+    """Beats for the training thread, which creates it. `timeout_s` None: no pulse."""
 
     def __init__(self, board: Any, attempt: str, rank: int, timeout_s: float | None) -> None:
         self._board, self._attempt, self._rank = board, attempt, rank
@@ -134,7 +134,7 @@ class Pulse:
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
-        """While the block runs, the board hears of this rank."""
+        """Report this rank to the board while the block runs."""
         if self._timeout_s is None:
             yield
             return
@@ -151,15 +151,15 @@ class Pulse:
             self._board.goodbye.remote(self._attempt, self._rank)
 
     def stepped(self, progress: Progress) -> None:
-        """A step is over; the time of the next one is limited. The last one of a run has none."""
+        """A step has ended; the time of the next one is limited, unless this was the last one."""
         self._progress, self._counts = progress, progress.images < progress.total_images
 
     def rest(self) -> None:
-        """What comes now may take its time, until the next `stepped`: start-up, compiling, a checkpoint."""
+        """Do not limit the time until the next `stepped`: start-up, compilation, a checkpoint."""
         self._counts = False
 
     def aside(self, action: Callable[[Progress], None]) -> Callable[[Progress], None]:
-        """The action of a hook, the time of which is not limited."""
+        """The action of a hook, whose time is not limited."""
 
         def unlimited(progress: Progress) -> None:
             self.rest()
@@ -179,7 +179,7 @@ class Pulse:
 
 
 def place_of(frame: FrameType | None) -> CodePosition:
-    """The innermost line that is executed, and the line of this package that led to it."""
+    """The innermost line that runs, and the line of this package that called it."""
     lines: list[tuple[str, str]] = []
     waits = False
     while frame is not None:
@@ -196,7 +196,7 @@ def place_of(frame: FrameType | None) -> CodePosition:
 
 
 def _short(path: str) -> str:
-    """The path of a source file from its package on."""
+    """The path of a source file, from its package down."""
     parts = Path(path).parts
     roots = [index for index, part in enumerate(parts[:-1]) if _ROOTS.fullmatch(part)]
     return "/".join(parts[roots[-1] + 1 if roots else -2 :])

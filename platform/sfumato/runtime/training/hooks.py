@@ -1,4 +1,4 @@
-"""What happens between the steps of a training worker, and in which order."""
+"""The actions between the steps of a training worker, in order."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Action = Callable[[Progress], None]
 
 
 class StoppedEarly(Exception):
-    """Ends the loop between two steps, on all ranks alike."""
+    """Ends the loop between two steps, on all ranks at once."""
 
 
 class EarlyStop:
-    """Raises StoppedEarly once an evaluation has asked for the end, after `last` was done for that step."""
+    """Raises StoppedEarly once an evaluation has requested the end, after running `last` for that step."""
 
     def __init__(self, rank: Rank, reporter: Reporter, last: Sequence[Action]) -> None:
         self._rank, self._reporter, self._last = rank, reporter, last
 
     def __call__(self, progress: Progress) -> None:
-        """All ranks at the same step, since rank 0 alone looks at the board."""
+        """All ranks stop at the same step: only rank 0 reads the board."""
         if self._rank.recipe.evaluate.early_stop is None:
             return
         ranks, board = self._rank.ranks, self._rank.job.board
@@ -54,9 +54,9 @@ def hooks_of(
     early_stop: EarlyStop,
     pulse: Pulse,
 ) -> list[Hook]:
-    """What a step may cost is limited, what the hooks between two steps cost is not.
+    """The time of a step is limited, that of the hooks between two steps is not.
 
-    The early stop comes last, since nothing comes after it.
+    The early stop comes last, since it ends the loop.
     """
     train, evaluate, board = rank.recipe.train, rank.recipe.evaluate, rank.job.board
     ranks = rank.ranks
@@ -79,7 +79,7 @@ def hooks_of(
 
 
 def _snapshot(rank: Rank) -> Action:
-    """Writes the model as it is, for an evaluation elsewhere (`runtime.training.validation`)."""
+    """Writes the model in its present state, for an evaluation elsewhere (`runtime.training.validation`)."""
 
     def write(progress: Progress) -> None:
         rank.save_model(snapshot_folder(rank.folder, progress.images), progress)

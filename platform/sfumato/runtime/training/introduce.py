@@ -1,7 +1,7 @@
-"""Makes Ray Train's controller known on a run's board, so that the run can be ended from outside its `fit`.
+"""Registers Ray Train's controller on a run's board, so that the run can be ended from outside its `fit`.
 
-Ray Train hands its controller to nobody, and a trial of a sweep that is given up must free its workers at
-once. The callback is of a kind that Ray Train itself calls a workaround, and not of its public interface.
+Ray Train does not expose its controller, but a sweep that gives up a trial must free the trial's workers at
+once. Ray Train itself calls this kind of callback a workaround; it is not part of its public interface.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What a training worker is told: plain data that travels to any node.
+"""A training worker's instructions: plain data that travels to any node.
 
-The controller of Ray Train unpickles this too, so nothing that takes long to import is imported before a
-worker needs it.
+Ray Train's controller unpickles this, too, so slow imports wait until a worker needs them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """A training stage: the recipe with absolute paths, and who to report to."""
+    """A training stage: the recipe with absolute paths, and where to report."""
 
     recipe: dict[str, Any]
     run_path: str
@@ -39,12 +38,12 @@ class TrainJob:
         return RunFolder(Path(self.run_path))
 
     def checkpoint_uri(self, recipe: Recipe) -> str:
-        """Where this run's checkpoints lie."""
+        """The place of this run's checkpoints."""
         return self.folder().checkpoint_uri(recipe)
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
-    """What Ray Train runs on each worker, with the job as `config["job"]`; rank 0's summary."""
+    """Ray Train runs this on each worker, with the job as `config["job"]`; returns rank 0's summary."""
     from sfumato.runtime.training.worker import opened
 
     with opened(config["job"]) as worker:

@@ -1,8 +1,8 @@
-"""Checkpoints on notice: a node is about to be taken away, or the workers are to be started again as more.
+"""Checkpoints on notice: a node is about to be taken away, or more workers are about to replace these.
 
 Ray Train tells the workers of a node that is drained (`ray.train.get_preemption_info`), and its controller
 tells the board before it changes the number of workers. All ranks look about once a second, at the same step,
-and then write a checkpoint and wait until it counts.
+and then write a checkpoint and wait until it is complete.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from sfumato.core.progress import Progress
 
 _LOOK_S = 1.0
 _MOST_STEPS = 100
-"""Between two looks: steps may become much slower in between."""
+"""Seconds between two looks; steps may become much slower in between."""
 _MARGIN_S = 5.0
 _UNKNOWN_S = 120.0
-"""How long Ray Train lets workers continue if it was given no deadline."""
+"""How long Ray Train lets workers continue if it has no deadline."""
 _GRACE_S = 30.0
-"""After the deadline: if nothing has happened by then, training continues."""
+"""Time after the deadline; if nothing has happened by then, training continues."""
 _PATIENCE_S = 120.0
 
 
 class Departures:
-    """When to save because nodes go away: at the notice, and once more shortly before the deadline.
+    """Decides when to save because nodes go away: at the notice, and again shortly before the deadline.
 
-    After that the ranks wait for Ray Train to start them again, which it does at the deadline: steps would be
-    lost, and one that fails because a node is gone would count as a failure of training.
+    After that the ranks wait for Ray Train to restart them, which it does at the deadline: further steps
+    would be lost, and a step that fails because a node is gone would count as a failure of training.
     """
 
     def __init__(self) -> None:
@@ -41,9 +41,9 @@ class Departures:
         self._last = False
 
     def due(self, info: Any, now: float, took_s: float) -> float | None:
-        """None, or to save at time `now` (UNIX seconds) and the time until when to wait after that.
+        """Whether to save at time `now` (UNIX seconds): None, or the time until which to wait afterwards.
 
-        `took_s` is what the last such checkpoint cost.
+        `took_s` is the duration of the last such checkpoint.
         """
         if info is None:
             return None
@@ -98,12 +98,12 @@ class SaveOnNotice:
         self._wait(leaving or 0.0)
 
     def _wait(self, until: float) -> None:
-        """Outside of any collective, so that no rank fails because another one's node is gone."""
+        """Waits outside of any collective, so that no rank fails because another's node is gone."""
         while self._clock() < until:
             time.sleep(0.2)
 
     def _look(self, info: Any) -> tuple[float | None, int, int]:
-        """What `Departures` says, the request on the board, and after how many steps to look again."""
+        """The decision of `Departures`, the request on the board, and after how many steps to look again."""
         now = self._clock()
         a_second = self._steps / max(now - self._looked, 1e-6)
         self._looked = now
@@ -113,9 +113,9 @@ class SaveOnNotice:
 
 
 class SaveBeforeResize(ControllerCallback):
-    """Asks for a checkpoint before Ray Train ends the workers to start more; in the controller's process.
+    """Requests a checkpoint before Ray Train replaces the workers by more; runs in the controller's process.
 
-    The callback is of a kind that is not of Ray's public interface, as in `runtime.training.introduce`.
+    This kind of callback is not part of Ray's public interface, as in `runtime.training.introduce`.
     """
 
     def __init__(self, board: Any) -> None:

@@ -1,4 +1,4 @@
-"""Grids of samples from fixed noise while training, made by all ranks together."""
+"""Draws grids of samples from fixed noise during training, by all ranks together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Previews:
-    """Draws a grid, and keeps it in the run's folder and in MLflow. Every rank calls it at the same step."""
+    """Draws a grid and stores it in the run's folder and in MLflow. Every rank calls it at the same step."""
 
     def __init__(
         self,
@@ -77,17 +77,17 @@ class Previews:
 
     @property
     def _columns(self) -> int | None:
-        """A column for every class, where these take turns."""
+        """One column per class, if classes take turns."""
         chosen = self._recipe.train.preview_conditions.labels
         classes = LABEL in self._recipe.model.conditions(self._data) and not chosen
         return self._data.num_classes if classes else None
 
 
 def preview_source(recipe: Recipe, data: DataSpec) -> Source:
-    """The conditions of previews: those that the recipe names; for those that the model needs besides, the
-    first rows of the data; for classes all in turn.
+    """The conditions of previews: those in the recipe; for others that the model requires, the first rows of
+    the data; for classes, all in turn.
 
-    Raises ConfigError for what the model does not take, DataError where the data has no such column.
+    Raises ConfigError for a condition that the model does not take, DataError if the data lacks its column.
     """
     taken = recipe.model.conditions(data)
     found = dict(Asked.of(recipe.train.preview_conditions).source(Takes(taken, data, recipe.model.family)))
@@ -110,9 +110,9 @@ def preview(
     columns: int | None = None,
 ) -> Image.Image | None:
     """A grid of `num` samples on rank 0, None elsewhere. Sample i has the same noise and conditions every
-    time: `conditions` gives those of any rows.
+    time: `conditions` returns those of any rows.
 
-    Every rank must call it: under a sharded strategy all of them put the networks together.
+    Every rank must call it: under a sharded strategy, they gather the networks together.
     """
     placement = strategy.placement
     share = math.ceil(num / placement.world_size)

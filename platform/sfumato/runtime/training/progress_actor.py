@@ -1,4 +1,4 @@
-"""How workers tell the driver where they stand: a small Ray actor that both can reach."""
+"""Tells the driver how far the workers are: a small Ray actor that both can reach."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sfumato.runtime.training.prometheus import Gauges
 
 @dataclass
 class Snapshot:
-    """What the driver sees. `failed` is an error meant for the user that no retry would mend."""
+    """The driver's view. `failed` is an error for the user that no retry would cure."""
 
     images: int = 0
     total_images: int = 0
@@ -22,9 +22,9 @@ class Snapshot:
     notes: list[str] = field(default_factory=list)
     failed: tuple[str, str] | None = None
     stopping: str | None = None
-    """Why training is to end early, once somebody has asked for it."""
+    """The reason to end training early, once it is requested."""
     controller: bytes | None = None
-    """Pickled handle of Ray Train's controller, where it was made known (`runtime.training.introduce`)."""
+    """Pickled handle of Ray Train's controller, once it is registered (`runtime.training.introduce`)."""
 
 
 class Board:
@@ -63,7 +63,7 @@ class Board:
         return self._snapshot.stopping
 
     def evaluated(self, images: int) -> None:
-        """The evaluation of the snapshot at so many images is over, whatever came of it."""
+        """The evaluation of the snapshot at so many images has ended, whatever its outcome."""
         self._evaluated = max(self._evaluated, images)
 
     def evaluated_images(self) -> int:
@@ -73,12 +73,12 @@ class Board:
         self._snapshot.controller = controller
 
     def ask_save(self) -> int:
-        """Ask the workers for a checkpoint at their next look; the number of the request."""
+        """Request a checkpoint at the workers' next look; returns the number of the request."""
         self._asked += 1
         return self._asked
 
     def save_asked(self) -> int:
-        """The number of the newest request that waits for its checkpoint; 0 where none does."""
+        """The number of the newest request that waits for its checkpoint, or 0."""
         return self._asked if self._asked > self._saved else 0
 
     def saved(self, request: int) -> None:
@@ -94,7 +94,7 @@ class Board:
         self._pulses.goodbye(attempt, rank)
 
     def forget(self) -> None:
-        """Of the ranks' pulses, until the next group of workers begins."""
+        """The ranks' pulses, until the next group of workers starts."""
         self._pulses.forget()
 
     def pulses(self) -> tuple[str, dict[int, Seen]]:
@@ -107,7 +107,7 @@ class Board:
 def create(run: str) -> Any:
     """Handle of a new board of `run`, without a CPU. Any: Ray adds `.remote`.
 
-    On the driver's node, with which alone it may be lost: on a trainer's it would end the run with that node.
+    It lives on the driver's node: on a trainer's node, losing that node would end the run.
     """
     here = ray.get_runtime_context().get_node_id()
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
@@ -115,7 +115,7 @@ def create(run: str) -> Any:
 
 
 class BoardHandler(logging.Handler):
-    """Brings this package's warnings before the user's eyes; rank 0 has one."""
+    """Shows this package's warnings to the user; rank 0 has one."""
 
     def __init__(self, board: Any) -> None:
         super().__init__(logging.WARNING)

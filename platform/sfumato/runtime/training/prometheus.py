@@ -1,7 +1,7 @@
-"""Where a run stands, for Prometheus: nodes export these beside Ray's own metrics, as `ray_sfumato_...`.
+"""A run's progress for Prometheus: nodes export it with Ray's own metrics, as `ray_sfumato_...`.
 
-MLflow has every figure and keeps it; these few are for dashboards and alerts of a cluster, which have to see
-all runs and all nodes at one time.
+MLflow keeps every figure; these few are for a cluster's dashboards and alerts, which look at all runs and
+nodes at once.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _FROM_METRICS = {
 _DESCRIPTIONS = {
     "sfumato_images": "Images that the run has trained on.",
     "sfumato_images_total": "Images that the recipe asks for.",
-    "sfumato_images_per_second": "Images trained a second, over all workers, in the last log interval.",
-    "sfumato_data_wait_fraction": "Part of the last log interval that was spent waiting for data, 0 to 1.",
+    "sfumato_images_per_second": "Images trained per second by all workers in the last log interval.",
+    "sfumato_data_wait_fraction": "Fraction of the last log interval spent waiting for data, 0 to 1.",
 }
 NAMES = tuple(_DESCRIPTIONS)
 
 
 class Gauges:
-    """The gauges of one run. Made in the process that sets them."""
+    """The gauges of one run, created in the process that sets them."""
 
     def __init__(self, run: str) -> None:
         self._gauges = {
@@ -35,7 +35,7 @@ class Gauges:
             gauge.set_default_tags({"run": run})
 
     def set(self, images: int, total_images: int, metrics: Mapping[str, float]) -> None:
-        """What rank 0 reports once a log interval."""
+        """Rank 0's report, once per log interval."""
         self._gauges["sfumato_images"].set(images)
         self._gauges["sfumato_images_total"].set(total_images)
         for name, metric in _FROM_METRICS.items():

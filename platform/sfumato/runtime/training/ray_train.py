@@ -38,7 +38,7 @@ from sfumato.tracking.run import TrackerHandle
 _POLL_S = 0.5
 
 Watch = Callable[[boards.Snapshot], None]
-"""Receives the progress of training regularly while it runs."""
+"""Is called regularly with the progress of training."""
 
 
 def fit(
@@ -51,8 +51,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train the recipe to its end on the connected cluster; resumes from the run's newest checkpoint.
 
-    Returns rank 0's summary. Raises the SfumatoError that a worker met, or WorkersLost when workers were lost
-    more often than `parallel.max_failures`. Whoever has `watch` can end the run by the snapshot's controller.
+    Returns rank 0's summary. Raises a worker's SfumatoError, or WorkersLost if workers were lost
+    more often than `parallel.max_failures`. `watch` can end the run through the snapshot's controller.
     """
     parallel = recipe.parallel
     ray_cluster.patience(parallel)
@@ -114,9 +114,9 @@ def fit(
 
 @contextlib.contextmanager
 def _ctrl_c_as_usual() -> Iterator[None]:
-    """Ray Train puts a handler of its own in place, which ends the run in order and then exits the process.
+    """Ray Train installs its own handler, which ends the run properly and then exits the process.
 
-    The order is welcome; the exit becomes the KeyboardInterrupt that it stands for, and the handler goes.
+    This turns the exit into the KeyboardInterrupt that it stands for, and removes the handler.
     """
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)

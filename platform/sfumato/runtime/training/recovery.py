@@ -24,7 +24,7 @@ class Recovery:
         """Load the last checkpoint. Raises TrainingError, naming images, if that has not helped before or
         there is none."""
         again = self._failed is not None and error.bad.images <= self._failed
-        if again or not self._checkpoints.resume():
+        if again or not self._checkpoints.go_back():
             raise bad_samples.explained(error, self._rank.recipe, self._rank.manifest) from error
         self._failed = error.bad.images
         self._reporter.note(f"{error}: back to the last checkpoint")

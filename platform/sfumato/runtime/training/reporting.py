@@ -24,7 +24,7 @@ class Reporter:
         """Distinguishes this group of workers from earlier ones, on every rank."""
 
     def progress(self, progress: Progress, metrics: dict[str, float]) -> None:
-        """Raises Interrupted if a later attempt has taken over the run."""
+        """Raise Interrupted if a later attempt has taken over the run."""
         if self.tracker is None:
             return
         if not self._folder.holds(self._token):

@@ -1,12 +1,12 @@
 """Evaluations during training: on their own resources, next to the training group, never in it.
 
 Every `evaluate.every` images the workers write the networks that sampling needs to `snapshots/`, which
-costs as much as an export, and continue. The driver sees the folder and starts one Ray task for it, with
-CPUs and GPUs of its own; snapshots wait their turn in the order of images. Figures land on the run at the
-images of their snapshot, the best model stays as `best/`, and early stopping is a word on the board that
-all training workers read at the same step.
+costs as much as an export, and continue. The driver finds the folder and starts a Ray task for it, with
+its own CPUs and GPUs; snapshots are evaluated one after another, in the order of images. Figures are recorded
+on the run at the images of their snapshot, the best model is kept as `best/`, and an early stop is a request
+on the board that all training workers read at the same step.
 
-What has been evaluated is in `evaluation/during.json`: a killed run resumes with the missing ones.
+`evaluation/during.json` lists finished evaluations: a killed run resumes with the missing ones.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate
+from sfumato.evaluation.weakness import fit, refusal
 from sfumato.recipe import Recipe
 from sfumato.runtime.commands.evaluate import CACHE, figures_of
 from sfumato.runtime.runs.display import Display
@@ -47,13 +48,13 @@ log = logging.getLogger(__name__)
 DURING = "evaluation/during.json"
 BEST = "best"
 NO_MORE = sys.maxsize
-"""Images up to which all snapshots count as evaluated once no more will be: nothing waits for them."""
+"""Images up to which all snapshots count as evaluated once no more follow, so that nothing waits."""
 _POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRecord:
-    """One evaluation during training: its figures, and when training reached that point."""
+    """An evaluation during training: its figures, and when training reached that point."""
 
     images: int
     reached: float
@@ -63,11 +64,14 @@ class EvaluationRecord:
     higher_is_better: dict[str, bool]
     intervals: dict[str, Any] = field(default_factory=dict)
     finished: float = 0.0
-    """Unix seconds at which it was evaluated; training continues from `reached` to here and beyond."""
+    """Unix seconds at which it was evaluated; training continued in the meantime."""
+    marks: dict[str, Any] = field(default_factory=dict)
+    """Why a figure says little, by the figure's name."""
 
-    @property
-    def point(self) -> Point:
-        return Point(self.images, self.metrics, self.higher_is_better)
+    def point(self, settings: EvaluateSettings) -> Point:
+        """The figures that may decide what the settings leave to figures."""
+        metrics = fit(self.metrics, self.marks, accepted=settings.accept_weak_features)
+        return Point(self.images, metrics, self.higher_is_better)
 
 
 def read_records(folder: RunFolder) -> list[EvaluationRecord]:
@@ -77,7 +81,7 @@ def read_records(folder: RunFolder) -> list[EvaluationRecord]:
 
 
 class TrainingEvaluations:
-    """Watches a run's snapshots while the block runs, and finishes those that are left at its end.
+    """Evaluates a run's snapshots while the block runs, and the remaining ones at its end.
 
     Without `evaluate.every` it does nothing. A failed evaluation is reported and left out; training
     continues.
@@ -98,6 +102,7 @@ class TrainingEvaluations:
         self._given_up = threading.Event()
         self._thread: threading.Thread | None = None
         self._tracker: Tracker | None = None
+        self._warned = False
 
     def __enter__(self) -> Self:
         if self._recipe.evaluate.every is not None:
@@ -148,8 +153,8 @@ class TrainingEvaluations:
                 self._ended.wait(_POLL_S)
 
     def _waiting(self) -> list[Path]:
-        """Whole snapshots that were not evaluated yet, earliest first. Others, written anew by training that
-        went back, are removed."""
+        """Whole snapshots that are not evaluated yet, earliest first. Removes those that training wrote again
+        after going back."""
         evaluated = {snapshot_folder(self._folder, record.images) for record in self._records}
         for path in evaluated:
             if (path / CARD).is_file():
@@ -184,11 +189,12 @@ class TrainingEvaluations:
         self._records = sorted(found, key=lambda record: record.images)
         self._folder.write_json(DURING, [asdict(found) for found in self._records])
         self._say(images, report)
+        self._warn(report)
         shutil.rmtree(snapshot, ignore_errors=True)
         self._decide()
 
     def _result(self, task: Any) -> EvaluationReport | None:
-        """The task's report; None when training has failed meanwhile, and the task is ended."""
+        """The task's report; None if training has failed meanwhile, which ends the task."""
         while True:
             done, _ = ray.wait([task], timeout=_POLL_S)
             if done:
@@ -207,11 +213,26 @@ class TrainingEvaluations:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
         self._display.line(f"evaluate: at {images:,} images  {shown}")
 
+    def _warn(self, report: EvaluationReport) -> None:
+        """Say, once, that a weak figure decides nothing."""
+        evaluate = self._recipe.evaluate
+        chosen = {"evaluate.best": evaluate.best, "evaluate.early_stop": evaluate.early_stop}
+        for field_name, choice in chosen.items():
+            if (
+                choice is None
+                or self._warned
+                or choice.metric not in report.metrics.keys() - report.fit.keys()
+            ):
+                continue
+            self._warned = True
+            fix = "take evaluate.features=efficientnet_lite0 or more samples"
+            self._display.note(refusal(field_name, choice.metric, report.marks[choice.metric], fix=fix))
+
     def _keep_best(self, snapshot: Path, images: int, records: Sequence[EvaluationRecord]) -> None:
         choice = self._recipe.evaluate.best or self._recipe.evaluate.early_stop
         if choice is None:
             return
-        best = best_of([record.point for record in records], choice)
+        best = best_of([record.point(self._recipe.evaluate) for record in records], choice)
         if best is None or best.images != images:
             return
         _replace(snapshot, self._folder.path / BEST)
@@ -231,7 +252,8 @@ class TrainingEvaluations:
 
     def _decide(self) -> None:
         choice = self._recipe.evaluate.early_stop
-        if choice is not None and should_stop([record.point for record in self._records], choice):
+        points = [record.point(self._recipe.evaluate) for record in self._records]
+        if choice is not None and should_stop(points, choice):
             reason = f"{choice.metric} was not better in {choice.patience} evaluations"
             self._board.stop.remote(reason)
 
@@ -245,13 +267,14 @@ def _record(images: int, reached: float, report: EvaluationReport) -> Evaluation
         dict(report.higher_is_better),
         {name: dict(found) for name, found in report.intervals.items()},
         time.time(),
+        {name: list(marks) for name, marks in report.marks.items()},
     )
 
 
 def _start(
     recipe: Recipe, settings: EvaluateSettings, folder: RunFolder, snapshot: Path, *, keep_blocks: bool
 ) -> Any:
-    """The task; with one actor it does the work itself, with more it directs them."""
+    """The task; with one actor it does the work itself, with several it directs them."""
     alone = settings.actors_during == 1
     work: Any = ray.remote(_evaluate_snapshot).options(
         num_cpus=settings.cpus_per_actor if alone else 1.0,

@@ -1,8 +1,8 @@
 """Finds training that is stuck, reports which rank and where, and ends it, so that the run restarts.
 
-A rank without a pulse for `parallel.hang_timeout` is frozen. A group in which no rank gets on with a step for
-that long hangs; of its ranks those that do not wait for others are to blame. Ray Train notices that a worker
-was lost and starts the group again from the newest checkpoint, `parallel.max_failures` times.
+A rank without a pulse for `parallel.hang_timeout` is frozen. A group hangs if no rank
+finishes a step for that long; its ranks outside a collective are reported as the cause. Ray Train notices the
+lost worker and restarts the group from the newest checkpoint, up to `parallel.max_failures` times.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ANSWER_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The ranks that do not answer, or else are to blame, and what the user is told."""
+    """The ranks that do not answer or caused the hang, and the message to the user."""
 
     ranks: tuple[int, ...]
     frozen: bool
@@ -34,7 +34,7 @@ class Verdict:
 
 
 def judge(ranks: Mapping[int, Seen], timeout_s: float) -> Verdict | None:
-    """Whether the group is stuck. None as long as any rank gets on, or does what may take its time."""
+    """The verdict on the group; None while any rank makes progress, or does work without a time limit."""
     silent = {rank: seen for rank, seen in ranks.items() if seen.silent_s > timeout_s / 2}
     answer = {rank: seen for rank, seen in ranks.items() if rank not in silent}
     frozen = any(seen.silent_s > timeout_s for seen in silent.values())
@@ -58,7 +58,7 @@ def _waits(seen: Seen) -> bool:
 
 
 def _places(ranks: Mapping[int, Seen], blamed: Sequence[int]) -> list[str]:
-    """Where the ranks that answer are: those to blame first, ranks in the same place together."""
+    """The positions of the ranks that answer: causes first, ranks in the same place together."""
     groups: dict[tuple[bool, str, str], list[int]] = {}
     for rank in sorted(ranks):
         beat = ranks[rank].beat
@@ -80,7 +80,7 @@ def _named(ranks: Mapping[int, Seen], one: str = "does", many: str = "do") -> st
 
 
 def watching(board: Any, timeout_s: float | None) -> AbstractContextManager[None]:
-    """While the block runs, workers that are stuck are named on the board and ended. None: never."""
+    """Name stuck workers on the board and end them while the block runs. None: never."""
     return nullcontext() if timeout_s is None else beside(partial(_watch, board, timeout_s), "hang")
 
 
@@ -107,7 +107,7 @@ def _watch(board: Any, timeout_s: float, stop: threading.Event) -> None:
 
 
 def _confirmed(ranks: Mapping[int, Seen], verdict: Verdict) -> bool:
-    """Whether those without a pulse are there and answer nobody; Ray Train sees to those that died."""
+    """Whether ranks without a pulse still exist; Ray Train takes care of those that died."""
     if not verdict.frozen:
         return True
     for ping in [unpacked(ranks[rank].who.actor).__ray_ready__.remote() for rank in verdict.ranks]:

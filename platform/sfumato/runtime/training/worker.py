@@ -13,7 +13,7 @@ import torch
 from sfumato.core.allocator import keep_freed_memory
 from sfumato.errors import SfumatoError
 from sfumato.runtime.cluster.scratch import scratch_folder
-from sfumato.runtime.training.checkpoints import RunCheckpoints
+from sfumato.runtime.training.checkpoints import RunCheckpoints, newest
 from sfumato.runtime.training.ema_snapshots import AveragesKeeper, averages_of
 from sfumato.runtime.training.heartbeat import Pulse
 from sfumato.runtime.training.hooks import EarlyStop, StoppedEarly, hooks_of
@@ -31,8 +31,8 @@ from sfumato.training.skips import NotFinite
 def opened(job: TrainJob) -> Iterator[Worker | None]:
     """The worker of this process, with a scratch folder and a pulse while the block runs.
 
-    An error that no retry would mend is posted on the board, and a worker group that is started again all the
-    same finds it there: None.
+    An error that no retry would cure is posted on the board. A worker group that is restarted nevertheless
+    finds it there and gets None.
     """
     if ray.get(job.board.failed.remote()) is not None:
         yield None
@@ -58,7 +58,15 @@ class Worker:
         recipe, averaged = rank.recipe, averages_of(rank.recipe, rank.family)
         self._rank, self._reporter, self._pulse = rank, reporter, pulse
         self._reading = Reading(rank, reporter)
-        install(rank.family, rank.strategy, recipe.seed, first=self._reading.first_rows, averages=averaged)
+        found = newest(rank)
+        install(
+            rank.family,
+            rank.strategy,
+            recipe.seed,
+            first=self._reading.first_rows,
+            averages=averaged,
+            initial=found is None,
+        )
         self._trainer = Trainer(
             rank.family,
             rank.strategy,
@@ -68,7 +76,7 @@ class Worker:
             report=reporter.progress,
             averages=averaged,
         )
-        self._checkpoints = RunCheckpoints(rank, reporter, self._reading, self._trainer)
+        self._checkpoints = RunCheckpoints(rank, reporter, self._reading, self._trainer, found)
         self._averages = AveragesKeeper(
             recipe, rank.strategy, rank.folder, rank.scratch, tell=reporter.failures
         )
@@ -90,9 +98,9 @@ class Worker:
         )
 
     def train(self) -> dict[str, Any] | None:
-        """From the newest checkpoint to the end, or to where an evaluation says that it gets no better.
+        """Train from the newest checkpoint to the end, or until an evaluation stops it early.
 
-        Rank 0's summary.
+        Returns rank 0's summary.
         """
         resumed = self._checkpoints.resume()
         shares = self._reading.start(resumed)  # the first blocks arrive while the preview is drawn

@@ -14,11 +14,14 @@ from sfumato.data.order.micro_batches import rank_streams
 from sfumato.errors import ConfigError
 
 ORDERS = st.builds(
-    lambda seed, shards, window, data_streams: Order(seed, shards, min(data_streams, sum(shards)), window),
+    lambda seed, shards, window, data_streams, chunk: Order(
+        seed, shards, min(data_streams, sum(shards)), window, chunk=chunk
+    ),
     st.integers(0, 2**31),
     st.lists(st.integers(1, 30), min_size=1, max_size=6),
     st.integers(1, 40),
     st.integers(1, 9),
+    st.none() | st.integers(1, 12),
 )
 
 
@@ -111,3 +114,30 @@ def test_an_order_survives_pickling() -> None:
 def test_what_cannot_be_dealt_is_refused(streams: int, window: int, names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         Order(0, [10], streams, window)
+
+
+def classes_of_a_batch(chunk: int | None) -> float:
+    """Mean number in batches of 256, of 1,000 classes that lie in their order, 1,300 samples each."""
+    order = Order(2, [13_000] * 100, streams=8, window=2048, chunk=chunk)
+    batches = [
+        {
+            (shard * 13_000 + index) // 1_300
+            for number in range(8)
+            for shard, index in stream(order, number, position, 32)
+        }
+        for position in (0, 70_016, 3_000_000)
+    ]
+    return float(np.mean([len(found) for found in batches]))
+
+
+def test_chunks_mix_a_set_that_is_sorted_by_class() -> None:
+    """Expected of 256 independent draws: 1000 (1 - (1 - 1/1000)^256) = 226; of runs of eight, 214."""
+    assert classes_of_a_batch(None) < 40
+    assert classes_of_a_batch(1) == pytest.approx(226, abs=12)
+    assert classes_of_a_batch(8) == pytest.approx(214, abs=14)
+
+
+def test_without_chunks_the_order_is_that_of_version_0_1() -> None:
+    order = Order(7, [5, 3, 9], 2, 4)
+    rows = [(2, row) for row in (3, 4, 1, 2, 5, 8, 6, 7, 5, 3, 6, 7)]
+    assert stream(order, 0, 0, 8) + stream(order, 1, 9, 4) == rows

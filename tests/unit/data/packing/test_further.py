@@ -24,7 +24,7 @@ from sfumato.data.format.samples import Fields
 from sfumato.data.inspection import contact_sheet, inspect
 from sfumato.data.packing.index_existing import IndexOptions, make_index
 from sfumato.data.packing.pack import pack
-from sfumato.data.packing.sources import SourceSettings
+from sfumato.data.packing.source import SourceConfig
 from sfumato.data.packing.sources.digits import DigitsSource
 from sfumato.data.packing.sources.folder import FolderSource
 from sfumato.data.packing.sources.listing import ListingSource
@@ -79,14 +79,14 @@ def files_of(row: int) -> dict[str, bytes]:
     }
 
 
-def folder_source(root: Path) -> SourceSettings:
+def folder_source(root: Path) -> SourceConfig:
     for row in range(ROWS):
         for extension, content in files_of(row).items():
             (root / f"{row}.{extension}").write_bytes(content)
     return FolderSource(path=str(root), labels="none", columns=BY_MEMBER)
 
 
-def tar_source(root: Path) -> SourceSettings:
+def tar_source(root: Path) -> SourceConfig:
     with tarfile.open(root / "in.tar", "w") as tar:
         for row in range(ROWS):
             for extension, content in files_of(row).items():
@@ -96,7 +96,7 @@ def tar_source(root: Path) -> SourceSettings:
     return WebDatasetSource(path=str(root), columns=BY_MEMBER)
 
 
-def listing_source(root: Path) -> SourceSettings:
+def listing_source(root: Path) -> SourceConfig:
     folder_source(root)
     with (root / "list.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["file", "line", "keywords", "pose", "captions"])
@@ -108,7 +108,7 @@ def listing_source(root: Path) -> SourceSettings:
     return ListingSource(path=str(root / "list.csv"), columns=BY_FIELD)
 
 
-def parquet_source(root: Path) -> SourceSettings:
+def parquet_source(root: Path) -> SourceConfig:
     rows = [
         {"image": png(IMAGES[row]), "line": {"bytes": png(LINES[row]), "path": None}, **fields_of(row)}
         for row in range(ROWS)

@@ -100,9 +100,9 @@ def test_the_first_stage_is_the_stored_one(tmp_path: Path) -> None:
         name="stage",
         progress=Progress.at(1),
     )
-    from sfumato.runtime.runs.first_stage import look_up  # the command's own way from a folder to a recipe
+    from sfumato.runtime.runs.first_stage import named  # the command's own way from a folder to a recipe
 
-    recorded = look_up(stage.model_copy(update={"run": str(tmp_path / "stage")}), tmp_path)
+    recorded = named(str(tmp_path / "stage"), tmp_path)
     batch = {"image": images(), "label": torch.zeros(ROWS).long()}
     nets = installed(config(first_stage=recorded.model_dump(mode="json")), first=batch)
     for key, value in nets["first_stage"].state_dict().items():
@@ -139,7 +139,7 @@ def test_without_labels_a_model_draws_from_its_null_class_if_it_has_one() -> Non
     [
         ({}, DataSpec(3, 8, 8), "was trained on images of 1x8x8"),
         ({"first_stage": {}}, DATA, "model.first_stage.run: required"),
-        ({"first_stage": {"run": "some-run"}}, DATA, "'some-run', which has not been looked up"),
+        ({"first_stage": {"run": "some-run"}}, DATA, "'some-run' has not been looked up"),
         ({"sampling": {"clip": True}}, DATA, "model.sampling.clip: latents are not bound"),
         (
             {"network": {"kind": "dit", "patch": 3}},

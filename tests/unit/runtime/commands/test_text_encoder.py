@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from library_folders import save_text_encoder
 from PIL import Image
 
-from sfumato.core.rng import seeded
 from sfumato.data.config import DataSettings
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.packing.pack import pack
@@ -38,23 +37,7 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text encoder of random weights, in a folder as it is published."""
-    folder = tmp_path_factory.mktemp("clip")
-    words = ["a", "b", "c", "a</w>", "b</w>", "c</w>", "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    config = transformers.CLIPTextConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        vocab_size=8,
-        max_position_embeddings=9,
-        bos_token_id=6,
-        eos_token_id=7,
-    )
-    with seeded(0, "clip"):
-        transformers.CLIPTextModel(config).save_pretrained(folder)
-    return folder
+    return save_text_encoder(tmp_path_factory.mktemp("clip"))
 
 
 def test_captions_are_encoded_as_transformers_does(clip: Path, captioned: Path, tmp_path: Path) -> None:
@@ -88,7 +71,7 @@ def test_what_cannot_encode_captions_is_one_line(
         (clip, digits_data, "text", None, "no sample of digits has a caption"),
         (clip, captioned, "text", 10, "got 10, the model has places for 9"),
         (tmp_path, captioned, "text", None, r"has no config\.json and no model\.safetensors"),
-        (tmp_path, captioned, "codes", 3, "--tokens has an effect with --arrays text alone"),
+        (tmp_path, captioned, "codes", 3, "--tokens=3 counts the tokens of texts: add --arrays text"),
     ):
         with pytest.raises(ConfigError, match=words) as error:
             precompute._job(str(target), str(data), str(tmp_path / "x"), kind, tmp_path, tokens=tokens)

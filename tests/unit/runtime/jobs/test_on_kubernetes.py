@@ -1,32 +1,25 @@
-"""A recipe as a RayJob: against KubeRay's schema, against our policy, and through a real kubectl.
-
-The API server that kubectl talks to answers as Kubernetes does for the few requests that are made; no live
-cluster was there.
-"""
+"""A recipe as a RayJob: against KubeRay's schema and against our policy."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jsonschema
 import kubernetes_validate
+import manifests
 import pytest
 import yaml
+from manifests import of_kind
+from network_policies import End, allows
 from repository import ROOT
 
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion import Config
 from sfumato.runtime.jobs import command as commands
 from sfumato.runtime.jobs import on_kubernetes
-from sfumato.runtime.jobs.kubectl import Kubectl
 from sfumato.runtime.jobs.pods import PodSettings
 from sfumato.runtime.jobs.submit import SubmitOptions
 
@@ -213,176 +206,40 @@ def test_other_bad_input(project: Path) -> None:
         on_kubernetes.render(command, SubmitOptions(), settings, project=project, name="Job_1")
 
 
-class Api(BaseHTTPRequestHandler):
-    """What of Kubernetes' API a job's submission asks for."""
-
-    has_kuberay = True
-    objects: ClassVar[dict[str, Any]] = {}
-    states: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        kuberay = [{"name": "ray.io", **group_version("ray.io/v1")}] if self.has_kuberay else []
-        fixed: dict[str, Any] = {
-            "/api": {"kind": "APIVersions", "versions": ["v1"]},
-            "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": kuberay},
-            "/api/v1": resources("v1", ("configmaps", "ConfigMap", True), ("namespaces", "Namespace", False)),
-            "/apis/ray.io/v1": resources("ray.io/v1", ("rayjobs", "RayJob", True)),
-            "/api/v1/namespaces/sfumato": {**meta("v1", "Namespace", "sfumato")},
-            "/openapi/v3": {"paths": {gv: {"serverRelativeURL": f"/openapi/v3/{gv}"} for gv in VERSIONS}},
-            **{f"/openapi/v3/{gv}": openapi(gv) for gv in VERSIONS},
-        }
-        if path.endswith("/rayjobs"):
-            jobs = [item for item in self.objects.values() if item["kind"] == "RayJob"]
-            self.answer({"kind": "RayJobList", "apiVersion": "ray.io/v1", "metadata": {}, "items": jobs})
-        elif path in fixed:
-            self.answer(fixed[path])
-        elif path in self.objects:
-            found = self.objects[path]
-            if found["kind"] == "RayJob" and self.states:
-                state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-                found["status"] = {"jobDeploymentStatus": state, "message": ""}
-            self.answer(found)
-        else:
-            self.answer(
-                meta("v1", "Status", "") | {"status": "Failure", "reason": "NotFound", "code": 404}, 404
-            )
-
-    def do_POST(self) -> None:
-        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        path = self.path.partition("?")[0]
-        self.objects[f"{path}/{content['metadata']['name']}"] = content
-        self.answer(content, 201)
-
-    def do_DELETE(self) -> None:
-        self.objects.pop(self.path.partition("?")[0], None)
-        self.answer(meta("v1", "Status", "") | {"status": "Success"})
-
-    def answer(self, content: Any, status: int = 200) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-VERSIONS = {"api/v1": "ConfigMap", "apis/ray.io/v1": "RayJob"}
-
-
-def openapi(group_version: str) -> dict[str, Any]:
-    """What says that the server looks for unknown fields itself, so that kubectl asks it to."""
-    group, _, version = group_version.removeprefix("api/").removeprefix("apis/").rpartition("/")
-    kind = VERSIONS[group_version]
-    patch = {
-        "parameters": [{"name": "fieldValidation", "in": "query"}],
-        "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
-        "responses": {},
+@pytest.mark.skipif(not manifests.HAVE_KUSTOMIZE, reason=manifests.NO_KUSTOMIZE)
+@pytest.mark.parametrize("overlay", ["local", "gpu"])
+def test_the_policies_of_the_platform_let_a_job_work(project: Path, overlay: str) -> None:
+    policies = of_kind(manifests.rendered(overlay), "NetworkPolicy")
+    made = pods_of(rendered(project, *GPUS)[1])
+    submitter = End(made.pop("submit")["metadata"]["labels"])
+    kinds = {name: "head" if name == "head" else "worker" for name in made}
+    # KubeRay adds these two.
+    ray = {
+        name: End(pod["metadata"]["labels"] | {"ray.io/is-ray-node": "yes", "ray.io/node-type": kinds[name]})
+        for name, pod in made.items()
     }
-    paths = {f"/{group_version}/namespaces/{{namespace}}/{kind.lower()}s/{{name}}": {"patch": patch}}
-    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "1"}, "paths": paths}
+    assert allows(policies, submitter, ray["head"], 8265), "or the job waits for ever"
+    assert not allows(policies, submitter, ray["train"], 8265)
+    for node in ray.values():
+        assert allows(policies, node, End(address="52.219.0.1"), 443), "a bucket of the cloud"
+        assert allows(policies, node, End({"app.kubernetes.io/name": "mlflow"}), 5000)
+        store = End({"app.kubernetes.io/name": "object-store"})
+        assert allows(policies, node, store, 8333) == (overlay == "local")
+        assert all(allows(policies, node, other, 10002) for other in ray.values())
 
 
-def meta(version: str, kind: str, name: str) -> dict[str, Any]:
-    return {"apiVersion": version, "kind": kind, "metadata": {"name": name}}
-
-
-def group_version(version: str) -> dict[str, Any]:
-    named = {"groupVersion": version, "version": version.partition("/")[2]}
-    return {"versions": [named], "preferredVersion": named}
-
-
-def resources(version: str, *kinds: tuple[str, str, bool]) -> dict[str, Any]:
-    verbs = ["create", "delete", "get", "list", "patch"]
-    listed = [
-        {"name": name, "singularName": kind.lower(), "kind": kind, "namespaced": inside, "verbs": verbs}
-        for name, kind, inside in kinds
-    ]
-    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": listed}
-
-
-@pytest.fixture
-def api(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Api]]:
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
-
-    class Own(Api):
-        objects: ClassVar[dict[str, Any]] = {}
-        states: ClassVar[list[str]] = []
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Own)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    content = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
-        "users": [{"name": "u", "user": {}}],
-        "current-context": "here",
+def test_pods_have_the_identity_that_may_use_the_bucket(project: Path) -> None:
+    accounts = {
+        manifest["metadata"]["name"]
+        for manifest in manifests.written()["base/platform/service-accounts.yaml"]
     }
-    (project / "kubeconfig").write_text(yaml.safe_dump(content))
-    monkeypatch.setenv("KUBECONFIG", str(project / "kubeconfig"))
-    monkeypatch.setenv("HOME", str(project))
-    yield Own
-    server.shutdown()
-    server.server_close()
+    for pod in pods_of(rendered(project)[1]).values():
+        assert pod["spec"]["serviceAccountName"] in accounts
+        assert pod["spec"]["automountServiceAccountToken"] is False
+    own = pods_of(rendered(project, pods={"account": "team"})[1])
+    assert {pod["spec"]["serviceAccountName"] for pod in own.values()} == {"team"}
 
 
-def test_kubectl_sends_a_job_and_tells_how_it_goes(api: type[Api], project: Path) -> None:
-    kubectl = Kubectl("sfumato", "here")
-    command = commands.parse(["run", "tiny.yaml"], trust=False)
-    options = SubmitOptions(root="/runs")
-    settings = on_kubernetes.settings_of(
-        options, namespace="sfumato", queue=None, token_secret=None, pods=PodSettings(IMAGE, "/runs", "runs")
-    )
-    name = on_kubernetes.send(command, options, settings, kubectl, project=project)
-    label = f"tiny-digits-{command.recipe.digest()[:8]}"
-    assert name == f"{label}-1"
-    kinds = {content["kind"] for content in api.objects.values()}
-    assert kinds == {"ConfigMap", "RayJob"}
-    (listed,) = kubectl.jobs()
-    assert (listed.name, listed.status, listed.command) == (name, "PENDING", "run tiny.yaml")
-    with pytest.raises(
-        ConfigError, match=f"job '{name}' at namespace sfumato is working on this run already"
-    ):
-        on_kubernetes.send(command, options, settings, kubectl, project=project)
-
-    api.states.extend(["Initializing", "Retrying", "Complete"])
-    said: list[str] = []
-    on_kubernetes._POLL_S = 0.0
-    assert on_kubernetes.follow(kubectl, name, said.append).status == "SUCCEEDED"
-    assert "".join(said).splitlines() == [
-        f"job {name}: {s}" for s in ("initializing", "retrying", "succeeded")
-    ]
-    assert on_kubernetes.send(command, options, settings, kubectl, project=project) == f"{label}-2"
-    kubectl.delete(name)
-    assert not [path for path in api.objects if path.endswith(f"/{name}")], "its package goes with it"
-    with pytest.raises(ConfigError, match="no RayJob"):
-        kubectl.job(name)
-
-
-def test_what_is_missing_is_one_line(api: type[Api], project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="kubectl knows no context 'there'; it knows here"):
-        Kubectl("sfumato", "there").check()
-    with pytest.raises(ConfigError, match="has no namespace 'elsewhere'"):
-        Kubectl("elsewhere", "here").check()
-    api.has_kuberay = False
-    with pytest.raises(ConfigError, match=r"context 'here' does not know RayJob: install KubeRay"):
-        Kubectl("sfumato", "here").check()
-    config = yaml.safe_load((project / "kubeconfig").read_text())
-    config["clusters"][0]["cluster"]["server"] = "http://127.0.0.1:9"
-    (project / "kubeconfig").write_text(yaml.safe_dump(config))
-    with pytest.raises(ConfigError, match=r"^kubectl: .*refused") as refused:
-        Kubectl("sfumato").check()
-    assert "\n" not in str(refused.value)
-    monkeypatch.setenv("KUBECONFIG", str(project / "none"))
-    with pytest.raises(
-        ConfigError, match="kubectl has no current context: name one by --context; it has none"
-    ):
-        Kubectl("sfumato").check()
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    with pytest.raises(ConfigError, match="kubectl is not installed"):
-        Kubectl("sfumato").check()
+def test_a_job_that_hangs_ends_one_day(project: Path) -> None:
+    assert rendered(project)[1]["spec"]["activeDeadlineSeconds"] == 14 * 24 * 3600
+    assert rendered(project, deadline_days=0.5)[1]["spec"]["activeDeadlineSeconds"] == 12 * 3600

@@ -162,6 +162,13 @@ def test_code_of_a_family_is_sent_if_trusted_with_what_it_imports(
     assert local_code.sources("numpy", project) == [], "what is installed is not sent"
 
 
+def test_a_source_of_images_is_code_as_well(project: Path) -> None:
+    data = {**TINY["data"], "source": {"kind": "my_pictures:Mine"}}
+    write(project, {"my_pictures.py": "1 / 0\n", "mine.yaml": yaml.safe_dump({**TINY, "data": data})})
+    with pytest.raises(ConfigError, match=r"runs the module my_pictures.*--trust"):
+        commands.parse(["run", "mine.yaml"], trust=False)
+
+
 def test_an_ignored_recipe_is_not_sent(project: Path) -> None:
     command = commands.parse(["run", "tiny.yaml"], trust=False)
     (project / ".sfumatoignore").write_text("tiny.yaml\n")

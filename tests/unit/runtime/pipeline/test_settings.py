@@ -12,10 +12,10 @@ import yaml
 from repository import PIPELINES
 
 from sfumato import cli
-from sfumato.runtime.pipeline.kinds.stage import digest
 from sfumato.runtime.pipeline.plan import again_from, examine, plan
 from sfumato.runtime.pipeline.records import Records, StageRecord
 from sfumato.runtime.pipeline.settings import Pipeline, is_pipeline, load
+from sfumato.runtime.pipeline.stage import digest
 
 RECIPES = PIPELINES / "digits"
 
@@ -57,8 +57,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ({"images": PACK, "train": {**TRAIN, "needs": ["imags"]}},
          "stages.train.needs: there is no stage 'imags'; did you mean 'images'?"),
         ({"images": PACK, "train": {**TRAIN, "kind": "trian"}},
-         "stages.train.kind: there is no kind 'trian'; did you mean 'train'?"),
-        ({"images": {"source": "digits"}}, "stages.images.kind: required, one of pack, train,"),
+         "stages.train.kind: got 'trian'; did you mean 'train'?"),
+        ({"images": {"source": "digits"}}, "stages.images.kind: required, one of evaluate, gate,"),
         ({"train": TRAIN}, "${images.data} refers to stage 'images', which is not there"),
         ({"images": PACK, "train": {**TRAIN, "set": {"data.path": "${images.folder}"}}},
          "${images.folder}: a stage of kind pack gives data, val"),
@@ -73,7 +73,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ({"images": {**PACK, "dest": "s3://bucket/x"}}, "stages.images: dest: s3://bucket/x"),
         ({"images": {**PACK, "source": {"kind": "folder", "path": "none"}}}, "stages.images: source.path: "),
         ({"images": {**PACK, "needs": "all"}}, "stages.images.needs: expected a list of stages, got 'all'"),
-        ({"Images": PACK}, "stages.Images: a stage's name is small letters"),
+        ({"Images": PACK}, "stages.Images: a stage's name begins with a letter"),
         ({"images": PACK, "train": TRAIN, "quality": {**EVALUATE, "set": {"sampels": 3}}},
          "set.sampels: unknown key; did you mean 'samples'?"),
         ({"images": PACK, "train": TRAIN, "quality": EVALUATE, "gate": {**GATE, "require": ["recall high"]}},

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from sfumato import recipe as recipes
 from sfumato.cli import app
+from sfumato.core import earlier_defaults
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.recipe import Recipe
 from sfumato.runtime.commands import stages
@@ -93,7 +94,7 @@ def test_another_recipe_or_other_data_is_another_run(earlier_run: EarlierRun, tm
     run = earlier_run("runs", tmp_path)
     digest = data_digest(run)
     found = earlier.find(recipe_at(tmp_path, "parallel.workers=2", "train.log_every=8"), digest)
-    assert found is not None and found.path == run
+    assert found is not None and found.folder.path == run
     assert earlier.find(recipe_at(tmp_path, "seed=4"), digest) is None
     assert earlier.find(recipe_at(tmp_path, "model.sampling.steps=4"), digest) is not None
     assert earlier.find(recipe_at(tmp_path, "train.images=1288"), digest) is None
@@ -110,7 +111,7 @@ def test_of_several_runs_the_newest_and_with_fresh_a_new_one(earlier_run: Earlie
     for number in (2, 10):
         shutil.copytree(run, run.with_name(f"{run.name}-{number}"))
     found = earlier.find(recipe_at(tmp_path), data_digest(run))
-    assert found is not None and found.id == f"{run.name}-10"
+    assert found is not None and found.folder.id == f"{run.name}-10"
     display = Display(Console(file=io.StringIO()))
     with open_session(recipe_at(tmp_path), display, root=tmp_path, fresh=True) as session:
         fresh = session.folder
@@ -125,14 +126,43 @@ def test_a_default_that_has_changed_leaves_a_run_its_own_value(
     run = earlier_run("interrupted", tmp_path)
     with open_session(recipe_at(tmp_path), Display(Console(file=io.StringIO())), root=tmp_path):
         pass
-    monkeypatch.setattr(recipes, "SCHEMA", recipes.SCHEMA + 1)
-    monkeypatch.setattr(earlier, "SCHEMA", recipes.SCHEMA)
+    for module in (recipes, earlier, earlier_defaults):
+        monkeypatch.setattr(module, "SCHEMA", recipes.SCHEMA + 1)
     found = earlier.find(recipe_at(tmp_path), data_digest(run))
-    assert found is not None and found.path == run, "its recipe.yaml says the same as before"
+    assert found is not None and found.folder.path == run, "its recipe.yaml says the same as before"
     own = run / "recipe.yaml"
     own.write_text(own.read_text().replace("weight_decay: 0.0", "weight_decay: 0.1"))  # the default of then
     assert earlier.find(recipe_at(tmp_path), data_digest(run)) is None
     assert earlier.find(recipe_at(tmp_path, "model.optimizer.weight_decay=0.1"), data_digest(run)) is not None
+
+
+def test_a_run_keeps_the_defaults_it_began_with(earlier_run: EarlierRun, tmp_path: Path) -> None:
+    """Its recipe leaves `train.clip_grad_norm` out, which was 1.0; a run that begins today has today's."""
+    run = earlier_run("interrupted", tmp_path)
+    said = io.StringIO()
+    display = Display(Console(file=said, width=300))
+    for _ in range(2):  # the second time by the digest of this version
+        with open_session(recipe_at(tmp_path), display, root=tmp_path) as session:
+            assert session.folder.path == run and session.recipe.train.clip_grad_norm == 1.0
+        known = json.loads((run / "run.json").read_text())
+        assert (known["schema"], known["begun_schema"]) == (recipes.SCHEMA, 1)
+    assert said.getvalue().count("train.clip_grad_norm: 1.0 there, auto here") == 2
+    assert recipes.load(run / "recipe.yaml").train.clip_grad_norm == 1.0
+    with open_session(recipe_at(tmp_path), display, root=tmp_path, fresh=True) as session:
+        assert session.folder.path != run and session.recipe.train.clip_grad_norm == "auto"
+
+
+def test_a_run_of_today_with_an_old_default_is_not_taken_for_an_earlier_one(
+    earlier_run: EarlierRun, tmp_path: Path
+) -> None:
+    run, place = earlier_run("interrupted", tmp_path), f"train.checkpoint.uri={tmp_path}/kept"
+    digest = data_digest(run)
+    shutil.rmtree(run)
+    explicit = recipe_at(tmp_path, "train.clip_grad_norm=1.0", place)
+    with open_session(explicit, Display(Console(file=io.StringIO())), root=tmp_path) as session:
+        folder = session.folder
+    assert earlier.find(recipe_at(tmp_path, place), digest) is None
+    assert earlier.as_begun(folder, explicit).recipe == explicit
 
 
 def test_checkpoints_stand_for_a_folder_that_is_gone(earlier_run: EarlierRun, tmp_path: Path) -> None:
@@ -142,7 +172,8 @@ def test_checkpoints_stand_for_a_folder_that_is_gone(earlier_run: EarlierRun, tm
     shutil.rmtree(run)
     place = f"train.checkpoint.uri={kept}"
     found = earlier.find(recipe_at(tmp_path, place), digest)
-    assert found is not None and found.path == run
+    assert found is not None and found.folder.path == run
+    assert (found.schema, found.recipe.train.clip_grad_norm) == (1, 1.0)
     assert earlier.find(recipe_at(tmp_path, place), "0" * 64) is None, "the name is of other data"
     assert earlier.find(recipe_at(tmp_path, place, "seed=4"), digest) is None
 
@@ -150,7 +181,9 @@ def test_checkpoints_stand_for_a_folder_that_is_gone(earlier_run: EarlierRun, tm
 def test_a_checkpoint_says_which_recipe_wrote_it(earlier_run: EarlierRun, tmp_path: Path) -> None:
     store = LocalStore(earlier_run("interrupted", tmp_path) / "checkpoints")
     (saved,) = checkpoints.complete(store)
-    ours, other = recipe_at(tmp_path, "parallel.strategy=fsdp"), recipe_at(tmp_path, "train.batch=16")
+    ours, other = (
+        recipe_at(tmp_path, "schema=1", change) for change in ("parallel.strategy=fsdp", "train.batch=16")
+    )
     checkpoints.check_recipe(store, saved, ours.digest(), ours)
     with pytest.raises(CheckpointError, match=r"another recipe \(train.batch: 8 there, 16 here\)"):
         checkpoints.check_recipe(store, saved, other.digest(), other)
@@ -160,7 +193,8 @@ def test_an_old_model_draws_the_same_images_and_is_exported(earlier_run: Earlier
     run = earlier_run("runs", tmp_path)
     display = Display(Console(file=io.StringIO()))
     out = tmp_path / "drawn"
-    command = ["sample", str(run), "--num", "6", "--seed", "5", "--device", "cpu", "--out", str(out)]
+    drawing = ["--num", "6", "--seed", "5", "--steps", "5", "--device", "cpu"]
+    command = ["sample", str(run), *drawing, "--out", str(out)]
     assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
     for before in sorted((OLD / "samples").glob("0*.png")):
         now, then = (np.asarray(Image.open(path), np.int16) for path in (out / before.name, before))

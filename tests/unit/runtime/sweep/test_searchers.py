@@ -213,5 +213,5 @@ def test_which_values_are_better_is_what_the_metric_says(metric: str, mode: str,
 
 
 def test_a_metric_that_nobody_knows_needs_a_mode() -> None:
-    with pytest.raises(ConfigError, match=r"tune\.mode: say min or max"):
+    with pytest.raises(ConfigError, match=r"tune\.mode: set min or max"):
         prepare.mode_of(settings(metric="eval/of_my_own"))

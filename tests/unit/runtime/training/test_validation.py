@@ -129,7 +129,8 @@ def test_a_run_has_ended_by_the_patience_that_ended_it_and_goes_on_with_more(tmp
     def ended(patience: int, stopped_by: object) -> bool:
         early = EarlyStopSettings(metric="fd_classifier", patience=patience)
         session = SimpleNamespace(
-            folder=folder, recipe=SimpleNamespace(evaluate=SimpleNamespace(early_stop=early))
+            folder=folder,
+            recipe=SimpleNamespace(evaluate=SimpleNamespace(early_stop=early, accept_weak_features=False)),
         )
         return stages._stopped_early(session, {"images": 400, "stopped_by": stopped_by})  # type: ignore[arg-type]
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from sfumato.data.packing.sources.arrays import ArraySource
-from sfumato.data.packing.sources.source import Opening, Source, SourceConfig
+from sfumato.data.packing.array_source import ArraySource
+from sfumato.data.packing.source import Opening, Source, SourceConfig
 
 _LEVELS = 16
 
 
 class DigitsSource(SourceConfig):
     """8x8 grey images of the digits 0 to 9, with labels; comes with scikit-learn, nothing to download."""
+
+    WORDS: ClassVar[tuple[str, ...]] = ("digits",)
 
     kind: Literal["digits"] = Field("digits", description="The embedded handwritten digits.")
     licence: str = Field("CC BY 4.0", description="Terms of use of the images, kept in the manifest.")
@@ -34,3 +36,6 @@ class DigitsSource(SourceConfig):
             tuple(str(digit) for digit in range(10)),
             "scikit-learn load_digits: UCI optical recognition of handwritten digits (test set)",
         )
+
+
+COMPONENT = DigitsSource

@@ -4,6 +4,7 @@ its metadata."""
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,11 +16,13 @@ from sfumato.data.format.column_sources import ColumnSource, Sources, WeightedTe
 from sfumato.data.format.columns import TEXT
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.samples import extensions
+from sfumato.data.packing import source_files
+from sfumato.data.packing.folder_names import FolderNames
 from sfumato.data.packing.resizing import Look
-from sfumato.data.packing.sources import files
-from sfumato.data.packing.sources.source import I64, Further, Opening, Record, Source, SourceConfig
+from sfumato.data.packing.source import I64, Further, Opening, Record, Source, SourceConfig
 from sfumato.errors import DataError
 
+_BESIDE = (".txt", ".json")
 _NONE: Sources = MappingProxyType({})
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -28,6 +31,8 @@ class FolderSource(SourceConfig):
     """A folder of images, at any depth."""
 
     TAKES_COLUMNS: ClassVar[bool] = True
+    FILES: ClassVar[tuple[str, ...]] = ("",)
+    PRECEDENCE: ClassVar[int] = 0
 
     kind: Literal["folder"] = Field("folder", description="A folder of image files.")
     path: str = Field(description="The folder.")
@@ -43,6 +48,10 @@ class FolderSource(SourceConfig):
         description="Where the captions are: txt for a text file next to each image, or json.NAME.",
     )
 
+    @classmethod
+    def recognises(cls, folder: FolderNames) -> bool:
+        return True
+
     @property
     def name(self) -> str:
         return Path(self.path).expanduser().resolve().name
@@ -51,10 +60,16 @@ class FolderSource(SourceConfig):
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise DataError(f"{root}: no such folder")
-        found = sorted(file for file in _image_files(root) if not _is_member(file, self.columns))
+        files = sorted(_files(root))
+        images = [file for file in files if file.lower().endswith(SUFFIXES)]
+        found = [file for file in images if not _is_member(file, self.columns)]
+        unknown = _unknown(files, self.columns)
         if not found:
-            raise DataError(f"{root}: no images found (looked for {' '.join(SUFFIXES)} at any depth)")
-        good, faults = _printable(root, found)
+            there = f"; there are {unknown}" if unknown else ""
+            raise DataError(f"{root}: no images found (looked for {' '.join(SUFFIXES)} at any depth){there}")
+        if unknown:
+            opening.note(f"{root}: left out files that are not images: {unknown}")
+        good, faults = _usable(root, found)
         labels, classes = self._labels(root, good)
         description = f"folder {root.resolve().name}"
         return FileSource(
@@ -66,9 +81,9 @@ class FolderSource(SourceConfig):
             return None, ()
         if self.labels == "subfolders":
             names = _subfolders(root, found)
-            return files.numbered(names, (), str(root)) if names else (None, ())
+            return source_files.numbered(names, (), str(root)) if names else (None, ())
         name = self.labels.removeprefix("json.")
-        return files.numbered([_json_label(root, file, name) for file in found], (), str(root))
+        return source_files.numbered([_json_label(root, file, name) for file in found], (), str(root))
 
 
 class FileSource:
@@ -90,7 +105,9 @@ class FileSource:
     ) -> None:
         self._root, self._files, self._caption, self._columns = root, found, caption, columns
         self.labels, self.classes, self.faults, self.description = labels, classes, faults, description
-        self.keys = files.unique_keys(map(files.without_suffix, found)) if keys is None else keys
+        self.keys = (
+            source_files.unique_keys(map(source_files.without_suffix, found)) if keys is None else keys
+        )
 
     def only(self, rows: Sequence[int]) -> FileSource:
         return FileSource(
@@ -112,17 +129,19 @@ class FileSource:
         image = self._root / self._files[row]
         beside = [image.with_suffix(suffix) for suffix in (".txt", ".json")]
         beside += [path for source in self._columns.values() if (path := _member(image, source)) is not None]
-        return "|".join(files.state(path) for path in (image, *beside))
+        return "|".join(source_files.state(path) for path in (image, *beside))
 
     def read(self, row: int) -> Record:
         image = self._root / self._files[row]
-        meta = files.sidecar_meta(image.with_suffix(".json"))
+        meta = source_files.sidecar_meta(self._root, image.with_suffix(".json"))
         extra = self._extra(image, meta or {})
         if TEXT in self._columns:
             texts = extra.get(TEXT)
             return Record(image, texts.texts[0] if isinstance(texts, WeightedTexts) else None, meta, extra)
         if self._caption == "txt":
-            return Record(image, files.sidecar_text(image.with_suffix(".txt")), meta, extra)
+            return Record(
+                image, source_files.sidecar_text(self._root, image.with_suffix(".txt")), meta, extra
+            )
         said = (meta or {}).get(self._caption.removeprefix("json."))
         return Record(image, None if said is None else str(said), meta, extra)
 
@@ -136,19 +155,33 @@ class FileSource:
                 value = value_of(name, source, meta.get(source.field), weights)
             else:
                 path = _member(image, source)
-                value = None if path is None else files.further(name, source, path)
+                value = None if path is None else source_files.further(self._root, name, source, path)
             if value is not None:
                 extra[name] = value
         return extra
 
 
-def _image_files(root: Path) -> Iterator[str]:
-    """Paths relative to `root`; hidden files and folders are ignored."""
+def _files(root: Path) -> Iterator[str]:
+    """Paths relative to `root`; hidden files and folders are ignored, and links to folders not followed."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if not name.startswith("."):
                 yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _unknown(files: Sequence[str], columns: Sources) -> str:
+    """The files that are neither images nor belong to one, counted by ending: `2 .gif, 1 .docx`."""
+    known = {
+        extension for source in columns.values() if source.member for extension in extensions(source.member)
+    }
+    endings = Counter(
+        os.path.splitext(file)[1].lower() or "without an ending"
+        for file in files
+        if not file.lower().endswith((*SUFFIXES, *_BESIDE, *(f".{one}" for one in known)))
+    )
+    ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {ending}" for ending, count in ordered)
 
 
 def _is_member(file: str, columns: Sources) -> bool:
@@ -170,11 +203,18 @@ def _member(image: Path, source: ColumnSource) -> Path | None:
     return next((path for name in names if (path := image.with_name(name)).is_file()), None)
 
 
-def _printable(root: Path, found: Sequence[str]) -> tuple[list[str], list[Fault]]:
-    """Names that can be kept, and those that cannot, such as names that are not UTF-8 on disk."""
-    good = [file for file in found if file.isprintable()]
-    reason = "its name has characters that are not text; rename it"
-    return good, [Fault(str(root), ascii(file)[1:-1], reason) for file in found if not file.isprintable()]
+def _usable(root: Path, found: Sequence[str]) -> tuple[list[str], list[Fault]]:
+    """Files that can be read, and faults for names that are not text, links out of the folder, pipes."""
+    good, faults = [], []
+    for file in found:
+        try:
+            if not file.isprintable():
+                raise ImageFault("its name has characters that are not text; rename it")
+            source_files.check_regular(root, root / file)
+            good.append(file)
+        except ImageFault as fault:
+            faults.append(Fault(str(root), ascii(file)[1:-1], str(fault)))
+    return good, faults
 
 
 def _subfolders(root: Path, found: Sequence[str]) -> list[str]:
@@ -189,11 +229,14 @@ def _subfolders(root: Path, found: Sequence[str]) -> list[str]:
     return [file.split("/", 1)[0] for file in found] if inner else []
 
 
-def _json_label(root: Path, file: str, name: str) -> files.Label:
+def _json_label(root: Path, file: str, name: str) -> source_files.Label:
     try:
-        value = (files.sidecar_meta((root / file).with_suffix(".json")) or {}).get(name)
+        value = (source_files.sidecar_meta(root, (root / file).with_suffix(".json")) or {}).get(name)
     except ImageFault as fault:
         raise DataError(f"{root}: {file}: {fault}") from fault
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
         raise DataError(f"{root}: {file}: its json has {name}={str(value)[:20]!r}; wanted a class")
     return value
+
+
+COMPONENT = FolderSource

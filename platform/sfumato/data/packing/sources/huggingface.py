@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from sfumato.data.format.faults import ImageFault
-from sfumato.data.packing.sources import files, table
-from sfumato.data.packing.sources.columns import ColumnOptions, chosen
-from sfumato.data.packing.sources.source import Opening, Source
+from sfumato.data.packing import source_files, table_source
+from sfumato.data.packing.folder_names import FolderNames
+from sfumato.data.packing.source import Opening, Source
+from sfumato.data.packing.table_columns import ColumnOptions, chosen
 from sfumato.errors import DataError
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -23,9 +24,15 @@ STATE, SPLITS = "state.json", "dataset_dict.json"
 class HuggingFaceSource(ColumnOptions):
     """A data set saved by `datasets.Dataset.save_to_disk`."""
 
+    PRECEDENCE: ClassVar[int] = 50
+
     kind: Literal["huggingface"] = Field("huggingface", description="A folder written by save_to_disk.")
     path: str = Field(description="The folder; for a DatasetDict with `split`.")
     split: str | None = Field(None, description="Which split of a DatasetDict, for example train.")
+
+    @classmethod
+    def recognises(cls, folder: FolderNames) -> bool:
+        return folder.has(STATE, SPLITS)
 
     @property
     def name(self) -> str:
@@ -39,7 +46,7 @@ class HuggingFaceSource(ColumnOptions):
                 f"{root}: saved with an indices mapping; call flatten_indices() before save_to_disk"
             )
         try:
-            paths = [files.inside(root, str(file["filename"])) for file in state["_data_files"]]
+            paths = [source_files.inside(root, str(file["filename"])) for file in state["_data_files"]]
         except (KeyError, TypeError, ImageFault) as error:
             raise DataError(f"{root / STATE}: does not list its files as save_to_disk does") from error
         if not paths:
@@ -47,8 +54,8 @@ class HuggingFaceSource(ColumnOptions):
         for path in paths:
             if not path.is_file():
                 raise DataError(f"{path}: missing")
-        columns = chosen(self, table.opened(paths[0], files.state(paths[0])).schema, str(root))
-        return table.of_files(paths, columns, f"Hugging Face data set {root.name}", root)
+        columns = chosen(self, table_source.opened(paths[0], source_files.state(paths[0])).schema, str(root))
+        return table_source.of_files(paths, columns, f"Hugging Face data set {root.name}", root)
 
     def _split(self, root: Path) -> Path:
         if not (root / SPLITS).is_file():
@@ -72,3 +79,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a JSON object")
     return content
+
+
+COMPONENT = HuggingFaceSource

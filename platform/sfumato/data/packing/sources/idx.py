@@ -8,16 +8,17 @@ from __future__ import annotations
 import gzip
 import zlib
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from sfumato.data.format.images import U8
-from sfumato.data.packing.sources import files
-from sfumato.data.packing.sources.arrays import ArraySource
-from sfumato.data.packing.sources.source import I64, Opening, Source, SourceConfig, Words
+from sfumato.data.packing import source_files
+from sfumato.data.packing.array_source import ArraySource
+from sfumato.data.packing.folder_names import FolderNames
+from sfumato.data.packing.source import I64, Opening, Source, SourceConfig, Words
 from sfumato.errors import DataError
 
 _UINT8 = 0x08
@@ -29,6 +30,10 @@ _LABELS = {"train": "train-labels-idx1-ubyte", "test": "t10k-labels-idx1-ubyte"}
 class IdxSource(SourceConfig):
     """Grey images uint8 [N, H, W] and labels [N] in IDX files."""
 
+    NEIGHBOURS: ClassVar[bool] = True
+    FILES: ClassVar[tuple[str, ...]] = ("-ubyte",)
+    PRECEDENCE: ClassVar[int] = 40
+
     kind: Literal["idx"] = Field("idx", description="IDX files, the format of MNIST.")
     path: str = Field(description="The folder of the four usual files, or one file of images.")
     part: Literal["train", "test"] = Field("train", description="In a folder: which pair of files.")
@@ -36,6 +41,10 @@ class IdxSource(SourceConfig):
         None, description="File of the labels; null: the usual one next to the images, if it exists."
     )
     classes: Words = Field((), description="Names of the labels in order; empty: their numbers.")
+
+    @classmethod
+    def recognises(cls, folder: FolderNames) -> bool:
+        return folder.has(*(name + end for name in IMAGES.values() for end in ("", ".gz")))
 
     @property
     def name(self) -> str:
@@ -59,8 +68,8 @@ class IdxSource(SourceConfig):
                 raise DataError(
                     f"{labels_path}: {len(values):,} labels for the {count:,} images of {path.name}"
                 )
-            labels_N, classes = files.numbered(values.tolist(), self.classes, str(labels_path))
-        mark = files.state(path)
+            labels_N, classes = source_files.numbered(values.tolist(), self.classes, str(labels_path))
+        mark = source_files.state(path)
         return ArraySource(pixels_NHW[..., None], labels_N, classes, f"IDX file {path.name}", mark)
 
     def _images(self) -> Path:
@@ -83,11 +92,6 @@ class IdxSource(SourceConfig):
 def _either(path: Path) -> Path | None:
     zipped = path.with_name(path.name + ".gz")
     return path if path.is_file() else zipped if zipped.is_file() else None
-
-
-def holds_idx(folder: Path) -> bool:
-    """Whether a folder holds the usual files of images."""
-    return any(_either(folder / name) is not None for name in IMAGES.values())
 
 
 def read(path: Path, rank: int) -> U8:
@@ -131,3 +135,6 @@ def _exactly(file: BinaryIO, count: int, path: Path) -> bytes:
             raise DataError(f"{path}: truncated: {len(data):,} bytes where its header says {count:,}")
         data += piece
     return bytes(data)
+
+
+COMPONENT = IdxSource

@@ -14,9 +14,9 @@ from pydantic import Field
 from sfumato.data.format.column_sources import ColumnSource, Sources, WeightedTexts, value_of
 from sfumato.data.format.columns import TEXT
 from sfumato.data.format.faults import Fault, ImageFault
+from sfumato.data.packing import source_files
 from sfumato.data.packing.resizing import Look
-from sfumato.data.packing.sources import files
-from sfumato.data.packing.sources.source import I64, Further, Opening, Record, Source, SourceConfig, Words
+from sfumato.data.packing.source import I64, Further, Opening, Record, Source, SourceConfig, Words
 from sfumato.errors import DataError
 
 _FILE = ("file_name", "file", "filename", "path", "image", "image_path")
@@ -30,6 +30,8 @@ class ListingSource(SourceConfig):
     """The files that a table names, relative to its own folder or `root`."""
 
     TAKES_COLUMNS: ClassVar[bool] = True
+    NEIGHBOURS: ClassVar[bool] = True
+    FILES: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".jsonl")
 
     kind: Literal["listing"] = Field("listing", description="A CSV or JSONL file that names image files.")
     path: str = Field(description="The file: .csv or .tsv with a header line, or .jsonl.")
@@ -69,9 +71,9 @@ class ListingSource(SourceConfig):
             _column(path, present, source.field, (), f"columns: {name}")
         root = Path(self.root).expanduser() if self.root else path.parent
         rows, faults = _usable(rows, root, file, key, path)
-        labels, classes = files.numbered([_label(row, label) for row in rows], self.classes, str(path))
-        keys = files.unique_keys(
-            str(row[key]) if key else files.without_suffix(str(row[file])) for row in rows
+        labels, classes = source_files.numbered([_label(row, label) for row in rows], self.classes, str(path))
+        keys = source_files.unique_keys(
+            str(row[key]) if key else source_files.without_suffix(str(row[file])) for row in rows
         )
         texts = [_text(row.get(caption)) if caption else None for row in rows]
         metas = [{name: row.get(name) for name in self.keep} or None for row in rows]
@@ -138,17 +140,17 @@ class ListedSource:
 
     def mark(self, row: int) -> str:
         said = json.dumps([self._captions[row], self._metas[row]], default=str)
-        mark = f"{files.state(self._root / self._names[row])}|{said}"
+        mark = f"{source_files.state(self._root / self._names[row])}|{said}"
         if not self._columns:
             return mark
         cells = self._cells[row]
         fields = [column.field or "" for column in self._columns.values() if column.kind == "image"]
         images = [cells[field] for field in fields if cells.get(field)]
-        states = [files.state(self._root / str(name)) for name in images]
+        states = [source_files.state(self._root / str(name)) for name in images]
         return f"{mark}|{json.dumps([cells, states], default=str)}"
 
     def read(self, row: int) -> Record:
-        path = files.inside(self._root, self._names[row])
+        path = source_files.inside(self._root, self._names[row])
         if not path.is_file():
             raise ImageFault("no such file")
         return Record(path, self._captions[row], self._metas[row], self._extra(row))
@@ -159,7 +161,7 @@ class ListedSource:
             raw = self._cells[row].get(source.field or "")
             value: Further | None = None
             if source.kind == "image" and raw:
-                value = files.inside(self._root, str(raw))
+                value = source_files.inside(self._root, str(raw))
                 if not value.is_file():
                     raise ImageFault(f"its {name} {str(raw)[:80]} is missing")
             elif source.kind != "image":
@@ -231,7 +233,7 @@ def _usable(rows: Rows, root: Path, file: str, key: str | None, path: Path) -> t
         try:
             if not isinstance(name, str) or not name.isprintable():
                 raise ImageFault("names no file")
-            files.inside(root, name)
+            source_files.inside(root, name)
             if key is not None:
                 _check_key(row.get(key))
             good.append(row)
@@ -247,7 +249,7 @@ def _check_key(key: Any) -> None:
         raise ImageFault("its key leads out of the data set")
 
 
-def _label(row: dict[str, Any], column: str | None) -> files.Label:
+def _label(row: dict[str, Any], column: str | None) -> source_files.Label:
     value = row.get(column) if column else None
     if value is None or value == "":
         return None
@@ -256,3 +258,6 @@ def _label(row: dict[str, Any], column: str | None) -> files.Label:
 
 def _text(value: Any) -> str | None:
     return None if value is None or value == "" else str(value)
+
+
+COMPONENT = ListingSource

@@ -5,16 +5,16 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from sfumato.data.format.images import U8
-from sfumato.data.packing.sources import files
-from sfumato.data.packing.sources.arrays import ArraySource
-from sfumato.data.packing.sources.source import MAX_CLASSES, Opening, Source, SourceConfig, Words
+from sfumato.data.packing import source_files
+from sfumato.data.packing.array_source import ArraySource
+from sfumato.data.packing.source import MAX_CLASSES, Opening, Source, SourceConfig, Words
 from sfumato.errors import DataError
 
 _IMAGES = ("image", "images", "x_train", "x", "arr_0")
@@ -23,6 +23,8 @@ _LABELS = ("label", "labels", "y_train", "y", "arr_1")
 
 class NpzSource(SourceConfig):
     """Arrays in a common exchange format: images uint8 [N,H,W] or [N,H,W,C], labels [N]."""
+
+    FILES: ClassVar[tuple[str, ...]] = (".npz",)
 
     kind: Literal["npz"] = Field("npz", description="Arrays of an .npz file.")
     path: str = Field(description="The file.")
@@ -58,7 +60,7 @@ class NpzSource(SourceConfig):
         pixels_NHWC: U8 = arrays[images]
         pixels_NHWC = pixels_NHWC[..., None] if pixels_NHWC.ndim == 3 else pixels_NHWC
         classes, description = self._names(labels_N), f"{path.name}, array {images}"
-        return ArraySource(pixels_NHWC, labels_N, classes, description, files.state(path))
+        return ArraySource(pixels_NHWC, labels_N, classes, description, source_files.state(path))
 
     def _names(self, labels_N: NDArray[np.int64] | None) -> tuple[str, ...]:
         if labels_N is None:
@@ -141,3 +143,6 @@ def _load(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
             return {name: archive[name] for name in names}
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
         raise DataError(f"{path}: damaged: {error}") from error
+
+
+COMPONENT = NpzSource

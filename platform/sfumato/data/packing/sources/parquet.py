@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from sfumato.data.packing.sources import files, table
-from sfumato.data.packing.sources.columns import ColumnOptions, chosen
-from sfumato.data.packing.sources.source import Opening, Source
+from sfumato.data.packing import source_files, table_source
+from sfumato.data.packing.folder_names import FolderNames
+from sfumato.data.packing.source import Opening, Source
+from sfumato.data.packing.table_columns import ColumnOptions, chosen
 from sfumato.data.packing.tasks import Tally
 from sfumato.errors import DataError
 
@@ -27,11 +28,18 @@ _ROWS = 256
 class ParquetSource(ColumnOptions):
     """Rows of Parquet files of one schema."""
 
+    FILES: ClassVar[tuple[str, ...]] = (".parquet",)
+    PRECEDENCE: ClassVar[int] = 20
+
     kind: Literal["parquet"] = Field("parquet", description="Parquet files with images in a column.")
     path: str = Field(description="A file, or a folder of files at any depth.")
     split: str | None = Field(
         None, description="In a folder: only files whose names start with this, for example train."
     )
+
+    @classmethod
+    def recognises(cls, folder: FolderNames) -> bool:
+        return folder.anywhere(".parquet")
 
     @property
     def name(self) -> str:
@@ -49,7 +57,7 @@ class ParquetSource(ColumnOptions):
         total = sum(pq.read_metadata(path).num_rows for path in found)
         laid_out = list(opening.run(tasks, Tally(opening.progress, total)))
         base = root if root.is_dir() else root.parent
-        return table.of_files(laid_out, columns, f"Parquet {root.name}", base)
+        return table_source.of_files(laid_out, columns, f"Parquet {root.name}", base)
 
     def _files(self, root: Path) -> list[Path]:
         if root.is_file():
@@ -74,7 +82,7 @@ def _schema(path: Path) -> pa.Schema:
 def _laid_out(path: Path, columns: list[str], scratch: Path, number: int) -> Iterator[int | Path]:
     """Writes the columns of one file as Arrow, unless they are already written."""
     scratch.mkdir(parents=True, exist_ok=True)
-    target = scratch / f"{number:06d}-{files.state(path)}.arrow"
+    target = scratch / f"{number:06d}-{source_files.state(path)}.arrow"
     if target.is_file():
         yield pq.read_metadata(path).num_rows
         yield target
@@ -91,3 +99,6 @@ def _laid_out(path: Path, columns: list[str], scratch: Path, number: int) -> Ite
         raise DataError(f"{path}: damaged: {str(error).splitlines()[0]}") from error
     draft.rename(target)
     yield target
+
+
+COMPONENT = ParquetSource

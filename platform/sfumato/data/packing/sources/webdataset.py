@@ -15,10 +15,11 @@ from sfumato.data.format.column_sources import ColumnSource, Sources
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.samples import Fields, Row, SampleReader
 from sfumato.data.format.tar import Member
+from sfumato.data.packing import source_files
+from sfumato.data.packing.folder_names import FolderNames
 from sfumato.data.packing.further import loaded_npy
 from sfumato.data.packing.resizing import Look
-from sfumato.data.packing.sources import files
-from sfumato.data.packing.sources.source import I64, Further, Opening, Record, Source, SourceConfig, Words
+from sfumato.data.packing.source import I64, Further, Opening, Record, Source, SourceConfig, Words
 from sfumato.data.packing.tasks import Tally
 from sfumato.errors import DataError
 
@@ -29,6 +30,8 @@ class WebDatasetSource(SourceConfig):
     """Tar files of a WebDataset in one folder."""
 
     TAKES_COLUMNS: ClassVar[bool] = True
+    FILES: ClassVar[tuple[str, ...]] = (".tar",)
+    PRECEDENCE: ClassVar[int] = 30
 
     kind: Literal["webdataset"] = Field("webdataset", description="Tar files of another WebDataset.")
     path: str = Field(description="A tar, or the folder of the tars.")
@@ -37,6 +40,10 @@ class WebDatasetSource(SourceConfig):
     label: str = Field("cls", description=Fields.model_fields["label"].description)
     caption: str = Field("txt", description=Fields.model_fields["caption"].description)
     classes: Words = Field((), description="Names of the classes in order; empty: those that occur.")
+
+    @classmethod
+    def recognises(cls, folder: FolderNames) -> bool:
+        return folder.top(".tar")
 
     @property
     def name(self) -> str:
@@ -53,10 +60,10 @@ class WebDatasetSource(SourceConfig):
             raise DataError(f"{self.path}: no sample that can be used" + (f"; {faults[0]}" if faults else ""))
         rows, twice = _without_twins(paths, rows)
         where = str(self.path)
-        labels, classes = files.numbered([row.label for _, row in rows], self.classes, where)
-        keys = files.unique_keys(row.key for _, row in rows)
+        labels, classes = source_files.numbered([row.label for _, row in rows], self.classes, where)
+        keys = source_files.unique_keys(row.key for _, row in rows)
         description = f"WebDataset {Path(self.path).resolve().name}"
-        states = tuple(files.state(path) for path in paths)
+        states = tuple(source_files.state(path) for path in paths)
         return TarSource(
             tuple(paths),
             states,
@@ -187,3 +194,6 @@ def _of_member(file: BinaryIO, name: str, member: Member, source: ColumnSource) 
 def _opened(path: Path, state: str) -> BinaryIO:
     """Kept open, since samples come in any order; a rewritten file has another `state`."""
     return path.open("rb")
+
+
+COMPONENT = WebDatasetSource

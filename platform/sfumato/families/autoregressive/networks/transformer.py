@@ -99,7 +99,7 @@ class CodeTransformer:
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]; without labels a conditional model draws from no class.
 
-        Raises ConfigError where it was trained without dropping labels: that class token is as it was built.
+        Raises ConfigError if it was trained without dropping labels: its class token was never trained.
         """
         network, stage = nets["ema"], nets["first_stage"]
         assert isinstance(network, CodeNetwork)

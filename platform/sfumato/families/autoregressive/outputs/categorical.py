@@ -26,7 +26,7 @@ class CategoricalConfig(OutputConfig):
     )
     binarization: Literal["dynamic", "threshold"] = Field(
         "dynamic",
-        description="With 2 levels, what makes a grey pixel white: chance in proportion to its value, anew "
+        description="With 2 levels, what makes a grey pixel white: chance in proportion to its value, drawn "
         "each time (Salakhutdinov & Murray 2008), or being above the middle.",
     )
 

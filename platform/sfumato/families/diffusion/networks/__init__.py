@@ -1,7 +1,8 @@
 """The networks: each takes (x_BCHW, t, label_B or None, return_dict=False) and returns a tuple of one tensor.
 
-The signature is that of diffusers' `UNet2DModel`, so that every objective trains every network. A file here
-is a network: its configuration, a `NetworkConfig`, and what that builds.
+The first C channels of the output are the prediction; an objective may ask for C more. The signature is that
+of diffusers' `UNet2DModel`, so that every objective trains every network. A file here is a network: its
+configuration, a `NetworkConfig`, and what that builds.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ class NetworkConfig(Component, ABC):
     """Whether diffusers' pipelines support the network."""
 
     @abstractmethod
-    def build(self, data: DataSpec, *, conditional: bool) -> nn.Module:
+    def build(self, data: DataSpec, *, conditional: bool, outputs: int = 1) -> nn.Module:
         """The network, with weights drawn from torch's global generator.
 
-        A conditional one has one class embedding more than the data has classes: the last one, index
-        `data.num_classes`, stands for no class (Ho & Salimans 2022).
+        It returns `outputs` times the channels of the data. A conditional one has one class embedding more
+        than the data has classes: the last, index `data.num_classes`, stands for no class (Ho & Salimans
+        2022).
         """
 
     def problems(self, data: DataSpec, what: str = "image") -> list[str]:
@@ -46,7 +48,7 @@ NETWORKS: Components[NetworkConfig] = Components(
 
 
 def predict(network: nn.Module, x_BCHW: Tensor, t_B: Tensor, label_B: Tensor | None) -> Tensor:
-    """The network's output [B, C, H, W] in float32, whatever autocast computes in.
+    """The network's output [B, outputs * C, H, W] in float32, whatever autocast computes in.
 
     The tuple form of the output is used because wrappers such as DDP look for tensors in tuples.
     """

@@ -53,9 +53,9 @@ class DiTConfig(NetworkConfig):
             raise ValueError(f"heads: {self.heads} does not divide width={self.width}; the nearest is {near}")
         return self
 
-    def build(self, data: DataSpec, *, conditional: bool) -> DiT:
+    def build(self, data: DataSpec, *, conditional: bool, outputs: int = 1) -> DiT:
         """The network, with weights drawn from torch's global generator."""
-        return DiT(self, data, conditional=conditional)
+        return DiT(self, data, conditional=conditional, outputs=outputs)
 
     @classmethod
     def tiny(cls) -> Self:
@@ -81,7 +81,7 @@ class DiT(nn.Module):
     The last class embedding, index `data.num_classes`, stands for no class (Ho & Salimans 2022).
     """
 
-    def __init__(self, config: DiTConfig, data: DataSpec, *, conditional: bool) -> None:
+    def __init__(self, config: DiTConfig, data: DataSpec, *, conditional: bool, outputs: int = 1) -> None:
         super().__init__()
         width, patch = config.width, config.patch
         self._patch = patch
@@ -92,7 +92,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(
             DiTBlock(width, config.heads, config.mlp_ratio) for _ in range(config.depth)
         )
-        self.last = LastLayer(width, patch * patch * data.channels)
+        self.last = LastLayer(width, patch * patch * data.channels * outputs)
         # Fixed, so that weights of another size of image differ in nothing but this.
         self.register_buffer("position_TD", positions(*self._grid, width), persistent=False)
         self._initialise()
@@ -101,7 +101,7 @@ class DiT(nn.Module):
         self, x_BCHW: Tensor, t: Tensor, label_B: Tensor | None = None, return_dict: bool = False
     ) -> tuple[Tensor]:
         """`t` is a scalar or [B], of any float range and on any device (diffusers' schedulers keep their
-        timesteps on the CPU); the output has the shape of `x_BCHW`."""
+        timesteps on the CPU); the output has the shape of `x_BCHW`, but `outputs` times its channels."""
         tokens_BTD = self.embed_patch(x_BCHW).flatten(2).transpose(1, 2) + self.position_TD
         condition_BD = self.embed_time(
             sinusoids(t.to(x_BCHW.device).float().expand(len(x_BCHW)), FREQUENCIES)

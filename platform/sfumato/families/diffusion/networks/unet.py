@@ -57,9 +57,9 @@ class UNetConfig(NetworkConfig):
                 )
         return self
 
-    def build(self, data: DataSpec, *, conditional: bool) -> UNet2DModel:
+    def build(self, data: DataSpec, *, conditional: bool, outputs: int = 1) -> UNet2DModel:
         """The network, with weights drawn from torch's global generator."""
-        return build_unet(self, data, conditional=conditional)
+        return build_unet(self, data, conditional=conditional, outputs=outputs)
 
     def couples_rows(self) -> bool:
         """Dropout draws one mask for a whole micro-batch."""
@@ -85,7 +85,7 @@ class UNetConfig(NetworkConfig):
         return found
 
 
-def build_unet(config: UNetConfig, data: DataSpec, *, conditional: bool) -> UNet2DModel:
+def build_unet(config: UNetConfig, data: DataSpec, *, conditional: bool, outputs: int = 1) -> UNet2DModel:
     """A U-Net with weights drawn from torch's global generator.
 
     A conditional network has one class embedding more than the data has classes: the last one, index
@@ -99,7 +99,7 @@ def build_unet(config: UNetConfig, data: DataSpec, *, conditional: bool) -> UNet
     return UNet2DModel(
         sample_size=(data.height, data.width),
         in_channels=data.channels,
-        out_channels=data.channels,
+        out_channels=data.channels * outputs,
         block_out_channels=config.channels,
         layers_per_block=config.layers_per_block,
         down_block_types=down,

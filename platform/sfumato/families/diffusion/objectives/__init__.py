@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sfumato.core.batch import Batch
 from sfumato.core.components import Component, Components
 from sfumato.core.config import Config
 from sfumato.core.family import EmaOf, LossOut, Nets
+from sfumato.core.pretrained import Pretrained
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 
@@ -24,17 +25,19 @@ if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Guided, LabelDropout
 
 DEFAULT_LABEL_DROPOUT = 0.1
-PIXEL_STD, LATENT_STD = 0.5, 1.0
-"""Standard deviations of natural images in [-1, 1] (Karras et al. 2022), and of scaled latents."""
 
 
 class Objective(ABC):
     """A loss on the network called `network`, and the sampler that belongs to it.
 
-    `phase` names the phase that trains; the noise of training depends on it.
+    `phase` names the phase that trains; the noise of training depends on it. `float32` is that of
+    `core.family.Phase`.
     """
 
     phase: str
+    float32: bool = False
+    outputs: int = 1
+    """Values that the network returns for each value of the image."""
 
     @abstractmethod
     def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
@@ -62,15 +65,8 @@ class BoundedObjective(Objective):
     """One that bounds the likelihood of 8-bit images."""
 
     @abstractmethod
-    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, steps: int, rng: Rng) -> Tensor:
-        """The bound in bits per dimension, [B], from about `steps` network evaluations per image."""
-
-
-def data_std(given: float | None, *, latents: bool) -> float:
-    """sigma_data: as given, or the default of the space that the model works on."""
-    if given is not None:
-        return given
-    return LATENT_STD if latents else PIXEL_STD
+    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, options: Any, rng: Rng) -> Tensor:
+        """The bound in bits per dimension, [B]; `options.likelihood_steps` sets its cost."""
 
 
 class GuidableObjective(Config):
@@ -94,14 +90,14 @@ class SamplingBase(Config):
         "and not for one of latents.",
     )
 
-    def problems(self, objective: Config) -> list[str]:
-        """Conflicts of these options with this objective, one line each."""
+    def problems(self, objective: Config, *, latents: bool) -> list[str]:
+        """Conflicts of these options with this objective, of pixels or of latents, one line each."""
         return []
 
     @property
-    def bound_steps(self) -> int | None:
-        """Steps of the likelihood's bound, for a `BoundedObjective`; None where it is not asked for."""
-        return None
+    def measures_likelihood(self) -> bool:
+        """Whether the likelihood of a `BoundedObjective` is asked for."""
+        return False
 
 
 class GuidedSampling(SamplingBase):
@@ -114,6 +110,49 @@ class GuidedSampling(SamplingBase):
         description="Classifier-free guidance weight; 1 is the plain conditional model, any other value "
         "doubles the cost of a step.",
     )
+    guidance_interval: tuple[float, float] | None = Field(
+        None,
+        description="Noise levels sigma (of the noise over the image) above and up to which guidance acts "
+        "(Kynkäänniemi et al. 2024); outside, a step costs one evaluation. null: at all.",
+    )
+    guidance_rescale: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="How far guided predictions get the standard deviation of unguided ones (Lin et al. "
+        "2023, eq. 16): 0 not at all, 1 wholly.",
+    )
+    guide: Pretrained | None = Field(
+        None,
+        description="Autoguidance (Karras et al. 2024): guide away from this smaller or less trained "
+        "diffusion model of the same data instead of away from the null class.",
+    )
+    likelihood_steps: int | None = Field(
+        None,
+        ge=1,
+        description="bits_per_dim: steps of the differential equation that carries the likelihood from image "
+        "to noise, or timesteps per image of a variational bound; null does not measure it.",
+    )
+
+    @model_validator(mode="after")
+    def _guidance_makes_sense(self) -> Self:
+        given = [name for name in ("guidance_interval", "guidance_rescale", "guide") if getattr(self, name)]
+        if given and self.guidance == 1:
+            raise ValueError(
+                f"{given[0]}: has no effect with guidance=1; set guidance above 1, or leave it out"
+            )
+        if (
+            self.guidance_interval is not None
+            and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]
+        ):
+            low, high = self.guidance_interval
+            raise ValueError(f"guidance_interval: got {low:g} to {high:g}, which must rise from 0 or more")
+        return self
+
+    @property
+    def measures_likelihood(self) -> bool:
+        """If it has steps."""
+        return self.likelihood_steps is not None
 
 
 class ObjectiveConfig(Component, ABC):
@@ -121,6 +160,8 @@ class ObjectiveConfig(Component, ABC):
 
     Sampling: ClassVar[type[SamplingBase]]
     """The class of `model.sampling` with this objective."""
+    output_units: ClassVar[tuple[str, ...]] = ()
+    """The fields that give the network's output its meaning: outputs mix only between models that agree."""
 
     @abstractmethod
     def build(self, *, latents: bool = False) -> Objective:

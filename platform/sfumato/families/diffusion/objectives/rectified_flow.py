@@ -11,6 +11,7 @@ embedding was made for.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
@@ -21,11 +22,13 @@ from sfumato.core.batch import Batch
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
 from sfumato.families.diffusion.networks import predict
+from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import (
+    BoundedObjective,
     GuidableObjective,
     GuidedSampling,
-    Objective,
     ObjectiveConfig,
     SamplingBase,
 )
@@ -60,7 +63,7 @@ class RectifiedFlowSampling(GuidedSampling):
         return [self.shift * t / (1 + (self.shift - 1) * t) for t in even]
 
 
-class RectifiedFlowConfig(ObjectiveConfig, GuidableObjective):
+class RectifiedFlowConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
     """Straight paths; the network predicts the velocity."""
 
     Sampling: ClassVar[type[SamplingBase]] = RectifiedFlowSampling
@@ -81,15 +84,15 @@ class RectifiedFlowConfig(ObjectiveConfig, GuidableObjective):
 
     @classmethod
     def tiny_sampling(cls) -> RectifiedFlowSampling:
-        """3 steps, guided."""
-        return RectifiedFlowSampling(steps=3, guidance=1.5)
+        """3 steps, guided, and a likelihood."""
+        return RectifiedFlowSampling(steps=3, guidance=1.5, likelihood_steps=3)
 
     def build(self, *, latents: bool = False) -> RectifiedFlow:
         """The objective; it is the same for pixels and latents."""
         return RectifiedFlow(self)
 
 
-class RectifiedFlow(Objective):
+class RectifiedFlow(BoundedObjective):
     """Regression on the velocity, and the solvers of its flow."""
 
     phase = "flow"
@@ -122,7 +125,8 @@ class RectifiedFlow(Objective):
         """The solution of dx/dt = f(x, t) at t = 0."""
 
         def slope(x_NCHW: Tensor, t: float) -> Tensor:
-            velocity_NCHW = network(x_NCHW, torch.tensor(t * TIME_SCALE, device=x_NCHW.device))
+            sigma = t / (1 - t) if t < 1 else math.inf
+            velocity_NCHW = network(x_NCHW, torch.tensor(t * TIME_SCALE, device=x_NCHW.device), sigma)
             if not clip:
                 return velocity_NCHW
             # x_t - t f is the image that the path leads to; the clipped image's velocity leads there.
@@ -130,12 +134,25 @@ class RectifiedFlow(Objective):
 
         return integrate(options.sampler, slope, noise_NCHW, options.times())
 
+    def bits_per_dim(
+        self, network: Guided, x0_BCHW: Tensor, options: RectifiedFlowSampling, rng: Rng
+    ) -> Tensor:
+        """The likelihood of the flow, [B] (`flow_likelihood`): x_t / (1 - t) has the noise t / (1 - t)."""
+        assert options.likelihood_steps is not None, "asked for"
+
+        def image(x_BCHW: Tensor, sigma: float) -> Tensor:
+            t = sigma / (1 + sigma)
+            xt_BCHW = (1 - t) * x_BCHW
+            return xt_BCHW - t * network(xt_BCHW, torch.tensor(t * TIME_SCALE, device=x_BCHW.device))
+
+        return flow_bits(image, x0_BCHW, even_levels(options.likelihood_steps), rng)
+
     def _draw_times(self, rng: Rng) -> tuple[Tensor, Tensor]:
         """t [B], and the standard variable [B] that it is a rising function of."""
         if self._config.times == "uniform":
-            t_B = rng.uniform()
+            t_B = self._config.uniform(rng)
             return t_B, t_B
-        z_B = rng.normal()
+        z_B = self._config.normal(rng)
         return torch.sigmoid(self._config.logit_mean + self._config.logit_std * z_B), z_B
 
 

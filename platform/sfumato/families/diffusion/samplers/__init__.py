@@ -16,11 +16,14 @@ MAX_BETA = 0.999
 
 
 class NoiseLevels(NamedTuple):
-    """What a sampler needs to know of the model: its number of noise levels, schedule and prediction."""
+    """What a sampler needs to know of the model: its number of noise levels, schedule, prediction, whether
+    the last level is noise alone, and whether it predicts the variance of its steps."""
 
     timesteps: int
     schedule: Literal["linear", "cosine"]
     prediction: Literal["epsilon", "v"]
+    zero_terminal_snr: bool = False
+    learned_variance: bool = False
 
     def for_diffusers(self) -> dict[str, Any]:
         """The same as arguments of a diffusers scheduler."""
@@ -32,6 +35,7 @@ class NoiseLevels(NamedTuple):
             "beta_end": last,
             "prediction_type": "epsilon" if self.prediction == "epsilon" else "v_prediction",
             "timestep_spacing": "trailing",
+            **({"rescale_betas_zero_snr": True} if self.zero_terminal_snr else {}),
         }
 
 
@@ -51,7 +55,7 @@ SAMPLERS: Components[Sampler] = Components(
     "sfumato.families.diffusion.samplers",
     Sampler,
     default="ddim",
-    spelling={"dpmsolver": "dpmsolver++"},
+    spelling={"dpmsolver": "dpmsolver++", "sde_dpmsolver": "sde-dpmsolver++"},
 )
 
 

@@ -10,7 +10,7 @@ from sfumato.families.diffusion.samplers import NoiseLevels, Sampler
 
 
 class Ancestral(Sampler):
-    """Draws every step from the posterior, of the smaller of the paper's two variances."""
+    """Draws every step with the model's own variance or, if it has none, the smaller of the paper's two."""
 
     kind: Literal["ddpm"] = Field("ddpm", description="Selects ancestral sampling.")
 
@@ -18,7 +18,8 @@ class Ancestral(Sampler):
         """diffusers' `DDPMScheduler`."""
         from diffusers import DDPMScheduler  # takes seconds, so only when sampling
 
-        return DDPMScheduler(**levels.for_diffusers(), variance_type="fixed_small", clip_sample=clip)
+        variance = "learned_range" if levels.learned_variance else "fixed_small"
+        return DDPMScheduler(**levels.for_diffusers(), variance_type=variance, clip_sample=clip)
 
 
 COMPONENT = Ancestral

@@ -1,4 +1,4 @@
-"""The invertible networks: lists of levels, each of which transforms and splits off half as latents.
+"""The invertible networks: lists of levels; each transforms its input and splits off half as latents.
 
 A file here is a network: its configuration, a `NetworkConfig`, and the levels that it builds.
 """

@@ -17,7 +17,7 @@ class GlowConfig(NetworkConfig):
     """Glow (Kingma & Dhariwal 2018): a level squeezes, runs its steps, splits off half the channels."""
 
     kind: Literal["glow"] = Field("glow", description="Selects Glow.")
-    levels: int = Field(2, ge=1, description="L: levels, each of which halves the side.")
+    levels: int = Field(2, ge=1, description="L: the number of levels; each halves the side.")
     steps: int = Field(
         8, ge=1, description="K: steps of a level (actnorm, 1x1 convolution, affine coupling)."
     )

@@ -88,10 +88,10 @@ def side_problems(channels: Sequence[int], down: Sequence[int], data: DataSpec) 
         if side % (1 << doublings):
             most = (side & -side).bit_length() - 1
             near = max(1, round(side / (1 << doublings))) << doublings
-            mend = f"at most {most} entries" if most else f"a {name} of {near}"
+            fix = f"at most {most} entries" if most else f"a {name} of {near}"
             found.append(
                 f"model.network.channels: {doublings} entries double the side {doublings} times, which "
-                f"cannot give an image {name} of {side}; use {mend}"
+                f"cannot give an image {name} of {side}; use {fix}"
             )
     halvings = len(down)
     side = min(data.height, data.width)

@@ -110,7 +110,7 @@ class _Up(nn.Module):
 
 
 class DcganDiscriminator(DiscriminatorNet):
-    """A strided convolution for every halving; the last map, flattened, is what the score looks at."""
+    """A strided convolution for every halving; the score is computed from the last map, flattened."""
 
     def __init__(self, config: DcganConfig, data: DataSpec, *, classes: int, bias: bool) -> None:
         super().__init__()

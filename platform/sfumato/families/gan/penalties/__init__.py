@@ -38,6 +38,11 @@ class Penalty(Component, PenaltySchedule, ABC):
         return False
 
     @property
+    def float32(self) -> bool:
+        """Whether it calls the discriminator without autocast."""
+        return False
+
+    @property
     def factor(self) -> float:
         """The penalty's factor in the loss of a step: the weight, times the steps that it represents."""
         return self.every * self.weight

@@ -52,6 +52,11 @@ class R1(Penalty, R1Config):
         return self.estimator == "exact"
 
     @property
+    def float32(self) -> bool:
+        """If it is a difference of scores, which bfloat16 would round away."""
+        return self.estimator == "finite_difference"
+
+    @property
     def factor(self) -> float:
         """gamma / 2, times the steps that it represents (Karras et al. 2020, app. B)."""
         return self.every * self.weight / 2

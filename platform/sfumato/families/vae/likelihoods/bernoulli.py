@@ -39,7 +39,7 @@ class BernoulliConfig(LikelihoodConfig):
     kind: Literal["bernoulli"] = Field("bernoulli", description="Selects this likelihood.")
     binarization: Literal["dynamic", "threshold"] = Field(
         "dynamic",
-        description="What makes a grey pixel white: chance in proportion to its value, anew each time "
+        description="What makes a grey pixel white: chance in proportion to its value, drawn each time "
         "(Salakhutdinov & Murray 2008), or being above the middle.",
     )
 

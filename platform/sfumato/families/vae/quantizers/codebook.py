@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from sfumato.families.vae.quantizers import Quantized, Quantizer, QuantizerConfig
+from sfumato.layers.full_precision import full_precision
 
 
 class LearnedCodebook(QuantizerConfig):
@@ -48,7 +48,7 @@ class CodebookQuantizer(Quantizer):
 
     def forward(self, z_BChw: Tensor) -> Quantized:
         """Codes, and |sg(z) - e|^2 + commitment |z - sg(e)|^2 (van den Oord et al. 2017, eq. 3) per row."""
-        with torch.autocast(z_BChw.device.type, enabled=False):
+        with full_precision(self.codebook, z_BChw.device):
             z_BChw = z_BChw.float()
             straight, codes_Bhw, _ = self.codebook(z_BChw)
             e_BChw = self.vectors(codes_Bhw)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sfumato.families.vae.quantizers import Quantized, Quantizer, QuantizerConfig
+from sfumato.layers.full_precision import full_precision
 
 
 class ScalarQuantizer(QuantizerConfig):
@@ -52,7 +53,7 @@ class FsqQuantizer(Quantizer):
         self.rounding = FSQ(list(config.levels), dim=channels, channel_first=True)
 
     def forward(self, z_BChw: Tensor) -> Quantized:
-        with torch.autocast(z_BChw.device.type, enabled=False):
+        with full_precision(self.rounding, z_BChw.device):
             straight, codes_Bhw = self.rounding(z_BChw.float())
         return Quantized(straight, codes_Bhw.long(), z_BChw.new_zeros(len(z_BChw), dtype=torch.float32))
 

@@ -1,20 +1,8 @@
-"""What a stage does, a kind a file. A new kind is a new file and a line here."""
+"""What the stages of pipelines do: one file per kind, found by its name. Interface: `pipeline/stage.py`."""
 
 from __future__ import annotations
 
-from sfumato.runtime.pipeline.kinds.evaluate import EvaluateStage
-from sfumato.runtime.pipeline.kinds.gate import GateStage
-from sfumato.runtime.pipeline.kinds.pack import PackStage
-from sfumato.runtime.pipeline.kinds.precompute import PrecomputeStage
-from sfumato.runtime.pipeline.kinds.register import RegisterStage
-from sfumato.runtime.pipeline.kinds.stage import StageSettings
-from sfumato.runtime.pipeline.kinds.train import TrainStage
+from sfumato.core.finding import Folder
+from sfumato.runtime.pipeline.stage import StageSettings
 
-KINDS: dict[str, type[StageSettings]] = {
-    "pack": PackStage,
-    "train": TrainStage,
-    "precompute": PrecomputeStage,
-    "evaluate": EvaluateStage,
-    "gate": GateStage,
-    "register": RegisterStage,
-}
+KINDS: Folder[type[StageSettings]] = Folder("sfumato.runtime.pipeline.kinds", "COMPONENT", StageSettings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,10 +17,10 @@ from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.report import FILE, read_report
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands import stages
-from sfumato.runtime.pipeline.kinds.model import TrainedRun
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
+from sfumato.runtime.pipeline.trained_run import TrainedRun
 
 
 class EvaluateStage(StageSettings):
@@ -30,9 +31,24 @@ class EvaluateStage(StageSettings):
 
     kind: Literal["evaluate"]
     run: str = Field(min_length=1, description="A trained run: ${stage.run}, its name or folder.")
+    base: str | None = Field(
+        None, description="Where the base of an adapter is, if it is no longer where it was in training."
+    )
     set: dict[str, Any] = Field(
         {}, description="Fields of `evaluate:` to change, for example samples: 5000 or metrics: [precision]."
     )
+
+    @classmethod
+    def clashes(cls, stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        lines, first = [], dict[str, str]()
+        for name, content in stages.items():
+            other = first.setdefault(str(content.get("run")), name)
+            if other != name:
+                lines.append(
+                    f"stages.{name}: stage {other} evaluates the same run, which holds one evaluation; "
+                    "make them one stage"
+                )
+        return lines
 
     def check(self, place: PipelinePlace) -> None:
         try:
@@ -68,7 +84,7 @@ class EvaluateStage(StageSettings):
                 folder.forget_stage("evaluate")
                 shutil.rmtree(folder.path / "evaluation", ignore_errors=True)
             with stages.cluster_to_evaluate(session):
-                result = stages.evaluate(session)
+                result = stages.evaluate(session, work.place.found(self.base))
         report = folder.path / "evaluation"
         return {
             "report": str(report),
@@ -93,3 +109,6 @@ def _figures(folder: Path) -> str:
     """A digest of what was measured, on what and how; not of how long it took."""
     report = read_report(folder)
     return digest([dict(report.metrics), report.samples, report.reference_digest, report.source_digest])
+
+
+COMPONENT = EvaluateStage

@@ -9,12 +9,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from sfumato.errors import CheckpointError, ConfigError, SfumatoError
+from sfumato.evaluation import weakness
+from sfumato.evaluation.metrics.likelihood import TRAINING
 from sfumato.evaluation.report import EvaluationReport, read_report
 from sfumato.runtime.commands.evaluate import comparable
 from sfumato.runtime.pipeline.conditions import Condition
-from sfumato.runtime.pipeline.kinds.model import model_digest
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import PipelinePlace
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
+from sfumato.runtime.pipeline.trained_run import model_digest
 from sfumato.tracking.champion import CHALLENGER, CHAMPION, Champion, champion_of
 from sfumato.tracking.config import TrackingSettings
 
@@ -24,11 +26,11 @@ class GateClosed(SfumatoError):
 
 
 class GateStage(StageSettings):
-    """Let a model pass that meets all of `require`; otherwise the stage fails, and what needs it is not run.
+    """Pass a model that meets all of `require`; otherwise fail, so that stages that need it do not run.
 
     Gives `name` (the registered model) and `alias`: the first model to pass is champion. A later one becomes
-    champion where it is better than the present one in every metric of `better`, by more than the confidence
-    intervals of the two; else it is challenger.
+    champion if it is better than the present one in every metric of `better`, by more than the two confidence
+    intervals; otherwise it is challenger.
     """
 
     GIVES: ClassVar[tuple[str, ...]] = ("name", "alias")
@@ -38,7 +40,7 @@ class GateStage(StageSettings):
     model: str = Field(min_length=1, description="The model folder that was measured: ${stage.model}.")
     name: str = Field(min_length=1, description="The registered model whose champion it is compared with.")
     require: tuple[str, ...] = Field(
-        (), description="Conditions such as `fd_classifier < 1.0`; operators < <= > >=. All have to hold."
+        (), description="Conditions such as `fd_classifier < 1.0`, with < <= > >=; all must hold."
     )
     better: tuple[str, ...] = Field(
         (), description="Metrics in which a new champion has to be better; without any, none is replaced."
@@ -54,12 +56,14 @@ class GateStage(StageSettings):
     def identity(self, place: PipelinePlace) -> dict[str, Any]:
         report = read_report(Path(self.report))
         champion = self._champion(place)
+        weak = sorted(report.metrics.keys() - report.fit.keys())
         return {
             "model": self._digest(),
             "metrics": dict(report.metrics),
             "comparable": comparable(report),
             "settings": [self.name, self.require, self.better],
             "champion": None if champion is None else champion.version,
+            **({"weak": weak} if weak else {}),
         }
 
     def in_place(self, outputs: Outputs, place: PipelinePlace) -> bool:
@@ -97,14 +101,22 @@ class GateStage(StageSettings):
             if name not in report.metrics:
                 known = ", ".join(report.metrics)
                 raise ConfigError(f"gate on {name!r}, which was not measured; the report has {known}")
+            if report.details.get(name, {}).get("on") == TRAINING:
+                raise ConfigError(
+                    f"gate on {name!r}, which is of {TRAINING} and favours a model that has learned them by "
+                    f"heart: evaluate with evaluate.likelihood_on, and require bits_per_dim"
+                )
+            if name not in report.fit:
+                fix = "evaluate with other evaluate.features or more samples"
+                raise ConfigError(weakness.refusal("gate", name, report.marks[name], fix=fix))
         if missing := [name for name in self.better if name not in report.intervals]:
             raise ConfigError(
-                f"better: {missing[0]} has no confidence interval in the report, so no difference is told "
-                "from chance; evaluate with evaluate.interval.enabled, or leave it out"
+                f"better: {missing[0]} has no confidence interval in the report, so a difference could be "
+                "chance; evaluate with evaluate.interval.enabled, or leave it out"
             )
 
     def _champion(self, place: PipelinePlace) -> Champion | None:
-        """The champion of now; None where there is none, or the model is the champion itself."""
+        """The present champion; None if there is none, or the model is the champion itself."""
         found = champion_of(place.tracking or TrackingSettings(), self.name, root=place.root)
         return None if found is None or found.digest == self._digest() else found
 
@@ -144,3 +156,6 @@ def _interval(report: EvaluationReport, metric: str) -> tuple[float, float]:
 
 def _text(interval: tuple[float, float]) -> str:
     return f"({interval[0]:.4g} to {interval[1]:.4g})"
+
+
+COMPONENT = GateStage

@@ -12,11 +12,12 @@ from sfumato.data.format.faults import OnError
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing import pack as packing
 from sfumato.data.packing.layout import TRAIN, VAL
-from sfumato.data.packing.sources import SourceSettings
-from sfumato.data.packing.sources.files import state
+from sfumato.data.packing.source import SourceConfig
+from sfumato.data.packing.source_files import state
+from sfumato.data.packing.sources import SOURCES
 from sfumato.errors import ConfigError, DataError
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import PipelinePlace
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
 
 
 class PackStage(StageSettings):
@@ -25,8 +26,8 @@ class PackStage(StageSettings):
     GIVES: ClassVar[tuple[str, ...]] = ("data", "val")
 
     kind: Literal["pack"]
-    source: Annotated[SourceSettings, Field(discriminator="kind")] = Field(
-        description="What to pack, as `data.source` of a recipe says it."
+    source: Annotated[SourceConfig, SOURCES] = Field(
+        description="What to pack, as in `data.source` of a recipe."
     )
     dest: str = Field(min_length=1, description="Folder of the data set.")
     on_error: OnError = Field("fail", description="What to do with an image that cannot be used.")
@@ -75,13 +76,14 @@ class PackStage(StageSettings):
             max_errors=self.max_errors,
             shard_size=self.shard_size,
             progress=work.display.update,
+            note=work.display.note,
         )
         for fault in report.skipped:
             work.display.note(f"skipped {fault}")
         work.display.done(f"{report.manifest.samples:,} images in {data}")
         return _outputs(data, adopted=False)
 
-    def _source(self, place: PipelinePlace) -> SourceSettings:
+    def _source(self, place: PipelinePlace) -> SourceConfig:
         path = getattr(self.source, "path", None)
         if path is None:
             return self.source
@@ -102,8 +104,8 @@ def _digest_at(data: str) -> str | None:
     return Manifest.load(data).digest if Manifest.exists(data) else None
 
 
-def _files(source: SourceSettings) -> str | None:
-    """Changes when a file of the source is added, removed or written again; None where it has no files."""
+def _files(source: SourceConfig) -> str | None:
+    """Changes when a file of the source is added, removed or rewritten; None if it has no files."""
     text = getattr(source, "path", None)
     if text is None:
         return None
@@ -114,3 +116,6 @@ def _files(source: SourceSettings) -> str | None:
         return state(path)
     found = sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
     return digest([[os.path.relpath(file, path), state(Path(file))] for file in found])
+
+
+COMPONENT = PackStage

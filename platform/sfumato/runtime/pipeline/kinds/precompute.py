@@ -12,9 +12,9 @@ from sfumato.core.first_stage import CODES, LATENT_MEAN, FirstStageConfig
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, DataError
 from sfumato.runtime.commands import precompute as encoding
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
 from sfumato.runtime.runs import first_stage
 
 
@@ -29,7 +29,7 @@ class PrecomputeStage(StageSettings):
     )
     data: str = Field(min_length=1, description="The data set to encode: ${stage.data}, or its folder.")
     dest: str = Field(min_length=1, description="Folder of the new data set.")
-    arrays: encoding.Kind = Field("auto", description="latents, codes, or auto: codes if it has any.")
+    arrays: encoding.Kind = Field("auto", description="latents, codes, or auto: codes if there are any.")
     actors: int = Field(1, ge=1, description="How many shards are encoded in parallel.")
     cpus_per_actor: float = Field(1.0, ge=0.1, description="CPUs of each actor.")
     gpus_per_actor: float = Field(0.0, ge=0, description="GPUs of each actor; a fraction shares one.")
@@ -81,10 +81,10 @@ class PrecomputeStage(StageSettings):
         return _outputs(dest)
 
     def _encoder(self, place: PipelinePlace) -> FirstStageConfig:
-        return first_stage.look_up(FirstStageConfig(run=self.encoder), place.root)
+        return first_stage.named(self.encoder, place.root)
 
     def _made(self, there: Manifest, place: PipelinePlace) -> bool:
-        """Whether a data set is what this stage would make."""
+        """Whether a data set is the one that this stage would make."""
         wanted = self.identity(place)
         made = {info.encoder for name, info in there.columns.items() if name in self._columns()}
         encoders = [there.encoders[name] for name in made if name is not None]
@@ -103,3 +103,6 @@ def _outputs(dest: Path) -> Outputs:
         "samples": manifest.samples,
         "bytes": manifest.bytes,
     }
+
+
+COMPONENT = PrecomputeStage

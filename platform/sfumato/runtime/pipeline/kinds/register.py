@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from sfumato.runtime.commands import stages
-from sfumato.runtime.pipeline.kinds.model import TrainedRun
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work, digest
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
+from sfumato.runtime.pipeline.trained_run import TrainedRun
 from sfumato.tracking.champion import has_version, set_alias
 from sfumato.tracking.config import TrackingSettings
 
@@ -30,6 +30,10 @@ class RegisterStage(StageSettings):
         None, pattern=r"^[A-Za-z0-9_$<>{}.\-]+$", description="Alias of the new version: ${gate.alias}."
     )
 
+    base: str | None = Field(
+        None, description="Where the base of an adapter is, if it is no longer where it was in training."
+    )
+
     def identity(self, place: PipelinePlace) -> dict[str, Any]:
         trained = self._trained(place)
         name = trained.recipe.registry.name or trained.recipe.name
@@ -47,7 +51,7 @@ class RegisterStage(StageSettings):
         with trained.session(work) as session:
             if work.again:
                 session.folder.forget_stage("register")
-            result = stages.register(session)
+            result = stages.register(session, work.place.found(self.base))
         name, version = str(result["name"]), str(result["version"])
         if self.alias is not None:
             replaced = set_alias(session.recipe.tracking, name, self.alias, version, root=work.place.root)
@@ -66,3 +70,6 @@ class RegisterStage(StageSettings):
         if self.name is not None:
             changes["registry.name"] = self.name
         return TrainedRun.of(self.run, changes, place)
+
+
+COMPONENT = RegisterStage

@@ -12,10 +12,10 @@ from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands import stages
-from sfumato.runtime.pipeline.kinds.model import model_digest
-from sfumato.runtime.pipeline.kinds.stage import Outputs, StageSettings, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
+from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
+from sfumato.runtime.pipeline.trained_run import model_digest
 from sfumato.runtime.runs import pretrained
 from sfumato.runtime.runs.session import absolute, open_session
 
@@ -38,12 +38,12 @@ class TrainStage(StageSettings):
         recipe.check()
         if place.tracking is None and recipe.tracking.uri is not None:
             raise ConfigError(
-                f"{self.recipe} has tracking.uri: let the pipeline have `tracking:` as well, so that its "
-                "run and those of its stages are in one store"
+                f"{self.recipe} has tracking.uri: set `tracking:` of the pipeline, too, so that its run "
+                "and those of its stages are in one store"
             )
 
     def identity(self, place: PipelinePlace) -> dict[str, Any] | None:
-        """The recipe's identity and the digests of its data; not known as long as that is not packed."""
+        """The recipe's identity and the digests of its data; unknown until the data is packed."""
         recipe = self._resolved(place)
         sets = [recipe.data.path, *(other.path for other in recipe.data.mix)]
         if not Manifest.exists(sets[0]):
@@ -86,3 +86,6 @@ class TrainStage(StageSettings):
 
     def _resolved(self, place: PipelinePlace) -> Recipe:
         return pretrained.resolved(absolute(self._recipe(place), place.root), place.root)
+
+
+COMPONENT = TrainStage

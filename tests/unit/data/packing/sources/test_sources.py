@@ -21,7 +21,8 @@ from sfumato.data.format import index
 from sfumato.data.format.images import decoded
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing.pack import pack
-from sfumato.data.packing.sources import SourceSettings, kind_of, source_named
+from sfumato.data.packing.recognition import kind_of, source_named
+from sfumato.data.packing.source import SourceConfig
 from sfumato.data.packing.sources.folder import FolderSource
 from sfumato.data.packing.sources.huggingface import HuggingFaceSource
 from sfumato.data.packing.sources.idx import IdxSource
@@ -252,23 +253,23 @@ def test_another_web_data_set_is_sharded_anew_byte_for_byte(tmp_path: Path) -> N
     }
 
 
-def text(name: str, content: str) -> Callable[[Path], SourceSettings]:
-    def make(folder: Path) -> SourceSettings:
+def text(name: str, content: str) -> Callable[[Path], SourceConfig]:
+    def make(folder: Path) -> SourceConfig:
         (folder / name).write_text(content)
         return source_named(str(folder / name))
 
     return make
 
 
-def idx_bytes(content: bytes) -> Callable[[Path], SourceSettings]:
-    def make(folder: Path) -> SourceSettings:
+def idx_bytes(content: bytes) -> Callable[[Path], SourceConfig]:
+    def make(folder: Path) -> SourceConfig:
         (folder / "x-idx3-ubyte").write_bytes(content)
         return IdxSource(path=str(folder / "x-idx3-ubyte"))
 
     return make
 
 
-BAD: dict[str, tuple[Callable[[Path], SourceSettings], str]] = {
+BAD: dict[str, tuple[Callable[[Path], SourceConfig], str]] = {
     "idx magic": (idx_bytes(b"hello world"), "not an IDX file"),
     "idx type": (idx_bytes(struct.pack(">BBBB3I", 0, 0, 0x0D, 3, 1, 2, 2)), "type 0x0d"),
     "idx short": (idx_bytes(idx(GREY)[:-5]), "truncated: 355 bytes where its header says 360"),

@@ -13,8 +13,8 @@ from PIL import Image
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import DataError
 from sfumato.runtime.pipeline.kinds.pack import PackStage
-from sfumato.runtime.pipeline.kinds.stage import Outputs, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
+from sfumato.runtime.pipeline.stage import Outputs, Work
 from sfumato.runtime.runs.display import Display
 
 

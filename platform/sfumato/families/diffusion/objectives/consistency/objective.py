@@ -7,7 +7,8 @@ The consistency function is preconditioned so that f(x, sigma_min) = x (Song et 
     c_out  = sigma_data (sigma - sigma_min) / sqrt(sigma^2 + sigma_data^2)
     c_in   = 1 / sqrt(sigma^2 + sigma_data^2),    c_noise = 250 ln(sigma)
 
-Neighbouring noise levels of one noisy image are to give the same answer (algorithm 3):
+Neighbouring noise levels of one noisy image are to give the same answer (algorithm 3), under the same dropout
+mask (`karras_diffusion.py` of the authors):
 
     L = E  w_i d( f(x + sigma_{i+1} z, sigma_{i+1}),  f_teacher(x + sigma_i z, sigma_i) )
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -28,18 +29,27 @@ from torch import Tensor
 
 from sfumato.core.batch import Batch
 from sfumato.core.config import Config
+from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import EmaOf, LossOut, Nets
 from sfumato.core.progress import Progress
-from sfumato.core.rng import Rng, SampleRng
+from sfumato.core.rng import Rng, SampleRng, repeatable
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.noise_levels import karras_sigmas
-from sfumato.families.diffusion.objectives import (
+from sfumato.families.diffusion.noise_draws import NoiseDraws
+from sfumato.families.diffusion.noise_levels import (
+    IN_PROPORTION,
     LATENT_STD,
     PIXEL_STD,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    data_std,
+    karras_sigmas,
+    noise_scale,
+    sigma_range,
+)
+from sfumato.families.diffusion.objectives import (
     Objective,
     ObjectiveConfig,
     SamplingBase,
-    data_std,
 )
 from sfumato.families.diffusion.objectives.consistency.curriculum import Curriculum
 
@@ -49,6 +59,7 @@ if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Guided, LabelDropout
 
 HUBER_PER_ROOT_DIMENSION = 0.00054
+P_MEAN = -1.1
 TIME_SCALE = 250.0
 
 
@@ -74,17 +85,18 @@ class ConsistencySampling(SamplingBase):
             raise ValueError("sigmas: must fall from each to the next")
         return self
 
-    def problems(self, objective: Config) -> list[str]:
+    def problems(self, objective: Config, *, latents: bool) -> list[str]:
         """Noise levels that the model was not trained for."""
         assert isinstance(objective, ConsistencyConfig)
-        low, high = objective.sigma_min, objective.sigma_max
+        scale = noise_scale(data_std(objective.sigma_data, latents=latents), latents=latents)
+        low, high = sigma_range(objective.sigma_min, objective.sigma_max, scale)
         bad = [sigma for sigma in self.sigmas or () if not low < sigma < high]
         if not bad:
             return []
         return [f"model.sampling.sigmas: {bad[0]:g} is not between {low:g} and {high:g} (objective.sigma_*)"]
 
 
-class ConsistencyConfig(ObjectiveConfig):
+class ConsistencyConfig(ObjectiveConfig, NoiseDraws):
     """Consistency training from scratch."""
 
     Sampling: ClassVar[type[SamplingBase]] = ConsistencySampling
@@ -95,14 +107,28 @@ class ConsistencyConfig(ObjectiveConfig):
         description="Standard deviation of the data in [-1, 1], or of the scaled latents; null means "
         f"{PIXEL_STD} for a model of pixels and {LATENT_STD} for one of latents.",
     )
-    sigma_min: float = Field(0.002, gt=0, description="Noise level at which the model returns its input.")
-    sigma_max: float = Field(80.0, gt=0, description="Noise level from which one step leads to an image.")
+    sigma_min: Annotated[float | None, Before(2, SIGMA_MIN)] = Field(
+        None,
+        gt=0,
+        description=f"Noise level at which the model returns its input; null means {SIGMA_MIN} "
+        f"{IN_PROPORTION}.",
+    )
+    sigma_max: Annotated[float | None, Before(2, SIGMA_MAX)] = Field(
+        None,
+        gt=0,
+        description=f"Noise level from which one step leads to an image; null means {SIGMA_MAX:g} "
+        f"{IN_PROPORTION}.",
+    )
     rho: float = Field(7.0, ge=1, description="Spacing of the noise levels (Karras et al. 2022, eq. 5).")
     curriculum: Curriculum = Field(Curriculum(), description="Number of noise levels against images.")
     noise: Literal["lognormal", "uniform"] = Field(
         "lognormal", description="How a pair of neighbouring noise levels is chosen."
     )
-    p_mean: float = Field(-1.1, description="Mean of ln sigma, for lognormal noise.")
+    p_mean: Annotated[float | None, Before(2, P_MEAN)] = Field(
+        None,
+        description=f"Mean of ln sigma, for lognormal noise; null means {P_MEAN}, and on latents "
+        f"{P_MEAN} + ln(sigma_data / {PIXEL_STD}).",
+    )
     p_std: float = Field(2.0, gt=0, description="Standard deviation of ln sigma, for lognormal noise.")
     distance: Literal["pseudo_huber", "l2"] = Field(
         "pseudo_huber", description="d: sqrt(||a - b||^2 + c^2) - c, or ||a - b||^2."
@@ -125,9 +151,10 @@ class ConsistencyConfig(ObjectiveConfig):
 
     @model_validator(mode="after")
     def _make_sense(self) -> Self:
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min: {self.sigma_min:g} is not below sigma_max={self.sigma_max:g}")
-        if self.noise == "uniform" and (self.p_mean, self.p_std) != (-1.1, 2.0):
+        low, high = sigma_range(self.sigma_min, self.sigma_max)
+        if low >= high:
+            raise ValueError(f"sigma_min: {low:g} is not below sigma_max={high:g}")
+        if self.noise == "uniform" and (self.p_mean not in (None, P_MEAN) or self.p_std != 2.0):
             raise ValueError("p_mean and p_std have no effect with noise=uniform; leave them out")
         if self.distance == "l2" and self.huber is not None:
             raise ValueError("huber: has no effect with distance=l2; leave it out")
@@ -152,10 +179,16 @@ class Consistency(Objective):
     """The consistency loss, its teacher, and sampling in one step or several."""
 
     phase = "consistency"
+    float32 = (
+        True  # of the difference of two neighbouring levels, bf16 rounds 20 % at 81 levels, more at 1,281
+    )
 
     def __init__(self, config: ConsistencyConfig, *, latents: bool = False) -> None:
         self._config = config
         self._sigma_data = data_std(config.sigma_data, latents=latents)
+        scale = noise_scale(self._sigma_data, latents=latents)
+        self._least, self._most = sigma_range(config.sigma_min, config.sigma_max, scale)
+        self._p_mean = P_MEAN + math.log(scale) if config.p_mean is None else config.p_mean
         self._levels: tuple[int, Tensor, Tensor] | None = None
 
     def teachers(self) -> Mapping[str, EmaOf]:
@@ -165,14 +198,15 @@ class Consistency(Objective):
             "teacher": EmaOf(
                 source="network",
                 decay=lambda progress: config.curriculum.teacher_decay(config.teacher_decay, progress),
+                train_mode=True,
             )
         }
 
     def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
-        """Weighted distance of student and teacher at two neighbouring noise levels."""
+        """Weighted distance of student and teacher at two neighbouring noise levels, with one dropout."""
         x_BCHW = batch["image"]
         sigmas_N, cumulative_N = self.levels(self._config.curriculum.levels(progress))
-        index_B = torch.searchsorted(cumulative_N, rng.uniform().cpu().double(), right=True)
+        index_B = torch.searchsorted(cumulative_N, self._config.uniform(rng).cpu().double(), right=True)
         low_B, high_B = (sigmas_N[index_B + up].float().to(x_BCHW.device) for up in (0, 1))
         noise_BCHW = rng.normal(*x_BCHW.shape[1:])
         label_B = labels.draw(batch, rng)
@@ -183,7 +217,7 @@ class Consistency(Objective):
 
             return self.consistency(output, x_BCHW + sigma_B.view(-1, 1, 1, 1) * noise_BCHW, sigma_B)
 
-        with torch.no_grad():
+        with torch.no_grad(), repeatable(x_BCHW.device):
             wanted_BCHW = answer("teacher", low_B)
         distance_B = self.distance(answer("network", high_B), wanted_BCHW)
         loss_B = distance_B / (high_B - low_B) if self._config.weight == "inverse_gap" else distance_B
@@ -201,18 +235,17 @@ class Consistency(Objective):
             found_NCHW = self.consistency(network, x_NCHW, sigma_N)
             return found_NCHW.clamp(-1, 1) if clip else found_NCHW
 
-        least = self._config.sigma_min
-        x_NCHW = answer(noise_NCHW * self._config.sigma_max, self._config.sigma_max)
+        x_NCHW = answer(noise_NCHW * self._most, self._most)
         for sigma in self.later_sigmas(options):
             fresh_NCHW = rng.normal(*x_NCHW.shape[1:]).to(x_NCHW.device)
-            x_NCHW = answer(x_NCHW + math.sqrt(sigma**2 - least**2) * fresh_NCHW, sigma)
+            x_NCHW = answer(x_NCHW + math.sqrt(sigma**2 - self._least**2) * fresh_NCHW, sigma)
         return x_NCHW
 
     def consistency(
         self, output: Callable[[Tensor, Tensor], Tensor], x_BCHW: Tensor, sigma_B: Tensor
     ) -> Tensor:
         """f(x, sigma), [B, C, H, W], where `output` is the raw network F."""
-        data, least = self._sigma_data, self._config.sigma_min
+        data, least = self._sigma_data, self._least
         sigma = sigma_B.view(-1, 1, 1, 1)
         skip = data**2 / ((sigma - least).square() + data**2)
         root = (sigma.square() + data**2).sqrt()
@@ -251,11 +284,10 @@ class Consistency(Objective):
         if config.noise == "uniform":
             weight = torch.ones(number - 1, dtype=torch.float64)
         else:
-            weight = torch.erf((sigmas_N.log() - config.p_mean) / (math.sqrt(2) * config.p_std)).diff()
+            weight = torch.erf((sigmas_N.log() - self._p_mean) / (math.sqrt(2) * config.p_std)).diff()
         cumulative = weight.cumsum(0) / weight.sum()
         cumulative[-1] = 1.0  # a uniform number is below one: rounding must not open an index beyond the last
         return sigmas_N, cumulative
 
     def _karras(self, number: int) -> list[float]:
-        config = self._config
-        return karras_sigmas(number, sigma_min=config.sigma_min, sigma_max=config.sigma_max, rho=config.rho)
+        return karras_sigmas(number, sigma_min=self._least, sigma_max=self._most, rho=self._config.rho)

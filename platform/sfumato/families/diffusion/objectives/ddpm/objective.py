@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from sfumato.core.batch import Batch
 from sfumato.core.config import Config
+from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
+from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import (
     BoundedObjective,
     GuidableObjective,
@@ -19,11 +24,15 @@ from sfumato.families.diffusion.objectives import (
     ObjectiveConfig,
     SamplingBase,
 )
-from sfumato.families.diffusion.objectives.ddpm.bound import bound_bits
-from sfumato.families.diffusion.objectives.ddpm.loss import denoising_loss
+from sfumato.families.diffusion.objectives.ddpm.bound import Prediction, bound_bits
+from sfumato.families.diffusion.objectives.ddpm.loss import DenoisingLoss
 from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
+from sfumato.families.diffusion.objectives.ddpm.target import Target
 from sfumato.families.diffusion.samplers import SAMPLERS, NoiseLevels, Sampler
 from sfumato.families.diffusion.samplers.ddim import Ddim
+from sfumato.families.diffusion.samplers.dpmsolver import DpmSolver
+from sfumato.families.diffusion.weightings import WEIGHTINGS, Weighting
+from sfumato.families.diffusion.weightings.plain import Plain
 
 if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Guided, LabelDropout
@@ -32,18 +41,16 @@ if TYPE_CHECKING:
 class DDPMSampling(GuidedSampling):
     """How images are drawn; `sfumato sample` may change any of it."""
 
-    sampler: Annotated[Sampler, SAMPLERS] = Field(
-        Ddim(),
-        description="ddpm: ancestral (Ho et al. 2020); ddim (Song et al. 2021); dpmsolver++: second-order "
-        "multistep (Lu et al. 2022).",
+    sampler: Annotated[Sampler, SAMPLERS, Before(2, Ddim())] = Field(
+        DpmSolver(),
+        description="ddpm: ancestral (Ho et al. 2020); ddim (Song et al. 2021); dpmsolver++ and "
+        "sde-dpmsolver++: multistep, deterministic or not (Lu et al. 2022); unipc (Zhao et al. 2023).",
     )
     eta: float = Field(0.0, ge=0, le=1, description="Noise of ddim: 0 is deterministic, 1 is like ddpm.")
-
-    likelihood_steps: int | None = Field(
-        None,
-        ge=1,
-        description="bits_per_dim: timesteps per image where the variational bound is evaluated; null does "
-        "not measure it.",
+    likelihood: Literal["bound", "flow"] = Field(
+        "bound",
+        description="bits_per_dim: the variational bound (Ho et al. 2020, eq. 5), or the likelihood of the "
+        "probability flow (Song et al. 2021, eq. 39), which compares with that of edm and rectified_flow.",
     )
 
     @model_validator(mode="after")
@@ -54,12 +61,7 @@ class DDPMSampling(GuidedSampling):
             )
         return self
 
-    @property
-    def bound_steps(self) -> int | None:
-        """As set."""
-        return self.likelihood_steps
-
-    def problems(self, objective: Config) -> list[str]:
+    def problems(self, objective: Config, *, latents: bool) -> list[str]:
         """More steps than there are noise levels."""
         assert isinstance(objective, DDPMConfig)
         most = objective.timesteps
@@ -68,10 +70,11 @@ class DDPMSampling(GuidedSampling):
         return [f"model.sampling.steps: got {self.steps}, the most is {most} (objective.timesteps)"]
 
 
-class DDPMConfig(ObjectiveConfig, GuidableObjective):
+class DDPMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
     """Discrete noise levels; the network predicts the noise or v."""
 
     Sampling: ClassVar[type[SamplingBase]] = DDPMSampling
+    output_units: ClassVar[tuple[str, ...]] = ("prediction", "schedule", "timesteps")
     kind: Literal["ddpm"] = Field("ddpm", description="Selects this objective.")
     prediction: Literal["epsilon", "v"] = Field(
         "v", description="Target: the noise (Ho et al. 2020) or v (Salimans & Ho 2022)."
@@ -81,11 +84,56 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective):
         description="Noise schedule: linear betas (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021).",
     )
     timesteps: int = Field(1000, ge=2, description="T, the number of noise levels.")
+    weighting: Annotated[Weighting, WEIGHTINGS] = Field(
+        Plain(),
+        description="Weight of the loss by noise level: plain; min_snr (Hang et al. 2023); p2 (Choi et al. "
+        "2022).",
+    )
+    zero_terminal_snr: bool = Field(
+        False,
+        description="Rescale the schedule so that the last noise level is noise alone, where sampling starts "
+        "(Lin et al. 2023); needs prediction=v.",
+    )
+    variance: Literal["fixed", "learned"] = Field(
+        "fixed",
+        description="Variance of the reverse steps: fixed, or learned by twice as many outputs (Nichol & "
+        "Dhariwal 2021), which the sampler ddpm and the bound on the likelihood use.",
+    )
+    bound_weight: float = Field(
+        1e-3,
+        gt=0,
+        description="Weight of the variational bound, in bits per dimension, in the loss of a learned "
+        "variance (lambda of L_hybrid).",
+    )
+
+    @model_validator(mode="after")
+    def _make_sense(self) -> Self:
+        if self.bound_weight != 1e-3 and self.variance == "fixed":
+            raise ValueError("bound_weight: has no effect with variance=fixed; leave it out")
+        if not self.zero_terminal_snr:
+            return self
+        if self.prediction == "epsilon":
+            raise ValueError(
+                "zero_terminal_snr: the noise of an image that is noise alone says nothing of the image; use "
+                "prediction=v"
+            )
+        if not self.weighting.weight(torch.zeros(1), torch.ones(1)).item():
+            raise ValueError(
+                f"zero_terminal_snr: weighting={self.weighting.kind} gives the last noise level no weight; "
+                "use weighting=plain"
+            )
+        return self
 
     @property
     def levels(self) -> NoiseLevels:
         """What a sampler needs to know."""
-        return NoiseLevels(self.timesteps, self.schedule, self.prediction)
+        return NoiseLevels(
+            self.timesteps,
+            self.schedule,
+            self.prediction,
+            self.zero_terminal_snr,
+            self.variance == "learned",
+        )
 
     @classmethod
     def tiny(cls) -> Self:
@@ -98,8 +146,8 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective):
         return DDPMSampling(steps=3, guidance=1.5, likelihood_steps=4)
 
     def build(self, *, latents: bool = False) -> DDPM:
-        """The objective; it is the same for pixels and latents."""
-        return DDPM(self)
+        """The objective of a model of pixels, or of latents."""
+        return DDPM(self, latents=latents)
 
 
 class DDPM(BoundedObjective):
@@ -107,33 +155,49 @@ class DDPM(BoundedObjective):
 
     phase = "denoise"
 
-    def __init__(self, config: DDPMConfig) -> None:
+    def __init__(self, config: DDPMConfig, *, latents: bool = False) -> None:
         self._config = config
-        self._schedule = NoiseSchedule(config.schedule, config.timesteps)
+        self._schedule = NoiseSchedule(
+            config.schedule, config.timesteps, zero_terminal_snr=config.zero_terminal_snr
+        )
+        self.outputs = 2 if config.variance == "learned" else 1
+        self._target = Target(config.prediction, self._schedule)
+        self._loss = DenoisingLoss(
+            self._target,
+            config.weighting,
+            config,
+            bound_weight=config.bound_weight if config.variance == "learned" else None,
+            eight_bit=not latents,
+        )
 
     def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
-        """See `ddpm_loss`."""
-        return denoising_loss(
-            nets["network"],
-            batch,
-            rng,
-            schedule=self._schedule,
-            prediction=self._config.prediction,
-            labels=labels,
-        )
+        """See `loss`."""
+        return self._loss(nets["network"], batch, labels, rng)
 
-    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, steps: int, rng: Rng) -> Tensor:
-        """The variational bound, [B]; see `ddpm_bound`. Predicted images are clipped to [-1, 1]."""
-        to_image = (
-            self._schedule.x0_from_epsilon
-            if self._config.prediction == "epsilon"
-            else self._schedule.x0_from_velocity
-        )
+    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, options: DDPMSampling, rng: Rng) -> Tensor:
+        """The bound that the options name, [B]; see `bound` and `flow_likelihood`.
 
-        def denoise(xt_BCHW: Tensor, t_B: Tensor) -> Tensor:
-            return to_image(xt_BCHW, network(xt_BCHW, t_B), t_B).clamp(-1, 1)
+        The variational one clips predicted images to [-1, 1]. Its reverse steps have the learned variance or
+        beta_t, of the two of Ho et al. (sec. 3.2) the one whose bound is tighter, and the last one that of
+        the posterior at their t = 2, as in the authors' code.
+        """
+        steps = options.likelihood_steps
+        assert steps is not None, "asked for"
+        if options.likelihood == "flow":
+            sigmas = self._schedule.sigmas_near(even_levels(steps))
 
-        return bound_bits(denoise, x0_BCHW, self._schedule, steps, rng)
+            def image(x_BCHW: Tensor, sigma: float) -> Tensor:
+                t_B = torch.full((len(x_BCHW),), sigmas[sigma], device=x_BCHW.device)
+                xt_BCHW = x_BCHW / math.sqrt(1 + sigma**2)
+                return self._target.image(network(xt_BCHW, t_B), xt_BCHW, t_B)
+
+            return flow_bits(image, x0_BCHW, list(sigmas), rng)
+
+        def reverse(xt_BCHW: Tensor, t_B: Tensor) -> Prediction:
+            found = self._target.read(network(xt_BCHW, t_B), xt_BCHW, t_B)
+            return found._replace(image=found.image.clamp(-1, 1))
+
+        return bound_bits(reverse, x0_BCHW, self._schedule, steps, rng)
 
     def sample(
         self, network: Guided, noise_NCHW: Tensor, options: DDPMSampling, rng: SampleRng, *, clip: bool
@@ -149,8 +213,9 @@ class DDPM(BoundedObjective):
             generators=rng.generators,
             eta=options.eta,
             labels=network.labels_N,
-            guidance=network.weight,
+            guidance=network.guidance,
             null_class=network.null_class,
+            worse=network.worse,
         )
 
     def diffusers_scheduler(self, options: DDPMSampling, *, clip: bool) -> Any:

@@ -11,7 +11,8 @@ Timesteps count from 0 to T - 1, as in diffusers; the papers' t is one more.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,13 +35,39 @@ def cosine_betas(timesteps: int) -> Tensor:
     return (1 - abar[1:] / abar[:-1]).clamp(max=MAX_BETA)
 
 
+def to_zero_terminal_snr(betas_T: Tensor) -> Tensor:
+    """Betas whose x_T is noise alone: sqrt(abar) shifted to end at 0 and stretched to start as before, [T]
+    (Lin et al. 2023, algorithm 1)."""
+    root = torch.cumprod(1 - betas_T, dim=0).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    abar = root.square()
+    return 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
+
+
+class Posterior(NamedTuple):
+    """q(x_{t-1}|x_t, x_0): the weight of x_0 in its mean (Ho et al. 2020, eq. 7), the log of its
+    variance, each [B, 1, 1, 1] float64."""
+
+    gain: Tensor
+    log_variance: Tensor
+
+
 class NoiseSchedule:
     """Signal and noise of every timestep, and the conversions that training needs."""
 
-    def __init__(self, kind: Literal["linear", "cosine"], timesteps: int) -> None:
+    def __init__(
+        self, kind: Literal["linear", "cosine"], timesteps: int, *, zero_terminal_snr: bool = False
+    ) -> None:
         self.timesteps = timesteps
         self.betas = linear_betas(timesteps) if kind == "linear" else cosine_betas(timesteps)
+        if zero_terminal_snr:
+            self.betas = to_zero_terminal_snr(self.betas)
         self.alpha_bar = torch.cumprod(1 - self.betas, dim=0)
+        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+        self._gain = before.sqrt() * self.betas / (1 - self.alpha_bar)
+        variance = self.betas * (1 - before) / (1 - self.alpha_bar)
+        variance[0] = variance[1]  # none at t = 0: the authors' code takes its neighbour's
+        self._log_posterior, self._log_betas = variance.log(), self.betas.log()
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def coefficients(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,6 +77,33 @@ class NoiseSchedule:
             self._on_device[t_B.device] = (signal.to(t_B.device), noise.to(t_B.device))
         signal_T, noise_T = self._on_device[t_B.device]
         return signal_T[t_B].view(-1, 1, 1, 1), noise_T[t_B].view(-1, 1, 1, 1)
+
+    @property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratios abar / (1 - abar), [T] float64."""
+        return self.alpha_bar / (1 - self.alpha_bar)
+
+    def posterior(self, t_B: Tensor) -> Posterior:
+        """Of the timesteps, counted from 0. At t = 0, where it is a point, with the variance of t = 1."""
+        return Posterior(_rows(self._gain, t_B), _rows(self._log_posterior, t_B))
+
+    def fixed_log_variance(self, t_B: Tensor) -> Tensor:
+        """ln beta_t, and at t = 0 the posterior's ("fixed large" of the authors), [B, 1, 1, 1] float64."""
+        return torch.where(
+            t_B.view(-1, 1, 1, 1) == 0, self.posterior(t_B).log_variance, _rows(self._log_betas, t_B)
+        )
+
+    def learned_log_variance(self, raw_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """Between ln beta~_t, where the network's output is -1, and ln beta_t, where it is 1, [B, C, H, W]
+        float64 (Nichol & Dhariwal 2021, eq. 15)."""
+        share_BCHW = (raw_BCHW.double() + 1) / 2
+        return share_BCHW * _rows(self._log_betas, t_B) + (1 - share_BCHW) * self.posterior(t_B).log_variance
+
+    def sigmas_near(self, wanted: Iterable[float]) -> dict[float, int]:
+        """The noise levels sigma = sqrt(1/abar_t - 1) nearest to the wanted ones, rising, with timesteps."""
+        sigma_T = (1 / self.alpha_bar - 1).sqrt()
+        nearest = sorted({int((sigma_T.log() - math.log(sigma)).abs().argmin()) for sigma in wanted})
+        return {sigma_T[t].item(): t for t in nearest}
 
     def add_noise(self, x0_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
         """x_t of the forward process."""
@@ -75,3 +129,8 @@ class NoiseSchedule:
         """The noise that x_t holds, if v is its velocity."""
         signal, noise = self.coefficients(t_B)
         return noise * xt_BCHW + signal * v_BCHW
+
+
+def _rows(values_T: Tensor, t_B: Tensor) -> Tensor:
+    """The values at the timesteps, [B, 1, 1, 1] on their device."""
+    return values_T.to(t_B.device)[t_B].view(-1, 1, 1, 1)

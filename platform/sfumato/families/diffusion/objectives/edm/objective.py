@@ -15,26 +15,34 @@ and is trained with weight lambda = 1 / c_out^2 at ln sigma ~ N(P_mean, P_std^2)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from sfumato.core.batch import Batch
+from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.objectives import (
+from sfumato.families.diffusion.noise_draws import NoiseDraws
+from sfumato.families.diffusion.noise_levels import (
     LATENT_STD,
     PIXEL_STD,
+    data_std,
+    noise_scale,
+    sigma_range,
+)
+from sfumato.families.diffusion.objectives import (
+    BoundedObjective,
     GuidableObjective,
-    Objective,
     ObjectiveConfig,
     SamplingBase,
-    data_std,
 )
 from sfumato.families.diffusion.objectives.edm.sampling import EDMSampling, churn
 from sfumato.families.diffusion.quartiles import quartiles_of_normal
@@ -44,10 +52,16 @@ if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Guided, LabelDropout
 
 
-class EDMConfig(ObjectiveConfig, GuidableObjective):
+PIXEL_P_MEAN, PIXEL_P_STD = -1.2, 1.2
+LATENT_P_MEAN, LATENT_P_STD = -0.4, 1.0
+"""Of EDM2 (Karras et al. 2024, `train_edm2.py`), whose latents have a standard deviation of PIXEL_STD."""
+
+
+class EDMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
     """Continuous noise levels; the network is preconditioned at each."""
 
     Sampling: ClassVar[type[SamplingBase]] = EDMSampling
+    output_units: ClassVar[tuple[str, ...]] = ("sigma_data",)
     kind: Literal["edm"] = Field("edm", description="Selects this objective.")
     sigma_data: float | None = Field(
         None,
@@ -55,8 +69,17 @@ class EDMConfig(ObjectiveConfig, GuidableObjective):
         description="Standard deviation of the data in [-1, 1], or of the scaled latents; null means "
         f"{PIXEL_STD} for a model of pixels and {LATENT_STD} for one of latents.",
     )
-    p_mean: float = Field(-1.2, description="Mean of ln sigma in training.")
-    p_std: float = Field(1.2, gt=0, description="Standard deviation of ln sigma in training.")
+    p_mean: Annotated[float | None, Before(2, PIXEL_P_MEAN)] = Field(
+        None,
+        description=f"Mean of ln sigma in training; null means {PIXEL_P_MEAN} for pixels (Karras et al. "
+        f"2022), and on latents {LATENT_P_MEAN} + ln(sigma_data / {PIXEL_STD}) (Karras et al. 2024).",
+    )
+    p_std: Annotated[float | None, Before(2, PIXEL_P_STD)] = Field(
+        None,
+        gt=0,
+        description=f"Standard deviation of ln sigma in training; null means {PIXEL_P_STD} for pixels, and "
+        f"{LATENT_P_STD:g} on latents.",
+    )
 
     @classmethod
     def tiny(cls) -> Self:
@@ -65,8 +88,8 @@ class EDMConfig(ObjectiveConfig, GuidableObjective):
 
     @classmethod
     def tiny_sampling(cls) -> EDMSampling:
-        """3 steps that add noise again."""
-        return EDMSampling(steps=3, churn=1.0)
+        """3 steps that add noise again, and a likelihood."""
+        return EDMSampling(steps=3, churn=1.0, likelihood_steps=3)
 
     def build(self, *, latents: bool = False) -> EDM:
         """The objective of a model of pixels, or of latents."""
@@ -94,7 +117,7 @@ class Preconditioning:
         )
 
 
-class EDM(Objective):
+class EDM(BoundedObjective):
     """The weighted denoising loss, and the paper's samplers."""
 
     phase = "denoise"
@@ -102,12 +125,16 @@ class EDM(Objective):
     def __init__(self, config: EDMConfig, *, latents: bool = False) -> None:
         self._config = config
         self._sigma_data = data_std(config.sigma_data, latents=latents)
+        self._scale = noise_scale(self._sigma_data, latents=latents)
+        mean, std = (LATENT_P_MEAN, LATENT_P_STD) if latents else (PIXEL_P_MEAN, PIXEL_P_STD)
+        self._p_mean = mean + math.log(self._scale) if config.p_mean is None else config.p_mean
+        self._p_std = std if config.p_std is None else config.p_std
 
     def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
         """Weighted squared error of the denoised image, mean over pixels; about 1 before training."""
         y_BCHW = batch["image"]
-        z_B = rng.normal()
-        sigma_B111 = (self._config.p_mean + self._config.p_std * z_B).exp().view(-1, 1, 1, 1)
+        z_B = self._config.normal(rng)
+        sigma_B111 = (self._p_mean + self._p_std * z_B).exp().view(-1, 1, 1, 1)
         x_BCHW = y_BCHW + sigma_B111 * rng.normal(*y_BCHW.shape[1:])
         label_B = labels.draw(batch, rng)
         c = Preconditioning.at(sigma_B111, self._sigma_data)
@@ -124,11 +151,22 @@ class EDM(Objective):
         def slope(x_NCHW: Tensor, sigma: float) -> Tensor:
             return (x_NCHW - self.denoise(network, x_NCHW, sigma, clip=clip)) / sigma
 
-        sigmas = options.sigmas()
+        sigmas = options.sigmas(self._scale)
         return integrate(options.sampler, slope, noise_NCHW * sigmas[0], sigmas, before=churn(options, rng))
+
+    def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, options: EDMSampling, rng: Rng) -> Tensor:
+        """The likelihood of the flow between the options' noise levels, [B]; see `flow_likelihood`."""
+        assert options.likelihood_steps is not None, "asked for"
+
+        def image(x_BCHW: Tensor, sigma: float) -> Tensor:
+            return self.denoise(network, x_BCHW, sigma, clip=False)
+
+        low, high = sigma_range(options.sigma_min, options.sigma_max)
+        sigmas = even_levels(options.likelihood_steps, low, high)
+        return flow_bits(image, x0_BCHW, sigmas, rng)
 
     def denoise(self, network: Guided, x_NCHW: Tensor, sigma: float, *, clip: bool) -> Tensor:
         """D(x; sigma), [N, C, H, W]."""
         c = Preconditioning.at(torch.tensor(sigma, device=x_NCHW.device), self._sigma_data)
-        denoised_NCHW = c.skip * x_NCHW + c.out * network(c.in_ * x_NCHW, c.noise)
+        denoised_NCHW = c.skip * x_NCHW + c.out * network(c.in_ * x_NCHW, c.noise, sigma)
         return denoised_NCHW.clamp(-1, 1) if clip else denoised_NCHW

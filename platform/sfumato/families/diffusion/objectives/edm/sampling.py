@@ -9,8 +9,15 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from sfumato.core.earlier_defaults import Before
 from sfumato.core.rng import SampleRng
-from sfumato.families.diffusion.noise_levels import karras_sigmas
+from sfumato.families.diffusion.noise_levels import (
+    IN_PROPORTION,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    karras_sigmas,
+    sigma_range,
+)
 from sfumato.families.diffusion.objectives import GuidedSampling
 from sfumato.families.diffusion.solvers import SOLVERS, Solver
 from sfumato.families.diffusion.solvers.heun import Heun
@@ -26,8 +33,12 @@ class EDMSampling(GuidedSampling):
         Heun(), description="heun: second order, 2 steps - 1 network evaluations; euler: one per step."
     )
     steps: int = Field(18, ge=2, description="Steps from noise to image.")
-    sigma_min: float = Field(0.002, gt=0, description="Least noise level before zero.")
-    sigma_max: float = Field(80.0, gt=0, description="Noise level at the start.")
+    sigma_min: Annotated[float | None, Before(2, SIGMA_MIN)] = Field(
+        None, gt=0, description=f"Least noise level before zero; null means {SIGMA_MIN} {IN_PROPORTION}."
+    )
+    sigma_max: Annotated[float | None, Before(2, SIGMA_MAX)] = Field(
+        None, gt=0, description=f"Noise level at the start; null means {SIGMA_MAX:g} {IN_PROPORTION}."
+    )
     rho: float = Field(7.0, ge=1, description="Spacing of the noise levels: larger dwells at low noise.")
     churn: float = Field(
         0.0, ge=0, description="S_churn: noise added and removed again over all steps; 0 is deterministic."
@@ -42,8 +53,9 @@ class EDMSampling(GuidedSampling):
 
     @model_validator(mode="after")
     def _make_sense(self) -> Self:
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min: {self.sigma_min:g} is not below sigma_max={self.sigma_max:g}")
+        low, high = sigma_range(self.sigma_min, self.sigma_max)
+        if low >= high:
+            raise ValueError(f"sigma_min: {low:g} is not below sigma_max={high:g}")
         if not self.churn and (self.churn_min, self.churn_max, self.churn_noise) != (0.0, None, 1.0):
             raise ValueError(
                 "churn_min, churn_max and churn_noise have no effect with churn=0; leave them out"
@@ -55,9 +67,10 @@ class EDMSampling(GuidedSampling):
             )
         return self
 
-    def sigmas(self) -> list[float]:
-        """Falling noise levels, `steps` + 1 of them, the last one zero."""
-        levels = karras_sigmas(self.steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+    def sigmas(self, scale: float = 1.0) -> list[float]:
+        """Falling noise levels, `steps` + 1 of them, the last one zero; `scale` is that of the data."""
+        low, high = sigma_range(self.sigma_min, self.sigma_max, scale)
+        levels = karras_sigmas(self.steps, sigma_min=low, sigma_max=high, rho=self.rho)
         return [*levels, 0.0]
 
 

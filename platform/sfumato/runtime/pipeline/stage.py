@@ -1,4 +1,4 @@
-"""The interface between a kind of stage and what plans and runs it."""
+"""The interface between a kind of stage and the code that plans and runs it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def digest(content: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a stage is given to do its work."""
+    """A stage's means for its work."""
 
     place: PipelinePlace
     display: Display
@@ -53,25 +53,33 @@ class StageSettings(Config, ABC):
     """Whether the stage works on a run of a recipe; others get a small run of their own in MLflow."""
 
     kind: str
-    needs: tuple[str, ...] = Field((), description="Stages that have to be finished before.")
+    needs: tuple[str, ...] = Field((), description="Stages that have to finish first.")
+
+    @classmethod
+    def clashes(cls, stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """One line per stage of this kind that cannot be in a pipeline with another of this kind.
+
+        `stages` has the content of all stages of the kind by name; references are unresolved.
+        """
+        return []
 
     def check(self, place: PipelinePlace) -> None:
         """Raise SfumatoError for errors that can be found before anything runs; references are unresolved."""
 
     @abstractmethod
     def identity(self, place: PipelinePlace) -> dict[str, Any] | None:
-        """All that its outputs depend on, as plain data; None as long as that is not known.
+        """Everything that its outputs depend on, as plain data; None as long as that is unknown.
 
-        References are filled in. Raises SfumatoError where an input is missing.
+        References are replaced. Raises SfumatoError if an input is missing.
         """
 
     @abstractmethod
     def in_place(self, outputs: Outputs, place: PipelinePlace) -> bool:
-        """Whether the output of an earlier call is still there, unchanged."""
+        """Whether the output of an earlier call still exists, unchanged."""
 
     @abstractmethod
     def perform(self, work: Work) -> Outputs:
-        """Do it, on the connected cluster."""
+        """Do the work, on the connected cluster."""
 
     def demand(self, place: PipelinePlace) -> Demand:
         """The resources it needs while it runs."""

@@ -6,17 +6,19 @@ import pytest
 import torch
 
 from sfumato.core.batch import DataSpec, Piece
+from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.labels import LabelDropout
 from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.networks.unet import UNetConfig, build_unet
-from sfumato.families.diffusion.objectives.ddpm.loss import denoising_loss
+from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig
 from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
 from sfumato.families.diffusion.quartiles import quartiles
 
 DATA = DataSpec(1, 8, 8, ("a", "b"))
 ROWS = 4096
+START = Progress(step=0, images=0, total_images=1, batch=1)
 
 
 def rng(rows: int = ROWS) -> StreamRng:
@@ -42,14 +44,8 @@ class Recorder(torch.nn.Module):
 def test_loss_is_the_squared_error_against_an_independent_target(prediction: str) -> None:
     schedule, model = NoiseSchedule("cosine", 1000), Recorder(0.25)
     x0 = torch.rand(ROWS, 1, 2, 2) * 2 - 1
-    out = denoising_loss(
-        model,
-        {"image": x0},
-        rng(),
-        schedule=schedule,
-        prediction=prediction,
-        labels=LabelDropout(None, 0.0),
-    )
+    config = DDPMConfig.model_validate({"prediction": prediction})
+    out = DDPM(config).loss({"network": model}, {"image": x0}, LabelDropout(None, 0.0), START, rng())
     xt, t, labels = model.seen[0]
     assert labels is None
     abar = schedule.alpha_bar[t].view(-1, 1, 1, 1)
@@ -134,14 +130,12 @@ def test_a_short_training_run_learns() -> None:
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
     image = torch.ones(16, 1, 8, 8)
     image[::2, :, :4] = -1
-    schedule = NoiseSchedule("cosine", 20)
+    objective = DDPM(DDPMConfig.tiny())
     losses = []
     for step in range(60):
         noise = StreamRng([Piece(0, 0, 16)], rows_per_stream=16, seed=0, images=16 * step, phase="denoise")
         batch = {"image": image, "label": torch.arange(16) % 2}
-        loss = denoising_loss(
-            net, batch, noise, schedule=schedule, prediction="v", labels=LabelDropout(2, 0.1)
-        ).loss_B.mean()
+        loss = objective.loss({"network": net}, batch, LabelDropout(2, 0.1), START, noise).loss_B.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
-from sfumato.core.config import Config
+from sfumato.core.components import Component
 from sfumato.data.format.column_sources import ColumnsOption, Value
 from sfumato.data.format.faults import Fault
+from sfumato.data.packing.folder_names import FolderNames
 from sfumato.data.packing.resizing import Crop, Encoded, Format, Look, Resample
 from sfumato.data.packing.tasks import OnProgress, Runner
 
@@ -113,12 +114,27 @@ class Opening:
     scratch: Path
     run: Runner
     progress: OnProgress
+    note: Callable[[str], None] = lambda text: None
+    """Called with what the user should know, a line each."""
 
 
-class SourceConfig(Config, ABC):
-    """Where images come from and how they are stored. A subclass sets `kind` and its own fields."""
+class SourceConfig(Component, ABC):
+    """Where images come from and how they are stored. A subclass adds its own fields.
 
-    kind: str
+    What it reads is in its field `path`, a local path or a URI, if it reads files at all.
+    """
+
+    WORDS: ClassVar[tuple[str, ...]] = ()
+    """Words of the command line that mean this source instead of a path."""
+    FILES: ClassVar[tuple[str, ...]] = ()
+    """Endings of the names of files that it reads, in lower case, without `.gz`."""
+    PRECEDENCE: ClassVar[int] = 10
+    """If several kinds recognise a file or folder, the one with the highest number is chosen."""
+    NEIGHBOURS: ClassVar[bool] = False
+    """Whether a single file refers to others next to it."""
+    TAKES_COLUMNS: ClassVar[bool] = False
+    """Whether samples of this kind of source can have further columns."""
+
     licence: str = Field("", description="Terms of use of the images, kept in the manifest.")
     size: int | None = Field(
         None,
@@ -127,7 +143,7 @@ class SourceConfig(Config, ABC):
         "side of a square of as many pixels as the largest bucket.",
     )
     channels: ChannelsOption = Field(
-        "auto", description="1 grey, 3 RGB; auto takes the images' own and refuses a mixture."
+        "auto", description="1 grey, 3 RGB; auto takes the images' own, and RGB for a mixture."
     )
     resample: Resample = Field("lanczos", description="Filter of the (antialiased) resizing.")
     crop: Crop = Field(
@@ -169,14 +185,16 @@ class SourceConfig(Config, ABC):
         "of the image.",
     )
 
-    TAKES_COLUMNS: ClassVar[bool] = False
-    """Whether samples of this kind of source can have further columns."""
-
     @model_validator(mode="after")
     def _columns_possible(self) -> Self:
         if self.columns and not self.TAKES_COLUMNS:
             raise ValueError(f"columns: samples of kind {self.kind} have only image, label and caption")
         return self
+
+    @classmethod
+    def recognises(cls, folder: FolderNames) -> bool:
+        """Whether a folder with these names is one that it reads."""
+        return False
 
     @property
     @abstractmethod

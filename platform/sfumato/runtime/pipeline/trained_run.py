@@ -1,4 +1,4 @@
-"""Runs and models as later stages see them: by folder, and by what is in it."""
+"""Runs and models as later stages see them: a folder and its content."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from sfumato.errors import CheckpointError
 from sfumato.recipe import Recipe
-from sfumato.runtime.pipeline.kinds.stage import Work
 from sfumato.runtime.pipeline.place import PipelinePlace
+from sfumato.runtime.pipeline.stage import Work
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import Session, open_session
 from sfumato.runtime.runs.targets import run_folder_of
@@ -19,13 +19,13 @@ from sfumato.sampling.model_files import CARD, read_card
 
 
 def model_digest(folder: str) -> str | None:
-    """The digest of a model folder; None where there is none."""
+    """The digest of a model folder; None if there is no model."""
     return read_card(Path(folder))[1] if (Path(folder) / CARD).is_file() else None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A run that is trained to its end, and its recipe with a stage's changes."""
+    """A run whose training has finished, and its recipe with a stage's changes."""
 
     folder: RunFolder
     recipe: Recipe
@@ -34,7 +34,7 @@ class TrainedRun:
 
     @classmethod
     def of(cls, run: str, changes: Mapping[str, Any], place: PipelinePlace) -> TrainedRun:
-        """The run of that folder, name or id. Raises SfumatoError where it is missing or not trained."""
+        """The run of that folder, name or id. Raises SfumatoError if it is missing or not trained."""
         folder, _ = run_folder_of(run, root=place.root)
         digest = model_digest(str(folder.model))
         if digest is None:

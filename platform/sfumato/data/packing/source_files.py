@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sfumato.data.format.column_sources import ColumnSource, WeightedTexts
 from sfumato.data.format.faults import ImageFault
 from sfumato.data.format.samples import parse_meta
 from sfumato.data.packing.further import loaded_npy
-from sfumato.data.packing.sources.source import I64, MAX_CLASSES, NO_LABEL
+from sfumato.data.packing.source import I64, MAX_CLASSES, NO_LABEL
 from sfumato.errors import DataError
 
 Label = int | str | None
@@ -89,27 +90,45 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
-def sidecar_text(path: Path) -> str | None:
-    """UTF-8 text next to an image; None if the file does not exist. Raises ImageFault."""
-    raw = _sidecar(path, "caption")
+def check_regular(root: Path, path: Path, what: str = "") -> None:
+    """Raises ImageFault for a link out of the folder `root`, and for pipes, devices and sockets.
+
+    Opening a pipe would wait for ever.
+    """
+    try:
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            if not path.resolve().is_relative_to(root.resolve()):
+                raise ImageFault(f"{what}is a link that leads out of the folder")
+            mode = path.stat().st_mode
+    except OSError:
+        return  # reading it reports what is wrong
+    if not stat.S_ISREG(mode):
+        raise ImageFault(f"{what}is not a regular file")
+
+
+def sidecar_text(root: Path, path: Path) -> str | None:
+    """UTF-8 text next to an image below `root`; None if the file does not exist. Raises ImageFault."""
+    raw = _sidecar(root, path, "caption")
     try:
         return None if raw is None else raw.decode("utf-8").strip()
     except UnicodeDecodeError as error:
         raise ImageFault(f"its caption {path.name} cannot be read as UTF-8 text") from error
 
 
-def sidecar_meta(path: Path) -> dict[str, Any] | None:
-    """A JSON object next to an image; None if the file does not exist. Raises ImageFault."""
-    raw = _sidecar(path, "metadata")
+def sidecar_meta(root: Path, path: Path) -> dict[str, Any] | None:
+    """A JSON object next to an image below `root`; None if the file does not exist. Raises ImageFault."""
+    raw = _sidecar(root, path, "metadata")
     return None if raw is None else parse_meta(raw)
 
 
-def further(name: str, source: ColumnSource, path: Path) -> Path | WeightedTexts | NDArray[Any]:
+def further(root: Path, name: str, source: ColumnSource, path: Path) -> Path | WeightedTexts | NDArray[Any]:
     """A further column from its own file: an image, a text or an npy file. Raises ImageFault."""
+    check_regular(root, path, f"its {name} {path.name} ")
     if source.kind == "image":
         return path
     if source.kind == "text":
-        return WeightedTexts([sidecar_text(path) or ""])
+        return WeightedTexts([sidecar_text(root, path) or ""])
     try:
         if path.stat().st_size > _MAX_ARRAY:
             raise ImageFault(f"its {name} {path.name} has more than {_MAX_ARRAY:,} bytes")
@@ -118,7 +137,8 @@ def further(name: str, source: ColumnSource, path: Path) -> Path | WeightedTexts
         raise ImageFault(f"its {name} {path.name} cannot be read: {error.strerror}") from error
 
 
-def _sidecar(path: Path, what: str) -> bytes | None:
+def _sidecar(root: Path, path: Path, what: str) -> bytes | None:
+    check_regular(root, path, f"its {what} {path.name} ")
     try:
         if path.stat().st_size > _MAX_SIDECAR:
             raise ImageFault(f"its {what} {path.name} has more than {_MAX_SIDECAR:,} bytes")

@@ -10,7 +10,7 @@ import numpy as np
 from sfumato.data.format.faults import Fault
 from sfumato.data.format.images import U8
 from sfumato.data.packing.resizing import Look
-from sfumato.data.packing.sources.source import I64, Record
+from sfumato.data.packing.source import I64, Record
 
 
 class ArraySource:

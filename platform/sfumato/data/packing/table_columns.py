@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from sfumato.data.format.column_sources import Sources
-from sfumato.data.packing.sources.source import SourceConfig, Words
+from sfumato.data.packing.source import SourceConfig, Words
 from sfumato.errors import DataError
 
 _IMAGE = ("image", "img", "jpg", "png", "webp", "picture", "pixel_values")

@@ -14,10 +14,10 @@ import pyarrow as pa
 from sfumato.data.format.column_sources import WeightedTexts, value_of
 from sfumato.data.format.columns import TEXT
 from sfumato.data.format.faults import Fault, ImageFault
+from sfumato.data.packing import source_files
 from sfumato.data.packing.resizing import Look
-from sfumato.data.packing.sources import files
-from sfumato.data.packing.sources.columns import Columns
-from sfumato.data.packing.sources.source import I64, Further, Record
+from sfumato.data.packing.source import I64, Further, Record
+from sfumato.data.packing.table_columns import Columns
 from sfumato.errors import DataError
 
 
@@ -102,7 +102,7 @@ class TableSource:
     def _by_path(self, path: str) -> Path:
         if self.base is None:
             raise ImageFault(f"its image is only named ({path[:80]}), not stored")
-        found = files.inside(self.base, path)
+        found = source_files.inside(self.base, path)
         if not found.is_file():
             raise ImageFault(f"its file {path[:80]} is missing")
         return found
@@ -128,7 +128,7 @@ def of_files(
     base: Path | None,
 ) -> TableSource:
     """All rows of some Arrow files of one schema."""
-    states = tuple(files.state(path) for path in paths)
+    states = tuple(source_files.state(path) for path in paths)
     tables = [opened(path, state) for path, state in zip(paths, states, strict=True)]
     counts = [table.num_rows for table in tables]
     if not sum(counts):
@@ -153,7 +153,7 @@ def _labels(tables: Sequence[pa.Table], columns: Columns, where: str) -> tuple[I
         values += column.to_pylist()
     # Hugging Face writes -1 if a split has no labels.
     labels = [None if value == -1 else value for value in values]
-    return files.numbered(labels, columns.class_names, f"{where}, column {columns.label}")
+    return source_files.numbered(labels, columns.class_names, f"{where}, column {columns.label}")
 
 
 def _keys(tables: Sequence[pa.Table], columns: Columns, counts: Sequence[int], where: str) -> list[str]:
@@ -165,4 +165,4 @@ def _keys(tables: Sequence[pa.Table], columns: Columns, counts: Sequence[int], w
     )
     if bad is not None:
         raise DataError(f"{where}: column {columns.key}: {bad[:40]!a} cannot name a sample")
-    return files.unique_keys(names)
+    return source_files.unique_keys(names)

@@ -1,0 +1,52 @@
+"""Marks of figures that say little, and why: they travel with the figure into every table and decision.
+
+A figure on features is weak if the classifier behind these features fails on held-out real images: what it
+cannot tell apart, it cannot judge. A Fréchet distance is weak if it takes a covariance of no more samples
+than dimensions: that covariance is singular, and most of the distance is bias.
+
+Marked figures are shown, and choose nothing: neither the best model, nor when training stops, nor whether a
+gate opens, unless `evaluate.accept_weak_features` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+LEAST_ACCURACY = 0.9
+"""Held-out accuracy that features of a classifier must have."""
+ACCEPT = "evaluate.accept_weak_features=true"
+
+Marks = Mapping[str, Sequence[str]]
+"""Why a figure is weak, one text per cause, by the figure's name; figures that are not have no entry."""
+
+
+def of_features(name: str, facts: Mapping[str, object]) -> tuple[str, ...]:
+    """Marks of every figure on features with these facts."""
+    accuracy = facts.get("held_out_accuracy")
+    if not isinstance(accuracy, float) or accuracy >= LEAST_ACCURACY:
+        return ()
+    return (f"features {name} recognise {accuracy:.3f} of held-out images, below {LEAST_ACCURACY}",)
+
+
+def of_samples(samples: int, dim: int) -> tuple[str, ...]:
+    """Marks of a figure that takes the covariance of so many samples in so many dimensions."""
+    return (f"{samples:,} samples for a covariance of {dim:,} dimensions",) if samples <= dim else ()
+
+
+def fit(metrics: Mapping[str, float], marks: Marks, *, accepted: bool) -> dict[str, float]:
+    """The figures that may decide."""
+    return {name: value for name, value in metrics.items() if accepted or not marks.get(name)}
+
+
+def refusal(field: str, figure: str, marks: Sequence[str], *, fix: str) -> str:
+    """One line: the figure chooses nothing, why, and what to do."""
+    return f"{field}: {figure} is weak ({'; '.join(marks)}) and decides nothing: {fix}, or set {ACCEPT}"
+
+
+def lines(marks: Marks) -> list[str]:
+    """The marks as text, one line per cause with all its figures."""
+    figures: dict[str, list[str]] = {}
+    for figure, causes in marks.items():
+        for cause in causes:
+            figures.setdefault(cause, []).append(figure)
+    return [f"{', '.join(names)}: {cause}" for cause, names in figures.items()]

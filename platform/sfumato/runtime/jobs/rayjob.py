@@ -1,0 +1,72 @@
+"""What KubeRay says of a RayJob, in the words of jobs on a Ray cluster.
+
+A RayJob has two states: `jobDeploymentStatus`, of its cluster and its submission, and `jobStatus`, of the job
+on that cluster. Written by KubeRay 1.7 (ray-operator/apis/ray/v1/rayjob_types.go).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sfumato.runtime.jobs.cluster import Job
+from sfumato.runtime.jobs.manifest import COMMAND_NOTE, RUN_LABEL
+
+# Of `jobDeploymentStatus`; the others are shown as they are. A deployment is complete however the job ended.
+_STATES = {"Failed": "FAILED", "ValidationFailed": "FAILED", "Running": "RUNNING", "": "PENDING"}
+_EXIT_CODE = re.compile(r"failed with exit code (\d+)")
+_LONGEST_MESSAGE = 300
+
+
+@dataclass(frozen=True)
+class RayJob:
+    """A RayJob as the API server has it."""
+
+    job: Job
+    stage: str
+    """`jobDeploymentStatus`; empty where no operator has looked at it yet."""
+    attempt: str
+    """The job's id on its cluster: another one after each retry."""
+    cluster: str
+    """Name of its RayCluster; empty where there is none yet."""
+    ours: bool
+    """Whether `sfumato submit` made it."""
+
+
+def read(item: Mapping[str, Any]) -> RayJob:
+    """A RayJob's document, as `kubectl get -o json` prints it."""
+    metadata, status = item["metadata"], item.get("status") or {}
+    labels = metadata.get("labels") or {}
+    stage = str(status.get("jobDeploymentStatus") or "")
+    message = str(status.get("message") or status.get("reason") or "")
+    code = _EXIT_CODE.search(message)
+    job = Job(
+        name=metadata["name"],
+        status=_status(stage, str(status.get("jobStatus") or "")),
+        message=(message.strip().splitlines() or [""])[0][:_LONGEST_MESSAGE],
+        command=(metadata.get("annotations") or {}).get(COMMAND_NOTE, ""),
+        run=labels.get(RUN_LABEL, ""),
+        started=_seconds(status.get("startTime")),
+        ended=_seconds(status.get("endTime")),
+        exit_code=int(code[1]) if code else None,
+    )
+    return RayJob(
+        job,
+        stage,
+        attempt=str(status.get("jobId") or ""),
+        cluster=str(status.get("rayClusterName") or ""),
+        ours=RUN_LABEL in labels,
+    )
+
+
+def _status(stage: str, on_cluster: str) -> str:
+    if stage == "Complete":
+        return on_cluster or "SUCCEEDED"
+    return _STATES.get(stage, stage.upper())
+
+
+def _seconds(written: str | None) -> float | None:
+    return None if not written else datetime.fromisoformat(written).timestamp()
