@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from sfumato.core.allocator import keep_freed_memory
 from sfumato.evaluation.block_plan import BlockPlan, plan_blocks
@@ -26,6 +27,7 @@ from sfumato.evaluation.metric_inputs import Setting
 from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
 from sfumato.evaluation.pictures import write_neighbours, write_preview
 from sfumato.evaluation.placement import actors_for
+from sfumato.evaluation.progress import once_told
 from sfumato.evaluation.ray_pool import workers_for
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.reference_features import ReferenceFeatures
@@ -101,7 +103,7 @@ def _extractors(evaluation: Evaluation, selection: Selection) -> list[Extractor]
     """Built once, on the driver; costly ones are kept on its disk."""
     place = evaluation.features.folder or evaluation.cache
     return [
-        built(kind, evaluation.reference, options, place, evaluation.begin)
+        built(kind, evaluation.reference, options, place, partial(once_told, evaluation.begin))
         for kind, options in selection.features.items()
     ]
 

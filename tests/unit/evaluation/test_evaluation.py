@@ -9,6 +9,7 @@ from ray import cloudpickle
 
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
+from sfumato.evaluation.progress import ProgressCallback, once_told
 from sfumato.evaluation.reference import PackedReference
 
 
@@ -54,3 +55,17 @@ def test_listeners_without_parts_hear_of_samples_alone(digits_data: Path, tmp_pa
     assert heard == ["reference", (1, 2), "samples", (1, 2)]
     replace(named, progress=None).begin("fd")(1, 2)
     assert heard[4:] == ["fd"]
+
+
+def test_a_part_that_is_found_finished_is_not_begun() -> None:
+    heard: list[object] = []
+
+    def begin(part: str) -> ProgressCallback:
+        heard.append(part)
+        return lambda *done: heard.append(done)
+
+    tell = once_told(begin, "training classifier")
+    assert heard == []
+    tell(0, 2)
+    tell(1, 2)
+    assert heard == ["training classifier", (0, 2), (1, 2)]
