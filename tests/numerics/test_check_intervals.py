@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from interval_trials import Case, coverage, difference_cases, interval_cases, rejections, trial
 
-TRIALS = 30
+TRIALS = 24
 QUICK = ("fd", "kid", "recall", "coverage", "inception_score", "precision")
 
 
