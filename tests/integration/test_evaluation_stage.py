@@ -385,9 +385,9 @@ def test_real_images_played_back_are_nearly_perfect(
     assert report.metrics["precision"] == 1.0, "every sample is a reference image"
     assert 0.5 < report.metrics["recall"] < 1.0
     assert report.metrics["fd_classifier"] < alone[0].metrics["fd_classifier"] / 10
-    # As accurate as the classifier itself, if each sample is of the class that was asked for.
+    # As accurate as on held-out images, or more: most of these are the classifier's own.
     held_out = report.features["classifier"]["held_out_accuracy"]
-    assert report.metrics["class_accuracy"] == pytest.approx(held_out, abs=0.06)
+    assert held_out - 0.06 < report.metrics["class_accuracy"] <= 1
 
 
 @pytest.mark.usefixtures("ray_local", "by_value")
