@@ -234,10 +234,16 @@ def _merge(below: DictConfig, above: DictConfig) -> Any:
 
 
 def _of_same_kinds(below: Any, above: Any) -> Any:
-    """`below` without the parts whose `kind` changes in `above`: their keys no longer apply."""
+    """`below` without the parts whose `kind` or `family` changes in `above`: their keys no longer apply.
+
+    A family by import path keeps them: it may be a subclass of the one below.
+    """
     if not isinstance(below, dict) or not isinstance(above, dict):
         return below
     if "kind" in below and "kind" in above and below["kind"] != above["kind"]:
+        return {}
+    family = above.get("family", below.get("family"))
+    if family != below.get("family") and ":" not in f"{family}":
         return {}
     return {key: _of_same_kinds(value, above.get(key)) for key, value in below.items()}
 

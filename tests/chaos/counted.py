@@ -1,4 +1,4 @@
-"""The diffusion family, with a mark in a file for every micro-batch that any worker computes."""
+"""The flow family, with a mark in a file for every micro-batch that any worker computes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng
-from sfumato.families.diffusion.config import DiffusionConfig
-from sfumato.families.diffusion.family import DiffusionFamily
+from sfumato.families.flow.config import FlowConfig
+from sfumato.families.flow.family import FlowFamily
 
 
-class Counted(DiffusionFamily):
+class Counted(FlowFamily):
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: StreamRng) -> Batch:
         # Opened each time, so that a worker which is killed leaves nothing unwritten.
         file = os.open(os.environ["SFUMATO_CHAOS_MARKS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -21,8 +21,8 @@ class Counted(DiffusionFamily):
         return super().prepare(nets, batch, progress, rng)
 
 
-class Config(DiffusionConfig):
+class Config(FlowConfig):
     family: str = "counted:Config"  # type: ignore[assignment]
 
-    def build(self, data: DataSpec) -> DiffusionFamily:
+    def build(self, data: DataSpec) -> FlowFamily:
         return Counted(self, data)

@@ -22,7 +22,7 @@ import yaml
 from ray_nodes import free_port, listens, node
 from waiting import wait_for
 
-from sfumato.families.diffusion import Config
+from sfumato.families.flow import Config
 
 PLANTED = {
     "AWS_SECRET_ACCESS_KEY": f"planted-{secrets.token_hex(12)}",
@@ -31,7 +31,7 @@ PLANTED = {
 }
 FAMILY = """
 from typing import Literal
-from sfumato.families.diffusion import Config
+from sfumato.families.flow import Config
 
 class Mine(Config):
     family: Literal["mine.family:Mine"] = "mine.family:Mine"

@@ -16,7 +16,7 @@ from repository import DIGITS
 
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.evaluation.report import read_report
-from sfumato.families.diffusion import Config
+from sfumato.families.flow import Config
 from sfumato.runtime.pipeline.kinds.gate import GateClosed, GateStage
 from sfumato.runtime.pipeline.kinds.stage import Outputs, Work
 from sfumato.runtime.pipeline.place import PipelinePlace
@@ -31,7 +31,7 @@ BETTER = ["fd_classifier", "recall"]
 
 def recipe() -> dict[str, Any]:
     return {
-        "base": str(DIGITS),
+        "base": str(DIGITS.with_name("glow.yaml")),
         "name": "tiny",
         "model": Config.tiny().model_dump(mode="json"),
         "train": {"images": 256, "preview_samples": 0, "checkpoint": {"every": 256}},

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from repository import DIGITS
 from waiting import wait_for
 
-from sfumato.families.diffusion import Config
+from sfumato.families.flow import Config
 
 pytestmark = pytest.mark.slow
 IMAGES = 20_096
@@ -76,7 +76,9 @@ def test_the_next_call_goes_on(sign: signal.Signals, tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     steps = [
         m.step
-        for m in client.get_metric_history(stages["model"]["outputs"]["mlflow_run_id"], "train/denoise/loss")
+        for m in client.get_metric_history(
+            stages["model"]["outputs"]["mlflow_run_id"], "train/likelihood/loss"
+        )
     ]
     assert steps == sorted(set(steps)) and len(steps) > IMAGES / 1_100
     (experiment,) = (e for e in client.search_experiments() if e.name == "sfumato")

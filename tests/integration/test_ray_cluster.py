@@ -27,6 +27,12 @@ def sockets(process):
     except psutil.NoSuchProcess:  # Ray's workers come and go
         return []
 
+def commands(process):
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
 with ray_cluster.cluster(3, Path(sys.argv[1])):
     import ray
     ran = ray.get(ray.remote(num_cpus=3)(lambda: os.nice(0)).remote())
@@ -34,9 +40,11 @@ with ray_cluster.cluster(3, Path(sys.argv[1])):
     listening = {
         c.laddr.ip for p in processes for c in sockets(p) if c.status == psutil.CONN_LISTEN
     }
+    started = " ".join(part for p in processes[1:] for part in commands(p))
     mode = os.environ["RAY_AUTH_MODE"]
     cpus = ray.cluster_resources()["CPU"]
 print(json.dumps({"listening": sorted(listening), "mode": mode, "nice": ran, "cpus": cpus,
+                  "needless": [name for name in ("monitor.py", "dashboard.py") if name in started],
                   "left": [p.pid for p in processes[1:] if p.is_running()]}))
 """
 
@@ -58,6 +66,7 @@ def test_a_private_cluster_listens_on_loopback_alone_with_a_token(tmp_path: Path
     assert {ip.removeprefix("::ffff:") for ip in found["listening"]} == {"127.0.0.1"}
     assert found["mode"] == "token"
     assert found["nice"] == 0, "workers run at normal priority"
+    assert found["needless"] == [], "no process that one machine has no use for"
     assert found["cpus"] >= 3, "as many logical CPUs as were asked for, whatever the machine has"
     assert (tmp_path / "logs" / "ray").is_dir(), "Ray's logs are kept"
     assert done.stderr == ""

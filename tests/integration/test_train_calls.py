@@ -11,7 +11,7 @@ from train_runs import TIMEOUT_S, sfumato
 
 MOST = 10
 SPY = '''
-"""The diffusion family under another name; says which of this package's functions are on the stack."""
+"""The flow family under another name; says which of this package's functions are on the stack."""
 import json
 import sys
 import threading
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import sfumato
-from sfumato.families.diffusion import Config
+from sfumato.families.flow import Config
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 HERE, PACKAGE = Path(__file__).parent, str(Path(sfumato.__file__).parent)

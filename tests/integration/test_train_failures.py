@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,9 +27,11 @@ from waiting import wait_for
 
 
 def test_a_lost_worker_changes_no_bit(digits_data: Path, tmp_path: Path) -> None:
-    calm = reference(tmp_path, digits_data)
-    with sfumato(tmp_path, "train", str(write_recipe(tmp_path, digits_data))) as process:
-        wait_for("a checkpoint", lambda: newest(tmp_path) >= 4_000, process=process)
+    short: dict[str, Any] = {"images": 6_400, "checkpoint": {"every": 640}}
+    calm = reference(tmp_path, digits_data, **short)
+    recipe = str(write_recipe(tmp_path, digits_data, train=short))
+    with sfumato(tmp_path, "train", recipe) as process:
+        wait_for("a checkpoint", lambda: newest(tmp_path) >= 1_280, process=process)
         workers(process)[0].send_signal(signal.SIGKILL)
         _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, said

@@ -31,8 +31,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from sfumato.families.diffusion.config import DiffusionConfig
-from sfumato.families.diffusion.family import DiffusionFamily
+from sfumato.families.flow.config import FlowConfig
+from sfumato.families.flow.family import FlowFamily
 
 ONCE = Path(__file__).with_name("once")
 
@@ -42,7 +42,7 @@ def sleep_for_ever():
         time.sleep(1)
 
 
-class Sleepy(DiffusionFamily):
+class Sleepy(FlowFamily):
     def prepare(self, nets, batch, progress, rng):
         if ONCE.exists() and dist.get_rank() == 1:
             Sleepy.steps = getattr(Sleepy, "steps", 0) + 1
@@ -52,7 +52,7 @@ class Sleepy(DiffusionFamily):
         return super().prepare(nets, batch, progress, rng)
 
 
-class Config(DiffusionConfig):
+class Config(FlowConfig):
     family: str = "endless:Config"
 
     def build(self, data):

@@ -40,19 +40,19 @@ PACED = """
 import time
 from pathlib import Path
 
-from sfumato.families.diffusion.config import DiffusionConfig
-from sfumato.families.diffusion.family import DiffusionFamily
+from sfumato.families.flow.config import FlowConfig
+from sfumato.families.flow.family import FlowFamily
 
 PACE = Path(__file__).with_name("pace")
 
 
-class Paced(DiffusionFamily):
+class Paced(FlowFamily):
     def prepare(self, nets, batch, progress, rng):
         time.sleep(float(PACE.read_text()))
         return super().prepare(nets, batch, progress, rng)
 
 
-class Config(DiffusionConfig):
+class Config(FlowConfig):
     family: str = "paced:Config"
 
     def build(self, data):
@@ -174,9 +174,7 @@ def assert_ends_as(calm: dict[str, torch.Tensor], running: Run) -> str:
 @pytest.fixture(scope="module")
 def calm(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("calm")
-    return launch(
-        folder, world_size=1, strategy="single", family="diffusion", data=str(digits_data), train=TRAIN
-    )
+    return launch(folder, world_size=1, strategy="single", family="flow", data=str(digits_data), train=TRAIN)
 
 
 def test_a_node_joins_and_is_lost(

@@ -46,9 +46,7 @@ class Server(Protocol):
 def calm(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """The weights of an undisturbed run."""
     folder = tmp_path_factory.mktemp("calm")
-    return launch(
-        folder, world_size=1, strategy="single", family="diffusion", data=str(digits_data), train=TRAIN
-    )
+    return launch(folder, world_size=1, strategy="single", family="flow", data=str(digits_data), train=TRAIN)
 
 
 @pytest.fixture

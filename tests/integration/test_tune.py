@@ -20,6 +20,7 @@ from tiny_recipe import tiny_recipe
 
 from sfumato import recipe as recipes
 from sfumato.errors import ConfigError
+from sfumato.families.diffusion import Config
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.sweep import sweep
@@ -46,6 +47,7 @@ def content(data: Path, **tune: Any) -> dict[str, Any]:
     }
     return tiny_recipe(
         data,
+        family=Config,
         seed=0,
         data={"read_tasks": 1},
         model={"optimizer": {"lr": {"peak": 4e-3, "warmup_images": 0, "decay": "constant"}}},

@@ -8,12 +8,12 @@ import torch
 from launch import launch
 
 TRAIN = {
-    "images": 20_000,
+    "images": 5_120,  # two epochs and most of a third
     "batch": 128,
     "micro_batch": 64,
-    "log_every": 2_000,
+    "log_every": 1_000,
     "preview_samples": 0,
-    "checkpoint": {"every": 2_500},
+    "checkpoint": {"every": 640},
 }
 
 
@@ -21,7 +21,7 @@ def test_killed_in_mid_epoch_and_resumed(digits_data: Path, tmp_path: Path) -> N
     job = {"family": "diffusion", "data": str(digits_data), "train": TRAIN, "strategy": "ddp"}
     calm = launch(tmp_path / "calm", world_size=2, **job)
     stored = str(tmp_path / "checkpoints")
-    launch(tmp_path / "killed", world_size=2, checkpoints=stored, kill_at=11_500, expect=9, **job)
+    launch(tmp_path / "killed", world_size=2, checkpoints=stored, kill_at=2_900, expect=9, **job)
     same = launch(tmp_path / "same", world_size=2, checkpoints=stored, **job)
     for name, expected in calm.items():
         if name != "losses":
@@ -37,7 +37,7 @@ def test_resumed_on_another_number_of_workers(digits_data: Path, tmp_path: Path)
         world_size=1,
         strategy="single",
         checkpoints=stored,
-        kill_at=11_500,
+        kill_at=2_900,
         expect=9,
         **job,
     )

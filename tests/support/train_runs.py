@@ -68,9 +68,7 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def reference(folder: Path, data: Path, **changes: object) -> dict[str, torch.Tensor]:
     """The weights of an undisturbed run of two plain processes."""
     train = {**TRAIN, **changes}
-    return launch(
-        folder / "calm", world_size=2, strategy="ddp", family="diffusion", data=str(data), train=train
-    )
+    return launch(folder / "calm", world_size=2, strategy="ddp", family="flow", data=str(data), train=train)
 
 
 def assert_model_is(folder: Path, calm: dict[str, torch.Tensor]) -> None:

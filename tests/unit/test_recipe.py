@@ -12,6 +12,7 @@ from repository import DIGITS, PIPELINES
 from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
+from sfumato.families import config_class
 
 DIGITS_SPEC = DataSpec(1, 8, 8, tuple("0123456789"))
 
@@ -54,6 +55,11 @@ def test_base_and_interpolation(tmp_path: Path) -> None:
     parent = recipes.load(tmp_path / "a.yaml")
     assert child.name == "child" and child.train.log_every == 2560
     assert child.train.batch == parent.train.batch and child.model == parent.model
+
+
+def test_a_model_of_another_family_keeps_nothing_of_the_first(tmp_path: Path) -> None:
+    (tmp_path / "gan.yaml").write_text(f"base: {DIGITS}\nmodel: {{family: gan}}\n")
+    assert recipes.load(tmp_path / "gan.yaml").model == config_class("gan")()
 
 
 def test_a_part_of_another_kind_keeps_nothing_of_the_first(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
@@ -25,10 +25,12 @@ from torch import Tensor
 from sfumato.core.identity import agrees, differences
 from sfumato.core.validation import first_problem
 from sfumato.errors import CheckpointError
-from sfumato.training import dcp
 from sfumato.training.ranks import Ranks
 from sfumato.training.retention import best, kept_names
 from sfumato.training.store import CheckpointStore
+
+if TYPE_CHECKING:
+    from sfumato.training import dcp  # loads torch.distributed.checkpoint: seconds, which drivers do not need
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,8 @@ def load(store: CheckpointStore, checkpoint: Checkpoint, scratch: Path) -> dcp.S
 
 def tensors(store: CheckpointStore, checkpoint: Checkpoint, scratch: Path) -> dcp.Stored:
     """The tensors of a checkpoint that has been checked (`training.resume`), read on demand."""
+
+    from sfumato.training import dcp
 
     def open_file(name: str) -> BinaryIO:
         if name not in checkpoint.manifest.files:
@@ -204,6 +208,8 @@ class Writer:
         self._thread.shutdown()
 
     def _write(self, state: dict[str, Tensor], images: int, step: int) -> str:
+        from sfumato.training import dcp
+
         name = f"images-{images:012d}-{self._attempt}"
         self._turns[name] += 1
         if (turn := self._turns[name]) > 1:  # after a rollback: a complete checkpoint is never overwritten

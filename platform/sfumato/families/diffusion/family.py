@@ -16,7 +16,6 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
-from sfumato.families.diffusion.export import write_pipeline
 from sfumato.families.diffusion.labels import Guided, LabelDropout
 from sfumato.families.diffusion.latent import NAME, LatentSpace
 from sfumato.families.diffusion.objectives import BoundedObjective
@@ -59,6 +58,8 @@ class DiffusionFamily:
 
         Raises ConfigError for members of the family that diffusers has no pipeline for.
         """
+        from sfumato.families.diffusion.export import write_pipeline  # loads diffusers' pipelines
+
         objective, network = self._config.objective, self._config.network
         latent = self._config.first_stage is not None
         able = network.for_diffusers and not latent

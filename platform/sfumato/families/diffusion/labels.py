@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import Batch
 from sfumato.core.rng import Rng
-from sfumato.families.diffusion.pipeline import guided_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,8 @@ class Guided:
 
     def __call__(self, x_NCHW: Tensor, t: Tensor) -> Tensor:
         """The guided output [N, C, H, W] at `t`, a scalar or [N], in the network's own units."""
+        from sfumato.families.diffusion.pipeline import guided_output  # loads diffusers
+
         return guided_output(
             self.network, x_NCHW, t, self.labels_N, guidance=self.weight, null_class=self.null_class
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import logging
 import os
 import secrets
@@ -12,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -89,17 +92,18 @@ def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         folder = home / str(attempt)
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=dashboard,
-                dashboard_port=_free_port() if dashboard else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
-            )
+            with _few_processes(api_server=dashboard):
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=dashboard,
+                    dashboard_port=_free_port() if dashboard else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _temp_dir=str(folder),
+                )
             return
         except Exception as error:  # Ray raises plain ones here, mostly when its processes are late
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -111,6 +115,25 @@ def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool) -> None:
                     f"disk? Ray's logs are in {logs / 'ray'}"
                 ) from error
             log.warning("Ray did not start (%s); trying again", reason)
+
+
+@contextlib.contextmanager
+def _few_processes(*, api_server: bool) -> Iterator[None]:
+    """Start Ray without the processes that a cluster of one machine has no use for.
+
+    These are the autoscaler, the monitor that prints workers' logs, and unless `api_server` the process that
+    serves the dashboard. Each imports all of Ray first: together they take half of the work of a start.
+    """
+    node: Any = importlib.import_module("ray._private.node")
+    parameter: Any = importlib.import_module("ray._private.parameter")
+    everything, serve = parameter.RayParams, node.Node.start_api_server
+    parameter.RayParams = functools.partial(everything, no_monitor=True, include_log_monitor=False)
+    if not api_server:
+        node.Node.start_api_server = lambda self, **settings: None
+    try:
+        yield
+    finally:
+        parameter.RayParams, node.Node.start_api_server = everything, serve
 
 
 def _end_processes_of(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from sfumato import errors
 from sfumato.data.format.manifest import Manifest
@@ -31,6 +31,7 @@ from sfumato.runtime.training.beside import beside
 from sfumato.runtime.training.introduce import Introduce
 from sfumato.runtime.training.job import TrainJob, train_worker
 from sfumato.runtime.training.preemption import SaveBeforeResize
+from sfumato.runtime.training.trainer import Trainer
 from sfumato.runtime.training.validation import TrainingEvaluations
 from sfumato.tracking.run import TrackerHandle
 
@@ -74,7 +75,7 @@ def fit(
     if parallel.gpus_per_worker:
         resources["GPU"] = parallel.gpus_per_worker
     streams = RankStreams(recipe.data, manifest, recipe.seed, cpus_per_worker=parallel.cpus_per_worker)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         cast(Any, train_worker),  # typed as if it could not return anything
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if parallel.gpus_per_worker else "gloo"),
@@ -93,6 +94,8 @@ def fit(
         ),
         datasets={**streams.datasets},
         dataset_config=streams,
+        # Whoever watches may run several trainings on one cluster.
+        alone=watch is None and not ray_cluster.may_lose_nodes(),
     )
     with TrainingEvaluations(recipe, folder, tracker, display, board):
         stuck = watchdog.watching(board, parallel.hang_timeout)
