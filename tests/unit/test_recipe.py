@@ -23,7 +23,8 @@ def problems(*overrides: str) -> tuple[str, ...]:
     return caught.value.problems
 
 
-SETS = {"digits": (DIGITS_SPEC, 1_797), "mnist": (DataSpec(1, 28, 28, tuple("0123456789")), 60_000)}
+_28x28 = (DataSpec(1, 28, 28, tuple("0123456789")), 60_000)
+SETS = {"digits": (DIGITS_SPEC, 1_797), "mnist": _28x28, "fashion": _28x28}
 
 
 # Pipelines have stages, and tests of their own.
