@@ -37,7 +37,7 @@ MISTAKES = [
     ),
     ("data.transforms", [{"p": 1}], ".0: needs the key kind, which selects what it is"),
     ("data.transforms", ["flip"], ".0: expected a mapping, for example {kind: flip}, got 'flip'"),
-    ("data.source", "digits", ": expected a mapping, for example {kind: digits}, got 'digits'"),
+    ("data.source", "digits", ": expected a mapping, such as {kind: digits}, got 'digits'"),
     ("data.path", "", ": needs at least 1 character, got ''"),
     ("train.images", "x", ": expected a whole number, for example 8, got 'x'"),
     ("train.images", 1.5, ": expected a whole number, for example 8, got 1.5"),
