@@ -39,7 +39,7 @@ numpy.savez(sys.argv[2], **blocks)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # eta > 0, so that the steps draw noise as well as the start.
     config = DiffusionConfig.tiny().model_copy(
-        update={"sampling": DDPMSampling(steps=3, guidance=1.5, eta=0.5)}
+        update={"sampling": DDPMSampling(sampler="ddim", steps=3, guidance=1.5, eta=0.5)}
     )
     with seeded(0, "init", "network"):
         net = config.build(DATA).nets["network"].build()
