@@ -17,7 +17,7 @@ from sfumato import recipe as recipes
 from sfumato.core.family import Trainable
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import CheckpointError
-from sfumato.families.diffusion import Config
+from sfumato.families.flow import Config
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.training import progress_actor as boards
@@ -44,7 +44,7 @@ from typing import Literal
 
 from pydantic import Field
 from sfumato.core.pretrained import Pretrained
-from sfumato.families.diffusion import Config
+from sfumato.families.flow import Config
 
 
 class Started(Config):
