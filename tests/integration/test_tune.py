@@ -147,7 +147,7 @@ def test_impossible_trials_are_refused_before_any_starts(digits_data: Path, tmp_
         ({"model.network.channels": {"grid": [[8, 16], [8, 12]]}}, r"model\.network"),
         ({LR: {"uniform": [1e-4, 1e-3]}}, "a grid needs values that can be counted"),
         ({"evaluate.samples": {"grid": [10, 20]}}, "cannot be searched"),
-        ({LR: {"grid": [1e-3], "when": {LR: 1e-3}}}, "round in a circle"),
+        ({LR: {"grid": [1e-3], "when": {LR: 1e-3}}}, "form a circle"),
     ]
     for space, message in cases:
         given = content(digits_data, space=space, search={"kind": "grid"})
