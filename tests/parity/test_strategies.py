@@ -21,7 +21,7 @@ def assert_same(found: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
     assert found.keys() == reference.keys()
     for name, expected in reference.items():
         torch.testing.assert_close(
-            found[name], expected, rtol=1e-5, atol=3e-5, msg=lambda m, n=name: f"{n}: {m}"
+            found[name], expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
