@@ -19,7 +19,14 @@ from sfumato.parallel import STRATEGIES, ParallelSettings
 from sfumato.training.capabilities import phase_problems
 
 # Four passes a step on one rank, two on two, one on four; every phase of a mixed schedule gets its turn.
-TRAIN = {"images": 192, "batch": 64, "micro_batch": 16, "log_every": 64, "preview_samples": 0}
+TRAIN = {
+    "images": 192,
+    "batch": 64,
+    "micro_batch": 16,
+    "log_every": 64,
+    "preview_samples": 0,
+    "clip_grad_norm": 1.0,  # of every member, also where its family would not clip: strategies do it differently
+}
 DIGITS = DataSpec(1, 8, 8, tuple("0123456789"))
 Member = tuple[str, str]
 
