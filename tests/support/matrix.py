@@ -25,7 +25,7 @@ TRAIN = {
     "micro_batch": 16,
     "log_every": 64,
     "preview_samples": 0,
-    "clip_grad_norm": 1.0,  # of every member, also where its family would not clip: strategies do it differently
+    "clip_grad_norm": 1.0,  # also where the family would not clip: strategies do it differently
 }
 DIGITS = DataSpec(1, 8, 8, tuple("0123456789"))
 Member = tuple[str, str]
