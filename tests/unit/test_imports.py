@@ -24,8 +24,8 @@ ABOUT_SEVERAL = {
     Path(file)
     for file in (
         "data/reading/test_imports.py",
-        "evaluation/test_likelihood.py",
         "data/reading/test_invariance.py",
+        "evaluation/test_likelihood.py",
         "runtime/jobs/test_sending.py",
         "runtime/pipeline/test_decisions.py",
         "runtime/runs/test_auto_features.py",
