@@ -34,7 +34,7 @@ from sfumato.evaluation.features.extractor import (
     placed,
     silent,
 )
-from sfumato.evaluation.features.network import scale
+from sfumato.evaluation.features.pixels import scale
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays, write_arrays

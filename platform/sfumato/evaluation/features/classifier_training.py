@@ -19,7 +19,7 @@ from sfumato.evaluation.features.classifier_gradients import Gradients
 from sfumato.evaluation.features.classifier_network import Classifier
 from sfumato.evaluation.features.damage import damaged
 from sfumato.evaluation.features.extractor import Progress
-from sfumato.evaluation.features.network import scale, shift
+from sfumato.evaluation.features.pixels import scale, shift
 
 POWER = 6.94
 """The average reaches back over about a tenth of training (sigma_rel 0.1)."""

@@ -1,7 +1,7 @@
 """Classification accuracy score (Ravuri & Vinyals 2019): trained on samples, tested on real images.
 
 It falls when samples of a class look wrong, and also when they lack the class's variety, which class
-accuracy cannot see. The classifier is the small network of the `classifier` features, not the ResNet-50 of
+accuracy cannot see. The classifier is a small network of its own (`score_network.py`), not the ResNet-50 of
 the paper: the figures compare only models of one data set at equal settings.
 """
 
@@ -17,8 +17,9 @@ from sfumato.core.config import Config
 from sfumato.core.rng import seeded
 from sfumato.errors import DataError
 from sfumato.evaluation.features.extractor import one_thread
-from sfumato.evaluation.features.network import Classifier, scale, train
+from sfumato.evaluation.features.pixels import scale
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.score_network import ScoreNetwork, train
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 
 LEAST_PER_CLASS = 10
@@ -48,7 +49,7 @@ def classification_hits(
     channels, height, width = images_NCHW.shape[1:]
     with one_thread():
         with seeded(seed, "classification-score-weights"):
-            network = Classifier(channels, height, width, classes, base=CHANNELS, dim=FEATURES)
+            network = ScoreNetwork(channels, height, width, classes, base=CHANNELS, dim=FEATURES)
         train(network, images_NCHW, torch.from_numpy(asked_N), seen=seen, batch=BATCH, lr=RATE, seed=seed)
         with torch.inference_mode():
             seen_as = [

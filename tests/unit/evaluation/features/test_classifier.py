@@ -23,7 +23,7 @@ from sfumato.evaluation.features.classifier_network import Classifier
 from sfumato.evaluation.features.classifier_training import Schedule, train
 from sfumato.evaluation.features.damage import damaged
 from sfumato.evaluation.features.efficientnet_lite0 import EfficientNetKind, EfficientNetOptions, transform
-from sfumato.evaluation.features.network import shift
+from sfumato.evaluation.features.pixels import shift
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.reference import PackedReference

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.rng import seeded
+from sfumato.evaluation.features.pixels import scale, shift
 
 LOWEST_SIDE = 4
 POOLED_SIDE = 2
 
 
-class Classifier(nn.Module):
+class ScoreNetwork(nn.Module):
     """Convolutions with group normalisation, halved until the shorter side is 4, then two linear layers.
 
     `forward` takes images [B, C, H, W] float32 in [-1, 1] and gives the features [B, dim] (the output of
@@ -46,24 +47,15 @@ def _convolution(inner: int, outer: int) -> list[nn.Module]:
     return [nn.Conv2d(inner, outer, 3, padding=1, bias=False), nn.GroupNorm(8, outer), nn.SiLU()]
 
 
-def scale(images_BCHW: Tensor) -> Tensor:
-    """0..255 to [-1, 1]."""
-    return images_BCHW.float() / 127.5 - 1
-
-
-def shift(x_BCHW: Tensor, limit: int) -> Tensor:
-    """Every image moved by its own random offset of at most `limit` pixels; edges are repeated."""
-    rows, _, height, width = x_BCHW.shape
-    dy_B1 = torch.randint(-limit, limit + 1, (rows, 1))
-    dx_B1 = torch.randint(-limit, limit + 1, (rows, 1))
-    y_BH = (torch.arange(height) + dy_B1).clamp(0, height - 1)
-    x_BW = (torch.arange(width) + dx_B1).clamp(0, width - 1)
-    batch_B11 = torch.arange(rows)[:, None, None]
-    return x_BCHW.permute(0, 2, 3, 1)[batch_B11, y_BH[:, :, None], x_BW[:, None, :]].permute(0, 3, 1, 2)
-
-
 def train(
-    network: Classifier, images_NCHW: Tensor, labels_N: Tensor, *, seen: int, batch: int, lr: float, seed: int
+    network: ScoreNetwork,
+    images_NCHW: Tensor,
+    labels_N: Tensor,
+    *,
+    seen: int,
+    batch: int,
+    lr: float,
+    seed: int,
 ) -> None:
     """AdamW with a cosine-decayed rate over `seen` images, cross-entropy, random shifts.
 
