@@ -347,7 +347,9 @@ def test_evaluation_draws_for_the_rows_of_the_reference(
 def test_a_registered_model_takes_its_conditions_as_columns(
     words: Trained, paint: Trained, tmp_path: Path
 ) -> None:
-    pandas, models = pytest.importorskip("pandas"), pytest.importorskip("mlflow.pyfunc")
+    pandas, pyfunc = pytest.importorskip("pandas"), pytest.importorskip("mlflow.pyfunc")
+    from mlflow.models import Model
+
     from sfumato.tracking.model import _pack, signature
 
     assert [(c.name, c.required) for c in signature(load(words)).inputs] == [
@@ -361,9 +363,10 @@ def test_a_registered_model_takes_its_conditions_as_columns(
     ):
         generator = load(run)
         packed = tmp_path / column
-        _pack(packed, run.model, generator, f"m-{column}", "run", str(packed))
+        as_logged = Model(artifact_path=str(packed), run_id="run", model_id=f"m-{column}")
+        _pack(packed, run.model, generator, as_logged, None)
         frame = pandas.DataFrame({"seed": [3, 3, 3], column: values})
-        found = models.load_model(str(packed)).predict(frame)
+        found = pyfunc.load_model(str(packed)).predict(frame)
         given = values if column == "caption" else np.stack([control(row) for row in range(3)])[..., None]
         assert np.array_equal(found, generator.sample(3, seed=3, conditions={column: given}))
 

@@ -23,7 +23,9 @@ from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.session import open_session
 
 OLD = Path(__file__).parents[1] / "data" / "runs-0.1"
-SAME_ARITHMETIC = torch.backends.cpu.get_cpu_capability() == "AVX2" and torch.__version__.startswith("2.13.0")
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+"""The instructions of the machine that made the data: with others, rounding errors grow in training."""
+SAME_ARITHMETIC = "AVX" in torch.backends.cpu.get_cpu_capability() and torch.__version__.startswith("2.13.0")
 """Whether results of the machine that made the data are expected to the last bit."""
 EarlierRun = Callable[[str, Path], Path]
 
@@ -40,7 +42,7 @@ def test_an_unfinished_run_ends_with_the_weights_of_then_and_without_mlflow(
     done = subprocess.run(
         [sys.executable, "-m", "sfumato", "run", "recipe.yaml", "tracking.enabled=false", "--json"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, **AVX2, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         timeout=600,
@@ -56,9 +58,13 @@ def test_an_unfinished_run_ends_with_the_weights_of_then_and_without_mlflow(
     for name, weights in now.items():
         exact = {"rtol": 0.0, "atol": 0.0} if SAME_ARITHMETIC else {"rtol": 1e-3, "atol": 1e-4}
         torch.testing.assert_close(weights, then[name], **exact)
-    (report,) = (OLD / "runs").glob("*/evaluation/report.json")
-    figures = json.loads(report.read_text())["metrics"]
-    assert result["evaluate"]["metrics"] == pytest.approx(figures, abs=1e-9 if SAME_ARITHMETIC else 0.2)
+    (evaluation,) = (OLD / "runs").glob("*/evaluation")
+    before, report = (json.loads((at / "report.json").read_text()) for at in (evaluation, run / "evaluation"))
+    # The figures are others: of samples without the noise that the DDIM of then left after 3 steps, and of a
+    # classifier that does not find such digits good (recall 0.81 then).
+    assert report["metrics"].keys() == before["metrics"].keys()
+    assert report["features"]["classifier"] != before["features"]["classifier"]
+    assert result["evaluate"]["metrics"] == report["metrics"]
     assert not (tmp_path / "mlflow.db").exists()
 
 

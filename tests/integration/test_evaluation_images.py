@@ -70,7 +70,8 @@ def test_a_folder_an_archive_and_shards_of_the_same_images_have_the_same_figures
     assert reports[0].samples == 599
     assert reports[0].metrics["precision"] == 1.0, "every one is a reference image"
     held_out = reports[0].features["classifier"]["held_out_accuracy"]
-    assert reports[0].metrics["class_accuracy"] == pytest.approx(held_out, abs=0.08), "the folders' classes"
+    # Most of them are images that the classifier was trained on; classes in another order would give 0.1.
+    assert held_out - 0.08 <= reports[0].metrics["class_accuracy"], "the folders' classes"
     assert reports[0].metrics["class_accuracy"] > 0.7
     for other in reports[1:]:
         # Packing orders images by class as the folder does; features are those of the same bytes.
@@ -180,7 +181,7 @@ def test_statistics_in_the_usual_file_stand_in_for_the_images_of_a_reference(
         run(few, tmp_path / "small.npz", tmp_path, **features)
 
 
-def test_every_metric_that_labelled_images_allow_is_had_by_its_name_with_an_interval(
+def test_every_metric_that_labelled_images_allow_is_had_by_name_with_an_interval_where_there_is_one(
     digits_data: Path, cache: Path, tmp_path: Path
 ) -> None:
     names = [
@@ -204,6 +205,10 @@ def test_every_metric_that_labelled_images_allow_is_had_by_its_name_with_an_inte
     )
     assert {metric for metric, _ in report.computed_on.values()} == set(names)
     for figure, value in report.metrics.items():
+        if figure == "classification_score":
+            assert "compare several seeds" in report.details[figure]["no_interval"]
+            assert figure not in report.intervals
+            continue
         found = report.intervals[figure]
         assert float(str(found["low"])) <= value <= float(str(found["high"])), figure
         assert found["method"], figure
