@@ -49,6 +49,14 @@ Fresh = Annotated[
     typer.Option("--fresh", help="Start a new run even if this recipe has one. Without it: the newest run."),
 ]
 
+TakeOver = Annotated[
+    bool,
+    typer.Option(
+        "--take-over",
+        help="Work on the run even if another process seems to; that one stops at its next report.",
+    ),
+]
+
 NewRecord = Annotated[
     bool,
     typer.Option(
@@ -67,6 +75,7 @@ def open_session(
     at: Path | None = None,
     keep_recipe: bool = False,
     new_record: bool = False,
+    take_over: bool = False,
 ) -> Iterator[Session]:
     """The session of a recipe, or of the run in the folder `at`."""
     from sfumato import recipe as recipes
@@ -88,6 +97,7 @@ def open_session(
             at=at,
             keep_recipe=keep_recipe,
             new_record=new_record,
+            take_over=take_over,
         ) as session,
     ):
         if new_record:

@@ -15,6 +15,7 @@ from sfumato.cli.arguments import (
     NewRecord,
     Overrides,
     RecipeFile,
+    TakeOver,
     Trust,
     open_display,
     open_session,
@@ -41,6 +42,7 @@ def run(
     ] = None,
     base: Base = None,
     new_record: NewRecord = False,
+    take_over: TakeOver = False,
     seeds: Annotated[
         int | None,
         typer.Option(
@@ -62,6 +64,8 @@ def run(
             )
         if seeds is not None:
             raise ConfigError(f"{recipe} is a pipeline; --seeds is for recipes")
+        if take_over:
+            raise ConfigError("--take-over is for recipes: give it to `sfumato train` with that of a stage")
         if base is not None:
             raise ConfigError("--base is for recipes: give `base` to the stages that evaluate and register")
         _run_pipeline(recipe, overrides, fresh=fresh, dry_run=dry_run, first=first, as_json=as_json)
@@ -69,9 +73,18 @@ def run(
     if dry_run or first is not None:
         raise ConfigError(f"{recipe} is a recipe; --dry-run and --from are for pipelines")
     if seeds is not None:
-        _run_seeds(recipe, overrides or [], seeds, base, fresh=fresh, new_record=new_record, as_json=as_json)
+        _run_seeds(
+            recipe,
+            overrides or [],
+            seeds,
+            base,
+            fresh=fresh,
+            new_record=new_record,
+            take_over=take_over,
+            as_json=as_json,
+        )
         return
-    with open_session(recipe, overrides, fresh=fresh, new_record=new_record) as session:
+    with open_session(recipe, overrides, fresh=fresh, new_record=new_record, take_over=take_over) as session:
         results = stages.run(session, base)
     printed.show(session, results, as_json=as_json)
 
@@ -84,6 +97,7 @@ def _run_seeds(
     *,
     fresh: bool,
     new_record: bool,
+    take_over: bool,
     as_json: bool,
 ) -> None:
     from sfumato import recipe as recipes
@@ -93,7 +107,7 @@ def _run_seeds(
     finished: list[seeds.Finished] = []
     for seed in range(recipe.seed, recipe.seed + number):
         of_seed = [*overrides, f"seed={seed}"]
-        with open_session(path, of_seed, fresh=fresh, new_record=new_record) as session:
+        with open_session(path, of_seed, fresh=fresh, new_record=new_record, take_over=take_over) as session:
             session.display.line(f"seed {seed}, {len(finished) + 1} of {number}: run {session.folder.id}")
             results = stages.run(session, base)
         finished.append(seeds.Finished(seed, printed.summary(session, results)))
@@ -123,13 +137,14 @@ def train(
     overrides: Overrides = None,
     fresh: Fresh = False,
     new_record: NewRecord = False,
+    take_over: TakeOver = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe's model; resumes from its newest checkpoint."""
     from sfumato.runtime.commands import printed, stages
 
     with (
-        open_session(recipe, overrides, fresh=fresh, new_record=new_record) as session,
+        open_session(recipe, overrides, fresh=fresh, new_record=new_record, take_over=take_over) as session,
         stages.cluster_to_train(session),
     ):
         results = {"train": stages.train(session)}

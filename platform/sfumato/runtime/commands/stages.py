@@ -17,6 +17,7 @@ from sfumato.data.order import pools
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.runs import live
 from sfumato.runtime.runs.run_folder import RunFolder, stage_key
 from sfumato.runtime.runs.session import Session
 from sfumato.sampling.generator import Generator
@@ -199,7 +200,10 @@ def run(session: Session, base: Path | None = None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def cluster_to_train(session: Session) -> Iterator[None]:
-    """A cluster that holds the recipe's workers and their read tasks, and later its evaluation."""
+    """A cluster that holds the recipe's workers and their read tasks, and later its evaluation.
+
+    Raises ConfigError while another process works on the run.
+    """
     recipe = session.recipe
     workers = recipe.parallel.least_workers
     to_train = (ray_cluster.cpus_to_train(recipe, count) for count in (recipe.parallel.workers, workers))
@@ -207,7 +211,10 @@ def cluster_to_train(session: Session) -> Iterator[None]:
     gpus = workers * recipe.parallel.gpus_per_worker
     if recipe.evaluate.every is not None:
         gpus += recipe.evaluate.actors_during * recipe.evaluate.gpus_per_actor
-    with ray_cluster.cluster(cpus, session.folder.logs, least=least, gpus=gpus):
+    with (
+        live.working(session.folder.path, session.display.note, take_over=session.take_over),
+        ray_cluster.cluster(cpus, session.folder.logs, least=least, gpus=gpus),
+    ):
         yield
 
 

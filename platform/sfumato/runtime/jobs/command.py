@@ -19,7 +19,7 @@ from sfumato.recipe import Recipe
 from sfumato.tracking.redact import clean_uri, is_secret
 
 COMMANDS = ("run", "train", "evaluate")
-_FLAGS = {"run": ("--fresh",), "train": ("--fresh",), "evaluate": ()}
+_FLAGS = {"run": ("--fresh", "--take-over"), "train": ("--fresh", "--take-over"), "evaluate": ()}
 _REFERENCE = "${oc.env:"
 
 

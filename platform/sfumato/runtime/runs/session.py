@@ -39,6 +39,8 @@ class Session:
     display: Display
     root: Path
     """The project's folder: where the embedded MLflow store is."""
+    take_over: bool = False
+    """Whether to work on the run even while another process does."""
 
 
 @contextlib.contextmanager
@@ -52,13 +54,14 @@ def open_session(
     child: Child | None = None,
     keep_recipe: bool = False,
     new_record: bool = False,
+    take_over: bool = False,
 ) -> Iterator[Session]:
     """Pack and verify the data, check the recipe against it, create the run's folder and open its MLflow run.
 
     `at` is the folder of a run to resume; without it, the recipe and its data determine the run. A
     `child` has its own place. `keep_recipe`: see `RunFolder.create`. `new_record` creates a new MLflow
-    record, for a run whose record may be missing. Raises ConfigError with everything that makes the run
-    impossible, before any expensive work.
+    record, for a run whose record may be missing. `take_over`: see `live.working`. Raises ConfigError with
+    everything that makes the run impossible, before any expensive work.
     """
     recipe, manifest = _with_data(recipe, display, root)
     content = pools.content_digest(recipe.data, manifest)
@@ -76,7 +79,7 @@ def open_session(
     for warning in ray_cluster.warnings(recipe.parallel):
         display.note(warning)
     with _tracked(recipe, manifest, folder, root, child) as tracker:
-        yield Session(recipe, manifest, folder, tracker, display, root)
+        yield Session(recipe, manifest, folder, tracker, display, root, take_over)
 
 
 def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, Manifest]:

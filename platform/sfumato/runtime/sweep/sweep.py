@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, TrainingError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.runs import live
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.runs.session import prepared
@@ -61,6 +62,22 @@ def run(
     values = prepare.trial_values(tune, prepare.lookup(recipe))
     prepare.check_trials(plan, tune, recipe, spec_of(recipe.data, manifest), manifest.samples, values)
     folder.mkdir(parents=True, exist_ok=True)
+    with live.working(folder, display.note, offer=""):
+        return _work(plan, recipe, tune, manifest, values, display, new_record=new_record)
+
+
+def _work(
+    plan: SweepPlan,
+    recipe: Recipe,
+    tune: TuneSettings,
+    manifest: Manifest,
+    values: Sequence[Mapping[str, Any]],
+    display: Display,
+    *,
+    new_record: bool,
+) -> dict[str, Any]:
+    """Run the trials that the sweep's journal lacks; returns the results."""
+    folder, root = Path(plan.path), Path(plan.root)
     plan.stop_file.unlink(missing_ok=True)
     journal = Journal(folder / JOURNAL)
     for number, chosen in enumerate(values):
