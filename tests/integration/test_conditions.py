@@ -178,7 +178,7 @@ def test_a_sample_depends_on_seed_index_and_its_conditions_alone(words: Trained)
     assert np.array_equal(model.sample(5, seed=2, prompts=prompts), whole[:5]), "fewer"
     others = [text if i == 70 else "bright" for i, text in enumerate(prompts)]
     assert np.array_equal(model.sample(90, seed=2, prompts=others)[70], whole[70]), "whatever the others are"
-    given = model.conditions_of(model.takes.source(90, prompts=prompts), range(64, 128))
+    given = model.conditions_of(model.takes.source(prompts=prompts), range(64, 128))
     second = model.sample_block(64, seed=2, conditions=given, options=model.options())
     first = model.sample_block(64, seed=2, conditions=given, options=model.options())
     assert torch.equal(first, second)

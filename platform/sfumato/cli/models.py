@@ -83,9 +83,10 @@ def sample(
     """Draw images from a trained run: PNGs, a grid, and a JSON line per image that records its origin."""
     from sfumato.runtime.commands import sample
     from sfumato.sampling.conditions import Asked
+    from sfumato.sampling.options import together
 
     named = {"guidance": guidance, "sampler": sampler, "steps": steps}
-    options = {key: value for key, value in named.items() if value is not None} | structured(option or [])
+    options = together(named, structured(option or []))
     asked = Asked(
         label or (), prompt or (), negative or (), prompts, values(condition or []), conditions_from
     )

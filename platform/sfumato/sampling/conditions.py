@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,9 @@ from sfumato.errors import ConfigError
 from sfumato.sampling.condition_files import ImageFiles, array_file, array_rows, read_prompts
 from sfumato.sampling.pixels import from_uint8
 
+Labels = int | str | Iterable[int | str]
+"""Classes by number or name: one, or several used in rotation."""
+
 
 @dataclass(frozen=True, slots=True)
 class Takes:
@@ -40,14 +44,13 @@ class Takes:
 
     def source(
         self,
-        num: int,
         *,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         prompts: str | Sequence[str] | None = None,
         negative: str | Sequence[str] | None = None,
         conditions: Mapping[str, Any] | None = None,
     ) -> Source:
-        """The source of `num` samples; see `Generator.sample` for the arguments.
+        """The source of samples; see `Generator.sample` for the arguments.
 
         Raises ConfigError for a condition that the model does not take, or that is missing.
         """
@@ -55,8 +58,6 @@ class Takes:
         if labels is not None:
             if not self._of_kind("label"):
                 raise ConfigError(f"labels: this {self.family} model takes none; leave them out")
-            if len(labels) != num:
-                raise ConfigError(f"labels: got {len(labels)} for {num} samples; give one per sample")
             found[self.one("label", "labels").name] = self.labels("labels", labels)
         if prompts is not None:
             found[self.one("text", "prompts").name] = texts(prompts)
@@ -90,10 +91,10 @@ class Takes:
         condition = self._named(name)
         if condition.kind in ("text", "tags"):
             return texts(value) if condition.kind == "text" else tags(value)
+        if condition.kind == "label":
+            return self.labels(name, value, condition)
         if isinstance(value, str | Path | int | bytes):
             value = [value]
-        if condition.kind == "label":
-            return self.labels(name, list(value), condition)
         first = value[0] if isinstance(value, list | tuple) and value else None
         if isinstance(first, str | Path):
             return self.files(condition, [str(path) for path in value])
@@ -107,9 +108,12 @@ class Takes:
             raise ConfigError(f"{condition.name}: got {len(places)} files; put all rows into one .npy file")
         return array_file(condition, Path(places[0]))
 
-    def labels(self, what: str, labels: Sequence[int | str], condition: Condition | None = None) -> Rows:
-        """Labels by number or name. Raises ConfigError naming the existing classes."""
+    def labels(self, what: str, given: Labels, condition: Condition | None = None) -> Rows:
+        """Labels by number or name, one or several in turn. Raises ConfigError with the existing classes."""
         classes = classes_of(condition or self.one("label", what), self.data)
+        labels = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+        if not labels:
+            raise ConfigError(f"{what}: got an empty list; give one class or several, or leave it out")
         numbers = [classes.index(label) if label in classes else _number(label) for label in labels]
         for label, number in zip(labels, numbers, strict=True):
             if not 0 <= number < len(classes):
@@ -147,10 +151,14 @@ def _in_memory(condition: Condition, value: Any) -> Rows:
     return Listed(condition.kind, array_rows(condition, array))
 
 
-def _number(label: int | str) -> int:
-    if isinstance(label, str) and not label.isdigit():
+def _number(label: Any) -> int:
+    """-1 for what is no number of a class: a word, a fraction, a truth value."""
+    if isinstance(label, str):
+        return int(label) if label.isdecimal() else -1
+    try:
+        return -1 if isinstance(label, bool) else operator.index(label)
+    except TypeError:
         return -1
-    return int(label)
 
 
 class PreviewSettings(Protocol):

@@ -34,9 +34,9 @@ from sfumato.core.state import initial
 from sfumato.core.stored import Weights as Base
 from sfumato.core.stored import matches
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.sampling.conditions import Takes
+from sfumato.sampling.conditions import Labels, Takes
 from sfumato.sampling.model_folder import Weights, read_model_folder
-from sfumato.sampling.options import apply_options
+from sfumato.sampling.options import apply_options, together
 from sfumato.sampling.pixels import Images, to_uint8
 from sfumato.sampling.pretrained_files import cast_parameters, load_stored, moved
 
@@ -183,10 +183,13 @@ class Generator:
         num: int,
         *,
         seed: int = 0,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         prompts: str | Sequence[str] | None = None,
         negative: str | Sequence[str] | None = None,
         conditions: Mapping[str, Any] | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
         options: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
     ) -> Iterator[Images]:
@@ -199,20 +202,22 @@ class Generator:
             if value < 1:
                 raise ConfigError(f"{what}: must be at least 1, got {value}")
         rows = -(-(batch_size or self.block) // self.block) * self.block
-        source = self.takes.source(
-            num, labels=labels, prompts=prompts, negative=negative, conditions=conditions
-        )
-        return self._draw(num, rows, seed, source, self.options(options))
+        source = self.takes.source(labels=labels, prompts=prompts, negative=negative, conditions=conditions)
+        named = {"guidance": guidance, "sampler": sampler, "steps": steps}
+        return self._draw(num, rows, seed, source, self.options(together(named, options or {})))
 
     def sample(
         self,
         num: int,
         *,
         seed: int = 0,
-        labels: Sequence[int] | None = None,
+        labels: Labels | None = None,
         prompts: str | Sequence[str] | None = None,
         negative: str | Sequence[str] | None = None,
         conditions: Mapping[str, Any] | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
         options: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -222,14 +227,18 @@ class Generator:
         Args:
             num: how many.
             seed: of all randomness.
-            labels: class of each sample; None draws all classes in turn.
+            labels: classes by number or name: one, or several used in rotation; None draws all in turn.
             prompts: for a model that takes texts: one, or several used in rotation.
             negative: texts to guide away from: one, or several used in rotation.
             conditions: any condition of the model by name, a row or several used in rotation: texts, labels,
                 images (uint8 [N, H, W, C], float32 [N, C, H, W] in [-1, 1], or paths), arrays [N, ...].
-            options: changes of the model's sampling defaults, such as `{"steps": 25}`.
+            guidance: the family's sampling option of this name; likewise `sampler` and `steps`.
+            options: further changes of the model's sampling defaults, such as `{"order": 3}`.
             batch_size: samples in memory at once, rounded up to whole blocks.
             progress: called with (drawn, num) after each batch.
+
+        Raises:
+            ConfigError: an argument that the model does not take, or a value that it cannot.
         """
         drawn: list[Images] = []
         for images in self.batches(
@@ -239,6 +248,9 @@ class Generator:
             prompts=prompts,
             negative=negative,
             conditions=conditions,
+            guidance=guidance,
+            sampler=sampler,
+            steps=steps,
             options=options,
             batch_size=batch_size,
         ):

@@ -36,6 +36,14 @@ def apply_options(config: FamilyConfig, data: DataSpec, overrides: Mapping[str, 
     return options
 
 
+def together(named: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options given by their own argument, which are not None, and others. Raises ConfigError for both."""
+    given = {name: value for name, value in named.items() if value is not None}
+    if twice := sorted(given.keys() & options.keys()):
+        raise ConfigError(f"{twice[0]}: given twice, by its own argument and among the options; give one")
+    return given | dict(options)
+
+
 def _unknown(name: str, legal: list[str], family: str) -> str:
     near = difflib.get_close_matches(name, legal, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sfumato import __version__
 from sfumato.core.conditions import LABEL, Source, told
 from sfumato.core.rng import SampleRng
 from sfumato.errors import ConfigError
+from sfumato.sampling.conditions import Labels
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.grid import image_grid, to_pil
 from sfumato.sampling.pixels import Images
@@ -34,7 +35,7 @@ def write_samples(
     num: int,
     *,
     seed: int = 0,
-    labels: Sequence[int] | None = None,
+    labels: Labels | None = None,
     conditions: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
@@ -52,7 +53,7 @@ def write_samples(
     """
     target = Path(out)
     _check_place(target, overwrite=overwrite)
-    source = generator.takes.source(num, labels=labels, conditions=conditions)
+    source = generator.takes.source(labels=labels, conditions=conditions)
     drawn = generator.batches(num, seed=seed, conditions=source, options=options, batch_size=batch_size)
     lines = _lines(generator, num, seed, source, generator.options(options).model_dump())
     target.parent.mkdir(parents=True, exist_ok=True)

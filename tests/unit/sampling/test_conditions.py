@@ -39,7 +39,6 @@ def given(source: Any, *rows: int) -> Any:
 
 def test_values_in_python() -> None:
     source = TAKES.source(
-        3,
         labels=[1, 0, 1],
         prompts=["a", "b"],
         negative="no",
@@ -60,7 +59,7 @@ def test_images_from_arrays_tensors_files_and_folders_are_the_same(tmp_path: Pat
     wanted = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1
     files = [tmp_path / "0.png", tmp_path / "1.png"]
     for value in (batch, wanted, files, [file.read_bytes() for file in files], str(tmp_path)):
-        found = given(TAKES.source(2, conditions={"picture": value}), 0, 1, 2)["picture"]
+        found = given(TAKES.source(conditions={"picture": value}), 0, 1, 2)["picture"]
         assert torch.equal(found, wanted[[0, 1, 0]])
 
 

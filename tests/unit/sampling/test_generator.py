@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,16 @@ def test_labels_default_to_all_classes_in_turn(generator: Generator, reference: 
     assert generator.sample(7, seed=3, labels=[0, 1, 2, 0, 1, 2, 0]).tobytes() == reference[:7].tobytes()
 
 
+@pytest.mark.parametrize("labels", [1, "1", "b", ["b"], [1, 1], np.array([1]), torch.tensor([1])])
+def test_one_class_by_number_or_name_is_that_of_all(generator: Generator, labels: Any) -> None:
+    """As `--label` has it on the command line."""
+    assert np.array_equal(generator.sample(3, labels=labels), generator.sample(3, labels=[1, 1, 1]))
+
+
+def test_several_classes_are_taken_in_turn(generator: Generator) -> None:
+    assert np.array_equal(generator.sample(5, labels=["b", 0]), generator.sample(5, labels=[1, 0, 1, 0, 1]))
+
+
 def test_sampling_leaves_the_global_generator_alone(folder: Path) -> None:
     before = torch.get_rng_state()
     Generator.load(folder).sample(1)
@@ -109,6 +120,17 @@ def test_sampling_leaves_the_global_generator_alone(folder: Path) -> None:
 def test_options_change_the_images(generator: Generator, reference: np.ndarray) -> None:
     for change in ({"guidance": 3.0}, {"steps": 4}, {"eta": 0.0}, {"eta": 0.0, "sampler": "dpmsolver++"}):
         assert not np.array_equal(generator.sample(4, seed=3, options=change), reference[:4]), change
+
+
+def test_options_of_the_command_line_are_arguments(generator: Generator) -> None:
+    asked = {"steps": 4, "guidance": 3.0, "sampler": "dpmsolver++", "eta": 0.0}
+    named = {name: asked[name] for name in ("steps", "guidance", "sampler")}
+    found = generator.sample(4, **named, options={"eta": 0.0})
+    assert np.array_equal(found, generator.sample(4, options=asked))
+    with pytest.raises(ConfigError, match="steps: given twice"):
+        generator.sample(4, steps=4, options={"steps": 4})
+    with pytest.raises(ConfigError, match="steps"):
+        generator.sample(4, steps=0)
 
 
 def test_progress_counts_to_the_end(generator: Generator) -> None:
@@ -126,12 +148,15 @@ def test_images_are_bytes_in_rows_and_columns(reference: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        ([0, 1], "got 2 for 3"),
+        ([], "got an empty list"),
+        ("z", "z is not a class"),
+        ([0, 1.5], "1.5 is not a class"),
+        (True, "True is not a class"),
         ([0, 1, 3], "3 is not a class of this model; it has 0 to 2 .*a, b, c"),
         ([0, -1, 1], "-1 is no"),
     ],
 )
-def test_labels_that_do_not_fit(generator: Generator, labels: list[int], says: str) -> None:
+def test_labels_that_do_not_fit(generator: Generator, labels: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         generator.sample(3, labels=labels)
 
