@@ -22,6 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from sfumato.core.family import EmaOf, Family
 from sfumato.errors import SfumatoError
 
 GRACE_S = 5.0
@@ -60,7 +63,16 @@ def preload() -> None:
     for name in families.names():
         for config in families.config_class(name).variants().values():
             with contextlib.suppress(SfumatoError):  # one that needs a file of the user's
-                config.build(digits)
+                _build(config.build(digits))
+
+
+def _build(family: Family) -> None:
+    """Its networks, without memory: what they import, they import when they are built."""
+    with torch.device("meta"):
+        for spec in family.nets.values():
+            if not isinstance(spec, EmaOf):
+                with contextlib.suppress(RuntimeError):  # it needs values, and there are none
+                    spec.build()
 
 
 def _end_with_parent() -> None:
