@@ -11,6 +11,7 @@ from kubernetes_api import Cluster
 
 from sfumato.errors import ConfigError
 from sfumato.runtime.jobs import rayjob
+from sfumato.runtime.jobs.cluster import Job
 from sfumato.runtime.jobs.kubectl import Forbidden, Kubectl, Taken
 from sfumato.runtime.jobs.manifest import RUN_LABEL
 from sfumato.runtime.jobs.rayjob import RayJob
@@ -59,6 +60,19 @@ class MemoryKubectl(Kubectl):
             found = self.cluster.named(kind, name)
             if found is not None and RUN_LABEL in found["metadata"].get("labels", {}):
                 self.cluster.remove(found)
+
+    def schedules(self) -> list[Job]:
+        found = (o for o in self.cluster.objects.values() if o["kind"] == "RayCronJob")
+        return [rayjob.read_schedule(item) for item in found if RUN_LABEL in item["metadata"]["labels"]]
+
+    def unschedule(self, name: str) -> bool:
+        ours = name in [job.name for job in self.schedules()]
+        if ours:
+            self.cluster.remove(self.cluster.named("RayCronJob", name))
+        return ours
+
+    def last_lines(self, name: str) -> str:
+        return self.cluster.next_stream()
 
     def logs(self, name: str, errors: IO[str]) -> subprocess.Popen[str]:
         command = ["printf", "%s", self.cluster.next_stream()]

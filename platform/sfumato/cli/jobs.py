@@ -41,8 +41,8 @@ def submit(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="-- COMMAND RECIPE [KEY=VALUE]...",
-            help="run, train or evaluate, as on this machine.",
+            metavar="-- COMMAND [ARGUMENTS]...",
+            help="run, train, evaluate, tune, pack or precompute, as on this machine.",
             show_default=False,
         ),
     ] = None,
@@ -104,6 +104,16 @@ def submit(
         list[str] | None, typer.Option(metavar="LABEL=VALUE", help="Kubernetes: nodes with GPUs to use.")
     ] = None,
     queue: Annotated[str | None, typer.Option(help="Kubernetes: Kueue's LocalQueue.")] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CRON",
+            help="Kubernetes: run it at these times, for example '0 3 * * *' every night (a RayCronJob).",
+        ),
+    ] = None,
+    time_zone: Annotated[
+        str, typer.Option(metavar="ZONE", help="Kubernetes: the time zone of --schedule.")
+    ] = "Etc/UTC",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Kubernetes: print the manifests (YAML) and do nothing.")
     ] = False,
@@ -127,6 +137,8 @@ def submit(
     if not kubernetes:
         if dry_run:
             raise ConfigError("--dry-run is for --kubernetes")
+        if schedule is not None:
+            raise ConfigError("--schedule is for --kubernetes; elsewhere cron can call sfumato submit")
         _submit_to_ray(command, options, _cluster(address, ca_file), detach, as_json)
         return
     if image is None:
@@ -143,6 +155,7 @@ def submit(
     )
     from sfumato.runtime.jobs import on_kubernetes
     from sfumato.runtime.jobs.kubectl import Kubectl
+    from sfumato.runtime.jobs.manifest import Schedule
     from sfumato.runtime.jobs.places import OnKubernetes
 
     settings = on_kubernetes.settings_of(
@@ -152,18 +165,21 @@ def submit(
         token_secret=token_secret,
         pods=pods,
         deadline_days=deadline,
+        schedule=None if schedule is None else Schedule(schedule, time_zone),
     )
     if dry_run:
         import yaml
 
-        from sfumato.runtime.jobs.manifest import run_label
-
-        label = options.name or f"{run_label(command)}-1"
+        label = on_kubernetes.default_name(command, options, settings)
         made = on_kubernetes.render(command, options, settings, project=Path.cwd(), name=label)
         sys.stdout.write(yaml.safe_dump_all(made, sort_keys=False))
         return
     kubectl = Kubectl(namespace, context)
     sent = on_kubernetes.send(command, options, settings, kubectl, project=Path.cwd())
+    if schedule is not None:
+        _say(f"RayCronJob {sent} in namespace {namespace} starts it at {schedule} {time_zone}")
+        print(json.dumps({"job": sent, "namespace": namespace}) if as_json else sent)
+        return
     _say(f"RayJob {sent} is in namespace {namespace}")
     _sent(OnKubernetes(kubectl), sent, {"namespace": namespace}, detach, as_json)
 
@@ -178,15 +194,17 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List all jobs known to the cluster."""
-    from sfumato.runtime.jobs.cluster import line_of
+    from sfumato.runtime.jobs.cluster import LINE, line_of
 
     found = _place(address, ca_file, kubernetes, namespace, context).jobs()
     if as_json:
         print(json.dumps([asdict(job) for job in found]))
         return
-    table = Table("job", "status", "time", "command")
-    for job in found:
-        table.add_row(*line_of(job, time.time()).values())
+    rows = [line_of(job, time.time()) for job in found]
+    filled = [name for name in LINE if name in ("job", "status", "time") or any(row[name] for row in rows)]
+    table = Table(*filled)
+    for row in rows:
+        table.add_row(*(row[name] for name in filled))
     Console(markup=False).print(table)
 
 

@@ -19,6 +19,9 @@ def tune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume this recipe's sweep; keeps its finished trials.")
     ] = False,
+    resume_if_any: Annotated[
+        bool, typer.Option("--resume-if-any", help="Resume this recipe's sweep if there is one, or start it.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new sweep, even if there is one.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check every trial, list them, and start nothing.")
@@ -31,8 +34,10 @@ def tune(
     from sfumato.runtime.runs.display import Display
     from sfumato.runtime.sweep import sweep
 
-    if resume and fresh:
-        raise ConfigError("--resume resumes a sweep and --fresh starts another: give only one of them")
+    if resume + resume_if_any + fresh > 1:
+        raise ConfigError(
+            "--resume and --resume-if-any resume a sweep, --fresh starts another: give only one of them"
+        )
     content = recipes.read(recipe, overrides or [])
     display = Display()  # its live bar is not opened: the sweep has its own live table
     if dry_run:
@@ -40,7 +45,12 @@ def tune(
         print(json.dumps(found) if as_json else _listed(found))
         return
     result = sweep.run(
-        content, display=display, root=Path.cwd(), resume=resume, fresh=fresh, new_record=new_record
+        content,
+        display=display,
+        root=Path.cwd(),
+        resume="if any" if resume_if_any else resume,
+        fresh=fresh,
+        new_record=new_record,
     )
     if as_json:
         print(json.dumps(result))

@@ -22,7 +22,7 @@ from sfumato.core.rng import seeded
 from sfumato.errors import ConfigError
 from sfumato.families import config_class
 from sfumato.recipe import Recipe
-from sfumato.runtime.jobs.command import relative_places
+from sfumato.runtime.jobs.on_recipe import relative_places
 from sfumato.runtime.runs.pretrained import look_up, resolved
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder

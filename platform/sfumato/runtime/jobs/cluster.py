@@ -24,6 +24,7 @@ _PATIENCE_S = 60.0
 _LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 # Of all jobs on the cluster, those that this program submitted.
 MARK = "sfumato.command"
+TRACKING = "sfumato.tracking"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Job:
     started: float | None
     ended: float | None
     exit_code: int | None
+    tracking: str = ""
+    """The MLflow server that records it, if it is not a store in the project's folder."""
+    progress: str = ""
+    """The last line of progress that it printed, while it runs."""
 
     @property
     def over(self) -> bool:
@@ -198,6 +203,10 @@ class Cluster:
         )
 
 
+LINE = ("job", "status", "time", "progress", "mlflow", "command")
+"""The columns of a table of jobs."""
+
+
 def line_of(job: Job, now: float) -> Mapping[str, str]:
     """A job as a row of a table."""
     seconds = 0.0 if job.started is None else (job.ended or now) - job.started
@@ -206,6 +215,8 @@ def line_of(job: Job, now: float) -> Mapping[str, str]:
         "job": job.name,
         "status": job.status.lower(),
         "time": f"{hours}:{rest // 60:02}:{rest % 60:02}",
+        "progress": job.progress,
+        "mlflow": job.tracking,
         "command": job.command,
     }
 
@@ -221,6 +232,7 @@ def _job(details: Any) -> Job:
         started=_seconds(details.start_time),
         ended=_seconds(details.end_time),
         exit_code=details.driver_exit_code,
+        tracking=metadata.get(TRACKING, ""),
     )
 
 

@@ -19,8 +19,9 @@ from sfumato.runtime.jobs.cluster import Cluster, Job
 
 PATIENCE_S = 60.0
 _PAUSE_S = 1.0
-# What `runtime.runs.display` prints without a terminal: `train: 12,000 of 48,000  loss 0.3  80 s left`.
-_PROGRESS = re.compile(r"^\w[\w -]*: [\d,]+( of [\d,]+)?  ")
+# What `runtime.runs.display` prints without a terminal: `train: 12,000 of 48,000  loss 0.3  80 s left`, in a
+# pipeline after the stage's name; and a sweep of its trials: `trial 3: 512 images  train/loss 0.3`.
+_PROGRESS = re.compile(r"^\w[\w ,-]*(: \w[\w ,-]*)?: [\d,]+( of [\d,]+| images)?  ")
 
 
 class Output:
@@ -109,6 +110,11 @@ async def _state(cluster: Cluster, name: str) -> Job:
                 "command again; the run resumes from its last checkpoint"
             )
         return found[0]
+
+
+def progress_in(log: str) -> str:
+    """The last line of progress in a job's output; empty where there is none."""
+    return next((line.strip() for line in reversed(log.splitlines()) if _PROGRESS.match(line)), "")
 
 
 def attach_command(address: str, name: str) -> str:

@@ -8,10 +8,11 @@ that is over; evaluation during training, and what does not fit there, gets anot
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.cluster.use import Actors, Use
 from sfumato.runtime.jobs.command import Command
 
 LARGEST_DATA_POD = 8
@@ -32,9 +33,22 @@ class Group:
 
 
 def groups_of(command: Command) -> list[Group]:
-    """The groups for a command, those without pods left out."""
-    recipe = command.recipe
-    trains, measures = command.name in ("run", "train"), command.name in ("run", "evaluate")
+    """The groups for a command, each as large as its largest stage asks, those without pods left out."""
+    largest: dict[str, Group] = {}
+    for use in command.uses:
+        for group in _groups(use):
+            largest[group.name] = _larger(group, largest[group.name]) if group.name in largest else group
+    return list(largest.values()) or [_data(1, largest=LARGEST_DATA_POD)]
+
+
+def _groups(use: Use) -> list[Group]:
+    groups = [] if use.recipe is None else _of_recipe(use.recipe, trains=use.trains, measures=use.measures)
+    if use.actors is not None:
+        groups += _of_actors(use.actors)
+    return [replace(group, replicas=group.replicas * use.at_once) for group in groups if group.replicas]
+
+
+def _of_recipe(recipe: Recipe, *, trains: bool, measures: bool) -> list[Group]:
     groups = [_training(recipe)] if trains else []
     cpus = recipe.parallel.workers * recipe.data.read_tasks if trains else 0
     if trains:
@@ -45,7 +59,30 @@ def groups_of(command: Command) -> list[Group]:
         _data(max(1, cpus), largest=max(LARGEST_DATA_POD, math.ceil(recipe.evaluate.cpus_per_actor)))
     )
     groups.append(_evaluation(recipe, groups, trains=trains, measures=measures))
-    return [group for group in groups if group.replicas]
+    return groups
+
+
+def _of_actors(actors: Actors) -> list[Group]:
+    if actors.gpus:
+        pod = Group("evaluate", actors.count, cpus=math.ceil(actors.cpus), gpus=math.ceil(actors.gpus))
+        return [pod, _data(1, largest=LARGEST_DATA_POD)]
+    cpus = math.ceil(actors.count * actors.cpus)
+    return [_data(cpus, largest=max(LARGEST_DATA_POD, math.ceil(actors.cpus)))]
+
+
+def _larger(group: Group, other: Group) -> Group:
+    """Pods that hold those of either."""
+    custom = {
+        name: max(group.custom.get(name, 0.0), other.custom.get(name, 0.0))
+        for name in (group.custom | other.custom)
+    }
+    return Group(
+        group.name,
+        replicas=max(group.replicas, other.replicas),
+        cpus=max(group.cpus, other.cpus),
+        gpus=max(group.gpus, other.gpus),
+        custom=custom,
+    )
 
 
 def _training(recipe: Recipe) -> Group:

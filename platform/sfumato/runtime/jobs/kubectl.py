@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.runtime.jobs import rayjob
+from sfumato.runtime.jobs.cluster import Job
 from sfumato.runtime.jobs.manifest import NAME_LABEL, RUN_LABEL
 from sfumato.runtime.jobs.rayjob import RayJob
 
@@ -94,6 +95,25 @@ class Kubectl:
         """What the job says, from its beginning, as it comes; what kubectl has to say goes to `errors`."""
         command = [*self._command(), "-n", self.namespace, "logs", "-f", f"job/{name}"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace")
+
+    def last_lines(self, name: str) -> str:
+        """The end of a job's output so far."""
+        return self._in_namespace("logs", f"job/{name}", "--tail=200")
+
+    def schedules(self) -> list[Job]:
+        """The RayCronJobs that `sfumato submit --schedule` made, as jobs that wait for their time."""
+        try:
+            found = self._in_namespace("get", "raycronjobs", "-l", RUN_LABEL, "-o", "json")
+        except (ConfigError, SfumatoError):  # an older KubeRay has none, and not everybody may look
+            return []
+        return [rayjob.read_schedule(item) for item in json.loads(found)["items"]]
+
+    def unschedule(self, name: str) -> bool:
+        """Delete the schedule of that name, if there is one of ours; jobs that it started go on."""
+        if name not in [job.name for job in self.schedules()]:
+            return False
+        self._in_namespace("delete", "raycronjob", name, "--wait=false")
+        return True
 
     @property
     def _where(self) -> str:

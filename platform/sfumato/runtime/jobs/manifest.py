@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +29,29 @@ NAME_LABEL = "app.kubernetes.io/instance"
 COMMAND_NOTE = "sfumato.io/command"
 # KubeRay makes longer names of it, which have to be labels (63 characters).
 _LONGEST_NAME = 47
+_LONGEST_SCHEDULED = 36
+_FIELD = r"(\*|[0-9A-Za-z]+(-[0-9A-Za-z]+)?)(/[0-9]+)?"
+_CRON = re.compile(rf"{_FIELD}(,{_FIELD})*( {_FIELD}(,{_FIELD})*){{4}}")
 _LARGEST_MAP = 1_000_000
 _DAY_S = 86_400
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Times in the five fields of cron: minute, hour, day of month, month, day of week."""
+
+    cron: str
+    zone: str = "Etc/UTC"
+
+    def __post_init__(self) -> None:
+        if not _CRON.fullmatch(self.cron):
+            raise ConfigError(
+                f"--schedule {self.cron!r}: expected minute, hour, day of month, month and day of week, for "
+                "example '0 3 * * *' for every night at three"
+            )
+        if self.zone not in zoneinfo.available_timezones():
+            raise ConfigError(f"--time-zone {self.zone!r}: not a time zone, such as Etc/UTC or Europe/Rome")
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,8 @@ class JobSettings:
     """LocalQueue of Kueue that admits the job's pods all at once."""
     token_secret: str | None = None
     """Secret with the cluster's token; KubeRay makes one where there is none."""
+    schedule: Schedule | None = None
+    """When the job begins, again and again; None: at once."""
     deadline_days: float = 14.0
     """After so long an attempt is ended, and not tried again: a bound on what a job that hangs may cost."""
 
@@ -70,10 +93,19 @@ def documents(
         RUN_LABEL: run_label(command),
     }
     keys = _keys(files)
-    return [
-        _config_map(files, keys, _meta(name, settings.namespace, labels)),
-        _ray_job(command, _meta(name, settings.namespace, labels), keys, settings),
-    ]
+    job = _ray_job(command, _meta(name, settings.namespace, labels), keys, settings)
+    if settings.schedule is not None:
+        job = _scheduled(job, name, settings.schedule)
+    return [_config_map(files, keys, _meta(name, settings.namespace, labels)), job]
+
+
+def _scheduled(job: dict[str, Any], name: str, schedule: Schedule) -> dict[str, Any]:
+    if len(name) > _LONGEST_SCHEDULED:
+        raise ConfigError(
+            f"--name {name!r}: with --schedule at most {_LONGEST_SCHEDULED} characters; each job adds to it"
+        )
+    timing = {"schedule": schedule.cron, "timeZone": schedule.zone}
+    return {**job, "kind": "RayCronJob", "spec": {**timing, "jobTemplate": job["spec"]}}
 
 
 def owned(document: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,10 +120,15 @@ def owned(document: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "metadata": {**document["metadata"], "ownerReferences": [owner]}}
 
 
+def schedule_name(command: Command) -> str:
+    """A schedule's name, where none is given."""
+    return run_label(command)[-_LONGEST_SCHEDULED:].lstrip("-0123456789")
+
+
 def run_label(command: Command) -> str:
-    """What the command computes, as a label: the recipe's name and digest."""
-    slug = re.sub(r"[^a-z0-9]+", "-", command.recipe.name.lower()).strip("-")[:28].strip("-")
-    return f"{slug if slug[:1].isalpha() else f'run-{slug}'}-{command.recipe.digest()[:8]}"
+    """What the command computes, as a label: the name and digest of what it works on."""
+    slug = re.sub(r"[^a-z0-9]+", "-", command.title.lower()).strip("-")[:28].strip("-")
+    return f"{slug if slug[:1].isalpha() else f'run-{slug}'}-{command.digest[:8]}"
 
 
 def _ray_job(

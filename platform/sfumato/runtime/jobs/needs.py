@@ -7,11 +7,12 @@ anything is sent.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.cluster.use import Use
 from sfumato.runtime.jobs.cluster import Resources
 from sfumato.runtime.jobs.command import Command
 
@@ -29,31 +30,40 @@ class Room:
 
 @dataclass(frozen=True)
 class Needs:
-    """Totals over the cluster, and what has to fit on single nodes, stage by stage."""
+    """Totals over the cluster, and what has to fit on single nodes, of one stage."""
 
     cpus: int
     places: tuple[Room, ...]
+    stage: str = ""
 
 
-def needs_of(command: Command) -> Needs:
-    """The most that any stage of the command needs; for elastic training, with its fewest workers."""
-    recipe = command.recipe
-    training = command.name in ("run", "train")
-    measuring = command.name in ("run", "evaluate") and recipe.evaluate.actors != 0
-    places = []
-    if training:
+def needs_of(command: Command) -> list[Needs]:
+    """What each stage of the command needs."""
+    return [_needs(use) for use in command.uses]
+
+
+def _needs(use: Use) -> Needs:
+    """For elastic training with its fewest workers, for equal stages side by side with one of them."""
+    cpus, places = 0, []
+    if use.actors is not None:
+        each = {"CPU": use.actors.cpus} | ({"GPU": use.actors.gpus} if use.actors.gpus else {})
+        places.append(Room("actors", 1, each, use.actors.fields))
+        cpus = math.ceil(use.actors.cpus)
+    recipe = use.recipe
+    if recipe is None:
+        return Needs(cpus, tuple(places), use.stage)
+    measures = use.measures and recipe.evaluate.actors != 0
+    if use.trains:
+        cpus = ray_cluster.cpus_to_train(recipe, recipe.parallel.least_workers)
         places.append(training_workers(recipe))
         if recipe.evaluate.every is not None:
             places.append(_actors(recipe, recipe.evaluate.actors_during, "evaluate.actors_during"))
-    if measuring:
+    if measures:
         # If it takes as many as fit, one is enough.
         actors = 1 if recipe.evaluate.actors == "auto" else recipe.evaluate.actors
         places.append(_actors(recipe, actors, "evaluate.actors"))
-    cpus = max(
-        ray_cluster.cpus_to_train(recipe, recipe.parallel.least_workers) if training else 0,
-        ray_cluster.cpus_to_evaluate(recipe) if measuring else 0,
-    )
-    return Needs(cpus, tuple(places))
+        cpus = max(cpus, ray_cluster.cpus_to_evaluate(recipe))
+    return Needs(cpus, tuple(places), use.stage)
 
 
 def training_workers(recipe: Recipe) -> Room:
@@ -65,23 +75,29 @@ def training_workers(recipe: Recipe) -> Room:
     return Room("training workers", parallel.least_workers, each, f"{field}, parallel.*_per_worker")
 
 
-def lacking(needs: Needs, nodes: Sequence[Resources]) -> list[str]:
+def lacking(needs: Sequence[Needs], nodes: Sequence[Resources]) -> list[str]:
     """Needs that the nodes could not meet even if all were empty; one line each."""
-    lines = []
+    return [
+        f"stage {each.stage}: {line}" if each.stage else line
+        for each in needs
+        for line in _lacking(each, nodes)
+    ]
+
+
+def _lacking(needs: Needs, nodes: Sequence[Resources]) -> Iterator[str]:
     have = sum(node.get("CPU", 0.0) for node in nodes)
     if have < needs.cpus:
-        lines.append(
+        yield (
             f"{needs.cpus} CPUs are needed (workers and their read tasks, or actors), {have:g} are there: "
             "lower parallel.workers, its cpus_per_worker, data.read_tasks or evaluate.actors, or add nodes"
         )
     for place in needs.places:
         room = sum(_fitting(place.each, node) for node in nodes)
         if room < place.count:
-            lines.append(
+            yield (
                 f"{place.count} {place.what} of {_text(place.each)} each are needed, and {_room(room)}: "
                 f"lower {place.fields}, or add nodes that have it"
             )
-    return lines
 
 
 def text_of(nodes: Sequence[Resources]) -> str:

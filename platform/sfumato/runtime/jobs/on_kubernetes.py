@@ -10,7 +10,7 @@ from sfumato.errors import ConfigError, SfumatoError
 from sfumato.runtime.jobs import manifest, package
 from sfumato.runtime.jobs.command import Command
 from sfumato.runtime.jobs.kubectl import Kubectl, Taken
-from sfumato.runtime.jobs.manifest import JobSettings
+from sfumato.runtime.jobs.manifest import JobSettings, Schedule
 from sfumato.runtime.jobs.pods import PodSettings
 from sfumato.runtime.jobs.submit import SubmitOptions, choose_name
 
@@ -23,6 +23,7 @@ def settings_of(
     token_secret: str | None,
     pods: PodSettings,
     deadline_days: float = JobSettings.deadline_days,
+    schedule: Schedule | None = None,
 ) -> JobSettings:
     """The job's settings; environment and secrets come from the options.
 
@@ -51,6 +52,7 @@ def settings_of(
         queue=queue,
         token_secret=token_secret,
         deadline_days=deadline_days,
+        schedule=schedule,
     )
 
 
@@ -68,15 +70,23 @@ def send(
 ) -> str:
     """Make the job; its name. Raises ConfigError, and leaves nothing behind, where it cannot run."""
     run = manifest.run_label(command)
-    name = options.name or f"{run}-1"
+    name = default_name(command, options, settings)
     render(command, options, settings, project=project, name=name)  # what is wrong with it, before asking
     kubectl.check()
     where = f"namespace {settings.namespace}"
-    name = choose_name(options.name, run, [found.job for found in kubectl.jobs()], where)
+    if settings.schedule is None:
+        name = choose_name(options.name, run, [found.job for found in kubectl.jobs()], where)
     _check_parts(kubectl, settings.pods, name)
     package_map, job = render(command, options, settings, project=project, name=name)
     _create(kubectl, name, job, package_map)
     return name
+
+
+def default_name(command: Command, options: SubmitOptions, settings: JobSettings) -> str:
+    """The job's name if no other has it."""
+    if settings.schedule is not None:
+        return options.name or manifest.schedule_name(command)
+    return options.name or f"{manifest.run_label(command)}-1"
 
 
 def _check_parts(kubectl: Kubectl, pods: PodSettings, name: str) -> None:
@@ -102,21 +112,22 @@ def _check_parts(kubectl: Kubectl, pods: PodSettings, name: str) -> None:
 
 
 def _create(kubectl: Kubectl, name: str, job: dict[str, Any], package_map: dict[str, Any]) -> None:
-    """The RayJob and then its package, which is deleted with it; both or none."""
+    """The job or its schedule, and then its package, which is deleted with it; both or none."""
+    kind = job["kind"]
     try:
         made = kubectl.create(job)
     except Taken as error:
         raise ConfigError(
-            f"RayJob {name!r} is in namespace {kubectl.namespace} already: choose another --name"
+            f"{kind} {name!r} is in namespace {kubectl.namespace} already: choose another --name"
         ) from error
     try:
         kubectl.create(manifest.owned(package_map, by=made))
     except BaseException as error:
         try:
-            kubectl.delete(name)
+            kubectl.delete(name) if kind == "RayJob" else kubectl.unschedule(name)
         except SfumatoError as second:
             raise ConfigError(
-                f"{error}; RayJob {name} was made and could not be deleted ({second}): "
-                f"kubectl -n {kubectl.namespace} delete rayjob {name}"
+                f"{error}; {kind} {name} was made and could not be deleted ({second}): "
+                f"kubectl -n {kubectl.namespace} delete {kind.lower()} {name}"
             ) from error
         raise

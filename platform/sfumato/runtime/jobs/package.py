@@ -4,7 +4,7 @@ The same content makes the same bytes, so that a cluster keeps it once. It holds
 what is listed here:
 
     job.json              the command, and what it was submitted with (`Order`)
-    recipe/               the recipe file and its bases, without comments
+    recipe/               the recipe or pipeline, with bases and recipes of stages, without comments
     <module>/ or .py      a family's code, where the recipe names one by import path
     sfumato/              this version of Sfumato, for a cluster that has its dependencies alone
 """
@@ -20,17 +20,14 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
 
 import sfumato
 from sfumato.errors import ConfigError
 from sfumato.runtime.jobs import local_code
-from sfumato.runtime.jobs.command import Command, check_no_secrets
-from sfumato.runtime.jobs.ignore import Ignored
+from sfumato.runtime.jobs.command import Command
 
 ORDER = "job.json"
+RECIPES = "recipe"
 LARGEST = 64 << 20
 _NAMED = ("ray", "torch", "diffusers", "mlflow", "numpy", "pydantic")
 _OURS = {".py", ".md", ".yaml", ".json", ".html", ".css", ".typed"}
@@ -42,9 +39,10 @@ class Order:
     """What the job is to do, in `job.json`. It names environment variables and never holds their values."""
 
     command: str
-    recipe: str
-    overrides: tuple[str, ...]
-    flags: tuple[str, ...]
+    file: str | None
+    """The recipe or pipeline, by its place in the package."""
+    arguments: tuple[str, ...]
+    """Overrides and options; all words of a command without a file."""
     root: str | None
     """Folder on the cluster that relative places start from."""
     secrets: tuple[str, ...]
@@ -63,7 +61,7 @@ class Order:
         """Raises ConfigError where the file is no order."""
         try:
             content = json.loads(path.read_text())
-            lists = {name: tuple(content[name]) for name in ("overrides", "flags", "secrets")}
+            lists = {name: tuple(content[name]) for name in ("arguments", "secrets")}
             return cls(**{**content, **lists})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{path} is no job of this version of Sfumato: {error}") from error
@@ -72,9 +70,8 @@ class Order:
 def order(command: Command, *, root: str | None, secrets: tuple[str, ...]) -> Order:
     return Order(
         command=command.name,
-        recipe=f"recipe/{command.recipe_file.name}",
-        overrides=command.overrides,
-        flags=command.flags,
+        file=None if command.file is None else f"{RECIPES}/{command.file}",
+        arguments=command.arguments,
         root=root,
         secrets=secrets,
         version=sfumato.__version__,
@@ -87,7 +84,7 @@ def order(command: Command, *, root: str | None, secrets: tuple[str, ...]) -> Or
 def files_of(command: Command, placed: Order, *, root: Path) -> dict[str, bytes]:
     """The package without Sfumato itself, by path. `root` is the project's folder."""
     files = {ORDER: placed.to_json().encode()}
-    files |= {f"recipe/{name}": text.encode() for name, text in recipe_files(command).items()}
+    files |= {f"{RECIPES}/{name}": text.encode() for name, text in command.files().items()}
     for module in command.modules:
         for path in local_code.sources(module, root):
             files[path.relative_to(root.resolve()).as_posix()] = path.read_bytes()
@@ -111,32 +108,6 @@ def write(files: Mapping[str, bytes], path: Path) -> None:
             f"has {len(everything[largest]) >> 20}): keep data in storage, or exclude it in .sfumatoignore"
         )
     path.write_bytes(archive.getvalue())
-
-
-def recipe_files(command: Command) -> dict[str, str]:
-    """The recipe and its bases side by side, by file name: YAML with references, without comments.
-
-    Raises ConfigError where one of them holds a secret, or may not leave this machine.
-    """
-    files: dict[str, str] = {}
-    path: Path | None = command.recipe_file.resolve()
-    name = command.recipe_file.name
-    while path is not None:
-        if Ignored(path.parent)(path):
-            raise ConfigError(
-                f"recipe {path} is excluded by .gitignore or .sfumatoignore, so it is not sent: add a line "
-                f"`!{path.name}` to .sfumatoignore"
-            )
-        config: Any = OmegaConf.load(path)
-        check_no_secrets(_plain(config), str(path))
-        base = config.get("base")
-        after = None if base is None else (path.parent / str(base)).resolve()
-        following = f"{command.recipe_file.stem}.base-{len(files) + 1}.yaml"
-        if after is not None:
-            config["base"] = following
-        files[name] = OmegaConf.to_yaml(config)
-        path, name = after, following
-    return files
 
 
 def own_files() -> dict[str, bytes]:
@@ -164,9 +135,3 @@ def versions() -> dict[str, str]:
 
 def python_version() -> str:
     return ".".join(map(str, sys.version_info[:2]))
-
-
-def _plain(config: Any) -> Mapping[str, Any]:
-    content = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}

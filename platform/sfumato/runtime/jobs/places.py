@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, SfumatoError
 from sfumato.runtime.jobs import follow as following
 from sfumato.runtime.jobs import follow_rayjob
 from sfumato.runtime.jobs.cluster import Cluster, Job
 from sfumato.runtime.jobs.kubectl import Kubectl
+from sfumato.runtime.jobs.rayjob import RayJob
 
 
 class Place(Protocol):
@@ -36,7 +38,13 @@ class OnRay:
         self._cluster = cluster
 
     def jobs(self) -> list[Job]:
-        return self._cluster.jobs()
+        return [job if job.over else self._with_progress(job) for job in self._cluster.jobs()]
+
+    def _with_progress(self, job: Job) -> Job:
+        try:
+            return replace(job, progress=following.progress_in(self._cluster.logs(job.name)))
+        except SfumatoError:  # it has not begun, or its node is gone
+            return job
 
     def job(self, name: str) -> Job:
         return self._cluster.job(name)
@@ -53,13 +61,23 @@ class OnRay:
 
 
 class OnKubernetes:
-    """RayJobs of a namespace. Only those that `sfumato submit` made are listed and stopped."""
+    """RayJobs and schedules of a namespace. Only those that `sfumato submit` made are listed and stopped."""
 
     def __init__(self, kubectl: Kubectl) -> None:
         self._kubectl = kubectl
 
     def jobs(self) -> list[Job]:
-        return [found.job for found in self._kubectl.jobs() if found.ours]
+        found = [found for found in self._kubectl.jobs() if found.ours]
+        mine = [replace(one.job, progress=self._progress(one)) for one in found]
+        return mine + self._kubectl.schedules()
+
+    def _progress(self, found: RayJob) -> str:
+        if found.job.status != "RUNNING":
+            return ""
+        try:
+            return following.progress_in(self._kubectl.last_lines(found.job.name))
+        except SfumatoError:
+            return ""
 
     def job(self, name: str) -> Job:
         return self._kubectl.job(name).job
@@ -68,6 +86,8 @@ class OnKubernetes:
         return follow_rayjob.follow(self._kubectl, name, show)
 
     def stop(self, name: str) -> None:
+        if self._kubectl.unschedule(name):
+            return
         if not self._kubectl.job(name).ours:
             raise ConfigError(
                 f"RayJob {name!r} was not made by sfumato submit: delete it with "

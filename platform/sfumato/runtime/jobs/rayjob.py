@@ -62,6 +62,23 @@ def read(item: Mapping[str, Any]) -> RayJob:
     )
 
 
+def read_schedule(item: Mapping[str, Any]) -> Job:
+    """A RayCronJob's document, as a job that waits for its time."""
+    metadata, spec = item["metadata"], item["spec"]
+    last = (item.get("status") or {}).get("lastScheduleTime")
+    return Job(
+        name=metadata["name"],
+        status="SCHEDULED",
+        message=f"at {spec['schedule']} {spec.get('timeZone') or 'UTC'}",
+        command=(metadata.get("annotations") or {}).get(COMMAND_NOTE, ""),
+        run=(metadata.get("labels") or {}).get(RUN_LABEL, ""),
+        started=None,
+        ended=None,
+        exit_code=None,
+        progress=f"at {spec['schedule']} {spec.get('timeZone') or 'UTC'}, last {last or 'never'}",
+    )
+
+
 def _status(stage: str, on_cluster: str) -> str:
     if stage == "Complete":
         return on_cluster or "SUCCEEDED"

@@ -48,7 +48,8 @@ def prepare(job: Path, *, environment: Mapping[str, str]) -> Started:
             raise ConfigError(
                 f"--root {order.root}: not a folder that can be used here: {error.strerror}"
             ) from error
-    words = [order.command, str(job.parent / order.recipe), *order.overrides, *order.flags]
+    file = [] if order.file is None else [str(job.parent / order.file)]
+    words = [order.command, *file, *order.arguments]
     return Started(words, _notes(order))
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.errors import CapabilityError, ConfigError
-from sfumato.runtime.jobs import command as commands
-from sfumato.runtime.jobs import needs, package
-from sfumato.runtime.jobs.cluster import MARK, Cluster, Job
+from sfumato.runtime.jobs import needs, package, parsing
+from sfumato.runtime.jobs.cluster import MARK, TRACKING, Cluster, Job
 from sfumato.runtime.jobs.command import Command
+from sfumato.runtime.jobs.secrets import check_no_secrets
+from sfumato.tracking.redact import clean_uri
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -45,7 +46,7 @@ class SubmitOptions:
             name, equals, value = setting.partition("=")
             if not equals or not _VARIABLE.fullmatch(name):
                 raise ConfigError(f"--env {name}: expected NAME=VALUE")
-            commands.check_no_secrets({name: value}, "--env")
+            check_no_secrets({name: value}, "--env")
             values[name] = value
         for secret in self.secrets:
             name, equals, other = secret.partition("=")
@@ -67,12 +68,11 @@ def read(words: Sequence[str], options: SubmitOptions) -> Command:
         )
     if options.root is not None and not Path(options.root).is_absolute():
         raise ConfigError(f"--root {options.root}: expected an absolute folder of the cluster")
-    command = commands.parse(words, trust=options.trust)
-    relative = commands.relative_places(command.recipe)
-    if options.root is None and relative:
+    command = parsing.parse(words, trust=options.trust)
+    if options.root is None and command.relative:
         raise ConfigError(
-            f"{'; '.join(relative)}: relative to a folder that the cluster does not have; say which folder "
-            "stands for it there with --root /a/folder (on a disk that its nodes share)"
+            f"{'; '.join(command.relative)}: relative to a folder that the cluster does not have; say which "
+            "folder stands for it there with --root /a/folder (on a disk that its nodes share)"
         )
     return command
 
@@ -89,13 +89,13 @@ def submit(
     check_resources(command, cluster)
     order = package.order(command, root=options.root, secrets=options.secret_names())
     files = package.files_of(command, order, root=project)
-    run = f"{command.recipe.name}-{command.recipe.digest()[:8]}"
-    name = choose_name(options.name, run, cluster.jobs(), cluster.address)
+    name = choose_name(options.name, command.run, cluster.jobs(), cluster.address)
     with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
         archive = Path(scratch) / "package.zip"
         package.write(files, archive)
+        metadata = {MARK: str(command), _RUN: command.run, TRACKING: clean_uri(command.tracking or "")}
         environment = {"working_dir": str(archive), "env_vars": {**_STOPPING, **variables}}
-        cluster.submit(name, ENTRYPOINT, environment, {MARK: str(command), _RUN: run})
+        cluster.submit(name, ENTRYPOINT, environment, metadata)
     return name, notes
 
 

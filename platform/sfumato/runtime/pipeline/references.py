@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+_PLACEHOLDER = re.compile(r"<([^.<>]+)\.[^<>]+>")
 
 
 def find(content: Any) -> Iterator[tuple[str, str]]:
@@ -21,6 +22,17 @@ def find(content: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(content, (list, tuple)):
         for value in content:
             yield from find(value)
+
+
+def placeholder(stage: str, output: str) -> str:
+    """Stands for what a stage has yet to make."""
+    return f"<{stage}.{output}>"
+
+
+def stage_of(text: str) -> str | None:
+    """The stage that a placeholder stands for; None for any other text."""
+    found = _PLACEHOLDER.fullmatch(text)
+    return found[1] if found else None
 
 
 def replace(content: Any, look_up: Callable[[str, str], str]) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from pydantic import Field, ValidationError
 from sfumato.core.config import Config
 from sfumato.core.validation import explain
 from sfumato.errors import ConfigError, SfumatoError
+from sfumato.recipe import Recipe
+from sfumato.runtime.cluster.use import Use
 from sfumato.runtime.pipeline import graph, references
 from sfumato.runtime.pipeline.kinds import KINDS
 from sfumato.runtime.pipeline.overrides import apply
@@ -76,7 +78,7 @@ class Pipeline:
 
         def look_up(stage: str, output: str) -> str:
             if stage not in outputs:
-                return f"<{stage}.{output}>"
+                return references.placeholder(stage, output)
             if output not in outputs[stage]:
                 raise ConfigError(f"stages.{name}: stage {stage} gave no {output!r} this time")
             return str(outputs[stage][output])
@@ -86,6 +88,15 @@ class Pipeline:
             return self.kinds[name].model_validate(content)
         except ValidationError as error:
             raise ConfigError(*explain(error, self.kinds[name], ("stages", name))) from None
+
+    def uses(self) -> Iterator[Use]:
+        """What each stage asks of a cluster, in order, before anything has run."""
+        trained: dict[str, Recipe] = {}
+        for name in self.order:
+            use = self.stage(name, {}).use(self.place, trained)
+            if use.recipe is not None and use.trains:
+                trained[name] = use.recipe
+            yield replace(use, stage=name)
 
     def check(self) -> None:
         """Raises ConfigError with every error that can be found before anything runs."""

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from sfumato.core.config import Config
+from sfumato.recipe import Recipe
+from sfumato.runtime.cluster.use import Use
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.runs.display import Display
@@ -84,3 +86,10 @@ class StageSettings(Config, ABC):
     def demand(self, place: PipelinePlace) -> Demand:
         """The resources it needs while it runs."""
         return Demand()
+
+    def use(self, place: PipelinePlace, trained: Mapping[str, Recipe]) -> Use:
+        """What it asks of a cluster before anything has run.
+
+        References are placeholders (`references.placeholder`); `trained` are the recipes of earlier stages.
+        """
+        return Use()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sfumato import recipe as recipes
 from sfumato.core.earlier_defaults import FIRST, SCHEMA
@@ -27,6 +27,7 @@ from sfumato.tuning.config import TuneSettings
 from sfumato.tuning.journal import Journal, best_of
 
 JOURNAL = "journal.jsonl"
+Resume = bool | Literal["if any"]
 
 
 def planned(content: Mapping[str, Any], *, display: Display, root: Path) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def run(
     *,
     display: Display,
     root: Path,
-    resume: bool = False,
+    resume: Resume = False,
     fresh: bool = False,
     new_record: bool = False,
 ) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def _plan(
     )
 
 
-def _folder(recipe: Recipe, content: Mapping[str, Any], root: Path, *, resume: bool, fresh: bool) -> Path:
+def _folder(recipe: Recipe, content: Mapping[str, Any], root: Path, *, resume: Resume, fresh: bool) -> Path:
     """The sweep's folder: a new one, or with `resume` the newest."""
     first = sweep_folder(recipe, content, root)
     known = [first] if (first / PLAN).is_file() else []
@@ -141,9 +142,9 @@ def _folder(recipe: Recipe, content: Mapping[str, Any], root: Path, *, resume: b
     while (follower := first.with_name(f"{first.name}-{attempt}")).exists():
         known.append(follower)
         attempt += 1
-    if resume and not known:
+    if resume is True and not known:
         raise ConfigError(f"there is no sweep of this recipe to resume ({first}): leave --resume out")
-    if resume:
+    if resume and known:
         return known[-1]
     if known and not fresh:
         raise ConfigError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from sfumato import recipe as recipes
 from sfumato.families.diffusion import Config
+from sfumato.runtime.cluster.use import Use
 from sfumato.runtime.jobs import needs
 from sfumato.runtime.jobs.command import Command
 from sfumato.runtime.jobs.groups import groups_of
@@ -26,7 +25,11 @@ def command(
         "parallel": parallel or {},
         "evaluate": evaluate or {},
     }
-    return Command(name, Path("tiny.yaml"), (), (), recipes.parse(content), None)
+    return of(Use(recipe=recipes.parse(content), trains=name != "evaluate", measures=name != "train"))
+
+
+def of(*uses: Use) -> Command:
+    return Command(name="run", said="run tiny.yaml", title="tiny", digest="0" * 64, uses=uses)
 
 
 def test_what_is_missing_is_said_with_the_fields_to_change() -> None:
@@ -47,7 +50,7 @@ def test_an_elastic_training_needs_no_more_than_its_fewest_workers() -> None:
         command("train", parallel={"workers": 4, "min_workers": 2, "cpus_per_worker": 3})
     )
     fewest = needs.needs_of(command("train", parallel={"workers": 2, "cpus_per_worker": 3}))
-    assert elastic.cpus == fewest.cpus
+    assert elastic[0].cpus == fewest[0].cpus
     assert needs.lacking(elastic, [{"CPU": 10.0}]) == []
     (line,) = needs.lacking(elastic, [{"CPU": 5.0}, *[{"CPU": 2.0}] * 3])
     assert line.startswith("2 training workers") and "lower parallel.min_workers" in line
@@ -101,5 +104,5 @@ def test_the_pods_of_a_recipe_hold_it_and_none_is_idle(
     for group in groups:
         if group.name == "train":  # one pod fewer would not do
             rest = [group.resources()] * (group.replicas - 1)
-            wanted = needs.training_workers(asked.recipe)
-            assert needs.lacking(needs.Needs(0, (wanted,)), rest) != []
+            wanted = needs.training_workers(asked.uses[0].recipe)
+            assert needs.lacking([needs.Needs(0, (wanted,))], rest) != []

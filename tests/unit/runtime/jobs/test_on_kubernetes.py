@@ -18,8 +18,9 @@ from repository import ROOT
 
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion import Config
-from sfumato.runtime.jobs import command as commands
 from sfumato.runtime.jobs import on_kubernetes
+from sfumato.runtime.jobs import parsing as commands
+from sfumato.runtime.jobs.manifest import Schedule
 from sfumato.runtime.jobs.pods import PodSettings
 from sfumato.runtime.jobs.submit import SubmitOptions
 
@@ -91,6 +92,10 @@ def ray_job_schema() -> jsonschema.Draft202012Validator:
     file = CRDS / "kuberay-v1.7.0" / "ray.io_rayjobs.yaml"
     if not file.is_file():
         pytest.skip(f"no CRD of KubeRay 1.7.0 in {CRDS}: set SFUMATO_SHARED_CRDS to a folder of CRDs")
+    return schema_of(file)
+
+
+def schema_of(file: Path) -> jsonschema.Draft202012Validator:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     versions = yaml.load(file.read_bytes(), Loader=loader)["spec"]["versions"]  # noqa: S506 - a safe one
     (schema,) = (v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1")
@@ -110,6 +115,23 @@ def test_the_job_is_what_the_schema_allows(
     assert not [f"{list(e.absolute_path)}: {e.message}" for e in ray_job_schema.iter_errors(job)]
     job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["imagee"] = "x"
     assert list(ray_job_schema.iter_errors(job)), "the schema notices a typo"
+
+
+def test_a_schedule_wraps_the_same_job(project: Path) -> None:
+    file = CRDS / "kuberay-v1.7.0" / "ray.io_raycronjobs.yaml"
+    if not file.is_file():
+        pytest.skip(f"no CRD of KubeRay 1.7.0 in {CRDS}: set SFUMATO_SHARED_CRDS to a folder of CRDs")
+    nightly = Schedule("0 3 * * 1-5", "Europe/Rome")
+    config, job = rendered(project, schedule=nightly)
+    plain_config, plain = rendered(project)
+    assert job["kind"] == "RayCronJob" and config == plain_config
+    assert job["spec"] == {"schedule": nightly.cron, "timeZone": nightly.zone, "jobTemplate": plain["spec"]}
+    assert not list(schema_of(file).iter_errors(job))
+    for cron in ("3", "0 3 * *", "* * * * * *", "0 3 * * ; rm"):
+        with pytest.raises(ConfigError, match="expected minute, hour, day of month"):
+            Schedule(cron)
+    with pytest.raises(ConfigError, match="not a time zone"):
+        Schedule("0 3 * * *", "Rome")
 
 
 def test_the_pods_are_what_kubernetes_and_our_policy_allow(project: Path) -> None:
@@ -164,7 +186,7 @@ def test_what_is_lost_goes_on_as_the_same_run(project: Path) -> None:
     assert spec["entrypoint"] == "python -m sfumato jobs start /etc/sfumato/job/job.json"
     placed = {item["path"]: config["data"][item["key"]] for item in volume_of(job)["configMap"]["items"]}
     order = json.loads(placed["job.json"])
-    assert order["overrides"] == ["seed=4"] and order["root"] == "/runs" and order["flags"] == []
+    assert order["arguments"] == ["seed=4"] and order["root"] == "/runs"
     assert set(placed) == {"job.json", "recipe/tiny.yaml"}
     for name in ("head", "train", "data"):
         (volume,) = (v for v in pods_of(job)[name]["spec"]["volumes"] if v["name"] == "project")

@@ -13,8 +13,9 @@ import yaml
 from sfumato import recipe as recipes
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion import Config
-from sfumato.runtime.jobs import command as commands
 from sfumato.runtime.jobs import local_code, package
+from sfumato.runtime.jobs import parsing as commands
+from sfumato.runtime.jobs.command import Command
 from sfumato.runtime.jobs.ignore import Ignored
 from sfumato.runtime.jobs.start import prepare
 from sfumato.runtime.jobs.submit import SubmitOptions, read
@@ -52,7 +53,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
         (folder / name).write_text(text)
 
 
-def packed(command: commands.Command, project: Path, **options: object) -> dict[str, bytes]:
+def packed(command: Command, project: Path, **options: object) -> dict[str, bytes]:
     given = {"root": "/shared", "secrets": (), **options}
     return package.files_of(command, package.order(command, **given), root=project)  # type: ignore[arg-type]
 
@@ -71,8 +72,9 @@ def test_the_chain_of_bases_gives_the_same_recipe_from_the_package(project: Path
     for name, content in files.items():
         (project / "there" / name).parent.mkdir(parents=True, exist_ok=True)
         (project / "there" / name).write_bytes(content)
-    there = recipes.load(project / "there" / "recipe" / "mine.yaml", command.overrides)
-    assert there == command.recipe and there.name == "mine-5" and there.train.clip_grad_norm == 0.1
+    there = recipes.load(project / "there" / "recipe" / "mine.yaml", command.arguments[:1])
+    assert command.arguments == ("train.images=1024", "--fresh")
+    assert there == command.uses[0].recipe and there.name == "mine-5" and there.train.clip_grad_norm == 0.1
     assert not any(b"swordfish" in content for content in files.values()), "comments stay at home"
     assert set(files) == {"job.json", *(f"recipe/mine{part}.yaml" for part in ("", ".base-1", ".base-2"))}
 
@@ -221,7 +223,16 @@ def test_secrets_by_reference_are_taken(project: Path, monkeypatch: pytest.Monke
         (["run"], "needs a recipe file"),
         (["run", "train.images=3"], "needs a recipe file"),
         (["run", "tiny.yaml", "--frehs"], "--frehs: no option of a submitted `run`; known: --fresh"),
-        (["run", "tiny.yaml", "stages=[]"], "is a pipeline, and recipes are what is submitted"),
+        (["run", "tiny.yaml", "--from"], "--from: needs a value"),
+        (["tune", "tiny.yaml"], "tiny.yaml has no `tune:` part"),
+        (["pack", "/pictures"], "`pack` needs SOURCE DEST"),
+        (["pack", "digits", "data/digits"], "place=data/digits: relative to a folder"),
+        (["precompute", "/run", "/data", "--actors=x"], "--actors and what each takes are numbers"),
+        (["evaluate", "/run", "--held-out", "val"], "--held-out=val: relative to a folder"),
+        (
+            ["train", "tiny.yaml", "stages=[]"],
+            "is a pipeline, and `train` is for recipes",
+        ),
         (["run", "tinny.yaml"], "did you mean 'tiny.yaml'"),
         (["run", "tiny.yaml", "train.imges=3"], "did you mean 'images'"),
         (["run", "tiny.yaml", "storage=runs"], "storage=runs: relative to a folder"),

@@ -11,10 +11,11 @@ from memory_kubectl import MemoryKubectl
 
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion import Config
-from sfumato.runtime.jobs import command as commands
 from sfumato.runtime.jobs import on_kubernetes
+from sfumato.runtime.jobs import parsing as commands
 from sfumato.runtime.jobs.cluster import line_of
 from sfumato.runtime.jobs.command import Command
+from sfumato.runtime.jobs.manifest import Schedule
 from sfumato.runtime.jobs.places import OnKubernetes
 from sfumato.runtime.jobs.pods import PodSettings
 from sfumato.runtime.jobs.submit import SubmitOptions
@@ -41,11 +42,13 @@ def cluster() -> Cluster:
     return made
 
 
-def send(command: Command, cluster: Cluster, name: str | None = None) -> str:
+def send(
+    command: Command, cluster: Cluster, name: str | None = None, schedule: Schedule | None = None
+) -> str:
     options = SubmitOptions(root="/runs", name=name)
     pods = PodSettings("registry.example.com/sfumato-gpu:0.1.0", "/runs", "runs")
     settings = on_kubernetes.settings_of(
-        options, namespace="sfumato", queue=None, token_secret=None, pods=pods
+        options, namespace="sfumato", queue=None, token_secret=None, pods=pods, schedule=schedule
     )
     kubectl = MemoryKubectl(cluster=cluster)
     return on_kubernetes.send(command, options, settings, kubectl, project=Path.cwd())
@@ -54,7 +57,7 @@ def send(command: Command, cluster: Cluster, name: str | None = None) -> str:
 def test_a_job_is_made_listed_and_stopped(command: Command, cluster: Cluster) -> None:
     place = OnKubernetes(MemoryKubectl(cluster=cluster))
     name = send(command, cluster)
-    label = f"tiny-digits-{command.recipe.digest()[:8]}"
+    label = f"tiny-digits-{command.digest[:8]}"
     assert name == f"{label}-1"
     job, package = cluster.named("RayJob", name), cluster.named("ConfigMap", name)
     assert job is not None and package is not None
@@ -72,6 +75,26 @@ def test_a_job_is_made_listed_and_stopped(command: Command, cluster: Cluster) ->
     assert send(command, cluster) == f"{label}-2"
     place.stop(name)
     assert cluster.named("RayJob", name) is None and cluster.named("ConfigMap", name) is None
+
+
+def test_a_schedule_is_made_listed_and_stopped(command: Command, cluster: Cluster) -> None:
+    before = dict(cluster.objects)
+    place = OnKubernetes(MemoryKubectl(cluster=cluster))
+    name = send(command, cluster, schedule=Schedule("0 3 * * *"))
+    assert len(name) <= 36 and name.endswith(command.digest[:8])
+    assert cluster.named("RayCronJob", name) and not cluster.named("RayJob", name)
+    (listed,) = place.jobs()
+    assert (listed.status, listed.progress) == ("SCHEDULED", "at 0 3 * * * Etc/UTC, last never")
+    send(command, cluster)
+    assert {job.status for job in place.jobs()} == {"SCHEDULED", "PENDING"}, "a job may run beside it"
+    place.stop(name)
+    assert [job.status for job in place.jobs()] == ["PENDING"]
+    place.stop(place.jobs()[0].name)
+    assert cluster.objects == before
+    cluster.denied = {("create", "configmaps")}
+    with pytest.raises(ConfigError, match="is forbidden"):
+        send(command, cluster, schedule=Schedule("0 3 * * *"))
+    assert cluster.objects == before
 
 
 def test_names_of_others_are_taken_and_theirs_to_delete(command: Command, cluster: Cluster) -> None:
@@ -113,6 +136,6 @@ def test_what_pods_would_wait_for_is_looked_for(command: Command, cluster: Clust
     cluster.objects = {k: found for k, found in cluster.objects.items() if found["kind"].lower() != kind}
     with pytest.raises(ConfigError, match=f"namespace sfumato has no {missing}: create it, or name another"):
         send(command, cluster)
-    assert cluster.named("RayJob", f"tiny-digits-{command.recipe.digest()[:8]}-1") is None
+    assert cluster.named("RayJob", f"tiny-digits-{command.digest[:8]}-1") is None
     cluster.denied = {("get", f"{kind}s")}
     send(command, cluster)  # who may not look finds out later

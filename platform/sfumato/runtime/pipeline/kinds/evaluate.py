@@ -15,8 +15,11 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.report import FILE, read_report
+from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.cluster.use import Actors, Use
 from sfumato.runtime.commands import stages
+from sfumato.runtime.pipeline import references
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
@@ -75,6 +78,16 @@ class EvaluateStage(StageSettings):
         trained = self._trained(place)
         settings = trained.recipe.evaluate
         return Demand(ray_cluster.cpus_of(settings), _gpus(settings), str(trained.folder.path))
+
+    def use(self, place: PipelinePlace, trained: Mapping[str, Recipe]) -> Use:
+        earlier = trained.get(references.stage_of(self.run) or "")
+        if earlier is not None:
+            evaluate = EvaluateSettings.model_validate({**earlier.evaluate.model_dump(), **self.set})
+            return Use(recipe=earlier.model_copy(update={"evaluate": evaluate}), measures=True)
+        settings = EvaluateSettings.model_validate(self.set)
+        count = 1 if settings.actors == "auto" else settings.actors
+        fields = "evaluate.actors, evaluate.*_per_actor"
+        return Use(actors=Actors(count, settings.cpus_per_actor, settings.gpus_per_actor, fields))
 
     def perform(self, work: Work) -> Outputs:
         trained = self._trained(work.place)

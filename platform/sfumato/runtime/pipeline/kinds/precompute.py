@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,8 @@ from pydantic import Field
 from sfumato.core.first_stage import CODES, LATENT_MEAN, FirstStageConfig
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, DataError
+from sfumato.recipe import Recipe
+from sfumato.runtime.cluster.use import Actors, Use
 from sfumato.runtime.commands import precompute as encoding
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
@@ -52,6 +55,10 @@ class PrecomputeStage(StageSettings):
 
     def demand(self, place: PipelinePlace) -> Demand:
         return Demand(max(1.0, self.actors * self.cpus_per_actor), self.actors * self.gpus_per_actor)
+
+    def use(self, place: PipelinePlace, trained: Mapping[str, Recipe]) -> Use:
+        fields = "actors, cpus_per_actor, gpus_per_actor"
+        return Use(actors=Actors(self.actors, self.cpus_per_actor, self.gpus_per_actor, fields))
 
     def perform(self, work: Work) -> Outputs:
         place = work.place

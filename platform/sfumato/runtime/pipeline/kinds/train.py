@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.cluster.use import Use
 from sfumato.runtime.commands import stages
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
@@ -61,6 +63,9 @@ class TrainStage(StageSettings):
         if recipe.evaluate.every is not None:
             gpus += recipe.evaluate.actors_during * recipe.evaluate.gpus_per_actor
         return Demand(cpus, gpus)
+
+    def use(self, place: PipelinePlace, trained: Mapping[str, Recipe]) -> Use:
+        return Use(recipe=self._recipe(place), trains=True)
 
     def perform(self, work: Work) -> Outputs:
         recipe = self._recipe(work.place)
