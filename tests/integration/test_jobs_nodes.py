@@ -1,4 +1,7 @@
-"""A job on a cluster of two nodes with different resources goes on when the node with the trainer is lost."""
+"""Jobs on a cluster of two nodes with different resources go on when the node with the trainer is lost.
+
+A training, a pipeline and a sweep: each ends with what the same command makes at home, undisturbed.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,18 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from ray_nodes import QUICK, free_port, node
+from safetensors.torch import load_file
+from tiny_evaluation import CLASSIFIER
 from tiny_recipe import write_tiny_recipe
 from waiting import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+ON_TRAINER = {"resources_per_worker": {"trainer": 1}}
 
 
 def sfumato(folder: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
@@ -43,62 +51,102 @@ def checkpoints(endpoint: str, environment: dict[str, str]) -> Callable[[], list
     return lambda: sorted(f.path for f in store.get_file_info(place) if f.base_name == "manifest.json")
 
 
+@pytest.fixture
+def commands(digits_data: Path, tmp_path: Path) -> dict[str, list[str]]:
+    """What is submitted, by name; the same files serve at home, where no node has a trainer."""
+    place = {"every": 4_000, "uri": "s3://data/checkpoints"}
+    write_tiny_recipe(
+        tmp_path,
+        digits_data,
+        train={"images": 60_000, "checkpoint": place},
+        parallel=ON_TRAINER,
+        evaluate={"samples": 60, "actors": 0, "preview": 0, "feature_options": CLASSIFIER},
+        data={"read_tasks": 1},
+    )
+    quality = {"kind": "evaluate", "run": "${model.run}"}
+    model = {"kind": "train", "recipe": "tiny.yaml", "set": {"name": "staged"}}
+    (tmp_path / "night.yaml").write_text(
+        yaml.safe_dump({"name": "night", "stages": {"model": model, "quality": quality}})
+    )
+    space = {"model.optimizer.lr.peak": {"choice": [3e-3, 1e-2]}}
+    tune = {"metric": "train/nll/loss", "search": {"kind": "grid"}, "baseline": False, "space": space}
+    (tmp_path / "sweep.yaml").write_text(
+        yaml.safe_dump({"base": "tiny.yaml", "name": "searched", "tune": tune, "evaluate": {"every": None}})
+    )
+    return {
+        "train": ["train", "tiny.yaml"],
+        "pipeline": ["run", "night.yaml"],
+        "sweep": ["tune", "sweep.yaml"],
+    }
+
+
+@pytest.mark.parametrize("name", ["train", "pipeline", "sweep"])
 def test_the_node_with_the_trainer_is_lost_and_the_job_finishes(
-    digits_data: Path, s3_server: object, tmp_path: Path
+    name: str, commands: dict[str, list[str]], s3_server: Any, tmp_path: Path
 ) -> None:
     folder = Path(tempfile.mkdtemp(prefix="sfumato-"))
     token = tmp_path / "token"
     token.write_text("a1" * 32)
     port, dashboard = free_port(), free_port()
+    plain = {**os.environ, **QUICK, **s3_server.environment, "AWS_ENDPOINT_URL": s3_server.endpoint}
     environment = {
-        **os.environ,
-        **QUICK,
+        **plain,
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-        **s3_server.environment,  # type: ignore[attr-defined]
-        "AWS_ENDPOINT_URL": s3_server.endpoint,  # type: ignore[attr-defined]
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
     }
-    write_tiny_recipe(
-        tmp_path,
-        digits_data,
-        train={"images": 60_000, "checkpoint": {"every": 4_000, "uri": "s3://data/checkpoints"}},
-        parallel={"resources_per_worker": {"trainer": 1}},
-    )
-    said, found = folder / "said.txt", checkpoints(s3_server.endpoint, s3_server.environment)  # type: ignore[attr-defined]
+    said, found = folder / "said.txt", checkpoints(s3_server.endpoint, s3_server.environment)
     head = ("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1")
     head += (f"--dashboard-agent-listen-port={free_port()}",)
     trainer = (f"--address=127.0.0.2:{port}", "--num-cpus=1", '--resources={"trainer": 1}')
     first = (*head, "--node-ip-address=127.0.0.2", "--num-cpus=3", f"--temp-dir={folder}")
+    submit = ("submit", "--root", str(tmp_path / "shared"), "--detach", "--json", "--", *commands[name])
     with node(environment, said, *first):
         wait_for("head", lambda: sfumato(tmp_path, environment, "jobs", "list").returncode == 0, seconds=600)
-        submit = (
-            "submit",
-            "--root",
-            str(tmp_path / "shared"),
-            "--detach",
-            "--json",
-            "--",
-            "train",
-            "tiny.yaml",
-        )
         alone = sfumato(tmp_path, environment, *submit)
         assert alone.returncode == 2 and "1 CPUs and 1 trainer each are needed" in alone.stderr, alone.stderr
+        assert ("stage model: 1 training workers" in alone.stderr) == (name == "pipeline")
 
+        before = set(found())
         with node(environment, said, *trainer, "--node-ip-address=127.0.0.3"):
             sent = wait_for(
                 "job that there is room for",
                 lambda: (answer := sfumato(tmp_path, environment, *submit)).returncode == 0 and answer,
                 seconds=600,
             )
-            name = json.loads(sent.stdout)["job"]
-            wait_for("checkpoint in the bucket", found, seconds=300)
+            job = json.loads(sent.stdout)["job"]
+            wait_for("checkpoint in the bucket", lambda: set(found()) - before, seconds=300)
+            (listed,) = json.loads(sfumato(tmp_path, environment, "jobs", "list", "--json").stdout)
+            assert " images  " in listed["progress"] or " of 60,000  " in listed["progress"], listed
         # Its node is gone, and another one comes in its place.
         with node(environment, said, *trainer, "--node-ip-address=127.0.0.4"):
-            ended = sfumato(tmp_path, environment, "jobs", "attach", name)
+            ended = sfumato(tmp_path, environment, "jobs", "attach", job)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "training resumes from the checkpoint at" in ended.stderr
-    (run,) = (tmp_path / "shared" / "runs").glob("tiny-*")
-    assert json.loads((run / "stages" / "train.json").read_text())["result"]["images"] >= 60_000
-    assert (run / "model").is_dir()
+    if name != "sweep":  # whose trials have logs of their own
+        assert "training resumes from the checkpoint at" in ended.stderr
+    here = tmp_path / "here"
+    here.mkdir()
+    for file in tmp_path.glob("*.yaml"):
+        content = yaml.safe_load(file.read_text())
+        content.get("parallel", {}).pop("resources_per_worker", None)
+        if "train" in content:
+            content["train"]["checkpoint"].pop("uri")
+        (here / file.name).write_text(yaml.safe_dump(content))
+    calm = sfumato(here, {**plain, "RAY_AUTH_MODE": "disabled"}, *commands[name])
+    assert calm.returncode == 0, calm.stderr
+    assert results(tmp_path / "shared") == results(here)
+
+
+def results(root: Path) -> dict[str, Any]:
+    """The weights of every model below the folder, and the figures of every evaluation."""
+    found: dict[str, Any] = {}
+    for file in sorted(root.rglob("model/ema.safetensors")):
+        run = file.parents[1]
+        name = run.name if run.parent.name == "trials" else run.name.rpartition("-")[0]
+        found[name.rpartition("-")[2]] = {key: value.tolist() for key, value in load_file(file).items()}
+        if (run / "evaluation" / "report.json").is_file():
+            report = json.loads((run / "evaluation" / "report.json").read_text())
+            found[f"{name} figures"] = report["metrics"]
+    assert found
+    return found
