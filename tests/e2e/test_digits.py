@@ -88,6 +88,10 @@ def test_the_run_leaves_everything_behind(run: dict, project: Path) -> None:
     with Image.open(run["grid"]) as grid:
         assert min(grid.size) > 100
     assert len(list((folder / "checkpoints").iterdir())) == 2
+    os.umask(umask := os.umask(0))
+    for path in folder.rglob("*"):
+        asked = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == asked & ~umask, f"{path} has modes of its own"
 
 
 def test_mlflow_has_curves_pictures_params_data_and_the_model(run: dict, project: Path) -> None:

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from sfumato import families
 from sfumato.core.batch import DataSpec
+from sfumato.core.drafts import folder_beside
 from sfumato.core.earlier_defaults import FIRST, as_of
 from sfumato.core.family import Family, FamilyConfig, Trainable
 from sfumato.core.finding import ALLOW, built_in_only, paths_in
@@ -92,9 +92,8 @@ def save_model_folder(
     assert not missing, f"no weights for {missing}"
     bases = {} if whole else {net: base_record(base) for net, base in bases_of(family, nets).items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    draft = folder_beside(target)
     try:
-        draft.chmod(0o755)
         sums = {net: write_weights(draft / f"{net}.safetensors", state) for net, state in nets.items()}
         card = {
             "format": FORMAT,
@@ -234,7 +233,7 @@ def _replace(draft: Path, target: Path) -> None:
     if not target.exists():
         draft.rename(target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    old = folder_beside(target)
     target.rename(old / target.name)
     try:
         draft.rename(target)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from sfumato import __version__
 from sfumato.core.conditions import LABEL, Source, told
+from sfumato.core.drafts import folder_beside
 from sfumato.core.rng import SampleRng
 from sfumato.errors import ConfigError
 from sfumato.sampling.conditions import Labels
@@ -57,9 +57,8 @@ def write_samples(
     drawn = generator.batches(num, seed=seed, conditions=source, options=options, batch_size=batch_size)
     lines = _lines(generator, num, seed, source, generator.options(options).model_dump())
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    draft = folder_beside(target)
     try:
-        draft.chmod(0o755)
         _write(draft, drawn, lines, num, progress)
         if target.exists():
             shutil.rmtree(target)

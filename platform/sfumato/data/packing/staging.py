@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
+from sfumato.core.drafts import folder_beside
 from sfumato.data.format import index
 from sfumato.data.format.columns import ColumnInfo
 from sfumato.data.format.faults import Fault
@@ -128,7 +128,7 @@ class LocalDraft:
             manifest.save(self.place(split))
         ready, target = self.folder / "set", self.target
         if target.exists() and any(target.iterdir()):
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+            old = folder_beside(target)
             os.replace(target, old)
             os.replace(ready, target)
             shutil.rmtree(old, ignore_errors=True)

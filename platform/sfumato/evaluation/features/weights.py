@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfumato.core.drafts import beside
 from sfumato.errors import CapabilityError
 
 TIMEOUT = 60.0
@@ -64,8 +64,8 @@ class WeightsFile:
 
     def _fetch(self, kept: Path) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, prefix=f".{self.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        temporary = beside(kept)
+        with temporary.open("xb") as file:
             try:
                 # The address is a constant of this package, and https.
                 with urllib.request.urlopen(self.url, timeout=TIMEOUT) as answer:  # noqa: S310

@@ -175,3 +175,5 @@ def _keep_logs(home: Path, logs: Path) -> None:
     for source in sorted(home.glob("*/session_latest/logs")):
         with contextlib.suppress(OSError, shutil.Error):
             shutil.copytree(source.resolve(), logs / "ray", dirs_exist_ok=True)
+            for folder in (logs / "ray", *(path for path in (logs / "ray").rglob("*") if path.is_dir())):
+                folder.chmod(logs.stat().st_mode)  # Ray opens its own to everybody

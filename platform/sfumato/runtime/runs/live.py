@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import socket
 import threading
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from sfumato.core.drafts import beside
 from sfumato.errors import ConfigError
 
 FILE = "owner.json"
@@ -65,7 +65,7 @@ def working(
     owner = _read(path)
     if owner is not None and owner != here and not take_over and _lives(owner, path, note, beat_s, silent_s):
         raise ConfigError(f"{owner} is working on {folder.name}: wait for it or stop it{offer}")
-    partial = path.with_name(f".{FILE}.{secrets.token_hex(3)}")
+    partial = beside(path)
     partial.write_text(json.dumps(asdict(here)))
     partial.replace(path)
     ended = threading.Event()
@@ -121,7 +121,7 @@ def _touched(path: Path) -> float:
 
 def _now(folder: Path) -> float:
     """The time by the clock of the folder's file system, which may be another machine's."""
-    probe = folder / f".{FILE}.{secrets.token_hex(3)}"
+    probe = beside(folder / FILE)
     try:
         probe.touch()
         return probe.stat().st_mtime

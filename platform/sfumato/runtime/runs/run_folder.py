@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfumato.core.drafts import beside
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{secrets.token_hex(3)}")
+        partial = beside(target)
         partial.write_text(text)
         partial.replace(target)
 
