@@ -7,6 +7,7 @@ that it is still running.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ def like_ctrl_c() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(OSError):  # said at once: workers may take a while to end their step
+        os.write(2, b"SIGTERM received: stopping as at ctrl-C\n")
     handler = signal.getsignal(signal.SIGINT)
     if callable(handler):
         handler(signal.SIGINT, frame)
