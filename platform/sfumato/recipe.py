@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, SerializeAsAny, ValidationError
 
 from sfumato import families
-from sfumato.core import identity
+from sfumato.core import identity, interpolation
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config, Neutral
 from sfumato.core.earlier_defaults import FIRST, SCHEMA, as_of
@@ -149,7 +149,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from error
+        raise ConfigError(f"{path}: {interpolation.explained(error)}") from error
     assert isinstance(content, dict)
     of_a_run = (Path(path).parent / "run.json").is_file()  # the first schema did not write its number
     return {**({"schema": FIRST} if of_a_run else {}), **{str(key): value for key, value in content.items()}}
@@ -226,7 +226,7 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> Any:
     try:
         config = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not valid YAML: {interpolation.invalid(error)}") from error
     except OSError as error:  # OmegaConf raises it too, for a file with only a number or a word
         raise ConfigError(f"{path} cannot be read as a recipe: {error}") from error
     if not isinstance(config, DictConfig):
