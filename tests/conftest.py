@@ -37,6 +37,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import janitor
 import pytest
 import torch
 
@@ -86,6 +87,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return group_of(nodeid)
 
     return Groups(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("numprocesses", None):  # what hands tests out to others starts nothing itself
+        janitor.begin()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

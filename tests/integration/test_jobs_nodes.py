@@ -69,7 +69,7 @@ def commands(digits_data: Path, tmp_path: Path) -> dict[str, list[str]]:
         yaml.safe_dump({"name": "night", "stages": {"model": model, "quality": quality}})
     )
     space = {"model.optimizer.lr.peak": {"choice": [3e-3, 1e-2]}}
-    tune = {"metric": "train/nll/loss", "search": {"kind": "grid"}, "baseline": False, "space": space}
+    tune = {"metric": "train/likelihood/loss", "search": {"kind": "grid"}, "baseline": False, "space": space}
     (tmp_path / "sweep.yaml").write_text(
         yaml.safe_dump({"base": "tiny.yaml", "name": "searched", "tune": tune, "evaluate": {"every": None}})
     )

@@ -22,7 +22,7 @@ RECIPE = {
     "storage": "/runs",
     "tracking": {"uri": "http://mlflow:5000"},
     "tune": {
-        "metric": "train/nll/loss",
+        "metric": "train/likelihood/loss",
         "trials": 6,
         "concurrency": 3,
         "space": {"model.optimizer.lr.peak": {"loguniform": [1e-4, 1e-2]}},
