@@ -211,15 +211,20 @@ def cluster_to_train(session: Session) -> Iterator[None]:
     gpus = workers * recipe.parallel.gpus_per_worker
     if recipe.evaluate.every is not None:
         gpus += recipe.evaluate.actors_during * recipe.evaluate.gpus_per_actor
-    with (
-        live.working(session.folder.path, session.display.note, take_over=session.take_over),
-        ray_cluster.cluster(cpus, session.folder.logs, least=least, gpus=gpus),
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            live.working(session.folder.path, session.display.note, take_over=session.take_over)
+        )
+        with session.display.waiting("start of Ray"):
+            stack.enter_context(ray_cluster.cluster(cpus, session.folder.logs, least=least, gpus=gpus))
         yield
 
 
 @contextlib.contextmanager
 def cluster_to_evaluate(session: Session) -> Iterator[None]:
     """A cluster that holds the recipe's evaluation."""
-    with ray_cluster.cluster(ray_cluster.cpus_to_evaluate(session.recipe), session.folder.logs):
+    with contextlib.ExitStack() as stack:
+        cpus = ray_cluster.cpus_to_evaluate(session.recipe)
+        with session.display.waiting("start of Ray"):
+            stack.enter_context(ray_cluster.cluster(cpus, session.folder.logs))
         yield

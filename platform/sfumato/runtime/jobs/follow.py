@@ -21,7 +21,7 @@ PATIENCE_S = 60.0
 _PAUSE_S = 1.0
 # What `runtime.runs.display` prints without a terminal: `train: 12,000 of 48,000  loss 0.3  80 s left`, in a
 # pipeline after the stage's name; and a sweep of its trials: `trial 3: 512 images  train/loss 0.3`.
-_PROGRESS = re.compile(r"^\w[\w ,-]*(: \w[\w ,-]*)?: [\d,]+( of [\d,]+| images)?  ")
+_PROGRESS = re.compile(r"^\w[\w ,-]*(: \w[\w ,-]*)?: [\d,]+( of [\d,]+| images)?(  | s so far$)")
 
 
 class Output:

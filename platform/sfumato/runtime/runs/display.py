@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +24,8 @@ from rich.progress import (
 from rich.table import Table
 
 _PLAIN_INTERVAL_S = 5.0
+QUIET_S = 15.0
+"""Without a terminal, a stage that lasts says so at least this often."""
 WINDOW_S = 60.0
 LEAST_S = 5.0
 """Progress over less time says nothing: workers that start together report together."""
@@ -43,6 +47,9 @@ class Display:
         self._started = 0.0
         self._done = 0
         self._pace = Pace()
+        self._active = False
+        self._parts: list[Display] = []
+        self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -57,22 +64,39 @@ class Display:
                 console=self.console,
             )
             self._live.start()
+        else:
+            threading.Thread(target=self._stay_audible, daemon=True, name="display").start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed.set()
         if self._live is not None:
             self._live.stop()
+
+    def _stay_audible(self) -> None:
+        while not self._closed.wait(1.0):
+            for display in (self, *self._parts):
+                display.tick()
+
+    def tick(self) -> None:
+        """Say how long the stage has lasted, if nothing has been said for a while."""
+        now = time.monotonic()
+        if self._active and now - self._said_at >= QUIET_S:
+            self._said_at = now
+            self.console.print(f"{self._counted}: {now - self._started:,.0f} s so far", markup=False)
 
     def part(self, name: str) -> Display:
         """A display of one of several concurrent activities: every line begins with its name."""
         part = Display(self.console)
         part._live, part._prefix = self._live, f"{name}: "
+        self._parts.append(part)
         return part
 
     def drop(self) -> None:
         """End the stage silently, because another part reports why."""
+        self._active = False
         if self._live is not None and self._task is not None:
             self._live.remove_task(self._task)
             self._task = None
@@ -85,6 +109,16 @@ class Display:
         if self._live is None:
             self.console.print(f"{self._stage}: started", markup=False)
 
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Outside a stage: something that is worth a word only if it takes long."""
+        self._started = self._said_at = time.monotonic()
+        self._count(self._prefix + what)
+        try:
+            yield
+        finally:
+            self.drop()
+
     def phase(self, name: str) -> None:
         """A part of the stage begins, with a count of its own."""
         self.drop()
@@ -95,7 +129,7 @@ class Display:
 
     def _count(self, what: str) -> None:
         """Progress is that of `what` from now on."""
-        self._counted, self._done, self._pace = what, 0, Pace()
+        self._counted, self._done, self._pace, self._active = what, 0, Pace(), True
         if self._live is not None:
             self._task = self._live.add_task(escape(what), total=None, detail="")
 
@@ -126,6 +160,7 @@ class Display:
         self._mark("[green]✓[/]", self._prefix + name, text)
 
     def failed(self, name: str, text: str) -> None:
+        self._active = False
         self._mark("[red]✗[/]", self._prefix + name, text)
 
     def note(self, text: str) -> None:
