@@ -64,10 +64,14 @@ def loss_of(family: Family, nets: Nets, phase: Phase, rows: Mapping[str, Tensor]
     return phase.loss(view(nets, phase.trains), prepared, progress_of(family), rng).loss_B
 
 
-def skip_where_rows_are_coupled(nets: Nets) -> None:
+def skip_where_rows_are_coupled(config: FamilyConfig, nets: Nets) -> None:
     modules = [module for net in nets.values() for module in net.modules()]
-    if any(isinstance(module, (BatchNorm, nn.modules.batchnorm._BatchNorm)) for module in modules):
-        pytest.skip("batch statistics couple the rows")
+    batch_norm = any(isinstance(module, (BatchNorm, nn.modules.batchnorm._BatchNorm)) for module in modules)
+    if batch_norm or config.couples_rows():
+        assert config.couples_rows(), (
+            "batch statistics couple the rows, and the configuration does not say so"
+        )
+        pytest.skip("the rows of a micro-batch are coupled")
 
 
 def fields(kind: type[BaseModel]) -> Iterator[tuple[str, str | None]]:
@@ -138,8 +142,8 @@ def test_a_phase_reaches_every_parameter_of_its_network_and_no_other(family: Fam
                 assert all(value.grad is None for value in net.parameters()), name
 
 
-def test_a_row_has_its_own_loss(family: Family, nets: Nets) -> None:
-    skip_where_rows_are_coupled(nets)
+def test_a_row_has_its_own_loss(config: FamilyConfig, family: Family, nets: Nets) -> None:
+    skip_where_rows_are_coupled(config, nets)
     rows = batch()
     changed = {"image": rows["image"].clone(), "label": rows["label"].clone()}
     changed["image"][1:] *= -0.5
@@ -166,8 +170,8 @@ def test_all_randomness_comes_from_the_given_noise(family: Family, nets: Nets) -
         assert torch.equal(*found)
 
 
-def test_a_cut_into_micro_batches_changes_no_loss(family: Family, nets: Nets) -> None:
-    skip_where_rows_are_coupled(nets)
+def test_a_cut_into_micro_batches_changes_no_loss(config: FamilyConfig, family: Family, nets: Nets) -> None:
+    skip_where_rows_are_coupled(config, nets)
     rows = batch()
     for phase in family.phases:
         whole = loss_of(family, nets, phase, rows, noise(Piece(0, 0, ROWS), phase=phase.name))
