@@ -72,8 +72,8 @@ class ScoreConfig(Config):
         0,
         ge=0,
         exclude_if=lambda value: not value,
-        description="Features by which minibatch discrimination compares the images of a micro-batch (Salimans "
-        "et al. 2016); 0 leaves it out.",
+        description="Features by which minibatch discrimination compares the images of a micro-batch "
+        "(Salimans et al. 2016); 0 leaves it out.",
     )
 
     def score(self, norm: str, features: int, classes: int, *, bias: bool) -> Score:

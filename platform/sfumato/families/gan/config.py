@@ -33,8 +33,8 @@ class ObjectiveConfig(Config):
     loss: Annotated[Loss, LOSSES] = Field(
         Nonsaturating(),
         description="nonsaturating (Goodfellow et al. 2014), hinge (Lim & Ye 2017), wasserstein (Arjovsky et "
-        "al. 2017), least_squares (Mao et al. 2017), minimax (Goodfellow et al. 2014), relativistic (Huang et al. "
-        "2024).",
+        "al. 2017), least_squares (Mao et al. 2017), minimax (Goodfellow et al. 2014), relativistic (Huang "
+        "et al. 2024).",
     )
     critic_steps: int = Field(
         1,
@@ -70,15 +70,15 @@ class ObjectiveConfig(Config):
     path_length: PathLengthConfig | None = Field(
         None,
         exclude_if=lambda value: value is None,
-        description="Path-length regularisation of a generator with styles (Karras et al. 2020); null leaves it "
-        "out.",
+        description="Path-length regularisation of a generator with styles (Karras et al. 2020); null leaves "
+        "it out.",
     )
     feature_matching: float = Field(
         0.0,
         ge=0,
         exclude_if=lambda value: not value,
-        description="Factor, in the generator's loss, of the squared distance between the mean features of real "
-        "and generated images (Salimans et al. 2016, sec. 3.1); 0 leaves it out.",
+        description="Factor, in the generator's loss, of the squared distance between the mean features of "
+        "real and generated images (Salimans et al. 2016, sec. 3.1); 0 leaves it out.",
     )
     class_weight: float = Field(
         1.0,
@@ -89,8 +89,8 @@ class ObjectiveConfig(Config):
     augmentation: Annotated[Augmentation, AUGMENTATIONS] | None = Field(
         None,
         exclude_if=lambda value: value is None,
-        description="Augmentation of what the discriminator sees: diffaugment (Zhao et al. 2020), ada (Karras "
-        "et al. 2020); null leaves it out.",
+        description="Augmentation of what the discriminator sees: diffaugment (Zhao et al. 2020), ada "
+        "(Karras et al. 2020); null leaves it out.",
     )
 
     @property
@@ -246,16 +246,18 @@ class GanConfig(FamilyConfig):
             )
         if objective.feature_matching and not network.judges:
             found.append(
-                f"model.objective.feature_matching: {network.kind} gives no features; use dcgan, resnet or mlp"
+                f"model.objective.feature_matching: {network.kind} gives no features; use dcgan, "
+                "resnet or mlp"
             )
         if network.classifies and not classes:
             found.append(
-                "model.network.label_score: auxiliary classifies images, but the model has no classes; leave it "
-                "out"
+                "model.network.label_score: auxiliary classifies images, but the model has no classes; leave "
+                "it out"
             )
         if objective.class_weight != 1 and not network.classifies:
             found.append(
-                "model.objective.class_weight: no effect without model.network.label_score=auxiliary; leave it out"
+                "model.objective.class_weight: no effect without model.network.label_score=auxiliary; leave "
+                "it out"
             )
         if objective.gradient_penalty_centre != 1 and not objective.gradient_penalty:
             found.append(

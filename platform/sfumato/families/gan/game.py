@@ -124,7 +124,8 @@ class Game:
     def shorten(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """The path-length penalty on the generator, times the number of steps that it represents."""
         settings, follower = self._objective.path_length, self._path_length
-        assert settings is not None and follower is not None
+        assert settings is not None, "the phase exists with its settings alone"
+        assert follower is not None, "as does what follows the lengths"
         z_BD = rng.normal(self._config.latent)
         inputs = self._network.generator_inputs(self._data, self._config.latent, progress, rng)
         made = nets["generator"](z_BD, self.labels(batch), details=True, **inputs)

@@ -1,11 +1,13 @@
 """Layers that show the discriminator how varied a batch is.
 
-- `MinibatchStd`: the standard deviation over a group of images, as a further map (Karras et al. 2018, sec. 3).
+- `MinibatchStd`: the standard deviation over a group of images, as a further map (Karras et al. 2018, sec.
+  3).
 - `MinibatchDiscrimination`: how near each image's features are to those of the others (Salimans et al. 2016,
   sec. 3.2).
 
-Both compare rows of one micro-batch, which `train.micro_batch` makes the same for any number of workers. A group
-of the standard deviation is so many consecutive rows: rows of one stream, if each stream has a multiple of them.
+Both compare rows of one micro-batch, which `train.micro_batch` makes the same for any number of workers. A
+group of the standard deviation is so many consecutive rows: rows of one stream, if each stream has a multiple
+of them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     E_{w, y} (|J_w' y| - a)^2,   J_w' y = grad_w (G(w) . y),   y ~ N(0, I) / sqrt(H W)
 
-A step in style space then moves the image by the same amount everywhere. a is the running mean of the lengths, a
-state of the family: a phase compares with its value before the step, and all ranks move it alike afterwards.
+A step in style space then moves the image by the same amount everywhere. a is the running mean of the
+lengths, a state of the family: a phase compares with its value before the step, and all ranks move it alike
+afterwards.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Zero-centred penalties on the discriminator's slope, (gamma / 2) |grad D(x)|^2, at chosen images x.
 
-Penalties differ in the images: real ones (R1), generated ones (R2), points between the two. By itself a penalty
-is a phase, lazy or not. With `joined` it is a part of the discriminator's own loss, as in R3GAN, and costs no
-step of Adam.
+Penalties differ in the images: real ones (R1), generated ones (R2), points between the two. By itself a
+penalty is a phase, lazy or not. With `joined` it is a part of the discriminator's own loss, as in R3GAN, and
+costs no step of Adam.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class SlopeConfig(PenaltySchedule):
     joined: bool = Field(
         False,
         exclude_if=lambda value: not value,
-        description="Whether it is a part of the discriminator's own loss, instead of a step of its own; needs "
-        "every=1.",
+        description="Whether it is a part of the discriminator's own loss, instead of a step of its own; "
+        "needs every=1.",
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,5 @@
-"""Augmentations of what the discriminator sees, real and generated images alike, through which gradients flow.
+"""Augmentations of what the discriminator sees, real and generated images alike, through which gradients
+flow.
 
 They keep a discriminator from memorising a small data set. A file here is an augmentation; it may have state
 (`core.state`), which follows the discriminator.

@@ -135,7 +135,8 @@ class NetworkConfig(Component, ABC):
 
     @property
     def compares_rows(self) -> bool:
-        """Whether the discriminator compares the images of a micro-batch, other than by batch normalisation."""
+        """Whether the discriminator compares the images of a micro-batch, other than by batch
+        normalisation."""
         return False
 
     @property

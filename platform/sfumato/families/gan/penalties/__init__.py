@@ -17,7 +17,6 @@ from sfumato.core.components import Component, Components
 from sfumato.core.config import Config
 from sfumato.core.rng import Rng
 
-
 Place = Literal["real", "generated", "mixed"]
 """Real images, generated ones of the same classes, or random points on the lines between the two."""
 

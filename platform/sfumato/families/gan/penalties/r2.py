@@ -1,4 +1,5 @@
-"""R2, the zero-centred gradient penalty on generated images (Mescheder et al. 2018, eq. 10): see `slopes.py`."""
+"""R2, the zero-centred gradient penalty on generated images (Mescheder et al. 2018, eq. 10): see
+`slopes.py`."""
 
 from __future__ import annotations
 

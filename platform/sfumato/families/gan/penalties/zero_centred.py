@@ -1,7 +1,8 @@
-"""The zero-centred gradient penalty between real and generated images (Thanh-Tung, Tran, Venkatesh 2019, eq. 9).
+"""The zero-centred gradient penalty between real and generated images (Thanh-Tung, Tran, Venkatesh 2019, eq.
+9).
 
-(gamma / 2) |grad D(x^)|^2,  x^ = u x + (1 - u) G(z),  u ~ U[0, 1): see `slopes.py`. The one-centred penalty of
-WGAN-GP is `objective.gradient_penalty`.
+(gamma / 2) |grad D(x^)|^2,  x^ = u x + (1 - u) G(z),  u ~ U[0, 1): see `slopes.py`. The one-centred penalty
+of WGAN-GP is `objective.gradient_penalty`.
 """
 
 from __future__ import annotations
