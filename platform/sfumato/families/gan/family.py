@@ -161,4 +161,4 @@ class GanFamily:
             generator, self._config.latent, self._classes, progress, request.options
         )
         x_NCHW: Tensor = generator(z_ND.to(device), label_N.to(device), **inputs)
-        return x_NCHW
+        return x_NCHW.clamp(-1, 1)  # where no tanh keeps them inside, training sees what lies outside

@@ -15,7 +15,7 @@ from sfumato.core.rng import Rng
 from sfumato.families.gan.config import GanConfig
 from sfumato.families.gan.following import PowerIterations, RunningStatistics
 from sfumato.families.gan.gradients import gradient_norm, mixed
-from sfumato.families.gan.networks import Judged
+from sfumato.families.gan.networks import Generated, Judged
 from sfumato.families.gan.path_length import MEAN, PathLength, path_lengths
 from sfumato.families.gan.penalties import Penalty
 from sfumato.families.gan.slopes import SlopePenalty
@@ -82,10 +82,13 @@ class Game:
         z_BD = rng.normal(self._config.latent)
         inputs = self._network.generator_inputs(self._data, self._config.latent, progress, rng)
         weighs = self._network.penalised > 0
-        made = generator(z_BD, label_B, details=True, **inputs) if weighs else None
-        fake_BCHW = made.image_BCHW if weighs else generator(z_BD, label_B, **inputs)
+        made: Generated = (
+            generator(z_BD, label_B, details=True, **inputs)
+            if weighs
+            else Generated(generator(z_BD, label_B, **inputs))
+        )
         sums = {} if self._running is None else self._running.sums(generator)
-        groups = [self._augmented(fake_BCHW, progress, rng)]
+        groups = [self._augmented(made.image_BCHW, progress, rng)]
         if self._loss.paired or objective.feature_matching:
             groups.append(self._augmented(self._real(batch, progress), progress, rng))
         fake, *real = self._judged(nets, groups, label_B, progress)
@@ -99,7 +102,7 @@ class Game:
             loss_B = loss_B + objective.feature_matching * gap_F.square().sum()
         if self._classifies:
             loss_B = loss_B + objective.class_weight * _unlikely(fake)
-        if weighs:
+        if made.penalty is not None:
             loss_B = loss_B + self._network.penalised * made.penalty
         return LossOut(loss_B, sums=sums)
 

@@ -38,7 +38,7 @@ class MinibatchStd(nn.Module):
                 f"model.network.minibatch_group: {group} images form a group, but a micro-batch has {rows}; "
                 f"make train.micro_batch (train.batch without one) a multiple of {group}"
             )
-        groups_NGCHW = x_BCHW.float().unflatten(0, (-1, group))
+        groups_NGCHW = x_BCHW.float().view(-1, group, *x_BCHW.shape[1:])
         variance_NCHW = groups_NGCHW.var(1, correction=0)
         std_N = (variance_NCHW + EPS).sqrt().mean((1, 2, 3))
         map_B1HW = std_N.repeat_interleave(group).view(-1, 1, 1, 1).expand(-1, 1, *x_BCHW.shape[2:])

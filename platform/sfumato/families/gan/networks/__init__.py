@@ -1,6 +1,6 @@
 """The pairs of networks, and their interface to the losses.
 
-generator       latent [B, D], class [B]  ->  image [B, C, H, W] in [-1, 1]
+generator       latent [B, D], class [B]  ->  image [B, C, H, W]; sampling clamps it to [-1, 1]
 discriminator   groups of images, their classes  ->  scores [B] of each group, any real number
 
 A file here is a pair: its configuration, a `NetworkConfig`, and the generator and discriminator that it
