@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from members import DATA, MEMBERS, PROGRESS, ROWS, Nets, batch, build, progress_of, view
+from members import DATA, MEMBERS, PROGRESS, ROWS, Nets, batch, build, given, progress_of, view
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -201,7 +201,7 @@ def test_prepare_changes_neither_batch_nor_networks(family: Family, nets: Nets) 
 
 
 def draw(config: FamilyConfig, family: Family, nets: Nets, indices: range) -> Tensor:
-    conditions = conditions_of({}, indices, config.conditions(DATA), DATA)
+    conditions = conditions_of(given(config), indices, config.conditions(DATA), DATA)
     request = SampleRequest(num=len(indices), conditions=conditions, options=config.sampling)
     with torch.no_grad():
         return family.sample(
@@ -267,7 +267,7 @@ def test_what_a_latent_decodes_to_is_what_is_sampled(
 ) -> None:
     if not isinstance(family, HasLatent) or not config.samples(DATA):
         pytest.skip("a latent vector is optional (core.family.HasLatent), and this member has none")
-    conditions = conditions_of({}, range(ROWS), config.conditions(DATA), DATA)
+    conditions = conditions_of(given(config), range(ROWS), config.conditions(DATA), DATA)
     request = SampleRequest(num=ROWS, conditions=conditions, options=config.sampling)
     chosen = {name: nets[name].eval() for name in family.samplers}
     with torch.no_grad():
@@ -346,4 +346,6 @@ def test_a_model_folder_keeps_the_model(
     kept = Generator(
         config, DATA, {name: nets[name] for name in family.samplers}, progress=progress_of(family)
     )
-    assert (loaded.sample(3, seed=2) == kept.sample(3, seed=2)).all()
+    values = {name: rows.read(range(3)) for name, rows in given(config).items()}
+    one, two = (model.sample(3, seed=2, conditions=values) for model in (loaded, kept))
+    assert (one == two).all()
