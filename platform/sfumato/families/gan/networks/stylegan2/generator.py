@@ -10,6 +10,7 @@ Scaling activations instead of weights computes the same without a convolution p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -56,7 +57,7 @@ class ModulatedConv2d(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.affine = EqualLinear(style, inputs, start=1.0)
-        self.scale = (inputs * kernel**2) ** -0.5
+        self.scale = 1 / math.sqrt(inputs * kernel**2)
         self.demodulate, self.padding = demodulate, kernel // 2
         self.blur = Blur(padding=1, gain=4.0) if up else None
 
