@@ -17,6 +17,7 @@ from sfumato.core.schedules import LearningRate
 from sfumato.errors import ConfigError
 from sfumato.families.gan.blocks import Score, with_planes
 from sfumato.families.gan.config import GanConfig
+from sfumato.families.gan.game import spread
 from sfumato.families.gan.gradients import r1_exact
 from sfumato.families.gan.losses import LOSSES
 from sfumato.families.gan.minibatch import MinibatchDiscrimination, MinibatchStd
@@ -191,6 +192,16 @@ def test_concatenated_classes_are_planes_of_their_own() -> None:
     torch.testing.assert_close(found[:, :1], x)
     assert found[:, 1:].mean((2, 3)).tolist() == [[0, 0, 1], [1, 0, 0]]
     assert Score("none", 4, 3, bias=True, how="concatenation").embedding is None
+
+
+def test_spread_is_one_for_images_as_far_apart_as_real_ones_and_zero_for_one_image() -> None:
+    with seeded(0):
+        real = torch.randn(8, 1, 4, 4)
+    assert spread(real + 3, real).item() == pytest.approx(1, abs=1e-5)
+    assert spread(0.25 * real, real).item() == pytest.approx(0.25, abs=1e-5)
+    assert spread(real[:1].expand(8, -1, -1, -1), real).item() == 0
+    out = gan({}).build(DATA)
+    assert out.phases[1].loss(view(build(out), "generator"), batch(), AT, rng(4)).metrics["spread"] > 0
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ from sfumato.families.gan.path_length import MEAN, PathLength, path_lengths
 from sfumato.families.gan.penalties import Penalty
 from sfumato.families.gan.slopes import SlopePenalty
 
+TINY = 1e-6
+"""A distance between images below which they count as equal."""
+
 
 class Game:
     """The losses, given the networks and what follows them."""
@@ -104,7 +107,7 @@ class Game:
             loss_B = loss_B + objective.class_weight * _unlikely(fake)
         if made.penalty is not None:
             loss_B = loss_B + self._network.penalised * made.penalty
-        return LossOut(loss_B, sums=sums)
+        return LossOut(loss_B, {"spread": spread(made.image_BCHW, batch["image"])}, sums)
 
     def penalise(self, penalty: Penalty, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """A penalty on the discriminator, times the number of steps that it represents."""
@@ -175,6 +178,16 @@ class Game:
     def _carry(self, nets: Nets, progress: Progress) -> None:
         if self._iterations is not None:
             self._iterations.carry(nets["discriminator"], progress.state)
+
+
+@torch.no_grad()
+def spread(fake_BCHW: Tensor, real_BCHW: Tensor) -> Tensor:
+    """How far apart generated images are, over how far apart the real ones of the same classes are: the ratio
+    of the mean distances between neighbouring rows. It falls towards 0 as a generator collapses."""
+    fake, real = (
+        (x_BCHW.float() - x_BCHW.float().roll(1, 0)).abs().mean() for x_BCHW in (fake_BCHW, real_BCHW)
+    )
+    return fake / real.clamp_min(TINY)
 
 
 class _Bound(torch.nn.Module):
