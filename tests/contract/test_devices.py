@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from members import DATA, MEMBERS, ROWS, Nets, batch, build, progress_of, view
+from members import given as required
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -192,10 +193,11 @@ def test_likelihood_keeps_to_the_device(family: Family, nets: Nets) -> None:
 def test_sampling_keeps_to_the_device(config: FamilyConfig, family: Family, nets: Nets) -> None:
     if not config.samples(DATA):
         pytest.skip("this member draws nothing: it is asked for reconstructions below")
-    given = conditions_of({}, range(ROWS), config.conditions(DATA), DATA)
-    for conditions in (given, {}):
+    given = conditions_of(required(config), range(ROWS), config.conditions(DATA), DATA)
+    fewest = {name: given[name] for name in required(config)}
+    for conditions in (given, fewest):
         request = SampleRequest(num=ROWS, conditions=conditions, options=config.sampling)
-        with TwoDevices(), suppress(() if conditions else ConfigError):  # some ask for labels
+        with TwoDevices(), suppress(() if conditions is given else ConfigError):  # some ask for labels
             images = family.sample(
                 used(family, nets), request, progress_of(family, DEVICE), SampleRng(7, range(ROWS))
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from members import DATA, MEMBERS, PROGRESS, ROWS, Nets, batch, build, progress_of, view
+from members import DATA, MEMBERS, PROGRESS, ROWS, Nets, batch, build, given, progress_of, view
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -64,10 +64,14 @@ def loss_of(family: Family, nets: Nets, phase: Phase, rows: Mapping[str, Tensor]
     return phase.loss(view(nets, phase.trains), prepared, progress_of(family), rng).loss_B
 
 
-def skip_where_rows_are_coupled(nets: Nets) -> None:
+def skip_where_rows_are_coupled(config: FamilyConfig, nets: Nets) -> None:
     modules = [module for net in nets.values() for module in net.modules()]
-    if any(isinstance(module, (BatchNorm, nn.modules.batchnorm._BatchNorm)) for module in modules):
-        pytest.skip("batch statistics couple the rows")
+    batch_norm = any(isinstance(module, (BatchNorm, nn.modules.batchnorm._BatchNorm)) for module in modules)
+    if batch_norm or config.couples_rows():
+        assert config.couples_rows(), (
+            "batch statistics couple the rows, and the configuration does not say so"
+        )
+        pytest.skip("the rows of a micro-batch are coupled")
 
 
 def fields(kind: type[BaseModel]) -> Iterator[tuple[str, str | None]]:
@@ -138,8 +142,8 @@ def test_a_phase_reaches_every_parameter_of_its_network_and_no_other(family: Fam
                 assert all(value.grad is None for value in net.parameters()), name
 
 
-def test_a_row_has_its_own_loss(family: Family, nets: Nets) -> None:
-    skip_where_rows_are_coupled(nets)
+def test_a_row_has_its_own_loss(config: FamilyConfig, family: Family, nets: Nets) -> None:
+    skip_where_rows_are_coupled(config, nets)
     rows = batch()
     changed = {"image": rows["image"].clone(), "label": rows["label"].clone()}
     changed["image"][1:] *= -0.5
@@ -166,8 +170,8 @@ def test_all_randomness_comes_from_the_given_noise(family: Family, nets: Nets) -
         assert torch.equal(*found)
 
 
-def test_a_cut_into_micro_batches_changes_no_loss(family: Family, nets: Nets) -> None:
-    skip_where_rows_are_coupled(nets)
+def test_a_cut_into_micro_batches_changes_no_loss(config: FamilyConfig, family: Family, nets: Nets) -> None:
+    skip_where_rows_are_coupled(config, nets)
     rows = batch()
     for phase in family.phases:
         whole = loss_of(family, nets, phase, rows, noise(Piece(0, 0, ROWS), phase=phase.name))
@@ -197,7 +201,7 @@ def test_prepare_changes_neither_batch_nor_networks(family: Family, nets: Nets) 
 
 
 def draw(config: FamilyConfig, family: Family, nets: Nets, indices: range) -> Tensor:
-    conditions = conditions_of({}, indices, config.conditions(DATA), DATA)
+    conditions = conditions_of(given(config), indices, config.conditions(DATA), DATA)
     request = SampleRequest(num=len(indices), conditions=conditions, options=config.sampling)
     with torch.no_grad():
         return family.sample(
@@ -263,7 +267,7 @@ def test_what_a_latent_decodes_to_is_what_is_sampled(
 ) -> None:
     if not isinstance(family, HasLatent) or not config.samples(DATA):
         pytest.skip("a latent vector is optional (core.family.HasLatent), and this member has none")
-    conditions = conditions_of({}, range(ROWS), config.conditions(DATA), DATA)
+    conditions = conditions_of(given(config), range(ROWS), config.conditions(DATA), DATA)
     request = SampleRequest(num=ROWS, conditions=conditions, options=config.sampling)
     chosen = {name: nets[name].eval() for name in family.samplers}
     with torch.no_grad():
@@ -342,4 +346,6 @@ def test_a_model_folder_keeps_the_model(
     kept = Generator(
         config, DATA, {name: nets[name] for name in family.samplers}, progress=progress_of(family)
     )
-    assert (loaded.sample(3, seed=2) == kept.sample(3, seed=2)).all()
+    values = {name: rows.read(range(3)) for name, rows in given(config).items()}
+    one, two = (model.sample(3, seed=2, conditions=values) for model in (loaded, kept))
+    assert (one == two).all()

@@ -65,6 +65,8 @@ def test_games_are_the_papers() -> None:
         "hinge": ((1 - s).clamp_min(0) + (1 + f).clamp_min(0), -f),
         "wasserstein": (f - s, -f),
         "least_squares": (0.5 * (s - 1) ** 2 + 0.5 * f**2, 0.5 * (f - 1) ** 2),
+        "minimax": (-(sigmoid(s).log() + (1 - sigmoid(f)).log()), (1 - sigmoid(f)).log()),
+        "relativistic": (-sigmoid(s - f).log(), -sigmoid(f).log()),
     }
     assert set(LOSSES.names()) == expected.keys()
     for name, (discriminator, generator) in expected.items():

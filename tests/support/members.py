@@ -10,7 +10,8 @@ from torch import nn
 
 from sfumato import families
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.family import EmaOf, Family
+from sfumato.core.conditions import Listed, Source
+from sfumato.core.family import EmaOf, Family, FamilyConfig
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.core.state import initial
@@ -46,6 +47,12 @@ def batch(rows: int = ROWS) -> Batch:
     generator = torch.Generator().manual_seed(3)
     image = torch.rand(rows, *DATA.shape, generator=generator) * 2 - 1
     return {"image": image, "label": torch.arange(rows) % DATA.num_classes}
+
+
+def given(config: FamilyConfig) -> Source:
+    """Values of the conditions that a member cannot do without: images."""
+    images = batch(2 * ROWS)["image"]
+    return {each.name: Listed("image", images) for each in config.conditions(DATA) if each.required}
 
 
 def view(nets: Nets, trains: str | None) -> Nets:

@@ -24,7 +24,13 @@ def problems(*overrides: str) -> tuple[str, ...]:
 
 
 _28x28 = (DataSpec(1, 28, 28, tuple("0123456789")), 60_000)
-SETS = {"digits": (DIGITS_SPEC, 1_797), "mnist": _28x28, "fashion": _28x28}
+SETS = {
+    "digits": (DIGITS_SPEC, 1_797),
+    "mnist": _28x28,
+    "fashion": _28x28,
+    "cifar10": (DataSpec(3, 32, 32, tuple("0123456789")), 50_000),
+    "ffhq": (DataSpec(3, 256, 256), 70_000),
+}
 
 
 # Pipelines have stages, and tests of their own.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -49,12 +50,24 @@ class OptimizerConfig(Config):
     groups: tuple[OptimizerGroup, ...] = Field(
         (), description="Parameters with their own learning rate or weight decay, by name."
     )
+    clip_weights: float | None = Field(
+        None,
+        gt=0,
+        exclude_if=lambda value: value is None,
+        description="After each update, bring every weight into [-c, c]; null leaves them.",
+    )
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """Build the optimizer of these named parameters; the loop sets the learning rate of every step.
 
         Raises ConfigError for a group without parameters.
         """
+        optimizer = self._build(parameters)
+        if self.clip_weights is not None:
+            optimizer.register_step_post_hook(partial(_clip_weights, self.clip_weights))
+        return optimizer
+
+    def _build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         groups = self.grouped(parameters)
         rate = self.lr.peak
         if self.name == "sgd":
@@ -106,3 +119,11 @@ class OptimizerConfig(Config):
             if names
             else f"optimizer.groups: no parameter matches {group.pattern!r}; none of the network's trains"
         )
+
+
+@torch.no_grad()
+def _clip_weights(largest: float, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Element by element, so any part of a parameter that a rank updates will do."""
+    for group in optimizer.param_groups:
+        torch._foreach_clamp_min_(group["params"], -largest)
+        torch._foreach_clamp_max_(group["params"], largest)

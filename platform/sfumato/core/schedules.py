@@ -23,6 +23,15 @@ class LearningRate(Config):
         "constant", description="How the rate falls from its peak to zero at the end of training."
     )
 
+    hold: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        exclude_if=lambda value: not value,
+        description="The share of the training after warm-up in which the rate stays at its peak before it "
+        "falls.",
+    )
+
     def at(self, progress: Progress) -> float:
         """The rate for the step that starts at `progress`; never zero on the first step."""
         seen = progress.images + progress.batch
@@ -30,6 +39,7 @@ class LearningRate(Config):
             return self.peak * seen / self.warmup_images
         span = max(1, progress.total_images - self.warmup_images)
         done = min(1.0, max(0, progress.images - self.warmup_images) / span)
+        done = max(0.0, done - self.hold) / (1 - self.hold)
         if self.decay == "cosine":
             return self.peak * 0.5 * (1 + math.cos(math.pi * done))
         if self.decay == "linear":

@@ -134,9 +134,15 @@ class SpectralConv2d(nn.Conv2d, Spectral):
     """A convolution whose weight, seen as [out, in * height * width], has spectral norm 1."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
         self.register_buffer("start", start_vector(self.weight), persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

@@ -14,13 +14,16 @@ from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.schedules import EmaSchedule, LearningRate
+from sfumato.families.gan.augmentations import AUGMENTATIONS, Augmentation
 from sfumato.families.gan.losses import LOSSES, Loss
 from sfumato.families.gan.losses.nonsaturating import Nonsaturating
 from sfumato.families.gan.networks import NETWORKS, NetworkConfig
 from sfumato.families.gan.networks.dcgan import DcganConfig
+from sfumato.families.gan.path_length import PathLengthConfig
 from sfumato.families.gan.penalties import PENALTIES, Penalty
 from sfumato.families.gan.penalties.r1 import R1, R1Config
 from sfumato.families.gan.sampling import SamplingConfig
+from sfumato.families.gan.slopes import SlopePenalty
 from sfumato.families.gan.variants import variants
 
 
@@ -30,7 +33,8 @@ class ObjectiveConfig(Config):
     loss: Annotated[Loss, LOSSES] = Field(
         Nonsaturating(),
         description="nonsaturating (Goodfellow et al. 2014), hinge (Lim & Ye 2017), wasserstein (Arjovsky et "
-        "al. 2017), least_squares (Mao et al. 2017).",
+        "al. 2017), least_squares (Mao et al. 2017), minimax (Goodfellow et al. 2014), relativistic (Huang "
+        "et al. 2024).",
     )
     critic_steps: int = Field(
         1,
@@ -42,6 +46,12 @@ class ObjectiveConfig(Config):
         ge=0,
         description="lambda of lambda (|grad D| - 1)^2 between real and generated images (Gulrajani et al. "
         "2017); 10 is usual with wasserstein, 0 leaves it out.",
+    )
+    gradient_penalty_centre: Literal[0, 1] = Field(
+        1,
+        exclude_if=lambda value: value == 1,
+        description="The length of gradient that gradient_penalty asks for: 1 (Gulrajani et al. 2017), or 0 "
+        "(Thanh-Tung, Tran, Venkatesh 2019).",
     )
     r1: R1Config | None = Field(None, description="Gradient penalty on real images; null leaves it out.")
     penalties: tuple[Annotated[Penalty, PENALTIES], ...] = Field(
@@ -57,6 +67,32 @@ class ObjectiveConfig(Config):
         "2020, app. B).",
     )
 
+    path_length: PathLengthConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Path-length regularisation of a generator with styles (Karras et al. 2020); null leaves "
+        "it out.",
+    )
+    feature_matching: float = Field(
+        0.0,
+        ge=0,
+        exclude_if=lambda value: not value,
+        description="Factor, in the generator's loss, of the squared distance between the mean features of "
+        "real and generated images (Salimans et al. 2016, sec. 3.1); 0 leaves it out.",
+    )
+    class_weight: float = Field(
+        1.0,
+        gt=0,
+        exclude_if=lambda value: value == 1,
+        description="Factor of the classes' cross-entropy in both losses, with label_score=auxiliary.",
+    )
+    augmentation: Annotated[Augmentation, AUGMENTATIONS] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Augmentation of what the discriminator sees: diffaugment (Zhao et al. 2020), ada "
+        "(Karras et al. 2020); null leaves it out.",
+    )
+
     @property
     def all_penalties(self) -> dict[str, Penalty]:
         """Those of `r1` and `penalties`, by the names of their phases."""
@@ -66,12 +102,33 @@ class ObjectiveConfig(Config):
             found[name if name not in found else f"{name}_{len(found)}"] = penalty
         return found
 
+    @property
+    def joined(self) -> dict[str, SlopePenalty]:
+        """Those that are part of the discriminator's own loss."""
+        return {
+            name: penalty
+            for name, penalty in self.all_penalties.items()
+            if isinstance(penalty, SlopePenalty) and penalty.joined
+        }
+
+    @property
+    def lazy(self) -> dict[str, Penalty]:
+        """Those that are phases."""
+        return {name: penalty for name, penalty in self.all_penalties.items() if name not in self.joined}
+
     def corrected(self, optimizer: OptimizerConfig) -> OptimizerConfig:
         """The discriminator's optimizer, corrected for the steps that its penalties add."""
-        added = sum(1 / penalty.every for penalty in self.all_penalties.values())
+        added = sum(1 / penalty.every for penalty in self.lazy.values())
+        return self._corrected(optimizer, self.critic_steps, added)
+
+    def corrected_generator(self, optimizer: OptimizerConfig) -> OptimizerConfig:
+        """The generator's optimizer, corrected for the steps that the path length adds."""
+        return self._corrected(optimizer, 1, 1 / self.path_length.every if self.path_length else 0)
+
+    def _corrected(self, optimizer: OptimizerConfig, steps: int, added: float) -> OptimizerConfig:
         if not self.corrected_adam or not added or optimizer.name == "sgd":
             return optimizer
-        c = self.critic_steps / (self.critic_steps + added)
+        c = steps / (steps + added)
         first, second = optimizer.betas
         rate = optimizer.lr.model_copy(update={"peak": optimizer.lr.peak * c})
         return optimizer.model_copy(update={"lr": rate, "betas": (first**c, second**c)})
@@ -112,8 +169,9 @@ class GanConfig(FamilyConfig):
         return (LABEL,) if classes else ()
 
     def couples_rows(self) -> bool:
-        """Batch normalisation mixes the rows of a micro-batch."""
-        return "batch" in self.network.norms
+        """Batch normalisation mixes the rows of a micro-batch; other parts compare them."""
+        compared = self.network.compares_rows or self.objective.feature_matching > 0
+        return compared or "batch" in self.network.norms
 
     def build(self, data: DataSpec) -> Family:
         """Build the family for images of this kind."""
@@ -133,7 +191,12 @@ class GanConfig(FamilyConfig):
 
     def problems(self, data: DataSpec) -> list[str]:
         """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
-        found = [*self.network.problems(data), *self._penalty_problems(), *self._sampling_problems()]
+        found = [
+            *self.network.problems(data),
+            *self._penalty_problems(),
+            *self._remedy_problems(data),
+            *self._sampling_problems(),
+        ]
         if self.condition == "class" and not data.num_classes:
             found.append("model.condition: 'class', but the data has no classes; set model.condition=none")
         return found
@@ -162,10 +225,49 @@ class GanConfig(FamilyConfig):
                     f"model.objective.{field}: the gradient of one image's score has no meaning where "
                     "model.network.discriminator_norm=batch mixes images; set that to spectral or none"
                 )
-        if objective.loss.needs_bound and not objective.gradient_penalty and norm != "spectral":
+        clipped = self.discriminator_optimizer.clip_weights is not None
+        bounded = objective.gradient_penalty or clipped or objective.all_penalties.keys() & {"zero_centred"}
+        if objective.loss.needs_bound and not bounded and norm != "spectral":
             found.append(
                 f"model.objective.loss: {objective.loss.kind} needs a bounded critic, and "
                 f"discriminator_norm={norm} does not bound it; set model.objective.gradient_penalty=10 or "
                 "discriminator_norm=spectral"
             )
+        return found
+
+    def _remedy_problems(self, data: DataSpec) -> list[str]:
+        """Remedies that the chosen networks have no part for, and settings without effect."""
+        objective, network, found = self.objective, self.network, []
+        classes = bool(data.num_classes and self.conditions(data))
+        if objective.path_length is not None and not network.styles:
+            found.append(
+                f"model.objective.path_length: {network.kind} has no styles; use network.kind=stylegan2, or "
+                "leave it out"
+            )
+        if objective.feature_matching and not network.judges:
+            found.append(
+                f"model.objective.feature_matching: {network.kind} gives no features; use dcgan, "
+                "resnet or mlp"
+            )
+        if network.classifies and not classes:
+            found.append(
+                "model.network.label_score: auxiliary classifies images, but the model has no classes; leave "
+                "it out"
+            )
+        if objective.class_weight != 1 and not network.classifies:
+            found.append(
+                "model.objective.class_weight: no effect without model.network.label_score=auxiliary; leave "
+                "it out"
+            )
+        if objective.gradient_penalty_centre != 1 and not objective.gradient_penalty:
+            found.append(
+                "model.objective.gradient_penalty_centre: no effect without gradient_penalty; leave it out"
+            )
+        if self.sampling.psi is not None and not network.styles:
+            found.append(
+                f"model.sampling.psi: {network.kind} has no styles; use sampling.truncation, which shortens "
+                "latents"
+            )
+        if objective.augmentation is not None:
+            found += objective.augmentation.problems(data)
         return found

@@ -1,4 +1,4 @@
-"""The gan family: a generator, its average and a discriminator; two or three phases."""
+"""The gan family: a generator, its average and a discriminator; their phases, state and sampling."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
+from sfumato.core.family import EmaOf, Nets, NetSpec, Phase, SampleRequest, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng, seeded
 from sfumato.core.state import State
 from sfumato.families.gan.config import GanConfig
 from sfumato.families.gan.following import PowerIterations, RunningStatistics
-from sfumato.families.gan.gradients import gradient_norm, mixed
-from sfumato.families.gan.penalties import Penalty
+from sfumato.families.gan.game import Game
+from sfumato.families.gan.path_length import PathLength
 from sfumato.families.gan.sampling import SamplingConfig, Statistics, latents
 
 
@@ -29,14 +29,17 @@ class GanFamily:
         self._config = config
         self._data = data
         self._classes = data.num_classes if config.conditions(data) else 0
-        self._game = config.objective.loss
         self._statistics = Statistics(config.latent, self._classes)
         self._running = RunningStatistics() if config.batch_statistics == "running" else None
+        self._augmentation = config.objective.augmentation
         self._iterations = PowerIterations() if config.spectral_norm == "power_iteration" else None
+        path_length = config.objective.path_length
+        self._path_length = PathLength(path_length) if path_length is not None else None
+        self._game = Game(config, data, self._classes, self._running, self._iterations, self._path_length)
         self.nets: Mapping[str, NetSpec] = {
             "generator": Trainable(
                 build=self._build_generator,
-                optimizer=config.generator_optimizer,
+                optimizer=config.objective.corrected_generator(config.generator_optimizer),
             ),
             "discriminator": Trainable(
                 build=self._build_discriminator,
@@ -54,7 +57,7 @@ class GanFamily:
 
     def _build_discriminator(self) -> nn.Module:
         built = self._config.network.build_discriminator(
-            self._data, classes=self._classes, bias=self._game.sees_bias
+            self._data, classes=self._classes, bias=self._config.objective.loss.sees_bias
         )
         if self._iterations is not None:
             self._iterations.follow(built)
@@ -68,43 +71,62 @@ class GanFamily:
                 found |= self._running.first(self._build_generator())
             if self._iterations is not None:
                 found |= self._iterations.first(self._build_discriminator())
+        if self._path_length is not None:
+            found |= self._path_length.first()
+        if self._augmentation is not None:
+            found |= self._augmentation.first()
         return found
 
     def advance(self, state: State, sums: State, progress: Progress) -> State:
-        """Running averages and carried vectors after a step."""
-        followed = (self._running, self._iterations)
-        return {
-            name: value
-            for each in followed
-            if each is not None
-            for name, value in each.advance(state, sums).items()
-        }
+        """Running averages, carried vectors and the augmentation's strength after a step."""
+        found: dict[str, Tensor] = {}
+        for each in (self._running, self._iterations, self._path_length):
+            if each is not None:
+                found |= each.advance(state, sums)
+        if self._augmentation is not None:
+            found |= self._augmentation.advance(state, sums, progress)
+        return found
 
     def _make_phases(self) -> list[Phase]:
-        objective = self._config.objective
+        """No gradient is clipped: a lazy penalty stands for `every` steps, and must stay as large."""
+        objective, game = self._config.objective, self._game
+        joined = objective.joined.values()
         phases = [
             Phase(
                 name="discriminator",
                 trains="discriminator",
-                loss=self._discriminate,
+                loss=game.discriminate,
                 repeats=objective.critic_steps,
-                second_order=objective.gradient_penalty > 0,
+                second_order=objective.gradient_penalty > 0 or any(each.second_order for each in joined),
+                float32=any(each.float32 for each in joined),
                 clip_grad_norm=None,
             ),
-            Phase(name="generator", trains="generator", loss=self._generate, clip_grad_norm=None),
+            Phase(name="generator", trains="generator", loss=game.generate, clip_grad_norm=None),
         ]
-        return phases + [
+        phases += [
             Phase(
                 name=name,
                 trains="discriminator",
-                loss=partial(self._penalise, penalty),
+                loss=partial(game.penalise, penalty),
                 every=penalty.every,
                 second_order=penalty.second_order,
                 float32=penalty.float32,
-                clip_grad_norm=None,  # a lazy penalty stands for `every` steps, and must stay as large
+                clip_grad_norm=None,
             )
-            for name, penalty in objective.all_penalties.items()
+            for name, penalty in objective.lazy.items()
         ]
+        if objective.path_length is not None:
+            phases.append(
+                Phase(
+                    name="path_length",
+                    trains="generator",
+                    loss=game.shorten,
+                    every=objective.path_length.every,
+                    second_order=True,
+                    clip_grad_norm=None,
+                )
+            )
+        return phases
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch unchanged: this model works on pixels."""
@@ -135,56 +157,8 @@ class GanFamily:
             label_N = torch.zeros(len(z_ND), dtype=torch.int64)
         elif label_N is None:
             label_N = torch.arange(len(z_ND)) % self._classes
-        x_NCHW: Tensor = generator(z_ND.to(device), label_N.to(device))
-        return x_NCHW
-
-    def _discriminate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        """Tell real images from generated ones, under the gradient penalty if there is one."""
-        real_BCHW, label_B = batch["image"], self._labels(batch)
-        self._carry(nets, progress)
-        with torch.no_grad():
-            fake_BCHW = nets["generator"](rng.normal(self._config.latent), label_B)
-        groups = [real_BCHW, fake_BCHW]
-        weight = self._config.objective.gradient_penalty
-        if weight:
-            groups.append(mixed(real_BCHW, fake_BCHW, rng))
-        scores = nets["discriminator"](groups, [label_B] * len(groups))
-        loss_B = self._game.discriminator(scores[0], scores[1])
-        metrics = {"real_score": scores[0].detach(), "fake_score": scores[1].detach()}
-        if weight:
-            norm_B = gradient_norm(scores[2], groups[2])
-            loss_B = loss_B + weight * (norm_B - 1).square()
-            metrics["gradient_norm"] = norm_B.detach()
-        sums = {} if self._iterations is None else self._iterations.sums(nets["discriminator"])
-        return LossOut(loss_B, metrics, sums)
-
-    def _generate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        """Generate images that the discriminator takes for real."""
-        label_B, generator = self._labels(batch), nets["generator"]
-        self._carry(nets, progress)
-        if self._running is not None:
-            self._running.watch(generator)
-        fake_BCHW = generator(rng.normal(self._config.latent), label_B)
-        sums = {} if self._running is None else self._running.sums(generator)
-        (score_B,) = nets["discriminator"]([fake_BCHW], [label_B])
-        return LossOut(self._game.generator(score_B), sums=sums)
-
-    def _penalise(self, penalty: Penalty, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        """The penalty, times the number of steps that it represents."""
-        label_B = self._labels(batch)
-        self._carry(nets, progress)
-        penalty_B, score_B = penalty.penalty(nets["discriminator"], batch["image"], label_B, rng)
-        # The last bias has no part in the gradient, but every parameter must be in the loss.
-        loss_B = penalty.factor * penalty_B + 0 * score_B
-        return LossOut(loss_B, {"penalty": penalty_B.detach()})
-
-    def _carry(self, nets: Nets, progress: Progress) -> None:
-        if self._iterations is not None:
-            self._iterations.carry(nets["discriminator"], progress.state)
-
-    def _labels(self, batch: Batch) -> Tensor:
-        """The classes [B] that the networks see; all zero if they see none."""
-        if self._classes:
-            return batch["label"]
-        image = batch["image"]
-        return torch.zeros(len(image), dtype=torch.int64, device=image.device)
+        inputs = self._config.network.sampling_inputs(
+            generator, self._config.latent, self._classes, progress, request.options
+        )
+        x_NCHW: Tensor = generator(z_ND.to(device), label_N.to(device), **inputs)
+        return x_NCHW.clamp(-1, 1)  # where no tanh keeps them inside, training sees what lies outside

@@ -8,9 +8,14 @@ The finite difference ((D(x + h v) - D(x - h v)) / 2h)^2 with v ~ N(0, I) needs 
 expectation over v is R1 up to O(h^2), since E (g.v)^2 = |g|^2; its variance is 2 |g|^4. It is computed in
 float32 even under autocast, since bfloat16 rounds a score by more than h changes it; FSDP with bf16
 parameters casts its inputs nevertheless.
+
+Both take the scores of some points: `exact_points` and `difference_points` choose them, and `exact_square`
+and `difference_square` compute |grad D|^2 from their scores.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,22 +35,43 @@ def mixed(real_BCHW: Tensor, fake_BCHW: Tensor, rng: Rng) -> Tensor:
     return (u_B111 * real_BCHW + (1 - u_B111) * fake_BCHW).detach().requires_grad_()
 
 
+def exact_points(x_BCHW: Tensor) -> list[Tensor]:
+    """The images themselves, which want a gradient."""
+    return [x_BCHW.detach().requires_grad_()]
+
+
+def exact_square(scores: Sequence[Tensor], points: Sequence[Tensor]) -> Tensor:
+    """|grad D|^2 [B], differentiable."""
+    return _gradient(scores[0], points[0]).flatten(1).square().sum(1)
+
+
+def difference_points(x_BCHW: Tensor, rng: Rng, *, step: float) -> list[Tensor]:
+    """A point on either side of each image, along one random direction per row."""
+    x_BCHW = x_BCHW.float()
+    shift_BCHW = step * rng.normal(*x_BCHW.shape[1:])
+    return [x_BCHW + shift_BCHW, x_BCHW - shift_BCHW]
+
+
+def difference_square(scores: Sequence[Tensor], *, step: float) -> Tensor:
+    """The estimate of |grad D|^2 [B]."""
+    return ((scores[0] - scores[1]) / (2 * step)).square()
+
+
 def r1_exact(discriminator: nn.Module, real_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
     """R1 [B] and the scores [B], by differentiating the gradient."""
-    x_BCHW = real_BCHW.detach().requires_grad_()
-    (score_B,) = discriminator([x_BCHW], [label_B])
-    return _gradient(score_B, x_BCHW).flatten(1).square().sum(1), score_B
+    points = exact_points(real_BCHW)
+    scores = discriminator(points, [label_B])
+    return exact_square(scores, points), scores[0]
 
 
 def r1_finite_difference(
     discriminator: nn.Module, real_BCHW: Tensor, label_B: Tensor, rng: Rng, *, step: float
 ) -> tuple[Tensor, Tensor]:
     """An estimate of R1 [B] along one random direction per row, and a score [B] near that of the image."""
-    x_BCHW = real_BCHW.float()
-    shift_BCHW = step * rng.normal(*x_BCHW.shape[1:])
-    with torch.autocast(x_BCHW.device.type, enabled=False):
-        above_B, below_B = discriminator([x_BCHW + shift_BCHW, x_BCHW - shift_BCHW], [label_B, label_B])
-    return ((above_B - below_B) / (2 * step)).square(), (above_B + below_B) / 2
+    points = difference_points(real_BCHW, rng, step=step)
+    with torch.autocast(real_BCHW.device.type, enabled=False):
+        scores = discriminator(points, [label_B, label_B])
+    return difference_square(scores, step=step), (scores[0] + scores[1]) / 2
 
 
 def _gradient(score_B: Tensor, x_BCHW: Tensor) -> Tensor:

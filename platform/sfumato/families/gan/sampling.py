@@ -28,6 +28,13 @@ class SamplingConfig(Config):
         description="Latents are normal numbers of at most this size (Brock et al. 2019, sec. 3.1): lower is "
         "more typical and less varied; null does not truncate.",
     )
+    psi: float | None = Field(
+        None,
+        ge=0,
+        exclude_if=lambda value: value is None,
+        description="Styles are brought so near their mean: w' = mean + psi (w - mean) (Karras et al. 2019, "
+        "sec. B): lower is more typical; null leaves them.",
+    )
     statistics: int = Field(
         512,
         ge=64,

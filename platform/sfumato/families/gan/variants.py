@@ -29,6 +29,18 @@ def variants() -> dict[str, dict[str, Any]]:
         "batch_statistics": "running",
         "spectral_norm": "power_iteration",
     }
+    joined = [{"kind": kind, "every": 1, "joined": True} for kind in ("r1", "r2")]
+    found["relativistic"] = _member(PLAIN, loss="relativistic", penalties=joined)
+    auxiliary = {**PLAIN, "label_score": "auxiliary"}
+    found["auxiliary"] = _member(
+        auxiliary, augmentation="diffaugment", feature_matching=1.0, penalties=[{"kind": "r2", "every": 2}]
+    )
+    compared = {**PLAIN, "label_score": "concatenation", "minibatch_kernels": 3}
+    clipped = {"name": "adam", "clip_weights": 0.05, "betas": (0.5, 0.9)}
+    found["clipped"] = {**_member(compared, loss="wasserstein"), "discriminator_optimizer": clipped}
+    styles = NETWORKS.find("stylegan2").tiny().model_dump()
+    ada = {"kind": "ada", "images": 400, "interval": 1, "target": 0.0}
+    found["stylegan2"] = _member(styles, path_length={"every": 2}, augmentation=ada)
     networks = {member["network"].kind for member in found.values()}
     losses = {member["objective"].get("loss", LOSSES.default) for member in found.values()}
     found |= {name: _member(PLAIN, loss=name) for name in LOSSES.names() if name not in losses}

@@ -22,6 +22,8 @@ class Loss(Component, ABC):
     """Whether a constant added to all scores changes the discriminator's loss."""
     needs_bound: ClassVar[bool] = False
     """Whether it is meaningful only for a discriminator of bounded slope."""
+    paired: ClassVar[bool] = False
+    """Whether the generator's loss compares each generated image with a real one (`generator_against`)."""
 
     @abstractmethod
     def discriminator(self, s_B: Tensor, f_B: Tensor) -> Tensor:
@@ -30,6 +32,10 @@ class Loss(Component, ABC):
     @abstractmethod
     def generator(self, f_B: Tensor) -> Tensor:
         """L_G."""
+
+    def generator_against(self, s_B: Tensor, f_B: Tensor) -> Tensor:
+        """L_G of a paired game."""
+        return self.generator(f_B)
 
 
 LOSSES: Components[Loss] = Components("sfumato.families.gan.losses", Loss, default="nonsaturating")

@@ -11,17 +11,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.families.gan.losses import Loss
+from sfumato.families.gan.cross_entropy import CrossEntropy
 
 
-class Nonsaturating(Loss):
+class Nonsaturating(CrossEntropy):
     """See the top of the file."""
 
     kind: Literal["nonsaturating"] = Field("nonsaturating", description="Selects this loss.")
-
-    def discriminator(self, s_B: Tensor, f_B: Tensor) -> Tensor:
-        """L_D."""
-        return F.softplus(-s_B) + F.softplus(f_B)
 
     def generator(self, f_B: Tensor) -> Tensor:
         """L_G."""

@@ -1,6 +1,6 @@
 """The pairs of networks, and their interface to the losses.
 
-generator       latent [B, D], class [B]  ->  image [B, C, H, W] in [-1, 1]
+generator       latent [B, D], class [B]  ->  image [B, C, H, W]; sampling clamps it to [-1, 1]
 discriminator   groups of images, their classes  ->  scores [B] of each group, any real number
 
 A file here is a pair: its configuration, a `NetworkConfig`, and the generator and discriminator that it
@@ -10,20 +10,47 @@ builds.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.components import Component, Components
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng
+from sfumato.families.gan.blocks import Score
+from sfumato.families.gan.sampling import SamplingConfig
+
+
+class Generated(NamedTuple):
+    """All that a generator gives: images, the styles that made them, a penalty on its own weights."""
+
+    image_BCHW: Tensor
+    styles_BLD: Tensor | None = None
+    penalty: Tensor | None = None
+    """A scalar, before its factor."""
+
+
+class Judged(NamedTuple):
+    """All that a discriminator gives for a group of images."""
+
+    score_B: Tensor
+    features_BF: Tensor
+    log_class_B: Tensor | None = None
+    """The log-probability of the image's class, by an auxiliary classifier."""
 
 
 class GeneratorNet(nn.Module, ABC):
-    """Images from latents. Without classes, labels are zero."""
+    """Images from latents. Without classes, labels are zero.
+
+    `inputs` are those that its configuration chooses. With `details=True`, which only generators of networks
+    with `styles` or `penalised` are asked for, the result is `Generated`.
+    """
 
     @abstractmethod
-    def forward(self, z_BD: Tensor, label_B: Tensor) -> Tensor: ...
+    def forward(self, z_BD: Tensor, label_B: Tensor, **inputs: Any) -> Any: ...
 
 
 class DiscriminatorNet(nn.Module, ABC):
@@ -36,21 +63,59 @@ class DiscriminatorNet(nn.Module, ABC):
 
     mixes_rows = False
 
-    def forward(self, groups: Sequence[Tensor], labels: Sequence[Tensor]) -> list[Tensor]:
-        """One tensor of scores [B] for each group of images [B, C, H, W] with labels [B]."""
+    def forward(
+        self, groups: Sequence[Tensor], labels: Sequence[Tensor], *, details: bool = False, **inputs: Any
+    ) -> list[Any]:
+        """One tensor of scores [B] for each group of images [B, C, H, W] with labels [B]; with `details`, one
+        `Judged`."""
+        call = self.judge if details else self.score
         # In one batch, a gradient for one group would cost as much as one for all of them.
         if self.mixes_rows or len({group.requires_grad for group in groups}) > 1:
-            return [self.score(x_BCHW, label_B) for x_BCHW, label_B in zip(groups, labels, strict=True)]
-        scores = self.score(torch.cat(list(groups)), torch.cat(list(labels)))
-        return list(torch.split(scores, [len(group) for group in groups]))
+            return [call(x_BCHW, label_B, **inputs) for x_BCHW, label_B in zip(groups, labels, strict=True)]
+        found = call(torch.cat(list(groups)), torch.cat(list(labels)), **inputs)
+        rows = [len(group) for group in groups]
+        if isinstance(found, Tensor):
+            return list(torch.split(found, rows))
+        parts = [[None] * len(rows) if part is None else torch.split(part, rows) for part in found]
+        return [Judged(*group) for group in zip(*parts, strict=True)]
 
     @abstractmethod
-    def score(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
+    def score(self, x_BCHW: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
         """Scores [B] float32."""
+
+    def judge(self, x_BCHW: Tensor, label_B: Tensor, **inputs: Any) -> Judged:
+        """Scores, features and classes; for networks that declare `judges`."""
+        raise NotImplementedError
+
+
+class FeatureDiscriminator(DiscriminatorNet):
+    """A discriminator of features [B, F], which its layer `output` scores."""
+
+    output: Score
+
+    @abstractmethod
+    def features(self, x_BCHW: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
+        """Features [B, F]."""
+
+    def score(self, x_BCHW: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
+        """See the base."""
+        score_B: Tensor = self.output(self.features(x_BCHW, label_B, **inputs), label_B)
+        return score_B
+
+    def judge(self, x_BCHW: Tensor, label_B: Tensor, **inputs: Any) -> Judged:
+        """See the base."""
+        phi_BF = self.features(x_BCHW, label_B, **inputs)
+        score_B, log_class_B = self.output.judge(phi_BF, label_B)
+        return Judged(score_B, phi_BF, log_class_B)
 
 
 class NetworkConfig(Component, ABC):
-    """Kind and size of both networks, which it builds."""
+    """Kind and size of both networks, which it builds, and what they take beside latents and images."""
+
+    styles: ClassVar[bool] = False
+    """Whether the generator maps latents to styles first: path length, truncation of styles."""
+    judges: ClassVar[bool] = False
+    """Whether the discriminator also gives features, and classes with an auxiliary classifier."""
 
     @abstractmethod
     def build_generator(self, data: DataSpec, *, latent: int, classes: int) -> GeneratorNet:
@@ -67,6 +132,42 @@ class NetworkConfig(Component, ABC):
         `batch` lets the rows of a micro-batch influence one another; `spectral` bounds a discriminator.
         """
         return "none", "none"
+
+    @property
+    def compares_rows(self) -> bool:
+        """Whether the discriminator compares the images of a micro-batch, other than by batch
+        normalisation."""
+        return False
+
+    @property
+    def penalised(self) -> float:
+        """The factor of the generator's penalty on its own weights; 0 without one."""
+        return 0.0
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the discriminator has an auxiliary classifier, if there are classes."""
+        return False
+
+    def generator_inputs(
+        self, data: DataSpec, latent: int, progress: Progress, rng: Rng
+    ) -> Mapping[str, Any]:
+        """Further inputs of the generator in training."""
+        return {}
+
+    def sampling_inputs(
+        self, generator: nn.Module, latent: int, classes: int, progress: Progress, options: SamplingConfig
+    ) -> Mapping[str, Any]:
+        """Further inputs of the generator in sampling, the same for every image."""
+        return {}
+
+    def discriminator_inputs(self, progress: Progress) -> Mapping[str, Any]:
+        """Further inputs of the discriminator."""
+        return {}
+
+    def as_seen(self, real_BCHW: Tensor, progress: Progress) -> Tensor:
+        """Real images as training sees them at this stage: coarser, while networks grow."""
+        return real_BCHW
 
     def problems(self, data: DataSpec) -> list[str]:
         """Why they cannot be built for such images, one line each."""

@@ -7,7 +7,7 @@ whose side is whatever is left.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.gan.blocks import LEAK, ClassNorm, Score, conv, init_normal
-from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet, NetworkConfig, side_problems
+from sfumato.families.gan.blocks import LEAK, ClassNorm, ScoreConfig, conv, init_normal, with_planes
+from sfumato.families.gan.networks import FeatureDiscriminator, GeneratorNet, NetworkConfig, side_problems
 
 STD = 0.02
 KERNEL = 4
 _Width = Annotated[int, Field(gt=0)]
 
 
-class DcganConfig(NetworkConfig):
+class DcganConfig(NetworkConfig, ScoreConfig):
     """Plain stacks of strided convolutions (Radford, Metz, Chintala 2016)."""
+
+    judges: ClassVar[bool] = True
 
     kind: Literal["dcgan"] = Field("dcgan", description="Selects DCGAN.")
     channels: tuple[_Width, ...] = Field(
@@ -51,6 +53,16 @@ class DcganConfig(NetworkConfig):
     def norms(self) -> tuple[str, str]:
         """As set."""
         return self.generator_norm, self.discriminator_norm
+
+    @property
+    def compares_rows(self) -> bool:
+        """By minibatch discrimination."""
+        return self.minibatch_kernels > 0
+
+    @property
+    def classifies(self) -> bool:
+        """If the label's score is auxiliary."""
+        return self.label_score == "auxiliary"
 
     @property
     def down(self) -> tuple[int, ...]:
@@ -91,7 +103,7 @@ class DcganGenerator(GeneratorNet):
         self.image = nn.ConvTranspose2d(config.channels[-1], data.channels, KERNEL, 2, 1)
         init_normal(self, STD)
 
-    def forward(self, z_BD: Tensor, label_B: Tensor) -> Tensor:
+    def forward(self, z_BD: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
         x_BCHW = self.project(z_BD).unflatten(1, self.base)
         x_BCHW = F.relu(self.first_norm(x_BCHW, label_B))
         for layer in self.layers:
@@ -109,15 +121,16 @@ class _Up(nn.Module):
         return F.relu(self.norm(self.conv(x_BCHW), label_B))
 
 
-class DcganDiscriminator(DiscriminatorNet):
+class DcganDiscriminator(FeatureDiscriminator):
     """A strided convolution for every halving; the score is computed from the last map, flattened."""
 
     def __init__(self, config: DcganConfig, data: DataSpec, *, classes: int, bias: bool) -> None:
         super().__init__()
         norm = config.discriminator_norm
         channels = config.down
-        self.mixes_rows = norm == "batch"
-        inputs = (data.channels, *channels)
+        self.mixes_rows = norm == "batch" or config.compares_rows
+        self.planes = config.planes(classes)
+        inputs = (data.channels + self.planes, *channels)
         self.layers = nn.ModuleList(
             # The first layer sees the image unnormalised (Radford et al. 2016, sec. 3).
             _Down(a, b, norm if at or norm != "batch" else "none")
@@ -125,15 +138,16 @@ class DcganDiscriminator(DiscriminatorNet):
         )
         pixels = (data.height >> len(channels)) * (data.width >> len(channels))
         init_normal(self, STD)
-        self.output = Score(norm, channels[-1] * pixels, classes, bias=bias)
+        self.output = config.score(norm, channels[-1] * pixels, classes, bias=bias)
         if norm != "spectral":  # which divides the scale of these weights out
             init_normal(self.output, STD)
 
-    def score(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
+    def features(self, x_BCHW: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
+        """The last map, flattened."""
+        x_BCHW = with_planes(x_BCHW, label_B, self.planes)
         for layer in self.layers:
             x_BCHW = layer(x_BCHW)
-        score_B: Tensor = self.output(x_BCHW.flatten(1), label_B)
-        return score_B
+        return x_BCHW.flatten(1)
 
 
 class _Down(nn.Module):

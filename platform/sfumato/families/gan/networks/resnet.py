@@ -7,7 +7,7 @@ it by averaging, both on the shortcut too.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.gan.blocks import ClassNorm, Score, conv, init_orthogonal
-from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet, NetworkConfig, side_problems
+from sfumato.families.gan.blocks import ClassNorm, ScoreConfig, conv, init_orthogonal, with_planes
+from sfumato.families.gan.networks import FeatureDiscriminator, GeneratorNet, NetworkConfig, side_problems
 
 _Width = Annotated[int, Field(gt=0)]
 
 
-class ResnetConfig(NetworkConfig):
+class ResnetConfig(NetworkConfig, ScoreConfig):
     """Residual blocks, as in SNGAN (Miyato et al. 2018, tables 4 and 5)."""
+
+    judges: ClassVar[bool] = True
 
     kind: Literal["resnet"] = Field("resnet", description="Selects the residual networks.")
     channels: tuple[_Width, ...] = Field(
@@ -50,6 +52,16 @@ class ResnetConfig(NetworkConfig):
     def norms(self) -> tuple[str, str]:
         """As set."""
         return self.generator_norm, self.discriminator_norm
+
+    @property
+    def compares_rows(self) -> bool:
+        """By minibatch discrimination."""
+        return self.minibatch_kernels > 0
+
+    @property
+    def classifies(self) -> bool:
+        """If the label's score is auxiliary."""
+        return self.label_score == "auxiliary"
 
     @property
     def down(self) -> tuple[int, ...]:
@@ -90,7 +102,7 @@ class ResnetGenerator(GeneratorNet):
         self.image = nn.Conv2d(channels[-1], data.channels, 3, 1, 1)
         init_orthogonal(self)
 
-    def forward(self, z_BD: Tensor, label_B: Tensor) -> Tensor:
+    def forward(self, z_BD: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
         x_BCHW = self.project(z_BD).unflatten(1, self.base)
         for block in self.blocks:
             x_BCHW = block(x_BCHW, label_B)
@@ -114,26 +126,29 @@ class _UpBlock(nn.Module):
         return out_BCHW
 
 
-class ResnetDiscriminator(DiscriminatorNet):
+class ResnetDiscriminator(FeatureDiscriminator):
     """A residual block for every halving, further ones at the last side, then a sum over pixels."""
 
     def __init__(self, config: ResnetConfig, data: DataSpec, *, classes: int, bias: bool) -> None:
         super().__init__()
         norm = config.discriminator_norm
         channels = config.down
-        widths = (data.channels, *channels, *[channels[-1]] * config.flat_blocks)
+        self.mixes_rows = config.compares_rows
+        self.planes = config.planes(classes)
+        widths = (data.channels + self.planes, *channels, *[channels[-1]] * config.flat_blocks)
         self.blocks = nn.ModuleList(
             _DownBlock(inputs, outputs, norm, first=at == 0, halve=at < len(channels))
             for at, (inputs, outputs) in enumerate(pairwise(widths))
         )
-        self.output = Score(norm, channels[-1], classes, bias=bias)
+        self.output = config.score(norm, channels[-1], classes, bias=bias)
         init_orthogonal(self)
 
-    def score(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
+    def features(self, x_BCHW: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
+        """The sum of the last map over pixels."""
+        x_BCHW = with_planes(x_BCHW, label_B, self.planes)
         for block in self.blocks:
             x_BCHW = block(x_BCHW)
-        score_B: Tensor = self.output(F.relu(x_BCHW).sum((2, 3)), label_B)
-        return score_B
+        return F.relu(x_BCHW).sum((2, 3))
 
 
 class _DownBlock(nn.Module):

@@ -8,6 +8,7 @@ discriminator's own step.)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from sfumato.core.components import Component, Components
 from sfumato.core.config import Config
 from sfumato.core.rng import Rng
+
+Place = Literal["real", "generated", "mixed"]
+"""Real images, generated ones of the same classes, or random points on the lines between the two."""
 
 
 class PenaltySchedule(Config):
@@ -30,7 +34,9 @@ class PenaltySchedule(Config):
 
 
 class Penalty(Component, PenaltySchedule, ABC):
-    """A penalty on the scores of real images."""
+    """A penalty on the scores of images, real ones unless `place` says otherwise."""
+
+    place: ClassVar[Place] = "real"
 
     @property
     def second_order(self) -> bool:
@@ -49,7 +55,7 @@ class Penalty(Component, PenaltySchedule, ABC):
 
     @abstractmethod
     def penalty(
-        self, discriminator: nn.Module, real_BCHW: Tensor, label_B: Tensor, rng: Rng
+        self, discriminator: nn.Module, image_BCHW: Tensor, label_B: Tensor, rng: Rng
     ) -> tuple[Tensor, Tensor]:
         """The penalty [B] before its weight, and scores [B] that all parameters have a part in."""
 
