@@ -72,7 +72,7 @@ def _outside(x: Tensor, bound: float, y: Tensor, log_slope: Tensor) -> tuple[Ten
 
 def _find(value: Tensor, raw: Tensor, bound: float, *, inverse: bool) -> _Bin:
     bins = (raw.shape[-1] + 1) // 3
-    widths, heights, slopes = raw.split([bins, bins, bins - 1], dim=-1)
+    widths, heights, slopes = torch.split(raw, [bins, bins, bins - 1], dim=-1)
     x, y = _knots(widths, bound), _knots(heights, bound)
     inner = F.softplus(slopes + _SHIFT) + LEAST
     slope = F.pad(inner, (1, 1), value=1.0)

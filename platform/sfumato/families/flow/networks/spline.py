@@ -72,7 +72,8 @@ class SplineCoupling(Bijection):
 
     def _raw(self, a_BCHW: Tensor, label_B: Tensor) -> Tensor:
         """The numbers of every value's spline, on the last axis."""
-        return self.net(a_BCHW, label_B).unflatten(1, (-1, self._each)).movedim(2, -1)
+        raw_BCHW: Tensor = self.net(a_BCHW, label_B)
+        return raw_BCHW.unflatten(1, (-1, self._each)).movedim(2, -1)
 
 
 class SplineStep(Bijection):
