@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
@@ -201,7 +202,7 @@ def _against(nets: Nets, image_BCHW: Tensor) -> Tensor:
 def _in_last(made: Rebuilt, gradient_BCHW: Tensor) -> Tensor:
     """The gradient in the last layer's weights of the sum over rows, float64."""
     with torch.autocast(gradient_BCHW.device.type, enabled=False):
-        gradient = torch.nn.grad.conv2d_weight(
+        gradient: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
             made.into_last_BWHW.float(), made.weight_shape, gradient_BCHW.float(), padding=1
         )
     return gradient.double()

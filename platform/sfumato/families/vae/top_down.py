@@ -35,7 +35,7 @@ class Block(nn.Module):
         """`last` multiplies the last convolution's initial weights; 0 lets the block begin as nothing."""
         super().__init__()
         kernel = 3 if side > 2 else 1
-        self.layers = nn.ModuleList(
+        found = [
             nn.Conv2d(i, o, k, padding=k // 2)
             for i, o, k in (
                 (inputs, middle, 1),
@@ -43,14 +43,14 @@ class Block(nn.Module):
                 (middle, middle, kernel),
                 (middle, outputs, 1),
             )
-        )
+        ]
+        self.layers = nn.ModuleList(found)
         self._residual = residual
-        for layer in self.layers:
-            assert isinstance(layer, nn.Conv2d)
+        for layer in found:
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
-            self.layers[-1].weight.mul_(last)
+            found[-1].weight.mul_(last)
 
     def forward(self, x_BWhw: Tensor) -> Tensor:
         out = x_BWhw

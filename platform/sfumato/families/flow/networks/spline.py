@@ -73,7 +73,8 @@ class SplineCoupling(Bijection):
     def _raw(self, a_BCHW: Tensor, label_B: Tensor) -> Tensor:
         """The numbers of every value's spline, on the last axis."""
         raw_BCHW: Tensor = self.net(a_BCHW, label_B)
-        return raw_BCHW.unflatten(1, (-1, self._each)).movedim(2, -1)
+        b, _, h, w = raw_BCHW.shape
+        return raw_BCHW.view(b, -1, self._each, h, w).movedim(2, -1)
 
 
 class SplineStep(Bijection):
