@@ -15,10 +15,11 @@ from sfumato.core.rng import SampleRng, seeded
 from sfumato.errors import ConfigError
 from sfumato.families.autoregressive.code_network import CodeNetwork
 from sfumato.families.autoregressive.config import AutoregressiveConfig
+from sfumato.families.autoregressive.decoding import Ask, draw_codes
 from sfumato.families.autoregressive.draws import draw
 from sfumato.families.autoregressive.gated import PixelCnnNetwork
 from sfumato.families.autoregressive.networks.pixelcnn import PixelCnnConfig
-from sfumato.families.autoregressive.networks.transformer import TransformerConfig, draw_codes
+from sfumato.families.autoregressive.networks.transformer import TransformerConfig
 from sfumato.families.autoregressive.outputs.categorical import CategoricalConfig
 from sfumato.families.autoregressive.outputs.logistic import LogisticConfig
 from sfumato.families.autoregressive.raster import draw_image
@@ -172,7 +173,8 @@ def test_guided_draws_without_a_cache() -> None:
     """The plain way: the whole sequence again for each code, the two models one after the other."""
     network, weight = transformer(), 2.5
     label, uniform = torch.tensor([0, 1, 1, 0]), torch.rand(4, 6, generator=torch.Generator().manual_seed(1))
-    found = draw_codes(network, label, uniform, SamplingConfig(guidance=weight), 2, True)
+    ask = Ask(label, 6, 2, True, SamplingConfig(guidance=weight), label.new_zeros(4, 0))
+    found = draw_codes(network, ask, uniform)
     codes = torch.zeros(4, 0, dtype=torch.int64)
     for t in range(6):
         conditional = network(codes, label)[0][:, -1]

@@ -91,6 +91,15 @@ class Mixture:
             drawn.append(sample(mean_B1HW, scale_B1HW, noise_B1HW, self._levels))
         return torch.cat(drawn, dim=1)
 
+    def center(self) -> Tensor:
+        """The mean of the likeliest component, its channels one after the other, [B, C, H, W] in [-1, 1]."""
+        chosen_B1HW = self._log_weights_BKHW.argmax(dim=1, keepdim=True)
+        found: list[Tensor] = []
+        for channel in range(self._channels):
+            before_B1CHW = torch.cat(found, dim=1).unsqueeze(1) if found else None
+            found.append(self._mean(channel, before_B1CHW).gather(1, chosen_B1HW).clamp(-1, 1))
+        return torch.cat(found, dim=1)
+
     def _mean(self, channel: int, x_B1CHW: Tensor | None) -> Tensor:
         """The means of a channel given those before it, [B, K, H, W]."""
         mean_BKHW = self._mean_BKCHW[:, :, channel]

@@ -6,12 +6,13 @@ starts with a class token, so position t predicts code t from the class and the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Cache = tuple[Tensor, Tensor]
-"""Keys and values of the positions so far, [B, heads, t, width / heads] each."""
+from sfumato.families.autoregressive.code_model import Cache, causal
 
 
 class TransformerBlock(nn.Module):
@@ -27,13 +28,15 @@ class TransformerBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
-        """The next features and the cache with these positions; with a cache, T is 1."""
+        """The next features and the cache with these positions."""
         b, t, d = x_BTD.shape
         qkv = self.qkv(self.norm_attention(x_BTD)).view(b, t, 3, self._heads, d // self._heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mask = None
         if cache is not None:
             k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+            mask = causal(t, k.shape[2], k.device)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=cache is None)
         x_BTD = x_BTD + self.out(attended.transpose(1, 2).reshape(b, t, d))
         return x_BTD + self.mlp(self.norm_mlp(x_BTD)), (k, v)
 
@@ -56,19 +59,15 @@ class CodeNetwork(nn.Module):
             nn.init.normal_(weight, std=0.02)
 
     def forward(
-        self, codes_BT: Tensor, label_B: Tensor, caches: list[Cache] | None = None
+        self, codes_BT: Tensor, label_B: Tensor, caches: Sequence[Cache] | None = None, fresh: int = 1
     ) -> tuple[Tensor, list[Cache]]:
-        """Logits [B, T + 1, codes] of what follows the class token and each of T codes, and the caches.
-
-        With caches (of the class token and T - 1 codes), `codes_BT` ends with the newest code, which alone is
-        computed: logits [B, 1, codes].
-        """
+        """As `code_model.CodeModel`."""
         t = codes_BT.shape[1]
         if caches is None:
             x_BTD = torch.cat([self.classes(label_B)[:, None], self.codes(codes_BT)], dim=1)
             x_BTD = x_BTD + self.positions[: t + 1]
         else:
-            x_BTD = self.codes(codes_BT[:, -1:]) + self.positions[t : t + 1]
+            x_BTD = self.codes(codes_BT[:, t - fresh :]) + self.positions[t + 1 - fresh : t + 1]
         found = []
         for index, block in enumerate(self.blocks):
             x_BTD, cache = block(x_BTD, None if caches is None else caches[index])

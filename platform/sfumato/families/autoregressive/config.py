@@ -10,12 +10,13 @@ from pydantic import Field
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import LABEL, Condition
 from sfumato.core.family import Family, FamilyConfig
-from sfumato.core.first_stage import FirstStageConfig
+from sfumato.core.first_stage import FirstStageConfig, OpenStage
 from sfumato.core.optimizer import OptimizerConfig
-from sfumato.core.pretrained import StoredModelCard
+from sfumato.core.pretrained import ModelCard, Pretrained, StoredModelCard
 from sfumato.core.schedules import EmaSchedule, LearningRate
+from sfumato.errors import ConfigError
 from sfumato.families import config_class
-from sfumato.families.autoregressive.networks import NETWORKS, NetworkConfig, Parts
+from sfumato.families.autoregressive.networks import NETWORKS, PREFIX, NetworkConfig, Parts
 from sfumato.families.autoregressive.networks.pixelcnn import PixelCnnConfig
 from sfumato.families.autoregressive.outputs import OUTPUTS
 from sfumato.families.autoregressive.sampling import SamplingConfig
@@ -41,16 +42,33 @@ class AutoregressiveConfig(FamilyConfig):
     ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights; it generates the samples.")
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
+    completion: bool = Field(
+        False,
+        description="Take images to complete, as the condition `prefix`; sampling.keep says how much of them "
+        "is kept. Training is the same.",
+    )
+    draft: Pretrained | None = Field(
+        None,
+        description="A smaller transformer of the same codes, from another run; with decoding=speculative it "
+        "proposes the codes that this one checks. Training does not use it.",
+    )
+
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
-        """The class of an image, unless the recipe or the data has none."""
+        """The class of an image, unless the recipe or the data has none; images to complete, if any."""
         classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
-        return (LABEL,) if classes else ()
+        prefix = Condition(PREFIX, "image", "image", data.shape)
+        return ((LABEL,) if classes else ()) + ((prefix,) if self.completion else ())
+
+    def couples_rows(self) -> bool:
+        """Dropout draws for all rows at once."""
+        return self.network.couples_rows()
 
     def build(self, data: DataSpec) -> Family:
         """Build the family for images of this kind."""
-        classes = data.num_classes if self.conditions(data) else 0
+        classes = data.num_classes if LABEL in self.conditions(data) else 0
         stage = None if self.first_stage is None else self.first_stage.open(config_class)
-        return self.network.build(Parts(self.optimizer, self.ema, classes, stage), data)
+        draft = None if self.draft is None else self.draft.open(config_class)
+        return self.network.build(Parts(self.optimizer, self.ema, classes, stage, draft), data)
 
     @classmethod
     def tiny(cls) -> Self:
@@ -76,7 +94,19 @@ class AutoregressiveConfig(FamilyConfig):
             if name not in ("categorical", OUTPUTS.default)
         }
         others = [name for name in NETWORKS.names() if name != NETWORKS.default]
-        return found | {name: cls._with_network(NETWORKS.find(name)) for name in others}
+        found |= {name: cls._with_network(NETWORKS.find(name)) for name in others}
+        return found | {"speculative": cls._speculative()}
+
+    @classmethod
+    def _speculative(cls) -> Self:
+        """A transformer with a draft, which has its initial weights."""
+        model = cls._with_network(NETWORKS.find("transformer"))
+        small = {**model.model_dump(mode="json"), "condition": "class"}
+        data = DataSpec(channels=1, height=8, width=8, classes=("zero", "one", "two"))
+        card = ModelCard(family="autoregressive", config=small, data=data)
+        options = SamplingConfig(decoding="speculative", draft_length=3)
+        # The draft knows three classes, whatever the data has; without labels that is all the same.
+        return model.model_copy(update={"draft": Pretrained(model=card), "sampling": options})
 
     @classmethod
     def _with_network(cls, kind: type[NetworkConfig]) -> Self:
@@ -97,7 +127,35 @@ class AutoregressiveConfig(FamilyConfig):
             found.append(
                 f"model.first_stage: has no effect on network.kind={self.network.kind}; leave it out"
             )
-        return found
+        return found + self._completion_problems() + self._draft_problems(data)
+
+    def _completion_problems(self) -> list[str]:
+        if self.completion and not self.network.completes:
+            return [f"model.completion: a {self.network.kind} does not draw in raster order; set it to false"]
+        if self.sampling.keep and not self.completion:
+            return [f"model.sampling.keep: {self.sampling.keep:g} needs model.completion=true"]
+        return []
+
+    def _draft_problems(self, data: DataSpec) -> list[str]:
+        """A draft that is missing, has no effect, or has another tokenizer."""
+        if self.draft is None:
+            asks = self.sampling.decoding == "speculative"
+            fix = "needs model.draft, a smaller transformer of the same codes; use decoding=cache"
+            return [f"model.sampling.decoding: speculative {fix}"] if asks else []
+        if not self.network.of_codes or self.first_stage is None:
+            return [f"model.draft: has no effect on network.kind={self.network.kind}; leave it out"]
+        try:
+            family, stage = self.draft.open(config_class).family, self.first_stage.open(config_class)
+        except ConfigError as error:
+            return [f"model.draft.{line}" for line in error.problems]
+        theirs: OpenStage | None = getattr(family, "stage", None)
+        if theirs is None:
+            return ["model.draft: is no transformer of codes; name a run of family autoregressive that is"]
+        one, two = ((each.stored, each.spec.num_codes, each.spec.latent) for each in (theirs, stage))
+        same = one == two
+        return (
+            [] if same else ["model.draft: has another tokenizer; train it with the same model.first_stage"]
+        )
 
     def _label_problems(self, data: DataSpec) -> list[str]:
         if self.condition == "class" and not data.num_classes:
@@ -107,7 +165,7 @@ class AutoregressiveConfig(FamilyConfig):
         guided = f"model.sampling.guidance: {self.sampling.guidance:g}"
         if self.network.dropped is None:
             return [f"{guided}, but a {self.network.kind} is not trained for guidance; set it to 1"]
-        if not self.conditions(data):
+        if LABEL not in self.conditions(data):
             return [f"{guided}, but the model is not conditional; set it to 1"]
         if not self.network.dropped:
             return [f"{guided} needs model.network.label_dropout above 0; set guidance to 1"]

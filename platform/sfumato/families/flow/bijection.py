@@ -9,12 +9,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 _TINY = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How images are drawn, for the maps that have a choice.
+
+    `guidance` is the weight of the class (1: the plain model), constant or rising from the first token of a
+    map to the last. `order` says how an autoregressive map is inverted: token after token with a cache of
+    keys and values, the same without a cache, or all tokens at once until none changes.
+    """
+
+    guidance: float = 1.0
+    rising: bool = True
+    order: Literal["cache", "sequential", "jacobi"] = "cache"
 
 
 class Bijection(nn.Module, ABC):
@@ -25,6 +41,10 @@ class Bijection(nn.Module, ABC):
 
     @abstractmethod
     def inverse(self, y_BCHW: Tensor, label_B: Tensor) -> Tensor: ...
+
+    def decode(self, y_BCHW: Tensor, label_B: Tensor, decoding: Decoding) -> Tensor:
+        """`inverse` in drawing, which guidance may lead away from the map's own inverse."""
+        return self.inverse(y_BCHW, label_B)
 
 
 class ActNorm(nn.Module):
@@ -114,14 +134,14 @@ def _wide(parameter: Tensor) -> Tensor:
     return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
-def squeeze(x_BCHW: Tensor) -> Tensor:
-    """[B, C, H, W] to [B, 4C, H/2, W/2]: each 2x2 square of pixels becomes four channels."""
-    return F.pixel_unshuffle(x_BCHW, 2)
+def squeeze(x_BCHW: Tensor, side: int = 2) -> Tensor:
+    """[B, C, H, W] to [B, side^2 C, H/side, W/side]: each square of pixels becomes channels."""
+    return F.pixel_unshuffle(x_BCHW, side)
 
 
-def unsqueeze(x_BCHW: Tensor) -> Tensor:
+def unsqueeze(x_BCHW: Tensor, side: int = 2) -> Tensor:
     """The inverse of `squeeze`."""
-    return F.pixel_shuffle(x_BCHW, 2)
+    return F.pixel_shuffle(x_BCHW, side)
 
 
 def sum_pixels(x_BCHW: Tensor) -> Tensor:

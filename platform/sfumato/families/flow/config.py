@@ -13,6 +13,7 @@ from sfumato.core.config import Config
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.schedules import EmaSchedule, LearningRate
+from sfumato.families.flow.bijection import Decoding
 from sfumato.families.flow.dequantization import DEQUANTIZATIONS, Dequantization
 from sfumato.families.flow.dequantization.uniform import UniformConfig
 from sfumato.families.flow.networks import NETWORKS, NetworkConfig
@@ -28,6 +29,29 @@ class SamplingConfig(Config):
         description="Factor on the latents' standard deviation (Kingma & Dhariwal 2018, sec. 6): below 1 is "
         "more typical and less varied.",
     )
+    guidance: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the class (Zhai et al. 2024, sec. 3.4), of TarFlow; 1 is the plain model.",
+    )
+    guidance_schedule: Literal["rising", "constant"] = Field(
+        "rising",
+        description="Whether the weight rises from 1 at a map's first token to its value at the last.",
+    )
+    order: Literal["cache", "sequential", "jacobi"] = Field(
+        "cache",
+        description="How TarFlow's maps are inverted: token by token with a cache of keys and values, "
+        "without one, or all tokens at once until none changes. The images are the same.",
+    )
+    denoise: bool = Field(
+        True,
+        description="Remove the noise of gaussian dequantisation by the score (Zhai et al. 2024, eq. 8).",
+    )
+
+    @property
+    def decoding(self) -> Decoding:
+        """What the maps need to know of this."""
+        return Decoding(self.guidance, self.guidance_schedule == "rising", self.order)
 
 
 class FlowConfig(FamilyConfig):
@@ -82,7 +106,13 @@ class FlowConfig(FamilyConfig):
             "realnvp": cls(network=NETWORKS.find("realnvp").tiny(), logit_alpha=0.05, condition="none"),
         }
         others = [name for name in NETWORKS.names() if name not in ("glow", "realnvp")]
-        found |= {name: cls(network=NETWORKS.find(name).tiny()) for name in others}
+        networks = {name: NETWORKS.find(name).tiny() for name in others}
+        found |= {
+            name: cls(
+                network=tiny, sampling=SamplingConfig(guidance=1.5) if tiny.dropped else SamplingConfig()
+            )
+            for name, tiny in networks.items()
+        }
         small = GlowConfig(levels=1, steps=1, channels=8)
         return found | {
             name: cls(network=small, dequantization=DEQUANTIZATIONS.find(name).tiny())
@@ -95,4 +125,23 @@ class FlowConfig(FamilyConfig):
         found = self.network.problems(data)
         if self.condition == "class" and not data.num_classes:
             found.append("model.condition: 'class', but the data has no classes; set model.condition=none")
+        if self.dequantization.noise_std and self.logit_alpha is not None:
+            found.append(
+                f"model.logit_alpha: {self.logit_alpha:g} takes no values outside [0, 1], to which normal "
+                "noise leads; set model.logit_alpha=null"
+            )
+        return found + self._sampling_problems(data)
+
+    def _sampling_problems(self, data: DataSpec) -> list[str]:
+        found, kind, options = [], self.network.kind, self.sampling
+        guided = f"model.sampling.guidance: {options.guidance:g}"
+        if self.network.dropped is None:
+            if options.guidance != 1:
+                found.append(f"{guided}, but {kind} is not trained for guidance; set it to 1")
+            if options.order != "cache":
+                found.append(f"model.sampling.order: {options.order} has no effect on {kind}; leave it out")
+        elif options.guidance != 1 and not self.conditions(data):
+            found.append(f"{guided}, but the model is not conditional; set it to 1")
+        elif options.guidance != 1 and not self.network.dropped:
+            found.append(f"{guided} needs model.network.label_dropout above 0; set guidance to 1")
         return found

@@ -50,9 +50,7 @@ class FlowFamily:
 
         A conditional model without labels cycles through all classes.
         """
-        return from_unit(
-            self._decode(nets, self.latents(nets, request.options, progress, rng), request.tensor("label"))
-        )
+        return from_unit(self._decode(nets, self.latents(nets, request.options, progress, rng), request))
 
     def latents(self, nets: Nets, options: SamplingConfig, progress: Progress, rng: SampleRng) -> Tensor:
         """The normal noise [N, C * H * W] of all levels."""
@@ -60,7 +58,7 @@ class FlowFamily:
 
     def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
         """Images [N, C, H, W] between the levels; the same as `sample`'s to half a level."""
-        x_NCHW = self._decode(nets, z_ND, request.tensor("label"))
+        x_NCHW = self._decode(nets, z_ND, request)
         return (x_NCHW * LEVELS - 0.5).clamp(0, LEVELS - 1) / 127.5 - 1
 
     def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
@@ -71,16 +69,18 @@ class FlowFamily:
         """
         return self._bits_per_dim(nets["ema"], batch, rng)
 
-    def _decode(self, nets: Nets, noise_ND: Tensor, label_N: Tensor | None) -> Tensor:
+    def _decode(self, nets: Nets, noise_ND: Tensor, request: SampleRequest) -> Tensor:
         """Continuous values from the averaged network, in [0, 1) except for errors of the flow."""
-        network = nets["ema"]
+        network, options, label_N = nets["ema"], request.options, request.tensor("label")
         assert isinstance(network, FlowNetwork)
         device = next(network.parameters()).device
         if not self._classes:
             label_N = torch.zeros(len(noise_ND), dtype=torch.int64)
         elif label_N is None:
             label_N = torch.arange(len(noise_ND)) % self._classes
-        return network.decode(noise_ND.to(device), label_N.to(device))
+        x_NCHW = network.decode(noise_ND.to(device), label_N.to(device), options.decoding)
+        std = self._config.dequantization.noise_std
+        return denoised(network, x_NCHW, label_N.to(device), std) if std and options.denoise else x_NCHW
 
     def _build(self) -> FlowNetwork:
         config, shape = self._config, self._data.shape
@@ -89,7 +89,15 @@ class FlowFamily:
         return FlowNetwork(levels, dequantizer, shape, config.logit_alpha)
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        return LossOut(self._bits_per_dim(nets["network"], batch, rng))
+        return LossOut(self._bits_per_dim(nets["network"], self._dropping_labels(batch, rng), rng))
+
+    def _dropping_labels(self, batch: Batch, rng: Rng) -> Batch:
+        """Some labels replaced by the class for none, where the network can be guided."""
+        dropped = self._config.network.dropped
+        if not (self._classes and dropped):
+            return batch
+        none_B = torch.full_like(batch["label"], self._classes)
+        return {**batch, "label": torch.where(rng.uniform() < dropped, none_B, batch["label"])}
 
     def _bits_per_dim(self, network: nn.Module, batch: Batch, rng: Rng) -> Tensor:
         k_BCHW = to_levels(batch["image"])
@@ -101,3 +109,12 @@ class FlowFamily:
             label_B = torch.zeros(len(k_BCHW), dtype=torch.int64, device=k_BCHW.device)
         log_p_B: Tensor = network(k_BCHW, noise_BCHW.to(k_BCHW.device), label_B)
         return -log_p_B / (math.prod(shape) * math.log(2))
+
+
+def denoised(network: FlowNetwork, y_BCHW: Tensor, label_B: Tensor, std: float) -> Tensor:
+    """The expected image of which y is one with normal noise: y + std^2 d log p(y) / dy (Zhai et al. 2024,
+    eq. 8, which is Tweedie's formula)."""
+    with torch.enable_grad():
+        y_BCHW = y_BCHW.detach().requires_grad_()
+        (score_BCHW,) = torch.autograd.grad(network.log_density(y_BCHW, label_B).sum(), y_BCHW)
+    return (y_BCHW + std**2 * score_BCHW).detach()

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sfumato.families.flow.bijection import Bijection, squeeze, sum_pixels, unsqueeze
+from sfumato.families.flow.bijection import Bijection, Decoding, squeeze, sum_pixels, unsqueeze
 from sfumato.families.flow.couplings import ZeroConv
 
 Shape = tuple[int, int, int]
@@ -22,13 +22,17 @@ def normal_log_density(z_BCHW: Tensor) -> Tensor:
 
 
 class Squeeze(Bijection):
-    """2x2 pixels become channels."""
+    """Squares of pixels, 2x2 if not said otherwise, become channels."""
+
+    def __init__(self, side: int = 2) -> None:
+        super().__init__()
+        self._side = side
 
     def forward(self, x_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-        return squeeze(x_BCHW), x_BCHW.new_zeros(len(x_BCHW))
+        return squeeze(x_BCHW, self._side), x_BCHW.new_zeros(len(x_BCHW))
 
     def inverse(self, y_BCHW: Tensor, label_B: Tensor) -> Tensor:
-        return unsqueeze(y_BCHW)
+        return unsqueeze(y_BCHW, self._side)
 
 
 class Prior(nn.Module):
@@ -83,17 +87,20 @@ class Level(nn.Module):
         density_B = density_B + normal_log_density(noise_BCHW)
         return kept_BCHW, density_B - sum_pixels(log_std_BCHW.expand_as(z_BCHW))
 
-    def inverse(self, kept_BCHW: Tensor, noise_BCHW: Tensor, label_B: Tensor) -> Tensor:
+    def inverse(
+        self, kept_BCHW: Tensor, noise_BCHW: Tensor, label_B: Tensor, decoding: Decoding | None = None
+    ) -> Tensor:
         """The level's input, from the part passed on and standard normal noise of `latent_shape`."""
+        decoding = decoding or Decoding()
         mean_BCHW, log_std_BCHW = self.prior(kept_BCHW, label_B)
         x_BCHW = torch.cat([kept_BCHW, mean_BCHW + log_std_BCHW.exp() * noise_BCHW], 1)
         for step in reversed(self.steps):
             assert isinstance(step, Bijection)
-            x_BCHW = step.inverse(x_BCHW, label_B)
+            x_BCHW = step.decode(x_BCHW, label_B, decoding)
         return x_BCHW
 
 
-def squeezed(shape: Shape) -> Shape:
+def squeezed(shape: Shape, side: int = 2) -> Shape:
     """The shape after `Squeeze`."""
     channels, height, width = shape
-    return channels * 4, height // 2, width // 2
+    return channels * side * side, height // side, width // side

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.families.flow.bijection import sum_pixels
+from sfumato.families.flow.bijection import Decoding, sum_pixels
 from sfumato.families.flow.dequantization import LEVELS, DequantizerNet
 from sfumato.families.flow.levels import Level, Shape
 
@@ -53,13 +53,13 @@ class FlowNetwork(nn.Module):
             density_B = density_B + added_B
         return density_B
 
-    def decode(self, noise_BD: Tensor, label_B: Tensor) -> Tensor:
+    def decode(self, noise_BD: Tensor, label_B: Tensor, decoding: Decoding | None = None) -> Tensor:
         """x [B, C, H, W] from standard normal noise [B, dims]; outside [0, 1) where the flow leaves it."""
         levels = [level for level in self.levels if isinstance(level, Level)]
         parts = torch.split(noise_BD, [math.prod(level.latent_shape) for level in levels], 1)
         x_BCHW = noise_BD.new_zeros(len(noise_BD), *levels[-1].out_shape)
         for level, part in zip(reversed(levels), reversed(parts), strict=True):
-            x_BCHW = level.inverse(x_BCHW, part.reshape(-1, *level.latent_shape), label_B)
+            x_BCHW = level.inverse(x_BCHW, part.reshape(-1, *level.latent_shape), label_B, decoding)
         if self.logit_alpha is None:
             return x_BCHW + 0.5
         return (x_BCHW.sigmoid() - self.logit_alpha) / (1 - 2 * self.logit_alpha)

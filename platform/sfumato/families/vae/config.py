@@ -16,7 +16,9 @@ from sfumato.core.stored import StageSpec
 from sfumato.families.vae.coders import NetworkConfig
 from sfumato.families.vae.latents import LATENTS, LatentConfig, Parts
 from sfumato.families.vae.latents.gaussian import GaussianLatent
+from sfumato.families.vae.perceptual import PERCEPTUALS, PerceptualConfig
 from sfumato.families.vae.sampling import SamplingConfig
+from sfumato.families.vae.sharpening import AdversarialConfig, Sharpening
 
 
 class VaeConfig(FamilyConfig):
@@ -33,6 +35,13 @@ class VaeConfig(FamilyConfig):
         description="The latents, which decide the kind of autoencoder.",
     )
     network: NetworkConfig = Field(NetworkConfig(), description="Size of encoder and decoder.")
+    adversarial: AdversarialConfig | None = Field(
+        None, description="A discriminator of the reconstructions of a first stage; none by default."
+    )
+    perceptual: Annotated[PerceptualConfig, PERCEPTUALS] | None = Field(
+        None, description="A perceptual distance in the loss of a first stage; none by default."
+    )
+    perceptual_weight: float = Field(1.0, ge=0, description="Weight of the perceptual distance.")
     optimizer: OptimizerConfig = Field(
         OptimizerConfig(lr=LearningRate(peak=1e-3, warmup_images=5_000, decay="cosine")),
         description="How the network is trained.",
@@ -56,7 +65,8 @@ class VaeConfig(FamilyConfig):
     def build(self, data: DataSpec) -> Family:
         """Build the family for images of this kind."""
         classes = data.num_classes if self.conditions(data) else 0
-        return self.latent.build(Parts(self.network, self.optimizer, self.ema, classes), data)
+        sharpening = Sharpening(self.adversarial, self.perceptual, self.perceptual_weight)
+        return self.latent.build(Parts(self.network, self.optimizer, self.ema, classes, sharpening), data)
 
     @classmethod
     def tiny(cls) -> Self:
@@ -66,17 +76,55 @@ class VaeConfig(FamilyConfig):
     @classmethod
     def variants(cls) -> Mapping[str, Self]:
         """Each latent with each of its settings that changes the network or the loss."""
-        from sfumato.families.vae.variants import latents
+        from sfumato.families.vae.variants import latents, sharpened
 
         tiny = cls.tiny()
         free = tiny.model_copy(update={"condition": "none"})
         return {
             "tiny": tiny,
-            **{name: free.model_copy(update={"latent": latent}) for name, latent in latents().items()},
+            **{
+                name: (free if latent.uses_network else cls(condition="none")).model_copy(
+                    update={"latent": latent}
+                )
+                for name, latent in latents().items()
+            },
+            **{name: free.model_copy(update=parts) for name, parts in sharpened().items()},
         }
 
     def problems(self, data: DataSpec) -> list[str]:
         """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
+        found = []
+        if self.latent.uses_network:
+            found += self._network_problems(data)
+        elif self.network != NetworkConfig():
+            found.append(
+                f"model.network: has no effect on latent.kind={self.latent.kind}, which has its own; "
+                "leave it out"
+            )
+        found = found or self.latent.problems(self.network, data)
+        found += self._sharpening_problems(data)
+        if self.condition == "class" and not self.latent.has_prior:
+            found.append(
+                f"model.condition: 'class' has no effect on latent.kind={self.latent.kind}; leave it out"
+            )
+        elif self.condition == "class" and not data.num_classes:
+            found.append("model.condition: 'class', but the data has no classes; set model.condition=none")
+        return found
+
+    def _sharpening_problems(self, data: DataSpec) -> list[str]:
+        given = {"adversarial": self.adversarial, "perceptual": self.perceptual}
+        chosen = {name: part for name, part in given.items() if part is not None}
+        if not self.latent.sharpens:
+            return [
+                f"model.{name}: has no effect on latent.kind={self.latent.kind}; leave it out"
+                for name in chosen
+            ]
+        found = [line for part in chosen.values() for line in part.problems(data)]
+        if self.perceptual is None and self.perceptual_weight != 1:
+            found.append("model.perceptual_weight: has no effect without model.perceptual; leave it out")
+        return found
+
+    def _network_problems(self, data: DataSpec) -> list[str]:
         found = []
         factor = self.network.factor
         for name, side in (("height", data.height), ("width", data.width)):
@@ -87,10 +135,4 @@ class VaeConfig(FamilyConfig):
                     f"multiple of {factor}, got {side}; use a {name} of {near}, or "
                     f"{(side & -side).bit_length()} level(s)"
                 )
-        if self.condition == "class" and not self.latent.has_prior:
-            found.append(
-                f"model.condition: 'class' has no effect on latent.kind={self.latent.kind}; leave it out"
-            )
-        elif self.condition == "class" and not data.num_classes:
-            found.append("model.condition: 'class', but the data has no classes; set model.condition=none")
         return found

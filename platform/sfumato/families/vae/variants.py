@@ -7,6 +7,7 @@ from typing import Any
 from sfumato.families.vae.latents import LATENTS, LatentConfig
 from sfumato.families.vae.likelihoods import LIKELIHOODS
 from sfumato.families.vae.quantizers import QUANTIZERS
+from sfumato.families.vae.sharpening import AdversarialConfig
 
 UNUSUAL: dict[str, Any] = {"free_bits": 0.1, "warmup_images": 1_000, "importance_samples": 3}
 
@@ -27,8 +28,15 @@ def latents() -> dict[str, LatentConfig]:
         if name not in ("bernoulli", "logistic")
     }
     found |= {name: LATENTS.find(name).tiny() for name in LATENTS.names() if name != "gaussian"}
+    found["vq"] = vq.model_copy(update={"code_use": True})
     return found | {
         name: vq.model_copy(update={"quantizer": QUANTIZERS.find(name).tiny()})
         for name in QUANTIZERS.names()
         if name != QUANTIZERS.default
     }
+
+
+def sharpened() -> dict[str, dict[str, Any]]:
+    """A KL autoencoder whose discriminator starts while the tests train."""
+    small = AdversarialConfig(width=4, layers=1, start_images=64)
+    return {"adversarial": {"latent": LATENTS.find("kl").tiny(), "adversarial": small}}

@@ -14,10 +14,13 @@ from sfumato.core.components import Component, Components
 from sfumato.core.family import Family
 from sfumato.core.first_stage import OpenStage
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.pretrained import OpenModel
 from sfumato.core.schedules import EmaSchedule
 from sfumato.families.autoregressive.sampling import SamplingConfig
 
 DEFAULT_LABEL_DROPOUT = 0.1
+PREFIX = "prefix"
+"""The condition that holds images to be completed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Parts:
     ema: EmaSchedule
     classes: int = 0
     stage: OpenStage | None = None
+    draft: OpenModel | None = None
 
 
 class NetworkConfig(Component, ABC):
@@ -37,9 +41,18 @@ class NetworkConfig(Component, ABC):
     """Whether it models the codes of a first stage, which it then needs."""
 
     @property
+    def completes(self) -> bool:
+        """Whether it can complete an image of which a part is known, in raster order."""
+        return True
+
+    @property
     def dropped(self) -> float | None:
         """The share of labels that training drops, which guidance needs; None for what cannot be guided."""
         return None
+
+    def couples_rows(self) -> bool:
+        """Whether its dropout draws for all rows of a micro-batch at once."""
+        return False
 
     @abstractmethod
     def build(self, parts: Parts, data: DataSpec) -> Family:
@@ -53,3 +66,12 @@ class NetworkConfig(Component, ABC):
 NETWORKS: Components[NetworkConfig] = Components(
     "sfumato.families.autoregressive.networks", NetworkConfig, default="pixelcnn"
 )
+
+
+def check_heads(width: int, heads: int, multiple: int = 1) -> None:
+    """Raise ValueError, with the nearest width, unless every head has a multiple of so many channels."""
+    step = heads * multiple
+    if width % step:
+        near = max(1, round(width / step)) * step
+        each = f" of {multiple} channels or a multiple" if multiple > 1 else ""
+        raise ValueError(f"width: {width} is no multiple of heads={heads}{each}; the nearest is {near}")

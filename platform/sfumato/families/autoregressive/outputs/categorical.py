@@ -61,8 +61,7 @@ class CategoricalConfig(OutputConfig):
         level_N = draw(
             parameters_NS11[:, :, 0, 0],
             uniform_NU11[:, 0, 0, 0],
-            temperature=options.temperature,
-            top_k=options.top_k,
+            **options.limits,
         )
         return to_level(level_N.float(), self.levels)[:, None, None, None]
 

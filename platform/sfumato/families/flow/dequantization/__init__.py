@@ -31,6 +31,11 @@ class Dequantization(Component, ABC):
     normal_noise: ClassVar[bool] = False
     """Whether the network takes standard normal noise instead of uniform noise."""
 
+    @property
+    def noise_std(self) -> float:
+        """The standard deviation of normal noise, in [0, 1), that sampling removes; 0 for none."""
+        return 0.0
+
     @abstractmethod
     def build(self, shape: Shape) -> DequantizerNet:
         """The network for images of this shape."""

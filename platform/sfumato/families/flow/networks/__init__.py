@@ -18,6 +18,26 @@ from sfumato.families.flow.levels import Level, Shape
 class NetworkConfig(Component, ABC):
     """Kind and size of a network, which it builds."""
 
+    @property
+    def dropped(self) -> float | None:
+        """The share of labels that training drops, which guidance needs; None for what cannot be guided."""
+        return None
+
+    @abstractmethod
+    def build_levels(self, shape: Shape, classes: int) -> list[Level]:
+        """The levels for images of this shape, weights from torch's global generator.
+
+        With labels dropped, `classes` is the number of the class that stands for none.
+        """
+
+    def problems(self, data: DataSpec) -> list[str]:
+        """Reasons why it cannot take such images, one line each, with the nearest fix."""
+        return []
+
+
+class MultiScaleConfig(NetworkConfig):
+    """A network whose levels halve the side."""
+
     least: ClassVar[int] = 1
     """The least side, in multiples of `factor`."""
     levels: int = Field(2, ge=1, description="Levels of the multi-scale architecture.")
@@ -26,10 +46,6 @@ class NetworkConfig(Component, ABC):
     @abstractmethod
     def factor(self) -> int:
         """What the sides of an image must be a multiple of."""
-
-    @abstractmethod
-    def build_levels(self, shape: Shape, classes: int) -> list[Level]:
-        """The levels for images of this shape, weights from torch's global generator."""
 
     def problems(self, data: DataSpec) -> list[str]:
         """Sides that the levels cannot halve, one line each, with the nearest fix."""

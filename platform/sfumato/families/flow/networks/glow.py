@@ -10,10 +10,10 @@ from torch import Tensor
 from sfumato.families.flow.bijection import ActNorm, Bijection, InvertibleConv
 from sfumato.families.flow.couplings import GlowCoupling
 from sfumato.families.flow.levels import Level, Shape, Squeeze, squeezed
-from sfumato.families.flow.networks import NetworkConfig
+from sfumato.families.flow.networks import MultiScaleConfig
 
 
-class GlowConfig(NetworkConfig):
+class GlowConfig(MultiScaleConfig):
     """Glow (Kingma & Dhariwal 2018): a level squeezes, runs its steps, splits off half the channels."""
 
     kind: Literal["glow"] = Field("glow", description="Selects Glow.")

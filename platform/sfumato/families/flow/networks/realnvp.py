@@ -10,12 +10,12 @@ from torch import Tensor
 from sfumato.families.flow.bijection import ActNorm, Bijection
 from sfumato.families.flow.couplings import MaskedCoupling, checkerboard, half_channels
 from sfumato.families.flow.levels import Level, Shape, Squeeze, squeezed
-from sfumato.families.flow.networks import NetworkConfig
+from sfumato.families.flow.networks import MultiScaleConfig
 
 LAST_COUPLINGS = 4
 
 
-class RealNvpConfig(NetworkConfig):
+class RealNvpConfig(MultiScaleConfig):
     """Real NVP (Dinh, Sohl-Dickstein, Bengio 2017): alternating checkerboard and channel-wise couplings."""
 
     least: ClassVar[int] = 2  # a checkerboard has two colours

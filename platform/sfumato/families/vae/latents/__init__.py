@@ -7,7 +7,7 @@ builds.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from sfumato.core.batch import DataSpec
@@ -17,6 +17,7 @@ from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.schedules import EmaSchedule
 from sfumato.core.stored import StageSpec
 from sfumato.families.vae.coders import NetworkConfig
+from sfumato.families.vae.sharpening import Sharpening
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,16 @@ class Parts:
     optimizer: OptimizerConfig
     ema: EmaSchedule
     classes: int = 0
+    sharpening: Sharpening = field(default_factory=lambda: Sharpening(None, None, 0.0))
 
 
 class LatentConfig(Component, ABC):
     """Settings of a kind of latents; they build the family."""
 
+    uses_network: ClassVar[bool] = True
+    """Whether it is built on `model.network`, encoder and decoder; otherwise it has its own."""
+    sharpens: ClassVar[bool] = False
+    """Whether `model.adversarial` and `model.perceptual` have an effect."""
     has_prior: ClassVar[bool] = False
     """Whether there is a prior to draw images from; such a model may be conditioned on classes."""
 
@@ -42,6 +48,10 @@ class LatentConfig(Component, ABC):
     def stage(self, network: NetworkConfig, data: DataSpec) -> StageSpec | None:
         """The network that other models may use as a first stage, if there is one; loads none."""
         return None
+
+    def problems(self, network: NetworkConfig, data: DataSpec) -> list[str]:
+        """Reasons why it cannot use this network and data, one line each, with the nearest fix."""
+        return []
 
 
 LATENTS: Components[LatentConfig] = Components(

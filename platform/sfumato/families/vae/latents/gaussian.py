@@ -137,7 +137,9 @@ class GaussianVae:
         output = self._decode(network, z_ND, label_N)
         if options.pixels == "mean":
             return network.likelihood.mean(output)
-        return network.likelihood.draw(output, rng.uniform(*self._data.shape).to(output.device))
+        return network.likelihood.draw(
+            output, rng.uniform(network.likelihood.uniforms, *self._data.shape[1:]).to(output.device)
+        )
 
     def latents(self, nets: Nets, options: SamplingConfig, progress: Progress, rng: SampleRng) -> Tensor:
         """z [N, D] of the prior, times the temperature."""

@@ -1,9 +1,10 @@
-"""The KL autoencoder of latent diffusion (Rombach et al. 2022, App. G), without its adversarial loss."""
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022, App. G)."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from functools import partial
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -14,15 +15,17 @@ from sfumato.core.first_stage import Latent
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
 from sfumato.core.stored import StageSpec
-from sfumato.families.vae.autoencoder import AutoencoderFamily, distance
+from sfumato.families.vae.autoencoder import AutoencoderFamily, Stateful, distance
 from sfumato.families.vae.coders import NetworkConfig, decoder, encoder
 from sfumato.families.vae.latents import LatentConfig, Parts
 from sfumato.families.vae.posterior import Posterior
+from sfumato.families.vae.sharpening import Rebuilt, rebuilt
 
 
 class KlLatent(LatentConfig):
     """A grid of vectors, hardly regularised: the KL autoencoder of latent diffusion (Rombach et al. 2022)."""
 
+    sharpens: ClassVar[bool] = True
     kind: Literal["kl"] = Field("kl", description="Selects the KL autoencoder.")
     channels: int = Field(4, ge=1, description="Numbers at each position of the grid.")
     kl_weight: float = Field(
@@ -37,7 +40,7 @@ class KlLatent(LatentConfig):
 
     def build(self, parts: Parts, data: DataSpec) -> KlAutoencoderFamily:
         """A KL autoencoder."""
-        return KlAutoencoderFamily(parts, self, data)
+        return (StatefulKlFamily if parts.sharpening.state else KlAutoencoderFamily)(parts, self, data)
 
     def stage(self, network: NetworkConfig, data: DataSpec) -> StageSpec:
         """The averaged network and its grid."""
@@ -57,11 +60,11 @@ class KlAutoencoder(nn.Module):
         self.encoder = encoder(network, data.channels, 2 * latent.channels)
         self.decoder = decoder(network, latent.channels, data.channels)
 
-    def forward(self, x_BCHW: Tensor, noise_BChw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_BCHW: Tensor, noise_BChw: Tensor) -> tuple[Rebuilt, Tensor, Tensor]:
         """Reconstruction from a draw of the latents, their mean and their log-variance."""
         posterior = Posterior.of(self.encoder(x_BCHW))
-        output: Tensor = self.decoder(posterior.sample(noise_BChw)).float()
-        return output, posterior.mean, posterior.logvar
+        made = rebuilt(self.decoder, posterior.sample(noise_BChw))
+        return made, posterior.mean, posterior.logvar
 
     def encode(self, image_BCHW: Tensor) -> Latent:
         """Mean and standard deviation of the latents, [B, C, h, w] each."""
@@ -78,7 +81,9 @@ class KlAutoencoderFamily(AutoencoderFamily):
     """Trains a `KlAutoencoder`."""
 
     def __init__(self, parts: Parts, latent: KlLatent, data: DataSpec) -> None:
-        super().__init__(parts, lambda: KlAutoencoder(parts.network, latent, data), self._loss)
+        super().__init__(
+            parts, data, lambda: KlAutoencoder(parts.network, latent, data), self._loss, self._made
+        )
         self._latent = latent
         self._dims = math.prod(data.shape)
         factor = parts.network.factor
@@ -87,11 +92,26 @@ class KlAutoencoderFamily(AutoencoderFamily):
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """Distance of the images plus the weighted KL term, both per dimension of the image."""
         x_BCHW = batch["image"]
-        output_BCHW, mean, logvar = nets["network"](x_BCHW, rng.normal(*self._grid))
-        distance_B = distance(self._latent.reconstruction, x_BCHW, output_BCHW)
+        made, mean, logvar = nets["network"](x_BCHW, rng.normal(*self._grid))
+        apart = partial(distance, self._latent.reconstruction)
+        sharp = self.sharpening.loss(nets, made, x_BCHW, apart, progress)
         kl_B = Posterior(mean, logvar).kl().flatten(1).sum(dim=1)
-        metrics = {"distance": distance_B.detach(), "kl_nats": kl_B.detach()}
-        return LossOut(distance_B + self._latent.kl_weight * kl_B / self._dims, metrics)
+        loss_B = sharp.loss_B + self._latent.kl_weight * kl_B / self._dims
+        return LossOut(loss_B, {**sharp.metrics, "kl_nats": kl_B.detach()}, sharp.sums)
+
+    def _made(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
+        """A reconstruction from a draw of the latents."""
+        made, _, _ = nets["network"](batch["image"], rng.normal(*self._grid))
+        image: Tensor = made.image_BCHW
+        return image
+
+
+class StatefulKlFamily(Stateful, KlAutoencoderFamily):
+    """The same with a discriminator whose weight adapts."""
+
+    def __init__(self, parts: Parts, latent: KlLatent, data: DataSpec) -> None:
+        super().__init__(parts, latent, data)
+        self.state_parts = [parts.sharpening]
 
 
 COMPONENT = KlLatent

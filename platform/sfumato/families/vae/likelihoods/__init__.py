@@ -20,6 +20,8 @@ class Likelihood(nn.Module, ABC):
 
     outputs: int
     """The number of channels that the decoder must return."""
+    uniforms: int
+    """The number of uniform numbers that `draw` takes for a pixel: the channels, if not said otherwise."""
 
     def log_prob(self, x_BCHW: Tensor, output_BOHW: Tensor) -> Tensor:
         """Nats of each image, [B], for targets that `LikelihoodConfig.target` gave."""
@@ -27,14 +29,14 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def each(self, x_BCHW: Tensor, output_BOHW: Tensor) -> Tensor:
-        """Nats of each value, [B, C, H, W]."""
+        """Nats of each value, [B, C, H, W], or of each pixel, [B, H, W]."""
 
     @abstractmethod
     def mean(self, output_BOHW: Tensor) -> Tensor:
         """The expected image, [B, C, H, W] in [-1, 1]."""
 
     @abstractmethod
-    def draw(self, output_BOHW: Tensor, uniform_BCHW: Tensor) -> Tensor:
+    def draw(self, output_BOHW: Tensor, uniform_BUHW: Tensor) -> Tensor:
         """An image [B, C, H, W] in [-1, 1] for each set of uniform numbers."""
 
 

@@ -18,7 +18,7 @@ class Bernoulli(Likelihood):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.outputs = channels
+        self.outputs = self.uniforms = channels
 
     def each(self, x_BCHW: Tensor, output_BOHW: Tensor) -> Tensor:
         """Of targets that are -1 or 1."""
@@ -28,9 +28,9 @@ class Bernoulli(Likelihood):
         """2 p - 1."""
         return 2 * torch.sigmoid(output_BOHW) - 1
 
-    def draw(self, output_BOHW: Tensor, uniform_BCHW: Tensor) -> Tensor:
+    def draw(self, output_BOHW: Tensor, uniform_BUHW: Tensor) -> Tensor:
         """-1 or 1."""
-        return (uniform_BCHW < torch.sigmoid(output_BOHW)).float() * 2 - 1
+        return (uniform_BUHW < torch.sigmoid(output_BOHW)).float() * 2 - 1
 
 
 class BernoulliConfig(LikelihoodConfig):

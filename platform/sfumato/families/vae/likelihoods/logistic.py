@@ -18,6 +18,7 @@ class Logistic(Likelihood):
     def __init__(self, channels: int, scale: Literal["pixel", "channel"]) -> None:
         super().__init__()
         own = scale == "channel"
+        self.uniforms = channels
         self.outputs = channels if own else 2 * channels
         self.log_scale_C11 = nn.Parameter(torch.full((channels, 1, 1), -1.5)) if own else None
 
@@ -29,9 +30,9 @@ class Logistic(Likelihood):
         """The mean of the distribution."""
         return self._mean_and_scale(output_BOHW)[0].clamp(-1, 1)
 
-    def draw(self, output_BOHW: Tensor, uniform_BCHW: Tensor) -> Tensor:
+    def draw(self, output_BOHW: Tensor, uniform_BUHW: Tensor) -> Tensor:
         """By inversion."""
-        return discretized_logistic.sample(*self._mean_and_scale(output_BOHW), uniform_BCHW)
+        return discretized_logistic.sample(*self._mean_and_scale(output_BOHW), uniform_BUHW)
 
     def _mean_and_scale(self, output_BOHW: Tensor) -> tuple[Tensor, Tensor]:
         if self.log_scale_C11 is not None:

@@ -65,6 +65,15 @@ class QuantizerConfig(Component, ABC):
     def build(self, channels: int) -> Quantizer:
         """For vectors of so many channels."""
 
+    @property
+    def tally_shape(self) -> tuple[int, int]:
+        """(codebooks, codes of each), whose use is counted apart."""
+        return 1, self.codes
+
+    def digits(self, codes_Bhw: Tensor) -> Tensor:
+        """The codes of each codebook, int64 [codebooks, B, h, w]."""
+        return codes_Bhw[None]
+
 
 class FollowingConfig(QuantizerConfig):
     """Settings of a quantiser whose codebook is state of the family and follows the latents."""
