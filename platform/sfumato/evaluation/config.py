@@ -31,8 +31,8 @@ class EvaluateSettings(Config):
     features: Literal["auto"] | str | tuple[str, ...] = Field(
         AUTO,
         description="Feature extractor or a list of them: classifier, contrastive, efficientnet_lite0, "
-        "inception, dinov2, clip. auto: efficientnet_lite0 for colour images, and grey ones without classes or "
-        "of more than 64 pixels; otherwise classifier.",
+        "inception, dinov2, clip. auto: efficientnet_lite0 for colour images, and grey ones without classes "
+        "or of more than 64 pixels; otherwise classifier.",
     )
     auto_features: Neutral[str | None] = Field(
         None,
