@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +9,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sfumato.core.config import Config
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.shapes import ShapesSource
 from sfumato.data.shapes.claims import claim_of
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.features.extractor import Extracted
 from sfumato.evaluation.image_set import ImageBlock
 from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate
 
 IMAGES = 140
-
-
-class Means:
-    """Kind and extractor in one: the mean of every row, since an evaluation needs some features."""
-
-    name = digest = "means"
-    dim = 32
-    classifies = gives_logits = False
-    options = Config
-    facts: Mapping[str, object] = {}
-
-    def problems(self, data: Any) -> list[str]:
-        return []
-
-    def build(self, reference: Any, options: Any, cache: Path) -> Means:
-        return self
-
-    def extract(self, images_NHWC: np.ndarray) -> Extracted:
-        return Extracted(images_NHWC.mean(axis=(2, 3)).astype(np.float32))
-
-
-MEANS = Means()
 
 
 class Shuffled(PackedReference):
@@ -75,7 +50,7 @@ def measured(images: PackedReference, out: Path, *metrics: str) -> EvaluationRep
     settings = EvaluateSettings(
         samples=IMAGES,
         actors=0,
-        features=f"{__name__}:MEANS",
+        features="thumbnail",
         metrics=metrics or ("alignment", "alignment_held_out"),
         preview=0,
     )

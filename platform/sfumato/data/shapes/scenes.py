@@ -71,12 +71,15 @@ def sides(size: int) -> I64:
     return np.array([round(share * size) for share in SIZES.values()], np.int64)
 
 
-def scenes(seed: int, row_N: I64, part: Part, size: int) -> Scenes:
-    """The pictures of these rows."""
+def scenes(
+    seed: int, row_N: I64, part: Part, size: int, categories: Sequence[Category] = CATEGORIES
+) -> Scenes:
+    """The pictures of these rows, of the categories in turn; held-out ones of those that can combine."""
     held_out_N = _held_out(row_N, part)
     turn_N = row_N // 2 if part == "both" else row_N
+    turns = {False: categories, True: [name for name in categories if name in COMBINING]}
     category_N = [
-        (COMBINING if held else CATEGORIES)[turn % len(COMBINING if held else CATEGORIES)]
+        turns[held][turn % len(turns[held])]
         for turn, held in zip(turn_N.tolist(), held_out_N.tolist(), strict=True)
     ]
     draw_NU = uniforms(seed, "objects", row_N, 4)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sfumato.data.format.column_sources import ColumnsOption, ColumnSource, WeightedTexts, check_sources
 from sfumato.data.format.columns import TEXT
@@ -21,8 +21,17 @@ from sfumato.data.shapes.contents import Contents, contents_of
 from sfumato.data.shapes.phrases import captions
 from sfumato.data.shapes.rendering import Pictures, render
 from sfumato.data.shapes.scenes import scenes
-from sfumato.data.shapes.vocabulary import LARGEST_SIDE, SMALLEST_SIDE, Part
+from sfumato.data.shapes.vocabulary import (
+    CATEGORIES,
+    COMBINING,
+    LARGEST_SIDE,
+    SMALLEST_SIDE,
+    Category,
+    Part,
+)
 
+VERSION = 1
+"""Increased when the same options give other pictures or captions."""
 _AT_ONCE = 512
 COLUMNS: Mapping[str, ColumnSource] = {
     TEXT: ColumnSource(kind="text", field=TEXT),
@@ -30,6 +39,11 @@ COLUMNS: Mapping[str, ColumnSource] = {
     "mask": ColumnSource(kind="image", member="mask", channels=1),
     "depth": ColumnSource(kind="image", member="depth", channels=1),
 }
+
+
+def _parted(value: Any) -> Any:
+    """`a,b` from a command line."""
+    return tuple(value.split(",")) if isinstance(value, str) else value
 
 
 class ShapesSource(SourceConfig):
@@ -53,6 +67,11 @@ class ShapesSource(SourceConfig):
         description="seen: without the colours of shapes and the positions that are held out of training; "
         "held_out: each picture with one of them; both: in turn.",
     )
+    categories: Annotated[tuple[Category, ...], BeforeValidator(_parted)] = Field(
+        CATEGORIES,
+        min_length=1,
+        description="What captions ask for, in turn: some of the default, for example colours,counting.",
+    )
     columns: ColumnsOption = Field(
         default_factory=lambda: dict(COLUMNS),
         description="Which of text (several captions), edge, mask and depth to pack: {} or some of the "
@@ -68,6 +87,14 @@ class ShapesSource(SourceConfig):
                     f"shapes have the columns {', '.join(COLUMNS)} as they are, not {name}={source}"
                 )
         return columns
+
+    @model_validator(mode="after")
+    def _combining(self) -> Self:
+        if self.part != "seen" and not set(self.categories) & set(COMBINING):
+            raise ValueError(
+                f"part={self.part} needs a category that combines: add one of {', '.join(COMBINING)}"
+            )
+        return self
 
     @property
     def name(self) -> str:
@@ -104,7 +131,8 @@ class _Shapes:
 
     def mark(self, row: int) -> str:
         config = self._config
-        return f"{config.seed} {config.size} {config.part} {self._row_N[row]}"
+        kinds = "" if config.categories == CATEGORIES else " ".join(config.categories)
+        return f"{VERSION} {config.seed} {config.size} {config.part} {kinds} {self._row_N[row]}"
 
     def read(self, row: int) -> Record:
         """The first caption is the image's own; the others are in the column `text`."""
@@ -119,7 +147,7 @@ class _Drawn:
 
     def __init__(self, config: ShapesSource, row_N: I64, first: int) -> None:
         assert config.size is not None
-        drawn = scenes(config.seed, row_N, config.part, config.size)
+        drawn = scenes(config.seed, row_N, config.part, config.size, config.categories)
         self.first = first
         self._pictures: Pictures = render(drawn)
         self._texts = captions(drawn, config.seed)

@@ -15,6 +15,7 @@ from sfumato.data.packing.pack import pack
 from sfumato.data.packing.recognition import kind_of
 from sfumato.data.packing.sources.shapes import ShapesSource
 from sfumato.data.reading.local_reader import read_all
+from sfumato.data.shapes.claims import claim_of
 from sfumato.data.shapes.contents import contents_of
 from sfumato.data.shapes.phrases import captions
 from sfumato.data.shapes.rendering import render
@@ -66,3 +67,16 @@ def test_contents_are_in_the_metadata(tmp_path: Path) -> None:
             meta = json.loads(file.read())
             assert meta["background"] == told[row].background
             assert [each["shape"] for each in meta["objects"]] == [each.shape for each in told[row].things]
+
+
+def test_some_categories_alone(tmp_path: Path) -> None:
+    options = {"images": 60, "categories": "single_object,colours", "columns": {}}
+    pack(ShapesSource.model_validate(options), tmp_path / "set")
+    captions = [text for columns in read_all(tmp_path / "set", 64, text=True) for text in columns["text"]]
+    claims = [claim_of(text) for text in captions]
+    assert {claim.category for claim in claims if claim} == {"single_object", "colours"}
+    assert len(claims) == 60 and None not in claims
+    with pytest.raises(ValidationError, match="part=held_out needs a category that combines"):
+        ShapesSource.model_validate({"part": "held_out", "categories": "single_object"})
+    with pytest.raises(ValidationError, match="categories"):
+        ShapesSource.model_validate({"categories": "colors"})
