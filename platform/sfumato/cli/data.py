@@ -27,8 +27,8 @@ def pack(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="`digits`, a folder of images, or a file or folder of .npz, IDX, Parquet, save_to_disk, "
-            "WebDataset, CSV or JSONL; a path or a URI.",
+            help="`digits`, `shapes`, a folder of images, or a file or folder of .npz, IDX, Parquet, "
+            "save_to_disk, WebDataset, CSV or JSONL; a path or a URI.",
             show_default=False,
         ),
     ],

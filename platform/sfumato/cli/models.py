@@ -69,6 +69,14 @@ def sample(
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other sampling option of the family.")
     ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=VALUES",
+            help="Draw every image with each value of a sampling option, for example guidance=1,2,4,8: the "
+            "grid has a row for each prompt and a column for each value.",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images in memory at once; does not change the images.")
     ] = None,
@@ -84,6 +92,7 @@ def sample(
     from sfumato.runtime.commands import sample
     from sfumato.sampling.conditions import Asked
     from sfumato.sampling.options import together
+    from sfumato.sampling.sweep import Sweep
 
     named = {"guidance": guidance, "sampler": sampler, "steps": steps}
     options = together(named, structured(option or []))
@@ -98,6 +107,7 @@ def sample(
             seed=seed,
             asked=asked,
             options=options,
+            sweep=None if sweep is None else Sweep.of(sweep),
             batch_size=batch_size,
             overwrite=overwrite,
             device=device,

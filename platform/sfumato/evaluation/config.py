@@ -30,9 +30,9 @@ class EvaluateSettings(Config):
     samples: int = Field(2_000, ge=2, description="Images to generate. Compare runs only at equal numbers.")
     features: Literal["auto"] | str | tuple[str, ...] = Field(
         AUTO,
-        description="Feature extractor or a list of them: classifier, efficientnet_lite0, inception, dinov2, "
-        "clip. auto: efficientnet_lite0 for colour images, and grey ones without classes or of more than 64 "
-        "pixels; otherwise classifier.",
+        description="Feature extractor or a list of them: classifier, contrastive, thumbnail, "
+        "efficientnet_lite0, inception, dinov2, clip. auto: efficientnet_lite0 for colour images, and grey "
+        "ones without classes or of more than 64 pixels; otherwise classifier.",
     )
     auto_features: Neutral[str | None] = Field(
         None,

@@ -1,8 +1,9 @@
 """Marks of figures that say little, and why: they travel with the figure into every table and decision.
 
-A figure on features is weak if the classifier behind these features fails on held-out real images: what it
-cannot tell apart, it cannot judge. A Fréchet distance is weak if it takes a covariance of no more samples
-than dimensions: that covariance is singular, and most of the distance is bias.
+A figure on features is weak if what is behind these features fails on held-out real images, a classifier or
+captions that do not find their images: what it cannot tell apart, it cannot judge. A Fréchet distance is
+weak if it takes a covariance of no more samples than dimensions: that covariance is singular, and most of the
+distance is bias.
 
 Marked figures are shown, and choose nothing: neither the best model, nor when training stops, nor whether a
 gate opens, unless `evaluate.accept_weak_features` says so.
@@ -14,6 +15,8 @@ from collections.abc import Mapping, Sequence
 
 LEAST_ACCURACY = 0.9
 """Held-out accuracy that features of a classifier must have."""
+LEAST_RETRIEVAL = 0.5
+"""Share of held-out captions that must find their own image among 100."""
 ACCEPT = "evaluate.accept_weak_features=true"
 
 Marks = Mapping[str, Sequence[str]]
@@ -22,10 +25,16 @@ Marks = Mapping[str, Sequence[str]]
 
 def of_features(name: str, facts: Mapping[str, object]) -> tuple[str, ...]:
     """Marks of every figure on features with these facts."""
-    accuracy = facts.get("held_out_accuracy")
-    if not isinstance(accuracy, float) or accuracy >= LEAST_ACCURACY:
-        return ()
-    return (f"features {name} recognise {accuracy:.3f} of held-out images, below {LEAST_ACCURACY}",)
+    found = []
+    accuracy, retrieval = facts.get("held_out_accuracy"), facts.get("held_out_retrieval")
+    if isinstance(accuracy, float) and accuracy < LEAST_ACCURACY:
+        found.append(f"features {name} recognise {accuracy:.3f} of held-out images, below {LEAST_ACCURACY}")
+    if isinstance(retrieval, float) and retrieval < LEAST_RETRIEVAL:
+        found.append(
+            f"features {name} find {retrieval:.3f} of held-out images by their captions, below "
+            f"{LEAST_RETRIEVAL}"
+        )
+    return tuple(found)
 
 
 def of_samples(samples: int, dim: int) -> tuple[str, ...]:

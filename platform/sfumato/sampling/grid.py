@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from sfumato.errors import ConfigError
 from sfumato.sampling.pixels import Images
 
 SMALLEST_TILE = 48
 GAP = 2
+LETTERS = 26
+"""Of a line of text beside a row of a labelled grid, at most."""
+_FONT, _LINE = 12, 15
 
 
 def to_pil(image_HWC: Images) -> Image.Image:
@@ -45,3 +50,33 @@ def image_grid(
         top, left = GAP + index // columns * step_y, GAP + index % columns * step_x
         canvas[top : top + height * scale, left : left + width * scale] = tile
     return to_pil(canvas)
+
+
+def labelled_grid(
+    images_NHWC: Images, rows: Sequence[str], columns: Sequence[str], *, smallest: int = 2 * SMALLEST_TILE
+) -> Image.Image:
+    """The images row by row, with a text beside every row and one above every column.
+
+    There are as many images as rows times columns. A text that is too long for its row is cut.
+    """
+    grid = image_grid(images_NHWC, columns=len(columns), smallest=smallest).convert("RGB")
+    height, width = (grid.height - GAP) // len(rows), (grid.width - GAP) // len(columns)
+    font = ImageFont.load_default(_FONT)
+    beside = [_lines(row, height // _LINE) for row in rows]
+    above = [_lines(column, 1, max(1, width * LETTERS // 180)) for column in columns]
+    left = max(int(font.getlength(line)) for lines in beside for line in lines) + 4 * GAP
+    picture = Image.new("RGB", (left + grid.width, _LINE + 2 * GAP + grid.height), "white")
+    picture.paste(grid, (left, _LINE + 2 * GAP))
+    draw = ImageDraw.Draw(picture)
+    for number, lines in enumerate(beside):
+        middle = _LINE + 3 * GAP + number * height + height / 2
+        draw.multiline_text((left - 2 * GAP, middle), "\n".join(lines), "black", font, "rm", align="right")
+    for number, (line,) in enumerate(above):
+        draw.text((left + GAP + number * width + width / 2, GAP + _LINE / 2), line, "black", font, "mm")
+    return picture
+
+
+def _lines(text: str, most: int, letters: int = LETTERS) -> list[str]:
+    """The text on at most so many lines."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    return textwrap.wrap(plain, letters, max_lines=max(1, most), placeholder=" ...") or [""]

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from sfumato import __version__
@@ -20,8 +22,9 @@ from sfumato.core.rng import SampleRng
 from sfumato.errors import ConfigError
 from sfumato.sampling.conditions import Labels
 from sfumato.sampling.generator import Generator
-from sfumato.sampling.grid import image_grid, to_pil
+from sfumato.sampling.grid import image_grid, labelled_grid, to_pil
 from sfumato.sampling.pixels import Images
+from sfumato.sampling.sweep import Sweep, interleaved
 
 GRID = "grid.png"
 LINES = "samples.jsonl"
@@ -38,14 +41,17 @@ def write_samples(
     labels: Labels | None = None,
     conditions: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    sweep: Sweep | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Draw `num` samples (as `Generator.sample` does) into the folder `out`, and return it.
 
-    It gets `000000.png` and so on, `grid.png` of the first 100 and `samples.jsonl`. The folder is written
-    under a hidden name and renamed at the end: an interrupted call leaves nothing.
+    It gets `000000.png` and so on, `grid.png` of the first 100 and `samples.jsonl`. With a `sweep`, each of
+    the `num` samples is drawn with every value of an option, from the same noise, and the grid has a row for
+    each sample and a column for each value. The folder is written under a hidden name and renamed at the end:
+    an interrupted call leaves nothing.
 
     Raises:
         ConfigError: `out` is not empty and `overwrite` is not set, or it holds other files than samples;
@@ -54,12 +60,21 @@ def write_samples(
     target = Path(out)
     _check_place(target, overwrite=overwrite)
     source = generator.takes.source(labels=labels, conditions=conditions)
-    drawn = generator.batches(num, seed=seed, conditions=source, options=options, batch_size=batch_size)
-    lines = _lines(generator, num, seed, source, generator.options(options).model_dump())
+    variants = sweep.variants(options or {}) if sweep else [options or {}]
+    drawers = [generator.with_options(generator.options(v)) for v in variants] if sweep else [generator]
+    drawn = interleaved(
+        [
+            drawer.batches(num, seed=seed, conditions=source, options=variant, batch_size=batch_size)
+            for drawer, variant in zip(drawers, variants, strict=True)
+        ]
+    )
+    chosen = [generator.options(variant).model_dump() for variant in variants]
+    lines = _lines(generator, num, seed, source, chosen)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = folder_beside(target)
     try:
-        _write(draft, drawn, lines, num, progress)
+        shown = _write(draft, drawn, lines, num * len(variants), progress)
+        _grid(shown, source, sweep).save(draft / GRID)
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
@@ -69,7 +84,7 @@ def write_samples(
 
 
 def file_name(index: int) -> str:
-    """The PNG of sample `index`."""
+    """The PNG of image `index`."""
     return f"{index:06d}.png"
 
 
@@ -79,7 +94,8 @@ def _write(
     lines: Iterator[dict[str, Any]],
     num: int,
     progress: Callable[[int, int], None] | None,
-) -> None:
+) -> Images:
+    """Writes all images; returns the first."""
     first: list[Images] = []
     done = 0
     with (folder / LINES).open("w", encoding="utf-8") as file:
@@ -92,14 +108,31 @@ def _write(
             done += len(images)
             if progress is not None:
                 progress(done, num)
-    image_grid(np.concatenate(first)).save(folder / GRID)
+    return np.concatenate(first)
+
+
+def _grid(images: Images, source: Source, sweep: Sweep | None) -> Image.Image:
+    """Of the first images; with a sweep, of the samples that are complete among them."""
+    if sweep is None:
+        return image_grid(images)
+    rows = max(1, len(images) // len(sweep.values))
+    names = [_title(source, row) for row in range(rows)]
+    return labelled_grid(images[: rows * len(sweep.values)], names, sweep.titles)
+
+
+def _title(source: Source, row: int) -> str:
+    """A sample's text, else what other condition it has, else its number."""
+    conditions = told(source, row)
+    text = next((value for name, value in conditions.items() if source[name].kind == "text"), None)
+    label = conditions.get(LABEL.name)
+    return text or (f"sample {row}" if label is None else f"class {label}")
 
 
 def _lines(
-    generator: Generator, num: int, seed: int, source: Source, options: dict[str, Any]
+    generator: Generator, num: int, seed: int, source: Source, variants: Sequence[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """How each image was made: enough to draw it again."""
-    for index in range(num):
+    """How each image was made: enough to draw it again. `variants` are options that each is drawn with."""
+    for place, (index, options) in enumerate(product(range(num), variants)):
         conditions = told(source, index)
         label = conditions.pop(LABEL.name, None)
         if isinstance(label, dict):  # from a data set: the number is more useful than the place
@@ -107,7 +140,7 @@ def _lines(
             (number,) = rows.read([index % len(rows)])
             label = int(number) if isinstance(number, Tensor) else None
         yield {
-            "file": file_name(index),
+            "file": file_name(place),
             "index": index,
             "seed": seed,
             "row_seed": SampleRng(seed, [index]).seeds[0],

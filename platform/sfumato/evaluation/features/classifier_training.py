@@ -87,14 +87,14 @@ def train(
             label_B = torch.cat([labels_N[pick_B], labels_N.new_full((len(outliers),), network.classes)])
             gradients.fill(torch.cat([x_BCHW, outliers]), label_B)
             optimizer.step()
-            _move(average, network, (1 - 1 / step) ** (POWER + 1))
+            move(average, network, (1 - 1 / step) ** (POWER + 1))
             if step % look and step < steps:
                 continue
             accuracies.append(accuracy(average, *looked_at))
             progress(step * batch, steps * batch)
             if accuracies[-1] > max(accuracies[:-1], default=-1.0):
                 best = copy.deepcopy(average.state_dict())
-            if schedule.patience and _flat(accuracies, schedule.patience):
+            if schedule.patience and flat(accuracies, schedule.patience):
                 break
     network.load_state_dict(best)
     network.eval()
@@ -114,14 +114,14 @@ def accuracy(network: Classifier, images_NCHW: Tensor, labels_N: Tensor) -> floa
     return hits / len(labels_N)
 
 
-def _move(average: nn.Module, network: nn.Module, decay: float) -> None:
+def move(average: nn.Module, network: nn.Module, decay: float) -> None:
     """The average of parameters and of running statistics moves towards the network."""
     for mine, theirs in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
         if mine.is_floating_point():
             mine.lerp_(theirs, 1 - decay)
 
 
-def _flat(accuracies: list[float], patience: int) -> bool:
-    """Whether the last `patience` looks have not found a better accuracy than all before them."""
+def flat(accuracies: list[float], patience: int) -> bool:
+    """Whether the last `patience` looks have not found a better score than all before them."""
     before, last = accuracies[:-patience], accuracies[-patience:]
     return bool(before) and max(last) <= max(before)

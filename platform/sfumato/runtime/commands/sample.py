@@ -19,8 +19,11 @@ from sfumato.sampling.conditions import Asked
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import read_model_folder, save_model_folder
 from sfumato.sampling.output import write_samples
+from sfumato.sampling.sweep import Sweep
 
 DEFAULT_IMAGES = 64
+DEFAULT_ROWS = 8
+"""Samples of a sweep, each drawn with all values."""
 
 
 def draw(
@@ -31,6 +34,7 @@ def draw(
     seed: int,
     asked: Asked,
     options: Mapping[str, Any],
+    sweep: Sweep | None = None,
     batch_size: int | None,
     overwrite: bool,
     device: str,
@@ -41,7 +45,8 @@ def draw(
 ) -> Path:
     """Write `num` samples of a run into `out`; returns the folder.
 
-    Without `num`, one image per prompt of a file of prompts, or 64. `asked` are the conditions. The same
+    Without `num`, one image per prompt of a file of prompts, or 64; with a `sweep`, one row of images per
+    prompt, or 8 rows. `asked` are the conditions. The same
     request on the same device gives the same bytes. `device` is a PyTorch device name, or "auto". `base`
     is the place of an adapter's base, None for its place in training; `trust` allows a model folder to name
     classes by import path.
@@ -55,7 +60,8 @@ def draw(
             options = resolved_options(found.model, options, root, trust=found.trusted)
             generator = generator.with_options(generator.options(options))
         conditions = asked.source(generator.takes)
-        num = num or asked.images() or DEFAULT_IMAGES
+        few = len(asked.prompts) or DEFAULT_ROWS
+        num = num or asked.images() or (few if sweep else DEFAULT_IMAGES)
         display.stage("sample")
         folder = write_samples(
             out,
@@ -64,11 +70,12 @@ def draw(
             seed=seed,
             conditions=conditions,
             options=options,
+            sweep=sweep,
             batch_size=batch_size,
             overwrite=overwrite,
             progress=display.update,
         )
-        display.done(f"{num:,} images")
+        display.done(f"{num * (len(sweep.values) if sweep else 1):,} images")
     return folder
 
 
