@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from mlflow import MlflowClient
 from scipy import stats
 from tiny_evaluation import CLASSIFIER
 from tiny_recipe import tiny_recipe
@@ -17,14 +18,14 @@ from tiny_recipe import tiny_recipe
 
 @pytest.fixture(scope="module")
 def project(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe of one step, measured in this process, without MLflow."""
+    """A recipe of one step, measured in this process."""
     folder = tmp_path_factory.mktemp("seeds")
     recipe = tiny_recipe(
         digits_data,
         train={"images": 128},
         data={"read_tasks": 0},
-        tracking={"enabled": False},
-        evaluate={"samples": 60, "actors": 0, "preview": 0, "feature_options": CLASSIFIER},
+        tracking={"compare": True},
+        evaluate={"samples": 60, "actors": 0, "preview": 4, "feature_options": CLASSIFIER},
     )
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     return folder
@@ -38,6 +39,8 @@ def test_seeds_are_trained_once_and_compared_as_one(
     monkeypatch.setenv("COLUMNS", "300")
     status, out, err = sfumato_here("run", "tiny.yaml", "seed=5", "--seeds", "2")
     assert status == 0, err
+    assert err.count("there is no other run yet that was measured alike") == 1, "of the first"
+    assert "compare   2 runs, in MLflow: run `comparison` of sfumato" in err
     assert "tiny: mean ± standard deviation of 2 seeds" in out and "seed 5" in out and "seed 6" in out
     assert len(list((project / "runs").glob("tiny-*/run.json"))) == 2
 
@@ -56,6 +59,11 @@ def test_seeds_are_trained_once_and_compared_as_one(
     )
 
     names = [run["run"] for run in found["runs"]]
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    (kept,) = client.search_runs(["1"], "tags.`sfumato.kind` = 'comparison'")
+    assert kept.info.status == "FINISHED" and kept.data.tags["sfumato.runs"] == ", ".join(reversed(names))
+    shown = Path(client.download_artifacts(kept.info.run_id, "comparison.html")).read_text()
+    assert "tiny (2 seeds)" in shown and "data:image/png;base64," in shown
     status, out, err = sfumato_here("compare", *names, "--json")
     assert status == 0 and "differ in their seed alone: --group-seeds" in err
     assert list(json.loads(out)["entries"]) == names

@@ -310,7 +310,7 @@ def test_system_metrics_are_recorded(root: Path, tmp_path: Path) -> None:
     tracker.sample_system()
     time.sleep(3.5)
     assert tracker.finish() == 0
-    assert len(history(tracker, "system/driver/cpu_utilization_percentage")) >= 2
+    assert len(history(tracker, "system/cpu_utilization_percentage")) >= 2
 
 
 def test_an_unknown_run_and_an_absent_server_are_one_clear_line(root: Path, tmp_path: Path) -> None:

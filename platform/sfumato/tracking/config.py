@@ -27,6 +27,11 @@ class TrackingSettings(Config):
     )
     tags: dict[str, str] = Field({}, description="Tags of the run, to search by.")
     images: bool = Field(True, description="Log grids of samples, which the UI shows with a step slider.")
+    compare: bool = Field(
+        False,
+        description="At the end of a run, renew the experiment's page of comparison in MLflow: pictures, "
+        "curves, figures and recipes of its newest runs that were measured alike.",
+    )
     system_metrics: bool = Field(True, description="Log the use of CPU, memory, disk and GPU.")
     system_interval: float = Field(10.0, ge=1, description="Seconds between two samples of system metrics.")
     spool_mb: int = Field(

@@ -158,14 +158,13 @@ class Tracker:
         """Tags of the run, without secrets."""
         self._add({"kind": "tags", "values": clean(values)})
 
-    def sample_system(self, node: str = "driver") -> None:
+    def sample_system(self) -> None:
         """Record this machine's load from now on, if the settings want it, by seconds since the start."""
         if self._settings.system_metrics and self._system is None:
             started = self.handle.started
             self._system = SystemSampler(
                 lambda values: self.metrics(values, step=int(time.time() - started)),
                 interval=self._settings.system_interval,
-                node=node,
             )
 
     def finish(self, status: Status = "FINISHED", *, timeout: float = 30.0) -> int:

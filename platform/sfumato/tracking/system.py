@@ -1,4 +1,7 @@
-"""Samples the machine's load into a run's metrics, under the names that MLflow's system page shows."""
+"""Samples the machine's load into a run's metrics, under the names of MLflow's section "System metrics".
+
+That section has exactly the metrics `system/NAME`: a further part would make another section.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,9 @@ Report = Callable[[Mapping[str, float]], None]
 class SystemSampler:
     """Reports the use of CPU, memory, disk, network and GPUs every `interval` seconds."""
 
-    def __init__(self, report: Report, *, interval: float, node: str) -> None:
+    def __init__(self, report: Report, *, interval: float) -> None:
         self._report = report
         self._interval = interval
-        self._prefix = f"system/{node}/"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tracking-system", daemon=True)
         self._thread.start()
@@ -39,7 +41,7 @@ class SystemSampler:
             monitor.collect_metrics()
             values.update(monitor.aggregate_metrics())
             monitor.clear_metrics()
-        return {f"{self._prefix}{key}": float(value) for key, value in values.items()}
+        return {f"system/{key}": float(value) for key, value in values.items()}
 
 
 def _monitors() -> list[Any]:

@@ -195,7 +195,12 @@ def run(session: Session, base: Path | None = None) -> dict[str, Any]:
     with cluster_to_train(session):
         trained = train(session)
         evaluated = evaluate(session, base)
-    return {"train": trained, "evaluate": evaluated, "register": register(session, base)}
+    registered = register(session, base)
+    if session.recipe.tracking.compare:
+        from sfumato.runtime.commands import compare_in_mlflow  # loads what draws plots
+
+        compare_in_mlflow.update(session)
+    return {"train": trained, "evaluate": evaluated, "register": registered}
 
 
 @contextlib.contextmanager
