@@ -7,6 +7,7 @@ shows it.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated, Any, NoReturn
@@ -60,6 +61,10 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""A full, read-only or failing disk, a folder that is not ours: nothing that we do wrong."""
+
+
 def main() -> NoReturn:
     """Run a command; errors meant for the user become lines on standard error, without a traceback."""
     # A recipe may name the user's own family, defined next to it; Ray passes the path to its workers.
@@ -69,22 +74,31 @@ def main() -> NoReturn:
     except SfumatoError as error:
         _complain(str(error))
         sys.exit(error.exit_status)
-    except Exception as error:
+    except OSError as error:
+        if os.environ.get("SFUMATO_DEBUG") or error.errno not in _OF_THE_MACHINE:
+            _end_of_a_defect(error)
+        _complain(f"{error.filename or 'a file that was to be written'}: {error.strerror}")
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - the end of the process, which says what it was
         if isinstance(error, _UsageError):
             _complain(error.format_message())
             sys.exit(2)
-        if os.environ.get("SFUMATO_DEBUG"):
-            raise
-        reason = str(error).strip().splitlines()[:1]
-        _complain(
-            ": ".join([type(error).__name__, *reason])
-            + " (a defect of Sfumato, not of your input; SFUMATO_DEBUG=1 shows where)"
-        )
-        sys.exit(1)
+        _end_of_a_defect(error)
     if status == Interrupted.exit_status:
         again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
         _complain(f"interrupted; nothing half-written is kept, and {again} resumes from here")
     sys.exit(status or 0)
+
+
+def _end_of_a_defect(error: Exception) -> NoReturn:
+    if os.environ.get("SFUMATO_DEBUG"):
+        raise error
+    reason = str(error).strip().splitlines()[:1]
+    _complain(
+        ": ".join([type(error).__name__, *reason])
+        + " (a defect of Sfumato, not of your input; SFUMATO_DEBUG=1 shows where)"
+    )
+    sys.exit(1)
 
 
 def _complain(text: str) -> None:

@@ -66,11 +66,15 @@ class TrackingStore:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient
+        from sqlalchemy.exc import DatabaseError
 
         for noisy in ("alembic", "mlflow"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
-        with self._alone():
-            return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        try:
+            with self._alone():
+                return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        except DatabaseError as error:
+            raise ConfigError(self._unusable(str(error.orig))) from error
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -111,11 +115,32 @@ class TrackingStore:
             except MlflowException as error:
                 if is_permanent(error) or time.monotonic() > end:
                     reason = clean_uri(str(error).splitlines()[0])[:200]
+                    if self.database is not None:
+                        raise SfumatoError(self._unusable(reason)) from error
                     raise SfumatoError(
                         f"tracking: {self.shown} does not answer ({reason}): start the server, "
                         "or set tracking.uri to null for the embedded store"
                     ) from error
             time.sleep(1.0)
+
+    def _unusable(self, reason: str) -> str:
+        """One line about an embedded store that is damaged, locked, or not ours to write."""
+        if self.database is None:
+            return f"tracking: the database of {self.shown} cannot be used ({reason})"
+        if "not a database" in reason or "malformed" in reason or "Can't locate revision" in reason:
+            return (
+                f"tracking: {self.database} is damaged ({reason}): put a copy in its place, or move it away "
+                "and add --new-record; runs and their checkpoints are elsewhere"
+            )
+        if "locked" in reason:
+            return (
+                f"tracking: {self.database} is locked by another process ({reason}): end that process "
+                f"(`fuser {self.database.name}` names it), or record on a server with tracking.uri"
+            )
+        return (
+            f"tracking: {self.database} cannot be used ({reason}): is it yours to write, and has its disk room? "
+            "tracking.enabled=false does without"
+        )
 
     def experiment(self, client: MlflowClient, name: str) -> str:
         """The id of the experiment of that name, created if there is none."""

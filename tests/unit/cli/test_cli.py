@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,3 +143,28 @@ def test_a_recipe_is_looked_at_without_running_the_module_that_it_names(
     assert status == 2 and "with --trust" in err and "RUN" not in err
     status, err = called("--trust")
     assert status == 0 and "RUN" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/x.tar"),
+            "/data/x.tar: No space left on device",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "a file that was to be written: No space left"),
+        (OSError(errno.EROFS, "Read-only file system", "/runs"), "/runs: Read-only file system"),
+    ],
+)
+def test_a_disk_that_is_full_is_no_defect(
+    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch, sfumato_here: Any
+) -> None:
+    def fails(**_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+    status, _, err = sfumato_here("doctor")
+    assert status == 1 and err.startswith(f"error: {said}") and "defect" not in err
+    monkeypatch.setattr(cli, "app", lambda **_: 1 / 0)
+    status, _, err = sfumato_here("doctor")
+    assert status == 1 and "ZeroDivisionError: division by zero (a defect of Sfumato" in err
