@@ -83,11 +83,32 @@ def main() -> NoReturn:
         if isinstance(error, _UsageError):
             _complain(error.format_message())
             sys.exit(2)
+        if (ended := _cluster_ended(error)) is not None:
+            _complain(ended)
+            sys.exit(1)
         _end_of_a_defect(error)
     if status == Interrupted.exit_status:
         again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
         _complain(f"interrupted; nothing half-written is kept, and {again} resumes from here")
     sys.exit(status or 0)
+
+
+def _cluster_ended(error: Exception) -> str | None:
+    """The line for a command whose cluster was taken from under it; None for any other error."""
+    known = sys.modules.get("ray.exceptions")
+    kinds = (
+        "RayActorError",
+        "NodeDiedError",
+        "LocalRayletDiedError",
+        "WorkerCrashedError",
+        "ObjectLostError",
+    )
+    if known is None or not isinstance(error, tuple(getattr(known, kind) for kind in kinds)):
+        return None
+    return (
+        f"Ray's processes ended under this command ({type(error).__name__}); was one of them killed, or "
+        "memory short? The same command resumes from the newest checkpoint; Ray's logs are in logs/ of the run"
+    )
 
 
 def _end_of_a_defect(error: Exception) -> NoReturn:

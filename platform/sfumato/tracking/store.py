@@ -138,7 +138,7 @@ class TrackingStore:
                 f"(`fuser {self.database.name}` names it), or record on a server with tracking.uri"
             )
         return (
-            f"tracking: {self.database} cannot be used ({reason}): is it yours to write, and has its disk room? "
+            f"tracking: {self.database} cannot be used ({reason}): is it yours, and has its disk room? "
             "tracking.enabled=false does without"
         )
 

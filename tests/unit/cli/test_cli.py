@@ -168,3 +168,17 @@ def test_a_disk_that_is_full_is_no_defect(
     monkeypatch.setattr(cli, "app", lambda **_: 1 / 0)
     status, _, err = sfumato_here("doctor")
     assert status == 1 and "ZeroDivisionError: division by zero (a defect of Sfumato" in err
+
+
+def test_a_cluster_that_was_killed_is_no_defect(monkeypatch: pytest.MonkeyPatch, sfumato_here: Any) -> None:
+    from ray.exceptions import WorkerCrashedError
+
+    def fails(**_: object) -> int:
+        raise WorkerCrashedError
+
+    monkeypatch.setattr(cli, "app", fails)
+    status, _, err = sfumato_here("doctor")
+    assert status == 1 and err.startswith(
+        "error: Ray's processes ended under this command (WorkerCrashedError)"
+    )
+    assert "The same command resumes" in err and "defect" not in err

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sfumato.core.progress import Progress
-from sfumato.errors import Interrupted
+from sfumato.errors import CheckpointError, Interrupted
 from sfumato.runtime.training.progress_actor import BoardHandler
 from sfumato.runtime.training.rank import Rank
 
@@ -28,6 +28,8 @@ class Reporter:
         if self.tracker is None:
             return
         if not self._folder.holds(self._token):
+            if not self._folder.path.is_dir():
+                raise CheckpointError(f"{self._folder.path} is gone: it was deleted in mid-training")
             raise Interrupted("another process has taken over this run")
         self.tracker.metrics(metrics, step=progress.images)
         self._board.progress.remote(progress.images, progress.total_images, metrics)
