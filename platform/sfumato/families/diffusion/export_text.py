@@ -1,6 +1,7 @@
 """A trained model of texts and latents as a stock pipeline of diffusers, which needs none of Sfumato's code.
 
     StableDiffusionPipeline    unet_text with ddpm      DiffusionPipeline.from_pretrained(folder)(prompt=...)
+    StableDiffusionXLPipeline  with pooled_with_size    (..., original_size=SIZE, target_size=SIZE)
     PixArtAlphaPipeline        pixart with ddpm         (..., use_resolution_binning=False)
     StableDiffusion3Pipeline   mmdit, rectified flow    (..., sigmas=[1 - i / n for i in range(n)])
 

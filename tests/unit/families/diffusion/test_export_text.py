@@ -47,7 +47,8 @@ for case in json.load(sys.stdin):
     pipeline.set_progress_bar_config(disable=True)
     assert type(pipeline).__name__ == case["kind"], type(pipeline)
     latents = torch.from_numpy(np.load(case["noise"]))
-    images = pipeline(latents=latents, output_type="pt", **case["call"]).images
+    call = {name: tuple(value) if name.endswith("_size") else value for name, value in case["call"].items()}
+    images = pipeline(latents=latents, output_type="pt", **call).images
     np.save(case["images"], images.numpy())
 """
 
@@ -64,6 +65,14 @@ def of_sd3(folder: Path) -> list[FolderConfig]:
         encoder(folder, "clip_projected", layer=-2),
         encoder(folder / "two", "clip_projected", layer=-2, beside=True),
         encoder(folder, "t5_wide", uses="states", mask=False),
+    ]
+
+
+def of_xl(folder: Path) -> list[FolderConfig]:
+    (folder / "xl").mkdir()
+    return [
+        encoder(folder / "xl", "clip", layer=-2, uses="states"),
+        encoder(folder / "xl", "clip_projected", layer=-2, beside=True),
     ]
 
 
@@ -116,6 +125,7 @@ def export(config: DiffusionConfig, nets: Mapping[str, nn.Module], folder: Path)
 DDPM = {"kind": "ddpm", "timesteps": 20}
 FLOW = {"kind": "rectified_flow"}
 UNET = {"kind": "unet_text", "channels": (8, 16), "head_dim": 8, "norm_groups": 4, "layers_per_block": 1}
+XL = {**UNET, "pooled_with_size": (8, 8)}
 PIXART = {"kind": "pixart", "heads": 2, "head_dim": 8, "depth": 1}
 MMDIT = {"kind": "mmdit", "heads": 2, "head_dim": 8, "depth": 2}
 ASKED = {"prompt": PROMPTS, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
@@ -126,9 +136,11 @@ def cases(folder: Path) -> dict[str, tuple[DiffusionConfig, str, dict[str, Any]]
     sigmas = {"sigmas": [1 - i / STEPS for i in range(STEPS)], "max_sequence_length": 8}
     pixart = {"negative_prompt": NEGATIVE, "use_resolution_binning": False, "max_sequence_length": 8}
     pixart |= {"clean_caption": False, "height": 8, "width": 8}
+    sizes = {"original_size": (8, 8), "target_size": (8, 8), "height": 8, "width": 8}
     return {
         "sd": (model(UNET, DDPM, [JointConfig.tiny()]), "StableDiffusionPipeline", negative),
         "sd-clip": (model(UNET, DDPM, [encoder(folder, "clip")]), "StableDiffusionPipeline", negative),
+        "xl": (model(XL, DDPM, of_xl(folder)), "StableDiffusionXLPipeline", {**negative, **sizes}),
         "pixart": (model(PIXART, DDPM, [encoder(folder, "t5_whole")]), "PixArtAlphaPipeline", pixart),
         "sd3": (model(MMDIT, FLOW, of_sd3(folder)), "StableDiffusion3Pipeline", {**negative, **sigmas}),
     }
@@ -153,7 +165,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, T
     return {name: (images, torch.from_numpy(np.load(folder / f"{name}.npy"))) for name, images in own.items()}
 
 
-@pytest.mark.parametrize("name", ["sd", "sd-clip", "pixart", "sd3"])
+@pytest.mark.parametrize("name", ["sd", "sd-clip", "xl", "pixart", "sd3"])
 def test_the_same_noise_gives_the_same_images(name: str, pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
     own, theirs = pairs[name]
     assert own.shape == theirs.shape
@@ -166,6 +178,7 @@ def test_the_same_noise_gives_the_same_images(name: str, pairs: dict[str, tuple[
     [
         (model(UNET, FLOW, [JointConfig.tiny()]), "needs model.objective.kind=ddpm"),
         (model({**UNET, "mask": True}, DDPM, [JointConfig.tiny()]), "attends to padding"),
+        (model(XL, DDPM, [JointConfig.tiny()]), "has two text encoders of CLIP"),
         (model(MMDIT, FLOW, [JointConfig.tiny()]), "has three text encoders"),
         (model({"kind": "flux", "heads": 1}, FLOW, [JointConfig.tiny()]), "no pipeline for network 'flux'"),
     ],

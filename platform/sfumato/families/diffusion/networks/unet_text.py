@@ -24,6 +24,8 @@ from sfumato.families.diffusion.networks.unet import halving_problems
 from sfumato.layers.group_norm import check_widths
 from sfumato.text.states import States, TextShape
 
+_OF_XL = [(-2, False, "states"), (-2, True, "both")]
+"""Layer, beside, uses of SDXL's encoders."""
 SIZE_CHANNELS = 256
 """Channels of each of the six numbers of SDXL's sizes."""
 
@@ -104,19 +106,24 @@ class TextUNetConfig(TextNetworkConfig):
         return TextUNet(self, data, text, outputs)
 
     def pipeline(self, parts: PipelineParts) -> Any:
-        """`StableDiffusionPipeline`: one encoder's last states, padding attended to, as that pipeline
-        does.
+        """`StableDiffusionPipeline`: one encoder's last states. With the pooled text and sizes that of SDXL:
+        two encoders side by side, by their layer before the last. Both attend to padding.
         """
+        network, xl = parts.network, self.pooled_with_size is not None
+        assert isinstance(network, TextUNet)
+        name = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
+        if parts.scheduler is None:
+            raise ConfigError(f"{name} needs model.objective.kind=ddpm")
+        if self.mask:
+            raise ConfigError(f"{name} attends to padding: train with model.network.mask=false")
+        return self._of_xl(network, parts) if xl else self._of_one(network, parts)
+
+    def _of_one(self, network: TextUNet, parts: PipelineParts) -> Any:
         from diffusers import StableDiffusionPipeline
 
-        encoder, network = parts.encoders[0], parts.network
-        assert isinstance(network, TextUNet)
-        if parts.scheduler is None:
-            raise ConfigError("StableDiffusionPipeline needs model.objective.kind=ddpm")
-        if len(parts.encoders) > 1 or self.pooled_with_size is not None or self.mask or not encoder.as_called:
+        if len(parts.encoders) > 1 or not parts.encoders[0].as_called:
             raise ConfigError(
-                "StableDiffusionPipeline has one text encoder, takes its last states and attends to padding: "
-                "model.network.mask=false, no pooled_with_size, one encoder with mask=false and layer=-1"
+                "StableDiffusionPipeline has one text encoder and takes its last states: layer=-1, mask=false"
             )
         ((model, tokenizer),) = parts.models
         return StableDiffusionPipeline(
@@ -128,6 +135,29 @@ class TextUNetConfig(TextNetworkConfig):
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
+        )
+
+    def _of_xl(self, network: TextUNet, parts: PipelineParts) -> Any:
+        from diffusers import StableDiffusionXLPipeline
+
+        asked = [(encoder.layer_used, encoder.beside, encoder.uses) for encoder in parts.encoders]
+        if asked != _OF_XL:
+            raise ConfigError(
+                "StableDiffusionXLPipeline has two text encoders of CLIP with layer=-2: one with "
+                "uses=states, "
+                "and one with a projection and beside=true"
+            )
+        (clip, tokens), (clip_2, tokens_2) = parts.models
+        return StableDiffusionXLPipeline(
+            vae=parts.vae,
+            text_encoder=clip,
+            tokenizer=tokens,
+            text_encoder_2=clip_2,
+            tokenizer_2=tokens_2,
+            unet=network.unet,
+            scheduler=parts.scheduler,
+            force_zeros_for_empty_prompt=False,
+            add_watermarker=False,
         )
 
 
