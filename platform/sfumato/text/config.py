@@ -18,6 +18,8 @@ from sfumato.text.states import TextShape, combined_shape
 NAME = "text"
 """Of the condition."""
 AT_ONCE = 4096
+COUNTED = 100 * AT_ONCE
+"""Captions that are counted before a run starts: about two seconds of work."""
 
 
 class TextConfig(FromData):
@@ -97,23 +99,23 @@ class TextConfig(FromData):
         total = empty = 0
         cut = [0] * len(encoders)
         values = data.values(self.column)
-        while texts := list(islice(values, AT_ONCE)):
+        while total < COUNTED and (texts := list(islice(values, AT_ONCE))):
             total, empty = total + len(texts), empty + sum(not text for text in texts)
             for number, encoder in enumerate(encoders):
                 lengths = encoder.lengths(texts)
                 most = encoder.shape().tokens if lengths else 0
                 cut[number] += sum(length > most for length in lengths or ())
+        of = f"{total:,} captions" if total < COUNTED else f"the first {total:,} captions"
         if total == empty:
             raise ConfigError(
-                f"model.text.column: none of the {total:,} captions in {self.column!r} says anything; pack "
-                "images with captions"
+                f"model.text.column: none of {of} in {self.column!r} says anything; pack images with captions"
             )
         if empty:
-            note(f"{empty:,} of {total:,} captions are empty: their images are learnt as those of no text")
+            note(f"{empty:,} of {of} are empty: their images are learnt as those of no text")
         for encoder, number in zip(encoders, cut, strict=True):
             if number:
                 note(
-                    f"{number:,} of {total:,} captions are longer than the {encoder.shape().tokens} tokens "
+                    f"{number:,} of {of} are longer than the {encoder.shape().tokens} tokens "
                     f"of the text encoder {encoder.kind}, and are cut"
                 )
         return self.model_copy(update={"encoders": encoders})

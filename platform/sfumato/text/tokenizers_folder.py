@@ -31,14 +31,21 @@ _FILES = (
 
 def packed(folder: Path, *, clip: bool) -> bytes:
     """The tokenizer in a folder. Raises ConfigError, in one line, if there is none."""
+    present = [(name, (folder / name).stat().st_mtime_ns) for name in _FILES if (folder / name).is_file()]
+    if not present:
+        raise ConfigError(f"{folder} has no tokenizer ({', '.join(_FILES[:4])}); name the folder that has")
+    return _packed(folder, clip, tuple(present))
+
+
+@lru_cache(maxsize=8)
+def _packed(folder: Path, clip: bool, stamp: tuple[tuple[str, int], ...]) -> bytes:
+    """Read once while its files, told apart by `stamp`, are the same."""
     try:
         import transformers
     except ImportError:
         raise CapabilityError(
             f"a tokenizer needs transformers, not installed: {with_extra('text')}"
         ) from None
-    if not any((folder / name).is_file() for name in _FILES):
-        raise ConfigError(f"{folder} has no tokenizer ({', '.join(_FILES[:4])}); name the folder that has")
     # Which is CLIP's cannot be told from the folder of a text model alone.
     kind: Any = transformers.CLIPTokenizer if clip else transformers.AutoTokenizer
     try:

@@ -50,7 +50,7 @@ def test_captions_teach_the_vocabulary_and_are_counted() -> None:
 
 
 def test_data_without_any_caption_is_refused() -> None:
-    with pytest.raises(ConfigError, match="none of the 3 captions in 'text' says anything"):
+    with pytest.raises(ConfigError, match="none of 3 captions in 'text' says anything"):
         learnt(TextConfig(encoders=(encoder(),)), ["", "", ""])
 
 
