@@ -101,12 +101,12 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.runtime: $(VENV)/.torch $(INPUTS)
 	@echo "Installing Sfumato (a few minutes the first time)"
-	@$(INSTALL) -c constraints.txt -e .
+	@$(INSTALL) -c constraints.txt -e '.[text]'
 	@touch $@
 
 # torch-fidelity, which metrics are tested against, asks for torchvision, which nothing here uses.
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Installing what the tests need"
-	@$(INSTALL) -c constraints.txt -e '.[dev,features,deepspeed,tune,cluster]'
+	@$(INSTALL) -c constraints.txt -e '.[dev,features,text,deepspeed,tune,cluster]'
 	@$(INSTALL) --no-deps $(shell grep '^torch-fidelity==' constraints.txt)
 	@touch $@

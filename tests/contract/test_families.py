@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from members import DATA, MEMBERS, PROGRESS, ROWS, Nets, batch, build, given, progress_of, view
+from members import DATA, MEMBERS, PROGRESS, ROWS, Nets, batch, build, cut, given, progress_of, view
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from sfumato import families
-from sfumato.core.batch import Piece
+from sfumato.core.batch import Batch, Piece, Texts
 from sfumato.core.conditions import conditions_of
 from sfumato.core.family import (
     EIGHT_BIT,
@@ -58,7 +58,7 @@ def noise(*pieces: Piece, phase: str, images: int = 64) -> StreamRng:
     return StreamRng(pieces, rows_per_stream=ROWS, seed=5, images=images, phase=phase)
 
 
-def loss_of(family: Family, nets: Nets, phase: Phase, rows: Mapping[str, Tensor], rng: StreamRng) -> Tensor:
+def loss_of(family: Family, nets: Nets, phase: Phase, rows: Batch, rng: StreamRng) -> Tensor:
     with torch.no_grad():
         prepared = family.prepare(view(nets, None), rows, progress_of(family), rng)
     return phase.loss(view(nets, phase.trains), prepared, progress_of(family), rng).loss_B
@@ -72,6 +72,10 @@ def skip_where_rows_are_coupled(config: FamilyConfig, nets: Nets) -> None:
             "batch statistics couple the rows, and the configuration does not say so"
         )
         pytest.skip("the rows of a micro-batch are coupled")
+
+
+def same(one: Tensor, two: Tensor) -> bool:
+    return torch.equal(one, two) if isinstance(one, Tensor) else one == two
 
 
 def fields(kind: type[BaseModel]) -> Iterator[tuple[str, str | None]]:
@@ -145,9 +149,10 @@ def test_a_phase_reaches_every_parameter_of_its_network_and_no_other(family: Fam
 def test_a_row_has_its_own_loss(config: FamilyConfig, family: Family, nets: Nets) -> None:
     skip_where_rows_are_coupled(config, nets)
     rows = batch()
-    changed = {"image": rows["image"].clone(), "label": rows["label"].clone()}
+    changed = {**rows, "image": rows["image"].clone(), "label": rows["label"].clone()}
     changed["image"][1:] *= -0.5
     changed["label"][1:] = 2 - changed["label"][1:]
+    changed["text"] = Texts([rows["text"][0], *(f"{text} else" for text in rows["text"][1:])])
     for phase in family.phases:
         one, two = (
             loss_of(family, nets, phase, given, noise(Piece(0, 0, ROWS), phase=phase.name))
@@ -180,7 +185,7 @@ def test_a_cut_into_micro_batches_changes_no_loss(config: FamilyConfig, family: 
                 family,
                 nets,
                 phase,
-                {key: value[first : first + 2] for key, value in rows.items()},
+                cut(rows, first, first + 2),
                 noise(Piece(0, first, 2), phase=phase.name),
             )
             for first in (0, 2)
@@ -194,8 +199,8 @@ def test_prepare_changes_neither_batch_nor_networks(family: Family, nets: Nets) 
     first, second = (
         family.prepare(nets, rows, progress_of(family), noise(Piece(0, 0, ROWS), phase="p")) for _ in range(2)
     )
-    assert all(torch.equal(rows[key], kept[key]) for key in kept)
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert all(same(rows[key], kept[key]) for key in kept)
+    assert all(same(first[key], second[key]) for key in first)
     for name, net in nets.items():
         assert all(torch.equal(value, state[name][key]) for key, value in net.state_dict().items())
 
@@ -256,7 +261,7 @@ def test_reconstructions_are_images_each_of_its_own_row(family: Family, nets: Ne
     images = family.reconstruct(used(family, nets), rows, progress_of(family), SampleRng(1, range(ROWS)))
     assert images.shape == rows["image"].shape
     assert images.isfinite().all() and images.abs().max() <= 1
-    one = {key: value[1:2] for key, value in rows.items()}
+    one = cut(rows, 1, 2)
     alone = family.reconstruct(used(family, nets), one, progress_of(family), SampleRng(1, range(1, 2)))
     torch.testing.assert_close(alone, images[1:2], rtol=1e-4, atol=1e-5)
 
@@ -287,7 +292,7 @@ def test_bits_per_dim_are_of_each_row(family: Family, nets: Nets) -> None:
     rows = batch()
     bits = family.bits_per_dim(used(family, nets), rows, progress_of(family), SampleRng(1, range(ROWS)))
     assert bits.shape == (ROWS,) and bits.isfinite().all() and (bits > 0).all()
-    one = {key: value[1:2] for key, value in rows.items()}
+    one = cut(rows, 1, 2)
     alone = family.bits_per_dim(used(family, nets), one, progress_of(family), SampleRng(1, range(1, 2)))
     torch.testing.assert_close(alone, bits[1:2], rtol=1e-4, atol=1e-5)
 

@@ -279,14 +279,12 @@ class Counted(torch.nn.Module):
 def test_guidance_is_the_papers_formula_and_costs_what_it_says() -> None:
     x, labels, t = torch.randn(3, 1, 2, 2), torch.tensor([0, 1, 4]), torch.tensor(5)
     model = Counted()
-    guided = guided_output(model, x, t, labels, guidance=Guidance(2.5), null_class=5)
+    guided = guided_output(model, x, t, labels, guidance=Guidance(2.5), null=5)
     cond, uncond = x * 2 + labels.view(-1, 1, 1, 1), x * 2 + 5
     torch.testing.assert_close(guided, (1 + 1.5) * cond - 1.5 * uncond)  # eq. 6 with w = 1.5
-    plain = guided_output(model, x, t, labels, guidance=Guidance(1.0), null_class=5)
+    plain = guided_output(model, x, t, labels, guidance=Guidance(1.0), null=5)
     torch.testing.assert_close(plain, cond)
-    torch.testing.assert_close(
-        guided_output(model, x, t, labels, guidance=Guidance(0.0), null_class=5), uncond
-    )
+    torch.testing.assert_close(guided_output(model, x, t, labels, guidance=Guidance(0.0), null=5), uncond)
     assert model.rows == [6, 3, 6]
 
 

@@ -153,3 +153,23 @@ def test_guidance_mixes_the_two_velocities() -> None:
         velocity = -0.1 + 2.5 * (label / 10 + 0.1)
         assert found[row].mean().item() == pytest.approx(-velocity, abs=1e-6)
     assert math.isclose(found[0].std().item(), 0.0, abs_tol=1e-6)
+
+
+def test_training_times_are_shifted_as_sampling_times_are() -> None:
+    """Esser et al. 2024, eq. 23: the network sees t' with t' / (1 - t') = shift t / (1 - t)."""
+    seen: list[torch.Tensor] = []
+
+    class Seen(torch.nn.Module):
+        def forward(
+            self, x: torch.Tensor, t: torch.Tensor, labels: None, return_dict: bool
+        ) -> tuple[torch.Tensor]:
+            seen.append(t / 1000)
+            return (torch.zeros_like(x),)
+
+    for shift in (1.0, 3.0):
+        rng = StreamRng([Piece(0, 0, 50)], rows_per_stream=50, seed=1, images=0, phase="flow")
+        batch = {"image": torch.zeros(50, 1, 2, 2)}
+        objective = RectifiedFlow(RectifiedFlowConfig(shift=shift))
+        objective.loss({"network": Seen()}, batch, LabelDropout(None, 0), Progress(0, 0, 1, 1), rng)
+    plain, shifted = seen
+    torch.testing.assert_close(shifted / (1 - shifted), 3 * plain / (1 - plain), rtol=1e-3, atol=1e-5)

@@ -100,10 +100,10 @@ def test_a_worse_model_takes_the_place_of_the_null_class() -> None:
     def worse(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return weak(x, t, None, return_dict=False)[0]  # type: ignore[no-any-return]
 
-    found = guided_output(network, x, t, labels, guidance=Guidance(1.7), null_class=NULL, worse=worse)
+    found = guided_output(network, x, t, labels, guidance=Guidance(1.7), null=NULL, worse=worse)
     good, bad = 0.1 * x + labels.view(-1, 1, 1, 1) / 10, 0.1 * x
     torch.testing.assert_close(found, bad + 1.7 * (good - bad))
     assert [rows for rows, _ in network.calls + weak.calls] == [3, 3]
-    plain = guided_output(network, x, t, labels, guidance=Guidance(1.0), null_class=NULL, worse=worse)
+    plain = guided_output(network, x, t, labels, guidance=Guidance(1.0), null=NULL, worse=worse)
     torch.testing.assert_close(plain, good)
     assert len(weak.calls) == 1

@@ -244,7 +244,7 @@ def test_the_variance_is_not_guided() -> None:
             return (torch.cat([x + shown, x * 0 + shown], dim=1),)
 
     x, labels = torch.randn(2, 1, 2, 2), torch.tensor([0, 1])
-    found = guided_output(Labelled(), x, torch.tensor(3), labels, guidance=Guidance(3.0), null_class=4)
+    found = guided_output(Labelled(), x, torch.tensor(3), labels, guidance=Guidance(3.0), null=4)
     torch.testing.assert_close(found[:, :1], x + 4 + 3 * (labels.view(-1, 1, 1, 1) - 4))
     torch.testing.assert_close(found[:, 1:], labels.view(-1, 1, 1, 1).expand(2, 1, 2, 2).float())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from example_sets import pack_digits
 from launch import launch
 from matrix import TRAIN, Matrix, cases, strategies
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch import Tensor
 
 @pytest.fixture(scope="module")
 def matrix(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
-    return Matrix(tmp_path_factory.mktemp("matrix"), digits_data)
+    captioned = pack_digits(tmp_path_factory.mktemp("scratch"), tmp_path_factory.mktemp("data") / "captioned")
+    return Matrix(tmp_path_factory.mktemp("matrix"), digits_data, captioned)
 
 
 def assert_same(found: dict[str, Tensor], reference: dict[str, Tensor]) -> None:

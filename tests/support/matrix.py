@@ -42,6 +42,13 @@ def _phases() -> dict[Member, Sequence[Phase]]:
     return found
 
 
+def reads_texts(member: Member) -> bool:
+    """Whether the member is trained on captions."""
+    family, variant = member
+    taken = families.config_class(family).variants()[variant].conditions(DIGITS)
+    return any(condition.kind == "text" for condition in taken)
+
+
 def members() -> list[Member]:
     """(family, variant) of those."""
     return list(_phases())
@@ -76,6 +83,8 @@ class Matrix:
 
     folder: Path
     data: Path
+    captioned: Path
+    """Digits with captions."""
     references: dict[Member, dict[str, Tensor]] = field(default_factory=dict)
 
     def reference(self, member: Member) -> dict[str, Tensor]:
@@ -87,12 +96,14 @@ class Matrix:
     def get(self, strategy: str, member: Member, world_size: int) -> dict[str, Tensor]:
         """The result of a case on so many ranks."""
         family, variant = member
+        texts = reads_texts(member)
         return launch(
             self.folder / f"{strategy}-{family}-{variant}-{world_size}",
             world_size=world_size,
             family=family,
             variant=variant,
             strategy=strategy,
-            data=str(self.data),
+            data=str(self.captioned if texts else self.data),
+            reading={"text": texts},
             train=TRAIN,
         )

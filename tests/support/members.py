@@ -9,14 +9,16 @@ import torch
 from torch import nn
 
 from sfumato import families
-from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.batch import Batch, DataSpec, Texts
+from sfumato.core.columns import Column
 from sfumato.core.conditions import Listed, Source
 from sfumato.core.family import EmaOf, Family, FamilyConfig
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.core.state import initial
 
-DATA = DataSpec(channels=1, height=8, width=8, classes=("zero", "one", "two"))
+DATA = DataSpec(1, 8, 8, ("zero", "one", "two"), {"text": Column("text", "str")})
+CAPTIONS = ("the one", "", "another", "the other one of the four")
 ROWS = 4
 PROGRESS = Progress(step=0, images=64, total_images=1_000, batch=ROWS)
 
@@ -46,7 +48,16 @@ def build(family: Family) -> Nets:
 def batch(rows: int = ROWS) -> Batch:
     generator = torch.Generator().manual_seed(3)
     image = torch.rand(rows, *DATA.shape, generator=generator) * 2 - 1
-    return {"image": image, "label": torch.arange(rows) % DATA.num_classes}
+    texts = Texts(CAPTIONS[row % len(CAPTIONS)] for row in range(rows))
+    return {"image": image, "label": torch.arange(rows) % DATA.num_classes, "text": texts}
+
+
+def cut(rows: Batch, first: int, stop: int) -> Batch:
+    """Some of the rows."""
+    return {
+        name: Texts(column[first:stop]) if isinstance(column, Texts) else column[first:stop]
+        for name, column in rows.items()
+    }
 
 
 def given(config: FamilyConfig) -> Source:

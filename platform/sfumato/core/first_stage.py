@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 from torch import Tensor
@@ -62,6 +62,15 @@ class Tokenizer(FirstStage, Protocol):
 
     def decode_codes(self, codes_Bhw: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class InDiffusers(Protocol):
+    """A first stage that diffusers has too."""
+
+    def in_diffusers(self, scale: float) -> Any:
+        """The same network as a diffusers `AutoencoderKL`, which multiplies latents by `scale`."""
         ...
 
 

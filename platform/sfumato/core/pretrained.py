@@ -35,7 +35,7 @@ from sfumato.core.validation import first_problem
 from sfumato.errors import ConfigError
 
 BUILT_IN = r"^[a-z][a-z0-9_]*$"
-Found = TypeVar("Found", bound="Reference")
+Found = TypeVar("Found")
 Card = TypeVar("Card", bound="ModelCard")
 IDENTIFIED = NeutralBeside("digest")
 """Marks a field that adds nothing to a run's identity once the digest is known: a location, or contents."""
@@ -230,7 +230,7 @@ def recorded(card: Mapping[str, Any], kind: type[Card]) -> Card:
 
 
 def references(content: Any, field: str, kind: type[Found]) -> Iterator[tuple[str, Found]]:
-    """All references of this class in a configuration, with their dotted fields (`model.first_stage`)."""
+    """All references (or other parts) of this class in a configuration, with their dotted fields."""
     if isinstance(content, kind):
         yield field, content
     elif isinstance(content, BaseModel):
@@ -244,20 +244,20 @@ def references(content: Any, field: str, kind: type[Found]) -> Iterator[tuple[st
             yield from references(value, f"{field}.{index}", kind)
 
 
-def replaced(content: Any, field: str, change: Callable[[str, Reference], Reference]) -> Any:
-    """The configuration with every reference in it replaced by `change(field, reference)`."""
-    if isinstance(content, Reference):
+def replaced(content: Any, field: str, change: Callable[[str, Any], Any], kind: type[Any] = Reference) -> Any:
+    """The configuration with every part of this class in it replaced by `change(field, part)`."""
+    if isinstance(content, kind):
         return change(field, content)
     if isinstance(content, BaseModel):
         before = {name: getattr(content, name) for name in type(content).model_fields}
-        after = {name: replaced(value, f"{field}.{name}", change) for name, value in before.items()}
+        after = {name: replaced(value, f"{field}.{name}", change, kind) for name, value in before.items()}
         changed = {name: value for name, value in after.items() if value is not before[name]}
         return content.model_copy(update=changed) if changed else content
     if isinstance(content, Mapping):
-        items = {name: replaced(value, f"{field}.{name}", change) for name, value in content.items()}
+        items = {name: replaced(value, f"{field}.{name}", change, kind) for name, value in content.items()}
         return items if any(items[name] is not content[name] for name in items) else content
     if isinstance(content, (list, tuple)):
-        values = [replaced(value, f"{field}.{index}", change) for index, value in enumerate(content)]
+        values = [replaced(value, f"{field}.{index}", change, kind) for index, value in enumerate(content)]
         same = all(new is old for new, old in zip(values, content, strict=True))
         return content if same else type(content)(values)
     return content

@@ -77,6 +77,14 @@ def build(model: LibraryModel) -> nn.Module:
     return network
 
 
+def config_of(model: LibraryModel) -> Any:
+    """The configuration of a network of transformers, as the library reads it."""
+    assert model.library == "transformers"
+    kind = _class_of(model)
+    with _quiet(model.library):
+        return kind.config_class.from_dict(_safe(model.config))
+
+
 def opened(pretrained: Pretrained) -> OpenNetwork:
     """The network in `pretrained.folder`, by its recorded description.
 

@@ -20,6 +20,8 @@ from sfumato.families.autoregressive.networks import NETWORKS, PREFIX, NetworkCo
 from sfumato.families.autoregressive.networks.pixelcnn import PixelCnnConfig
 from sfumato.families.autoregressive.outputs import OUTPUTS
 from sfumato.families.autoregressive.sampling import SamplingConfig
+from sfumato.text.config import TextConfig
+from sfumato.text.encoders import ENCODERS
 
 
 class AutoregressiveConfig(FamilyConfig):
@@ -28,6 +30,9 @@ class AutoregressiveConfig(FamilyConfig):
     family: Literal["autoregressive"] = Field("autoregressive", description="Selects this family.")
     condition: Literal["auto", "class", "none"] = Field(
         "auto", description="What generation is conditioned on; auto means class if the data has classes."
+    )
+    text: TextConfig | None = Field(
+        None, description="Condition on texts instead of classes; the network must be text_transformer."
     )
     network: Annotated[NetworkConfig, NETWORKS] = Field(
         PixelCnnConfig(), description="Which model, and its size."
@@ -54,7 +59,9 @@ class AutoregressiveConfig(FamilyConfig):
     )
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
-        """The class of an image, unless the recipe or the data has none; images to complete, if any."""
+        """The text of an image; or its class, unless there is none; images to complete, if any."""
+        if self.text is not None:
+            return (self.text.condition(negative=True),)
         classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
         prefix = Condition(PREFIX, "image", "image", data.shape)
         return ((LABEL,) if classes else ()) + ((prefix,) if self.completion else ())
@@ -68,7 +75,8 @@ class AutoregressiveConfig(FamilyConfig):
         classes = data.num_classes if LABEL in self.conditions(data) else 0
         stage = None if self.first_stage is None else self.first_stage.open(config_class)
         draft = None if self.draft is None else self.draft.open(config_class)
-        return self.network.build(Parts(self.optimizer, self.ema, classes, stage, draft), data)
+        parts = Parts(self.optimizer, self.ema, classes, stage, draft, self.text)
+        return self.network.build(parts, data)
 
     @classmethod
     def tiny(cls) -> Self:
@@ -113,13 +121,21 @@ class AutoregressiveConfig(FamilyConfig):
         network = kind.tiny()
         return cls(
             network=network,
+            text=TextConfig(encoders=(ENCODERS.find("joint").tiny(),)) if kind.takes_texts else None,
             first_stage=FirstStageConfig(model=_TINY_STAGE) if kind.of_codes else None,
-            sampling=SamplingConfig(guidance=1.5, top_k=8) if network.dropped else SamplingConfig(),
+            sampling=(
+                SamplingConfig(guidance=1.5, top_k=8)
+                if network.dropped or kind.takes_texts
+                else SamplingConfig()
+            ),
         )
 
     def problems(self, data: DataSpec) -> list[str]:
         """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
-        found = self._label_problems(data) + self.network.problems(data, self.sampling)
+        condition = self._label_problems(data) if self.text is None else self._text_problems(self.text, data)
+        if self.network.takes_texts and self.text is None:
+            condition = [f"model.network: {self.network.kind} is a model of texts; give model.text"]
+        found = condition + self.network.problems(data, self.sampling)
         if self.network.of_codes:
             stage = self.first_stage or FirstStageConfig()
             found += stage.problems(data, config_class, codes=True)
@@ -156,6 +172,14 @@ class AutoregressiveConfig(FamilyConfig):
         return (
             [] if same else ["model.draft: has another tokenizer; train it with the same model.first_stage"]
         )
+
+    def _text_problems(self, text: TextConfig, data: DataSpec) -> list[str]:
+        found = text.problems(data)
+        if not self.network.takes_texts:
+            found.append(f"model.network: {self.network.kind} takes no texts; use text_transformer")
+        elif not found and not text.shape().tokens:
+            found.append("model.text: the transformer sees tokens; let an encoder have uses=both or states")
+        return found + text.clashes(self.condition, self.sampling.guidance)
 
     def _label_problems(self, data: DataSpec) -> list[str]:
         if self.condition == "class" and not data.num_classes:

@@ -18,7 +18,7 @@ from sfumato.core.schedules import EmaSchedule, LearningRate
 from sfumato.families import config_class
 from sfumato.families.diffusion.guide import guide_problems
 from sfumato.families.diffusion.latent import latent_spec
-from sfumato.families.diffusion.networks import NETWORKS, NetworkConfig
+from sfumato.families.diffusion.networks import NETWORKS, NetworkConfig, TextNetworkConfig
 from sfumato.families.diffusion.networks.unet import UNetConfig
 from sfumato.families.diffusion.objectives import (
     DEFAULT_LABEL_DROPOUT,
@@ -29,6 +29,7 @@ from sfumato.families.diffusion.objectives import (
     SamplingBase,
 )
 from sfumato.families.diffusion.objectives.ddpm import DDPMConfig, DDPMSampling
+from sfumato.text.config import TextConfig
 
 
 class DiffusionConfig(FamilyConfig):
@@ -38,8 +39,11 @@ class DiffusionConfig(FamilyConfig):
     condition: Literal["auto", "class", "none"] = Field(
         "auto", description="What generation is conditioned on; auto means class if the data has classes."
     )
+    text: TextConfig | None = Field(
+        None, description="Condition on texts instead of classes; the network must be one of texts."
+    )
     network: Annotated[NetworkConfig, NETWORKS] = Field(
-        UNetConfig(), description="Kind and size of the network: unet or dit."
+        UNetConfig(), description="Kind and size of the network: unet or dit; unet_text for texts."
     )
     objective: Annotated[ObjectiveConfig, OBJECTIVES] = Field(
         DDPMConfig(),
@@ -88,7 +92,9 @@ class DiffusionConfig(FamilyConfig):
         return given
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
-        """The class of an image, unless the recipe excludes it or the data has no classes."""
+        """The text of an image; or its class, unless the recipe excludes it or the data has no classes."""
+        if self.text is not None:
+            return (self.text.condition(negative=isinstance(self.sampling, GuidedSampling)),)
         classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
         return (LABEL,) if classes else ()
 
@@ -99,7 +105,7 @@ class DiffusionConfig(FamilyConfig):
     def label_dropout(self, data: DataSpec) -> float:
         """The share of labels dropped in training."""
         objective: Config = self.objective
-        if not self.conditions(data) or not isinstance(objective, GuidableObjective):
+        if LABEL not in self.conditions(data) or not isinstance(objective, GuidableObjective):
             return 0.0
         return DEFAULT_LABEL_DROPOUT if objective.label_dropout is None else objective.label_dropout
 
@@ -141,7 +147,7 @@ class DiffusionConfig(FamilyConfig):
         """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
         return [
             *self._size_problems(data),
-            *self._label_problems(data),
+            *(self._label_problems(data) if self.text is None else self._text_problems(self.text, data)),
             *self.sampling.problems(self.objective, latents=self.first_stage is not None),
         ]
 
@@ -161,7 +167,25 @@ class DiffusionConfig(FamilyConfig):
             return ["model.sampling.clip: latents are not bound to [-1, 1]; leave it out or set it to false"]
         return self.network.problems(latent_spec(self.first_stage.open(config_class), data), "latent")
 
+    def _text_problems(self, text: TextConfig, data: DataSpec) -> list[str]:
+        network, sampling = self.network, self.sampling
+        found = text.problems(data)
+        if not isinstance(network, TextNetworkConfig):
+            names = [name for name, kind in NETWORKS.all().items() if issubclass(kind, TextNetworkConfig)]
+            found.append(f"model.network: {network.kind} takes no texts; use {' or '.join(names)}")
+        elif not found:
+            found = network.text_problems(text.shape())
+        guidance = sampling.guidance if isinstance(sampling, GuidedSampling) else 1.0
+        found += text.clashes(self.condition, guidance)
+        if getattr(self.objective, "label_dropout", None):
+            found.append("model.objective.label_dropout: there are texts, no labels; set model.text.dropout")
+        if isinstance(sampling, GuidedSampling) and sampling.guide is not None:
+            found.append("model.sampling.guide: guides models of classes; for texts, leave it out")
+        return found
+
     def _label_problems(self, data: DataSpec) -> list[str]:
+        if isinstance(self.network, TextNetworkConfig):
+            return [f"model.network: {self.network.kind} is a network of texts; give model.text"]
         if self.condition == "class" and not data.num_classes:
             return ["model.condition: 'class', but the data has no classes; set model.condition=none"]
         dropout = getattr(self.objective, "label_dropout", None)

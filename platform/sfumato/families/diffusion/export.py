@@ -54,7 +54,7 @@ def write_pipeline(
             f"sampling.sampler: diffusers has no {options.sampler.kind} of order 3; set its order to 2"
         )
     if not conditional:
-        scheduler, unet = _stock(scheduler, options), _predicting_the_mean(unet, scheduler, options)
+        scheduler, unet = stock(scheduler, options), _predicting_the_mean(unet, scheduler, options)
         kind = DDIMPipeline if isinstance(scheduler, DDIMScheduler) else DDPMPipeline
         kind(unet=unet, scheduler=scheduler).save_pretrained(folder)
         return
@@ -75,7 +75,7 @@ def write_pipeline(
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _stock(scheduler: Any, options: DDPMSampling) -> Any:
+def stock(scheduler: Any, options: DDPMSampling) -> Any:
     """The scheduler, or one of the same steps that diffusers takes right."""
     if isinstance(scheduler, UniPCMultistepScheduler):
         raise ConfigError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.conditions import LABEL
 from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
 from sfumato.core.first_stage import OpenStage
 from sfumato.core.progress import Progress
@@ -20,9 +21,12 @@ from sfumato.errors import ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.guide import NAME as GUIDE
 from sfumato.families.diffusion.guide import Guide
-from sfumato.families.diffusion.labels import Guided, LabelDropout
-from sfumato.families.diffusion.latent import NAME, LatentSpace
+from sfumato.families.diffusion.labels import Conditioning, Given, GivenTexts, Guided, LabelDropout
+from sfumato.families.diffusion.latent import NAME, LatentNetwork, LatentSpace, scaled
+from sfumato.families.diffusion.networks import TextNetworkConfig
 from sfumato.families.diffusion.objectives import BoundedObjective, GuidedSampling
+from sfumato.text.condition import TextCondition
+from sfumato.text.network import TextConditioned
 
 
 class DiffusionFamily:
@@ -33,16 +37,21 @@ class DiffusionFamily:
     def __init__(self, config: DiffusionConfig, data: DataSpec) -> None:
         self._config = config
         self._data = data
-        self._conditional = bool(config.conditions(data))
+        self._conditional = LABEL in config.conditions(data)
+        self._text = None if config.text is None else TextCondition(config.text)
         self._objective = config.objective.build(latents=config.first_stage is not None)
         self._labels = LabelDropout(
             data.num_classes if self._conditional else None, config.label_dropout(data)
         )
+        self._given: Conditioning = self._labels if self._text is None else GivenTexts(self._text)
         self.nets: Mapping[str, NetSpec] = {
             "network": Trainable(build=self._build, optimizer=config.optimizer),
             **self._objective.teachers(),
             "ema": EmaOf(source="network", decay=config.ema.decay),
         }
+        if self._text is not None and self._text.frozen:
+            self.nets = {**self._text.frozen, **self.nets}
+            self.samplers = (*self.samplers, *self._text.frozen)
         options = config.sampling
         chosen = options.guide if isinstance(options, GuidedSampling) else None
         self._guide = None if chosen is None else Guide.open(chosen)
@@ -55,8 +64,8 @@ class DiffusionFamily:
         )
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """The batch unchanged: this model works on pixels."""
-        return batch
+        """The batch, with the inputs of its texts if there are any: this model works on pixels."""
+        return batch if self._text is None else self._text.prepare(nets, batch, rng)
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1], from noise of `rng`, by the averaged network.
@@ -73,6 +82,9 @@ class DiffusionFamily:
         """
         from sfumato.families.diffusion.export import write_pipeline  # loads diffusers' pipelines
 
+        if self._text is not None:
+            self._export_texts(nets, folder, options)
+            return
         objective, network = self._config.objective, self._config.network
         latent = self._config.first_stage is not None
         able = network.for_diffusers and not latent
@@ -91,11 +103,22 @@ class DiffusionFamily:
             conditional=self._conditional,
         )
 
+    def _export_texts(self, nets: Nets, folder: str, options: Any) -> None:
+        """Raises ConfigError: diffusers' pipelines of texts work on latents."""
+        raise ConfigError(
+            "diffusers' pipelines of texts work on latents, this model on pixels; use --format safetensors"
+        )
+
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        return self._objective.loss(nets, batch, self._labels, progress, rng)
+        return self._objective.loss(nets, batch, self._given, progress, rng)
 
     def _build(self) -> nn.Module:
         outputs = self._objective.outputs
+        if self._text is not None:
+            network = self._config.network
+            assert isinstance(network, TextNetworkConfig), "checked among the problems"
+            shape = self._text.config.shape()
+            return self._text.wrap(network.build_for_text(self._data, shape, outputs=outputs))
         more = {} if outputs == 1 else {"outputs": outputs}  # networks of others need not know it
         return self._config.network.build(self._data, conditional=self._conditional, **more)
 
@@ -107,22 +130,34 @@ class DiffusionFamily:
         return self._objective.sample(guided, noise_NCHW, request.options, rng, clip=clip)
 
     def _guided(self, nets: Nets, request: SampleRequest, rows: int, device: torch.device) -> Guided:
-        """The averaged network with the labels of the request, guided as its options say."""
+        """The averaged network with the labels or texts of the request, guided as its options say."""
+        if self._text is not None:
+            return self._guided_by_texts(self._text, nets, request, rows, device)
         label_N, options = self._labels_of(request, rows, device), request.options
         plain = Guided(nets["ema"], label_N, 1.0, self._data.num_classes)
         if not isinstance(options, GuidedSampling):
             return plain
-        guided = replace(
-            plain,
-            weight=options.guidance,
-            interval=options.guidance_interval,
-            rescale=options.guidance_rescale,
-        )
+        guided = _guided(plain, options)
         if options.guide is None:
             return plain if request.tensor("label") is None else guided
         if self._guide is None:
             raise ConfigError("guide: this model was opened without one; open it with these options")
         return replace(guided, worse=partial(self._guide.output, nets[GUIDE], labels_N=label_N))
+
+    def _guided_by_texts(
+        self, text: TextCondition, nets: Nets, request: SampleRequest, rows: int, device: torch.device
+    ) -> Guided:
+        """Away from the negative text, which is the empty one where none is given."""
+        network, options = _of_texts(nets["ema"]), request.options
+        guidance = options.guidance if isinstance(options, GuidedSampling) else 1.0
+
+        def encoded(texts: Sequence[str]) -> Mapping[str, Tensor]:
+            return network.encoded(text.inputs(nets, texts, device))
+
+        texts, away = text.asked(request, rows, guidance)
+        if not away:
+            return Guided(nets["ema"], encoded(texts), 1.0, {})
+        return _guided(Guided(nets["ema"], encoded(texts), 1.0, encoded(away)), options)
 
     def _labels_of(self, request: SampleRequest, rows: int, device: torch.device) -> Tensor | None:
         """The class of each sample [N]; the null class if none was given."""
@@ -149,8 +184,11 @@ class BoundedDiffusionFamily(DiffusionFamily):
         """A bound on the bits per dimension of 8-bit images, given their labels if there are any, [B]."""
         objective = self._objective
         assert isinstance(objective, BoundedObjective), "its sampling asks for a likelihood"
-        label_B = batch["label"] if self._conditional else None
-        network = Guided(nets["ema"], label_B, 1.0, self._data.num_classes)
+        given: Given | None = batch["label"] if self._conditional else None
+        if self._text is not None:
+            inputs = self._text.inputs(nets, list(batch[self._text.config.column]), batch["image"].device)
+            given = _of_texts(nets["ema"]).encoded(inputs)
+        network = Guided(nets["ema"], given, 1.0, self._data.num_classes)
         return objective.bits_per_dim(network, batch["image"], self._config.sampling, rng)
 
 
@@ -170,12 +208,44 @@ class LatentDiffusionFamily(DiffusionFamily):
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch with its images replaced by a draw of their scaled latents."""
-        return self._space.encode(nets, batch, rng)
+        return super().prepare(nets, self._space.encode(nets, batch, rng), progress, rng)
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]: latents as of a model of pixels, decoded."""
         x_NChw = self._sample(nets, request, rng, clip=False)
         return self._space.decode(nets, x_NChw).clamp(-1, 1)
 
+    def _export_texts(self, nets: Nets, folder: str, options: Any) -> None:
+        from sfumato.families.diffusion.export_text import text_pipeline
+
+        assert self._text is not None
+        flow, scheduler = self._objective.diffusers_flow(options), None
+        if flow is None:
+            scheduler = self._objective.diffusers_scheduler(options, clip=False)
+        network, config = _of_texts(nets["ema"]), self._config.network
+        assert isinstance(config, TextNetworkConfig)
+        scale = float(scaled(nets["ema"]).latent_scale)
+        stages = (nets[NAME], scale)
+        text_pipeline(config, network, nets, self._text, stages, scheduler, flow, options).save_pretrained(
+            folder
+        )
+
     def _build(self) -> nn.Module:
         return self._space.wrap(super()._build())
+
+
+def _guided(plain: Guided, options: GuidedSampling) -> Guided:
+    """With the guidance of the options."""
+    return replace(
+        plain,
+        weight=options.guidance,
+        interval=options.guidance_interval,
+        rescale=options.guidance_rescale,
+    )
+
+
+def _of_texts(network: nn.Module) -> TextConditioned:
+    """The part of the network that holds its text encoders."""
+    inner = network.network if isinstance(network, LatentNetwork) else network
+    assert isinstance(inner, TextConditioned), "built by TextCondition.wrap"
+    return inner

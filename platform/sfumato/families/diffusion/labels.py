@@ -1,4 +1,4 @@
-"""Class labels: dropped in training so that the network learns both models, and guided in sampling.
+"""Labels and texts: dropped in training so that the network learns both models, and guided in sampling.
 
 Classifier-free guidance (Ho & Salimans 2022): one network is trained with its labels replaced by a null
 class now and then (algorithm 1), and sampled from a mixture of its two outputs (eq. 6). Autoguidance (Karras
@@ -7,18 +7,30 @@ et al. 2024) mixes its output with that of a smaller or less trained network ins
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch
 from sfumato.core.rng import Rng
+from sfumato.text.condition import TextCondition
 
 if TYPE_CHECKING:
     from sfumato.families.diffusion.pipeline import Guidance  # loads diffusers
+
+Given: TypeAlias = Tensor | Mapping[str, Tensor]
+"""What steers a batch: classes, int64 [B], or the inputs of texts, named tensors with B rows."""
+
+
+class Conditioning(Protocol):
+    """What the network sees of a batch besides its images."""
+
+    def draw(self, batch: Batch, rng: Rng) -> Given | None:
+        """The labels or texts of a prepared batch, some of them dropped."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +53,29 @@ class LabelDropout:
 
 
 @dataclass(frozen=True, slots=True)
-class Guided:
-    """A network with the labels and the guidance of one call of `sample`.
+class GivenTexts:
+    """The texts that the network sees in training; they were dropped when the batch was prepared."""
 
-    `weight`, `interval` and `rescale` are those of `pipeline.Guidance`; `worse` is the output at (x, t) of
+    text: TextCondition
+
+    def draw(self, batch: Batch, rng: Rng) -> Mapping[str, Tensor]:
+        """The inputs of the batch's texts."""
+        return self.text.of(batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """A network with the labels or texts, and the guidance, of one call of `sample`.
+
+    `null` is what guidance leads away from: the index of no class, or the inputs of other texts. `weight`,
+    `interval` and `rescale` are those of `pipeline.Guidance`; `worse` is the output at (x, t) of
     autoguidance's network, None for classifier-free guidance.
     """
 
     network: nn.Module
-    labels_N: Tensor | None
+    given: Given | None
     weight: float
-    null_class: int
+    null: int | Mapping[str, Tensor]
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
     worse: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -74,9 +98,9 @@ class Guided:
             self.network,
             x_NCHW,
             t,
-            self.labels_N,
+            self.given,
             guidance=self.guidance,
-            null_class=self.null_class,
+            null=self.null,
             sigma=sigma,
             worse=self.worse,
         )

@@ -7,7 +7,7 @@ imports torch and diffusers alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,14 +56,14 @@ def guided_output(
     unet: torch.nn.Module,
     x: torch.Tensor,
     t: torch.Tensor,
-    labels: torch.Tensor | None,
+    given: torch.Tensor | Mapping[str, torch.Tensor] | None,
     *,
     guidance: Guidance,
-    null_class: int,
+    null: int | Mapping[str, torch.Tensor],
     sigma: float | None = None,
     worse: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """The network's output, guided away from that of `worse` or, without one, of its own null class.
+    """The network's output, guided away from that of `worse` or, without one, of its own for `null`.
 
     The output may be noise or v: both are affine in the predicted image with the same coefficients, so that
     guiding one guides the other. Channels beyond those of `x`, which hold a variance, are not guided (Peebles
@@ -72,7 +72,8 @@ def guided_output(
     Args:
         x: noisy images [B, C, H, W].
         t: timestep, a scalar tensor.
-        labels: class of each image [B], int64, or None.
+        given: class of each image [B], int64, or named inputs with a row for each, or None.
+        null: the class that stands for none, or such inputs of what to be guided away from.
         sigma: noise level of t, standard deviation of the noise over the factor of the image.
         worse: another network's output at (x, t).
     """
@@ -82,14 +83,25 @@ def guided_output(
         image = guidance.mixed(of_worse[:, :channels], better[:, :channels])
         return image if better.shape[1] == channels else torch.cat([image, better[:, channels:]], dim=1)
 
-    if not guidance.acts(sigma) or (labels is None and worse is None):
-        return unet(x, t, labels, return_dict=False)[0]  # type: ignore[no-any-return]
+    if not guidance.acts(sigma) or (given is None and worse is None):
+        return unet(x, t, given, return_dict=False)[0]  # type: ignore[no-any-return]
     if worse is not None:
-        return mixed(worse(x, t), unet(x, t, labels, return_dict=False)[0])
-    assert labels is not None, "checked above"
-    both = torch.cat([torch.full_like(labels, null_class), labels])
+        return mixed(worse(x, t), unet(x, t, given, return_dict=False)[0])
+    assert given is not None, "checked above"
+    both = _both(null, given)
     uncond, cond = unet(torch.cat([x, x]), t, both, return_dict=False)[0].chunk(2)
     return mixed(uncond, cond)
+
+
+def _both(
+    null: int | Mapping[str, torch.Tensor], given: torch.Tensor | Mapping[str, torch.Tensor]
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The rows of the one, then those of the other."""
+    if isinstance(given, torch.Tensor):
+        assert isinstance(null, int)
+        return torch.cat([torch.full_like(given, null), given])
+    assert isinstance(null, Mapping)
+    return {name: torch.cat([null[name], value]) for name, value in given.items()}
 
 
 def set_timesteps(scheduler: Any, steps: int) -> None:
@@ -140,9 +152,9 @@ def denoise(
     steps: int,
     generators: list[torch.Generator] | torch.Generator | None,
     eta: float = 0.0,
-    labels: torch.Tensor | None = None,
+    given: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
     guidance: Guidance = Guidance(),
-    null_class: int = 0,
+    null: int | Mapping[str, torch.Tensor] = 0,
     worse: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     progress: Callable[[Iterable[torch.Tensor]], Iterable[torch.Tensor]] = iter,
 ) -> torch.Tensor:
@@ -166,9 +178,7 @@ def denoise(
     if with_variance:
         scheduler = respaced(scheduler)
     for t, level, sigma in zip(progress(timesteps), scheduler.timesteps, sigmas, strict=True):
-        output = guided_output(
-            unet, x, t, labels, guidance=guidance, null_class=null_class, sigma=sigma, worse=worse
-        )
+        output = guided_output(unet, x, t, given, guidance=guidance, null=null, sigma=sigma, worse=worse)
         if not with_variance:
             output = output[:, : x.shape[1]]
         x = scheduler.step(output, level, x, **extra).prev_sample
@@ -237,13 +247,13 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
             steps=self.config.steps if num_inference_steps is None else num_inference_steps,
             generators=generator,
             eta=self.config.eta if eta is None else eta,
-            labels=torch.tensor(labels, device=device),
+            given=torch.tensor(labels, device=device),
             guidance=Guidance(
                 self.config.guidance if guidance_scale is None else guidance_scale,
                 self.config.guidance_interval,
                 self.config.guidance_rescale,
             ),
-            null_class=null_class,
+            null=null_class,
             progress=self.progress_bar,
         )
         self.maybe_free_model_hooks()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sfumato.families.diffusion.networks import NETWORKS
+from sfumato.families.diffusion.networks import NETWORKS, TextNetworkConfig
 from sfumato.families.diffusion.objectives import OBJECTIVES
+from sfumato.text.encoders import ENCODERS
 
 PAIRED = "rectified_flow"
 """The objective that trains the networks other than the default one."""
@@ -50,7 +51,9 @@ def variants() -> dict[str, dict[str, Any]]:
 
 def _member(network: str, objective: str) -> dict[str, Any]:
     chosen = OBJECTIVES.find(objective)
+    texts = issubclass(NETWORKS.find(network), TextNetworkConfig)
     return {
+        **({"text": {"encoders": [ENCODERS.find("joint").tiny()]}} if texts else {}),
         "network": NETWORKS.find(network).tiny(),
         "objective": chosen.tiny(),
         "sampling": chosen.tiny_sampling(),

@@ -18,6 +18,9 @@ from sfumato.families.flow.dequantization import DEQUANTIZATIONS, Dequantization
 from sfumato.families.flow.dequantization.uniform import UniformConfig
 from sfumato.families.flow.networks import NETWORKS, NetworkConfig
 from sfumato.families.flow.networks.glow import GlowConfig
+from sfumato.text.config import TextConfig
+from sfumato.text.encoders import ENCODERS
+from sfumato.text.pooled import pooled_problems
 
 
 class SamplingConfig(Config):
@@ -61,6 +64,7 @@ class FlowConfig(FamilyConfig):
     condition: Literal["auto", "class", "none"] = Field(
         "auto", description="What generation is conditioned on; auto means class if the data has classes."
     )
+    text: TextConfig | None = Field(None, description="Condition on pooled texts instead of classes.")
     network: Annotated[NetworkConfig, NETWORKS] = Field(GlowConfig(), description="The invertible network.")
     dequantization: Annotated[Dequantization, DEQUANTIZATIONS] = Field(
         UniformConfig(), description="How 256 levels become a continuous value."
@@ -83,12 +87,18 @@ class FlowConfig(FamilyConfig):
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
-        """The class of an image, unless the recipe excludes it or the data has no classes."""
+        """The text of an image; or its class, unless the recipe excludes it or the data has no classes."""
+        if self.text is not None:
+            return (self.text.condition(negative=False),)
         classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
         return (LABEL,) if classes else ()
 
     def build(self, data: DataSpec) -> Family:
         """Build the family for images of this kind."""
+        if self.text is not None:
+            from sfumato.families.flow.text_family import TextFlowFamily
+
+            return TextFlowFamily(self, data, self.text)
         from sfumato.families.flow.family import FlowFamily
 
         return FlowFamily(self, data)
@@ -114,6 +124,7 @@ class FlowConfig(FamilyConfig):
             for name, tiny in networks.items()
         }
         small = GlowConfig(levels=1, steps=1, channels=8)
+        found["text"] = cls(network=small, text=TextConfig(encoders=(ENCODERS.find("joint").tiny(),)))
         return found | {
             name: cls(network=small, dequantization=DEQUANTIZATIONS.find(name).tiny())
             for name in DEQUANTIZATIONS.names()
@@ -123,6 +134,9 @@ class FlowConfig(FamilyConfig):
     def problems(self, data: DataSpec) -> list[str]:
         """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
         found = self.network.problems(data)
+        if self.text is not None:
+            texts = pooled_problems(self.text, self.text.problems(data))
+            return found + texts + self.text.clashes(self.condition)
         if self.condition == "class" and not data.num_classes:
             found.append("model.condition: 'class', but the data has no classes; set model.condition=none")
         if self.dequantization.noise_std and self.logit_alpha is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
+from sfumato.core.conditions import LABEL
 from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
@@ -26,7 +27,7 @@ class FlowFamily:
     def __init__(self, config: FlowConfig, data: DataSpec) -> None:
         self._config = config
         self._data = data
-        self._classes = data.num_classes if config.conditions(data) else 0
+        self._classes = data.num_classes if LABEL in config.conditions(data) else 0
         self._normal_noise = config.dequantization.normal_noise
         self.nets: Mapping[str, NetSpec] = {
             "network": Trainable(build=self._build, optimizer=config.optimizer),
@@ -82,7 +83,7 @@ class FlowFamily:
         std = self._config.dequantization.noise_std
         return denoised(network, x_NCHW, label_N.to(device), std) if std and options.denoise else x_NCHW
 
-    def _build(self) -> FlowNetwork:
+    def _build(self) -> nn.Module:
         config, shape = self._config, self._data.shape
         levels = config.network.build_levels(shape, self._classes)
         dequantizer = config.dequantization.build(shape)

@@ -25,6 +25,8 @@ from sfumato.families.gan.penalties.r1 import R1, R1Config
 from sfumato.families.gan.sampling import SamplingConfig
 from sfumato.families.gan.slopes import SlopePenalty
 from sfumato.families.gan.variants import variants
+from sfumato.text.config import TextConfig
+from sfumato.text.pooled import pooled_problems
 
 
 class ObjectiveConfig(Config):
@@ -155,6 +157,12 @@ class GanConfig(FamilyConfig):
         description="How a spectrally normalised discriminator finds the norm: from the weight alone, or by "
         "one power iteration from a vector that is carried from step to step (Miyato et al. 2018).",
     )
+    text: TextConfig | None = Field(None, description="Condition on pooled texts instead of classes.")
+    matching: bool = Field(
+        True,
+        description="With texts: the discriminator also learns to tell real images with the texts of others "
+        "(Reed et al. 2016).",
+    )
     latent: int = Field(64, ge=1, description="Numbers in the generator's input.")
     network: Annotated[NetworkConfig, NETWORKS] = Field(DcganConfig(), description="The two networks.")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="Loss, penalties, critic steps.")
@@ -164,17 +172,24 @@ class GanConfig(FamilyConfig):
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
-        """The class of an image, unless the recipe excludes it or the data has no classes."""
+        """The text of an image; or its class, unless the recipe excludes it or the data has no classes."""
+        if self.text is not None:
+            return (self.text.condition(negative=False),)
         classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
         return (LABEL,) if classes else ()
 
     def couples_rows(self) -> bool:
         """Batch normalisation mixes the rows of a micro-batch; other parts compare them."""
         compared = self.network.compares_rows or self.objective.feature_matching > 0
-        return compared or "batch" in self.network.norms
+        matched = self.text is not None and self.matching
+        return compared or matched or "batch" in self.network.norms
 
     def build(self, data: DataSpec) -> Family:
         """Build the family for images of this kind."""
+        if self.text is not None:
+            from sfumato.families.gan.text_family import TextGanFamily
+
+            return TextGanFamily(self, data, self.text)
         from sfumato.families.gan.family import GanFamily
 
         return GanFamily(self, data)
@@ -197,8 +212,19 @@ class GanConfig(FamilyConfig):
             *self._remedy_problems(data),
             *self._sampling_problems(),
         ]
+        if self.text is not None:
+            return found + self._text_problems(self.text, data)
         if self.condition == "class" and not data.num_classes:
             found.append("model.condition: 'class', but the data has no classes; set model.condition=none")
+        return found
+
+    def _text_problems(self, text: TextConfig, data: DataSpec) -> list[str]:
+        found = pooled_problems(text, text.problems(data)) + text.clashes(self.condition)
+        if self.network.norms[0] == "batch" and self.batch_statistics == "standing":
+            found.append(
+                "model.network.generator_norm: batch measures its statistics for classes, not for texts; set "
+                "it to group, or model.batch_statistics=running"
+            )
         return found
 
     def _sampling_problems(self) -> list[str]:

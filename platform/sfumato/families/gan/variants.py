@@ -6,6 +6,7 @@ from typing import Any
 
 from sfumato.families.gan.losses import LOSSES
 from sfumato.families.gan.networks import NETWORKS, NetworkConfig
+from sfumato.text.encoders import ENCODERS
 
 PLAIN = {"kind": "dcgan", "channels": [8], "generator_norm": "group", "discriminator_norm": "none"}
 RESIDUAL = {"kind": "resnet", "channels": [8]}
@@ -22,6 +23,10 @@ def variants() -> dict[str, dict[str, Any]]:
         "r1": _member(PLAIN, r1=R1),
         "r1-finite-difference": _member(PLAIN, r1={**R1, "estimator": "finite_difference"}),
         "unconditional": {**_member(RESIDUAL), "condition": "none"},
+    }
+    found["text"] = {
+        **_member({**RESIDUAL, "generator_norm": "group"}, loss="hinge"),
+        "text": {"encoders": [ENCODERS.find("joint").tiny()]},
     }
     running = _member({"channels": [8]})
     found["running"] = {

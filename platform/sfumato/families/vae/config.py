@@ -19,6 +19,9 @@ from sfumato.families.vae.latents.gaussian import GaussianLatent
 from sfumato.families.vae.perceptual import PERCEPTUALS, PerceptualConfig
 from sfumato.families.vae.sampling import SamplingConfig
 from sfumato.families.vae.sharpening import AdversarialConfig, Sharpening
+from sfumato.text.config import TextConfig
+from sfumato.text.encoders import ENCODERS
+from sfumato.text.pooled import pooled_problems
 
 
 class VaeConfig(FamilyConfig):
@@ -29,6 +32,9 @@ class VaeConfig(FamilyConfig):
         "auto",
         description="What a Gaussian VAE is conditioned on; auto means class if the data has classes. "
         "First stages are never conditioned.",
+    )
+    text: TextConfig | None = Field(
+        None, description="Condition on pooled texts instead of classes; the latent must be gaussian_text."
     )
     latent: Annotated[LatentConfig, LATENTS] = Field(
         GaussianLatent(),
@@ -50,7 +56,9 @@ class VaeConfig(FamilyConfig):
     sampling: SamplingConfig = Field(SamplingConfig(), description="Defaults of sampling.")
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
-        """The class of an image, unless the recipe or the data has none; first stages take none."""
+        """The text of an image; or its class, unless there is none; first stages take none."""
+        if self.text is not None:
+            return (self.text.condition(negative=False),)
         classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
         return (LABEL,) if classes and self.latent.has_prior else ()
 
@@ -64,9 +72,10 @@ class VaeConfig(FamilyConfig):
 
     def build(self, data: DataSpec) -> Family:
         """Build the family for images of this kind."""
-        classes = data.num_classes if self.conditions(data) else 0
+        classes = data.num_classes if LABEL in self.conditions(data) else 0
         sharpening = Sharpening(self.adversarial, self.perceptual, self.perceptual_weight)
-        return self.latent.build(Parts(self.network, self.optimizer, self.ema, classes, sharpening), data)
+        parts = Parts(self.network, self.optimizer, self.ema, classes, sharpening, self.text)
+        return self.latent.build(parts, data)
 
     @classmethod
     def tiny(cls) -> Self:
@@ -80,12 +89,15 @@ class VaeConfig(FamilyConfig):
 
         tiny = cls.tiny()
         free = tiny.model_copy(update={"condition": "none"})
+        text = TextConfig(encoders=(ENCODERS.find("joint").tiny(),))
         return {
             "tiny": tiny,
             **{
                 name: (free if latent.uses_network else cls(condition="none")).model_copy(
                     update={"latent": latent}
                 )
+                if not latent.takes_texts
+                else tiny.model_copy(update={"latent": latent, "text": text})
                 for name, latent in latents().items()
             },
             **{name: free.model_copy(update=parts) for name, parts in sharpened().items()},
@@ -103,6 +115,8 @@ class VaeConfig(FamilyConfig):
             )
         found = found or self.latent.problems(self.network, data)
         found += self._sharpening_problems(data)
+        if self.text is not None or self.latent.takes_texts:
+            return found + self._text_problems(data)
         if self.condition == "class" and not self.latent.has_prior:
             found.append(
                 f"model.condition: 'class' has no effect on latent.kind={self.latent.kind}; leave it out"
@@ -136,3 +150,11 @@ class VaeConfig(FamilyConfig):
                     f"{(side & -side).bit_length()} level(s)"
                 )
         return found
+
+    def _text_problems(self, data: DataSpec) -> list[str]:
+        if self.text is None:
+            return [f"model.latent: {self.latent.kind} is a model of texts; give model.text"]
+        if not self.latent.takes_texts:
+            return [f"model.latent: {self.latent.kind} takes no texts; use gaussian_text"]
+        found = pooled_problems(self.text, self.text.problems(data))
+        return found + self.text.clashes(self.condition)

@@ -42,10 +42,12 @@ from sfumato.families import config_class
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands import text_encoder
 from sfumato.runtime.commands.text_encoder import TextEncoder, TextModel
+from sfumato.runtime.commands.text_of_recipe import RecipeText, RecipeTextEncoder, of_recipe
 from sfumato.runtime.runs import first_stage, pretrained
 from sfumato.runtime.runs.display import Display
 from sfumato.sampling.pretrained_files import load_stored
 
+_RECIPE = (".yaml", ".yml")
 Kind = Literal["auto", "latents", "codes", "text"]
 FloatType = Literal["float32", "float16", "bfloat16"]
 
@@ -83,13 +85,15 @@ class AutoencoderEncoder:
 class Job:
     """An actor's instructions: plain data that travels to any node."""
 
-    model: FirstStageConfig | TextModel
+    model: FirstStageConfig | TextModel | RecipeText
     folder: str
     addition: Addition
 
     def encoder(self, device: str) -> ShardEncoder:
         if isinstance(self.model, TextModel):
             return TextEncoder(self.model, self.addition.columns, device)
+        if isinstance(self.model, RecipeText):
+            return RecipeTextEncoder(self.model, self.addition.columns, device)
         return AutoencoderEncoder(self.model, self.addition.columns, device)
 
 
@@ -128,12 +132,12 @@ def precompute(
 ) -> dict[str, Any]:
     """Add an encoder's outputs to the data set in `data` as columns; returns the outcome as plain data.
 
-    `target` is a recipe with a first stage, or a run or model folder that can be one; with `kind` text,
-    the folder of a text encoder. With `dest`, the set is linked or copied there first. `dtype` applies to
-    columns of real numbers; `name` is the encoder's name in the manifest and the prefix of its columns.
-    Without it, the encoder is called latents, codes or text, and replaces the columns of an earlier
-    encoder of that name. Raises SfumatoError, in one line, before anything is computed where that can be
-    known.
+    `target` is a recipe with a first stage, or a run or model folder that can be one; with `kind` text, a
+    recipe whose model has a frozen text encoder, of this `name` if it has several, or the folder of a text
+    encoder. With `dest`, the set is linked or copied there first. `dtype` applies to columns of real numbers;
+    `name` is the encoder's name in the manifest and the prefix of its columns. Without it, the encoder is
+    called latents, codes or text, and replaces the columns of an earlier encoder of that name. Raises
+    SfumatoError, in one line, before anything is computed where that can be known.
     """
     folder = data if is_remote(data) else str((root / data).resolve())
     place = folder if dest is None else dest if is_remote(dest) else str((root / dest).resolve())
@@ -173,8 +177,13 @@ def _job(
     if name is not None and not re.match(NAME, name):
         raise ConfigError(f"--name: lower-case letters, digits and _; got {name!r}")
     manifest = verify(folder)
-    model: FirstStageConfig | TextModel
-    if kind == "text":
+    model: FirstStageConfig | TextModel | RecipeText
+    if kind == "text" and target.endswith(_RECIPE):
+        if tokens is not None:
+            raise ConfigError("--tokens: the recipe says how many; leave it out")
+        model = of_recipe(pretrained.resolved(recipes.load(target), root), name, target)
+        info, columns, usual, name = model.info(target, manifest), model.columns(dtype), model.name, None
+    elif kind == "text":
         model = text_encoder.look_up((root / target).resolve(), tokens)
         info, columns, usual = model.info(target, manifest), model.columns(dtype), "text"
     else:
@@ -203,7 +212,7 @@ def _logs(dest: str) -> Iterator[Path]:
 
 def _stage(target: str, root: Path) -> FirstStageConfig:
     """The first stage of a recipe, or a run as a first stage."""
-    if not target.endswith((".yaml", ".yml")):
+    if not target.endswith(_RECIPE):
         return first_stage.named(target, root)
     recipe = pretrained.resolved(recipes.load(target), root)
     found = first_stage.stages_of(recipe)

@@ -7,6 +7,7 @@ also describes the networks, so that an exported model can be built without them
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ from sfumato.sampling.model_files import CARD, read_card
 from sfumato.sampling.model_folder import read_model_card
 from sfumato.sampling.pretrained_files import file_digest, folder_digest
 
+PACKAGE = "package:"
+"""Begins a place inside an installed package."""
 Some = TypeVar("Some", bound=Reference)
 
 
@@ -91,13 +94,24 @@ def _content(reference: Reference, kind: str, place: str, root: Path) -> dict[st
     """The fields of a reference that resolving it fills in."""
     if kind == "run":
         return _model(reference, model_folder(place, root))
-    path = (root / place).resolve()
+    path = _in_package(place) if place.startswith(PACKAGE) else (root / place).resolve()
     if kind == "file":
         return {"file": str(path), "digest": file_digest(path)}
     assert isinstance(reference, Pretrained)
     network = path / reference.subfolder
     library = library_networks.described(network)
     return {"folder": str(path), "digest": folder_digest(network), "library": library}
+
+
+def _in_package(place: str) -> Path:
+    """The folder `package:NAME/...`, which an installed package ships. Its code is not run."""
+    name, _, below = place.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"the package {name!r} is not installed: pip install --no-deps {name.replace('_', '-')}"
+        )
+    return Path(spec.submodule_search_locations[0], below).resolve()
 
 
 def _model(reference: Reference, folder: Path) -> dict[str, Any]:

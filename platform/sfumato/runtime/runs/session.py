@@ -19,7 +19,7 @@ from sfumato.evaluation.metrics import likelihood
 from sfumato.evaluation.reference import PackedReference
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.runs import earlier, first_stage, pretrained, sizes
+from sfumato.runtime.runs import earlier, first_stage, from_data, pretrained, sizes
 from sfumato.runtime.runs.child import Child
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RECORD, RunFolder
@@ -96,7 +96,8 @@ def prepared(recipe: Recipe, display: Display, *, root: Path) -> tuple[Recipe, M
 def _with_data(recipe: Recipe, display: Display, root: Path) -> tuple[Recipe, Manifest]:
     recipe.check()
     recipe = pretrained.resolved(absolute(recipe, root), root)
-    return recipe, packed(recipe, display)
+    manifest = packed(recipe, display)
+    return from_data.learnt(recipe, manifest, display.note), manifest
 
 
 def _measured_alike(recipe: Recipe, manifest: Manifest, folder: RunFolder | None) -> Recipe:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import families
-from sfumato.core.batch import Batch, DataSpec, MicroBatch, Piece
+from sfumato.core.batch import Batch, DataSpec, MicroBatch, Piece, Texts
 from sfumato.core.family import SampleRequest
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.progress import Progress
@@ -167,7 +167,9 @@ def test_every_member_learns_in_the_real_loop(name: str) -> None:
     family = variant.model_copy(update={"optimizer": optimizer}).build(DATA)
     image = torch.ones(ROWS, *DATA.shape)
     image[::2, :, :4] = -1
-    micro = MicroBatch({"image": image, "label": torch.arange(ROWS) % 2}, (Piece(0, 0, ROWS),))
+    texts = Texts(["below", "everywhere"] * (ROWS // 2))
+    batch = {"image": image, "label": torch.arange(ROWS) % 2, "text": texts}
+    micro = MicroBatch(batch, (Piece(0, 0, ROWS),))
     strategy = Single(Placement())
     install(family, strategy, seed=3, first=lambda: micro)
     losses: list[float] = []

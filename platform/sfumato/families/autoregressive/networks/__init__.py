@@ -17,6 +17,7 @@ from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.pretrained import OpenModel
 from sfumato.core.schedules import EmaSchedule
 from sfumato.families.autoregressive.sampling import SamplingConfig
+from sfumato.text.config import TextConfig
 
 DEFAULT_LABEL_DROPOUT = 0.1
 PREFIX = "prefix"
@@ -32,6 +33,7 @@ class Parts:
     classes: int = 0
     stage: OpenStage | None = None
     draft: OpenModel | None = None
+    text: TextConfig | None = None
 
 
 class NetworkConfig(Component, ABC):
@@ -39,6 +41,8 @@ class NetworkConfig(Component, ABC):
 
     of_codes: ClassVar[bool] = False
     """Whether it models the codes of a first stage, which it then needs."""
+    takes_texts: ClassVar[bool] = False
+    """Whether texts may steer it."""
 
     @property
     def completes(self) -> bool:

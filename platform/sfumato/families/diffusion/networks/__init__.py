@@ -1,19 +1,25 @@
 """The networks: each takes (x_BCHW, t, label_B or None, return_dict=False) and returns a tuple of one tensor.
 
 The first C channels of the output are the prediction; an objective may ask for C more. The signature is that
-of diffusers' `UNet2DModel`, so that every objective trains every network. A file here is a network: its
-configuration, a `NetworkConfig`, and what that builds.
+of diffusers' `UNet2DModel`, so that every objective trains every network. A network of texts takes their
+`States` instead of labels. A file here is a network: its configuration, a `NetworkConfig` or
+`TextNetworkConfig`, and what that builds.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.components import Component, Components
+from sfumato.errors import ConfigError
+from sfumato.text.encoders import TextEncoderConfig
+from sfumato.text.states import TextShape
 
 
 class NetworkConfig(Component, ABC):
@@ -42,15 +48,53 @@ class NetworkConfig(Component, ABC):
         return False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineParts:
+    """The parts of a pipeline. A scheduler is None if the model was trained by another kind of objective."""
+
+    network: nn.Module
+    """Built by `build_for_text`."""
+    vae: Any
+    encoders: Sequence[TextEncoderConfig]
+    models: Sequence[tuple[Any, Any]]
+    """Each encoder's model and tokenizer of transformers."""
+    scheduler: Any
+    """Of denoising on discrete noise levels."""
+    flow: Any
+    """Of rectified flow."""
+
+
+class TextNetworkConfig(NetworkConfig, ABC):
+    """Kind and size of a network that sees texts."""
+
+    @abstractmethod
+    def build_for_text(self, data: DataSpec, text: TextShape, *, outputs: int = 1) -> nn.Module:
+        """The network of (x_BCHW, t, `States`), with weights drawn from torch's global generator."""
+
+    def build(self, data: DataSpec, *, conditional: bool, outputs: int = 1) -> nn.Module:
+        """Never called: `build_for_text` is."""
+        raise AssertionError(f"{self.kind} needs texts")
+
+    def text_problems(self, text: TextShape) -> list[str]:
+        """Why it cannot see texts of this shape, one line each."""
+        return []
+
+    def pipeline(self, parts: PipelineParts) -> Any:
+        """diffusers' pipeline of such a model. Raises ConfigError if there is none that draws the same."""
+        raise ConfigError(f"diffusers has no pipeline for network {self.kind!r}; use --format safetensors")
+
+
 NETWORKS: Components[NetworkConfig] = Components(
     "sfumato.families.diffusion.networks", NetworkConfig, default="unet"
 )
 
 
-def predict(network: nn.Module, x_BCHW: Tensor, t_B: Tensor, label_B: Tensor | None) -> Tensor:
+def predict(
+    network: nn.Module, x_BCHW: Tensor, t_B: Tensor, given: Tensor | Mapping[str, Tensor] | None
+) -> Tensor:
     """The network's output [B, outputs * C, H, W] in float32, whatever autocast computes in.
 
     The tuple form of the output is used because wrappers such as DDP look for tensors in tuples.
     """
-    output: Tensor = network(x_BCHW, t_B, label_B, return_dict=False)[0]
+    output: Tensor = network(x_BCHW, t_B, given, return_dict=False)[0]
     return output.float()

@@ -64,15 +64,21 @@ class DiTConfig(NetworkConfig):
 
     def problems(self, data: DataSpec, what: str = "image") -> list[str]:
         """Sides of the `what` that the patches do not tile, one line each."""
-        return [
-            f"model.network.patch: {self.patch} does not divide the {what} {name} of {side}; use a {name} of "
-            f"{max(1, round(side / self.patch)) * self.patch}, or a patch of {self._nearest_patch(side)}"
-            for name, side in (("height", data.height), ("width", data.width))
-            if side % self.patch
-        ]
+        return tiling_problems(self.patch, data, what)
 
-    def _nearest_patch(self, side: int) -> int:
-        return min((p for p in range(1, side + 1) if side % p == 0), key=lambda p: abs(p - self.patch))
+
+def tiling_problems(patch: int, data: DataSpec, what: str) -> list[str]:
+    """Sides of the `what` (image, latent) that patches do not tile, one line each."""
+
+    def nearest(side: int) -> int:
+        return min((p for p in range(1, side + 1) if side % p == 0), key=lambda p: abs(p - patch))
+
+    return [
+        f"model.network.patch: {patch} does not divide the {what} {name} of {side}; use a {name} of "
+        f"{max(1, round(side / patch)) * patch}, or a patch of {nearest(side)}"
+        for name, side in (("height", data.height), ("width", data.width))
+        if side % patch
+    ]
 
 
 class DiT(nn.Module):

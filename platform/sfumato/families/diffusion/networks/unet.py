@@ -72,17 +72,7 @@ class UNetConfig(NetworkConfig):
 
     def problems(self, data: DataSpec, what: str = "image") -> list[str]:
         """Sides of the `what` that the levels cannot halve, one line each."""
-        factor = 2 ** (len(self.channels) - 1)
-        found = []
-        for name, side in (("height", data.height), ("width", data.width)):
-            if side % factor:
-                near = max(1, round(side / factor)) * factor
-                found.append(
-                    f"model.network.channels: {len(self.channels)} levels halve the {what} "
-                    f"{len(self.channels) - 1} times, which a {name} of {side} does not allow; use a "
-                    f"{name} of {near}, or {_most_levels(side)} level(s)"
-                )
-        return found
+        return halving_problems(len(self.channels), data, what)
 
 
 def build_unet(config: UNetConfig, data: DataSpec, *, conditional: bool, outputs: int = 1) -> UNet2DModel:
@@ -111,6 +101,18 @@ def build_unet(config: UNetConfig, data: DataSpec, *, conditional: bool, outputs
         dropout=config.dropout,
         num_class_embeds=data.num_classes + 1 if conditional else None,
     )
+
+
+def halving_problems(levels: int, data: DataSpec, what: str) -> list[str]:
+    """Sides of the `what` (image, latent) that so many levels cannot halve, one line each."""
+    factor = 2 ** (levels - 1)
+    return [
+        f"model.network.channels: {levels} levels halve the {what} {levels - 1} times, which a {name} of "
+        f"{side} does not allow; use a {name} of {max(1, round(side / factor)) * factor}, or "
+        f"{_most_levels(side)} level(s)"
+        for name, side in (("height", data.height), ("width", data.width))
+        if side % factor
+    ]
 
 
 def _most_levels(side: int) -> int:

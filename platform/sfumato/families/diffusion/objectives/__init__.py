@@ -22,7 +22,7 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Guided, LabelDropout
+    from sfumato.families.diffusion.labels import Conditioning, Guided
 
 DEFAULT_LABEL_DROPOUT = 0.1
 
@@ -40,7 +40,7 @@ class Objective(ABC):
     """Values that the network returns for each value of the image."""
 
     @abstractmethod
-    def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
+    def loss(self, nets: Nets, batch: Batch, labels: Conditioning, progress: Progress, rng: Rng) -> LossOut:
         """One loss per row, [B], of `batch["image"]` [B, C, H, W]."""
 
     @abstractmethod
@@ -54,6 +54,10 @@ class Objective(ABC):
 
     def diffusers_scheduler(self, options: Any, *, clip: bool) -> Any:
         """The scheduler that samples like this objective in diffusers' pipelines, or None."""
+        return None
+
+    def diffusers_flow(self, options: Any) -> Any:
+        """The same for pipelines of rectified flow, or None."""
         return None
 
     def teachers(self) -> Mapping[str, EmaOf]:

@@ -12,7 +12,7 @@ embedding was made for.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -22,6 +22,7 @@ from sfumato.core.batch import Batch
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.errors import ConfigError
 from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
 from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.noise_draws import NoiseDraws
@@ -37,9 +38,17 @@ from sfumato.families.diffusion.solvers import SOLVERS, Solver, integrate
 from sfumato.families.diffusion.solvers.heun import Heun
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Guided, LabelDropout
+    from sfumato.families.diffusion.labels import Conditioning, Guided
 
 TIME_SCALE = 1000.0
+
+
+Time = TypeVar("Time", float, Tensor)
+
+
+def shifted(t: Time, shift: float) -> Time:
+    """shift t / (1 + (shift - 1) t), which keeps 0 and 1; t itself where `shift` is 1."""
+    return t if shift == 1 else shift * t / (1 + (shift - 1) * t)
 
 
 class RectifiedFlowSampling(GuidedSampling):
@@ -60,7 +69,7 @@ class RectifiedFlowSampling(GuidedSampling):
     def times(self) -> list[float]:
         """From 1 to 0, `steps` + 1 of them."""
         even = [1 - i / self.steps for i in range(self.steps + 1)]
-        return [self.shift * t / (1 + (self.shift - 1) * t) for t in even]
+        return [shifted(t, self.shift) for t in even]
 
 
 class RectifiedFlowConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
@@ -75,6 +84,13 @@ class RectifiedFlowConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
     )
     logit_mean: float = Field(0.0, description="Mean of the normal variable; above 0 favours noise.")
     logit_std: float = Field(1.0, gt=0, description="Standard deviation of the normal variable.")
+    shift: float = Field(
+        1.0,
+        gt=0,
+        description="Above 1 trains more at high noise, which large images need (Esser et al. 2024, eq. "
+        "23): t "
+        "becomes shift t / (1 + (shift - 1) t). Sampling has its own.",
+    )
 
     @model_validator(mode="after")
     def _logit_has_effect(self) -> Self:
@@ -100,15 +116,16 @@ class RectifiedFlow(BoundedObjective):
     def __init__(self, config: RectifiedFlowConfig) -> None:
         self._config = config
 
-    def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
+    def loss(self, nets: Nets, batch: Batch, labels: Conditioning, progress: Progress, rng: Rng) -> LossOut:
         """Squared error of the velocity, mean over pixels."""
         x0_BCHW = batch["image"]
         t_B, level_B = self._draw_times(rng)
+        t_B = shifted(t_B, self._config.shift)
         eps_BCHW = rng.normal(*x0_BCHW.shape[1:])
-        label_B = labels.draw(batch, rng)
+        given = labels.draw(batch, rng)
         t_B111 = t_B.view(-1, 1, 1, 1)
         xt_BCHW = (1 - t_B111) * x0_BCHW + t_B111 * eps_BCHW
-        velocity_BCHW = predict(nets["network"], xt_BCHW, t_B * TIME_SCALE, label_B)
+        velocity_BCHW = predict(nets["network"], xt_BCHW, t_B * TIME_SCALE, given)
         loss_B = (velocity_BCHW - (eps_BCHW - x0_BCHW)).square().mean(dim=(1, 2, 3))
         by_level = quartiles_of_uniform if self._config.times == "uniform" else quartiles_of_normal
         return LossOut(loss_B, by_level(loss_B.detach(), level_B))
@@ -133,6 +150,16 @@ class RectifiedFlow(BoundedObjective):
             return (x_NCHW - (x_NCHW - t * velocity_NCHW).clamp(-1, 1)) / t
 
         return integrate(options.sampler, slope, noise_NCHW, options.times())
+
+    def diffusers_flow(self, options: RectifiedFlowSampling) -> Any:
+        """Euler's method; pipelines take the steps of `times` with sigmas = [1 - i / n for i in range(n)]."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        if options.sampler.kind != "euler":
+            raise ConfigError(
+                "sampling.sampler: diffusers' pipelines of flows step by euler; set it to euler"
+            )
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(TIME_SCALE), shift=options.shift)
 
     def bits_per_dim(
         self, network: Guided, x0_BCHW: Tensor, options: RectifiedFlowSampling, rng: Rng

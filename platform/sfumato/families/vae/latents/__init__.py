@@ -18,6 +18,7 @@ from sfumato.core.schedules import EmaSchedule
 from sfumato.core.stored import StageSpec
 from sfumato.families.vae.coders import NetworkConfig
 from sfumato.families.vae.sharpening import Sharpening
+from sfumato.text.config import TextConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,14 @@ class Parts:
     ema: EmaSchedule
     classes: int = 0
     sharpening: Sharpening = field(default_factory=lambda: Sharpening(None, None, 0.0))
+    text: TextConfig | None = None
 
 
 class LatentConfig(Component, ABC):
     """Settings of a kind of latents; they build the family."""
 
+    takes_texts: ClassVar[bool] = False
+    """Whether texts steer it, which it then needs."""
     uses_network: ClassVar[bool] = True
     """Whether it is built on `model.network`, encoder and decoder; otherwise it has its own."""
     sharpens: ClassVar[bool] = False

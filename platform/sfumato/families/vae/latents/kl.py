@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ class KlAutoencoder(nn.Module):
 
     def __init__(self, network: NetworkConfig, latent: KlLatent, data: DataSpec) -> None:
         super().__init__()
+        self._config, self._latent, self._data = network, latent, data
         self.encoder = encoder(network, data.channels, 2 * latent.channels)
         self.decoder = decoder(network, latent.channels, data.channels)
 
@@ -75,6 +76,30 @@ class KlAutoencoder(nn.Module):
         """Images [B, C, H, W] in [-1, 1]."""
         output: Tensor = self.decoder(latent_BChw)
         return output.float().clamp(-1, 1)
+
+    def in_diffusers(self, scale: float) -> Any:
+        """diffusers' `AutoencoderKL` with these weights; implements `core.first_stage.InDiffusers`."""
+        from diffusers import AutoencoderKL
+
+        config, data, levels = self._config, self._data, len(self._config.channels)
+        found = AutoencoderKL(
+            in_channels=data.channels,
+            out_channels=data.channels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=config.channels,
+            layers_per_block=config.layers_per_block,
+            latent_channels=self._latent.channels,
+            norm_num_groups=config.norm_groups,
+            sample_size=max(data.height, data.width),
+            scaling_factor=scale,
+            shift_factor=0.0,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            mid_block_add_attention=config.mid_attention,
+        )
+        found.load_state_dict(self.state_dict())
+        return found.eval()
 
 
 class KlAutoencoderFamily(AutoencoderFamily):

@@ -56,7 +56,7 @@ from sfumato.families.diffusion.objectives.consistency.curriculum import Curricu
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sfumato.families.diffusion.labels import Guided, LabelDropout
+    from sfumato.families.diffusion.labels import Conditioning, Guided
 
 HUBER_PER_ROOT_DIMENSION = 0.00054
 P_MEAN = -1.1
@@ -202,18 +202,18 @@ class Consistency(Objective):
             )
         }
 
-    def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
+    def loss(self, nets: Nets, batch: Batch, labels: Conditioning, progress: Progress, rng: Rng) -> LossOut:
         """Weighted distance of student and teacher at two neighbouring noise levels, with one dropout."""
         x_BCHW = batch["image"]
         sigmas_N, cumulative_N = self.levels(self._config.curriculum.levels(progress))
         index_B = torch.searchsorted(cumulative_N, self._config.uniform(rng).cpu().double(), right=True)
         low_B, high_B = (sigmas_N[index_B + up].float().to(x_BCHW.device) for up in (0, 1))
         noise_BCHW = rng.normal(*x_BCHW.shape[1:])
-        label_B = labels.draw(batch, rng)
+        given = labels.draw(batch, rng)
 
         def answer(net: str, sigma_B: Tensor) -> Tensor:
             def output(x: Tensor, t: Tensor) -> Tensor:
-                return predict(nets[net], x, t, label_B)
+                return predict(nets[net], x, t, given)
 
             return self.consistency(output, x_BCHW + sigma_B.view(-1, 1, 1, 1) * noise_BCHW, sigma_B)
 

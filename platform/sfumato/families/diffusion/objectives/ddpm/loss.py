@@ -28,7 +28,7 @@ from sfumato.families.diffusion.quartiles import quartiles
 from sfumato.families.diffusion.weightings import Weighting
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import LabelDropout
+    from sfumato.families.diffusion.labels import Conditioning
 
 
 class DenoisingLoss:
@@ -53,14 +53,14 @@ class DenoisingLoss:
         self._eight_bit = eight_bit
         self._weight_T = weighting.weight(target.schedule.snr, target.per_image_error()).float()
 
-    def __call__(self, network: nn.Module, batch: Batch, labels: LabelDropout, rng: Rng) -> LossOut:
+    def __call__(self, network: nn.Module, batch: Batch, labels: Conditioning, rng: Rng) -> LossOut:
         """One loss per row, [B]."""
         schedule, x0_BCHW = self._target.schedule, batch["image"]
         t_B = self._draws.integers(rng, schedule.timesteps)
         eps_BCHW = rng.normal(*x0_BCHW.shape[1:])
-        label_B = labels.draw(batch, rng)
+        given = labels.draw(batch, rng)
         xt_BCHW = schedule.add_noise(x0_BCHW, eps_BCHW, t_B)
-        output_BCHW = predict(network, xt_BCHW, t_B, label_B)
+        output_BCHW = predict(network, xt_BCHW, t_B, given)
         error_BCHW = output_BCHW[:, : x0_BCHW.shape[1]] - self._target.of(x0_BCHW, eps_BCHW, t_B)
         loss_B = self._weight(t_B) * error_BCHW.square().mean(dim=(1, 2, 3))
         metrics = quartiles(loss_B.detach(), t_B, schedule.timesteps)

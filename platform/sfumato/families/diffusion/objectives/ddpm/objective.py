@@ -35,7 +35,7 @@ from sfumato.families.diffusion.weightings import WEIGHTINGS, Weighting
 from sfumato.families.diffusion.weightings.plain import Plain
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Guided, LabelDropout
+    from sfumato.families.diffusion.labels import Conditioning, Guided
 
 
 class DDPMSampling(GuidedSampling):
@@ -170,7 +170,7 @@ class DDPM(BoundedObjective):
             eight_bit=not latents,
         )
 
-    def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
+    def loss(self, nets: Nets, batch: Batch, labels: Conditioning, progress: Progress, rng: Rng) -> LossOut:
         """See `loss`."""
         return self._loss(nets["network"], batch, labels, rng)
 
@@ -212,9 +212,9 @@ class DDPM(BoundedObjective):
             steps=options.steps,
             generators=rng.generators,
             eta=options.eta,
-            labels=network.labels_N,
+            given=network.given,
             guidance=network.guidance,
-            null_class=network.null_class,
+            null=network.null,
             worse=network.worse,
         )
 

@@ -49,7 +49,7 @@ from sfumato.families.diffusion.quartiles import quartiles_of_normal
 from sfumato.families.diffusion.solvers import integrate
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Guided, LabelDropout
+    from sfumato.families.diffusion.labels import Conditioning, Guided
 
 
 PIXEL_P_MEAN, PIXEL_P_STD = -1.2, 1.2
@@ -130,15 +130,15 @@ class EDM(BoundedObjective):
         self._p_mean = mean + math.log(self._scale) if config.p_mean is None else config.p_mean
         self._p_std = std if config.p_std is None else config.p_std
 
-    def loss(self, nets: Nets, batch: Batch, labels: LabelDropout, progress: Progress, rng: Rng) -> LossOut:
+    def loss(self, nets: Nets, batch: Batch, labels: Conditioning, progress: Progress, rng: Rng) -> LossOut:
         """Weighted squared error of the denoised image, mean over pixels; about 1 before training."""
         y_BCHW = batch["image"]
         z_B = self._config.normal(rng)
         sigma_B111 = (self._p_mean + self._p_std * z_B).exp().view(-1, 1, 1, 1)
         x_BCHW = y_BCHW + sigma_B111 * rng.normal(*y_BCHW.shape[1:])
-        label_B = labels.draw(batch, rng)
+        given = labels.draw(batch, rng)
         c = Preconditioning.at(sigma_B111, self._sigma_data)
-        output_BCHW = predict(nets["network"], c.in_ * x_BCHW, c.noise.flatten(), label_B)
+        output_BCHW = predict(nets["network"], c.in_ * x_BCHW, c.noise.flatten(), given)
         target_BCHW = (y_BCHW - c.skip * x_BCHW) / c.out
         loss_B = (output_BCHW - target_BCHW).square().mean(dim=(1, 2, 3))
         return LossOut(loss_B, quartiles_of_normal(loss_B.detach(), z_B))
