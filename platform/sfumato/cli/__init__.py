@@ -107,7 +107,7 @@ def _cluster_ended(error: Exception) -> str | None:
         return None
     return (
         f"Ray's processes ended under this command ({type(error).__name__}); was one of them killed, or "
-        "memory short? The same command resumes from the newest checkpoint; Ray's logs are in logs/ of the run"
+        "memory short? The same command resumes from the newest checkpoint; Ray's logs are in the run's logs/"
     )
 
 
