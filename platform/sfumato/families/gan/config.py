@@ -173,6 +173,10 @@ class GanConfig(FamilyConfig):
         compared = self.network.compares_rows or self.objective.feature_matching > 0
         return compared or "batch" in self.network.norms
 
+    def compared_rows(self) -> int:
+        """A group of the minibatch standard deviation."""
+        return self.network.group
+
     def build(self, data: DataSpec) -> Family:
         """Build the family for images of this kind."""
         from sfumato.families.gan.family import GanFamily

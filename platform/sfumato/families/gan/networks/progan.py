@@ -53,6 +53,11 @@ class ProGanConfig(NetworkConfig):
         """By the minibatch standard deviation."""
         return self.minibatch_group > 1
 
+    @property
+    def group(self) -> int:
+        """As set."""
+        return self.minibatch_group
+
     def widths(self, data: DataSpec) -> list[int]:
         """Channels of each side, 4 first."""
         levels = int(math.log2(data.height // BASE)) + 1
