@@ -101,8 +101,7 @@ class BigGanConfig(NetworkConfig):
         if self.attention is not None and self.attention not in doubled and not found:
             found.append(
                 f"model.network.attention: no block of the generator gives a map of side {self.attention}; "
-                "use "
-                f"{', '.join(map(str, doubled))}"
+                f"use {', '.join(map(str, doubled))}"
             )
         return found
 
