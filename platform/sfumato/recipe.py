@@ -101,6 +101,13 @@ class Recipe(Config):
                 self.train.micro_batch,
                 least=self.parallel.least_workers,
             )
+        rows = self.train.micro_batch or self.train.batch
+        group = min(rows, self.model.compared_rows())
+        if rows % group:
+            found.append(
+                f"train.{'micro_batch' if self.train.micro_batch else 'batch'}: the model compares groups of "
+                f"{group} images, which do not divide {rows}; use {max(group, rows // group * group)}"
+            )
         if "://" in self.storage:
             found.append(
                 f"storage={self.storage!r}: a run's folder is on a disk that driver and workers share; only "

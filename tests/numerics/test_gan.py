@@ -18,19 +18,15 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.core.schedules import LearningRate
 from sfumato.families.gan.blocks import ClassNorm, Score
-from sfumato.families.gan.config import (
-    DcganConfig,
-    GanConfig,
-    ObjectiveConfig,
-    R1Config,
-    SamplingConfig,
-)
+from sfumato.families.gan.config import GanConfig
 from sfumato.families.gan.gradients import gradient_norm, mixed, r1_exact, r1_finite_difference
 from sfumato.families.gan.losses import LOSSES
 from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet
+from sfumato.families.gan.networks.dcgan import DcganConfig
 from sfumato.families.gan.networks.resnet import ResnetConfig
-from sfumato.families.gan.penalties.r1 import R1
-from sfumato.families.gan.sampling import Statistics, latents
+from sfumato.families.gan.objective import ObjectiveConfig
+from sfumato.families.gan.penalties.r1 import R1, R1Config
+from sfumato.families.gan.sampling import SamplingConfig, Statistics, latents
 from sfumato.layers.batch_norm import BatchNorm
 
 DATA = DataSpec(1, 8, 8, classes=("a", "b", "c"))

@@ -1,7 +1,8 @@
-"""Modes that are covered, on mixtures of 8 and of 25 Gaussians in the plane (Lin et al. 2018, sec. 4.1).
+"""Modes that are covered, of a mixture of 8 Gaussians on a ring (Metz et al. 2017, sec. 3.1).
 
-A point is an image of two channels and one pixel. A mode is covered if any of 2,500 samples lies within three
-standard deviations of its centre.
+A point is an image of two channels and one pixel; inside the networks the plane is larger, as in the
+literature. A mode is covered if half of its share of 2,500 samples lies within three standard deviations of
+its centre: samples spread evenly over the plane would cover none.
 """
 
 from __future__ import annotations
@@ -19,21 +20,45 @@ from sfumato.core.family import SampleRequest, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
 from sfumato.families.gan.config import GanConfig
+from sfumato.families.gan.networks.mlp import MlpConfig, MlpDiscriminator, MlpGenerator
 
 POINTS = DataSpec(2, 1, 1)
 ROWS, SAMPLES = 256, 2_500
 RING = torch.tensor([[0.7 * math.cos(at * math.pi / 4), 0.7 * math.sin(at * math.pi / 4)] for at in range(8)])
-GRID = torch.tensor([[0.35 * x, 0.35 * y] for x in range(-2, 3) for y in range(-2, 3)])
-STD = {8: 0.02, 25: 0.0175}
-ADAM = {"name": "adam", "lr": {"peak": 1e-3}, "betas": [0.0, 0.99]}
-R1R2 = [{"kind": kind, "every": 1, "joined": True, "weight": 0.1} for kind in ("r1", "r2")]
+STD = 0.02
+SCALE = 5.0
+ADAM = {"name": "adam", "lr": {"peak": 1e-3, "decay": "cosine"}, "betas": [0.0, 0.99]}
+GAMMA = 0.004
+R1R2 = [{"kind": kind, "every": 1, "joined": True, "weight": GAMMA} for kind in ("r1", "r2")]
+
+
+class PlaneConfig(MlpConfig):
+    """Fully connected networks of points: no image's range, and coordinates of several units."""
+
+    def build_generator(self, data: DataSpec, *, latent: int, classes: int) -> PlaneGenerator:
+        return PlaneGenerator(self, data, latent=latent, classes=classes)
+
+    def build_discriminator(self, data: DataSpec, *, classes: int, bias: bool) -> PlaneDiscriminator:
+        return PlaneDiscriminator(self, data, classes=classes, bias=bias)
+
+
+class PlaneGenerator(MlpGenerator):
+    def forward(self, z_BD: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
+        for layer in self.layers:
+            z_BD = torch.nn.functional.leaky_relu(layer(z_BD), 0.2)
+        return self.image(z_BD)[:, :, None, None] / SCALE
+
+
+class PlaneDiscriminator(MlpDiscriminator):
+    def features(self, x_BCHW: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
+        return super().features(SCALE * x_BCHW, label_B)
 
 
 def gan(objective: dict[str, Any], **more: Any) -> GanConfig:
-    network = {"kind": "mlp", "widths": [128, 128], "discriminator_widths": [128, 128], **more}
+    network = PlaneConfig(widths=(256, 256), discriminator_widths=(256, 256), **more)
     return GanConfig.model_validate(
         {
-            "latent": 16,
+            "latent": 4,
             "network": network,
             "objective": objective,
             "generator_optimizer": ADAM,
@@ -57,7 +82,7 @@ def trained(config: GanConfig, centres: Tensor, steps: int) -> Tensor:
         at = Progress(step, step * ROWS, steps * ROWS, ROWS)
         draws = torch.Generator().manual_seed(step)
         which = torch.randint(len(centres), (ROWS,), generator=draws)
-        point = centres[which] + STD[len(centres)] * torch.randn(ROWS, 2, generator=draws)
+        point = centres[which] + STD * torch.randn(ROWS, 2, generator=draws)
         for phase in family.phases:
             if step % phase.every:
                 continue
@@ -79,25 +104,19 @@ def trained(config: GanConfig, centres: Tensor, steps: int) -> Tensor:
 
 
 def covered(samples: Tensor, centres: Tensor) -> int:
-    near = torch.cdist(samples, centres) < 3 * STD[len(centres)]
-    return int(near.any(0).sum())
+    near = torch.cdist(samples, centres) < 3 * STD
+    return int((near.sum(0) >= SAMPLES / len(centres) / 2).sum())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("centres", "least"), [(RING, 8), (GRID, 24)], ids=["8", "25"])
 @pytest.mark.parametrize(
     "objective",
-    [{"loss": "relativistic", "penalties": R1R2}, {"r1": {"every": 1, "joined": True, "weight": 0.1}}],
+    [{"loss": "relativistic", "penalties": R1R2}, {"r1": {"every": 1, "joined": True, "weight": GAMMA}}],
     ids=["r3gan", "r1"],
 )
-def test_regularised_games_cover_the_modes(objective: dict[str, Any], centres: Tensor, least: int) -> None:
-    samples = trained(gan(objective), centres, steps=3_000)
-    assert covered(samples, centres) >= least
-
-
-@pytest.mark.slow
-def test_a_plain_game_loses_modes_and_minibatch_discrimination_finds_more() -> None:
-    plain = covered(trained(gan({"loss": "minimax"}), GRID, steps=1_500), GRID)
-    helped = covered(trained(gan({"loss": "minimax"}, minibatch_kernels=16), GRID, steps=1_500), GRID)
-    assert plain < 24
-    assert helped > plain
+def test_regularised_games_cover_all_modes_and_an_even_spread_would_cover_none(
+    objective: dict[str, Any],
+) -> None:
+    assert covered(trained(gan(objective), RING, steps=3_000), RING) == 8
+    even = torch.rand(SAMPLES, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert covered(even, RING) == 0

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from members import batch, build, view
+from repository import PIPELINES
 from scipy import signal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec, Piece
 from sfumato.core.family import SampleRequest
 from sfumato.core.progress import Progress
@@ -32,6 +34,7 @@ from sfumato.families.gan.sampling import SamplingConfig
 
 DATA = DataSpec(1, 8, 8, classes=("a", "b", "c"))
 LARGE = DataSpec(1, 16, 16, classes=("a", "b", "c"))
+CIFAR10 = DataSpec(3, 32, 32, tuple("0123456789"))
 STYLES = {"kind": "stylegan2", **StyleGan2Config.tiny().model_dump(exclude={"kind"})}
 
 
@@ -62,6 +65,25 @@ def test_published_sizes_have_the_published_numbers_of_parameters() -> None:
     assert biggan == (70_433_988, 87_982_370)
     r3gan = count("r3gan", DataSpec(3, 256, 256), 64, channels=(768, 768, 768, 768, 384, 192, 96))
     assert [round(number / 1e6, 2) for number in r3gan] == [23.06, 23.01]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "millions"),
+    [
+        ("cifar10/sngan", CIFAR10, (4.30, 1.06)),
+        ("cifar10/biggan", CIFAR10, (4.37, 4.21)),
+        ("cifar10/r3gan", CIFAR10, (20.78, 21.28)),
+        ("ffhq/stylegan2", DataSpec(3, 256, 256), (24.77, 24.00)),
+    ],
+)
+def test_recipes_with_published_settings_have_the_sizes_that_they_state(
+    name: str, data: DataSpec, millions: tuple[float, float]
+) -> None:
+    model = recipes.load(PIPELINES / f"{name}.yaml").model
+    assert isinstance(model, GanConfig)
+    settings = model.network.model_dump(exclude={"kind"})
+    found = count(model.network.kind, data, model.latent, **settings)
+    assert tuple(round(number / 1e6, 2) for number in found) == millions
 
 
 def test_demodulation_gives_unit_variance() -> None:

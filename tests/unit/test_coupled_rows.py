@@ -24,3 +24,13 @@ def test_so_does_dropout_which_draws_for_a_micro_batch_at_once() -> None:
     assert "dropout" in line and "train.micro_batch=64" in line
     assert recipes.load(path, [*dropout, "parallel.workers=1"]).problems() == []
     assert recipes.load(path, dropout[:1]).problems() == []
+
+
+def test_groups_that_a_model_compares_divide_its_micro_batches() -> None:
+    path = PIPELINES / "digits" / "stylegan2.yaml"
+    assert recipes.load(path).problems() == []
+    (line,) = recipes.load(path, ["model.network.minibatch_group=5"]).problems()
+    assert "groups of 5 images" in line and "do not divide 32" in line and "use 30" in line
+    (line,) = recipes.load(path, ["model.network.minibatch_group=24"]).problems()
+    assert line.startswith("train.micro_batch") and "use 24" in line
+    assert recipes.load(path, ["model.network.minibatch_group=1"]).problems() == []

@@ -30,6 +30,7 @@ SETS = {
     "fashion": _28x28,
     "cifar10": (DataSpec(3, 32, 32, tuple("0123456789")), 50_000),
     "ffhq": (DataSpec(3, 256, 256), 70_000),
+    "horse2zebra": (DataSpec(3, 256, 256, ("horse", "zebra")), 2_401),
 }
 
 

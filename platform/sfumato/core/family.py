@@ -285,6 +285,11 @@ class FamilyConfig(Config, ABC):
         """
         return False
 
+    def compared_rows(self) -> int:
+        """How many rows of a micro-batch a part of the model compares with one another, as a group of its
+        own: micro-batches must be a multiple of it."""
+        return 1
+
     def takes_several_sizes(self) -> bool:
         """Whether one model trains on images of several sizes, one size per batch. `data` then has the most
         frequent size, and samples have that size."""

@@ -140,6 +140,11 @@ class NetworkConfig(Component, ABC):
         return False
 
     @property
+    def group(self) -> int:
+        """How many consecutive images of a micro-batch it compares as a group; 1 for all of them or none."""
+        return 1
+
+    @property
     def penalised(self) -> float:
         """The factor of the generator's penalty on its own weights; 0 without one."""
         return 0.0

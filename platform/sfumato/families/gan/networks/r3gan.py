@@ -62,8 +62,7 @@ class R3ganConfig(NetworkConfig):
         if odd:
             found.append(
                 f"model.network.group_channels: {self.group_channels} does not divide {2 * odd[0]}, twice "
-                "the "
-                f"{odd[0]} of channels; use {math.gcd(2 * odd[0], self.group_channels)}"
+                f"the {odd[0]} of channels; use {math.gcd(2 * odd[0], self.group_channels)}"
             )
         return found
 

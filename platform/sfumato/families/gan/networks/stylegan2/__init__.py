@@ -64,6 +64,11 @@ class StyleGan2Config(NetworkConfig):
         """By the minibatch standard deviation."""
         return self.minibatch_group > 1
 
+    @property
+    def group(self) -> int:
+        """As set."""
+        return self.minibatch_group
+
     def sides(self, data: DataSpec) -> tuple[int, ...]:
         """4, 8, ... up to the image's."""
         return tuple(BASE << doublings for doublings in range((data.height // BASE).bit_length()))
