@@ -68,7 +68,7 @@ class AutoregressiveConfig(FamilyConfig):
         classes = data.num_classes if LABEL in self.conditions(data) else 0
         stage = None if self.first_stage is None else self.first_stage.open(config_class)
         draft = None if self.draft is None else self.draft.open(config_class)
-        return self.network.build(Parts(self.optimizer, self.ema, classes, stage, draft), data)
+        return self.network.build(Parts(self.optimizer, self.ema, classes, stage, draft=draft), data)
 
     @classmethod
     def tiny(cls) -> Self:

@@ -66,7 +66,9 @@ class VaeConfig(FamilyConfig):
         """Build the family for images of this kind."""
         classes = data.num_classes if self.conditions(data) else 0
         sharpening = Sharpening(self.adversarial, self.perceptual, self.perceptual_weight)
-        return self.latent.build(Parts(self.network, self.optimizer, self.ema, classes, sharpening), data)
+        return self.latent.build(
+            Parts(self.network, self.optimizer, self.ema, classes, sharpening=sharpening), data
+        )
 
     @classmethod
     def tiny(cls) -> Self:
