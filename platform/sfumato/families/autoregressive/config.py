@@ -66,7 +66,7 @@ class AutoregressiveConfig(FamilyConfig):
     def build(self, data: DataSpec) -> Family:
         """Build the family for images of this kind."""
         classes = data.num_classes if LABEL in self.conditions(data) else 0
-        stage = None if self.first_stage is None else self.first_stage.open(config_class)
+        stage = None if self.first_stage is None else self.first_stage.open(config_class, data)
         draft = None if self.draft is None else self.draft.open(config_class)
         return self.network.build(Parts(self.optimizer, self.ema, classes, stage, draft=draft), data)
 
