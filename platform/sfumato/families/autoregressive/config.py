@@ -113,16 +113,18 @@ class AutoregressiveConfig(FamilyConfig):
         network = kind.tiny()
         return cls(
             network=network,
-            first_stage=FirstStageConfig(model=_TINY_STAGE) if kind.of_codes else None,
-            sampling=SamplingConfig(guidance=1.5, top_k=8) if network.dropped else SamplingConfig(),
+            first_stage=(FirstStageConfig(model=_TINY_STAGE) if kind.of_codes or kind.of_latents else None),
+            sampling=SamplingConfig(guidance=1.5, top_k=8 if kind.of_codes else 0)
+            if network.dropped
+            else SamplingConfig(),
         )
 
     def problems(self, data: DataSpec) -> list[str]:
         """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
         found = self._label_problems(data) + self.network.problems(data, self.sampling)
-        if self.network.of_codes:
+        if self.network.of_codes or self.network.of_latents:
             stage = self.first_stage or FirstStageConfig()
-            found += stage.problems(data, config_class, codes=True)
+            found += stage.problems(data, config_class, codes=self.network.of_codes)
         elif self.first_stage is not None:
             found.append(
                 f"model.first_stage: has no effect on network.kind={self.network.kind}; leave it out"

@@ -39,6 +39,8 @@ class NetworkConfig(Component, ABC):
 
     of_codes: ClassVar[bool] = False
     """Whether it models the codes of a first stage, which it then needs."""
+    of_latents: ClassVar[bool] = False
+    """Whether it models the latents of a first stage, which it then needs."""
 
     @property
     def completes(self) -> bool:
