@@ -86,7 +86,7 @@ def noisy(x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
 def denoised(predict: Predict, noise_SMC: Tensor, temperature: float) -> Tensor:
     """Tokens [M, C] from S sets of standard normal noise: the start's, and those of S - 1 steps back."""
     steps = len(noise_SMC) - 1
-    alpha = alphas_bar().to(noise_SMC.device)
+    alpha = alphas_bar()
     times = torch.linspace(STEPS - 1, 0, steps).round().long().tolist()
     x = noise_SMC[0]
     for number, t in enumerate(times):

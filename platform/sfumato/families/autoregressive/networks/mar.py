@@ -162,19 +162,18 @@ class Mar:
         asked_N = request.tensor("label") if self._classes else None
         device = network.masked.device
         label_N = torch.full((rng.rows,), self._classes) if asked_N is None else asked_N
-        order_NT = rng.uniform(self._length).argsort(dim=1).argsort(dim=1).to(device)
+        place_NT = rng.uniform(self._length).argsort(dim=1).to(device)  # the last is drawn first
+        rank_NT = place_NT.argsort(dim=1)
         noise = rng.normal(self._config.head_steps + 1, self._length, self._latent[0]).to(device)
         x_NTC = torch.zeros_like(noise[:, 0])
         weight = options.guidance if asked_N is not None else 1.0
         left = self._length
         for done in range(1, options.steps + 1):
-            masked_NT = order_NT < left
+            masked_NT, before = rank_NT < left, left
             left = self._left(done, options.steps, left)
-            now_NT = masked_NT & (order_NT >= left)
-            x_NTC = x_NTC.masked_scatter(
-                now_NT[..., None],
-                self._drawn(network, x_NTC, masked_NT, now_NT, label_N.to(device), noise, weight, options),
-            )
+            at_NM1 = place_NT[:, left:before, None]
+            drawn = self._drawn(network, x_NTC, masked_NT, at_NM1, label_N.to(device), noise, weight, options)
+            x_NTC = x_NTC.scatter(1, at_NM1.expand_as(drawn), drawn)
             if not left:
                 break
         latent = (x_NTC / self._config.latent_scale).transpose(1, 2).reshape(-1, *self._latent)
@@ -191,26 +190,33 @@ class Mar:
         network: MarNetwork,
         x_NTC: Tensor,
         masked_NT: Tensor,
-        now_NT: Tensor,
+        at_NM1: Tensor,
         label_N: Tensor,
         noise_NSTC: Tensor,
         weight: float,
         options: SamplingConfig,
     ) -> Tensor:
-        """Latents [M, C] of this round's positions, by the guided head."""
-        z_MD = network.vectors(x_NTC, masked_NT, label_N)[now_NT]
-        noise_SMC = noise_NSTC.transpose(0, 1)[:, now_NT]
-        if weight == 1:
-            return denoised(lambda x, t: network.head(x, t, z_MD), noise_SMC, options.temperature)
-        none_N = torch.full_like(label_N, self._classes)
-        free_MD = network.vectors(x_NTC, masked_NT, none_N)[now_NT]
+        """Latents [N, M, C] of the M positions of this round, by the guided head."""
+        rows, count = at_NM1.shape[:2]
+        steps, channels = noise_NSTC.shape[1], noise_NSTC.shape[3]
+        chosen = at_NM1[:, None].expand(-1, steps, -1, channels)
+        noise_SMC = noise_NSTC.gather(2, chosen).transpose(0, 1).reshape(steps, rows * count, channels)
+
+        def vectors(given_N: Tensor) -> Tensor:
+            z_NTD = network.vectors(x_NTC, masked_NT, given_N)
+            return z_NTD.gather(1, at_NM1.expand(-1, -1, z_NTD.shape[2])).flatten(0, 1)
+
+        z_MD = vectors(label_N)
+        free_MD = None if weight == 1 else vectors(torch.full_like(label_N, self._classes))
 
         def predict(x_MC: Tensor, t_M: Tensor) -> Tensor:
-            free, given = network.head(x_MC, t_M, free_MD), network.head(x_MC, t_M, z_MD)
-            guided: Tensor = free + weight * (given - free)
-            return guided
+            given: Tensor = network.head(x_MC, t_M, z_MD)
+            if free_MD is None:
+                return given
+            free: Tensor = network.head(x_MC, t_M, free_MD)
+            return free + weight * (given - free)
 
-        return denoised(predict, noise_SMC, options.temperature)
+        return denoised(predict, noise_SMC, options.temperature).view(rows, count, channels)
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """The diffusion loss of masked positions."""
