@@ -224,3 +224,13 @@ def test_what_does_not_fit_is_said(settings: dict, says: str) -> None:
 def test_levels_must_agree() -> None:
     with pytest.raises(ValueError, match="one less in factors"):
         HierarchicalLatent(groups=(1, 1), blocks=(1,), factors=(2,))
+
+
+def test_published_sizes() -> None:
+    """VDVAE for CIFAR-10 has 39 million parameters (Child 2021, table 2)."""
+    latent = HierarchicalLatent(
+        width=384, dim=16, groups=(22, 11, 6, 3, 1), blocks=(11, 6, 6, 3, 3), factors=(2, 2, 2, 4)
+    )
+    with torch.device("meta"):
+        network = HierarchicalNetwork(latent, DataSpec(3, 32, 32), 0)
+    assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6) == 39

@@ -269,6 +269,15 @@ class FamilyConfig(Config, ABC):
         """What steers the images; a class-conditional family returns only `core.conditions.LABEL`."""
         return ()
 
+    @classmethod
+    def of_library(cls, source: Config) -> Mapping[str, Any] | None:
+        """The settings with which this family serves an autoencoder of a library as a first stage.
+
+        `source` is a `core.pretrained.Pretrained` that holds a library's network. None if the family serves
+        none; raises ConfigError for a network that it does not know.
+        """
+        return None
+
     def as_first_stage(self, data: DataSpec) -> StageSpec | None:
         """The network that other models may use as their frozen first stage, if there is one."""
         return None

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, Self, runtime_checkable
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import FamilyConfig
 from sfumato.core.pretrained import IDENTIFIED, Reference, StoredModelCard, card_config
-from sfumato.core.stored import StageSpec, StoredNet
+from sfumato.core.stored import StageSpec, StoredNet, Weights
 from sfumato.errors import ConfigError
 
 
@@ -93,7 +93,8 @@ def codes_of(stage: Tokenizer, batch: Batch) -> Tensor:
 
 
 class FirstStageConfig(Reference):
-    """The trained run that serves as first stage; `digest` and `model` are recorded when a run starts."""
+    """The trained run, or the library's autoencoder, that serves as first stage; `digest` and `model` are
+    recorded when a run starts."""
 
     run: Annotated[str, IDENTIFIED] = Field(
         "",
@@ -110,16 +111,37 @@ class FirstStageConfig(Reference):
     other_data: Annotated[bool, IDENTIFIED] = Field(
         False, description="Accept a first stage trained on another data set than the recipe's."
     )
+    folder: Annotated[str, IDENTIFIED] = Field(
+        "", description="Instead of a run: a folder of diffusers that holds an autoencoder."
+    )
+    subfolder: Annotated[str, IDENTIFIED] = Field(
+        "", description="The part of `folder` that holds the autoencoder, such as vae."
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.run and self.folder:
+            raise ValueError("takes one of run and folder, got both")
+        if self.subfolder and not self.folder:
+            raise ValueError("subfolder has an effect only with folder; leave it out")
+        return self
+
+    @property
+    def source(self) -> tuple[str, str]:
+        return ("folder", self.folder) if self.folder else ("run", self.run)
 
     @property
     def recorded(self) -> bool:
         return self.model is not None
 
-    def open(self, find: Callable[[str], type[FamilyConfig]], *, field: str = FIELD) -> OpenStage:
+    def open(
+        self, find: Callable[[str], type[FamilyConfig]], data: DataSpec | None = None, *, field: str = FIELD
+    ) -> OpenStage:
         """The first stage that its recorded card describes; `find` is `sfumato.families.config_class`.
 
-        `field` is its name in recipes, empty for a word of the command line. Raises ConfigError if it has not
-        been looked up yet, or is not a first stage.
+        One that takes images of any size is described for those of `data`, if given. `field` is its name in
+        recipes, empty for a word of the command line. Raises ConfigError if it has not been looked up yet, or
+        is not a first stage.
         """
         where = _prefix(field)
         if self.model is None:
@@ -131,7 +153,9 @@ class FirstStageConfig(Reference):
                 f"{where}{self._named} is a {self.model.family} model without an encoder "
                 "that others can use; train an autoencoder (family vae, latent kl or vq)"
             )
-        return OpenStage(self, spec, self.model.data)
+        if data is None or not spec.any_size:
+            return OpenStage(self, spec, self.model.data)
+        return OpenStage(self, config.as_first_stage(data) or spec, data)
 
     def problems(
         self,
@@ -146,10 +170,10 @@ class FirstStageConfig(Reference):
         `field` is its name in recipes, as in `open`.
         """
         where = _prefix(field)
-        if self.model is None and not self.run:
+        if self.model is None and not (self.run or self.folder):
             return [f"{where}required: a trained run of family vae, or its model folder"]
         try:
-            stage = self.open(find, field=field)
+            stage = self.open(find, data, field=field)
         except ConfigError as error:
             return list(error.problems)
         if stage.data.shape != data.shape:
@@ -163,7 +187,8 @@ class FirstStageConfig(Reference):
 
     @property
     def _named(self) -> str:
-        return repr(self.run) if self.run else "the first stage"
+        place = self.run or self.folder
+        return repr(place) if place else "the first stage"
 
 
 def _prefix(field: str) -> str:
@@ -180,8 +205,10 @@ class OpenStage:
     """The images it was trained on."""
 
     @property
-    def stored(self) -> StoredNet | None:
+    def stored(self) -> Weights | None:
         """The location of its weights; None if it uses initial weights."""
+        if self.spec.weights is not None:
+            return self.spec.weights
         if not self.config.run or self.config.digest is None:
             return None
         return StoredNet(folder=self.config.run, digest=self.config.digest, network=self.spec.network)

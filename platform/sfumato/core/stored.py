@@ -80,3 +80,7 @@ class StageSpec:
     """(C, h, w) of its latents."""
     num_codes: int = 0
     """The number of codes; 0 if it has none."""
+    weights: Weights | None = None
+    """Where its weights are, if not in the folder of the run that describes it."""
+    any_size: bool = False
+    """Whether it takes images of other sizes than those it was described for."""

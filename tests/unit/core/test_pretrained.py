@@ -152,4 +152,4 @@ def test_a_run_that_is_not_looked_up_or_no_run_cannot_be_opened() -> None:
 def test_a_first_stage_is_one_use_of_a_reference() -> None:
     stage = FirstStageConfig(run="x")
     assert isinstance(stage, Reference) and stage.source == ("run", "x") and not stage.recorded
-    assert list(stage.model_dump()) == ["run", "digest", "model", "other_data"]
+    assert list(stage.model_dump()) == ["run", "digest", "model", "other_data", "folder", "subfolder"]

@@ -73,7 +73,7 @@ class AutoregressiveConfig(FamilyConfig):
     def build(self, data: DataSpec) -> Family:
         """Build the family for images of this kind."""
         classes = data.num_classes if LABEL in self.conditions(data) else 0
-        stage = None if self.first_stage is None else self.first_stage.open(config_class)
+        stage = None if self.first_stage is None else self.first_stage.open(config_class, data)
         draft = None if self.draft is None else self.draft.open(config_class)
         parts = Parts(self.optimizer, self.ema, classes, stage, draft, self.text)
         return self.network.build(parts, data)
@@ -122,9 +122,9 @@ class AutoregressiveConfig(FamilyConfig):
         return cls(
             network=network,
             text=TextConfig(encoders=(ENCODERS.find("joint").tiny(),)) if kind.takes_texts else None,
-            first_stage=FirstStageConfig(model=_TINY_STAGE) if kind.of_codes else None,
+            first_stage=(FirstStageConfig(model=_TINY_STAGE) if kind.of_codes or kind.of_latents else None),
             sampling=(
-                SamplingConfig(guidance=1.5, top_k=8)
+                SamplingConfig(guidance=1.5, top_k=8 if kind.of_codes else 0)
                 if network.dropped or kind.takes_texts
                 else SamplingConfig()
             ),
@@ -136,9 +136,9 @@ class AutoregressiveConfig(FamilyConfig):
         if self.network.takes_texts and self.text is None:
             condition = [f"model.network: {self.network.kind} is a model of texts; give model.text"]
         found = condition + self.network.problems(data, self.sampling)
-        if self.network.of_codes:
+        if self.network.of_codes or self.network.of_latents:
             stage = self.first_stage or FirstStageConfig()
-            found += stage.problems(data, config_class, codes=True)
+            found += stage.problems(data, config_class, codes=self.network.of_codes)
         elif self.first_stage is not None:
             found.append(
                 f"model.first_stage: has no effect on network.kind={self.network.kind}; leave it out"

@@ -114,7 +114,7 @@ class DiffusionConfig(FamilyConfig):
         from sfumato.families.diffusion import family  # loads diffusers
 
         if self.first_stage is not None:
-            return family.LatentDiffusionFamily(self, data, self.first_stage.open(config_class))
+            return family.LatentDiffusionFamily(self, data, self.first_stage.open(config_class, data))
         return (family.BoundedDiffusionFamily if self._bounded else family.DiffusionFamily)(self, data)
 
     @property
@@ -165,7 +165,7 @@ class DiffusionConfig(FamilyConfig):
             ]
         if self.sampling.clip:
             return ["model.sampling.clip: latents are not bound to [-1, 1]; leave it out or set it to false"]
-        return self.network.problems(latent_spec(self.first_stage.open(config_class), data), "latent")
+        return self.network.problems(latent_spec(self.first_stage.open(config_class, data), data), "latent")
 
     def _text_problems(self, text: TextConfig, data: DataSpec) -> list[str]:
         network, sampling = self.network, self.sampling

@@ -25,10 +25,9 @@ class CodeUse:
 
     def sums(self, codes_Bhw: Tensor) -> Mapping[str, Tensor]:
         """How often each code occurs in these rows."""
-        size = self._quantizer.tally_shape[1]
-        digits = self._quantizer.digits(codes_Bhw).flatten(1)
-        counts = [torch.bincount(each, minlength=size).double() for each in digits]
-        return {self._name: torch.stack(counts)}
+        digits_DN = self._quantizer.digits(codes_Bhw).flatten(1)
+        count = torch.zeros(self._quantizer.tally_shape, dtype=torch.float64, device=codes_Bhw.device)
+        return {self._name: count.scatter_add(1, digits_DN, torch.ones_like(digits_DN, dtype=torch.float64))}
 
     def advance(self, state: State, sums: State) -> State:
         """The count after a step; as it is where no codes were counted."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import LABEL, Condition
+from sfumato.core.config import Config
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.pretrained import Pretrained
 from sfumato.core.schedules import EmaSchedule, LearningRate
 from sfumato.core.stored import StageSpec
 from sfumato.families.vae.coders import NetworkConfig
@@ -65,6 +67,14 @@ class VaeConfig(FamilyConfig):
     def samples(self, data: DataSpec) -> bool:
         """Only latents with a prior, those of the Gaussian VAE, can be drawn."""
         return self.latent.has_prior
+
+    @classmethod
+    def of_library(cls, source: Config) -> Mapping[str, Any]:
+        """An autoencoder of diffusers."""
+        from sfumato.families.vae.latents.library import of_folder
+
+        assert isinstance(source, Pretrained)
+        return of_folder(source)
 
     def as_first_stage(self, data: DataSpec) -> StageSpec | None:
         """The averaged network of a KL or a quantised autoencoder."""

@@ -28,7 +28,7 @@ def latents() -> dict[str, LatentConfig]:
         if name not in ("bernoulli", "logistic")
     }
     found |= {name: LATENTS.find(name).tiny() for name in LATENTS.names() if name != "gaussian"}
-    found["vq"] = vq.model_copy(update={"code_use": True})
+    found["code-use"] = vq.model_copy(update={"code_use": True})
     return found | {
         name: vq.model_copy(update={"quantizer": QUANTIZERS.find(name).tiny()})
         for name in QUANTIZERS.names()

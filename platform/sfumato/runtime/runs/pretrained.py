@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from sfumato import families
+from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.pretrained import ModelCard, Pretrained, Reference, StoredModelCard, recorded, replaced
@@ -28,6 +30,8 @@ from sfumato.sampling.pretrained_files import file_digest, folder_digest
 PACKAGE = "package:"
 """Begins a place inside an installed package."""
 Some = TypeVar("Some", bound=Reference)
+NOMINAL_SIDE = 256
+"""Of images by which an autoencoder for any size is described, where its folder names no size."""
 
 
 def resolved(recipe: Recipe, root: Path) -> Recipe:
@@ -97,10 +101,28 @@ def _content(reference: Reference, kind: str, place: str, root: Path) -> dict[st
     path = _in_package(place) if place.startswith(PACKAGE) else (root / place).resolve()
     if kind == "file":
         return {"file": str(path), "digest": file_digest(path)}
-    assert isinstance(reference, Pretrained)
+    assert isinstance(reference, (Pretrained, FirstStageConfig))
     network = path / reference.subfolder
     library = library_networks.described(network)
-    return {"folder": str(path), "digest": folder_digest(network), "library": library}
+    found = {"folder": str(path), "digest": folder_digest(network)}
+    if isinstance(reference, Pretrained):
+        return {**found, "library": library}
+    source = Pretrained(**found, subfolder=reference.subfolder, library=library)
+    return {**found, "model": _library_stage(source)}
+
+
+def _library_stage(source: Pretrained) -> StoredModelCard:
+    """The card of an autoencoder of a library, by the family that serves it."""
+    assert source.library is not None
+    channels = int(source.library.config.get("in_channels") or 3)
+    side = source.library.config.get("sample_size")
+    side = side if isinstance(side, int) else NOMINAL_SIDE
+    for name in families.names():
+        settings = families.config_class(name).of_library(source)
+        if settings is not None:
+            data = DataSpec(channels=channels, height=side, width=side)
+            return StoredModelCard(family=name, config=dict(settings), data=data)
+    raise AssertionError("one family serves autoencoders")
 
 
 def _in_package(place: str) -> Path:

@@ -43,6 +43,8 @@ class NetworkConfig(Component, ABC):
     """Whether it models the codes of a first stage, which it then needs."""
     takes_texts: ClassVar[bool] = False
     """Whether texts may steer it."""
+    of_latents: ClassVar[bool] = False
+    """Whether it models the latents of a first stage, which it then needs."""
 
     @property
     def completes(self) -> bool:
