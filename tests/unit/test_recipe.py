@@ -11,6 +11,7 @@ from repository import DIGITS, PIPELINES
 
 from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
+from sfumato.data.format.columns import TEXT_COLUMN
 from sfumato.errors import ConfigError
 from sfumato.families import config_class
 
@@ -30,6 +31,7 @@ SETS = {
     "fashion": _28x28,
     "cifar10": (DataSpec(3, 32, 32, tuple("0123456789")), 50_000),
     "ffhq": (DataSpec(3, 256, 256), 70_000),
+    "shapes": (DataSpec(3, 32, 32, extra={"text": TEXT_COLUMN}), 50_000),
 }
 
 
