@@ -1,10 +1,12 @@
 # Everything runs in ./.venv, which is made on first use and again when what it installs has changed.
 #   PYTHON       the interpreter to build it with (3.11 or newer)
 #   PROCESSES    in how many processes the tests run
+#   PROMPTS      what demo-text draws: a text file with a prompt on each line
 #   TORCH_INDEX  package index for PyTorch's wheels, e.g. that of the CPU builds; empty: pip's own settings
 PYTHON ?= python3
 PROCESSES ?= 2
 TORCH_INDEX ?=
+PROMPTS ?= pipelines/shapes/prompts.txt
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -17,13 +19,17 @@ INPUTS := pyproject.toml constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos check audit bench-data bench-eval check-features check-intervals bench-memory bench-sampling bench-train stack-up stack-down image-test format clean
+.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval check-features check-intervals bench-memory bench-sampling bench-train stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.runtime ## Train, evaluate and track a generator of handwritten digits
 	@$(BIN)/sfumato run pipelines/digits/ddpm.yaml
+
+demo-text: $(VENV)/.runtime ## Train text to image for five minutes, then draw your prompts (PROMPTS=FILE)
+	@$(BIN)/sfumato run pipelines/shapes/demo.yaml
+	@$(BIN)/sfumato sample shapes-demo --prompts $(PROMPTS) --sweep guidance=1,2,4 --out shapes-demo --overwrite
 
 # A file's tests stay together, for their fixtures, and those that use Ray, for one cluster (tests/conftest.py).
 test: $(VENV)/.dev ## Run the test suite (ARGS="-k name" to choose)

@@ -247,6 +247,13 @@ def test_the_command_line_takes_prompts(
     file.write_text('{"prompt": "dark", "negative": "bright"}\n\n{"prompt": "middle"}\n')
     assert sample(monkeypatch, run, "--out", str(tmp_path / "file"), "--prompts", str(file)) == 0
     assert [line["conditions"]["negative_caption"] for line in lines(tmp_path / "file")] == ["bright", ""]
+    swept = ["--out", str(tmp_path / "swept"), "--prompts", str(file), "--sweep", "guidance=1,3"]
+    assert sample(monkeypatch, run, *swept) == 0
+    told = [
+        (line["conditions"]["caption"], line["options"]["guidance"]) for line in lines(tmp_path / "swept")
+    ]
+    assert told == [("dark", 1), ("dark", 3), ("middle", 1), ("middle", 3)]
+    assert sample(monkeypatch, run, "--out", str(tmp_path / "bad"), "--sweep", "guidance") == 2
 
 
 def test_the_command_line_takes_images_and_rows_of_a_data_set(

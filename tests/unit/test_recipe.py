@@ -11,6 +11,7 @@ from repository import DIGITS, PIPELINES
 
 from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
+from sfumato.data.format.columns import TEXT_COLUMN
 from sfumato.errors import ConfigError
 from sfumato.families import config_class
 
@@ -31,6 +32,7 @@ SETS = {
     "cifar10": (DataSpec(3, 32, 32, tuple("0123456789")), 50_000),
     "ffhq": (DataSpec(3, 256, 256), 70_000),
     "horse2zebra": (DataSpec(3, 256, 256, ("horse", "zebra")), 2_401),
+    "shapes": (DataSpec(3, 32, 32, extra={"text": TEXT_COLUMN}), 50_000),
 }
 
 
