@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from torch import Tensor, nn
 
+from sfumato.core.batch import DataSpec
+from sfumato.core.conditions import Condition
+from sfumato.core.config import Config
+from sfumato.core.family import FamilyConfig, Frozen, Nets, SampleRequest
+from sfumato.core.progress import Progress
+from sfumato.core.rng import SampleRng
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.shapes import ShapesSource
 from sfumato.data.shapes.claims import claim_of
+from sfumato.data.shapes.phrases import captions
+from sfumato.data.shapes.rendering import render
+from sfumato.data.shapes.scenes import scenes
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.image_set import ImageBlock
 from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
+from sfumato.evaluation.source import GeneratorSource
 from sfumato.evaluation.stage import evaluate
+from sfumato.sampling.generator import Generator
 
 IMAGES = 140
 
@@ -88,6 +102,79 @@ def test_with_captions_of_others_few_are_right(shapes: Path, tmp_path: Path) -> 
 def test_noise_shows_nothing(shapes: Path, tmp_path: Path) -> None:
     report = measured(Noise(shapes), tmp_path)
     assert report.metrics["alignment"] == report.metrics["alignment_held_out"] == 0
+
+
+class Drawing(Config):
+    """How pictures are drawn."""
+
+    reads: bool = True
+
+
+class DrawerConfig(FamilyConfig):
+    """A model that draws what its caption says, or, if it cannot read, always the same picture."""
+
+    family: Literal["drawer"] = "drawer"
+    sampling: Drawing = Drawing()
+
+    def build(self, data: DataSpec) -> Drawer:
+        return Drawer()
+
+    @classmethod
+    def tiny(cls) -> DrawerConfig:
+        return cls()
+
+    def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
+        return (Condition("text", "text", "text", required=True),)
+
+
+class Drawer:
+    """Implements `core.family.Family`: knows a picture for every first caption of the set."""
+
+    samplers = ("pen",)
+    phases = ()
+
+    def __init__(self) -> None:
+        drawn = scenes(3, np.arange(IMAGES), "both", 32)
+        pictures = torch.from_numpy(render(drawn).image).permute(0, 3, 1, 2).float() / 127.5 - 1
+        self._known = {texts[0]: picture for texts, picture in zip(captions(drawn, 3), pictures, strict=True)}
+        self.nets: Mapping[str, Any] = {"pen": Frozen(build=nn.Identity)}
+
+    def prepare(self, nets: Nets, batch: Any, progress: Progress, rng: Any) -> Any:
+        return batch
+
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
+        texts = request.texts("text")
+        assert texts is not None and isinstance(request.options, Drawing)
+        any_one = next(iter(self._known.values()))
+        drawn = [self._known[text] if request.options.reads else any_one for text in texts]
+        return (torch.stack(drawn) + 0.05 * rng.normal(3, 32, 32)).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_samples_are_judged_by_the_captions_that_they_were_drawn_for(
+    reads: bool, shapes: Path, tmp_path: Path
+) -> None:
+    reference = PackedReference(shapes)
+    generator = Generator(DrawerConfig(), DataSpec(3, 32, 32), {"pen": nn.Identity()}, digest="drawer")
+
+    def load(folder: Path, sampling: Mapping[str, Any]) -> GeneratorSource:
+        return GeneratorSource(generator, sampling, "cpu", reference)
+
+    settings = EvaluateSettings(
+        samples=IMAGES,
+        actors=0,
+        features="thumbnail",
+        metrics=("alignment", "alignment_held_out"),
+        sampling={"reads": reads},
+        preview=0,
+    )
+    report = evaluate(
+        Evaluation(
+            settings, load, model_folder=shapes, reference=reference, out=tmp_path, cache=tmp_path / "c"
+        )
+    )
+    for figure in ("alignment", "alignment_held_out"):
+        assert report.metrics[figure] == 1 if reads else report.metrics[figure] < 0.1
 
 
 def test_what_cannot_be_judged_is_said_first(shapes: Path, tmp_path: Path, digits_data: Path) -> None:
