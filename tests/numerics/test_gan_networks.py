@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from members import batch, build, view
+from members import batch, build, progress_of, view
 from repository import PIPELINES
 from scipy import signal
 from torch import Tensor, nn
@@ -377,3 +377,22 @@ def test_each_block_of_biggan_sees_its_own_piece_of_the_latent() -> None:
     generator.blocks[1].register_forward_pre_hook(lambda _, args: seen.append(args[1]))
     generator(z, label)
     torch.testing.assert_close(seen[0], torch.cat([generator.embedding(label), z[:, 6:]], 1))
+
+
+@pytest.mark.parametrize("kind", ["r3gan", "progan", "biggan"])
+def test_texts_may_take_the_place_of_classes_that_are_embedded(kind: str) -> None:
+    config = GanConfig.variants()["text"].model_copy(update={"network": NETWORKS.find(kind).tiny()})
+    family = config.build(DATA)
+    nets, rows = build(family), batch()
+    noise = rng(4)
+    prepared = family.prepare(nets, rows, progress_of(family), noise)
+    for phase in family.phases:
+        out = phase.loss(view(nets, phase.trains), prepared, progress_of(family), noise)
+        assert out.loss_B.shape == (4,) and out.loss_B.isfinite().all()
+    assert not any("takes classes by their numbers" in line for line in config.problems(DATA))
+
+
+@pytest.mark.parametrize("kind", ["stylegan2", "mlp"])
+def test_texts_are_refused_where_classes_are_numbers(kind: str) -> None:
+    config = GanConfig.variants()["text"].model_copy(update={"network": NETWORKS.find(kind).tiny()})
+    assert any("takes classes by their numbers" in line for line in config.problems(DATA))

@@ -113,6 +113,11 @@ class GanConfig(FamilyConfig):
                 "model.network.generator_norm: batch measures its statistics for classes, not for texts; set "
                 "it to group, or model.batch_statistics=running"
             )
+        if not self.network.embeds_classes:
+            found.append(
+                f"model.text: {self.network.kind} takes classes by their numbers, which a text has not; use "
+                "dcgan, resnet (with label_score=projection), biggan, progan or r3gan"
+            )
         return found
 
     def _sampling_problems(self) -> list[str]:

@@ -154,6 +154,12 @@ class NetworkConfig(Component, ABC):
         """Whether the discriminator has an auxiliary classifier, if there are classes."""
         return False
 
+    @property
+    def embeds_classes(self) -> bool:
+        """Whether classes enter both networks through embeddings alone, so that texts may take their
+        place."""
+        return True
+
     def generator_inputs(
         self, data: DataSpec, latent: int, progress: Progress, rng: Rng
     ) -> Mapping[str, Any]:

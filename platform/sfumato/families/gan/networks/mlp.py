@@ -52,6 +52,11 @@ class MlpConfig(NetworkConfig, ScoreConfig):
         """If the label's score is auxiliary."""
         return self.label_score == "auxiliary"
 
+    @property
+    def embeds_classes(self) -> bool:
+        """The generator takes their numbers."""
+        return False
+
     def build_generator(self, data: DataSpec, *, latent: int, classes: int) -> MlpGenerator:
         """See the class."""
         return MlpGenerator(self, data, latent=latent, classes=classes)

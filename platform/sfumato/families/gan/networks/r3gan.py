@@ -80,7 +80,7 @@ class R3ganGenerator(GeneratorNet):
     def __init__(self, config: R3ganConfig, data: DataSpec, *, latent: int, classes: int) -> None:
         super().__init__()
         widths, doublings = config.channels, len(config.channels) - 1
-        self.embedding = _scaled(nn.Linear(classes, config.class_channels, bias=False)) if classes else None
+        self.embedding = _embedding(classes, config.class_channels) if classes else None
         inputs = latent + (config.class_channels if classes else 0)
         self.sizes = _scaled(nn.Linear(inputs, widths[0], bias=False))
         self.basis = nn.Parameter(torch.randn(widths[0], data.height >> doublings, data.width >> doublings))
@@ -92,8 +92,7 @@ class R3ganGenerator(GeneratorNet):
 
     def forward(self, z_BD: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
         if self.embedding is not None:
-            one_hot_BK = F.one_hot(label_B, self.embedding.in_features).to(z_BD.dtype)
-            z_BD = torch.cat([z_BD, self.embedding(one_hot_BK)], 1)
+            z_BD = torch.cat([z_BD, self.embedding(label_B)], 1)
         x_BCHW = self.basis * self.sizes(z_BD)[:, :, None, None]
         for stage in self.stages:
             x_BCHW = stage(x_BCHW)
@@ -107,7 +106,6 @@ class R3ganDiscriminator(DiscriminatorNet):
     def __init__(self, config: R3ganConfig, data: DataSpec, *, classes: int) -> None:
         super().__init__()
         widths, halvings = config.channels[::-1], len(config.channels) - 1
-        self.classes = classes
         self.image = _scaled(nn.Conv2d(data.channels, widths[0], 1, bias=False))
         self.stages = nn.ModuleList(
             _Stage(config, width, exit=_Narrow(width, widths[at + 1]) if at < halvings else None)
@@ -117,7 +115,7 @@ class R3ganDiscriminator(DiscriminatorNet):
         self.basis = _scaled(nn.Conv2d(last, last, base, groups=last, bias=False))
         size = config.channels[0] if classes else 1
         self.linear = _scaled(nn.Linear(last, size, bias=False))
-        self.embedding = _scaled(nn.Linear(classes, size, bias=False), size**-0.5) if classes else None
+        self.embedding = _embedding(classes, size, size**-0.5) if classes else None
 
     def score(self, x_BCHW: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
         x_BCHW = self.image(x_BCHW)
@@ -125,7 +123,7 @@ class R3ganDiscriminator(DiscriminatorNet):
             x_BCHW = stage(x_BCHW)
         out_BS: Tensor = self.linear(self.basis(x_BCHW).flatten(1))
         if self.embedding is not None:
-            out_BS = out_BS * self.embedding(F.one_hot(label_B, self.classes).to(out_BS.dtype))
+            out_BS = out_BS * self.embedding(label_B)
         return out_BS.float().sum(1)
 
 
@@ -191,6 +189,13 @@ class _Narrow(nn.Module):
 
 def _between(inputs: int, outputs: int) -> nn.Module:
     return nn.Identity() if inputs == outputs else _scaled(nn.Conv2d(inputs, outputs, 1, bias=False))
+
+
+def _embedding(classes: int, size: int, gain: float = 1.0) -> nn.Embedding:
+    """Rows from N(0, gain^2 / classes): those of a linear map of one number per class."""
+    embedding = nn.Embedding(classes, size)
+    nn.init.normal_(embedding.weight, 0.0, gain / math.sqrt(classes))
+    return embedding
 
 
 def _scaled(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> Any:

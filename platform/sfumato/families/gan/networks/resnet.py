@@ -64,6 +64,11 @@ class ResnetConfig(NetworkConfig, ScoreConfig):
         return self.label_score == "auxiliary"
 
     @property
+    def embeds_classes(self) -> bool:
+        """If the label's score is a projection."""
+        return self.label_score == "projection"
+
+    @property
     def down(self) -> tuple[int, ...]:
         """Channels of the discriminator from the image down."""
         return self.discriminator_channels or self.channels[::-1]

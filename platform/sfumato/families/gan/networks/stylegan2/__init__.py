@@ -69,6 +69,11 @@ class StyleGan2Config(NetworkConfig):
         """As set."""
         return self.minibatch_group
 
+    @property
+    def embeds_classes(self) -> bool:
+        """Both mappings take their numbers."""
+        return False
+
     def sides(self, data: DataSpec) -> tuple[int, ...]:
         """4, 8, ... up to the image's."""
         return tuple(BASE << doublings for doublings in range((data.height // BASE).bit_length()))
