@@ -146,6 +146,10 @@ class AutoregressiveConfig(FamilyConfig):
         return found + self._completion_problems() + self._draft_problems(data)
 
     def _completion_problems(self) -> list[str]:
+        if self.network.takes_texts:
+            unlike = self.completion or self.sampling.decoding not in ("cache", "speculative")
+            what = "model.completion and model.sampling.decoding have no effect on"
+            return [f"{what} {self.network.kind}; leave them out"] if unlike else []
         if self.completion and not self.network.completes:
             return [f"model.completion: a {self.network.kind} does not draw in raster order; set it to false"]
         if self.sampling.keep and not self.completion:
