@@ -51,12 +51,12 @@ def save_text_model(folder: Path, kind: str, seed: int = 0) -> Path:
     return folder
 
 
-def save_tokenizer(folder: Path) -> Any:
-    """A byte-level tokenizer with two merges, as transformers writes it."""
+def save_tokenizer(folder: Path, merges: str = "t h\nth e") -> Any:
+    """A byte-level tokenizer, as transformers writes it."""
     import transformers as library
 
     tokenizer = library.PreTrainedTokenizerFast(
-        tokenizer_object=bpe.tokenizer_of("t h\nth e"),
+        tokenizer_object=bpe.tokenizer_of(merges),
         bos_token=bpe.START,
         eos_token=bpe.END,
         pad_token=bpe.END,

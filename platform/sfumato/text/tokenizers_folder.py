@@ -51,7 +51,7 @@ def _packed(folder: Path, clip: bool, stamp: tuple[tuple[str, int], ...]) -> byt
     try:
         found = kind.from_pretrained(folder, **_SAFELY)
         content = found.backend_tokenizer.to_str()
-    except (OSError, ValueError, AttributeError) as error:
+    except Exception as error:  # the library raises nothing narrower for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{folder}: no tokenizer can be loaded ({reason})") from error
     pad = found.pad_token_id if found.pad_token_id is not None else found.eos_token_id

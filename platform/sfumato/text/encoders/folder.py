@@ -111,12 +111,7 @@ class FolderConfig(TextEncoderConfig):
 
     def build(self) -> FolderEncoder:
         """The network with random weights, and its tokenizer if that is there."""
-        size = self.tokenizer_bytes
-        if size is None or Path(self._tokenizer_folder()).is_dir():
-            content = self._packed()
-            buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        else:  # a model folder holds it
-            buffer = torch.zeros(size, dtype=torch.uint8)
+        buffer = torch.frombuffer(bytearray(self._stored_or_empty()), dtype=torch.uint8)
         return FolderEncoder(self, library_networks.build(self._encoder()), buffer)
 
     def frozen(self) -> Frozen:
@@ -134,7 +129,9 @@ class FolderConfig(TextEncoderConfig):
                 f"back, or "
                 "leave digest out"
             )
-        return self.model_copy(update={"digest": digest, "tokenizer_bytes": len(content)})
+        place = None if self.tokenizer is None else str(Path(self.tokenizer).resolve())
+        found = {"digest": digest, "tokenizer_bytes": len(content), "tokenizer": place}
+        return self.model_copy(update=found)
 
     def in_diffusers(self, network: nn.Module) -> tuple[Any, Any]:
         """The model and the tokenizer of the folder."""
@@ -159,6 +156,17 @@ class FolderConfig(TextEncoderConfig):
     def hides_padding(self) -> bool:
         """Whether the encoder gets the mask."""
         return not self._class().startswith("CLIP") if self.mask is None else self.mask
+
+    def _stored_or_empty(self) -> bytes:
+        """The tokenizer; zeros of its length where it is not at hand, since a model folder holds it."""
+        if self.tokenizer_bytes is None:
+            return self._packed()
+        try:
+            content = self._packed()
+        except ConfigError:
+            content = b""
+        recorded = hashlib.sha256(content).hexdigest() == self.digest
+        return content if recorded else bytes(self.tokenizer_bytes)
 
     def _packed(self) -> bytes:
         return tokenizers_folder.packed(self._tokenizer_folder(), clip=self._class().startswith("CLIP"))

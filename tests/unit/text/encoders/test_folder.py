@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from text_folders import KINDS, save_text_model, text_model
+from text_folders import KINDS, save_text_model, save_tokenizer, text_model
 from torch import Tensor
 
 from sfumato.core.pretrained import Pretrained
@@ -100,6 +100,18 @@ def test_the_tokenizer_is_that_of_the_folder_and_travels_with_the_weights(folder
     ]
 
 
+def test_another_tokenizer_in_its_place_is_noticed(folders: Path) -> None:
+    config = looked_up(save_text_model(folders / "bert", "bert"))
+    network = opened(config)
+    ids, _ = config.tokenize(TEXTS, network)
+    save_tokenizer(folders / "bert", "h e")
+    with pytest.raises(ConfigError, match="its tokenizer is another one than recorded"):
+        config.learnt(lambda: ())
+    elsewhere = config.build()  # as in a model folder, whose own tokenizer counts
+    elsewhere.load_state_dict(network.state_dict())
+    assert torch.equal(config.tokenize(TEXTS, elsewhere)[0], ids)
+
+
 def test_smaller_types_give_float32(folders: Path) -> None:
     folder = save_text_model(folders / "t5", "t5")
     (exact, _, _), (close, _, _) = (
@@ -129,6 +141,9 @@ def test_other_folders_are_refused(folders: Path) -> None:
     )
     assert "layer: got -3, the encoder has 2 layers" in looked_up(clip, layer=-3).problems()
     assert "has not been looked up" in FolderConfig(weights=Pretrained(folder="x")).problems()[0]
+    (clip / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "BPE"}}')
+    with pytest.raises(ConfigError, match="no tokenizer can be loaded"):
+        looked_up(clip)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (clip / name).unlink()
     with pytest.raises(ConfigError, match="has no tokenizer"):

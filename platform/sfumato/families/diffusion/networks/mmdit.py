@@ -39,7 +39,7 @@ class MMDiTConfig(TextNetworkConfig):
         None,
         ge=1,
         description="Patches along the side of the largest image that has positions; smaller ones take the "
-        "middle. null: of the data's usual size.",
+        "middle, and buckets of other shapes need their longest side. null: of the data's usual size.",
     )
 
     @model_validator(mode="after")
