@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from sfumato import families
-from sfumato.core import identity, interpolation
+from sfumato import families, interpolation
+from sfumato.core import identity
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config, Neutral
 from sfumato.core.earlier_defaults import FIRST, SCHEMA, as_of
