@@ -44,7 +44,13 @@ class StyleGan2Config(NetworkConfig):
     style: int = Field(512, ge=1, description="Numbers of a style, w.")
     mapping_layers: int = Field(8, ge=1, description="Layers from the latent to the style.")
     mapping_rate: float = Field(
-        0.01, gt=0, le=1, description="Learning rate of the mapping, relative to the other layers."
+        0.01, gt=0, le=1, description="Learning rate of both mappings, relative to the other layers."
+    )
+    discriminator_mapping_layers: int = Field(
+        8,
+        ge=1,
+        description="Layers from a class to its direction in the discriminator; the first steps tell classes "
+        "apart better with fewer.",
     )
     mixing: float = Field(
         0.9, ge=0, le=1, description="Share of images whose later layers have the style of another latent."
@@ -111,6 +117,8 @@ class StyleGan2Config(NetworkConfig):
             channels,
             classes=classes,
             style=self.channels(BASE),
+            depth=self.discriminator_mapping_layers,
+            rate=self.mapping_rate,
             bias=bias,
             residual=self.discriminator == "residual",
             group=self.minibatch_group,

@@ -16,9 +16,6 @@ from sfumato.families.gan.networks import DiscriminatorNet
 from sfumato.families.gan.networks.stylegan2.generator import MappingNetwork
 from sfumato.families.gan.resampling import Blur, Down
 
-MAPPING_LAYERS = 8
-MAPPING_RATE = 0.01
-
 
 class StyleGan2Discriminator(DiscriminatorNet):
     """A block for every halving; the class's own direction scores the last features."""
@@ -30,6 +27,8 @@ class StyleGan2Discriminator(DiscriminatorNet):
         *,
         classes: int,
         style: int,
+        depth: int,
+        rate: float,
         bias: bool,
         residual: bool,
         group: int,
@@ -45,7 +44,7 @@ class StyleGan2Discriminator(DiscriminatorNet):
         self.conv = EqualConv2d(last + (group > 1), last, 3)
         self.linear = EqualLinear(last * base**2, last)
         self.output = EqualLinear(last, style if classes else 1, bias=bias or bool(classes))
-        self.mapping = MappingNetwork(0, style, classes, MAPPING_LAYERS, MAPPING_RATE) if classes else None
+        self.mapping = MappingNetwork(0, style, classes, depth, rate) if classes else None
 
     def score(self, x_BCHW: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
         x_BCHW = activated(self.colours(x_BCHW))
