@@ -45,4 +45,4 @@ def test_a_file_that_another_process_keeps_locked(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("reason", ["attempt to write a readonly database", "disk I/O error"])
 def test_other_reasons(tmp_path: Path, reason: str) -> None:
     line = store(tmp_path)._unusable(reason)
-    assert f"mlflow.db cannot be used ({reason}): is it yours to write" in line
+    assert f"mlflow.db cannot be used ({reason}): is it yours, and has its disk room?" in line

@@ -100,7 +100,7 @@ class DiffusionConfig(FamilyConfig):
 
     def takes_several_sizes(self) -> bool:
         """A network that can, on pixels, does."""
-        return self.network.several_sizes and self.first_stage is None
+        return self.network.takes_several_sizes() and self.first_stage is None
 
     def label_dropout(self, data: DataSpec) -> float:
         """The share of labels dropped in training."""

@@ -6,11 +6,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import members
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sfumato import families, recipe
+from sfumato.core.batch import Piece
+from sfumato.core.rng import StreamRng
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.pools import pools_of
 from sfumato.data.packing.pack import pack
@@ -67,10 +71,32 @@ def test_families_that_take_one_size_are_refused(family: str, bucketed: Path, di
     check(recipe_on(digits_data, config.model_dump(mode="json")))  # one size suits them all
 
 
-def test_diffusion_takes_them_with_a_unet_alone() -> None:
+def test_diffusion_takes_them_with_networks_that_have_positions_for_all() -> None:
     variants = families.config_class("diffusion").variants()
     for name, config in variants.items():
-        assert config.takes_several_sizes() == (config.network.kind == "unet"), name
+        able = config.network.kind in ("unet", "unet_text", "pixart", "flux")
+        assert config.takes_several_sizes() == able, name
+    mmdit = variants["mmdit"]
+    with_room = mmdit.model_copy(update={"network": mmdit.network.model_copy(update={"largest": 4})})
+    assert with_room.takes_several_sizes()
+
+
+@pytest.mark.parametrize("kind", ["unet", "unet_text", "pixart", "flux", "mmdit"])
+def test_networks_that_say_so_train_on_several_sizes(kind: str) -> None:
+    variants = families.config_class("diffusion").variants().values()
+    config = next(config for config in variants if config.network.kind == kind)
+    if kind == "mmdit":
+        config = config.model_copy(update={"network": config.network.model_copy(update={"largest": 4})})
+    family = config.build(members.DATA)
+    nets = members.build(family)
+    for height, width in ((8, 8), (8, 16), (16, 8)):
+        batch = {**members.batch(), "image": torch.zeros(members.ROWS, 1, height, width)}
+        rng = StreamRng([Piece(0, 0, members.ROWS)], rows_per_stream=4, seed=0, images=64, phase="p")
+        (phase,) = family.phases
+        seen = members.view(nets, phase.trains)
+        prepared = family.prepare(seen, batch, members.PROGRESS, rng)
+        loss_B = phase.loss(seen, prepared, members.PROGRESS, rng).loss_B
+        assert loss_B.shape == (members.ROWS,) and loss_B.isfinite().all(), (height, width)
 
 
 def test_every_size_has_to_suit_the_network(bucketed: Path) -> None:

@@ -26,7 +26,7 @@ class NetworkConfig(Component, ABC):
     """Kind and size of a network, which it builds."""
 
     several_sizes: ClassVar[bool] = False
-    """Whether one network takes images of several sizes."""
+    """Whether networks of this kind take images of several sizes."""
     for_diffusers: ClassVar[bool] = False
     """Whether diffusers' pipelines support the network."""
 
@@ -42,6 +42,10 @@ class NetworkConfig(Component, ABC):
     def problems(self, data: DataSpec, what: str = "image") -> list[str]:
         """Why it cannot be built for a `what` (image, latent) of this shape, one line each."""
         return []
+
+    def takes_several_sizes(self) -> bool:
+        """Whether this one, with its settings, takes images of several sizes."""
+        return self.several_sizes
 
     def couples_rows(self) -> bool:
         """Whether a row's loss depends on the other rows, as with dropout, which draws for all at once."""

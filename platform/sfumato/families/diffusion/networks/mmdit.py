@@ -53,6 +53,10 @@ class MMDiTConfig(TextNetworkConfig):
         """Two blocks of 16 channels, the first with attention within the image."""
         return cls(patch=4, heads=2, head_dim=8, depth=2, dual=1)
 
+    def takes_several_sizes(self) -> bool:
+        """With positions for the largest of them."""
+        return self.largest is not None
+
     def problems(self, data: DataSpec, what: str = "image") -> list[str]:
         """Sides of the `what` that the patches do not tile, or that have no positions, one line each."""
         patches = max(data.height, data.width) // self.patch
