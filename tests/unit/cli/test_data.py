@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from repository import ROOT
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
@@ -25,7 +26,7 @@ from sfumato.data.packing.sources.digits import DigitsSource
 from sfumato.data.reading.local_reader import read_all
 from sfumato.data.verification import check
 
-SHARED = Path(os.environ.get("SFUMATO_SHARED_DATA", "../shared/data"))
+SHARED = Path(os.environ.get("SFUMATO_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
 def call(*arguments: str) -> tuple[int, str]:

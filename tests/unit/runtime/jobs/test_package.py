@@ -265,10 +265,10 @@ def test_another_version_on_the_cluster_is_refused_with_both_named(
     assert started.words == ["train", recipe_there, "train.images=1024", "--fresh"] and not started.notes
     assert Path.cwd() == project / "shared", "relative places are the root's"
 
-    monkeypatch.setattr("sfumato.__version__", "9.9")
-    with pytest.raises(ConfigError, match=rf"Sfumato here is 9\.9 .*submitted with {placed.version} "):
-        prepare(job, environment={"DEPOT_TOKEN": "x"})
-    monkeypatch.undo()
+    with monkeypatch.context() as other:
+        other.setattr("sfumato.__version__", "9.9")
+        with pytest.raises(ConfigError, match=rf"Sfumato here is 9\.9 .*submitted with {placed.version} "):
+            prepare(job, environment={"DEPOT_TOKEN": "x"})
     content = json.loads(job.read_text())
     job.write_text(json.dumps({**content, "packages": {"torch": "1.0"}}))
     (note,) = prepare(job, environment={"DEPOT_TOKEN": "x"}).notes
