@@ -8,21 +8,19 @@ time, and the end need not be known.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.core.rng import seeded
 from sfumato.evaluation.features.classifier_gradients import Gradients
 from sfumato.evaluation.features.classifier_network import Classifier
 from sfumato.evaluation.features.damage import damaged
 from sfumato.evaluation.features.extractor import Progress
+from sfumato.evaluation.features.looks import Looks, picks
 from sfumato.evaluation.features.pixels import scale, shift
 
-POWER = 6.94
-"""The average reaches back over about a tenth of training (sigma_rel 0.1)."""
 REAL_PER_DAMAGED = 4
 JUDGED_AT_ONCE = 256
 
@@ -69,17 +67,10 @@ def train(
     look = max(1, schedule.every // batch)
     warm_up = max(1, min(steps // 10, look))
     optimizer = torch.optim.AdamW(network.parameters(), lr=schedule.lr, weight_decay=0.05)
-    average = copy.deepcopy(network).requires_grad_(False)
-    best = copy.deepcopy(network.state_dict())
-    accuracies: list[float] = []
+    looks = Looks(network)
     network.train()
     with seeded(schedule.seed, "classifier-batches"), Gradients(network, schedule.replicas) as gradients:
-        order_N, position = torch.randperm(len(images_NCHW)), 0
-        for step in range(1, steps + 1):
-            if position + batch > len(order_N):
-                order_N, position = torch.randperm(len(images_NCHW)), 0
-            pick_B = order_N[position : position + batch]
-            position += batch
+        for step, pick_B in zip(range(1, steps + 1), picks(len(images_NCHW), batch), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr * min(1.0, step / warm_up)
             x_BCHW = shift(scale(images_NCHW[pick_B]), limit)
@@ -87,18 +78,15 @@ def train(
             label_B = torch.cat([labels_N[pick_B], labels_N.new_full((len(outliers),), network.classes)])
             gradients.fill(torch.cat([x_BCHW, outliers]), label_B)
             optimizer.step()
-            move(average, network, (1 - 1 / step) ** (POWER + 1))
+            looks.follow(step)
             if step % look and step < steps:
                 continue
-            accuracies.append(accuracy(average, *looked_at))
+            looks.add(accuracy(looks.average, *looked_at))
             progress(step * batch, steps * batch)
-            if accuracies[-1] > max(accuracies[:-1], default=-1.0):
-                best = copy.deepcopy(average.state_dict())
-            if schedule.patience and flat(accuracies, schedule.patience):
+            if schedule.patience and looks.flat(schedule.patience):
                 break
-    network.load_state_dict(best)
-    network.eval()
-    return Trained(step * batch, tuple(accuracies))
+    looks.restore()
+    return Trained(step * batch, tuple(looks.scores))
 
 
 def accuracy(network: Classifier, images_NCHW: Tensor, labels_N: Tensor) -> float:
@@ -112,16 +100,3 @@ def accuracy(network: Classifier, images_NCHW: Tensor, labels_N: Tensor) -> floa
             int((network(scale(x))[1][:, : network.classes].argmax(1) == label).sum()) for x, label in parts
         )
     return hits / len(labels_N)
-
-
-def move(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """The average of parameters and of running statistics moves towards the network."""
-    for mine, theirs in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, 1 - decay)
-
-
-def flat(accuracies: list[float], patience: int) -> bool:
-    """Whether the last `patience` looks have not found a better score than all before them."""
-    before, last = accuracies[:-patience], accuracies[-patience:]
-    return bool(before) and max(last) <= max(before)

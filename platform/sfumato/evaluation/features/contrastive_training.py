@@ -6,16 +6,15 @@ averaged over the last part of training, as those of the classifier are.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sfumato.core.rng import seeded
-from sfumato.evaluation.features.classifier_training import POWER, flat, move
 from sfumato.evaluation.features.contrastive_network import Pair
 from sfumato.evaluation.features.extractor import Progress
+from sfumato.evaluation.features.looks import Looks, picks
 from sfumato.evaluation.features.pixels import scale, shift
 from sfumato.evaluation.retrieval_ranks import ranks
 
@@ -63,35 +62,25 @@ def train(
     steps = max(1, schedule.seen // batch)
     look = max(1, min(MOST_BETWEEN, max(LEAST_BETWEEN, len(images_NCHW))) // batch)
     optimizer = torch.optim.AdamW(pair.parameters(), lr=schedule.lr, weight_decay=0.05)
-    average = copy.deepcopy(pair).requires_grad_(False)
-    best = copy.deepcopy(pair.state_dict())
-    scores: list[float] = []
+    looks = Looks(pair)
     pair.train()
     with seeded(schedule.seed, "contrastive-batches"):
-        order_N, position = torch.randperm(len(images_NCHW)), 0
-        for step in range(1, steps + 1):
-            if position + batch > len(order_N):
-                order_N, position = torch.randperm(len(images_NCHW)), 0
-            pick_B = order_N[position : position + batch]
-            position += batch
+        for step, pick_B in zip(range(1, steps + 1), picks(len(images_NCHW), batch), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr * min(1.0, step / look)
             optimizer.zero_grad()
             loss = pair.loss(shift(scale(images_NCHW[pick_B]), limit), ids_NT[pick_B])
             torch.autograd.backward(loss)
             optimizer.step()
-            move(average, pair, (1 - 1 / step) ** (POWER + 1))
+            looks.follow(step)
             if step % look and step < steps:
                 continue
-            scores.append(recall(average, *looked_at))
+            looks.add(recall(looks.average, *looked_at))
             progress(step * batch, steps * batch)
-            if scores[-1] > max(scores[:-1], default=-1.0):
-                best = copy.deepcopy(average.state_dict())
-            if flat(scores, schedule.patience):
+            if looks.flat(schedule.patience):
                 break
-    pair.load_state_dict(best)
-    pair.eval()
-    return Trained(step * batch, tuple(scores))
+    looks.restore()
+    return Trained(step * batch, tuple(looks.scores))
 
 
 def recall(pair: Pair, images_NCHW: Tensor, ids_NT: Tensor) -> float:

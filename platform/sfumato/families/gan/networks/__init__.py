@@ -85,7 +85,7 @@ class DiscriminatorNet(nn.Module, ABC):
 
     def judge(self, x_BCHW: Tensor, label_B: Tensor, **inputs: Any) -> Judged:
         """Scores, features and classes; for networks that declare `judges`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} gives scores alone: do not declare judges")
 
 
 class FeatureDiscriminator(DiscriminatorNet):
