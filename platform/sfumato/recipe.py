@@ -31,6 +31,8 @@ from sfumato.data.order import micro_batches
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel import ParallelSettings
+from sfumato.provenance.config import ProvenanceSettings
+from sfumato.provenance.facts import Provenance
 from sfumato.sampling.conditions import condition_problems
 from sfumato.tracking.config import TrackingSettings
 from sfumato.training import capabilities, phases
@@ -60,6 +62,9 @@ class Recipe(Config):
     evaluate: Neutral[EvaluateSettings] = Field(EvaluateSettings(), description="Evaluation after training.")
     tracking: Neutral[TrackingSettings] = Field(TrackingSettings(), description="MLflow.")
     registry: Neutral[RegistrySettings] = Field(RegistrySettings(), description="The model registry.")
+    provenance: Neutral[ProvenanceSettings] = Field(
+        ProvenanceSettings(), description="What is done to every generated picture before it leaves."
+    )
     tune: Neutral[TuneSettings | None] = Field(
         None, description="Search space of `sfumato tune`; null: none."
     )
@@ -75,6 +80,10 @@ class Recipe(Config):
     def counted(self) -> dict[str, Any]:
         """All fields that can change a number, including defaults, as checkpoints record them."""
         return identity.counted(self)
+
+    def marking(self) -> Provenance:
+        """How the model's pictures are marked, for its folder."""
+        return Provenance(self.provenance, self.digest())
 
     def to_yaml(self) -> str:
         """The resolved recipe; loading it gives an equal one, also in versions that have other defaults."""
@@ -93,6 +102,7 @@ class Recipe(Config):
             samples=samples,
         )
         found += capabilities.problems(self.train, self.parallel)
+        found += self.provenance.problems()
         if self.model.couples_rows():
             found += micro_batches.coupling_problems(
                 self.train.batch,

@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from waiting import wait_for
 
+from sfumato.data.format.images import png
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.run import Tracker
 from sfumato.tracking.store import TrackingStore
@@ -47,7 +48,9 @@ class Training(threading.Thread):
                 {"train/loss": 1 / self.step, "train/speed": 2.0 * self.step}, step=self.step
             )
             if self.step % 50 == 0:
-                self._tracker.image("samples", np.full((8, 8), self.step % 251, np.uint8), step=self.step)
+                self._tracker.image(
+                    "samples", png(np.full((8, 8, 1), self.step % 251, np.uint8)), step=self.step
+                )
             self.slowest = max(self.slowest, time.perf_counter() - begin)
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from repository import PLATFORM
 
+from sfumato.data.format.images import png
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.run import DatasetInfo, Tracker, TrackerHandle
@@ -45,8 +46,8 @@ def history(tracker: Tracker, key: str) -> list[tuple[int, float]]:
     return sorted((m.step, m.value) for m in client(tracker).get_metric_history(tracker.run_id, key))
 
 
-def grid(value: int) -> np.ndarray:
-    return np.full((16, 24), value, np.uint8)
+def grid(value: int) -> bytes:
+    return png(np.full((16, 24, 1), value, np.uint8))
 
 
 def images(tracker: Tracker) -> list[str]:
@@ -297,7 +298,7 @@ def test_a_full_spool_drops_and_says_so_once(
     ).open()
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
     for step in range(6):
-        small.image("samples", noise, step=step)
+        small.image("samples", png(noise), step=step)
     assert sum(path.stat().st_size for path in (tmp_path / "spool").rglob("*.png")) <= 2**20
     small.metrics({"train/loss": 1.0}, step=1)
     assert small.close(timeout=0.5) == 3, "two images and the metric"

@@ -22,6 +22,7 @@ from repository import PLATFORM
 from sklearn.datasets import load_digits
 
 from sfumato.errors import ConfigError
+from sfumato.provenance.formats import encoded
 from sfumato.sampling.grid import image_grid
 from sfumato.tracking.config import TrackingSettings
 from sfumato.tracking.run import Tracker
@@ -60,7 +61,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Tracke
         tracker = Tracker.start(SETTINGS, root=root, folder=root / str(number), run_name="ddpm", tags=tags)
         for step in range(1000, 6000, 1000):
             tracker.metrics({"train/denoise/loss": 500 / step / number}, step=step)
-            tracker.image("samples", image_grid(blurred_digits(1000 / step / number)), step=step)
+            tracker.image("samples", encoded(image_grid(blurred_digits(1000 / step / number))), step=step)
         assert tracker.finish() == 0
         runs.append(tracker)
         time.sleep(0.01)

@@ -83,6 +83,9 @@ def sample(
     device: Annotated[
         str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1; auto: a GPU if available.")
     ] = "auto",
+    kind: Annotated[
+        Literal["png", "jpeg", "webp"], typer.Option("--format", help="Of the images; the grid is a PNG.")
+    ] = "png",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace samples in OUT.")] = False,
     base: Base = None,
     trust: Trust = False,
@@ -110,13 +113,14 @@ def sample(
             sweep=None if sweep is None else Sweep.of(sweep),
             batch_size=batch_size,
             overwrite=overwrite,
+            kind=kind,
             device=device,
             base=base,
             trust=trust,
             root=Path.cwd(),
             display=display,
         )
-    drawn = sum(1 for path in folder.glob("*.png") if path.stem.isdigit())
+    drawn = sum(1 for path in folder.iterdir() if path.stem.isdigit())
     show(
         {"folder": str(folder), "grid": str(folder / "grid.png"), "images": drawn},
         as_json,

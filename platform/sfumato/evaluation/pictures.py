@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sfumato.evaluation.neighbours.sets import nearest_reference
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import write_bytes
+from sfumato.provenance.door import Door
 from sfumato.sampling.grid import image_grid
 
 PREVIEW = "preview.png"
@@ -23,11 +23,12 @@ NEIGHBOURS = "neighbours.png"
 COLUMNS = 12
 
 
-def write_preview(store: BlockStore, tasks: Sequence[Task], num: int, out: Path) -> str | None:
-    """A grid of the first `num` images; its file name."""
+def write_preview(store: BlockStore, tasks: Sequence[Task], num: int, out: Path, door: Door) -> str | None:
+    """A grid of the first `num` images, which leave by `door`; its file name."""
     if num == 0:
         return None
-    _save(np.concatenate(list(store.images(tasks, num))), None, out / PREVIEW)
+    images, _ = door.pixels(np.concatenate(list(store.images(tasks, num))))
+    _save(images, None, out / PREVIEW, door)
     return PREVIEW
 
 
@@ -39,11 +40,12 @@ def write_neighbours(
     reference: Reference,
     options: MetricOptions,
     out: Path,
+    door: Door,
 ) -> str | None:
     """Of the first `num` images, the twelve nearest to a reference image, each above that image.
 
     Nearest by Euclidean distance of the features, the closest pair first: copies of training images
-    show up here.
+    show up here. The samples leave by `door`.
     """
     if num == 0 or len(real.embedding_ND) == 0:
         return None
@@ -51,9 +53,9 @@ def write_neighbours(
         real, generated if num == len(generated) else generated.take(np.arange(num)), options
     )
     chosen = np.argsort(near.squared_Nk[:, 0], kind="stable")[:COLUMNS]
-    images = _rows(plan.store.images(plan.tasks, num), chosen)
+    images, _ = door.pixels(_rows(plan.store.images(plan.tasks, num), chosen))
     originals = [reference.read(int(i), int(i) + 1)[0] for i in near.index_Nk[chosen, 0]]
-    _save(np.concatenate([images, *originals]), len(chosen), out / NEIGHBOURS)
+    _save(np.concatenate([images, *originals]), len(chosen), out / NEIGHBOURS, door)
     return NEIGHBOURS
 
 
@@ -68,7 +70,5 @@ def _rows(blocks: Iterator[UInt8Array], rows_N: Int64Array) -> UInt8Array:
     return np.stack([found[row] for row in rows_N.tolist()])
 
 
-def _save(images_NHWC: UInt8Array, columns: int | None, path: Path) -> None:
-    buffer = io.BytesIO()
-    image_grid(images_NHWC, columns=columns).save(buffer, format="PNG")
-    write_bytes(path, buffer.getvalue())
+def _save(images_NHWC: UInt8Array, columns: int | None, path: Path, door: Door) -> None:
+    write_bytes(path, door.file(image_grid(images_NHWC, columns=columns)))

@@ -23,6 +23,7 @@ from sfumato.evaluation.latents import PathSettings, Steps
 from sfumato.evaluation.reference import Captioned, Reference
 from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
 from sfumato.evaluation.store import digest
+from sfumato.provenance.door import Door
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.pixels import to_uint8
 
@@ -48,7 +49,8 @@ class SampleSource(Protocol):
     """Images in blocks of a fixed size, in any order; a pure function of the index, the seed and the labels.
 
     `spec` is the kind of images; `conditional`: they have labels, requested or their own. Equal
-    `digest`s give equal images. `size` is their number, None for as many as requested.
+    `digest`s give equal images. `size` is their number, None for as many as requested. Pictures of them
+    leave by `door`.
     """
 
     kind: Kind
@@ -57,6 +59,7 @@ class SampleSource(Protocol):
     conditional: bool
     digest: str
     size: int | None
+    door: Door
 
     def draw(self, index: int, *, seed: int, labels_B: Int64Array | None) -> Drawn:
         """Images `index * block` onwards: `block` of them, fewer only at the end of a set."""
@@ -164,6 +167,7 @@ class GeneratorSource:
         self._generator = generator
         self._given = given_by(reference, generator)
         self._options = generator.options(sampling)
+        self.door = generator.door
         self.block = generator.block
         self.spec = generator.data
         self.conditional = LABEL in generator.conditions
@@ -197,6 +201,7 @@ class ReconstructionSource:
         self._generator = generator
         self._reference = reference
         self._given = given_by(reference, generator)
+        self.door = generator.door
         self.block = generator.block
         self.spec = generator.data
         self.size: int | None = reference.size
@@ -279,6 +284,8 @@ class ImageSource:
 
     kind: Kind = "images"
     block = IMAGE_BLOCK
+    door = Door()
+    """They were not made here: they leave as they are."""
 
     def __init__(self, images: Reference) -> None:
         self._images = images

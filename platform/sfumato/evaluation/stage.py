@@ -155,12 +155,14 @@ def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
         seed=settings.seed,
         seconds=0.0,
         seconds_per_image=seconds,
-        preview=write_preview(plan.store, plan.tasks, shown, out),
+        preview=write_preview(plan.store, plan.tasks, shown, out, source.door),
         intervals=figures.intervals,
         kind=source.kind,
         resized=source.resized if isinstance(source, ImageSource) else "",
         evaluations_per_image=evaluations,
-        neighbours=write_neighbours(plan, kept, generated[first], real[first], reference, options, out),
+        neighbours=write_neighbours(
+            plan, kept, generated[first], real[first], reference, options, out, source.door
+        ),
         computed_on={
             name: (metric.name, kind.name)
             for metric, kind, name in selection.metrics

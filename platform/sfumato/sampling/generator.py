@@ -34,7 +34,11 @@ from sfumato.core.state import initial
 from sfumato.core.stored import Weights as Base
 from sfumato.core.stored import matches
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.provenance.door import Door
+from sfumato.provenance.facts import Provenance
+from sfumato.provenance.formats import SUFFIXES, Format
 from sfumato.sampling.conditions import Labels, Takes
+from sfumato.sampling.grid import to_pil
 from sfumato.sampling.model_folder import Weights, read_model_folder
 from sfumato.sampling.options import apply_options, together
 from sfumato.sampling.pixels import Images, to_uint8
@@ -61,6 +65,8 @@ class Generator:
         progress: how far it was trained.
         digest: sha256 that identifies the stored model; empty for one that was never stored.
         trained_on: digest of the data that it was trained on, if that is known.
+        provenance: how its pictures are marked when they leave.
+        door: the one way by which they leave, with these marks.
         block: rows that the network runs on at once.
     """
 
@@ -74,6 +80,7 @@ class Generator:
         progress: Progress | None = None,
         digest: str = "",
         trained_on: str | None = None,
+        provenance: Provenance | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self.config = config
@@ -84,6 +91,8 @@ class Generator:
         self.progress = replace(self.progress, state=state)
         self.digest = digest
         self.trained_on = trained_on
+        self.provenance = provenance or Provenance()
+        self.door = Door.of(self.provenance, name, digest)
         self.block = block_rows(data)
         self.family: Family = config.build(data)
         self.device = device
@@ -122,6 +131,7 @@ class Generator:
             progress=stored.progress,
             digest=stored.digest,
             trained_on=stored.trained_on,
+            provenance=stored.provenance,
             device=device,
         )
 
@@ -145,6 +155,7 @@ class Generator:
             name=self.name,
             progress=self.progress,
             digest=self.digest,
+            provenance=self.provenance,
             device=self.device,
         )
 
@@ -258,6 +269,25 @@ class Generator:
             if progress is not None:
                 progress(sum(map(len, drawn)), num)
         return np.concatenate(drawn)
+
+    def save(
+        self, images_NHWC: Images, folder: str | os.PathLike[str], *, kind: Format = "png"
+    ) -> list[Path]:
+        """Write images of this model, uint8 [N, H, W, C], to `000000.png` and so on in `folder`, by its door.
+
+        Raises ConfigError: the folder already holds one of the files, or a mark that the model requires
+        cannot be set.
+        """
+        place = Path(folder)
+        self.door.check(*images_NHWC.shape[1:3])
+        files = [place / f"{index:06d}{SUFFIXES[kind]}" for index in range(len(images_NHWC))]
+        if taken := [file for file in files if file.exists()]:
+            raise ConfigError(f"{taken[0]} exists; choose another folder")
+        place.mkdir(parents=True, exist_ok=True)
+        marked, _ = self.door.pixels(images_NHWC)
+        for file, image in zip(files, marked, strict=True):
+            self.door.write(file, to_pil(image), kind=kind)
+        return files
 
     def _draw(self, num: int, rows: int, seed: int, source: Source, options: Config) -> Iterator[Images]:
         for start in range(0, num, rows):

@@ -4,6 +4,7 @@
     <net>.safetensors    the weights of each network that the family samples with; for an adapter, only its
                          own, and config.json names the place of its base
     state.safetensors    the family's state (`core.state`), if it has any
+    provenance.json      how its pictures are marked when they leave, if they are; not part of its digest
 
 Nothing in it is code or a pickle. A folder is written next to its place and renamed, so that it is complete
 or absent.
@@ -35,6 +36,7 @@ from sfumato.core.state import State, initial, mismatch
 from sfumato.core.stored import Weights as Base
 from sfumato.core.validation import first_problem
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.provenance.facts import Provenance, read_provenance, write_provenance
 from sfumato.sampling.model_files import CARD, FORMAT, read_card, read_weights, write_weights
 from sfumato.sampling.pretrained_files import base_of, base_record
 from sfumato.version import __version__
@@ -60,6 +62,7 @@ class StoredModel:
     bases: Mapping[str, Base]
     """The places of the other weights of networks stored only as adapters."""
     trained_on: str | None
+    provenance: Provenance
 
 
 def save_model_folder(
@@ -72,13 +75,15 @@ def save_model_folder(
     progress: Progress,
     notes: Mapping[str, str] | None = None,
     trained_on: str | None = None,
+    provenance: Provenance | None = None,
     whole: bool = False,
 ) -> str:
     """Write a model folder, replacing an older model there, and return its digest.
 
     `nets` has the state dict of every network in the family's `samplers`; `progress` is how far they were
     trained (`Progress.at(images)` if no more is known), with the family's state; `notes` is free text
-    about the model, such as its license, `trained_on` the digest of its data set. For an adapter, `nets` has
+    about the model, such as its license, `trained_on` the digest of its data set, `provenance` how its
+    pictures are marked (None: not at all). For an adapter, `nets` has
     only the adapter, and the card names its base; with `whole` all networks are complete.
 
     Raises:
@@ -112,6 +117,7 @@ def save_model_folder(
         }
         text = json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n"
         (draft / CARD).write_bytes(text)
+        write_provenance(draft, provenance)
         _replace(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -158,6 +164,7 @@ def _described(path: Path, card: Mapping[str, Any], digest: str, *, trust: bool)
         weights={},
         digest=digest,
         trained_on=card.get("trained_on"),
+        provenance=read_provenance(path),
         bases={net: base_of(record, path / CARD) for net, record in card.get("bases", {}).items()},
     )
 

@@ -1,4 +1,4 @@
-"""A folder of samples: PNGs, a grid, and one JSON line per image that records how it was made."""
+"""A folder of samples: pictures, a grid, and one JSON line per image that records how it was made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,20 @@ from sfumato.core.conditions import LABEL, Source, told
 from sfumato.core.drafts import folder_beside
 from sfumato.core.rng import SampleRng
 from sfumato.errors import ConfigError
+from sfumato.provenance.door import Door
+from sfumato.provenance.facts import Facts
+from sfumato.provenance.formats import SUFFIXES, Format
 from sfumato.sampling.conditions import Labels
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.grid import image_grid, labelled_grid, to_pil
+from sfumato.sampling.leaving import facts_of
 from sfumato.sampling.pixels import Images
 from sfumato.sampling.sweep import Sweep, interleaved
 
 GRID = "grid.png"
 LINES = "samples.jsonl"
 GRID_IMAGES = 100
-OURS = re.compile(rf"\d{{6,}}\.png|{re.escape(GRID)}|{re.escape(LINES)}")
+OURS = re.compile(rf"\d{{6,}}\.(png|jpg|webp)|{re.escape(GRID)}|{re.escape(LINES)}")
 
 
 def write_samples(
@@ -44,21 +48,25 @@ def write_samples(
     sweep: Sweep | None = None,
     batch_size: int | None = None,
     overwrite: bool = False,
+    kind: Format = "png",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Draw `num` samples (as `Generator.sample` does) into the folder `out`, and return it.
 
-    It gets `000000.png` and so on, `grid.png` of the first 100 and `samples.jsonl`. With a `sweep`, each of
-    the `num` samples is drawn with every value of an option, from the same noise, and the grid has a row for
-    each sample and a column for each value. The folder is written under a hidden name and renamed at the end:
-    an interrupted call leaves nothing.
+    It gets `000000.png` and so on (`kind` is their format), `grid.png` of the first 100 and `samples.jsonl`.
+    With a `sweep`, each of the `num` samples is drawn with every value of an option, from the same noise, and
+    the grid has a row for each sample and a column for each value. All leave by the model's door
+    (`Generator.door`), and the lines say what it did. The folder is written under a hidden name and renamed
+    at the end: an interrupted call leaves nothing.
 
     Raises:
         ConfigError: `out` is not empty and `overwrite` is not set, or it holds other files than samples;
-            or the model cannot take the conditions or options. All before the first image is drawn.
+            or the model cannot take the conditions or options; or a mark that the model requires cannot be
+            set. All before the first image is drawn.
     """
     target = Path(out)
     _check_place(target, overwrite=overwrite)
+    generator.door.check(generator.data.height, generator.data.width)
     source = generator.takes.source(labels=labels, conditions=conditions)
     variants = sweep.variants(options or {}) if sweep else [options or {}]
     drawers = [generator.with_options(generator.options(v)) for v in variants] if sweep else [generator]
@@ -69,12 +77,12 @@ def write_samples(
         ]
     )
     chosen = [generator.options(variant).model_dump() for variant in variants]
-    lines = _lines(generator, num, seed, source, chosen)
+    lines = _lines(generator, num, seed, source, chosen, SUFFIXES[kind])
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = folder_beside(target)
     try:
-        shown = _write(draft, drawn, lines, num * len(variants), progress)
-        _grid(shown, source, sweep).save(draft / GRID)
+        shown = _write(draft, generator.door, drawn, source, seed, lines, num * len(variants), kind, progress)
+        generator.door.write(draft / GRID, _grid(shown, source, sweep))
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
@@ -83,27 +91,37 @@ def write_samples(
     return target
 
 
-def file_name(index: int) -> str:
-    """The PNG of image `index`."""
-    return f"{index:06d}.png"
+def file_name(index: int, suffix: str = ".png") -> str:
+    """The file of image `index`."""
+    return f"{index:06d}{suffix}"
 
 
 def _write(
     folder: Path,
+    door: Door,
     drawn: Iterator[Images],
+    source: Source,
+    seed: int,
     lines: Iterator[dict[str, Any]],
     num: int,
+    kind: Format,
     progress: Callable[[int, int], None] | None,
 ) -> Images:
-    """Writes all images; returns the first."""
+    """Writes all images; returns the first, as they left."""
     first: list[Images] = []
     done = 0
     with (folder / LINES).open("w", encoding="utf-8") as file:
         for images in drawn:
+            about = list(islice(lines, len(images)))
+            facts = [Facts()] * len(about)
+            if not door.open:
+                facts = facts_of(source, [line["index"] for line in about], seed)
+            images, applied = door.pixels(images, facts)
             first.append(images[: max(0, GRID_IMAGES - done)])
-            for image in images:
-                line = next(lines)
-                to_pil(image).save(folder / line["file"])
+            for image, line, fact, marks in zip(images, about, facts, applied, strict=True):
+                marks |= door.write(folder / line["file"], to_pil(image), fact, kind)
+                if not door.open:
+                    line["provenance"] = marks
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             done += len(images)
             if progress is not None:
@@ -129,7 +147,12 @@ def _title(source: Source, row: int) -> str:
 
 
 def _lines(
-    generator: Generator, num: int, seed: int, source: Source, variants: Sequence[dict[str, Any]]
+    generator: Generator,
+    num: int,
+    seed: int,
+    source: Source,
+    variants: Sequence[dict[str, Any]],
+    suffix: str,
 ) -> Iterator[dict[str, Any]]:
     """How each image was made: enough to draw it again. `variants` are options that each is drawn with."""
     for place, (index, options) in enumerate(product(range(num), variants)):
@@ -140,7 +163,7 @@ def _lines(
             (number,) = rows.read([index % len(rows)])
             label = int(number) if isinstance(number, Tensor) else None
         yield {
-            "file": file_name(place),
+            "file": file_name(place, suffix),
             "index": index,
             "seed": seed,
             "row_seed": SampleRng(seed, [index]).seeds[0],

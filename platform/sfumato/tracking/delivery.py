@@ -99,7 +99,7 @@ class Delivery:
         return True
 
     def _image(self, client: MlflowClient, segment: Segment, events: Sequence[Event]) -> None:
-        from PIL import Image
+        from sfumato.tracking.as_it_is import StoredPicture
 
         if self._images is None:
             self._images = self._logged_images(client)
@@ -107,7 +107,7 @@ class Delivery:
             identity = (event["key"].replace("/", "~"), event["step"])
             path = segment.files / event["file"]
             if identity not in self._images and path.exists():
-                with Image.open(path) as image:
+                with StoredPicture(path) as image:
                     client.log_image(
                         self._run_id,
                         image,

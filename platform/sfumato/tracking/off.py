@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sfumato.tracking.run import Status, Tracker, TrackerHandle
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from PIL.Image import Image
 
 
 class NoTracker(Tracker):
@@ -22,7 +16,7 @@ class NoTracker(Tracker):
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None: ...
 
-    def image(self, key: str, image: Image | npt.NDArray[np.uint8], *, step: int) -> None: ...
+    def image(self, key: str, png: bytes, *, step: int) -> None: ...
 
     def artifact(self, path: Path, to: str | None = None) -> None: ...
 

@@ -13,6 +13,7 @@ from mlflow.pyfunc.model import PythonModel
 from sfumato.core.conditions import NEGATIVE, Condition
 from sfumato.sampling.condition_columns import column_rows
 from sfumato.sampling.generator import Generator
+from sfumato.sampling.leaving import facts_of
 
 
 class SfumatoModel(PythonModel):
@@ -26,11 +27,16 @@ class SfumatoModel(PythonModel):
         # Loading an MLflow model runs its code anyway; a family by import path needs no more trust than that.
         base = (context.model_config or {}).get("base") or None
         self._generator = Generator.load(context.artifacts["model"], trust=True, base=base)
+        self._generator.door.check(self._generator.data.height, self._generator.data.width, files=False)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> npt.NDArray[np.uint8]:
-        """Images uint8 [rows, H, W, C]; `params` change the model's sampling defaults."""
+        """Images uint8 [rows, H, W, C]; `params` change the model's sampling defaults.
+
+        The images have the marks of the model's `provenance` that pixels can carry. Raises ConfigError where
+        loading finds that it requires one of a file.
+        """
         frame = model_input.reset_index(drop=True)
         images: dict[int, npt.NDArray[np.uint8]] = {}
         for seed, rows in frame.groupby("seed", sort=False):
@@ -40,6 +46,8 @@ class SfumatoModel(PythonModel):
                 if name in rows and not rows[name].isna().all()
             }
             drawn = self._generator.sample(len(rows), seed=int(str(seed)), conditions=given, options=params)
+            facts = facts_of(given, range(len(rows)), int(str(seed)))
+            drawn, _ = self._generator.door.pixels(drawn, facts)
             images.update(zip(rows.index, drawn, strict=True))
         return np.stack([images[row] for row in range(len(frame))])
 

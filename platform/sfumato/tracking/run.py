@@ -7,7 +7,6 @@ neither slows nor stops a run.
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import time
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from sfumato.errors import ConfigError, SfumatoError
 from sfumato.tracking.config import TrackingSettings
@@ -26,11 +25,6 @@ from sfumato.tracking.spool import Segment
 from sfumato.tracking.start import Beginning, DatasetInfo, open_run
 from sfumato.tracking.store import TrackingStore
 from sfumato.tracking.system import SystemSampler
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from PIL.Image import Image
 
 log = logging.getLogger("sfumato")
 
@@ -60,7 +54,7 @@ class TrackerHandle:
 
 
 class Tracker:
-    """Records one run. Methods cost microseconds (an image: its PNG), and never raise for the server."""
+    """Records one run. Methods cost microseconds, and never raise for the server."""
 
     def __init__(self, handle: TrackerHandle, role: str) -> None:
         self.handle = handle
@@ -135,16 +129,11 @@ class Tracker:
             named = {_NAME.sub("_", key): float(value) for key, value in values.items()}
             self._add({"kind": "metrics", "step": step, "values": named})
 
-    def image(self, key: str, image: Image | npt.NDArray[np.uint8], *, step: int) -> None:
-        """A picture (PIL, or uint8 [H, W, 3] or [H, W]) for the image grid of the UI."""
+    def image(self, key: str, png: bytes, *, step: int) -> None:
+        """A picture for the image grid of the UI: the bytes of a PNG, which are stored as they are."""
         if not self._settings.images:
             return
-        from PIL import Image as pil
-
-        picture = image if isinstance(image, pil.Image) else pil.fromarray(image)
-        data = io.BytesIO()
-        picture.save(data, format="PNG")
-        name = self._segment.keep(data.getvalue(), ".png")
+        name = self._segment.keep(png, ".png")
         self._add({"kind": "image", "key": _IMAGE_KEY.sub("_", key), "step": step, "file": name})
 
     def artifact(self, path: Path, to: str | None = None) -> None:

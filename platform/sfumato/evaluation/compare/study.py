@@ -8,7 +8,6 @@ keeps the key. A voter's browser keeps the answers and saves them as a file; not
 from __future__ import annotations
 
 import base64
-import io
 import itertools
 import json
 from collections.abc import Sequence
@@ -25,6 +24,8 @@ from sfumato.evaluation.compare.runs import EvaluatedRun
 from sfumato.evaluation.compare.votes import Vote
 from sfumato.evaluation.statistics import UInt8Array
 from sfumato.evaluation.store import digest, write_bytes, write_json
+from sfumato.provenance.config import ProvenanceSettings
+from sfumato.provenance.door import Door
 from sfumato.sampling.grid import image_grid
 
 PAGE = "study.html"
@@ -62,7 +63,8 @@ def write_study(runs: Sequence[EvaluatedRun], folder: Path, *, images: int, seed
         raise ConfigError("a study compares two runs or more; name them all")
     if (folder / KEY).exists():
         raise ConfigError(f"{folder} already holds a study, whose votes would lose their key; name another")
-    shown = [_images(run, images) for run in runs]
+    doors = [_door(run) for run in runs]
+    shown = [door.pixels(_images(run, images))[0] for run, door in zip(runs, doors, strict=True)]
     asked = questions(len(runs), min(map(len, shown)), seed)
     names = [run.name for run in runs]
     study = digest(FORMAT, names, [run.report.source_digest for run in runs], images, seed)
@@ -70,7 +72,11 @@ def write_study(runs: Sequence[EvaluatedRun], folder: Path, *, images: int, seed
         "study.html",
         study=study,
         questions=[
-            {"id": number, "left": _uri(shown[q.left][q.image]), "right": _uri(shown[q.right][q.image])}
+            {
+                "id": number,
+                "left": _uri(shown[q.left][q.image], doors[q.left]),
+                "right": _uri(shown[q.right][q.image], doors[q.right]),
+            }
             for number, q in enumerate(asked)
         ],
     )
@@ -134,7 +140,11 @@ def _images(run: EvaluatedRun, num: int) -> UInt8Array:
     return images
 
 
-def _uri(image_HWC: UInt8Array) -> str:
-    buffer = io.BytesIO()
-    image_grid(image_HWC[None], smallest=256).save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _door(run: EvaluatedRun) -> Door:
+    """As the run's recipe marks its pictures, but for the model's name: nobody is to know whose they are."""
+    return Door(ProvenanceSettings.model_validate(run.recipe.get("provenance", {})))
+
+
+def _uri(image_HWC: UInt8Array, door: Door) -> str:
+    png = door.file(image_grid(image_HWC[None], smallest=256))
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -89,5 +89,6 @@ def rebuild(run: str, out: Path, *, sigma_rel: float, images: int | None, root: 
         progress=replace(progress_at(family, recipe.train, at), state=state),
         notes=notes,
         trained_on=manifest.digest,
+        provenance=recipe.marking(),
     )
     return Rebuilt(out, at, len(found), worst)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from PIL import Image
-
 from sfumato.evaluation.report import FILE, read_report
 from sfumato.runtime.commands.stages import record_evaluation
 from sfumato.runtime.runs.session import Session
@@ -19,8 +17,7 @@ def record_again(session: Session) -> None:
     """Record previews and evaluations so far; register the model again if its version is missing too."""
     folder, tracker = session.folder, session.tracker
     for path in sorted((folder.path / "previews").glob("images-*.png")):
-        with Image.open(path) as picture:
-            tracker.image("samples", picture, step=int(path.stem.removeprefix("images-")))
+        tracker.image("samples", path.read_bytes(), step=int(path.stem.removeprefix("images-")))
     for record in read_records(folder):
         own = record.samples == session.recipe.evaluate.samples
         tracker.metrics(

@@ -12,6 +12,7 @@ import torch
 from sfumato.core.allocator import keep_freed_memory
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
+from sfumato.provenance.formats import Format
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.pretrained import resolved_options
 from sfumato.runtime.runs.targets import Found, model_of
@@ -37,6 +38,7 @@ def draw(
     sweep: Sweep | None = None,
     batch_size: int | None,
     overwrite: bool,
+    kind: Format = "png",
     device: str,
     base: Path | None = None,
     trust: bool = False,
@@ -73,6 +75,7 @@ def draw(
             sweep=sweep,
             batch_size=batch_size,
             overwrite=overwrite,
+            kind=kind,
             progress=display.update,
         )
         display.done(f"{num * (len(sweep.values) if sweep else 1):,} images")
@@ -130,6 +133,7 @@ def _write_whole(dest: Path, found: Found, generator: Generator) -> None:
         progress=stored.progress,
         notes=stored.notes,
         trained_on=stored.trained_on,
+        provenance=stored.provenance,
         whole=True,
     )
 

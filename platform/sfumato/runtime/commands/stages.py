@@ -16,6 +16,7 @@ import torch
 from sfumato.data.order import pools
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.evaluation.report import EvaluationReport
+from sfumato.provenance.facts import write_provenance
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs import live
 from sfumato.runtime.runs.run_folder import RunFolder, stage_key
@@ -39,6 +40,7 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
     ended = done is not None and (done["images"] >= recipe.train.images or _stopped_early(session, done))
     if done is not None and ended and folder.model.is_dir():
         _take_sampling(session)
+        write_provenance(folder.model, recipe.marking())
         display.skipped("train", f"{done['images']:,} images, done before (--fresh trains again)")
         return done
     from sfumato.runtime.training import ray_train  # Ray takes seconds to import
@@ -89,6 +91,7 @@ def _take_sampling(session: Session) -> None:
         progress=stored.progress,
         notes=stored.notes,
         trained_on=session.manifest.digest,
+        provenance=session.recipe.marking(),
     )
     session.display.note("model.sampling has changed since training: the model now uses the new values")
 
@@ -113,7 +116,8 @@ def evaluate(session: Session, base: Path | None = None) -> dict[str, Any]:
         )
     settings = recipe.evaluate
     grid = folder.path / "samples" / "grid.png"
-    key = stage_key(stored.digest, session.manifest.digest, settings.identity())
+    marked = [recipe.provenance.model_dump_json()] if recipe.marking().on else []
+    key = stage_key(stored.digest, session.manifest.digest, settings.identity(), *marked)
     done = folder.stage_result("evaluate", key)
     if done is not None and (grid.is_file() or not draws):
         display.skipped("evaluate", f"{done['samples']:,} {done['kind']}, done before")

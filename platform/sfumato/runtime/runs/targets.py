@@ -141,6 +141,7 @@ def _from_checkpoint(path: Path, folder: RunFolder, scratch: Path) -> Path:
             progress_at(family, recipe.train, saved.images), state=restored_state(family, stored)
         ),
         trained_on=manifest.digest,
+        provenance=recipe.marking(),
     )
     return model
 

@@ -19,6 +19,7 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng
 from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.parallel.strategy import Strategy
+from sfumato.provenance.door import Door
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.sampling.conditions import Asked, Takes
@@ -44,6 +45,7 @@ class Previews:
         self._recipe, self._family, self._strategy, self._data = recipe, family, strategy, data
         self._folder, self._tracker = folder, tracker
         self._source: Source | None = None
+        self._door = Door.of(recipe.marking(), recipe.name)
 
     def __call__(self, progress: Progress) -> None:
         model = self._recipe.model
@@ -61,15 +63,16 @@ class Previews:
             num=num,
             seed=self._recipe.seed,
             columns=self._columns,
+            door=self._door,
         )
         if image is not None and self._tracker is not None:
             path = self._folder.path / "previews" / f"images-{progress.images:012d}.png"
             try:
                 path.parent.mkdir(exist_ok=True)
-                image.save(path)
+                self._door.write(path, image)
             except OSError as error:  # a full disk; the picture is worth less than the training
                 log.warning("the preview at %s images was not kept: %s", f"{progress.images:,}", error)
-            self._tracker.image("samples", image, step=progress.images)
+            self._tracker.image("samples", self._door.file(image), step=progress.images)
 
     def _conditions(self, rows: Sequence[int]) -> Conditions:
         assert self._source is not None, "found before the first grid is drawn"
@@ -108,9 +111,10 @@ def preview(
     num: int,
     seed: int,
     columns: int | None = None,
+    door: Door | None = None,
 ) -> Image.Image | None:
     """A grid of `num` samples on rank 0, None elsewhere. Sample i has the same noise and conditions every
-    time: `conditions` returns those of any rows.
+    time: `conditions` returns those of any rows. `door` marks the samples.
 
     Every rank must call it: under a sharded strategy, they gather the networks together.
     """
@@ -125,7 +129,8 @@ def preview(
     parts = _gather(mine, placement.world_size)
     if placement.rank != 0:
         return None
-    return image_grid(torch.cat(parts)[:num].cpu().numpy(), columns=columns)
+    shown, _ = (door or Door()).pixels(torch.cat(parts)[:num].cpu().numpy())
+    return image_grid(shown, columns=columns)
 
 
 def _gather(tensor: Tensor, world_size: int) -> list[Tensor]:

@@ -61,4 +61,5 @@ class Rank:
                 name=self.recipe.name,
                 progress=progress,
                 trained_on=self.manifest.digest,
+                provenance=self.recipe.marking(),
             )
