@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sfumato import families
-from sfumato.core.batch import Batch, Piece
+from sfumato.core.batch import Batch, DataSpec, Piece
 from sfumato.core.conditions import conditions_of
 from sfumato.core.family import (
     Family,
@@ -122,8 +123,15 @@ def config(request: pytest.FixtureRequest) -> FamilyConfig:
 
 
 @pytest.fixture
-def family(config: FamilyConfig) -> Family:
-    return config.build(DATA)
+def data(config: FamilyConfig) -> DataSpec:
+    """The smallest images that the member takes: every operation passes through Python, pixel after pixel."""
+    small = replace(DATA, height=4, width=4)
+    return DATA if config.problems(small) or required(config) else small
+
+
+@pytest.fixture
+def family(config: FamilyConfig, data: DataSpec) -> Family:
+    return config.build(data)
 
 
 @pytest.fixture
@@ -131,8 +139,10 @@ def nets(family: Family) -> Nets:
     return {name: net.to(DEVICE) for name, net in build(family).items()}
 
 
-def rows() -> Batch:
-    return {name: value.to(DEVICE) for name, value in batch().items()}
+@pytest.fixture
+def rows(data: DataSpec) -> Batch:
+    here = batch() | {"image": batch()["image"][:, :, : data.height, : data.width]}
+    return {name: value.to(DEVICE) for name, value in here.items()}
 
 
 def used(family: Family, nets: Nets) -> Nets:
@@ -158,15 +168,15 @@ def test_an_operation_on_two_devices_is_seen() -> None:
         assert there.cpu().tolist() == [0.0, 0.0]
 
 
-def test_training_keeps_to_the_device(family: Family, nets: Nets) -> None:
+def test_training_keeps_to_the_device(family: Family, nets: Nets, rows: Batch) -> None:
     for phase in family.phases:
         rng = MovedRng([Piece(0, 0, ROWS)], rows_per_stream=ROWS, seed=5, images=64, phase=phase.name)
         with TwoDevices():
             if isinstance(family, InitialisesFromData):
                 with torch.no_grad():
-                    family.initialise(view(nets, None), rows(), rng)
+                    family.initialise(view(nets, None), rows, rng)
             with torch.no_grad():
-                prepared = family.prepare(view(nets, None), rows(), progress_of(family, DEVICE), rng)
+                prepared = family.prepare(view(nets, None), rows, progress_of(family, DEVICE), rng)
             out = phase.loss(view(nets, phase.trains), prepared, progress_of(family, DEVICE), rng)
             out.loss_B.mean().backward()
             means = Means()
@@ -179,21 +189,23 @@ def test_training_keeps_to_the_device(family: Family, nets: Nets) -> None:
 
 
 @torch.no_grad()
-def test_likelihood_keeps_to_the_device(family: Family, nets: Nets) -> None:
+def test_likelihood_keeps_to_the_device(family: Family, nets: Nets, rows: Batch) -> None:
     if not isinstance(family, HasLikelihood):
         pytest.skip("a likelihood is optional (core.family.HasLikelihood), and this member has none")
     with TwoDevices():
         bits = family.bits_per_dim(
-            used(family, nets), rows(), progress_of(family, DEVICE), SampleRng(1, range(ROWS))
+            used(family, nets), rows, progress_of(family, DEVICE), SampleRng(1, range(ROWS))
         )
     assert bits.device == DEVICE
 
 
 @torch.no_grad()
-def test_sampling_keeps_to_the_device(config: FamilyConfig, family: Family, nets: Nets) -> None:
-    if not config.samples(DATA):
+def test_sampling_keeps_to_the_device(
+    config: FamilyConfig, family: Family, nets: Nets, data: DataSpec
+) -> None:
+    if not config.samples(data):
         pytest.skip("this member draws nothing: it is asked for reconstructions below")
-    given = conditions_of(required(config), range(ROWS), config.conditions(DATA), DATA)
+    given = conditions_of(required(config), range(ROWS), config.conditions(data), data)
     fewest = {name: given[name] for name in required(config)}
     for conditions in (given, fewest):
         request = SampleRequest(num=ROWS, conditions=conditions, options=config.sampling)
@@ -201,7 +213,7 @@ def test_sampling_keeps_to_the_device(config: FamilyConfig, family: Family, nets
             images = family.sample(
                 used(family, nets), request, progress_of(family, DEVICE), SampleRng(7, range(ROWS))
             )
-            assert images.device == DEVICE and images.shape == (ROWS, *DATA.shape)
+            assert images.device == DEVICE and images.shape == (ROWS, *data.shape)
     if isinstance(family, HasLatent):
         request = SampleRequest(num=ROWS, conditions=given, options=config.sampling)
         with TwoDevices():
@@ -215,11 +227,11 @@ def test_sampling_keeps_to_the_device(config: FamilyConfig, family: Family, nets
 
 
 @torch.no_grad()
-def test_reconstruction_keeps_to_the_device(family: Family, nets: Nets) -> None:
+def test_reconstruction_keeps_to_the_device(family: Family, nets: Nets, rows: Batch) -> None:
     if not isinstance(family, Reconstructs):
         pytest.skip("reconstruction is optional (core.family.Reconstructs), and this member has none")
     with TwoDevices():
         images = family.reconstruct(
-            used(family, nets), rows(), progress_of(family, DEVICE), SampleRng(1, range(ROWS))
+            used(family, nets), rows, progress_of(family, DEVICE), SampleRng(1, range(ROWS))
         )
     assert images.device == DEVICE
