@@ -35,7 +35,6 @@ from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.source import Drawn
 from sfumato.evaluation.stage import evaluate
-from sfumato.families.flow.config import FlowConfig
 from sfumato.families.gan.config import GanConfig
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
@@ -46,9 +45,9 @@ settings = partial(tiny_evaluation.settings, samples=SAMPLES)
 
 @pytest.fixture(scope="module")
 def model(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny flow, untrained: it makes images of the right kind, and workers that load it start quickly."""
+    """A tiny GAN, untrained: it makes images of the right kind, and workers that load it start quickly."""
     return untrained(
-        tmp_path_factory.mktemp("model") / "model", FlowConfig.tiny(), Manifest.load(digits_data).spec
+        tmp_path_factory.mktemp("model") / "model", GanConfig.tiny(), Manifest.load(digits_data).spec
     )
 
 
@@ -159,7 +158,7 @@ def test_another_seed_and_other_sampling_options_give_other_samples(
     cache: Path,
     tmp_path: Path,
 ) -> None:
-    for number, fields in enumerate(({"seed": 1}, {"sampling": {"temperature": 0.5}})):
+    for number, fields in enumerate(({"seed": 1}, {"sampling": {"truncation": 0.5}})):
         # One folder for all: blocks of another evaluation must not be taken for this one's.
         report = evaluate(
             Evaluation.of_model(
@@ -471,7 +470,7 @@ def test_images_of_another_kind_than_the_reference_are_refused(
     digits_data: Path, cache: Path, tmp_path: Path
 ) -> None:
     classes = tuple("0123456789")
-    other = untrained(tmp_path / "rgb", FlowConfig.tiny(), DataSpec(3, 16, 16, classes))
+    other = untrained(tmp_path / "rgb", GanConfig.tiny(), DataSpec(3, 16, 16, classes))
     with pytest.raises(DataError, match="makes 16x16 3-channel images but the reference holds 8x8 grey"):
         evaluate(
             Evaluation.of_model(
@@ -482,7 +481,7 @@ def test_images_of_another_kind_than_the_reference_are_refused(
                 cache=cache,
             )
         )
-    fewer = untrained(tmp_path / "few", FlowConfig.tiny(), DataSpec(1, 8, 8, classes[:4]))
+    fewer = untrained(tmp_path / "few", GanConfig.tiny(), DataSpec(1, 8, 8, classes[:4]))
     with pytest.raises(DataError, match="has 4 classes and the reference 10"):
         evaluate(
             Evaluation.of_model(
@@ -510,8 +509,8 @@ def test_bad_settings_folders_and_options_are_refused_before_anything_is_made(
         run(settings(), model_folder=model, data=tmp_path)
     with pytest.raises(CheckpointError):
         run(settings(), model_folder=tmp_path, data=digits_data)
-    with pytest.raises(ConfigError, match="did you mean 'temperature'"):
-        run(settings(sampling={"temprature": 0.5}), model_folder=model, data=digits_data)
+    with pytest.raises(ConfigError, match="did you mean 'truncation'"):
+        run(settings(sampling={"trunkation": 0.5}), model_folder=model, data=digits_data)
     with pytest.raises(ConfigError, match="too few for precision"):
         run(settings(samples=5, k=9), model_folder=model, data=digits_data)
     assert not (tmp_path / "o").exists()
@@ -521,7 +520,7 @@ def test_bad_settings_folders_and_options_are_refused_before_anything_is_made(
 def test_a_reference_smaller_than_k_is_refused(tmp_path: Path, cache: Path) -> None:
     np.savez(tmp_path / "few.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.array([0, 1, 1]))
     pack(str(tmp_path / "few.npz"), tmp_path / "few")
-    few = untrained(tmp_path / "m", FlowConfig.tiny(), Manifest.load(tmp_path / "few").spec)
+    few = untrained(tmp_path / "m", GanConfig.tiny(), Manifest.load(tmp_path / "few").spec)
     with pytest.raises(DataError, match="precision needs 4 reference images or more, got 3"):
         evaluate(
             Evaluation.of_model(
