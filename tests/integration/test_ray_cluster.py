@@ -7,7 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +18,20 @@ from sfumato.errors import CapabilityError
 from sfumato.parallel import ParallelSettings
 from sfumato.runtime.cluster import ray_cluster
 
+# One process that opens a cluster and waits in it for a signal; Ray's first start fails.
 PRIVATE = """
-import json, os, sys
+import json, logging, os, subprocess, sys, time
 from pathlib import Path
-import psutil
+import psutil, ray
 from sfumato.runtime.cluster import ray_cluster
+
+init, idle = ray.init, []
+
+def late(**options):
+    ray.init = init
+    command = [sys.executable, "-c", "import time; time.sleep(600)", options["_temp_dir"]]
+    idle.append(subprocess.Popen(command))
+    raise Exception("The current node timed out during startup.")
 
 def sockets(process):
     try:
@@ -33,8 +45,9 @@ def commands(process):
     except psutil.NoSuchProcess:
         return []
 
+ray.init = late
+logging.basicConfig(format="%(message)s", stream=sys.stderr)
 with ray_cluster.cluster(3, Path(sys.argv[1])):
-    import ray
     ran = ray.get(ray.remote(num_cpus=3)(lambda: os.nice(0)).remote())
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     listening = {
@@ -43,90 +56,74 @@ with ray_cluster.cluster(3, Path(sys.argv[1])):
     started = " ".join(part for p in processes[1:] for part in commands(p))
     mode = os.environ["RAY_AUTH_MODE"]
     cpus = ray.cluster_resources()["CPU"]
-print(json.dumps({"listening": sorted(listening), "mode": mode, "nice": ran, "cpus": cpus,
-                  "needless": [name for name in ("monitor.py", "dashboard.py") if name in started],
-                  "left": [p.pid for p in processes[1:] if p.is_running()]}))
-"""
-
-
-def test_a_private_cluster_listens_on_loopback_alone_with_a_token(tmp_path: Path) -> None:
-    """Under a TMPDIR, as on macOS, in which the paths of Ray's sockets would be too long."""
-    long = tmp_path / "a-folder-of-a-batch-system"
-    long.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", PRIVATE, str(tmp_path / "logs")],
-        env={**os.environ, "TMPDIR": str(long)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert {ip.removeprefix("::ffff:") for ip in found["listening"]} == {"127.0.0.1"}
-    assert found["mode"] == "token"
-    assert found["nice"] == 0, "workers run at normal priority"
-    assert found["needless"] == [], "no process that one machine has no use for"
-    assert found["cpus"] >= 3, "as many logical CPUs as were asked for, whatever the machine has"
-    assert (tmp_path / "logs" / "ray").is_dir(), "Ray's logs are kept"
-    assert done.stderr == ""
-
-
-WAITS = """
-import sys, time
-from pathlib import Path
-from sfumato.runtime.cluster import ray_cluster
-
-with ray_cluster.cluster(1, Path(sys.argv[1])):
+    of_the_late_start = psutil.pid_exists(idle[0].pid)
     try:
         print("there", file=sys.stderr, flush=True)
         time.sleep(600)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+print(json.dumps({"listening": sorted(listening), "mode": mode, "nice": ran - os.nice(0), "cpus": cpus,
+                  "needless": [name for name in ("monitor.py", "dashboard.py") if name in started],
+                  "of_the_late_start": of_the_late_start}))
 """
 
 
-def test_sigterm_is_an_interrupt_and_not_a_trace_of_rays(tmp_path: Path) -> None:
-    """Also in the background of a shell, where ctrl-C is ignored."""
-    command = [sys.executable, "-c", WAITS, str(tmp_path / "logs")]
-    ignored = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
-    process = subprocess.Popen(ignored, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert process.stderr.readline() == "there\n"
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=600)
-    assert said == "SIGTERM received: stopping as at ctrl-C\ninterrupted\n", "heard at once, then done"
-    assert process.returncode == 0
+@dataclass
+class Done:
+    """What the process found out, all that it said, and what was said after the signal."""
+
+    status: int
+    found: dict[str, Any]
+    before: list[str]
+    after: list[str]
+    logs: Path
 
 
-LATE = """
-import logging, subprocess, sys
-from pathlib import Path
-import psutil, ray
-from sfumato.runtime.cluster import ray_cluster
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """One cluster under a TMPDIR, as on macOS, in which the paths of Ray's sockets would be too long.
 
-init, left = ray.init, []
-
-def late(**options):
-    ray.init = init
-    idle = [sys.executable, "-c", "import time; time.sleep(600)", options["_temp_dir"]]
-    left.append(subprocess.Popen(idle))
-    raise Exception("The current node timed out during startup.")
-
-ray.init = late
-logging.basicConfig(format="%(message)s", stream=sys.stderr)
-with ray_cluster.cluster(2, Path(sys.argv[1])):
-    found = ray.get(ray.remote(lambda: 7).remote()), psutil.pid_exists(left[0].pid)
-print(*found)
-"""
-
-
-def test_a_start_that_was_late_is_repeated_and_leaves_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LATE, str(tmp_path)], capture_output=True, text=True, timeout=300, check=True
+    It is opened in the background of a shell, where ctrl-C is ignored.
+    """
+    folder = tmp_path_factory.mktemp("private")
+    long = folder / "a-folder-of-a-batch-system"
+    long.mkdir()
+    command = [sys.executable, "-c", PRIVATE, str(folder / "logs")]
+    process = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command],
+        env={**os.environ, "TMPDIR": str(long)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert done.stdout.split() == ["7", "False"]
-    assert "timed out during startup" in done.stderr and "trying again" in done.stderr
+    assert process.stderr is not None
+    before = list(takewhile(lambda line: line != "there\n", process.stderr))
+    process.send_signal(signal.SIGTERM)
+    out, after = process.communicate(timeout=600)
+    assert out, before
+    return Done(process.returncode, json.loads(out), before, after.splitlines(), folder / "logs")
+
+
+def test_a_private_cluster_listens_on_loopback_alone_with_a_token(private: Done) -> None:
+    found = private.found
+    assert {ip.removeprefix("::ffff:") for ip in found["listening"]} == {"127.0.0.1"}
+    assert found["mode"] == "token"
+    assert found["nice"] == 0, "workers run at the priority of the command"
+    assert found["needless"] == [], "no process that one machine has no use for"
+    assert found["cpus"] >= 3, "as many logical CPUs as were asked for, whatever the machine has"
+    assert (private.logs / "ray").is_dir(), "Ray's logs are kept"
+
+
+def test_sigterm_is_an_interrupt_and_not_a_trace_of_rays(private: Done) -> None:
+    """Heard at once, then done."""
+    assert private.after == ["SIGTERM received: stopping as at ctrl-C", "interrupted"]
+    assert private.status == 0
+
+
+def test_a_start_that_was_late_is_repeated_and_leaves_nothing(private: Done) -> None:
+    (said,) = private.before
+    assert "timed out during startup" in said and "trying again" in said
+    assert not private.found["of_the_late_start"]
 
 
 def test_a_cluster_that_is_too_small_is_refused(ray_local: None, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_rank_that_gets_on_is_left_alone_and_one_that_does_not_is_ended(kind: 
         else:
             os.kill(pid, signal.SIGSTOP)
         with pytest.raises(ray.exceptions.RayActorError):
-            ray.get([rank.pid.remote(), rank.sleep.remote()], timeout=40)
+            ray.get([rank.pid.remote(), rank.sleep.remote()], timeout=600)
     (note,) = ray.get(board.snapshot.remote()).notes
     assert f"rank 0 (process {pid} on " in note
     if kind == "endless":

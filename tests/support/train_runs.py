@@ -54,7 +54,8 @@ def newest(folder: Path) -> int:
     return max((int(path.parent.name.split("-")[1]) for path in manifests), default=0)
 
 
-def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def workers(process: subprocess.Popen[str] | psutil.Process) -> list[psutil.Process]:
+    """The training workers among what the process has started."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
