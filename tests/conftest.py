@@ -40,6 +40,7 @@ from typing import Any
 import janitor
 import pytest
 import torch
+from cpu_seconds import CpuSeconds
 
 torch.set_num_threads(1)
 
@@ -89,7 +90,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Groups(config, log)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cpu-seconds",
+        type=int,
+        metavar="N",
+        help="list the N tests that took the most CPU time, all processes that they started included",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if shown := config.getoption("cpu_seconds"):
+        config.pluginmanager.register(CpuSeconds(shown))
     if not config.getoption("numprocesses", None):  # what hands tests out to others starts nothing itself
         janitor.begin()
 
