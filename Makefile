@@ -19,7 +19,7 @@ INPUTS := pyproject.toml constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval check-features check-intervals bench-memory bench-sampling bench-train stack-up stack-down image-test format clean
+.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval check-features check-filter check-intervals bench-memory bench-sampling bench-train bench-watermark stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ bench-eval: $(VENV)/.dev ## Metrics against prdc, torch-fidelity and scipy: time
 check-features: $(VENV)/.dev ## Does every metric tell good sets of images from bad ones? (ARGS="--photos DIR --npz FILE")
 	@PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/evaluation/check_features.py $(ARGS)
 
+check-filter: $(VENV)/.dev ## How often the filter finds something in innocent images (ARGS="--sets DIR FILE.npz")
+	@$(BIN)/python tests/benchmarks/provenance/check_filter.py $(ARGS)
+
 check-intervals: $(VENV)/.dev ## Coverage of every interval and size of every test by simulation (an hour; ARGS="--only kid")
 	@PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/evaluation/check_intervals.py $(ARGS)
 
@@ -70,6 +73,9 @@ bench-sampling: $(VENV)/.dev ## Time to sample an image by each digits recipe, a
 
 bench-train: $(VENV)/.dev ## Time of a training step against a bare PyTorch loop
 	@$(BIN)/python tests/benchmarks/train/bench_train.py $(ARGS)
+
+bench-watermark: $(VENV)/.dev ## What watermarks survive on photographs (ARGS="--photos DIR")
+	@$(BIN)/python tests/benchmarks/provenance/bench_watermark.py $(ARGS)
 
 bench-data: $(VENV)/.dev ## Images a second into training, against other ways to read the same shards
 	@$(BIN)/python tests/benchmarks/data/bench_data.py $(ARGS)
@@ -110,9 +116,10 @@ $(VENV)/.runtime: $(VENV)/.torch $(INPUTS)
 	@$(INSTALL) -c constraints.txt -e '.[text]'
 	@touch $@
 
-# torch-fidelity, which metrics are tested against, asks for torchvision, which nothing here uses.
+# torch-fidelity, which metrics are tested against, asks for torchvision, which nothing here uses; likewise
+# invisible-watermark, whose networks are used, for OpenCV.
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Installing what the tests need"
-	@$(INSTALL) -c constraints.txt -e '.[dev,features,text,deepspeed,tune,cluster]'
-	@$(INSTALL) --no-deps $(shell grep '^torch-fidelity==' constraints.txt)
+	@$(INSTALL) -c constraints.txt -e '.[dev,features,text,deepspeed,tune,cluster,provenance]'
+	@$(INSTALL) --no-deps $(shell grep -E '^(torch-fidelity|invisible-watermark)==' constraints.txt)
 	@touch $@

@@ -32,7 +32,7 @@ from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel import ParallelSettings
 from sfumato.provenance.config import ProvenanceSettings
-from sfumato.provenance.facts import Provenance
+from sfumato.provenance.stored import Provenance
 from sfumato.sampling.conditions import condition_problems
 from sfumato.tracking.config import TrackingSettings
 from sfumato.training import capabilities, phases
@@ -127,6 +127,7 @@ class Recipe(Config):
             family_problems = self.model.problems(spec)
             found += family_problems
             found += self.evaluate.problems(spec, samples)
+            found += self.provenance.size_problems(spec.height, spec.width)
             found += condition_problems(self.model, spec, self.train.preview_conditions)
             if not family_problems:
                 family = self.model.build(spec)

@@ -17,7 +17,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from sfumato import __version__
-from sfumato.cli import compare, data, ema, jobs, machine, models, precompute, recipes, runs, tune
+from sfumato.cli import (
+    compare,
+    data,
+    ema,
+    jobs,
+    machine,
+    models,
+    precompute,
+    provenance,
+    recipes,
+    runs,
+    tune,
+)
 from sfumato.cli.plain_help import PlainGroup
 from sfumato.errors import Interrupted, SfumatoError
 
@@ -44,7 +56,7 @@ _COMMANDS = (
     machine.ui,
     machine.doctor,
 )
-_GROUPS = (recipes.app, data.app, jobs.app)
+_GROUPS = (recipes.app, data.app, provenance.app, jobs.app)
 for _command in _COMMANDS:
     app.command()(_command)
 for _group in _GROUPS:

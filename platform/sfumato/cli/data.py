@@ -60,6 +60,14 @@ def pack(
             min=0, max=16, help="Drop near duplicates: perceptual hashes differing in at most this many bits."
         ),
     ] = None,
+    screen: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            metavar="KIND[=SCORE]",
+            help="Leave out images that a classifier finds, for example open_nsfw=0.8, and list them.",
+        ),
+    ] = None,
     on_error: OnFault = "fail",
     max_errors: MaxErrors = 100,
     shard_size: Annotated[
@@ -74,13 +82,13 @@ def pack(
     """Pack images into WebDataset shards with a manifest and an index."""
     from sfumato.runtime.commands import pack
 
-    short = {"size": size, "val": val, "dedupe": dedupe}
-    given = pairs(options or []) | {key: value for key, value in short.items() if value is not None}
+    short: dict[str, Any] = {"size": size, "val": val, "dedupe": dedupe, "filter": _filter(screen)}
+    short = {key: value for key, value in short.items() if value is not None}
     with open_display() as display:
         report = pack.pack(
             source,
             dest,
-            options=given,
+            options={**pairs(options or []), **short},
             on_error=on_error,
             max_errors=max_errors,
             overwrite=overwrite,
@@ -89,6 +97,14 @@ def pack(
             display=display,
         )
     show(report, as_json, f"{report['samples']:,} images in {dest}")
+
+
+def _filter(given: str | None) -> dict[str, str] | None:
+    """`open_nsfw` or `open_nsfw=0.8` as a classifier's settings."""
+    if given is None:
+        return None
+    kind, _, score = given.partition("=")
+    return {"kind": kind} | ({"threshold": score} if score else {})
 
 
 @app.command()

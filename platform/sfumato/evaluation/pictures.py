@@ -71,4 +71,4 @@ def _rows(blocks: Iterator[UInt8Array], rows_N: Int64Array) -> UInt8Array:
 
 
 def _save(images_NHWC: UInt8Array, columns: int | None, path: Path, door: Door) -> None:
-    write_bytes(path, door.file(image_grid(images_NHWC, columns=columns)))
+    write_bytes(path, door.file(door.sheet(image_grid(images_NHWC, columns=columns))))

@@ -9,7 +9,10 @@ dropped, so that it stays the text of its element.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree as ET
+
+from PIL import Image
 
 from sfumato.provenance.facts import Facts, Maker
 from sfumato.version import __version__
@@ -27,8 +30,39 @@ _SPACES = {
 _OPEN = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
 _CLOSE = '<?xpacket end="r"?>'
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_XMP_CHUNK = "XML:com.adobe.xmp"
+NAMES = (
+    "xmp:CreatorTool",
+    "Iptc4xmpExt:DigitalSourceType",
+    "Iptc4xmpExt:AISystemUsed",
+    "Iptc4xmpExt:AISystemVersionUsed",
+    "Iptc4xmpExt:AIPromptInformation",
+    "sfumato:RecipeDigest",
+    "sfumato:Seed",
+    "sfumato:Index",
+)
+LARGEST = 2**20
+"""Bytes of XMP that is read, at most."""
 MOST_LETTERS = 4096
 """Of a prompt. A longer one is cut: a JPEG's segment holds 64 KiB."""
+
+
+def read_xmp(path: Path) -> dict[str, str]:
+    """The properties in a picture's XMP that `xmp` writes, by local name; empty if there is none to read.
+
+    The file may be from anybody: nothing is fetched, and what is no XMP counts as none.
+    """
+    try:
+        with Image.open(path) as picture:
+            found = picture.info.get("xmp") or picture.info.get(_XMP_CHUNK) or b""
+        content = found.encode() if isinstance(found, str) else bytes(found)
+        if b"<!DOCTYPE" in content or len(content) > LARGEST:  # XMP has none; expansions come with it
+            return {}
+        described = ET.fromstring(content).iter(f"{{{_SPACES['rdf']}}}Description")  # noqa: S314 - as above
+    except (OSError, ValueError, ET.ParseError):
+        return {}
+    known = {f"{{{_SPACES[space]}}}{name}": name for space, _, name in (n.partition(":") for n in NAMES)}
+    return {known[each.tag]: each.text or "" for one in described for each in one if each.tag in known}
 
 
 def source_type(facts: Facts) -> str:
@@ -38,19 +72,19 @@ def source_type(facts: Facts) -> str:
 
 def xmp(maker: Maker, facts: Facts, *, prompt: bool) -> bytes:
     """The XMP packet, UTF-8; with the texts of `facts` if `prompt` is set."""
-    values = {
-        "xmp:CreatorTool": f"Sfumato {__version__}",
-        "Iptc4xmpExt:DigitalSourceType": source_type(facts),
-        "Iptc4xmpExt:AISystemUsed": f"Sfumato {maker.model}".rstrip(),
-        "Iptc4xmpExt:AISystemVersionUsed": maker.model_digest,
-        "Iptc4xmpExt:AIPromptInformation": said(facts) if prompt else "",
-        "sfumato:RecipeDigest": maker.recipe_digest,
-        "sfumato:Seed": "" if facts.seed is None else str(facts.seed),
-        "sfumato:Index": "" if facts.index is None else str(facts.index),
-    }
+    values = (
+        f"Sfumato {__version__}",
+        source_type(facts),
+        f"Sfumato {maker.model}".rstrip(),
+        maker.model_digest,
+        said(facts) if prompt else "",
+        maker.recipe_digest,
+        "" if facts.seed is None else str(facts.seed),
+        "" if facts.index is None else str(facts.index),
+    )
     root = ET.Element("x:xmpmeta", {f"xmlns:{key}": space for key, space in _SPACES.items()})
     described = ET.SubElement(ET.SubElement(root, "rdf:RDF"), "rdf:Description", {"rdf:about": ""})
-    for name, value in values.items():
+    for name, value in zip(NAMES, values, strict=True):
         if value:
             ET.SubElement(described, name).text = plain(value)
     return f"{_OPEN}{ET.tostring(root, 'unicode')}{_CLOSE}".encode()
@@ -58,10 +92,15 @@ def xmp(maker: Maker, facts: Facts, *, prompt: bool) -> bytes:
 
 def said(facts: Facts) -> str:
     """The texts as one; each with its condition's name if there are several."""
-    texts = {name: text for name, text in facts.texts.items() if text}
+    texts = {name: whole(text) for name, text in facts.texts.items() if text}
     if len(texts) == 1:
         return next(iter(texts.values()))
     return "\n".join(f"{name}: {text}" for name, text in texts.items())
+
+
+def whole(text: str) -> str:
+    """The text, of bounded length, without halves of letters, which no encoding has."""
+    return "".join("\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in text[:MOST_LETTERS])
 
 
 def plain(text: str) -> str:

@@ -34,9 +34,9 @@ from sfumato.core.state import initial
 from sfumato.core.stored import Weights as Base
 from sfumato.core.stored import matches
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.provenance.door import Door
-from sfumato.provenance.facts import Provenance
+from sfumato.provenance.door import Door, refused
 from sfumato.provenance.formats import SUFFIXES, Format
+from sfumato.provenance.stored import Provenance
 from sfumato.sampling.conditions import Labels, Takes
 from sfumato.sampling.grid import to_pil
 from sfumato.sampling.model_folder import Weights, read_model_folder
@@ -275,6 +275,8 @@ class Generator:
     ) -> list[Path]:
         """Write images of this model, uint8 [N, H, W, C], to `000000.png` and so on in `folder`, by its door.
 
+        Returns the files; images that the filter refuses have none.
+
         Raises ConfigError: the folder already holds one of the files, or a mark that the model requires
         cannot be set.
         """
@@ -284,10 +286,15 @@ class Generator:
         if taken := [file for file in files if file.exists()]:
             raise ConfigError(f"{taken[0]} exists; choose another folder")
         place.mkdir(parents=True, exist_ok=True)
-        marked, _ = self.door.pixels(images_NHWC)
-        for file, image in zip(files, marked, strict=True):
+        marked, applied = self.door.pixels(images_NHWC)
+        written = [
+            (file, image)
+            for file, image, marks in zip(files, marked, applied, strict=True)
+            if not refused(marks)
+        ]
+        for file, image in written:
             self.door.write(file, to_pil(image), kind=kind)
-        return files
+        return [file for file, _ in written]
 
     def _draw(self, num: int, rows: int, seed: int, source: Source, options: Config) -> Iterator[Images]:
         for start in range(0, num, rows):

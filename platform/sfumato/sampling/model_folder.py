@@ -36,7 +36,7 @@ from sfumato.core.state import State, initial, mismatch
 from sfumato.core.stored import Weights as Base
 from sfumato.core.validation import first_problem
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.provenance.facts import Provenance, read_provenance, write_provenance
+from sfumato.provenance.stored import Provenance, read_provenance, write_provenance
 from sfumato.sampling.model_files import CARD, FORMAT, read_card, read_weights, write_weights
 from sfumato.sampling.pretrained_files import base_of, base_record
 from sfumato.version import __version__
@@ -164,7 +164,7 @@ def _described(path: Path, card: Mapping[str, Any], digest: str, *, trust: bool)
         weights={},
         digest=digest,
         trained_on=card.get("trained_on"),
-        provenance=read_provenance(path),
+        provenance=read_provenance(path, trust=trust),
         bases={net: base_of(record, path / CARD) for net, record in card.get("bases", {}).items()},
     )
 

@@ -20,7 +20,7 @@ from sfumato.core.conditions import LABEL, Source, told
 from sfumato.core.drafts import folder_beside
 from sfumato.core.rng import SampleRng
 from sfumato.errors import ConfigError
-from sfumato.provenance.door import Door
+from sfumato.provenance.door import Door, refused
 from sfumato.provenance.facts import Facts
 from sfumato.provenance.formats import SUFFIXES, Format
 from sfumato.sampling.conditions import Labels
@@ -68,6 +68,8 @@ def write_samples(
     _check_place(target, overwrite=overwrite)
     generator.door.check(generator.data.height, generator.data.width)
     source = generator.takes.source(labels=labels, conditions=conditions)
+    if not generator.door.open:
+        generator.door.ask(facts_of(source, range(num), seed))
     variants = sweep.variants(options or {}) if sweep else [options or {}]
     drawers = [generator.with_options(generator.options(v)) for v in variants] if sweep else [generator]
     drawn = interleaved(
@@ -82,7 +84,7 @@ def write_samples(
     draft = folder_beside(target)
     try:
         shown = _write(draft, generator.door, drawn, source, seed, lines, num * len(variants), kind, progress)
-        generator.door.write(draft / GRID, _grid(shown, source, sweep))
+        generator.door.write(draft / GRID, generator.door.sheet(_grid(shown, source, sweep)))
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
@@ -119,7 +121,10 @@ def _write(
             images, applied = door.pixels(images, facts)
             first.append(images[: max(0, GRID_IMAGES - done)])
             for image, line, fact, marks in zip(images, about, facts, applied, strict=True):
-                marks |= door.write(folder / line["file"], to_pil(image), fact, kind)
+                if refused(marks):
+                    line["file"] = None
+                else:
+                    marks |= door.write(folder / line["file"], to_pil(image), fact, kind)
                 if not door.open:
                     line["provenance"] = marks
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -20,9 +20,10 @@ from sfumato.errors import CheckpointError, ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.provenance.config import ProvenanceSettings
 from sfumato.provenance.door import Door
-from sfumato.provenance.facts import FILE, Facts, Maker, Provenance
+from sfumato.provenance.facts import Facts, Maker
 from sfumato.provenance.formats import SUFFIXES, Format, encoded
-from sfumato.provenance.metadata import TRAINED
+from sfumato.provenance.metadata import TRAINED, read_xmp
+from sfumato.provenance.stored import FILE, Provenance
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.sampling.output import write_samples
@@ -72,7 +73,10 @@ WRITERS = {
 def test_no_other_module_writes_pictures() -> None:
     found = set()
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        text = path.read_text()
+        if not any(f"{name}(" in text for name in WRITERS):
+            continue
+        for node in ast.walk(ast.parse(text)):
             named = node.func if isinstance(node, ast.Call) else None
             name = getattr(named, "attr", getattr(named, "id", ""))
             if name in WRITERS:
@@ -130,9 +134,26 @@ def test_a_prompt_cannot_leave_its_element(prompt: str, kind: Format, tmp_path: 
         "RecipeDigest",
     }
     assert said["DigitalSourceType"] == TRAINED
-    allowed = "".join(letter for letter in prompt if letter not in "\0\x1b\ud800\uffff")[:4096]
+    kept = "".join(letter for letter in prompt if letter not in "\0\x1b\uffff")
+    allowed = kept.replace("\ud800", "\ufffd")[:4096]
     assert said["AIPromptInformation"] == allowed
     assert said["AISystemUsed"] == "Sfumato <m>"
+    assert read_xmp(path) == said
+
+
+@pytest.mark.parametrize(
+    "xmp",
+    [
+        b"",
+        b"<",
+        b"\xff\xfe",
+        b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><x>&b;</x>',
+        b"<a/>",
+    ],
+)
+def test_foreign_metadata_is_read_as_none(xmp: bytes, tmp_path: Path) -> None:
+    _picture().save(tmp_path / "x.jpg", xmp=xmp)
+    assert read_xmp(tmp_path / "x.jpg") == {}
 
 
 def test_an_edit_says_so(tmp_path: Path) -> None:
@@ -202,7 +223,7 @@ def test_a_requirement_refuses_before_anything_is_drawn(tmp_path: Path) -> None:
         Door(required).check(8, 8, files=False)
     Door(required).check(8, 8)
     with pytest.raises(ConfigError, match="metadata is required but off"):
-        Door(ProvenanceSettings(require=("metadata",)))
+        Door(ProvenanceSettings(require=("metadata",))).check(8, 8)
     with pytest.raises(ConfigError, match="JPEG has no transparency"):
         encoded(Image.new("RGBA", (4, 4)), "jpeg")
 

@@ -45,6 +45,8 @@ class PackReport:
     """Key of a near duplicate that was left out, key of its original, bits in which they differ."""
     kept: int = 0
     """Shards that an interrupted pack had already finished."""
+    filtered: tuple[tuple[str, float], ...] = ()
+    """Key of an image that the filter found and that was left out, and its score."""
 
     @property
     def manifest(self) -> Manifest:
@@ -68,7 +70,7 @@ class _Pack:
 
     def report(self, draft: Draft) -> PackReport:
         source = self._listed(draft)
-        seen = self._seen(source)
+        seen, filtered = self._filtered(source, self._seen(source))
         if about := about_channels(source, self.config, seen):
             self.note(about)
         plan = layout(source, self.config, seen, self.max_pixels, self.shard_size)
@@ -80,7 +82,7 @@ class _Pack:
         }
         draft.put_in_place(manifests)
         pairs = tuple((source.keys[twin.row], source.keys[twin.kept], twin.bits) for twin in plan.duplicates)
-        return PackReport(manifests, self.log.faults, pairs, len(self.kept))
+        return PackReport(manifests, self.log.faults, pairs, len(self.kept), filtered)
 
     def _log(self, faults: Sequence[Fault]) -> None:
         for fault in faults:
@@ -107,6 +109,17 @@ class _Pack:
         if not seen:
             raise DataError(f"no usable image among {len(source.keys):,}; the first: {faults[0]}")
         return seen
+
+    def _filtered(self, source: Source, seen: list[Seen]) -> tuple[list[Seen], tuple[tuple[str, float], ...]]:
+        """What the filter leaves, and the keys of what it found with their scores."""
+        if self.config.filter is None:
+            return seen, ()
+        threshold = self.config.filter.threshold
+        left = [one for one in seen if one.score is None or one.score < threshold]
+        found = [one for one in seen if one.score is not None and one.score >= threshold]
+        if not left:
+            raise DataError(f"filter: finds all {len(seen):,} images at {threshold:g}; raise its threshold")
+        return left, tuple((source.keys[one.row], round(one.score or 0.0, 4)) for one in found)
 
     def _packed(self, source: Source, plan: Layout, draft: Draft) -> list[ShardResult]:
         self.stage("pack")

@@ -19,6 +19,7 @@ from sfumato.data.packing.dedupe import Print, print_of
 from sfumato.data.packing.resizing import Encoded, Look, look, upright
 from sfumato.data.packing.source import Source, SourceConfig, as_image
 from sfumato.data.packing.tasks import Runner
+from sfumato.provenance.filters import FilterConfig
 
 _ROWS = 512
 _TELL = 64
@@ -34,6 +35,8 @@ class Seen:
     print: Print | None
     further: Mapping[str, Look] = field(default_factory=dict)
     """The looks of its further images."""
+    score: float | None = None
+    """Of the filter, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class _Part:
 
 def needed(config: SourceConfig, source: Source) -> bool:
     """Whether packing has to know each image's size or colour beforehand."""
-    if config.dedupe is not None:
+    if config.dedupe is not None or config.filter is not None:
         return True
     if any(column.kind == "image" and column.channels == "auto" for column in config.columns.values()):
         return True
@@ -61,7 +64,12 @@ def survey(
     images = frozenset(name for name, column in config.columns.items() if column.kind == "image")
     tasks = [
         _LookTask(
-            source.only(range(first, min(first + _ROWS, len(source.keys)))), first, max_pixels, prints, images
+            source.only(range(first, min(first + _ROWS, len(source.keys)))),
+            first,
+            max_pixels,
+            prints,
+            images,
+            config.filter,
         )
         for first in range(0, len(source.keys), _ROWS)
     ]
@@ -86,6 +94,7 @@ class _LookTask:
     prints: bool
     images: frozenset[str] = frozenset()
     """The further columns that are images."""
+    filter: FilterConfig | None = None
 
     def __call__(self) -> Iterator[int | _Part]:
         seen: list[Seen] = []
@@ -112,8 +121,17 @@ class _LookTask:
             for name, value in record.extra.items()
             if name in self.images
         }
-        bits = print_of(_decoded(image, found, self.max_pixels)) if self.prints else None
-        return Seen(self.first + row, found, self.part.mark(row), bits, further)
+        if not self.prints and self.filter is None:
+            return Seen(self.first + row, found, self.part.mark(row), None, further)
+        decoded = _decoded(image, found, self.max_pixels)
+        bits = print_of(decoded) if self.prints else None
+        return Seen(self.first + row, found, self.part.mark(row), bits, further, self._score(decoded))
+
+    def _score(self, picture: Image.Image) -> float | None:
+        if self.filter is None:
+            return None
+        image = np.asarray(picture)
+        return float(self.filter.build().scores((image if image.ndim == 3 else image[..., None])[None])[0])
 
 
 def _decoded(image: Encoded, found: Look, max_pixels: int) -> Image.Image:

@@ -18,6 +18,7 @@ from sfumato.data.format.faults import Fault
 from sfumato.data.packing.folder_names import FolderNames
 from sfumato.data.packing.resizing import Crop, Encoded, Format, Look, Resample
 from sfumato.data.packing.tasks import OnProgress, Runner
+from sfumato.provenance.filters import FILTERS, FilterConfig
 
 MAX_CLASSES = 100_000
 NO_LABEL = -1
@@ -176,6 +177,11 @@ class SourceConfig(Component, ABC):
         le=16,
         description="Leave out near duplicates: images whose 64-bit perceptual hashes differ in at most "
         "this many bits (4 is a good start). null keeps all.",
+    )
+    filter: Annotated[FilterConfig, FILTERS] | None = Field(
+        None,
+        description="Leave out images that this classifier finds, such as {kind: open_nsfw, threshold: 0.8}. "
+        "null keeps all.",
     )
 
     columns: ColumnsOption = Field(

@@ -66,6 +66,7 @@ def pack(
         "splits": {split: _split(dest, split, m) for split, m in report.manifests.items() if split},
         "captions": sum(manifest.captions for manifest in report.manifests.values()),
         "duplicates": [{"left_out": a, "kept": b, "bits": bits} for a, b, bits in report.duplicates],
+        "filtered": [{"left_out": key, "score": score} for key, score in report.filtered],
         "kept_shards": report.kept,
         "skipped": [str(fault) for fault in report.skipped],
     }
@@ -80,6 +81,10 @@ def _tell(report: PackReport, display: Display) -> None:
         display.note(f"left out {left_out}: looks like {kept} ({bits} bits differ)")
     if len(report.duplicates) > _LISTED:
         display.note(f"and {len(report.duplicates) - _LISTED:,} more near duplicates (--json lists all)")
+    for key, score in report.filtered[:_LISTED]:
+        display.note(f"left out {key}: the filter scores it {score:.2f}")
+    if len(report.filtered) > _LISTED:
+        display.note(f"and {len(report.filtered) - _LISTED:,} more that it finds (--json lists all)")
     if report.kept:
         display.note(f"{report.kept} shards were finished before")
     for split, manifest in report.manifests.items():

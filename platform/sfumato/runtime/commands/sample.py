@@ -79,6 +79,8 @@ def draw(
             progress=display.update,
         )
         display.done(f"{num * (len(sweep.values) if sweep else 1):,} images")
+        if counts := generator.door.counts:
+            display.note(f"filter: {counts.get('found', 0):,} of {counts.get('images', 0):,} images found")
     return folder
 
 

@@ -16,7 +16,7 @@ import torch
 from sfumato.data.order import pools
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.evaluation.report import EvaluationReport
-from sfumato.provenance.facts import write_provenance
+from sfumato.provenance.stored import write_provenance
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs import live
 from sfumato.runtime.runs.run_folder import RunFolder, stage_key
@@ -150,6 +150,8 @@ def evaluate(session: Session, base: Path | None = None) -> dict[str, Any]:
         if options := settings.sampling:
             generator = generator.with_options(generator.options(options))
         write_samples(grid.parent, generator, num, seed=settings.seed, options=options, overwrite=True)
+        counts = {f"filter/{name}": count for name, count in generator.door.counts.items()}
+        session.tracker.metrics(counts, step=stored.progress.images)
     record_evaluation(session, report, stored.progress.images)
     result = result_of(report, folder.path / "evaluation")
     folder.finish_stage("evaluate", key, result)

@@ -35,6 +35,7 @@ COMMANDS = {
         "--size": True,
         "--val": True,
         "--dedupe": True,
+        "--filter": True,
         "--on-error": True,
         "--max-errors": True,
         "--shard-size": True,

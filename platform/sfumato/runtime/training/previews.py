@@ -69,10 +69,12 @@ class Previews:
             path = self._folder.path / "previews" / f"images-{progress.images:012d}.png"
             try:
                 path.parent.mkdir(exist_ok=True)
-                self._door.write(path, image)
+                self._door.write(path, self._door.sheet(image))
             except OSError as error:  # a full disk; the picture is worth less than the training
                 log.warning("the preview at %s images was not kept: %s", f"{progress.images:,}", error)
-            self._tracker.image("samples", self._door.file(image), step=progress.images)
+            self._tracker.image("samples", self._door.file(self._door.sheet(image)), step=progress.images)
+            counts = {f"filter/previews/{name}": count for name, count in self._door.counts.items()}
+            self._tracker.metrics(counts, step=progress.images)
 
     def _conditions(self, rows: Sequence[int]) -> Conditions:
         assert self._source is not None, "found before the first grid is drawn"

@@ -28,6 +28,7 @@ from sfumato.data.packing.sources.folder import FolderSource
 from sfumato.data.packing.sources.npz import NpzSource
 from sfumato.data.reading.local_reader import read_all
 from sfumato.errors import DataError
+from sfumato.provenance.filters import Classifier, FilterConfig, Images, Scores
 
 RNG = np.random.default_rng(0)
 
@@ -48,6 +49,34 @@ def by_key(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     keys = [key for shard in index.load(folder, manifest) for key in shard.keys.to_pylist()]
     images = np.concatenate([columns["image"] for columns in read_all(folder, 5)])
     return dict(zip(keys, images, strict=True))
+
+
+class BrightConfig(FilterConfig):
+    """Stands for a classifier: finds bright images."""
+
+    def build(self) -> Classifier:
+        return Bright()
+
+
+class Bright(Classifier):
+    def scores(self, images_NHWC: Images) -> Scores:
+        return (images_NHWC.mean((1, 2, 3)) / 255).astype(np.float32)
+
+
+def test_what_the_filter_finds_is_left_out_and_listed(tmp_path: Path) -> None:
+    for value in (0, 100, 200, 250):
+        shade = Image.new("L" if value == 100 else "RGB", (8, 8), value if value == 100 else (value,) * 3)
+        (tmp_path / "a").mkdir(exist_ok=True)
+        shade.save(tmp_path / "a" / f"{value}.png")
+    source = FolderSource(path=str(tmp_path / "a"), filter=BrightConfig(threshold=0.7), channels=3)
+    report = pack(source, tmp_path / "d")
+    assert report.filtered == (("200", 0.7843), ("250", 0.9804))
+    assert sorted(by_key(tmp_path / "d")) == ["0", "100"]
+    with pytest.raises(DataError, match="filter: finds all 4 images at 0; raise its threshold"):
+        pack(source.model_copy(update={"filter": BrightConfig(threshold=0)}), tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+    plain = pack(source.model_copy(update={"filter": None}), tmp_path / "f")
+    assert (plain.filtered, plain.manifest.samples) == ((), 4)
 
 
 def test_digits_are_packed_losslessly_and_mixed(tmp_path: Path) -> None:

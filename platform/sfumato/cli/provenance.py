@@ -1,0 +1,129 @@
+"""Commands about where pictures come from: keys, and what a file says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.cli.arguments import AsJson, Trust, show
+
+if TYPE_CHECKING:
+    from sfumato.provenance.manifests.reading import Shown
+
+app = typer.Typer(
+    name="provenance",
+    help="What pictures say of themselves: keys, manifests, metadata.",
+    no_args_is_help=True,
+)
+
+Picture = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A PNG, JPEG or WebP file.", show_default=False)
+]
+
+
+@app.command()
+def keys(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder for the three files.", show_default=False)
+    ],
+    name: Annotated[str, typer.Option(help="Who signs, as readers see it.")] = "Sfumato development",
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long the certificate is valid.")] = 365,
+    as_json: AsJson = False,
+) -> None:
+    """Make a chain of certificates for development; only those who are told to trust it do."""
+    from sfumato.provenance.manifests.keys import write_keys
+
+    found = write_keys(folder, name=name, days=days)
+    lines = [
+        "provenance:",
+        f"  c2pa: {{certificate: {found['certificate']}, key: {found['key']}}}",
+        f"# readers: sfumato provenance show FILE --trust {found['trust']}",
+    ]
+    show(found, as_json, "\n".join(lines))
+
+
+@app.command(name="show")
+def show_file(
+    file: Picture,
+    trust: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Certificates that are trusted.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a picture's manifest and show what it says.
+
+    Exits with 0 if it is signed and unchanged, with --trust also by somebody trusted, else with 1.
+    """
+    from sfumato.provenance.manifests.reading import read_manifest
+    from sfumato.provenance.metadata import read_xmp
+
+    found = read_manifest(file, trust)
+    metadata = read_xmp(file)
+    show(_content(found, metadata), as_json, _text(found, metadata))
+    if found.outcome != "trusted" and (trust is not None or found.outcome != "untrusted"):
+        raise typer.Exit(1)
+
+
+def _content(found: Shown, metadata: dict[str, str]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {**asdict(found), "metadata": metadata}
+
+
+def _text(found: Shown, metadata: dict[str, str]) -> str:
+    from sfumato.provenance.manifests.reading import MEANING
+
+    lines = [f"{found.outcome}: {MEANING[found.outcome]}"]
+    lines += [f"  {code}" for code in found.codes if found.outcome not in ("trusted", "untrusted")]
+    rows = {
+        "signer": found.signer,
+        "made by": found.generator,
+        "source type": found.source_type.rpartition("/")[2],
+        "actions": ", ".join(found.actions),
+        **{key.replace("_", " "): value for key, value in (found.generation or {}).items()},
+    }
+    lines += [f"{key:<18} {value}" for key, value in rows.items() if value not in ("", None)]
+    lines += [
+        f"{'made from':<18} {part.title} ({part.relation}, {part.outcome})" for part in found.ingredients
+    ]
+    lines += [f"{'metadata':<18} {key}: {value}" for key, value in metadata.items()]
+    return "\n".join(_printable(line) for line in lines)
+
+
+def _printable(text: str) -> str:
+    """Without letters that a terminal would obey: the file may be from anybody."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+@app.command()
+def detect(
+    place: Annotated[
+        Path,
+        typer.Argument(metavar="FILE|DATA", help="A picture, or a folder of them.", show_default=False),
+    ],
+    kind: Annotated[str, typer.Option("--scheme", help="spread, rivagan, or your own.")] = "spread",
+    message: Annotated[
+        str | None, typer.Option(help="The message, as eight hexadecimal digits. Default: Sfumato's.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Model folder that says scheme and message.")
+    ] = None,
+    level: Annotated[
+        float, typer.Option(min=1e-12, max=0.5, help="p-value up to which a mark counts.")
+    ] = 1e-3,
+    trust: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for a watermark: how many bits agree, and how probable that is without one.
+
+    Exits with 0 if every picture has it, else with 1.
+    """
+    from sfumato.provenance import detection
+
+    scheme = detection.scheme(kind, message, model, trust=trust)
+    found = detection.detect(place, scheme, level)
+    show(detection.content(found, scheme, level), as_json, detection.text(found, level))
+    if not found or not all(one.marked(level) for one in found):
+        raise typer.Exit(1)
