@@ -36,6 +36,7 @@ from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.source import Drawn
 from sfumato.evaluation.stage import evaluate
 from sfumato.families.gan.config import GanConfig
+from sfumato.provenance.door import Door
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 
@@ -281,6 +282,7 @@ class Playback:
     size = None
     block = 100
     conditional = True
+    door = Door()
 
     def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
         """`options`: data (folder), die_once (a file that marks the death), fail (a message)."""

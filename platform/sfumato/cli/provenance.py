@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.arguments import AsJson, Trust, show
+from sfumato.cli.arguments import AsJson, Trust, open_display, show
 
 if TYPE_CHECKING:
     from sfumato.provenance.manifests.reading import Shown
@@ -100,8 +100,10 @@ def _printable(text: str) -> str:
 @app.command()
 def detect(
     place: Annotated[
-        Path,
-        typer.Argument(metavar="FILE|DATA", help="A picture, or a folder of them.", show_default=False),
+        str,
+        typer.Argument(
+            metavar="FILE|DATA", help="A picture, a folder of them, or a packed data set.", show_default=False
+        ),
     ],
     kind: Annotated[str, typer.Option("--scheme", help="spread, rivagan, or your own.")] = "spread",
     message: Annotated[
@@ -121,9 +123,11 @@ def detect(
     Exits with 0 if every picture has it, else with 1.
     """
     from sfumato.provenance import detection
+    from sfumato.runtime.commands import provenance
 
     scheme = detection.scheme(kind, message, model, trust=trust)
-    found = detection.detect(place, scheme, level)
+    with open_display() as display:
+        found = provenance.detect(place, scheme, display)
     show(detection.content(found, scheme, level), as_json, detection.text(found, level))
     if not found or not all(one.marked(level) for one in found):
         raise typer.Exit(1)

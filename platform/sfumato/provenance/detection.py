@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sfumato.core.finding import built_in_only
 from sfumato.core.validation import explain
 from sfumato.errors import ConfigError, DataError
 from sfumato.provenance.stored import read_provenance
-from sfumato.provenance.watermarks import LENGTH, WATERMARKS, Detection, Images, WatermarkConfig
+from sfumato.provenance.watermarks import LENGTH, WATERMARKS, Detection, Images, Watermark, WatermarkConfig
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _LISTED = 20
@@ -56,7 +56,14 @@ def scheme(
     return settings
 
 
-def detect(place: Path, settings: WatermarkConfig, level: float) -> list[Found]:
+def of_images(images: Iterable[tuple[str, Images]], settings: WatermarkConfig) -> Iterator[Found]:
+    """Of images [H, W, C] with their names, as they come."""
+    watermark = settings.build()
+    for name, image in images:
+        yield _judged(name, image, settings, watermark)
+
+
+def detect(place: Path, settings: WatermarkConfig) -> list[Found]:
     """Of a file, or of all pictures below a folder, by name.
 
     Raises DataError: nothing there, or a single file that is no picture or too small.
@@ -65,7 +72,7 @@ def detect(place: Path, settings: WatermarkConfig, level: float) -> list[Found]:
     if not files:
         raise DataError(f"{place}: " + ("no picture in it" if place.is_dir() else "no such file or folder"))
     watermark = settings.build()
-    found = [_one(file, settings, watermark.detect) for file in files]
+    found = [_one(file, settings, watermark) for file in files]
     if place.is_file() and found[0].wrong:
         raise DataError(f"{place}: {found[0].wrong}")
     return found
@@ -75,18 +82,22 @@ def _below(folder: Path) -> Iterator[Path]:
     return (file for file in folder.rglob("*") if file.suffix.lower() in PICTURES and file.is_file())
 
 
-def _one(file: Path, settings: WatermarkConfig, detector: Any) -> Found:
+def _one(file: Path, settings: WatermarkConfig, watermark: Watermark) -> Found:
     try:
         with Image.open(file) as picture:
             mode = "L" if picture.mode in ("1", "L", "I;16") else "RGB"
             image: Images = np.asarray(picture.convert(mode))
     except (OSError, Image.DecompressionBombError):
         return Found(str(file), wrong="no picture that can be read")
-    if min(image.shape[:2]) < settings.least:
-        height, width = image.shape[:2]
+    return _judged(str(file), image if image.ndim == 3 else image[..., None], settings, watermark)
+
+
+def _judged(name: str, image_HWC: Images, settings: WatermarkConfig, watermark: Watermark) -> Found:
+    height, width = image_HWC.shape[:2]
+    if min(height, width) < settings.least:
         wrong = f"{height}x{width} pixels; {settings.kind} needs at least {settings.least} a side"
-        return Found(str(file), wrong=wrong)
-    return Found(str(file), detector(image if image.ndim == 3 else image[..., None], settings.bits))
+        return Found(name, wrong=wrong)
+    return Found(name, watermark.detect(image_HWC, settings.bits))
 
 
 def content(found: Sequence[Found], settings: WatermarkConfig, level: float) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from sfumato import cli
 from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.sources.folder import FolderSource
 from sfumato.errors import ConfigError, DataError
 from sfumato.provenance import detection
 from sfumato.provenance.config import ProvenanceSettings
@@ -170,7 +172,7 @@ def test_detection_of_files_and_folders(scenes: Images, marked: dict[str, Images
     Image.fromarray(scenes[0, :20, :30]).save(folder / "d.png")
     (folder / "e.png").write_text("no picture")
     (folder / "f.txt").write_text("no picture")
-    found = detection.detect(folder, settings, 1e-3)
+    found = detection.detect(folder, settings)
     assert [one.marked(1e-3) for one in found] == [True, True, False, False, False]
     assert found[3].wrong == "20x30 pixels; spread needs at least 64 a side"
     assert found[4].wrong == "no picture that can be read"
@@ -180,7 +182,7 @@ def test_detection_of_files_and_folders(scenes: Images, marked: dict[str, Images
         ("g.png", "no such file"),
     ):
         with pytest.raises(DataError, match=message):
-            detection.detect(folder / name, settings, 1e-3)
+            detection.detect(folder / name, settings)
 
 
 def test_the_command(
@@ -202,6 +204,20 @@ def test_the_command(
     assert "message" in capsys.readouterr().err
     assert _run(monkeypatch, "a.png", "--scheme", "spraed") == 2
     assert "--scheme: got 'spraed'; did you mean 'spread'" in capsys.readouterr().err
+
+
+def test_packed_sets(
+    marked: dict[str, Images],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for row, image in enumerate(marked["spread"]):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "a" / f"{row}.png")
+    pack(FolderSource(path=str(tmp_path / "a")), tmp_path / "d")
+    assert _run(monkeypatch, str(tmp_path / "d"), "--message", "5c3a9f06") == 0
+    assert "2 of 2 pictures have the mark at p <= 0.001" in capsys.readouterr().out
 
 
 PIXELS = [0, -2, -1, 0, 0, -1, -4, -3]
