@@ -53,7 +53,7 @@ class Signer:
         from c2pa import Builder, C2paError
 
         signed = io.BytesIO()
-        self._signing.failure = None
+        self._signing.forget()
         try:
             with Builder(json.dumps(manifest(maker, facts, prompt=prompt)), self._context) as builder:
                 _begin(builder, facts)

@@ -37,6 +37,10 @@ class Signing:
         self.failure: Exception | None = None
         """What the service raised: the library that calls `sign` reports only that it failed."""
 
+    def forget(self) -> None:
+        """The failure of an earlier picture."""
+        self.failure = None
+
     def sign(self, content: bytes) -> bytes:
         """The signature of `content`, in COSE's form."""
         try:
