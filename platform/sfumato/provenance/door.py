@@ -83,6 +83,11 @@ class Door:
         if settings.c2pa is not None and files:
             _ = self._signer
 
+    @property
+    def asks(self) -> bool:
+        """Whether there are rules for prompts."""
+        return self.settings.filter is not None and bool(self.settings.filter.prompts)
+
     def ask(self, facts: Sequence[Facts]) -> None:
         """Raises ConfigError if a rule refuses one of the prompts, asked before they are drawn."""
         if self._screen is not None:

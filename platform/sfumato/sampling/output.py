@@ -68,7 +68,7 @@ def write_samples(
     _check_place(target, overwrite=overwrite)
     generator.door.check(generator.data.height, generator.data.width)
     source = generator.takes.source(labels=labels, conditions=conditions)
-    if not generator.door.open:
+    if generator.door.asks:
         generator.door.ask(facts_of(source, range(num), seed))
     variants = sweep.variants(options or {}) if sweep else [options or {}]
     drawers = [generator.with_options(generator.options(v)) for v in variants] if sweep else [generator]
