@@ -210,6 +210,18 @@ def test_prepare_runs_in_the_precision_of_training(precision: str, expected: tor
     assert family.dtypes == {expected}
 
 
+@pytest.mark.parametrize(("precision", "fused"), [("fp32", True), ("bf16", False)])
+def test_attention_is_not_fused_in_bfloat16_on_a_cpu(precision: str, fused: bool) -> None:
+    seen: set[bool] = set()
+
+    def loss(nets, batch, progress, rng) -> LossOut:
+        seen.add(torch.backends.cuda.flash_sdp_enabled())  # of CPUs too
+        return LossOut(nets["net"](batch["image"]).float().mean(1))
+
+    trainer(OneNet(loss), total=ROWS, precision=precision).run(shares())
+    assert seen == {fused} and torch.backends.cuda.flash_sdp_enabled(), "outside as before"
+
+
 @pytest.mark.parametrize("float32", [False, True])
 def test_a_phase_of_differences_runs_in_float32(float32: bool) -> None:
     seen: set[torch.dtype] = set()

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
+from sfumato.families.diffusion import initial
 from sfumato.families.diffusion.networks import TextNetworkConfig
 from sfumato.families.diffusion.networks.dit import tiling_problems
 from sfumato.text.states import States, TextShape
@@ -81,6 +82,7 @@ class Flux(nn.Module):
             pooled_projection_dim=text.pooled,
             axes_dims_rope=(2 * share, 7 * share, 7 * share),
         )
+        initial.adaln_zero(self.transformer)
 
     def forward(self, x_BCHW: Tensor, t: Tensor, text: States, return_dict: bool = False) -> tuple[Tensor]:
         """The output of the transformer; patches hold their values by (channel, row, column)."""

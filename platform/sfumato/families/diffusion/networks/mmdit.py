@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
+from sfumato.families.diffusion import initial
 from sfumato.families.diffusion.networks import PipelineParts, TextNetworkConfig
 from sfumato.families.diffusion.networks.dit import tiling_problems
 from sfumato.text.states import States, TextShape
@@ -129,6 +130,7 @@ class MMDiT(nn.Module):
             dual_attention_layers=tuple(range(config.dual)),
             qk_norm="rms_norm" if config.qk_norm else None,
         )
+        initial.adaln_zero(self.transformer)
 
     def forward(self, x_BCHW: Tensor, t: Tensor, text: States, return_dict: bool = False) -> tuple[Tensor]:
         """The output of the transformer."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
+from sfumato.families.diffusion import initial
 from sfumato.families.diffusion.networks import PipelineParts, TextNetworkConfig
 from sfumato.families.diffusion.networks.dit import tiling_problems
 from sfumato.text.states import States, TextShape
@@ -84,6 +85,7 @@ class PixArt(nn.Module):
             use_additional_conditions=False,
             caption_channels=text.width,
         )
+        initial.pixart(self.transformer)
 
     def forward(self, x_BCHW: Tensor, t: Tensor, text: States, return_dict: bool = False) -> tuple[Tensor]:
         """The output of the transformer."""
