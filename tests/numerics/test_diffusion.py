@@ -26,7 +26,7 @@ ALL_SAMPLERS = [
 
 
 @pytest.mark.parametrize("timesteps", [20, 1000])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "scaled_linear"])
 def test_schedule_is_the_one_diffusers_samples_with(kind: str, timesteps: int) -> None:
     ours = NoiseSchedule(kind, timesteps).alpha_bar
     for sampler in ("ddpm", "ddim", "dpmsolver++"):
@@ -45,6 +45,12 @@ def test_linear_schedule_is_the_papers() -> None:
     np.testing.assert_allclose(schedule.alpha_bar.numpy(), np.cumprod(1 - betas), rtol=1e-12)
     # Ho et al. 2020, sec. 4: the schedule ends with a Kullback-Leibler divergence of about 1e-5 bits a value.
     assert schedule.alpha_bar[-1] < 1e-4
+
+
+def test_scaled_linear_schedule_is_stable_diffusions() -> None:
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    found = NoiseSchedule("scaled_linear", 1000).alpha_bar.numpy()
+    np.testing.assert_allclose(found, np.cumprod(1 - betas), rtol=1e-12)
 
 
 def test_linear_schedule_keeps_its_end_for_another_number_of_steps() -> None:

@@ -101,7 +101,7 @@ def test_without_a_weighting_no_bit_changes() -> None:
     assert found.mean() > 0 and len(known["t"]) == ROWS
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine"])
 def test_zero_terminal_snr_is_algorithm_one(kind: str) -> None:
     schedule = NoiseSchedule(kind, 1000, zero_terminal_snr=True)
     assert schedule.alpha_bar[-1] == 0 and schedule.betas[-1] == 1

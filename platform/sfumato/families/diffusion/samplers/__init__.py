@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from sfumato.core.components import Component, Components
 
 MAX_BETA = 0.999
+Schedule = Literal["linear", "scaled_linear", "cosine"]
 
 
 class NoiseLevels(NamedTuple):
@@ -20,17 +21,17 @@ class NoiseLevels(NamedTuple):
     the last level is noise alone, and whether it predicts the variance of its steps."""
 
     timesteps: int
-    schedule: Literal["linear", "cosine"]
+    schedule: Schedule
     prediction: Literal["epsilon", "v"]
     zero_terminal_snr: bool = False
     learned_variance: bool = False
 
     def for_diffusers(self) -> dict[str, Any]:
         """The same as arguments of a diffusers scheduler."""
-        first, last = linear_range(self.timesteps)
+        first, last = linear_range(self.timesteps, self.schedule)
         return {
             "num_train_timesteps": self.timesteps,
-            "beta_schedule": "linear" if self.schedule == "linear" else "squaredcos_cap_v2",
+            "beta_schedule": "squaredcos_cap_v2" if self.schedule == "cosine" else self.schedule,
             "beta_start": first,
             "beta_end": last,
             "prediction_type": "epsilon" if self.prediction == "epsilon" else "v_prediction",
@@ -59,9 +60,11 @@ SAMPLERS: Components[Sampler] = Components(
 )
 
 
-def linear_range(timesteps: int) -> tuple[float, float]:
-    """First and last beta: 1e-4 and 0.02 at T = 1000 (Ho et al. 2020, sec. 4).
+def linear_range(timesteps: int, schedule: Schedule = "linear") -> tuple[float, float]:
+    """First and last beta: 1e-4 and 0.02 at T = 1000 (Ho et al. 2020, sec. 4); 8.5e-4 and 0.012 of
+    scaled_linear (Stable Diffusion's).
 
     For another T they scale with 1000 / T, so that x_T stays noise (Nichol & Dhariwal 2021, code).
     """
-    return 0.1 / timesteps, min(20.0 / timesteps, MAX_BETA)
+    first, last = (0.85, 12.0) if schedule == "scaled_linear" else (0.1, 20.0)
+    return first / timesteps, min(last / timesteps, MAX_BETA)

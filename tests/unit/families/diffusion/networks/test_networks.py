@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from repository import PIPELINES
 
+from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import seeded
 from sfumato.families.diffusion.networks import NETWORKS, TextNetworkConfig
@@ -102,6 +104,20 @@ def test_published_sizes(name: str) -> None:
     with torch.device("meta"):
         network = config.build_for_text(data, text)
     assert sum(part.numel() for part in network.parameters()) == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("sd1", "stable diffusion 1"),
+        ("pixart", "pixart"),
+        ("sd3_medium", "stable diffusion 3 medium"),
+    ],
+)
+def test_recipes_have_the_published_networks(recipe: str, name: str) -> None:
+    kind, settings, *_ = PUBLISHED[name]
+    model = recipes.load(PIPELINES / "captions" / f"{recipe}.yaml").model
+    assert model.network == made(kind, settings)  # type: ignore[attr-defined]
 
 
 def text_of(rows: int, seed: int = 0) -> States:

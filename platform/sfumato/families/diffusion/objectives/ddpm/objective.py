@@ -28,7 +28,7 @@ from sfumato.families.diffusion.objectives.ddpm.bound import Prediction, bound_b
 from sfumato.families.diffusion.objectives.ddpm.loss import DenoisingLoss
 from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
 from sfumato.families.diffusion.objectives.ddpm.target import Target
-from sfumato.families.diffusion.samplers import SAMPLERS, NoiseLevels, Sampler
+from sfumato.families.diffusion.samplers import SAMPLERS, NoiseLevels, Sampler, Schedule
 from sfumato.families.diffusion.samplers.ddim import Ddim
 from sfumato.families.diffusion.samplers.dpmsolver import DpmSolver
 from sfumato.families.diffusion.weightings import WEIGHTINGS, Weighting
@@ -79,9 +79,10 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
     prediction: Literal["epsilon", "v"] = Field(
         "v", description="Target: the noise (Ho et al. 2020) or v (Salimans & Ho 2022)."
     )
-    schedule: Literal["linear", "cosine"] = Field(
+    schedule: Schedule = Field(
         "cosine",
-        description="Noise schedule: linear betas (Ho et al. 2020) or cosine (Nichol & Dhariwal 2021).",
+        description="Noise schedule: linear betas (Ho et al. 2020), scaled_linear, whose roots are linear "
+        "(Stable Diffusion; Rombach et al. 2022), or cosine (Nichol & Dhariwal 2021).",
     )
     timesteps: int = Field(1000, ge=2, description="T, the number of noise levels.")
     weighting: Annotated[Weighting, WEIGHTINGS] = Field(

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sfumato.families.diffusion.samplers import MAX_BETA, linear_range
+from sfumato.families.diffusion.samplers import MAX_BETA, Schedule, linear_range
 
 COSINE_OFFSET = 0.008
 
@@ -26,6 +26,12 @@ def linear_betas(timesteps: int) -> Tensor:
     """Betas on a straight line, [T] float64."""
     first, last = linear_range(timesteps)
     return torch.linspace(first, last, timesteps, dtype=torch.float64)
+
+
+def scaled_linear_betas(timesteps: int) -> Tensor:
+    """Betas whose roots are on a straight line, [T] float64 (Rombach et al. 2022, code)."""
+    first, last = linear_range(timesteps, "scaled_linear")
+    return torch.linspace(first**0.5, last**0.5, timesteps, dtype=torch.float64).square()
 
 
 def cosine_betas(timesteps: int) -> Tensor:
@@ -52,14 +58,15 @@ class Posterior(NamedTuple):
     log_variance: Tensor
 
 
+_BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "cosine": cosine_betas}
+
+
 class NoiseSchedule:
     """Signal and noise of every timestep, and the conversions that training needs."""
 
-    def __init__(
-        self, kind: Literal["linear", "cosine"], timesteps: int, *, zero_terminal_snr: bool = False
-    ) -> None:
+    def __init__(self, kind: Schedule, timesteps: int, *, zero_terminal_snr: bool = False) -> None:
         self.timesteps = timesteps
-        self.betas = linear_betas(timesteps) if kind == "linear" else cosine_betas(timesteps)
+        self.betas = _BETAS[kind](timesteps)
         if zero_terminal_snr:
             self.betas = to_zero_terminal_snr(self.betas)
         self.alpha_bar = torch.cumprod(1 - self.betas, dim=0)
