@@ -57,7 +57,8 @@ def labelled_grid(
 ) -> Image.Image:
     """The images row by row, with a text beside every row and one above every column.
 
-    There are as many images as rows times columns. A text that is too long for its row is cut.
+    There are as many images as rows times columns. A text that is too long for its row is cut, and no space
+    is left above columns without texts.
     """
     grid = image_grid(images_NHWC, columns=len(columns), smallest=smallest).convert("RGB")
     height, width = (grid.height - GAP) // len(rows), (grid.width - GAP) // len(columns)
@@ -65,15 +66,26 @@ def labelled_grid(
     beside = [_lines(row, height // _LINE) for row in rows]
     above = [_lines(column, 1, max(1, width * LETTERS // 180)) for column in columns]
     left = max(int(font.getlength(line)) for lines in beside for line in lines) + 4 * GAP
-    picture = Image.new("RGB", (left + grid.width, _LINE + 2 * GAP + grid.height), "white")
-    picture.paste(grid, (left, _LINE + 2 * GAP))
+    top = _LINE + 2 * GAP if any(columns) else 0
+    picture = Image.new("RGB", (left + grid.width, top + grid.height), "white")
+    picture.paste(grid, (left, top))
     draw = ImageDraw.Draw(picture)
     for number, lines in enumerate(beside):
-        middle = _LINE + 3 * GAP + number * height + height / 2
+        middle = top + GAP + number * height + height / 2
         draw.multiline_text((left - 2 * GAP, middle), "\n".join(lines), "black", font, "rm", align="right")
     for number, (line,) in enumerate(above):
         draw.text((left + GAP + number * width + width / 2, GAP + _LINE / 2), line, "black", font, "mm")
     return picture
+
+
+def prompt_grid(images_NHWC: Images, prompts: Sequence[str]) -> Image.Image:
+    """A row for every prompt, beside its images. Image i has the prompt i mod P; empty places are white."""
+    rows = prompts[: len(images_NHWC)]
+    columns = -(-len(images_NHWC) // len(prompts))
+    tiles = np.full((len(rows) * columns, *images_NHWC.shape[1:]), 255, np.uint8)
+    for index, image_HWC in enumerate(images_NHWC):
+        tiles[index % len(prompts) * columns + index // len(prompts)] = image_HWC
+    return labelled_grid(tiles, rows, [""] * columns)
 
 
 def _lines(text: str, most: int, letters: int = LETTERS) -> list[str]:

@@ -23,7 +23,7 @@ from sfumato.provenance.door import Door
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.sampling.conditions import Asked, Takes
-from sfumato.sampling.grid import image_grid
+from sfumato.sampling.grid import image_grid, prompt_grid
 from sfumato.sampling.pixels import to_uint8
 from sfumato.tracking.run import Tracker
 
@@ -64,6 +64,7 @@ class Previews:
             seed=self._recipe.seed,
             columns=self._columns,
             door=self._door,
+            prompts=self._recipe.train.preview_conditions.prompts,
         )
         if image is not None and self._tracker is not None:
             path = self._folder.path / "previews" / f"images-{progress.images:012d}.png"
@@ -114,9 +115,11 @@ def preview(
     seed: int,
     columns: int | None = None,
     door: Door | None = None,
+    prompts: Sequence[str] = (),
 ) -> Image.Image | None:
     """A grid of `num` samples on rank 0, None elsewhere. Sample i has the same noise and conditions every
-    time: `conditions` returns those of any rows. `door` marks the samples.
+    time: `conditions` returns those of any rows. `door` marks the samples; `prompts`, of which sample i has
+    the one at i mod P, stand beside the rows of their samples.
 
     Every rank must call it: under a sharded strategy, they gather the networks together.
     """
@@ -132,7 +135,7 @@ def preview(
     if placement.rank != 0:
         return None
     shown, _ = (door or Door()).pixels(torch.cat(parts)[:num].cpu().numpy())
-    return image_grid(shown, columns=columns)
+    return prompt_grid(shown, prompts) if prompts else image_grid(shown, columns=columns)
 
 
 def _gather(tensor: Tensor, world_size: int) -> list[Tensor]:

@@ -20,7 +20,8 @@ from sfumato.parallel import Placement
 from sfumato.parallel.strategies.single import Single
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder
-from sfumato.runtime.training.previews import Previews
+from sfumato.runtime.training.previews import Previews, preview
+from sfumato.sampling.grid import GAP, SMALLEST_TILE
 from sfumato.training.loop import install
 
 DATA = DataSpec(1, 8, 8, ("a", "b", "c"))
@@ -63,3 +64,26 @@ def test_classes_take_turns_or_are_those_of_the_recipe(
 ) -> None:
     (conditions,) = asked(tmp_path, "class", preview_conditions={"labels": list(labels)})
     assert conditions["label"].tolist() == wanted
+
+
+def test_prompts_stand_beside_their_samples() -> None:
+    """A row for each of two prompts; without prompts the grid is a plain one."""
+    model = DiffusionConfig.tiny().model_copy(update={"condition": "none"})
+    family, strategy = DiffusionFamily(model, DATA), Single(Placement())
+    install(family, strategy, 0)
+
+    def drawn(prompts: tuple[str, ...]) -> Any:
+        return preview(
+            family,
+            strategy,
+            lambda rows: {},
+            model.sampling.model_copy(update={"guidance": 1.0}),
+            Progress(0, 0, 8, 8),
+            num=4,
+            seed=0,
+            prompts=prompts,
+        )
+
+    told, plain = drawn(("a red circle", "two blue squares")), drawn(())
+    assert plain.width == plain.height == 2 * (SMALLEST_TILE + GAP) + GAP
+    assert told.height == 2 * (2 * SMALLEST_TILE + GAP) + GAP < told.width, "twice the size, and texts"
