@@ -35,6 +35,7 @@ SETS = {
     "imagenet": (DataSpec(3, 256, 256, tuple(map(str, range(1_000)))), 1_281_167),
     "imagenet/tarflow64": (DataSpec(3, 64, 64, tuple(map(str, range(1_000)))), 1_281_167),
     "captions": (DataSpec(3, 256, 256, extra={"text": TEXT_COLUMN}), 1_000_000),
+    "emoji": (DataSpec(3, 64, 64, extra={"text": TEXT_COLUMN}), 1_700),
     "shapes": (DataSpec(3, 32, 32, extra={"text": TEXT_COLUMN}), 50_000),
 }
 
