@@ -215,9 +215,20 @@ class Asked:
             found[name] = takes.rows(name, given)
         return found
 
-    def images(self) -> int | None:
-        """How many images the prompts are for, if there is a file of them."""
-        return len(read_prompts(self.prompt_file)["prompt"]) if self.prompt_file else None
+    def images(self, num: int | None = None) -> int | None:
+        """How many images to draw: `num`, or one for each prompt of a file if there is one.
+
+        Raises ConfigError if `num` leaves out prompts of the file.
+        """
+        if not self.prompt_file:
+            return num
+        prompts = len(read_prompts(self.prompt_file)["prompt"])
+        if num is not None and num < prompts:
+            raise ConfigError(
+                f"--num: got {num}, but {self.prompt_file} has {prompts} prompts; give at least {prompts}, "
+                "or leave --num out"
+            )
+        return num or prompts
 
 
 def condition_problems(model: FamilyConfig, data: DataSpec, previews: PreviewSettings) -> list[str]:

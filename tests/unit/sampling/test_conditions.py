@@ -76,6 +76,16 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
     assert Asked(prompt_file=lines).images() == 2
 
 
+def test_no_prompt_of_a_file_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red boat\na blue one\n")
+    asked = Asked(prompt_file=file)
+    assert (asked.images(), asked.images(2), asked.images(5)) == (2, 2, 5)
+    with pytest.raises(ConfigError, match=r"--num: got 1, but .* has 2 prompts; give at least 2"):
+        asked.images(1)
+    assert (Asked().images(), Asked().images(3)) == (None, 3)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -53,7 +53,7 @@ def draw(
     is the place of an adapter's base, None for its place in training; `trust` allows a model folder to name
     classes by import path.
     """
-    place = device_of(device)
+    place, num = device_of(device), asked.images(num)
     keep_freed_memory(of_any_size=True)
     with model_of(run, root=root, trust=trust) as found:
         display.line(found.about)
@@ -63,7 +63,7 @@ def draw(
             generator = generator.with_options(generator.options(options))
         conditions = asked.source(generator.takes)
         few = len(asked.prompts) or DEFAULT_ROWS
-        num = num or asked.images() or (few if sweep else DEFAULT_IMAGES)
+        num = num or (few if sweep else DEFAULT_IMAGES)
         display.stage("sample")
         folder = write_samples(
             out,
