@@ -46,7 +46,7 @@ def pixart(transformer: nn.Module) -> None:
     _small(transformer.get_submodule("caption_projection"))
     for name, module in transformer.named_modules():
         if name.endswith("attn2.to_out.0"):
-            nn.init.zeros_(module.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(module.weight)
 
 
 def _xavier(network: nn.Module) -> None:
