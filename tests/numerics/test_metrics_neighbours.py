@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from prdc import compute_prdc
 from scipy.spatial.distance import cdist
 
+from sfumato.evaluation.metric_options import MetricSettings
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.authenticity import Authenticity
 from sfumato.evaluation.metrics.memorisation import mann_whitney_z, memorisation
@@ -60,7 +61,12 @@ def true_radii(x: NDArray[np.floating], k: int) -> Floats:
 
 
 def compute(name: str, real: Singles, fake: Singles, k: int = 3) -> float:
-    return all_metrics()[name].compute(FeatureSet(real), FeatureSet(fake), MetricOptions(k=k)).value
+    return all_metrics()[name].compute(FeatureSet(real), FeatureSet(fake), alike(k)).value
+
+
+def alike(k: int) -> MetricOptions:
+    """All four metrics with balls of one size."""
+    return MetricOptions(k, MetricSettings(density_k=None))
 
 
 # Neighbours ---------------------------------------------------------------------------------------------
@@ -120,7 +126,7 @@ def test_more_neighbours_than_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="need 4 samples or more, got 3"):
         nearest_in(gaussian(0, 5, 2), gaussian(0, 3, 2), 4)
     for name in (*FOUR, "realism", "authenticity"):
-        assert all_metrics()[name].least_samples(MetricOptions(k=7)) == 8
+        assert all_metrics()[name].least_samples(alike(7)) == 8
 
 
 # Precision, recall, density, coverage -------------------------------------------------------------------
@@ -133,6 +139,26 @@ def test_all_four_equal_the_prdc_package(seed: int, k: int) -> None:
     theirs = compute_prdc(real.astype(np.float64), fake.astype(np.float64), nearest_k=k)
     for name in FOUR:
         assert compute(name, real, fake, k) == pytest.approx(theirs[name], rel=1e-12)
+
+
+def test_density_and_coverage_have_a_k_of_their_own_and_share_the_search() -> None:
+    """In either order, next to precision and recall of another k, and of fewer images than theirs needs."""
+    a, b = gaussian(0, 150, 8), gaussian(1, 120, 8, scale=0.8, shift=0.4)
+    theirs = {k: compute_prdc(a.astype(np.float64), b.astype(np.float64), nearest_k=k) for k in (3, 5, 9)}
+    for own, names in ((5, FOUR), (5, FOUR[::-1]), (9, FOUR), (3, FOUR)):
+        real, fake = FeatureSet(a), FeatureSet(b)
+        options = MetricOptions(3, MetricSettings(density_k=own))
+        found = {name: all_metrics()[name].compute(real, fake, options) for name in names}
+        for name in FOUR:
+            k = 3 if name in ("precision", "recall") else own
+            assert found[name].value == pytest.approx(theirs[k][name], rel=1e-12)
+            assert found[name].details["k"] == k
+        searches = [key for key in real._derived if key[0] == "own neighbours"]
+        passes = [key for key in fake._derived if key[0] == "mutual"]
+        assert (len(searches), len(passes)) == (1, 1)
+    few = FeatureSet(a[:5]), FeatureSet(b[:5])
+    assert all_metrics()["precision"].compute(*few, MetricOptions()).details["k"] == 3
+    assert all_metrics()["density"].least_samples(MetricOptions()) == 6
 
 
 @pytest.mark.parametrize("seed", range(3))

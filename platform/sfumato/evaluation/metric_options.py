@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
 from sfumato.core.config import Config
+from sfumato.core.earlier_defaults import Before
 from sfumato.evaluation.parallel_map import Spread, in_process
 
 S = TypeVar("S", bound=Config)
@@ -18,6 +19,12 @@ class MetricSettings(Config):
     `metrics.settings`. Figures are comparable only at equal settings."""
 
     seed: int = Field(2020, ge=0, description="Seed of random subsets; torch-fidelity's default.")
+    density_k: Annotated[int | None, Before(2, None)] = Field(
+        5,
+        ge=1,
+        description="density, coverage: nearest neighbour that sets a ball's radius, 5 as in Naeem et al. "
+        "2020; null: that of precision and recall (k).",
+    )
 
 
 DEFAULTS = MetricSettings()
@@ -27,12 +34,18 @@ DEFAULTS = MetricSettings()
 class MetricOptions:
     """The settings that metrics share.
 
+    `k` is the neighbour that sets a ball's radius, except for density and coverage (`density_k`).
     `spread` runs the parts of large computations, in this process or on workers; no number depends on it.
     """
 
     k: int = 3
     settings: MetricSettings = DEFAULTS
     spread: Spread = in_process
+
+    @property
+    def density_k(self) -> int:
+        """The neighbour that sets a ball's radius for density and coverage."""
+        return self.settings.density_k or self.k
 
     def of(self, kind: type[S]) -> S:
         """The settings of one metric, of its class `Settings`; the defaults if none were chosen."""

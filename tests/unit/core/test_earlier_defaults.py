@@ -76,6 +76,16 @@ def test_a_recipe_may_ask_for_the_defaults_of_an_earlier_schema() -> None:
             recipes.parse({**GAN, "schema": wrong})
 
 
+def test_density_keeps_the_balls_that_a_recipe_or_record_meant() -> None:
+    """5 neighbours today; until schema 2 as many as precision has. What a record leaves out, it meant."""
+    assert recipes.parse(GAN).evaluate.metric_options.density_k == 5
+    then = recipes.parse({**GAN, "schema": 1})
+    assert then.evaluate.metric_options.density_k is None
+    record = counted(then.evaluate)
+    del record["metric_options"]["density_k"]
+    assert agrees(record, then.evaluate) and not agrees(record, recipes.parse(GAN).evaluate)
+
+
 def test_a_recipe_that_is_written_out_says_its_schema(tmp_path: Any) -> None:
     recipe = recipes.parse({**GAN, "schema": 1})
     assert yaml.safe_load(recipe.to_yaml())["schema"] == SCHEMA

@@ -14,7 +14,7 @@ from sfumato import __version__
 from sfumato.evaluation.compare import figures
 from sfumato.evaluation.compare.differences import differences
 from sfumato.evaluation.compare.entries import Entry
-from sfumato.evaluation.compare.runs import EvaluatedRun, obstacles, paired, weak_figures
+from sfumato.evaluation.compare.runs import EvaluatedRun, obstacles, paired, unequal_balls, weak_figures
 from sfumato.evaluation.compare.table import Row
 from sfumato.evaluation.pictures import NEIGHBOURS, PREVIEW
 
@@ -43,6 +43,7 @@ def report_page(entries: Sequence[Entry], table: Sequence[Row]) -> str:
         columns=_columns(entries),
         table=table,
         obstacles=obstacles(runs),
+        unequal=unequal_balls(runs),
         weak=weak_figures(runs),
         pareto=_pareto(runs, table),
         curves=_curves(runs),

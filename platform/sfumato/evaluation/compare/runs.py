@@ -168,6 +168,17 @@ def obstacles(runs: Sequence[EvaluatedRun]) -> list[str]:
     return found
 
 
+def unequal_balls(runs: Sequence[EvaluatedRun]) -> dict[str, str]:
+    """The figures that runs measured with balls to different neighbours (`k`), and how, by figure."""
+    found = {}
+    for figure in metric_names(runs):
+        having = [run for run in runs if figure in run.report.metrics]
+        k = {run.name: run.report.details.get(figure, {}).get("k") for run in having}
+        if len(set(k.values())) > 1:
+            found[figure] = " and ".join(f"k={value} in {name}" for name, value in k.items())
+    return found
+
+
 def weak_figures(runs: Sequence[EvaluatedRun]) -> list[str]:
     """Which figures of which run say little, and why; one line each."""
     return [f"{run.name}: {line}" for run in runs for line in lines(run.report.marks)]

@@ -12,7 +12,7 @@ from typing import Any
 
 from sfumato.evaluation.compare.entries import Entry, difference_of
 from sfumato.evaluation.compare.holm import holm
-from sfumato.evaluation.compare.runs import metric_names
+from sfumato.evaluation.compare.runs import metric_names, unequal_balls
 from sfumato.evaluation.compare.significance import Difference
 
 ALPHA = 0.05
@@ -62,9 +62,10 @@ class Row:
 
 
 def rows(entries: Sequence[Entry], *, comparable: bool) -> list[Row]:
-    """One row per figure. If the runs are not comparable, none is marked as best."""
+    """One row per figure. If the runs, or their balls, are not comparable, none is marked as best."""
     runs = [run for entry in entries for run in entry.runs]
-    table = [_row(entries, metric, comparable) for metric in metric_names(runs)]
+    unequal = unequal_balls(runs)
+    table = [_row(entries, metric, comparable and metric not in unequal) for metric in metric_names(runs)]
     return _corrected(table) if comparable else table
 
 

@@ -3,7 +3,8 @@
 Precision counts a sample once, however few outliers of the reference hold it, and recall builds its manifold
 from the generated set, outliers included. Density and coverage use only the reference's balls. Density counts
 how many hold a sample, over k (1 is expected for samples of the reference's own distribution, more is
-possible); coverage is the share of the reference's balls that hold a sample. Balls include their surface.
+possible); coverage is the share of the reference's balls that hold a sample. Balls include their surface and
+reach to the fifth neighbour by default, as the authors' do.
 
 With the reference fixed, density is a mean of independent terms. Coverage is not, because a sample may fill
 several balls; see `_error_of_coverage`.
@@ -34,11 +35,12 @@ class Density(BaseMetric):
 
     def least_samples(self, options: MetricOptions) -> int:
         """A k-th neighbour needs k + 1 vectors."""
-        return options.k + 1
+        return options.density_k + 1
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
-        density_M = mutual(reference, generated, options).balls_of_a_M / options.k
-        return MetricResult(self.name, float(density_M.mean()), {"k": options.k}, density_M)
+        k = options.density_k
+        density_M = mutual(reference, generated, options, k).balls_of_a_M / k
+        return MetricResult(self.name, float(density_M.mean()), {"k": k}, density_M)
 
 
 class Coverage(Density):
@@ -47,11 +49,12 @@ class Coverage(Density):
     name = "coverage"
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
-        held_N = mutual(reference, generated, options).a_holds_N
-        details = {"covered": int(held_N.sum()), "of": len(held_N), "k": options.k}
+        k = options.density_k
+        held_N = mutual(reference, generated, options, k).a_holds_N
+        details = {"covered": int(held_N.sum()), "of": len(held_N), "k": k}
 
         def error() -> StandardError | None:
-            radius_N = squared_radius_N(reference, options)
+            radius_N = squared_radius_N(reference, options, k)
             held = contents(reference.embedding_ND, generated.embedding_ND, radius_N, spread=options.spread)
             return _error_of_coverage(held, len(generated), generated.label_N)
 

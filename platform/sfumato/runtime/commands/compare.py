@@ -23,6 +23,7 @@ from sfumato.evaluation.compare.runs import (
     obstacles,
     outdated_interval,
     twins,
+    unequal_balls,
     weak_figures,
 )
 from sfumato.evaluation.compare.votes import bradley_terry, win_rates, wins
@@ -66,6 +67,9 @@ def compare(
     against = obstacles(runs)
     for line in against:
         display.note(f"these figures do not compare: {line}")
+    for figure, line in unequal_balls(runs).items():
+        fix = "evaluate them alike (evaluate.k, evaluate.metric_options.density_k)"
+        display.note(f"{figure} does not compare: {line}; {fix}")
     weak = weak_figures(runs)
     for line in weak:
         display.note(f"weak figures: {line}")

@@ -133,7 +133,11 @@ def figures_of(report: EvaluationReport, prefix: str = "eval") -> dict[str, floa
 def comparable(report: EvaluationReport) -> str:
     """Equal for two reports whose figures compare: the same reference, features, and number of samples."""
     features = {name: found.get("digest") for name, found in sorted(report.features.items())}
-    parts = [report.kind, report.samples, report.reference_digest, features]
+    parts: list[object] = [report.kind, report.samples, report.reference_digest, features]
+    details = sorted(report.details.items())
+    balls = {figure: found["k"] for figure, found in details if found.get("k", 3) != 3}
+    if balls:  # 3 was the only default once, and is not named, so that old records agree
+        parts.append(balls)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

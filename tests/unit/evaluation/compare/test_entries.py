@@ -14,12 +14,13 @@ from scipy import stats
 from sfumato.errors import ConfigError
 from sfumato.evaluation.compare.entries import difference_of, entries, over_seeds
 from sfumato.evaluation.compare.holm import holm
-from sfumato.evaluation.compare.runs import EvaluatedRun, outdated_interval, twins
+from sfumato.evaluation.compare.runs import EvaluatedRun, outdated_interval, twins, unequal_balls
 from sfumato.evaluation.compare.significance import difference
 from sfumato.evaluation.compare.table import as_data, rows
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.report import TERMS, EvaluationReport
 from sfumato.evaluation.store import write_arrays
+from sfumato.runtime.commands.evaluate import comparable
 
 
 def run(
@@ -94,6 +95,25 @@ def test_seeds_of_one_recipe_are_one_entry_with_students_interval() -> None:
     tested = difference_of(grouped, alone, "fd")
     assert tested is not None and tested.p == pytest.approx(2 * stats.t.sf(t, 2))
     assert over_seeds([0.5]).low is None
+
+
+def test_coverage_of_other_balls_is_not_ranked() -> None:
+    """Density and coverage at k=3, as until 0.1, next to those at k=5; the other figures compare."""
+    better = {"fd": False, "coverage": True}
+    runs = [
+        run(
+            *(name, 0.1 * k),
+            metrics={"fd": 0.1 * k, "coverage": 0.2 * k},
+            details={"coverage": {"k": k}, "fd": {}},
+            higher_is_better=better,
+        )
+        for name, k in (("old", 3), ("new", 5))
+    ]
+    assert unequal_balls(runs) == {"coverage": "k=3 in old and k=5 in new"}
+    table = {row.metric: row for row in rows(entries(runs, group_seeds=False), comparable=True)}
+    assert [cell.best for cell in table["fd"].cells] == [True, False]
+    assert not any(cell.best or cell.against_best for cell in table["coverage"].cells)
+    assert comparable(runs[0].report) != comparable(runs[1].report)
 
 
 def test_one_seed_does_not_count_twice() -> None:
