@@ -267,7 +267,7 @@ def test_all_metrics_of_an_evaluation_decode_the_reference_once(digits_data: Pat
             reference=reference,
             out=tmp_path / "out",
             cache=tmp_path / "cache",
-            progress=lambda done, total: None,
+            progress=lambda *told: None,
             phase=phases.append,
         )
     )

@@ -28,13 +28,12 @@ from sfumato.evaluation.features.classifier_training import Schedule, Trained, a
 from sfumato.evaluation.features.extractor import (
     Extracted,
     FeatureKind,
-    Progress,
     extract_in_chunks,
     one_thread,
     placed,
-    silent,
 )
 from sfumato.evaluation.features.pixels import scale
+from sfumato.evaluation.progress import ProgressCallback, untold
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays, write_arrays
@@ -141,10 +140,10 @@ class ClassifierKind:
 
     def build(self, reference: Reference, options: Config, cache: Path) -> ClassifierExtractor:
         """As `train`, without a word."""
-        return self.train(reference, options, cache, silent)
+        return self.train(reference, options, cache, untold)
 
     def train(
-        self, reference: Reference, options: Config, cache: Path, progress: Progress
+        self, reference: Reference, options: Config, cache: Path, progress: ProgressCallback
     ) -> ClassifierExtractor:
         """Trained on the reference, or from the cache."""
         assert isinstance(options, ClassifierOptions)
@@ -167,7 +166,7 @@ class _Split:
 
 
 def _train(
-    reference: Reference, options: ClassifierOptions, path: Path, progress: Progress
+    reference: Reference, options: ClassifierOptions, path: Path, progress: ProgressCallback
 ) -> tuple[dict[str, Array], dict[str, object]]:
     split = _load(reference, options)
     network = _network(reference.spec, options)

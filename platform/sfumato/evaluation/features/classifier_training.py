@@ -17,9 +17,9 @@ from sfumato.core.rng import seeded
 from sfumato.evaluation.features.classifier_gradients import Gradients
 from sfumato.evaluation.features.classifier_network import Classifier
 from sfumato.evaluation.features.damage import damaged
-from sfumato.evaluation.features.extractor import Progress
-from sfumato.evaluation.features.looks import Looks, picks
+from sfumato.evaluation.features.looks import TOLD, Looks, picks
 from sfumato.evaluation.features.pixels import scale, shift
+from sfumato.evaluation.progress import ProgressCallback
 
 REAL_PER_DAMAGED = 4
 JUDGED_AT_ONCE = 256
@@ -53,12 +53,13 @@ def train(
     learnt: tuple[Tensor, Tensor],
     looked_at: tuple[Tensor, Tensor],
     schedule: Schedule,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> Trained:
     """Trains `network` on the images `learnt` and leaves it with the weights that were best on `looked_at`.
 
     Both are images uint8 [N, C, H, W] and labels int64 [N]. Deterministic in its arguments where torch has
-    one thread: order, shifts and damage come from the schedule's seed. `progress` counts images seen.
+    one thread: order, shifts and damage come from the schedule's seed. `progress` counts images seen, and
+    shows the accuracy; how many it takes is open.
     """
     images_NCHW, labels_N = learnt
     batch = min(schedule.batch, len(images_NCHW))
@@ -80,9 +81,11 @@ def train(
             optimizer.step()
             looks.follow(step)
             if step % look and step < steps:
+                if step % max(1, look // TOLD) == 0:
+                    progress(step * batch, None, looks.figures("accuracy", steps * batch))
                 continue
             looks.add(accuracy(looks.average, *looked_at))
-            progress(step * batch, steps * batch)
+            progress(step * batch, None, looks.figures("accuracy", steps * batch))
             if schedule.patience and looks.flat(schedule.patience):
                 break
     looks.restore()

@@ -29,15 +29,14 @@ from sfumato.evaluation.features.extractor import (
     CHUNK,
     Extracted,
     FeatureKind,
-    Progress,
     device,
     exact_float32,
     extract_in_chunks,
     one_thread,
     placed,
-    silent,
 )
 from sfumato.evaluation.features.pixels import scale
+from sfumato.evaluation.progress import ProgressCallback, untold
 from sfumato.evaluation.reference import Captioned, Reference
 from sfumato.evaluation.statistics import Float32Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays, write_arrays
@@ -134,10 +133,10 @@ class ContrastiveKind:
 
     def build(self, reference: Reference, options: Config, cache: Path) -> ContrastiveExtractor:
         """As `train`, without a word."""
-        return self.train(reference, options, cache, silent)
+        return self.train(reference, options, cache, untold)
 
     def train(
-        self, reference: Reference, options: Config, cache: Path, progress: Progress
+        self, reference: Reference, options: Config, cache: Path, progress: ProgressCallback
     ) -> ContrastiveExtractor:
         """Trained on the reference, or from the cache. Raises DataError for one without captions."""
         assert isinstance(options, ContrastiveOptions)
@@ -162,7 +161,7 @@ class _Pairs:
 
 
 def _train(
-    reference: Reference, options: ContrastiveOptions, path: Path, progress: Progress
+    reference: Reference, options: ContrastiveOptions, path: Path, progress: ProgressCallback
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     pairs = _load(reference, options)
     words = words_of(pairs.captions[row] for row in pairs.learnt.tolist())

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sfumato.core.rng import seeded
 from sfumato.evaluation.features.contrastive_network import Pair
-from sfumato.evaluation.features.extractor import Progress
-from sfumato.evaluation.features.looks import Looks, picks
+from sfumato.evaluation.features.looks import TOLD, Looks, picks
 from sfumato.evaluation.features.pixels import scale, shift
+from sfumato.evaluation.progress import ProgressCallback
 from sfumato.evaluation.retrieval_ranks import ranks
 
 POOL = 100
@@ -49,12 +49,12 @@ def train(
     learnt: tuple[Tensor, Tensor],
     looked_at: tuple[Tensor, Tensor],
     schedule: Schedule,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> Trained:
     """Trains on the pairs `learnt` and leaves the weights that were best on `looked_at`.
 
     Both are images uint8 [N, C, H, W] and tokens int64 [N, T]. Deterministic in its arguments where torch has
-    one thread. `progress` counts pairs seen.
+    one thread. `progress` counts pairs seen, of as many as it takes until the score stops rising.
     """
     images_NCHW, ids_NT = learnt
     batch = min(schedule.batch, len(images_NCHW))
@@ -74,9 +74,11 @@ def train(
             optimizer.step()
             looks.follow(step)
             if step % look and step < steps:
+                if step % max(1, look // TOLD) == 0:
+                    progress(step * batch, None, looks.figures("retrieval", steps * batch))
                 continue
             looks.add(recall(looks.average, *looked_at))
-            progress(step * batch, steps * batch)
+            progress(step * batch, None, looks.figures("retrieval", steps * batch))
             if looks.flat(schedule.patience):
                 break
     looks.restore()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
+from sfumato.evaluation.progress import Begin, ProgressCallback, silent
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.statistics import Float32Array, UInt8Array
 
@@ -84,20 +85,14 @@ class HasDimension(Protocol):
         ...
 
 
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
-
-
-def silent(done: int, total: int) -> None:
-    """Progress that nobody is shown."""
-
-
 @runtime_checkable
 class Trains(Protocol):
     """A kind of features that takes a while to build, and reports how far it is."""
 
-    def train(self, reference: Reference, options: Config, cache: Path, progress: Progress) -> Extractor:
-        """As `FeatureKind.build`."""
+    def train(
+        self, reference: Reference, options: Config, cache: Path, progress: ProgressCallback
+    ) -> Extractor:
+        """As `FeatureKind.build`. `progress` counts images seen."""
         ...
 
 
@@ -106,12 +101,12 @@ def built(
     reference: Reference,
     options: Config,
     cache: Path,
-    begin: Callable[[str], Progress] | None = None,
+    begin: Begin = silent,
 ) -> Extractor:
     """The extractor of a kind. If it takes a while, `begin` is told what begins, and returns whom to tell how
     far it is."""
     if isinstance(kind, Trains):
-        return kind.train(reference, options, cache, begin(f"training {kind.name}") if begin else silent)
+        return kind.train(reference, options, cache, begin(f"training {kind.name}"))
     return kind.build(reference, options, cache)
 
 

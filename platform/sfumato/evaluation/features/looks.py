@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+TOLD = 20
+"""How often between two looks training says how far it is."""
 POWER = 6.94
 """The average reaches back over about a tenth of training (sigma_rel 0.1)."""
 
@@ -45,6 +47,12 @@ class Looks(Generic[N]):
         """Whether the last `patience` looks have not found a better score than all before them."""
         before, last = self.scores[:-patience], self.scores[-patience:]
         return bool(before) and max(last) <= max(before)
+
+    def figures(self, name: str, most: int) -> dict[str, float]:
+        """What to show: the last and the best score, of that name, and how long training may last at most."""
+        if not self.scores:
+            return {"at most": most}
+        return {f"held-out {name}": self.scores[-1], "best": max(self.scores), "at most": most}
 
     def restore(self) -> None:
         """Leave the network with the best weights, in evaluation mode."""

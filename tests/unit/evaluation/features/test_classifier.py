@@ -231,6 +231,10 @@ def test_training_ends_when_the_accuracy_stops_rising_and_keeps_the_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The accuracies are given: the fourth look is the last of three without a better one than the first."""
+
+    def shown(score: float) -> dict[str, float]:
+        return {"held-out accuracy": score, "best": 0.5, "at most": 640}
+
     given = iter([0.5, 0.5, 0.4, 0.5, 0.9])
     weights: list[torch.Tensor] = []
 
@@ -241,12 +245,16 @@ def test_training_ends_when_the_accuracy_stops_rising_and_keeps_the_best(
     monkeypatch.setattr(classifier_training, "accuracy", accuracy)
     images, labels = squares(64, 8, 8, 1)
     data = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
-    network, said = Classifier(1, 8, 8, 4, base=8, dim=6), list[tuple[int, int]]()
+    network, said = Classifier(1, 8, 8, 4, base=8, dim=6), list[tuple[object, ...]]()
     schedule = Schedule(longest=640, every=64, patience=3, batch=32, lr=1e-3, seed=0)
-    found = train(network, data, data, schedule, lambda done, total: said.append((done, total)))
+    found = train(network, data, data, schedule, lambda *told: said.append(told))
     assert found.accuracies == (0.5, 0.5, 0.4, 0.5)
     assert found.seen == 256
-    assert said == [(64, 640), (128, 640), (192, 640), (256, 640)]
+    # How many images it takes is open: the bound is said to be one, and between looks, too.
+    last = [None, 0.5, 0.5, 0.5, 0.5, 0.4, 0.4, 0.5]
+    assert said == [
+        (32 * n, None, {"at most": 640} if score is None else shown(score)) for n, score in enumerate(last, 1)
+    ]
     assert torch.equal(network.head.weight, weights[0])
     assert not torch.equal(network.head.weight, weights[3])
 
