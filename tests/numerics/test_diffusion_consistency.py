@@ -239,5 +239,17 @@ def test_one_and_two_steps_are_algorithm_one() -> None:
     expected = f(f(80 * noise, 80.0) + math.sqrt(0.821**2 - 0.002**2) * again, 0.821)
     torch.testing.assert_close(two, expected)
     assert len(network.seen) == 3
-    middle = objective.later_sigmas(ConsistencySampling(steps=2))
+    middle = objective.later_sigmas(ConsistencySampling(steps=2, sigmas=None))
     assert middle == pytest.approx([((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7])
+
+
+def test_two_steps_meet_at_the_papers_noise_level() -> None:
+    """Song & Dhariwal 2024, sec. 4: 0.821 at a standard deviation of 0.5, so twice that on latents."""
+    two = ConsistencySampling(steps=2)
+    assert Consistency(ConsistencyConfig()).later_sigmas(two) == [0.821]
+    assert Consistency(ConsistencyConfig(), latents=True).later_sigmas(two) == pytest.approx([1.642])
+    three = ConsistencySampling(steps=3)
+    evenly = Consistency(ConsistencyConfig()).later_sigmas(three.model_copy(update={"sigmas": None}))
+    assert Consistency(ConsistencyConfig()).later_sigmas(three) == evenly and len(evenly) == 2
+    untrained = Consistency(ConsistencyConfig(sigma_max=0.5))
+    assert untrained.later_sigmas(two) == untrained.later_sigmas(two.model_copy(update={"sigmas": None}))

@@ -98,6 +98,7 @@ def test_runs_of_the_first_schema_keep_their_levels() -> None:
     then = as_of(DiffusionConfig.model_validate(steps), 1)
     assert isinstance(then.objective, ConsistencyConfig)
     assert (then.objective.sigma_min, then.objective.sigma_max, then.objective.p_mean) == (0.002, 80.0, -1.1)
+    assert isinstance(then.sampling, ConsistencySampling) and then.sampling.sigmas is None
     old = Consistency(then.objective, latents=True).levels(11)[0]
     assert old[-1].item() == pytest.approx(80.0)
     assert math.isclose(Consistency(ConsistencyConfig(), latents=True).levels(11)[0][-1].item(), 160.0)

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 
 HUBER_PER_ROOT_DIMENSION = 0.00054
 P_MEAN = -1.1
+MIDDLE = 0.821
+"""The noise level of the second of two steps."""
 TIME_SCALE = 250.0
 
 
@@ -69,19 +71,23 @@ class ConsistencySampling(SamplingBase):
     steps: int = Field(
         1, ge=1, description="Network evaluations: 1 is the plain model; each further one adds noise again."
     )
-    sigmas: tuple[float, ...] | None = Field(
-        None,
-        description="Falling noise levels of the steps after the first; null spaces them as training does.",
+    sigmas: Annotated[tuple[float, ...] | Literal["auto"] | None, Before(2, None)] = Field(
+        "auto",
+        description="Falling noise levels of the steps after the first. auto: for two steps "
+        f"{MIDDLE} {IN_PROPORTION} (Song & Dhariwal 2024); for more steps, or if the model was not trained "
+        "at that level, null. null: spaced as in training.",
     )
 
     @model_validator(mode="after")
     def _as_many(self) -> Self:
-        if self.sigmas is not None and len(self.sigmas) != self.steps - 1:
+        if not isinstance(self.sigmas, tuple):
+            return self
+        if len(self.sigmas) != self.steps - 1:
             raise ValueError(
                 f"sigmas: got {len(self.sigmas)} for {self.steps} step(s); give one for each step after the "
                 f"first ({self.steps - 1}), or leave them out"
             )
-        if self.sigmas and list(self.sigmas) != sorted(set(self.sigmas), reverse=True):
+        if list(self.sigmas) != sorted(set(self.sigmas), reverse=True):
             raise ValueError("sigmas: must fall from each to the next")
         return self
 
@@ -90,7 +96,8 @@ class ConsistencySampling(SamplingBase):
         assert isinstance(objective, ConsistencyConfig)
         scale = noise_scale(data_std(objective.sigma_data, latents=latents), latents=latents)
         low, high = sigma_range(objective.sigma_min, objective.sigma_max, scale)
-        bad = [sigma for sigma in self.sigmas or () if not low < sigma < high]
+        given = self.sigmas if isinstance(self.sigmas, tuple) else ()
+        bad = [sigma for sigma in given if not low < sigma < high]
         if not bad:
             return []
         return [f"model.sampling.sigmas: {bad[0]:g} is not between {low:g} and {high:g} (objective.sigma_*)"]
@@ -188,6 +195,7 @@ class Consistency(Objective):
         self._sigma_data = data_std(config.sigma_data, latents=latents)
         scale = noise_scale(self._sigma_data, latents=latents)
         self._least, self._most = sigma_range(config.sigma_min, config.sigma_max, scale)
+        self._middle = MIDDLE * scale
         self._p_mean = P_MEAN + math.log(scale) if config.p_mean is None else config.p_mean
         self._levels: tuple[int, Tensor, Tensor] | None = None
 
@@ -274,8 +282,10 @@ class Consistency(Objective):
 
     def later_sigmas(self, options: ConsistencySampling) -> list[float]:
         """Noise levels of all steps but the first."""
-        if options.sigmas is not None:
+        if isinstance(options.sigmas, tuple):
             return list(options.sigmas)
+        if options.sigmas == "auto" and options.steps == 2 and self._least < self._middle < self._most:
+            return [self._middle]
         return self._karras(options.steps + 1)[1:-1]
 
     def _discretise(self, number: int) -> tuple[Tensor, Tensor]:
