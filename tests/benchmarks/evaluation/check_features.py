@@ -103,10 +103,13 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=20_000, help="images of a set, at most")
     parser.add_argument("--samples", type=int, default=1_000, help="images of a compared set, at most")
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--only", nargs="*", help="these sets: digits, fashion-mnist, photos, names of .npz")
     arguments = parser.parse_args()
     cache = arguments.cache or Path(tempfile.mkdtemp(prefix="sf-features-"))
     sets = [*digits(), *fashion(arguments.fashion, arguments.most), *photos(arguments.photos)]
     sets += [named for file in arguments.npz for named in arrays(file, arguments.most)]
+    if arguments.only:
+        sets = [named for named in sets if named[0] in arguments.only]
     results, wrong = {}, {}
     for data, images, labels in sets:
         real, rest = halves(images, labels, data)
