@@ -86,7 +86,9 @@ def in_memory(data: Path) -> tuple[Any, Tensor, Tensor]:
 class Plain:
     """A family's phases in a bare loop; one rank's part of it where torch.distributed is up."""
 
-    def __init__(self, recipe: Any, data: Path) -> None:
+    noise: type[Noise] = Noise
+
+    def __init__(self, recipe: Any, data: Path, seed: int = 0) -> None:
         from sfumato.core.family import EmaOf, InitialisesFromData, Trainable
         from sfumato.core.progress import Progress
 
@@ -95,12 +97,12 @@ class Plain:
         self.batch = recipe.train.batch // self.world
         spec, self.image, self.label = in_memory(data)
         self.family = recipe.model.build(spec)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.trained = {n: net for n, net in self.family.nets.items() if isinstance(net, Trainable)}
         self.nets = {name: net.build() for name, net in self.trained.items()}
         if isinstance(self.family, InitialisesFromData):
             first = {"image": self.image[: self.batch], "label": self.label[: self.batch]}
-            self.family.initialise(self.nets, first, Noise(self.batch))
+            self.family.initialise(self.nets, first, self.noise(self.batch))
         self.averages = {n: net for n, net in self.family.nets.items() if isinstance(net, EmaOf)}
         self.followed = {}
         for name, average in self.averages.items():
@@ -108,7 +110,7 @@ class Plain:
             pair = (self.nets[name].parameters(), self.nets[average.source].parameters())
             self.followed[name] = tuple(map(list, pair))
         self.optimizers = {
-            n: net.optimizer.build(self.nets[n].parameters()) for n, net in self.trained.items()
+            n: net.optimizer.build(dict(self.nets[n].named_parameters())) for n, net in self.trained.items()
         }
         ranks = self.world > 1
         self.called = {
@@ -151,14 +153,15 @@ class Plain:
             self.active = name
             for each in self.trained:
                 self.nets[each].requires_grad_(each == name)
-        row, noise = torch.randint(len(self.image), (self.batch,)), Noise(self.batch)
+        row, noise = torch.randint(len(self.image), (self.batch,)), self.noise(self.batch)
         batch = self.family.prepare(
             self.nets, {"image": self.image[row], "label": self.label[row]}, self.progress, noise
         )
         out = phase.loss({**self.nets, name: self.called[name]}, batch, self.progress, noise)
         out.loss_B.mean().backward()
-        if self.settings.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.nets[name].parameters(), self.settings.clip_grad_norm)
+        clip = self.settings.clip_grad_norm
+        if (limit := phase.clip_grad_norm if clip == "auto" else clip) is not None:
+            nn.utils.clip_grad_norm_(self.nets[name].parameters(), limit)
         for group in self.optimizers[name].param_groups:
             group["lr"] = self.trained[name].optimizer.lr.at(self.progress)
         self.optimizers[name].step()
