@@ -23,6 +23,7 @@ import numpy as np
 from feature_sanity import METRICS, U8, Labels, compared, faults, figures, halves
 from PIL import Image
 
+from sfumato.core.allocator import keep_freed_memory
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.features import all_features
 from sfumato.evaluation.features.extractor import built
@@ -105,6 +106,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--only", nargs="*", help="these sets: digits, fashion-mnist, photos, names of .npz")
     arguments = parser.parse_args()
+    keep_freed_memory(of_any_size=True)
     cache = arguments.cache or Path(tempfile.mkdtemp(prefix="sf-features-"))
     sets = [*digits(), *fashion(arguments.fashion, arguments.most), *photos(arguments.photos)]
     sets += [named for file in arguments.npz for named in arrays(file, arguments.most)]

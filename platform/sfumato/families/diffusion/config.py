@@ -11,6 +11,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.components import OneOf, read
 from sfumato.core.conditions import LABEL, Condition
 from sfumato.core.config import Config
+from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.optimizer import OptimizerConfig
@@ -62,7 +63,9 @@ class DiffusionConfig(FamilyConfig):
         OptimizerConfig(lr=LearningRate(peak=1e-3, warmup_images=5_000, decay="cosine")),
         description="How the network is trained.",
     )
-    ema: EmaSchedule = Field(EmaSchedule(), description="Average of the weights; it generates the samples.")
+    ema: Annotated[EmaSchedule, Before(2, EmaSchedule())] = Field(
+        EmaSchedule(sigma_rel=0.1), description="Average of the weights; it generates the samples."
+    )
     sampling: Annotated[
         SamplingBase, OneOf(SamplingBase, lambda: [kind.Sampling for kind in OBJECTIVES.all().values()])
     ] = Field(DDPMSampling(), description="Defaults of sampling; the options are those of the objective.")

@@ -11,6 +11,8 @@ from repository import PIPELINES
 
 from sfumato import recipe
 from sfumato.core.batch import DataSpec
+from sfumato.core.earlier_defaults import as_of
+from sfumato.core.schedules import EmaSchedule
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.networks import NETWORKS
@@ -27,6 +29,14 @@ PLAIN = DataSpec(3, 32, 32)
 
 def config(**parts: object) -> DiffusionConfig:
     return DiffusionConfig.model_validate({"family": "diffusion", **parts})
+
+
+def test_the_average_grows_with_training_unless_a_recipe_or_an_earlier_version_means_a_half_life() -> None:
+    assert config().ema.sigma_rel == 0.1
+    assert as_of(config(), 1).ema == EmaSchedule(halflife_images=10_000, rampup=0.1, sigma_rel=None)
+    given = config(ema={"halflife_images": 500})
+    assert given.ema.sigma_rel is None
+    assert as_of(given, 1).ema == given.ema
 
 
 def test_defaults_fit_labelled_and_unlabelled_data() -> None:
