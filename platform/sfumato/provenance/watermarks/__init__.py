@@ -39,6 +39,8 @@ class WatermarkConfig(Component):
     """A scheme and its message. `least` is the smallest side of a picture that can carry it, in pixels."""
 
     least: ClassVar[int]
+    packages: ClassVar[tuple[str, ...]] = ("scipy",)
+    """What it needs besides Sfumato's sampling side; a registered model asks for them."""
 
     message: str = Field(
         "876f6936",

@@ -26,6 +26,7 @@ class RivaganConfig(WatermarkConfig):
     """RivaGAN."""
 
     least: ClassVar[int] = 64
+    packages: ClassVar[tuple[str, ...]] = ("scipy", "onnxruntime", "invisible-watermark")
 
     kind: Literal["rivagan"] = Field("rivagan", description="RivaGAN's trained networks.")
 
