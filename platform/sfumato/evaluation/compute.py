@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult, TermsOf
+from sfumato.evaluation.noise import Noise
 from sfumato.evaluation.parallel_map import Told
 from sfumato.evaluation.progress import Begin, silent
 from sfumato.evaluation.report import finite
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.statistics import Float64Array
 from sfumato.evaluation.uncertainty import IntervalSettings, interval
-from sfumato.evaluation.weakness import Marks
+from sfumato.evaluation.weakness import Marks, of_noise
 
 
 @dataclass(slots=True)
@@ -40,9 +41,11 @@ def measure(
     seed: int,
     begin: Begin = silent,
     weak: Marks | None = None,
+    noise: Noise | None = None,
 ) -> Figures:
     """All figures. `pairs` are the values of each image and its reconstruction, by metric. `begin` is told of
-    each figure; `weak` are the marks of the features, by their name.
+    each figure; `weak` are the marks of the features, by their name; `noise` gives features of noise, which
+    some figures are to refuse.
 
     Raises SfumatoError for a figure that is not a number.
     """
@@ -52,7 +55,11 @@ def measure(
         options = replace(selection.options, spread=Told(selection.options.spread, begin(name)))
         result = replace(finite(metric.compute(mine, theirs, options)), name=name)
         if metric.reads_features:
-            result = replace(result, marks=(*(weak or {}).get(kind.name, ()), *result.marks))
+            marks = (*(weak or {}).get(kind.name, ()), *result.marks)
+            if metric.refuses_noise and noise is not None:
+                of_it = metric.compute(mine, noise(kind.name), options).value
+                marks = (*marks, *of_noise(kind.name, of_it))
+            result = replace(result, marks=marks)
         again = _Again(metric, mine, options)
         _add(figures, result, again, theirs, intervals, seed)
         if result.terms_M is not None:

@@ -24,6 +24,7 @@ from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extractor, built
 from sfumato.evaluation.image_set import ImageSet
 from sfumato.evaluation.metric_inputs import Setting
+from sfumato.evaluation.noise import noise_on
 from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
 from sfumato.evaluation.pictures import write_neighbours, write_preview
 from sfumato.evaluation.placement import actors_for
@@ -137,6 +138,7 @@ def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
         weak={
             extractor.name: of_features(extractor.name, extractor.facts) for extractor in opened.extractors
         },
+        noise=noise_on(opened.extractors, reference.spec, options),
     )
     write_arrays(out / TERMS, figures.terms, {"metrics": sorted(figures.terms), "of": figures.terms_of})
     shown = min(settings.preview, plan.samples)

@@ -1,9 +1,10 @@
 """Marks of figures that say little, and why: they travel with the figure into every table and decision.
 
 A figure on features is weak if what is behind these features fails on held-out real images, a classifier or
-captions that do not find their images: what it cannot tell apart, it cannot judge. A Fréchet distance is
-weak if it takes a covariance of no more samples than dimensions: that covariance is singular, and most of the
-distance is bias.
+captions that do not find their images: what it cannot tell apart, it cannot judge. Precision and density are
+weak if they take uniform noise for real images (`noise.py`), as in a manifold of few images in many
+dimensions. A Fréchet distance is weak if it takes a covariance of no more samples than dimensions: that
+covariance is singular, and most of the distance is bias.
 
 Marked figures are shown, and choose nothing: neither the best model, nor when training stops, nor whether a
 gate opens, unless `evaluate.accept_weak_features` says so.
@@ -17,6 +18,8 @@ LEAST_ACCURACY = 0.9
 """Held-out accuracy that features of a classifier must have."""
 LEAST_RETRIEVAL = 0.5
 """Share of held-out captions that must find their own image among 100."""
+MOST_OF_NOISE = 0.05
+"""What uniform noise may get of a figure that is to refuse it."""
 ACCEPT = "evaluate.accept_weak_features=true"
 
 Marks = Mapping[str, Sequence[str]]
@@ -40,6 +43,13 @@ def of_features(name: str, facts: Mapping[str, object]) -> tuple[str, ...]:
 def of_samples(samples: int, dim: int) -> tuple[str, ...]:
     """Marks of a figure that takes the covariance of so many samples in so many dimensions."""
     return (f"{samples:,} samples for a covariance of {dim:,} dimensions",) if samples <= dim else ()
+
+
+def of_noise(features: str, value: float) -> tuple[str, ...]:
+    """Marks of a figure that uniform noise gets this value of."""
+    if value < MOST_OF_NOISE:
+        return ()
+    return (f"uniform noise gets {value:.2f} on features {features}, and should get below {MOST_OF_NOISE}",)
 
 
 def fit(metrics: Mapping[str, float], marks: Marks, *, accepted: bool) -> dict[str, float]:

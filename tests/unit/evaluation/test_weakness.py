@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
@@ -19,10 +20,12 @@ from sfumato.evaluation.compute import measure
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.early_stopping import BestSettings, best_of
 from sfumato.evaluation.feature_cache import FeatureCache
-from sfumato.evaluation.metrics.metric import FeatureSet
+from sfumato.evaluation.features.extractor import Extracted
+from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
+from sfumato.evaluation.noise import noise_on
 from sfumato.evaluation.report import WEAK, EvaluationReport, read_report
 from sfumato.evaluation.uncertainty import IntervalSettings
-from sfumato.evaluation.weakness import lines, of_features, of_samples
+from sfumato.evaluation.weakness import lines, of_features, of_noise, of_samples
 from sfumato.runtime.commands import printed
 from sfumato.runtime.commands.compare import compare
 from sfumato.runtime.pipeline.kinds.gate import GateStage
@@ -88,6 +91,43 @@ def test_marks_of_features_and_of_samples_reach_the_figures_that_they_concern() 
     assert set(weak.marks) == {*found.marks, "fd_classifier", "precision"}
     assert weak.marks["intra_fd_classifier"] == (MARK, *found.marks["intra_fd_classifier"])
     assert weak.values == found.values
+
+
+def test_what_takes_noise_for_real_images_is_weak() -> None:
+    """Noise amid the real images has their precision and density; far from them, it has none."""
+    settings = EvaluateSettings(features="thumbnail", metrics=("precision", "recall", "density", "coverage"))
+    selection = settings.select(DIGITS, conditional=False)
+    rng = np.random.default_rng(0)
+
+    def at(place: float, rows: int = 200) -> FeatureSet:
+        return FeatureSet((place + rng.normal(size=(rows, 8))).astype(np.float32))
+
+    sets, off = ({"thumbnail": at(0.0)}, {"thumbnail": at(0.0)}), IntervalSettings(enabled=False)
+    amid = measure(selection, *sets, {}, intervals=off, seed=0, noise=lambda name: at(0.0, 32))
+    assert set(amid.marks) == {"precision", "density"}
+    assert amid.marks["precision"][0].startswith("uniform noise gets ")
+    apart = measure(selection, *sets, {}, intervals=off, seed=0, noise=lambda name: at(50.0, 32))
+    assert apart.marks == {} and apart.values == amid.values
+    assert of_noise("thumbnail", 0.049) == ()
+
+
+def test_noise_is_uniform_the_same_every_time_and_made_once() -> None:
+    seen: list[np.ndarray] = []
+
+    class Pixels:
+        name = "pixels"
+
+        def extract(self, images_NHWC: np.ndarray) -> Extracted:
+            seen.append(images_NHWC)
+            return Extracted(images_NHWC.reshape(len(images_NHWC), -1).astype(np.float32), None)
+
+    extractor: Any = Pixels()
+    noise = noise_on([extractor], DIGITS, MetricOptions(k=20))
+    assert noise("pixels") is noise("pixels") and len(seen) == 1
+    assert seen[0].shape == (40, 8, 8, 1), "more than there are neighbours"
+    assert stats.kstest(seen[0].ravel() / 256, "uniform").pvalue > 0.01
+    again = noise_on([extractor], DIGITS, MetricOptions(k=20))("pixels")
+    np.testing.assert_array_equal(again.embedding_ND, noise("pixels").embedding_ND)
 
 
 def test_a_report_keeps_its_marks_and_tells_mlflow(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ class Density(BaseMetric):
 
     name = "density"
     higher_is_better = True
+    refuses_noise = True
 
     def least_samples(self, options: MetricOptions) -> int:
         """A k-th neighbour needs k + 1 vectors."""
@@ -47,6 +48,7 @@ class Coverage(Density):
     """Share of the reference's balls that hold a generated vector, in [0, 1]."""
 
     name = "coverage"
+    refuses_noise = False
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         k = options.density_k

@@ -92,6 +92,8 @@ class Metric(Protocol):
     """Names of the only features that it is defined on; empty: all."""
     always_suffixed: bool
     """Whether its name carries the features' even when an evaluation uses one kind alone."""
+    refuses_noise: bool
+    """Whether features are unfit for it if uniform noise gets more than next to nothing (`weakness.py`)."""
     terms_of: TermsOf
     """What the terms of its mean belong to; comparisons pair them accordingly. `samples`: made images, or
     pairs of them, each judged by itself. `references`: real images, each judged by the model itself."""
@@ -131,6 +133,7 @@ class BaseMetric:
     Settings: ClassVar[type[Config] | None] = None
     only_features: tuple[str, ...] = ()
     always_suffixed = False
+    refuses_noise = False
     terms_of: TermsOf = "samples"
     published: str | None = None
 

@@ -27,6 +27,7 @@ class Precision(BaseMetric):
     """Share of the generated vectors inside the reference's manifold, in [0, 1]."""
 
     name = "precision"
+    refuses_noise = True
     higher_is_better = True
     in_auto = True
 
@@ -43,6 +44,7 @@ class Recall(Precision):
     """Share of the reference's vectors inside the generated manifold, in [0, 1]."""
 
     name = "recall"
+    refuses_noise = False
 
     def compute(self, reference: FeatureSet, generated: FeatureSet, options: MetricOptions) -> MetricResult:
         inside_N = mutual(reference, generated, options).a_inside_N
