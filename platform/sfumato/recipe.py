@@ -45,6 +45,11 @@ class RegistrySettings(Config):
 
     name: str | None = Field(None, description="Registered model's name; null uses the recipe's name.")
     enabled: bool = Field(True, description="Whether `sfumato run` registers the trained model.")
+    description: str = Field("", description="What the model is for, for its card.")
+    licence: str = Field("", description="Terms of use of the model, for its card, for example apache-2.0.")
+    limits: tuple[str, ...] = Field(
+        (), description="Known limits of the model, a sentence each, for its card beside those found."
+    )
 
 
 class Recipe(Config):

@@ -24,7 +24,7 @@ from sfumato.runtime.runs.pretrained import look_up
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import save_model_folder
 from sfumato.tracking.config import TrackingSettings
-from sfumato.tracking.model import register_model
+from sfumato.tracking.model import describe_version, register_model
 from sfumato.tracking.run import Tracker
 from sfumato.training.loop import install
 
@@ -43,7 +43,12 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracker]:
 
 def test_the_registered_model_draws_the_same_images(tracker: Tracker, tmp_path: Path) -> None:
     folder = untrained(tmp_path / "model", Config.tiny(), DIGITS, name="tiny/digits", images=1234)
-    assert register_model(tracker.handle, folder, "digits") == 1
+    assert register_model(tracker.handle, folder, "digits", description="# A card") == 1
+    client = tracker.handle.store.client()
+    assert client.get_model_version("digits", "1").description == "# A card"
+    describe_version(tracker.handle, "digits", 1, "# A newer card")
+    assert client.get_model_version("digits", "1").description == "# A newer card"
+    describe_version(tracker.handle, "digits", 7, "of a version that was deleted")
     loaded = mlflow.pyfunc.load_model("models:/digits/1")
     generator = Generator.load(folder)
     rows = pd.DataFrame({"seed": [5, 9, 5, 5], "label": [1, 2, 3, 4]})

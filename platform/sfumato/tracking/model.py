@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "numpy", "pandas", "pillow", "pydantic", "safetensors")
 
 
-def register_model(handle: TrackerHandle, folder: Path, name: str, *, base: Path | None = None) -> int:
+def register_model(
+    handle: TrackerHandle, folder: Path, name: str, *, base: Path | None = None, description: str = ""
+) -> int:
     """Log the model folder to the run and register it; returns the new version.
+
+    `description` is Markdown of at most 5,000 characters, which MLflow shows on the version's page.
 
     `base` is the place of an adapter's base, None for its place in training. The registered model looks for
     its base there, or where MLflow's `model_config={"base": PLACE}` says when it is loaded.
@@ -51,8 +55,26 @@ def register_model(handle: TrackerHandle, folder: Path, name: str, *, base: Path
         run_id=handle.run_id,
         tags={"sfumato.images": generator.images, "sfumato.digest": generator.digest},
         model_id=model_id,
+        description=description,
     )
     return int(version.version)
+
+
+def describe_version(handle: TrackerHandle, name: str, version: int, description: str) -> None:
+    """Give a registered version another description; one that was deleted stays deleted.
+
+    Raises SfumatoError for a store that does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = handle.store.client()
+    handle.store.reach(client.search_experiments)
+    try:
+        if client.get_model_version(name, str(version)).description != description:
+            client.update_model_version(name, str(version), description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def _model_config(folder: Path, base: Path | None) -> dict[str, str] | None:

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.metrics.metric import (
+    BaseMetric,
+    FeatureSet,
+    Metric,
+    MetricOptions,
+    MetricResult,
+    Topic,
+)
 from sfumato.evaluation.neighbours.sets import nearest_reference, own_neighbours
 
 
@@ -17,6 +24,7 @@ class Authenticity(BaseMetric):
     """In [0, 1], higher is better. The reference is taken for the training images."""
 
     name = "authenticity"
+    topic: Topic = "memorisation"
     higher_is_better = True
 
     def least_samples(self, options: MetricOptions) -> int:

@@ -18,7 +18,14 @@ from pydantic import Field
 from sfumato.core.config import Config
 from sfumato.errors import DataError
 from sfumato.evaluation.metric_inputs import HeldOut
-from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.metrics.metric import (
+    BaseMetric,
+    FeatureSet,
+    Metric,
+    MetricOptions,
+    MetricResult,
+    Topic,
+)
 from sfumato.evaluation.neighbours.nearest import nearest_in
 from sfumato.evaluation.neighbours.sets import nearest_reference, own_neighbours
 from sfumato.evaluation.statistics import Float64Array
@@ -104,6 +111,7 @@ class Memorisation(BaseMetric):
 
     Settings = MemorisationSettings
     name = "memorisation"
+    topic: Topic = "memorisation"
     needs_images = True  # of the closest pairs, wherever they are
     inputs = (HeldOut(least_held_out),)
 

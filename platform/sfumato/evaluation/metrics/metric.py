@@ -15,6 +15,8 @@ from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 
 TermsOf = Literal["samples", "references"]
+Topic = Literal["quality", "memorisation", "bias", "detection"]
+"""The part of a model card that a figure belongs to."""
 
 __all__ = [
     "BaseMetric",
@@ -26,6 +28,7 @@ __all__ = [
     "MetricSettings",
     "PairMetric",
     "TermsOf",
+    "Topic",
     "reported_name",
 ]
 
@@ -99,6 +102,8 @@ class Metric(Protocol):
     pairs of them, each judged by itself. `references`: real images, each judged by the model itself."""
     published: str | None
     """Its name on the features of its paper, InceptionV3 of 2015-12-05 (`fid`); None: no other."""
+    topic: Topic
+    """Where a model card shows it."""
 
     def least_samples(self, options: MetricOptions) -> int:
         """How many images it needs of either set."""
@@ -136,6 +141,7 @@ class BaseMetric:
     refuses_noise = False
     terms_of: TermsOf = "samples"
     published: str | None = None
+    topic: Topic = "quality"
 
     def least_samples(self, options: MetricOptions) -> int:
         """One image."""

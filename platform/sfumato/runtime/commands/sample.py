@@ -13,6 +13,7 @@ from sfumato.core.allocator import keep_freed_memory
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
 from sfumato.provenance.formats import Format
+from sfumato.runtime.card.write import export_card
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.pretrained import resolved_options
 from sfumato.runtime.runs.targets import Found, model_of
@@ -108,10 +109,12 @@ def export(
         display.line(found.about)
         if kind == "safetensors" and not with_base:
             shutil.copytree(found.model, dest)
+            export_card(found, dest)
             return
         generator = Generator.load(found.model, trust=found.trusted, base=base)
         if kind == "safetensors":
             _write_whole(dest, found, generator)
+            export_card(found, dest)
             return
         family = generator.family
         if not isinstance(family, ExportsDiffusers):
@@ -119,6 +122,7 @@ def export(
                 f"family {generator.config.family!r} has no diffusers export; use --format safetensors"
             )
         family.export_diffusers(generator.nets, str(dest), generator.config.sampling)
+        export_card(found, dest)
 
 
 def _write_whole(dest: Path, found: Found, generator: Generator) -> None:

@@ -17,6 +17,8 @@ from sfumato.data.order import pools
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.provenance.stored import write_provenance
+from sfumato.runtime.card.markdown import summary_of
+from sfumato.runtime.card.write import write_card
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs import live
 from sfumato.runtime.runs.run_folder import RunFolder, stage_key
@@ -26,7 +28,7 @@ from sfumato.sampling.model_files import read_card
 from sfumato.sampling.model_folder import read_model_card, read_model_folder, save_model_folder
 from sfumato.sampling.output import write_samples
 from sfumato.tracking.champion import COMPARABLE
-from sfumato.tracking.model import register_model
+from sfumato.tracking.model import describe_version, register_model
 
 GRID_SAMPLES = 100
 
@@ -155,6 +157,7 @@ def evaluate(session: Session, base: Path | None = None) -> dict[str, Any]:
     record_evaluation(session, report, stored.progress.images)
     result = result_of(report, folder.path / "evaluation")
     folder.finish_stage("evaluate", key, result)
+    _describe(session)
     display.done(f"{report.samples:,} {report.kind}")
     return result
 
@@ -169,13 +172,23 @@ def record_evaluation(session: Session, report: EvaluationReport, images: int) -
         session.tracker.artifact(picture, "evaluation")
 
 
+def _describe(session: Session) -> str:
+    """Write the model's card and record it; returns its short form."""
+    facts = write_card(session.folder)
+    session.tracker.artifact(session.folder.path / "card", "card")
+    return summary_of(facts)
+
+
 def _pictures(folder: RunFolder) -> list[Path]:
     places = ("samples/grid.png", "evaluation/preview.png", "evaluation/neighbours.png")
     return [folder.path / place for place in places if (folder.path / place).is_file()]
 
 
 def register(session: Session, base: Path | None = None) -> dict[str, Any]:
-    """Log the model to MLflow and register a version of it."""
+    """Log the model to MLflow with its card and register a version of it, which the card describes.
+
+    A version that is registered already takes the card of a newer evaluation.
+    """
     recipe, folder, display = session.recipe, session.folder, session.display
     if not recipe.registry.enabled:
         return {}
@@ -186,12 +199,15 @@ def register(session: Session, base: Path | None = None) -> dict[str, Any]:
     key = stage_key(read_card(folder.model)[1], name)
     done = folder.stage_result("register", key)
     if done is not None:
+        describe_version(session.tracker.handle, done["name"], done["version"], _describe(session))
         display.skipped("register", f"{done['name']} version {done['version']}, done before")
         return done
     display.stage("register")
-    version = register_model(session.tracker.handle, folder.model, name, base=base)
+    summary = summary_of(write_card(folder))
+    version = register_model(session.tracker.handle, folder.model, name, base=base, description=summary)
     result = {"name": name, "version": version}
     folder.finish_stage("register", key, result)
+    _describe(session)
     display.done(f"{name} version {version}")
     return result
 

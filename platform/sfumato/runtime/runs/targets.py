@@ -41,6 +41,8 @@ class Found:
     """Whether a family named by import path may be imported: true for runs of this project."""
     lasting: bool = True
     """Whether the folder persists: one built from a checkpoint is removed when the command ends."""
+    run: RunFolder | None = None
+    """The run that the model belongs to, if it is here."""
 
 
 @contextlib.contextmanager
@@ -53,11 +55,14 @@ def model_of(run: str, *, root: Path, trust: bool = False) -> Iterator[Found]:
     """
     path = Path(run)
     if (path / CARD).is_file():
-        yield Found(path, f"model {path}", trusted=trust)
+        around = RunFolder(path.resolve().parent)
+        of_run = around if around.model == path.resolve() and (around.path / "run.json").is_file() else None
+        yield Found(path, f"model {path}", trusted=trust, run=of_run)
     elif (path / checkpoints.MANIFEST).is_file() and path.name.startswith("images-"):
         with tempfile.TemporaryDirectory(prefix="sfumato-") as scratch:
-            made = _from_checkpoint(path, folder_of_checkpoint(path, root), Path(scratch))
-            yield Found(made, f"checkpoint {path}", trusted=True, lasting=False)
+            of_run = folder_of_checkpoint(path, root)
+            made = _from_checkpoint(path, of_run, Path(scratch))
+            yield Found(made, f"checkpoint {path}", trusted=True, lasting=False, run=of_run)
     else:
         folder, about = run_folder_of(run, root=root)
         if not folder.model.is_dir():
@@ -65,7 +70,7 @@ def model_of(run: str, *, root: Path, trust: bool = False) -> Iterator[Found]:
                 f"run {folder.id} has no trained model yet: finish it with its recipe, or name the folder of "
                 "one of its checkpoints"
             )
-        yield Found(folder.model, about, trusted=True)
+        yield Found(folder.model, about, trusted=True, run=folder)
 
 
 def run_folder_of(run: str, *, root: Path) -> tuple[RunFolder, str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sfumato.core.progress import Progress
 from sfumato.errors import CheckpointError, Interrupted
+from sfumato.runtime.training.compute import Ledger
 from sfumato.runtime.training.progress_actor import BoardHandler
 from sfumato.runtime.training.rank import Rank
 
@@ -22,15 +23,21 @@ class Reporter:
         self.tracker = rank.job.tracker.open() if leads else None
         self.attempt = rank.ranks.agree(self._token)
         """Distinguishes this group of workers from earlier ones, on every rank."""
+        parallel = rank.recipe.parallel
+        self._ledger = Ledger(
+            rank.folder, self.attempt, rank.ranks, parallel, gpu=parallel.gpus_per_worker > 0
+        )
 
     def progress(self, progress: Progress, metrics: dict[str, float]) -> None:
         """Raise Interrupted if a later attempt has taken over the run."""
         if self.tracker is None:
+            self._ledger.note(progress.images)
             return
         if not self._folder.holds(self._token):
             if not self._folder.path.is_dir():
                 raise CheckpointError(f"{self._folder.path} is gone: it was deleted in mid-training")
             raise Interrupted("another process has taken over this run")
+        self._ledger.note(progress.images)
         self.tracker.metrics(metrics, step=progress.images)
         self._board.progress.remote(progress.images, progress.total_images, metrics)
 
@@ -45,6 +52,8 @@ class Reporter:
                 self._failures.add(failure)
                 self.note(f"{failure}; what was written before it stays, training continues")
 
-    def close(self) -> None:
+    def close(self, progress: Progress) -> None:
+        """After the last step."""
+        self._ledger.note(progress.images, last=True)
         if self.tracker is not None:
             self.tracker.close()

@@ -128,7 +128,7 @@ class Worker:
         self._averages.close()
         self._checkpoints.close(progress)
         self._rank.save_model(self._rank.folder.model, progress)
-        self._reporter.close()
+        self._reporter.close(progress)
         if not self._rank.ranks.leads:
             return None
         return {
