@@ -52,6 +52,32 @@ class ShardInfo(Config):
     )
 
 
+class OptOutList(Config):
+    """A list of samples that must not be trained on, by its content."""
+
+    name: str = Field(description="File name.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Checksum of the file.")
+    entries: int = Field(ge=0, description="How many entries it has.")
+
+
+class LeftOut(Config):
+    """What was asked to be left out when the set was made, and how many samples were, by reason.
+
+    Of a source that was split, both parts have the counts of the whole.
+    """
+
+    lists: tuple[OptOutList, ...] = Field((), description="The opt-out lists that were honoured.")
+    counts: dict[str, int] = Field(default_factory=dict, description="Samples left out, by reason.")
+    dedupe: int | None = Field(
+        None, description="Near duplicates were left out up to so many differing bits; null: they were not."
+    )
+    keys_sha256: str = Field(
+        "",
+        description="Checksum of the keys that the indexes leave out although the tars hold them; empty: "
+        "none.",
+    )
+
+
 class Manifest(Config):
     """The description of a packed data set. Its order of shards is part of the training order."""
 
@@ -66,6 +92,12 @@ class Manifest(Config):
     split: str = Field("", description="Which part of its source this is: train, val, or empty for all.")
     source: str = Field("", description="Where the images came from.")
     licence: str = Field("", description="Terms of use of the images.")
+    licences: dict[str, int] = Field(
+        default_factory=dict,
+        description="Samples by the licence in their own metadata, the empty name for those without; empty: "
+        "no sample has one.",
+    )
+    left_out: LeftOut | None = Field(None, description="Opt-out lists and removal of near duplicates.")
     columns: dict[str, ColumnInfo] = Field(
         default_factory=dict, description="Further columns of every sample, by name."
     )
@@ -146,10 +178,13 @@ class Manifest(Config):
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the content: shards, image and classes. Texts and location do not count."""
+        """sha256 over the content: shards, image and classes, and which samples of the shards do not count.
+        Texts and location do not count."""
         content = self.model_dump(
             mode="json", include={"version", "shards", "image", "classes"}, exclude_none=True
         )
+        if self.left_out is not None and self.left_out.keys_sha256:
+            content["left_out"] = self.left_out.keys_sha256
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -171,6 +206,9 @@ class Manifest(Config):
     def save(self, folder: str | Path) -> None:
         """Write it whole, or not at all."""
         content = self.model_dump(mode="json")
+        for name in ("licences", "left_out"):  # older versions read what does not use them
+            if not content[name]:
+                del content[name]
         if not self.columns and not self.encoders:  # byte for byte as older versions wrote it, and can read
             content = {name: value for name, value in content.items() if name not in ("columns", "encoders")}
             content["encoder"] = None

@@ -22,7 +22,7 @@ BITS = 64
 _SIDE = 32
 _LOW = 8
 _THUMB = 8
-_ALIKE = 12.0
+ALIKE = 12.0
 """Largest mean absolute difference of the thumbnails, out of 255, at which two images look alike."""
 
 
@@ -52,6 +52,11 @@ def print_of(image: Image.Image) -> Print:
     ones: NDArray[Any] = low > np.median(low)
     thumb = image.convert("RGB").resize((_THUMB, _THUMB), Image.Resampling.BOX)
     return Print(int.from_bytes(np.packbits(ones).tobytes(), "big"), thumb.tobytes())
+
+
+def print_of_pixels(pixels_HWC: NDArray[np.uint8]) -> Print:
+    """The fingerprint of uint8 pixels [H, W, 1] or [H, W, 3]."""
+    return print_of(Image.fromarray(pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC))
 
 
 def near_duplicates(prints: Sequence[Print], rank: Sequence[Any], limit: int) -> list[Duplicate]:
@@ -95,5 +100,10 @@ def _nearest(prints: Sequence[Print], row: int, others: set[int], limit: int) ->
 
 
 def _alike(one: bytes, other: bytes) -> bool:
+    return difference_of(one, other) <= ALIKE
+
+
+def difference_of(one: bytes, other: bytes) -> float:
+    """Mean absolute difference of two thumbnails, out of 255."""
     difference = np.frombuffer(one, np.uint8).astype(int) - np.frombuffer(other, np.uint8)
-    return bool(np.abs(difference).mean() <= _ALIKE)
+    return float(np.abs(difference).mean())

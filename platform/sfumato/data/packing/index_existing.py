@@ -7,6 +7,7 @@ of its samples. Samples that cannot be used are left out of the index; the tars 
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,12 @@ from sfumato.data.format.column_sources import ColumnSource
 from sfumato.data.format.columns import ColumnInfo
 from sfumato.data.format.faults import Fault, FaultLog
 from sfumato.data.format.images import Channels
-from sfumato.data.format.manifest import FILE, ImageInfo, Manifest, ShardInfo
+from sfumato.data.format.manifest import FILE, ImageInfo, LeftOut, Manifest, ShardInfo
 from sfumato.data.format.samples import Fields
 from sfumato.data.packing import source_files
 from sfumato.data.packing.further import Look, info_of, usual, with_columns
 from sfumato.data.packing.layout import file_stem
+from sfumato.data.packing.opt_out import NO_URLS, Removed, licences_of, read_lists
 from sfumato.data.packing.sources.webdataset import check_pattern, tars
 from sfumato.data.packing.tar_scan import ScanTask, Size, Tar
 from sfumato.data.packing.tasks import OnProgress, Runner, Tally, in_process
@@ -38,6 +40,9 @@ class IndexReport:
     manifest: Manifest
     skipped: tuple[Fault, ...]
     ignored: dict[str, int]
+    opted_out: tuple[tuple[str, str], ...] = ()
+    """Key of a sample that an opt-out list names, and the kind of the entry."""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class IndexOptions:
     channels: Literal["auto", 1, 3] = "auto"
     name: str | None = None
     licence: str = ""
+    opt_out: tuple[str, ...] = ()
+    """Lists of samples that must not be trained on: files, local or URIs."""
 
 
 def make_index(
@@ -73,7 +80,8 @@ def make_index(
     if Manifest.exists(place) and not overwrite:
         raise DataError(f"{place}: has a {FILE} already; choose to overwrite it, or another place")
     tars_found = _tars(root, options.shards)
-    tasks = [ScanTask(where, name, options.fields, max_pixels) for where, name in tars_found]
+    opt_out = read_lists(options.opt_out)
+    tasks = [ScanTask(where, name, options.fields, max_pixels, opt_out) for where, name in tars_found]
     found = list(run(tasks, Tally(progress, None)))
     for tar in found:
         _leave_out(tar, log, tar.faults)
@@ -86,9 +94,19 @@ def make_index(
             _leave_out(tar, log, [Fault(tar.path, key, "it has no label") for key in bare])
     for name, source in options.fields.columns.items():
         _refuse_other_looks(found, name, source, log)
-    manifest = _written(found, place, root, options, log)
+    removed = Removed()
+    for tar in found:
+        for key, reason in tar.opted_out:
+            removed.add(key, reason)
+    left_out = removed.record(opt_out)
+    if left_out is not None and removed.samples:  # other lists of as many samples give another set
+        keys = "\0".join(key for key, _ in removed.samples)
+        digest = hashlib.sha256(keys.encode()).hexdigest()
+        left_out = left_out.model_copy(update={"keys_sha256": digest})
+    manifest = _written(found, place, root, options, log, left_out)
     ignored = sum((tar.ignored for tar in found), Counter[str]())
-    return IndexReport(manifest, log.faults, dict(sorted(ignored.items())))
+    notes = (NO_URLS,) if opt_out.reads_urls and not any(tar.urls for tar in found) else ()
+    return IndexReport(manifest, log.faults, dict(sorted(ignored.items())), tuple(removed.samples), notes)
 
 
 def _places(folder: str | Path, dest: str | Path | None) -> tuple[str, str]:
@@ -185,7 +203,14 @@ def _columns(
     return columns
 
 
-def _written(found: Sequence[Tar], place: str, root: str, options: IndexOptions, log: FaultLog) -> Manifest:
+def _written(
+    found: Sequence[Tar],
+    place: str,
+    root: str,
+    options: IndexOptions,
+    log: FaultLog,
+    left_out: LeftOut | None,
+) -> Manifest:
     labels, classes = source_files.numbered(
         [sample.row.label for tar in found for sample in tar.samples], options.classes, root
     )
@@ -206,7 +231,8 @@ def _written(found: Sequence[Tar], place: str, root: str, options: IndexOptions,
             shards.append(_save(tar, numbers, place, _image(_size(tar), channels), most, options))
             first = last
         if not shards:
-            raise DataError(f"{root}: no sample that can be used; the first: {log.faults[0]}")
+            first_fault = f"; the first: {log.faults[0]}" if log.faults else ": the opt-out lists name all"
+            raise DataError(f"{root}: no sample that can be used{first_fault}")
         manifest = Manifest(
             name=file_stem(options.name or _name(place)),
             shards=tuple(shards),
@@ -215,6 +241,8 @@ def _written(found: Sequence[Tar], place: str, root: str, options: IndexOptions,
             captions=sum(sample.row.caption is not None for tar in found for sample in tar.samples),
             source=f"WebDataset {_name(root)}",
             licence=options.licence,
+            licences=licences_of(Counter(sample.licence for tar in found for sample in tar.samples)),
+            left_out=left_out,
         )
         manifest = with_columns(manifest, columns, place)
         manifest.save(place)

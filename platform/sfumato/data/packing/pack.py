@@ -20,6 +20,7 @@ from sfumato.data.format.manifest import ImageInfo, Manifest
 from sfumato.data.packing import download
 from sfumato.data.packing.further import with_columns
 from sfumato.data.packing.layout import TRAIN, Layout, ShardPlan, about_channels, file_stem, layout
+from sfumato.data.packing.opt_out import NO_URLS, OptOut, Removed, licences_of, read_lists
 from sfumato.data.packing.recognition import source_named
 from sfumato.data.packing.remote_staging import remote_draft_of
 from sfumato.data.packing.scan import Seen, assumed, needed, survey
@@ -43,6 +44,8 @@ class PackReport:
     skipped: tuple[Fault, ...]
     duplicates: tuple[tuple[str, str, int], ...] = ()
     """Key of a near duplicate that was left out, key of its original, bits in which they differ."""
+    opted_out: tuple[tuple[str, str], ...] = ()
+    """Name of a sample that an opt-out list names, and the kind of the entry."""
     kept: int = 0
     """Shards that an interrupted pack had already finished."""
     filtered: tuple[tuple[str, float], ...] = ()
@@ -66,7 +69,9 @@ class _Pack:
     progress: OnProgress | None
     stage: OnStage
     note: OnNote
+    opt_out: OptOut
     kept: list[int] = field(default_factory=list)
+    removed: Removed = field(default_factory=Removed)
 
     def report(self, draft: Draft) -> PackReport:
         source = self._listed(draft)
@@ -76,13 +81,24 @@ class _Pack:
         plan = layout(source, self.config, seen, self.max_pixels, self.shard_size)
         self._log(plan.faults)
         results = self._packed(source, plan, draft)
+        found = None if self.config.filter is None else len(filtered)
+        left_out = self.removed.record(self.opt_out, len(plan.duplicates), self.config.dedupe, found)
         manifests = {
-            split: self._with_columns(split, manifest, results, draft)
+            split: self._with_columns(
+                split, manifest.model_copy(update={"left_out": left_out}), results, draft
+            )
             for split, manifest in self._manifests(source, results).items()
         }
         draft.put_in_place(manifests)
         pairs = tuple((source.keys[twin.row], source.keys[twin.kept], twin.bits) for twin in plan.duplicates)
-        return PackReport(manifests, self.log.faults, pairs, len(self.kept), filtered)
+        return PackReport(
+            manifests,
+            self.log.faults,
+            pairs,
+            opted_out=tuple(self.removed.samples),
+            kept=len(self.kept),
+            filtered=filtered,
+        )
 
     def _log(self, faults: Sequence[Fault]) -> None:
         for fault in faults:
@@ -104,11 +120,25 @@ class _Pack:
             return assumed(source, self.config)
         self.stage("look")
         tally = Tally(self.progress, len(source.keys))
-        seen, faults = survey(source, self.config, self.max_pixels, self.run, tally)
+        seen, faults = survey(source, self.config, self.max_pixels, self.run, tally, self.opt_out)
         self._log(faults)
         if not seen:
             raise DataError(f"no usable image among {len(source.keys):,}; the first: {faults[0]}")
-        return seen
+        return self._allowed(source, seen)
+
+    def _allowed(self, source: Source, seen: list[Seen]) -> list[Seen]:
+        """What no opt-out list names."""
+        if self.opt_out.reads_urls and not any(one.has_url for one in seen):
+            self.note(NO_URLS)
+        left = []
+        for one in seen:
+            if one.opted_out is None:
+                left.append(one)
+            else:
+                self.removed.add(source.name(one.row), one.opted_out)
+        if not left:
+            raise DataError(f"the opt-out lists leave none of {len(seen):,} images")
+        return left
 
     def _filtered(self, source: Source, seen: list[Seen]) -> tuple[list[Seen], tuple[tuple[str, float], ...]]:
         """What the filter leaves, and the keys of what it found with their scores."""
@@ -189,6 +219,7 @@ class _Pack:
             split=split,
             source=source.description,
             licence=self.config.licence,
+            licences=licences_of(sum((Counter(result.licences) for result in mine), Counter())),
         )
 
 
@@ -222,7 +253,8 @@ def pack(
     log = FaultLog(on_error, max_errors)
     with _draft(str(dest), overwrite) as draft, bombs_refused():
         config = download.local(config, draft.scratch, progress, stage)
-        return _Pack(config, log, max_pixels, shard_size, run, progress, stage, note).report(draft)
+        opt_out = read_lists(config.opt_out)
+        return _Pack(config, log, max_pixels, shard_size, run, progress, stage, note, opt_out).report(draft)
 
 
 @contextmanager

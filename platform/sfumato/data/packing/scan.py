@@ -16,6 +16,7 @@ from PIL import Image
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import Channels, bombs_refused, opened
 from sfumato.data.packing.dedupe import Print, print_of
+from sfumato.data.packing.opt_out import NOTHING, OptOut, url_of
 from sfumato.data.packing.resizing import Encoded, Look, look, upright
 from sfumato.data.packing.source import Source, SourceConfig, as_image
 from sfumato.data.packing.tasks import Runner
@@ -37,6 +38,9 @@ class Seen:
     """The looks of its further images."""
     score: float | None = None
     """Of the filter, if there is one."""
+    opted_out: str | None = None
+    """The kind of the entry of an opt-out list that names it."""
+    has_url: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class _Part:
 
 def needed(config: SourceConfig, source: Source) -> bool:
     """Whether packing has to know each image's size or colour beforehand."""
-    if config.dedupe is not None or config.filter is not None:
+    if config.dedupe is not None or config.filter is not None or config.opt_out:
         return True
     if any(column.kind == "image" and column.channels == "auto" for column in config.columns.values()):
         return True
@@ -57,10 +61,15 @@ def needed(config: SourceConfig, source: Source) -> bool:
 
 
 def survey(
-    source: Source, config: SourceConfig, max_pixels: int, run: Runner, advance: Callable[[int], None]
+    source: Source,
+    config: SourceConfig,
+    max_pixels: int,
+    run: Runner,
+    advance: Callable[[int], None],
+    opt_out: OptOut = NOTHING,
 ) -> tuple[list[Seen], list[Fault]]:
     """Every sample that can be used, and faults for the others, in the order of the source."""
-    prints = config.dedupe is not None
+    prints = config.dedupe is not None or bool(opt_out.prints)
     images = frozenset(name for name, column in config.columns.items() if column.kind == "image")
     tasks = [
         _LookTask(
@@ -70,6 +79,7 @@ def survey(
             prints,
             images,
             config.filter,
+            opt_out,
         )
         for first in range(0, len(source.keys), _ROWS)
     ]
@@ -95,6 +105,7 @@ class _LookTask:
     images: frozenset[str] = frozenset()
     """The further columns that are images."""
     filter: FilterConfig | None = None
+    opt_out: OptOut = NOTHING
 
     def __call__(self) -> Iterator[int | _Part]:
         seen: list[Seen] = []
@@ -121,11 +132,15 @@ class _LookTask:
             for name, value in record.extra.items()
             if name in self.images
         }
-        if not self.prints and self.filter is None:
-            return Seen(self.first + row, found, self.part.mark(row), None, further)
-        decoded = _decoded(image, found, self.max_pixels)
-        bits = print_of(decoded) if self.prints else None
-        return Seen(self.first + row, found, self.part.mark(row), bits, further, self._score(decoded))
+        decoded, bits, score = None, None, None
+        if self.prints or self.filter is not None:
+            decoded = _decoded(image, found, self.max_pixels)
+            bits = print_of(decoded) if self.prints else None
+            score = self._score(decoded)
+        names = (self.part.keys[row], self.part.name(row))
+        reason = self.opt_out.reason(names, image, record.meta, bits) if self.opt_out.lists else None
+        has_url = url_of(record.meta) is not None
+        return Seen(self.first + row, found, self.part.mark(row), bits, further, score, reason, has_url)
 
     def _score(self, picture: Image.Image) -> float | None:
         if self.filter is None:

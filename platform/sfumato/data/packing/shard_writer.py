@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from sfumato.data.format.samples import Fields
 from sfumato.data.format.tar import TarWriter
 from sfumato.data.packing.further import Look, as_fields, info_of, look_of, packed_sources
 from sfumato.data.packing.layout import ShardPlan
+from sfumato.data.packing.opt_out import licence_of
 from sfumato.data.packing.resizing import Encoded, Geometry, Size, look
 from sfumato.data.packing.resizing import Look as Header
 from sfumato.data.packing.source import NO_LABEL, Record, Source, as_image
@@ -41,6 +43,8 @@ class ShardResult:
     faults: tuple[Fault, ...]
     columns: Mapping[str, ColumnInfo] = field(default_factory=dict, hash=False)
     """Its entries for the further columns."""
+    licences: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Samples by the licence in their metadata, the empty name for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,13 @@ class ShardTask:
         faults: list[Fault] = []
         sizes: set[Size] = set()
         looks: dict[str, list[Look]] = {name: [] for name in self.columns}
+        licences = Counter[str]()
         told = count = 0
         with draft.open("wb") as file, bombs_refused():
             tar = TarWriter(file)
             for row, key in enumerate(self.part.keys):
                 try:
-                    sizes.add(self._add(tar, row, key, looks))
+                    sizes.add(self._add(tar, row, key, looks, licences))
                     count += 1
                 except ImageFault as fault:
                     faults.append(Fault(self.part.description, self.part.name(row), str(fault)))
@@ -105,9 +110,12 @@ class ShardTask:
         columns = {
             name: found for name, source in self.columns.items() if (found := info_of(source, looks[name]))
         }
-        return ShardResult(self.plan, info, len(built) - built.captions.null_count, tuple(faults), columns)
+        captions = len(built) - built.captions.null_count
+        return ShardResult(self.plan, info, captions, tuple(faults), columns, dict(licences))
 
-    def _add(self, tar: TarWriter, row: int, key: str, looks: dict[str, list[Look]]) -> Size:
+    def _add(
+        self, tar: TarWriter, row: int, key: str, looks: dict[str, list[Look]], licences: Counter[str]
+    ) -> Size:
         record = self.part.read(row)
         extension, data, size = self.plan.geometry.encode(record.image, key)
         members, fields, found = self._further(key, record, looks)
@@ -125,6 +133,7 @@ class ShardTask:
             tar.add(f"{key}.json", said.encode("utf-8", "replace"))
         for name, one in found.items():
             looks[name].append(one)
+        licences[licence_of(record.meta)] += 1
         return size
 
     def _further(

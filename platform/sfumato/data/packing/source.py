@@ -171,6 +171,12 @@ class SourceConfig(Component, ABC):
         description="Share of the samples, chosen by a hash of their keys, that goes into a separate "
         "data set: DEST/train and DEST/val.",
     )
+    opt_out: Words = Field(
+        (),
+        exclude_if=lambda value: not value,
+        description="Lists of samples that must not be trained on, by key, checksum, perceptual hash or "
+        "address: files, local or URIs. The manifest records them.",
+    )
     dedupe: int | None = Field(
         None,
         ge=0,

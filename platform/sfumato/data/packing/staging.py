@@ -30,6 +30,7 @@ from sfumato.errors import DataError
 
 _FAULTS = TypeAdapter(tuple[Fault, ...])
 _COLUMNS = TypeAdapter(dict[str, ColumnInfo])
+_LICENCES = TypeAdapter(dict[str, int])
 TAKEN = "exists and is not a packed data set; choose another place"
 HOLDS_ONE = "already holds a data set; choose another place, or overwrite it"
 
@@ -67,6 +68,7 @@ def written(result: ShardResult) -> bytes:
         "captions": result.captions,
         "faults": _FAULTS.dump_python(result.faults, mode="json"),
         "columns": _COLUMNS.dump_python(dict(result.columns), mode="json"),
+        "licences": dict(result.licences),
     }
     return json.dumps(content).encode()
 
@@ -80,7 +82,8 @@ def understood(record: bytes, plan: ShardPlan) -> ShardResult | None:
         info = None if content["info"] is None else ShardInfo.model_validate(content["info"])
         faults = _FAULTS.validate_python(content["faults"])
         columns = _COLUMNS.validate_python(content["columns"])
-        return ShardResult(plan, info, int(content["captions"]), faults, columns)
+        licences = _LICENCES.validate_python(content["licences"])
+        return ShardResult(plan, info, int(content["captions"]), faults, columns, licences)
     except (ValueError, KeyError, TypeError, ValidationError):
         return None
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sfumato.data.format.faults import Fault, ImageFault
-from sfumato.data.format.images import bombs_refused, packed_look
-from sfumato.data.format.manifest import file_digest
+from sfumato.data.format.images import bombs_refused, decoded, packed_look
+from sfumato.data.format.manifest import ImageInfo, file_digest
 from sfumato.data.format.samples import Fields, Row, SampleReader
 from sfumato.data.format.tar import Member
+from sfumato.data.packing.dedupe import print_of_pixels
 from sfumato.data.packing.further import Look, look_of, look_of_member
+from sfumato.data.packing.opt_out import OptOut, licence_of, url_of
 from sfumato.data.storage.filesystems import above, below
 from sfumato.data.storage.read import local_copy
 
@@ -27,6 +29,8 @@ class Sample(NamedTuple):
     grey: bool
     looks: Mapping[str, Look]
     """The looks of its further columns."""
+    licence: str = ""
+    """The licence in its metadata."""
 
 
 @dataclass
@@ -39,6 +43,10 @@ class Tar:
     samples: list[Sample] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    opted_out: list[tuple[str, str]] = field(default_factory=list)
+    """Key of a sample that an opt-out list names, and the kind of the entry."""
+    urls: int = 0
+    """How many samples have an address in their metadata."""
 
     @property
     def name(self) -> str:
@@ -51,6 +59,7 @@ class ScanTask:
     name: str
     fields: Fields
     max_pixels: int
+    opt_out: OptOut = field(default_factory=OptOut)
 
     def __call__(self) -> Iterator[int | Tar]:
         where = below(self.folder, self.name)
@@ -74,14 +83,22 @@ class ScanTask:
                     continue
 
                 try:
-                    width, height, grey = packed_look(read(row.image), self.max_pixels)
+                    image = read(row.image)
+                    width, height, grey = packed_look(image, self.max_pixels)
+                    result.urls += url_of(row.meta) is not None
+                    if (reason := self._opted_out(row, image, grey)) is not None:
+                        result.opted_out.append((row.key, reason))
+                        continue
                     looks = {
                         name: look_of_member(name, self.fields.columns[name], read(value), self.max_pixels)
                         if isinstance(value, Member)
                         else look_of(name, self.fields.columns[name], value)
                         for name, value in row.extra.items()
                     }
-                    result.samples.append(Sample(row._replace(meta=None), (width, height), grey, looks))
+                    sample = Sample(
+                        row._replace(meta=None), (width, height), grey, looks, licence_of(row.meta)
+                    )
+                    result.samples.append(sample)
                 except ImageFault as fault:
                     result.faults.append(Fault(where, row.key, str(fault)))
                 if count - told >= _TELL:
@@ -89,3 +106,14 @@ class ScanTask:
                     told = count
         result.ignored = reader.ignored
         yield count - told
+
+    def _opted_out(self, row: Row, image: bytes, grey: bool) -> str | None:
+        """The kind of the entry of an opt-out list that names the sample. Raises ImageFault."""
+        if not self.opt_out.lists:
+            return None
+        seen = None
+        if self.opt_out.prints:
+            width, height, _ = packed_look(image, self.max_pixels)
+            look = ImageInfo(channels=1 if grey else 3, height=height, width=width)
+            seen = print_of_pixels(decoded(image, look))
+        return self.opt_out.reason((row.key,), image, row.meta, seen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from sfumato.data.format.samples import PICKLES, Fields
 from sfumato.data.inspection import contact_sheet, described, inspect
 from sfumato.data.order import class_mixing
 from sfumato.data.packing.index_existing import IndexOptions, make_index
+from sfumato.data.tracing import Query, find
 from sfumato.data.verification import check
 from sfumato.errors import ConfigError, DataError
 from sfumato.runtime.cluster.pool import Pool
+from sfumato.runtime.commands.pack import tell_opted_out
 from sfumato.runtime.runs.display import Display
 
 _LISTED = 50
@@ -53,6 +55,9 @@ def index(
     manifest = report.manifest
     for fault in report.skipped[:_LISTED]:
         display.note(f"left out {fault}")
+    tell_opted_out(report.opted_out, display)
+    for note in report.notes:
+        display.note(note)
     for extension, count in report.ignored.items():
         pickled = extension.rpartition(".")[2] in PICKLES
         why = "never read, as unpickling runs code" if pickled else "not used"
@@ -73,8 +78,43 @@ def index(
         "digest": manifest.digest,
         "warnings": [] if unmixed is None else [unmixed],
         "ignored": report.ignored,
+        "opted_out": [{"left_out": key, "reason": reason} for key, reason in report.opted_out],
+        "licences": dict(manifest.licences),
         "skipped": [str(fault) for fault in report.skipped],
     }
+
+
+def trace(
+    image: Path, places: Sequence[str], *, bits: int, workers: int | None, display: Display
+) -> dict[str, Any]:
+    """Where an image or near copies of it are among data sets, and its entries for opt-out lists."""
+    query = Query.of(image)
+    found: list[dict[str, Any]] = []
+    looked = 0
+    for place in places:
+        display.stage(f"trace {place}")
+        with Pool(workers) as pool:
+            matches, samples = find(query, place, bits=bits, run=pool, progress=display.update)
+        looked += samples
+        found += [match.told(place) for match in matches]
+        display.done(f"{len(matches):,} of {samples:,} images")
+    entries = [f"sha256 {query.sha256}", f"phash {query.phash}"]
+    return {"image": str(image), "entries": entries, "looked_at": looked, "found": found}
+
+
+def trace_text(report: Mapping[str, Any]) -> str:
+    """The entries of the image, then a line for each match, the nearest first."""
+    lines = list(report["entries"])
+    for match in report["found"]:
+        exact = "the same pixels" if match["same_pixels"] else f"{match['bits']} bits differ"
+        how = f" ({match['as']})" if match["as"] != "whole" else ""
+        lines.append(
+            f"{match['data']}: {match['key']} in {match['shard']}: {exact}, colours differ by "
+            f"{match['difference']:.1f}{how}"
+        )
+    if report["looked_at"] and not report["found"]:
+        lines.append(f"not among {report['looked_at']:,} images")
+    return "\n".join(lines)
 
 
 def _fields(given: Mapping[str, Any]) -> Fields:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,7 +20,7 @@ from sfumato.data.packing.recognition import kind_of, place_of
 from sfumato.data.packing.source import SourceConfig
 from sfumato.data.packing.sources import SOURCES
 from sfumato.data.storage.filesystems import below
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, DataError
 from sfumato.runtime.cluster.pool import Pool
 from sfumato.runtime.runs.display import Display
 
@@ -36,8 +39,12 @@ def pack(
     max_pixels: int = MAX_PIXELS,
     shard_size: int | None = None,
     workers: int | None = 1,
+    left_out: Path | None = None,
 ) -> dict[str, Any]:
-    """Pack `digits` or the source at a path; returns the outcome as plain data."""
+    """Pack `digits` or the source at a path; returns the outcome as plain data.
+
+    `left_out` is a file for a list of what opt-out lists and the removal of duplicates left out.
+    """
     settings = _source(source, options)
     with Pool(workers) as pool:
         report = packs.pack(
@@ -54,6 +61,8 @@ def pack(
             run=pool,
         )
     _tell(report, display)
+    if left_out is not None:
+        write_left_out(left_out, report)
     whole = report.manifest
     return {
         "folder": dest,
@@ -68,6 +77,8 @@ def pack(
         "duplicates": [{"left_out": a, "kept": b, "bits": bits} for a, b, bits in report.duplicates],
         "filtered": [{"left_out": key, "score": score} for key, score in report.filtered],
         "kept_shards": report.kept,
+        "opted_out": [{"left_out": name, "reason": reason} for name, reason in report.opted_out],
+        "licences": dict(whole.licences),
         "skipped": [str(fault) for fault in report.skipped],
     }
 
@@ -85,11 +96,38 @@ def _tell(report: PackReport, display: Display) -> None:
         display.note(f"left out {key}: the filter scores it {score:.2f}")
     if len(report.filtered) > _LISTED:
         display.note(f"and {len(report.filtered) - _LISTED:,} more that it finds (--json lists all)")
+    tell_opted_out(report.opted_out, display)
     if report.kept:
         display.note(f"{report.kept} shards were finished before")
     for split, manifest in report.manifests.items():
         into = f" in {split}" if split else ""
         display.done(f"{manifest.samples:,} images, {len(manifest.shards)} shards{into}")
+
+
+def tell_opted_out(opted_out: Sequence[tuple[str, str]], display: Display) -> None:
+    """How many samples opt-out lists left out, and the first."""
+    counts = Counter(reason for _, reason in opted_out)
+    if counts:
+        said = ", ".join(f"{count:,} by {reason}" for reason, count in sorted(counts.items()))
+        display.note(f"opt-out lists left out {said}; the first: {opted_out[0][0]}")
+
+
+def write_left_out(path: Path, report: PackReport) -> None:
+    """A JSON line for each sample that was left out: its name, why, and of a near duplicate its original.
+
+    Raises DataError for a file that cannot be written.
+    """
+    rows: list[dict[str, Any]] = [{"left_out": name, "reason": reason} for name, reason in report.opted_out]
+    rows += [{"left_out": key, "reason": "filter", "score": score} for key, score in report.filtered]
+    rows += [
+        {"left_out": key, "reason": "near duplicate", "kept": kept, "bits": bits}
+        for key, kept, bits in report.duplicates
+    ]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _split(dest: str, split: str, manifest: Manifest) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from sfumato.data.format.faults import OnError
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing import pack as packing
 from sfumato.data.packing.layout import TRAIN, VAL
+from sfumato.data.packing.opt_out import read_lists
 from sfumato.data.packing.source import SourceConfig
 from sfumato.data.packing.source_files import state
 from sfumato.data.packing.sources import SOURCES
@@ -43,7 +44,14 @@ class PackStage(StageSettings):
     def identity(self, place: PipelinePlace) -> dict[str, Any]:
         """The source's settings, and names, sizes and times of its files."""
         settings = self.model_dump(mode="json", exclude={"kind", "needs", "dest"})
-        return {"pack": settings, "dest": place.path(self.dest), "files": _files(self._source(place))}
+        found: dict[str, Any] = {
+            "pack": settings,
+            "dest": place.path(self.dest),
+            "files": _files(self._source(place)),
+        }
+        if lists := read_lists(self._source(place).opt_out).lists:
+            found["opt_out"] = [one.sha256 for one in lists]
+        return found
 
     def in_place(self, outputs: Outputs, place: PipelinePlace) -> bool:
         before: str = outputs["digest"]
@@ -84,10 +92,11 @@ class PackStage(StageSettings):
         return _outputs(data, adopted=False)
 
     def _source(self, place: PipelinePlace) -> SourceConfig:
-        path = getattr(self.source, "path", None)
-        if path is None:
-            return self.source
-        return self.source.model_copy(update={"path": str(place.root / Path(path).expanduser())})
+        lists = tuple(one if "://" in one else str(place.root / one) for one in self.source.opt_out)
+        changes: dict[str, Any] = {"opt_out": lists} if lists else {}
+        if (path := getattr(self.source, "path", None)) is not None:
+            changes["path"] = str(place.root / Path(path).expanduser())
+        return self.source.model_copy(update=changes)
 
 
 def _outputs(data: Path, *, adopted: bool) -> Outputs:
