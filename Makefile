@@ -19,7 +19,7 @@ INPUTS := pyproject.toml constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval check-features check-filter check-intervals bench-memory bench-options bench-sampling bench-train bench-watermark stack-up stack-down image-test format clean
+.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval check-features check-filter check-intervals bench-memorisation bench-memory bench-options bench-sampling bench-train bench-watermark stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ check-filter: $(VENV)/.dev ## How often the filter finds something in innocent i
 
 check-intervals: $(VENV)/.dev ## Coverage of every interval and size of every test by simulation (an hour; ARGS="--only kid")
 	@PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/evaluation/check_intervals.py $(ARGS)
+
+bench-memorisation: $(VENV)/.dev ## Are repeated images learned by heart and noticed? (ARGS="--images N")
+	@$(BIN)/python tests/benchmarks/evaluation/memorisation.py $(ARGS)
 
 bench-memory: $(VENV)/.dev ## Bytes that a rank holds of a network under ddp, fsdp and zero3
 	@$(BIN)/python tests/benchmarks/memory/bench_memory.py $(ARGS)

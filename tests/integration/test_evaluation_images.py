@@ -266,7 +266,7 @@ def test_held_out_images_that_do_not_help_are_refused(digits_data: Path, cache: 
         run(small(tmp_path / "few"))
     with pytest.raises(DataError, match="the held-out images are 9x9 grey images but the reference"):
         run(small(tmp_path / "large", (9, 9)))
-    with pytest.raises(ConfigError, match="held_out is read by metric memorisation alone: add it to"):
+    with pytest.raises(ConfigError, match="held_out is read by metrics on memorisation"):
         run(digits_data, metrics="fd")
     assert not (tmp_path / "out").exists()
 

@@ -124,6 +124,8 @@ class MetricInput(ABC):
     name: ClassVar[str]
     of_source: ClassVar[bool] = True
     """Whether what is evaluated gives it; otherwise the settings or the reference do."""
+    reads_held_out: ClassVar[bool] = False
+    """Whether it reads the images of `evaluate.held_out`, if there are any."""
 
     def given_by(self, source: SampleSource) -> bool:
         """Whether what is evaluated can give it."""
@@ -209,6 +211,7 @@ class HeldOut(MetricInput):
 
     name = "held_out"
     of_source = False
+    reads_held_out = True
 
     def __init__(self, least: Callable[[MetricOptions], int]) -> None:
         self._least = least

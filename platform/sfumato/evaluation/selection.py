@@ -15,7 +15,7 @@ from sfumato.errors import ConfigError
 from sfumato.evaluation.config import AUTO, EvaluateSettings
 from sfumato.evaluation.features import all_features, own_features
 from sfumato.evaluation.features.extractor import FeatureKind, HasDimension
-from sfumato.evaluation.metric_inputs import HeldOut, MetricInput
+from sfumato.evaluation.metric_inputs import MetricInput
 from sfumato.evaluation.metrics import all_metrics, all_pair_metrics, own_metric
 from sfumato.evaluation.metrics.likelihood import Likelihood, chooses_by_training
 from sfumato.evaluation.metrics.metric import Metric, MetricOptions, PairMetric, reported_name
@@ -63,8 +63,11 @@ def problems(settings: EvaluateSettings, data: DataSpec, images: int | None = No
     for name in _pair_names(settings, data, ANYTHING):
         found += pair_metric_of(name).problems(data)
     wanted = [each for name in _metric_names(settings, data, ANYTHING) for each in metric_of(name).inputs]
-    if settings.held_out is not None and not any(isinstance(each, HeldOut) for each in wanted):
-        found.append("evaluate.held_out is read by metric memorisation alone: add it to evaluate.metrics")
+    if settings.held_out is not None and not any(each.reads_held_out for each in wanted):
+        found.append(
+            "evaluate.held_out is read by metrics on memorisation (memorisation, extraction): add one to "
+            "evaluate.metrics"
+        )
     if settings.likelihood_on is not None and not any(isinstance(each, Likelihood) for each in wanted):
         found.append("evaluate.likelihood_on is read by bits_per_dim alone: add it to evaluate.metrics")
     return found + _during_problems(settings, data, kinds, images)

@@ -89,7 +89,7 @@ def test_references_are_found_and_filled_in_at_any_depth() -> None:
 )
 def test_conditions(text: str, value: float, holds: bool) -> None:
     condition = Condition.parse(text)
-    assert (condition.failure({condition.metric: value}) is None) == holds
+    assert (condition.failure({condition.metric: value}, {}) is None) == holds
 
 
 @pytest.mark.parametrize(

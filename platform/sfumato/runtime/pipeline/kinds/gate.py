@@ -40,7 +40,9 @@ class GateStage(StageSettings):
     model: str = Field(min_length=1, description="The model folder that was measured: ${stage.model}.")
     name: str = Field(min_length=1, description="The registered model whose champion it is compared with.")
     require: tuple[str, ...] = Field(
-        (), description="Conditions such as `fd_classifier < 1.0`, with < <= > >=; all must hold."
+        (),
+        description="Conditions such as `fd_classifier < 1.0`, with < <= > >=; all must hold. "
+        "`extraction.high < 0.01` is on the upper end of the figure's interval, `.low` on the lower.",
     )
     better: tuple[str, ...] = Field(
         (), description="Metrics in which a new champion has to be better; without any, none is replaced."
@@ -72,7 +74,8 @@ class GateStage(StageSettings):
     def perform(self, work: Work) -> Outputs:
         report = read_report(Path(self.report))
         self._known(report)
-        failed = [line for text in self.require if (line := Condition.parse(text).failure(report.metrics))]
+        conditions = [Condition.parse(text) for text in self.require]
+        failed = [line for each in conditions if (line := each.failure(report.metrics, report.intervals))]
         if failed:
             raise GateClosed(f"not good enough: {'; '.join(failed)}")
         champion = self._champion(work.place)
@@ -109,9 +112,11 @@ class GateStage(StageSettings):
             if name not in report.fit:
                 fix = "evaluate with other evaluate.features or more samples"
                 raise ConfigError(weakness.refusal("gate", name, report.marks[name], fix=fix))
-        if missing := [name for name in self.better if name not in report.intervals]:
+        ends = [each.metric for each in map(Condition.parse, self.require) if each.end]
+        if missing := [name for name in (*self.better, *ends) if name not in report.intervals]:
+            field = "better" if missing[0] in self.better else "require"
             raise ConfigError(
-                f"better: {missing[0]} has no confidence interval in the report, so a difference could be "
+                f"{field}: {missing[0]} has no confidence interval in the report, so a difference could be "
                 "chance; evaluate with evaluate.interval.enabled, or leave it out"
             )
 
