@@ -20,6 +20,7 @@ from sfumato import __version__
 from sfumato.cli import (
     compare,
     data,
+    detector,
     ema,
     jobs,
     machine,
@@ -49,6 +50,8 @@ _COMMANDS = (
     compare.compare,
     models.sample,
     models.export,
+    models.card,
+    models.membership,
     ema.ema,
     data.pack,
     precompute.precompute,
@@ -56,7 +59,7 @@ _COMMANDS = (
     machine.ui,
     machine.doctor,
 )
-_GROUPS = (recipes.app, data.app, provenance.app, jobs.app)
+_GROUPS = (recipes.app, data.app, detector.app, provenance.app, jobs.app)
 for _command in _COMMANDS:
     app.command()(_command)
 for _group in _GROUPS:

@@ -9,7 +9,7 @@ import typer
 
 from sfumato.cli.arguments import AsJson, open_display, pairs, show
 
-app = typer.Typer(name="data", help="Index, inspect and verify data sets.", no_args_is_help=True)
+app = typer.Typer(name="data", help="Index, inspect, verify and search data sets.", no_args_is_help=True)
 
 Workers = Annotated[
     int | None,
@@ -19,6 +19,15 @@ OnFault = Annotated[
     Literal["fail", "skip"], typer.Option(help="What to do with an image that cannot be used.")
 ]
 MaxErrors = Annotated[int, typer.Option(min=0, help="With skip: stop after more than this many.")]
+OptOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        help="List of samples to leave out: lines `key K`, `sha256 HEX`, `phash HEX` or `url PATTERN`. "
+        "May be repeated.",
+        show_default=False,
+    ),
+]
 Place = Annotated[str, typer.Argument(metavar="PATH", help="Folder or URI with manifest.json.")]
 
 
@@ -57,7 +66,11 @@ def pack(
     dedupe: Annotated[
         int | None,
         typer.Option(
-            min=0, max=16, help="Drop near duplicates: perceptual hashes differing in at most this many bits."
+            "--dedupe",
+            "--deduplicate",
+            min=0,
+            max=16,
+            help="Drop near duplicates: perceptual hashes differing in at most this many bits.",
         ),
     ] = None,
     screen: Annotated[
@@ -67,6 +80,11 @@ def pack(
             metavar="KIND[=SCORE]",
             help="Leave out images that a classifier finds, for example open_nsfw=0.8, and list them.",
         ),
+    ] = None,
+    opt_out: OptOut = None,
+    left_out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a JSON line for each sample that was left out, and why."),
     ] = None,
     on_error: OnFault = "fail",
     max_errors: MaxErrors = 100,
@@ -83,6 +101,7 @@ def pack(
     from sfumato.runtime.commands import pack
 
     short: dict[str, Any] = {"size": size, "val": val, "dedupe": dedupe, "filter": _filter(screen)}
+    short["opt_out"] = tuple(opt_out or ()) or None
     short = {key: value for key, value in short.items() if value is not None}
     with open_display() as display:
         report = pack.pack(
@@ -94,6 +113,7 @@ def pack(
             overwrite=overwrite,
             shard_size=shard_size,
             workers=workers,
+            left_out=left_out,
             display=display,
         )
     show(report, as_json, f"{report['samples']:,} images in {dest}")
@@ -133,6 +153,7 @@ def index(
     channels: Annotated[Literal["auto", "1", "3"], typer.Option(help="1 grey, 3 RGB.")] = "auto",
     name: Annotated[str | None, typer.Option(help="Name of the data set. Default: the folder's.")] = None,
     licence: Annotated[str, typer.Option(help="Terms of use of the images.")] = "",
+    opt_out: OptOut = None,
     on_error: OnFault = "fail",
     max_errors: MaxErrors = 100,
     workers: Workers = None,
@@ -147,6 +168,7 @@ def index(
         "channels": channels if channels == "auto" else int(channels),
         "name": name,
         "licence": licence,
+        "opt_out": tuple(opt_out or ()),
     }
     with open_display() as display:
         report = data_sets.index(
@@ -198,3 +220,49 @@ def verify(
     show(report, as_json, f"{bad:,} problems found" if bad else f"all {report['samples']:,} images are good")
     if bad:
         raise typer.Exit(1)
+
+
+@app.command()
+def trace(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.", show_default=False)],
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA]...",
+            help="Data sets to search: folders or URIs with manifest.json.",
+            show_default=False,
+        ),
+    ] = None,
+    bits: Annotated[
+        int, typer.Option(min=0, max=16, help="Bits in which perceptual hashes of near copies may differ.")
+    ] = 6,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find an image and near copies of it in data sets, and print its entries for opt-out lists.
+
+    Exits with 0 if it was found and 1 if it was not, as grep does. Without DATA it prints the entries alone.
+    """
+    from sfumato.runtime.commands import data_sets
+
+    with open_display() as display:
+        report = data_sets.trace(image, places or (), bits=bits, workers=workers, display=display)
+    show(report, as_json, data_sets.trace_text(report))
+    if places and not report["found"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def subset(
+    path: Place,
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="New folder.", show_default=False)],
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the samples to keep.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another part.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make a random part of a data set a set of its own, by links, for the shadow runs of `membership`."""
+    from sfumato.data.packing.subset import subset as make
+
+    manifest = make(path, dest, share=share, seed=seed)
+    report = {"folder": str(dest), "samples": manifest.samples, "digest": manifest.digest}
+    show(report, as_json, f"{manifest.samples:,} images in {dest}")

@@ -1,4 +1,4 @@
-"""Commands on a trained model: draw images, export."""
+"""Commands on a trained model: draw images, export, describe."""
 
 from __future__ import annotations
 
@@ -161,3 +161,52 @@ def export(
             display=display,
         )
     show({"folder": str(dest), "format": kind}, as_json, str(dest))
+
+
+def card(
+    run: RunName,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write README.md and card.json here.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the model card: data, recipe, compute, figures with intervals, and known limits."""
+    from sfumato.runtime.commands import card
+
+    text, facts = card.card(run, out=out, root=Path.cwd())
+    show(facts, as_json, text)
+
+
+def membership(
+    run: RunName,
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA...",
+            help="Images of which some were trained on and some were not, such as its train and val parts.",
+            show_default=False,
+        ),
+    ],
+    shadow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN",
+            help="Run of the same recipe on another part of the same images (`sfumato data subset`); may be "
+            "repeated: four or more.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws of a likelihood bound.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for membership.json and roc.png.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try to tell which images a run was trained on: AUROC, and true positives at few false ones."""
+    from sfumato.runtime.commands import membership as commands
+
+    with open_display() as display:
+        report = commands.infer(
+            run, data, shadows=shadow or (), seed=seed, out=out, root=Path.cwd(), display=display
+        )
+    show(report, as_json, commands.text_of(report))
