@@ -49,6 +49,7 @@ torch.set_num_threads(1)
 _LONGEST = (
     "ray",
     "tests/integration/test_jobs.py",
+    "tests/integration/test_train_failures.py",
     "tests/e2e/test_digits.py",
     "parity of",
     "tests/parity/",

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +26,15 @@ from train_runs import (
 from waiting import wait_for
 
 
-@pytest.mark.usefixtures("ray_local")
-def test_a_lost_worker_changes_no_bit(
-    digits_data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    sfumato_here: Callable[..., tuple[int, str, str]],
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_lost_worker_changes_no_bit(digits_data: Path, tmp_path: Path) -> None:
     short: dict[str, Any] = {"images": 6_400, "checkpoint": {"every": 640}}
     calm = reference(tmp_path, digits_data, **short)
-    recipe = str(write_recipe(tmp_path, digits_data, train=short, data={"read_tasks": 1}))
-    here, over = psutil.Process(), threading.Event()
-    earlier = {worker.pid for worker in workers(here)}
-
-    def kill() -> None:
-        wait_for("a checkpoint", lambda: over.is_set() or newest(tmp_path))
-        next(worker for worker in workers(here) if worker.pid not in earlier).kill()
-
-    killing = threading.Thread(target=kill)
-    killing.start()
-    status, _, said = sfumato_here("train", recipe)
-    over.set()
-    killing.join()
-    assert status == 0, said
+    recipe = str(write_recipe(tmp_path, digits_data, train=short))
+    with sfumato(tmp_path, "train", recipe) as process:
+        wait_for("a checkpoint", lambda: newest(tmp_path) >= 1_280, process=process)
+        workers(process)[0].send_signal(signal.SIGKILL)
+        _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, said
     assert "training resumes from the checkpoint at" in said and "Traceback" not in said
     assert_model_is(tmp_path, calm)
 
