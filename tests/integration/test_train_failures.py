@@ -40,6 +40,28 @@ def test_a_lost_worker_changes_no_bit(digits_data: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("part", ["gcs_server", "DashboardAgent", "raylet/raylet"])
+def test_a_part_of_the_cluster_is_killed_and_the_command_says_so(
+    part: str, digits_data: Path, tmp_path: Path
+) -> None:
+    """Ray's core ends the process after some of these; it is spoken for all the same, in one line."""
+    recipe = str(write_recipe(tmp_path, digits_data, train={"images": 4_000_000}))
+    with sfumato(tmp_path, "train", recipe) as process:
+        wait_for("a checkpoint", lambda: newest(tmp_path) >= 2_000, process=process)
+        below = psutil.Process(process.pid).children(recursive=True)
+        process.left.extend(below)  # type: ignore[attr-defined]
+        next(child for child in below if part in " ".join(child.cmdline())).kill()
+        _, said = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 1, said
+        lines = [line for line in said.splitlines() if "error:" in line]
+        assert len(lines) == 1 and "under" in lines[0] and "same command resumes" in lines[0], said
+        assert "Traceback" not in said and "defect" not in said
+        psutil.wait_procs(below, timeout=120)
+        assert not [child for child in below if child.is_running()], "nothing of the cluster stays behind"
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_a_lost_driver_and_ctrl_c_change_no_bit(digits_data: Path, tmp_path: Path) -> None:
     calm = reference(tmp_path, digits_data)

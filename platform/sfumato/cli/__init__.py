@@ -32,7 +32,9 @@ from sfumato.cli import (
     tune,
 )
 from sfumato.cli.plain_help import PlainGroup
+from sfumato.core.drafts import result_of
 from sfumato.errors import Interrupted, SfumatoError
+from sfumato.runtime.cluster import terminate
 
 app = typer.Typer(
     name="sfumato",
@@ -76,8 +78,19 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-"""A full, read-only or failing disk, a folder that is not ours: nothing that we do wrong."""
+_ROOM, _RIGHTS = (
+    "make room there, or write elsewhere",
+    "choose another place, or change the rights of this one",
+)
+_OF_THE_MACHINE = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: _RIGHTS,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EIO: "is the disk failing?",
+}
+"""A full, read-only or failing disk, a folder that is not ours: nothing that we do wrong, and what helps."""
 
 
 def main() -> NoReturn:
@@ -85,14 +98,16 @@ def main() -> NoReturn:
     # A recipe may name the user's own family, defined next to it; Ray passes the path to its workers.
     sys.path.append(os.getcwd())
     try:
-        status = app(standalone_mode=False)  # an exit status where typer ended the command itself
+        with terminate.like_ctrl_c():
+            status = app(standalone_mode=False)  # an exit status where typer ended the command itself
     except SfumatoError as error:
         _complain(str(error))
         sys.exit(error.exit_status)
     except OSError as error:
         if os.environ.get("SFUMATO_DEBUG") or error.errno not in _OF_THE_MACHINE:
             _end_of_a_defect(error)
-        _complain(f"{error.filename or 'a file that was to be written'}: {error.strerror}")
+        file = result_of(str(error.filename or "a file that was to be written"))
+        _complain(f"{file}: {error.strerror}; {_OF_THE_MACHINE[error.errno]}")
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the end of the process, which says what it was
         if isinstance(error, _UsageError):

@@ -13,6 +13,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.components import OneOf, read
 from sfumato.core.config import Config, Neutral
 from sfumato.errors import ConfigError
+from sfumato.evaluation.collapse_limits import CollapseLimits
 from sfumato.evaluation.early_stopping import BestSettings, EarlyStopSettings
 from sfumato.evaluation.metric_inputs import MetricInput
 from sfumato.evaluation.metric_options import MetricSettings
@@ -113,6 +114,9 @@ class EvaluateSettings(Config):
     )
     early_stop: Neutral[EarlyStopSettings | None] = Field(
         None, description="When to end training because the figure no longer improves."
+    )
+    collapse: Neutral[CollapseLimits | None] = Field(
+        None, description="Limits beyond which these evaluations warn of mode collapse; null: no warning."
     )
     accept_weak_features: bool = Field(
         False,

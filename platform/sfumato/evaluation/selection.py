@@ -164,6 +164,19 @@ def _during_problems(
         figures = _figures(settings, data, kinds)
         found += unknown_names(f"evaluate.{field}.metric", [choice.metric], figures)
         found += _weak(f"evaluate.{field}.metric", choice.metric, figures, settings, data, images)
+    return found + _collapse_problems(settings, data, kinds)
+
+
+def _collapse_problems(settings: EvaluateSettings, data: DataSpec, kinds: Sequence[FeatureKind]) -> list[str]:
+    if settings.collapse is None:
+        return []
+    found = []
+    if settings.every is None:
+        found.append("evaluate.collapse needs evaluations in training: set evaluate.every to images")
+    watched = settings.collapse.watched
+    if not any(name.startswith(tuple(watched)) for name in _figures(settings, data, kinds)):
+        names = ", ".join(watched) or "nothing"
+        found.append(f"evaluate.collapse watches {names}: add one of the figures to evaluate.metrics")
     return found
 
 

@@ -65,6 +65,8 @@ class TrackingStore:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        # It prints the address of every run that ends, among a command's results.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
         from sqlalchemy.exc import DatabaseError
 
@@ -100,9 +102,19 @@ class TrackingStore:
                     f"tracking: cannot make {self.database.parent} ({error.strerror}): "
                     "choose a folder that you may write to, or set tracking.uri"
                 ) from error
+            self._check_writable(self.database)
         client = self.client()
         self.reach(client.search_experiments)
         return client
+
+    def _check_writable(self, database: Path) -> None:
+        """SQLite writes its journal beside the file. Raises ConfigError."""
+        for place in (database.parent, database):
+            if place.exists() and not os.access(place, os.W_OK, effective_ids=True):
+                raise ConfigError(
+                    f"tracking: {place} is read-only for this user: change its rights, set tracking.uri to "
+                    "another store, or do without with tracking.enabled=false"
+                )
 
     def reach(self, call: Callable[[], _Result], *, seconds: float = 15.0) -> _Result:
         """The call's result, with retries for a while; an unreachable store gives one clear line."""
@@ -114,7 +126,7 @@ class TrackingStore:
                 return call()
             except MlflowException as error:
                 if is_permanent(error) or time.monotonic() > end:
-                    reason = clean_uri(str(error).splitlines()[0])[:200]
+                    reason = clean_uri(_reason(str(error)))[:200]
                     if self.database is not None:
                         raise SfumatoError(self._unusable(reason)) from error
                     raise SfumatoError(
@@ -161,6 +173,12 @@ class TrackingStore:
                 f"choose another name, or restore it (mlflow experiments restore -x {found.experiment_id})"
             )
         return str(found.experiment_id)
+
+
+def _reason(text: str) -> str:
+    """What a database said, without what SQLAlchemy and MLflow put around it; else the first line."""
+    said = re.search(r"\(\w+\.\w*(?:Error|Exception)\) (.+)", text)
+    return said[1] if said else text.splitlines()[0]
 
 
 def is_permanent(error: Exception) -> bool:

@@ -67,7 +67,7 @@ class PreviewConditions(Config):
 class TrainSettings(Config):
     """How long to train, on which batches, at which precision. All intervals are in images seen."""
 
-    images: int = Field(..., gt=0, description="Total images to train on; rounded up to whole steps.")
+    images: int = Field(..., gt=0, description="Total images to train on; rounded up to whole batches.")
     batch: int = Field(128, gt=0, description="Global batch: rows of one optimizer step over all ranks.")
     micro_batch: int | None = Field(
         None,

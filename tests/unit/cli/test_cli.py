@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,13 @@ import pytest
 import repository
 import yaml
 from PIL import Image
+from tiny_recipe import write_tiny_recipe
+from without_rights import as_ordinary_user
 
 from sfumato import cli
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.sources.folder import FolderSource
+from sfumato.errors import DataError
 
 DIGITS = str(repository.DIGITS)
 
@@ -89,8 +95,28 @@ def test_pack_a_folder_and_again(terminal: Terminal) -> None:
     assert status == 0
     report = json.loads(out)
     assert (report["samples"], report["image"], report["classes"]) == (6, [3, 8, 8], ["cat", "dog"])
-    assert "data/pets" in terminal.refused("pack", "pets", "data/pets", "--size", "8")
+    assert "replace it with --overwrite" in terminal.refused("pack", "pets", "data/pets", "--size", "8")
     assert terminal("pack", "pets", "data/pets", "--size", "8", "--overwrite", "--json")[1] == out
+
+
+def test_messages_name_what_the_reader_can_set(terminal: Terminal) -> None:
+    """A flag on the command line, an argument in Python, a field in a recipe."""
+    picture(terminal.folder / "small" / "a.png", size=6)
+    picture(terminal.folder / "small" / "b.png", size=6)
+    picture(terminal.folder / "small" / "c.png", size=8)
+    small = ["small", "out", "--size", "8"]
+    assert "leave it out with --on-error skip)" in terminal.refused("pack", *small)
+    few = terminal.refused("pack", *small, "--on-error", "skip", "--max-errors", "1")
+    assert "2 samples cannot be used, more than --max-errors=1" in few
+    source = ["data.path=out", "data.source={kind: folder, path: small, size: 8}"]
+    assert "leave it out with data.on_error=skip)" in terminal.refused("train", DIGITS, *source)
+    settings = FolderSource(path="small", size=8)
+    with pytest.raises(DataError, match="leave it out with on_error='skip'"):
+        pack(settings, "out")
+    pack(settings, "out", on_error="skip")
+    with pytest.raises(DataError, match="replace it with overwrite=True"):
+        pack(settings, "out", on_error="skip")
+    assert "replace it with --overwrite" in terminal.refused("data", "index", "out")
 
 
 def test_recipe_commands(terminal: Terminal) -> None:
@@ -153,7 +179,14 @@ def test_a_recipe_is_looked_at_without_running_the_module_that_it_names(
             "/data/x.tar: No space left on device",
         ),
         (OSError(errno.ENOSPC, "No space left on device"), "a file that was to be written: No space left"),
-        (OSError(errno.EROFS, "Read-only file system", "/runs"), "/runs: Read-only file system"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/runs"),
+            "/runs: Read-only file system; choose another",
+        ),
+        (
+            OSError(errno.EACCES, "Permission denied", "a/.page.html.0a1b2c3d"),
+            "a/page.html: Permission denied",
+        ),
     ],
 )
 def test_a_disk_that_is_full_is_no_defect(
@@ -168,6 +201,40 @@ def test_a_disk_that_is_full_is_no_defect(
     monkeypatch.setattr(cli, "app", lambda **_: 1 / 0)
     status, _, err = sfumato_here("doctor")
     assert status == 1 and "ZeroDivisionError: division by zero (a defect of Sfumato" in err
+
+
+def test_sigterm_is_heard_by_commands_without_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, sfumato_here: Any
+) -> None:
+    from sfumato.runtime.commands import doctor
+
+    monkeypatch.setattr(doctor, "examine", lambda folder: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    status, out, err = sfumato_here("doctor")
+    assert status == 130 and out == "" and "error: interrupted; nothing half-written is kept" in err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_folders_of_others(terminal: Terminal) -> None:
+    """Each command says what cannot be written, by the name that the user gave it."""
+    for number in range(3):
+        picture(terminal.folder / "pets" / f"{number}.png")
+    assert terminal("pack", "pets", "theirs/data", "--size", "8")[0] == 0
+    theirs = terminal.folder / "theirs"
+    for folder in (theirs, *(path for path in theirs.rglob("*") if path.is_dir())):
+        folder.chmod(0o555)
+    write_tiny_recipe(
+        terminal.folder, "theirs/data", train={"images": 128}, storage="theirs/runs", data={"streams": 1}
+    )
+    with as_ordinary_user():
+        assert "theirs/other: cannot be written" in terminal.refused("pack", "pets", "theirs/other")
+        assert "cannot be written" in terminal.refused("data", "index", "theirs/data", "--overwrite")
+        assert "theirs/x.png: cannot be written" in terminal.refused(
+            "data", "inspect", "theirs/data", "--sheet", "theirs/x.png"
+        )
+        refused = terminal.refused("train", "tiny.yaml", "tracking.enabled=false")
+        assert "no folder can be made there (Permission denied)" in refused
+    theirs.chmod(0o755)
 
 
 def test_a_cluster_that_was_killed_is_no_defect(monkeypatch: pytest.MonkeyPatch, sfumato_here: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sfumato.core.drafts import beside, folder_beside
+from sfumato.core.drafts import beside, folder_beside, result_of
 from sfumato.evaluation.store import write_bytes
 from sfumato.runtime.runs.run_folder import RunFolder
 
@@ -49,3 +49,11 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch:
         write_bytes(tmp_path / "a", b"after")
     assert (tmp_path / "a").read_bytes() == b"before"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["report.html", ".hidden", "a.1f2e3d4c", "mine"])
+def test_a_draft_is_told_by_the_name_of_what_it_becomes(name: str, tmp_path: Path) -> None:
+    assert result_of(str(beside(tmp_path / name))) == str(tmp_path / name)
+    assert result_of(str(beside(Path(name)))) == name
+    assert result_of(str(beside(tmp_path / name) / "000000.png")) == str(tmp_path / name / "000000.png")
+    assert result_of(str(tmp_path / name)) == str(tmp_path / name)

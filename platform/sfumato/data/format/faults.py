@@ -26,12 +26,28 @@ class Fault:
         return f"{self.where}: {self.key}: {self.reason}"
 
 
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What a message calls the settings that it advises, where its reader can set them."""
+
+    skip: str = "on_error='skip'"
+    limit: str = "max_errors"
+    overwrite: str = "overwrite=True"
+
+
+IN_PYTHON = Wording()
+IN_RECIPES = Wording(skip="data.on_error=skip", limit="data.max_errors")
+IN_PYTHON_OR_RECIPES = Wording(skip=f"{IN_PYTHON.skip}, in a recipe {IN_RECIPES.skip}")
+ON_COMMAND_LINE = Wording(skip="--on-error skip", limit="--max-errors", overwrite="--overwrite")
+
+
 @dataclass
 class FaultLog:
     """Applies `on_error`: stops at the first fault, or lists distinct faults up to a limit."""
 
     on_error: OnError
     max_errors: int
+    wording: Wording = IN_PYTHON
     _seen: dict[tuple[str, str], Fault] = field(default_factory=dict)
 
     @property
@@ -42,10 +58,10 @@ class FaultLog:
     def add(self, fault: Fault) -> None:
         """Record a fault. Raises DataError if the settings require it."""
         if self.on_error == "fail":
-            raise DataError(f"{fault} (repair or remove it, or set on_error to skip)")
+            raise DataError(f"{fault} (repair or remove it, or leave it out with {self.wording.skip})")
         self._seen.setdefault((fault.where, fault.key), fault)
         if len(self._seen) > self.max_errors:
             raise DataError(
-                f"{len(self._seen)} samples cannot be used, more than max_errors={self.max_errors}; "
-                f"the last one: {fault}"
+                f"{len(self._seen)} samples cannot be used, more than "
+                f"{self.wording.limit}={self.max_errors}; the last one: {fault}"
             )

@@ -78,7 +78,9 @@ def make_index(
     """
     root, place = _places(folder, dest)
     if Manifest.exists(place) and not overwrite:
-        raise DataError(f"{place}: has a {FILE} already; choose to overwrite it, or another place")
+        raise DataError(
+            f"{place}: has a {FILE} already; choose another place, or replace it with {log.wording.overwrite}"
+        )
     tars_found = _tars(root, options.shards)
     opt_out = read_lists(options.opt_out)
     tasks = [ScanTask(where, name, options.fields, max_pixels, opt_out) for where, name in tars_found]

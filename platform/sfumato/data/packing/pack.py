@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sfumato.data.format.faults import Fault, FaultLog, OnError
+from sfumato.data.format.faults import IN_PYTHON, Fault, FaultLog, OnError, Wording
 from sfumato.data.format.images import MAX_PIXELS, bombs_refused
 from sfumato.data.format.manifest import ImageInfo, Manifest
 from sfumato.data.packing import download
@@ -236,6 +236,7 @@ def pack(
     stage: OnStage = lambda name: None,
     note: OnNote = lambda text: None,
     run: Runner = in_process,
+    wording: Wording = IN_PYTHON,
 ) -> PackReport:
     """Write `source` as a data set in `dest`, a folder or URI, where it appears complete or not at all.
 
@@ -243,6 +244,7 @@ def pack(
     `train` and `val`, each a data set. `shard_size` is in samples; None takes a power of two such that a
     shard holds up to 128 MiB of raw pixels. `stage(name)` announces list, look and pack, and
     `progress(done, total)` reports how far each is; `note(text)` is called with what the user should know.
+    Errors advise settings in the words of `wording`.
     An interrupted pack leaves its finished shards in a hidden folder next to `dest` (in object storage, in
     `dest` itself), from which the next call takes them.
 
@@ -250,20 +252,20 @@ def pack(
     set and it holds a data set.
     """
     config = source_named(source) if isinstance(source, str) else source
-    log = FaultLog(on_error, max_errors)
-    with _draft(str(dest), overwrite) as draft, bombs_refused():
+    log = FaultLog(on_error, max_errors, wording)
+    with _draft(str(dest), overwrite, wording) as draft, bombs_refused():
         config = download.local(config, draft.scratch, progress, stage)
         opt_out = read_lists(config.opt_out)
         return _Pack(config, log, max_pixels, shard_size, run, progress, stage, note, opt_out).report(draft)
 
 
 @contextmanager
-def _draft(dest: str, overwrite: bool) -> Iterator[Draft]:
+def _draft(dest: str, overwrite: bool, wording: Wording) -> Iterator[Draft]:
     if is_remote(dest):
-        with remote_draft_of(dest, overwrite) as remote:
+        with remote_draft_of(dest, overwrite, wording) as remote:
             yield remote
         return
-    target = target_of(dest, overwrite)
+    target = target_of(dest, overwrite, wording)
     new = [parent for parent in target.parents if not parent.exists()]
     try:
         with draft_of(target) as draft:

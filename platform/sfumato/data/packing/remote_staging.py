@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.data.format import index
+from sfumato.data.format.faults import IN_PYTHON, Wording
 from sfumato.data.format.manifest import FILE, Manifest
 from sfumato.data.packing.layout import TRAIN, VAL, ShardPlan
 from sfumato.data.packing.shard_writer import ShardResult
@@ -105,13 +106,13 @@ def _record(plan: ShardPlan) -> str:
 
 
 @contextmanager
-def remote_draft_of(dest: str, overwrite: bool) -> Iterator[RemoteDraft]:
+def remote_draft_of(dest: str, overwrite: bool, wording: Wording = IN_PYTHON) -> Iterator[RemoteDraft]:
     """The draft of a data set at a URI. Raises DataError if it may not be put there.
 
     Finished shards stay after an error or an interruption.
     """
     check_bucket(dest)
-    _check_place(dest, overwrite)
+    _check_place(dest, overwrite, wording)
     token = f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(8)}"
     write_bytes(dest, _CLAIM, token.encode())
     with tempfile.TemporaryDirectory(prefix="sfumato-packing-") as scratch:
@@ -124,10 +125,10 @@ def remote_draft_of(dest: str, overwrite: bool) -> Iterator[RemoteDraft]:
             raise
 
 
-def _check_place(dest: str, overwrite: bool) -> None:
+def _check_place(dest: str, overwrite: bool, wording: Wording) -> None:
     if any(Manifest.exists(below(dest, split)) for split in _SPLITS):
         if not overwrite:
-            raise DataError(f"{dest}: {HOLDS_ONE}")
+            raise DataError(f"{dest}: {HOLDS_ONE} {wording.overwrite}")
         return
     if (found := names_in(dest)) and PACKING not in found:
         raise DataError(f"{dest}: {TAKEN}")

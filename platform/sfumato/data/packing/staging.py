@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from sfumato.core.drafts import folder_beside
 from sfumato.data.format import index
 from sfumato.data.format.columns import ColumnInfo
-from sfumato.data.format.faults import Fault
+from sfumato.data.format.faults import IN_PYTHON, Fault, Wording
 from sfumato.data.format.manifest import FILE, Manifest, ShardInfo, file_digest
 from sfumato.data.packing.layout import TRAIN, ShardPlan
 from sfumato.data.packing.shard_writer import ShardResult
@@ -32,7 +32,7 @@ _FAULTS = TypeAdapter(tuple[Fault, ...])
 _COLUMNS = TypeAdapter(dict[str, ColumnInfo])
 _LICENCES = TypeAdapter(dict[str, int])
 TAKEN = "exists and is not a packed data set; choose another place"
-HOLDS_ONE = "already holds a data set; choose another place, or overwrite it"
+HOLDS_ONE = "already holds a data set; choose another place, or replace it with"
 
 
 class Draft(Protocol):
@@ -157,7 +157,7 @@ class LocalDraft:
             raise DataError(f"{info.name}: changed since it was written")
 
 
-def target_of(dest: str | Path, overwrite: bool) -> Path:
+def target_of(dest: str | Path, overwrite: bool, wording: Wording = IN_PYTHON) -> Path:
     """The local folder for a data set, if it may be written. Raises DataError."""
     target = Path(filesystem(str(dest))[1])
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -165,7 +165,7 @@ def target_of(dest: str | Path, overwrite: bool) -> Path:
     if not any((target / split / FILE).is_file() for split in ("", TRAIN)):
         raise DataError(f"{target}: {TAKEN}")
     if not overwrite:
-        raise DataError(f"{target}: {HOLDS_ONE}")
+        raise DataError(f"{target}: {HOLDS_ONE} {wording.overwrite}")
     return target
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sfumato.core.batch import Batch, HostBatch, MicroBatch, Piece, Tags, Texts
 from sfumato.data.config import DataSettings
 from sfumato.data.format.columns import BFLOAT16
-from sfumato.data.format.faults import Fault, FaultLog
+from sfumato.data.format.faults import IN_RECIPES, Fault, FaultLog
 from sfumato.data.order.epochs import Block
 from sfumato.data.order.micro_batches import plan, problems, rank_streams
 from sfumato.data.reading.chunks import Chunk, Columns
@@ -76,7 +76,7 @@ class MicroBatches(Iterator[list[MicroBatch]]):
         self._pools_of_rows = pools_of_rows
         self._batch = first
         self._collate = collate
-        self._log = FaultLog(settings.on_error, settings.max_errors)
+        self._log = FaultLog(settings.on_error, settings.max_errors, IN_RECIPES)
         self._streams = tuple(dict.fromkeys(piece.stream for cut in cuts for piece in cut))
         self._waiting: defaultdict[_Lane, deque[Columns]] = defaultdict(deque)
 

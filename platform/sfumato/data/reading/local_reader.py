@@ -10,7 +10,7 @@ from pathlib import Path
 from sfumato.data.columns import carries_text
 from sfumato.data.config import DataSettings
 from sfumato.data.format.columns import TEXT
-from sfumato.data.format.faults import FaultLog, OnError
+from sfumato.data.format.faults import IN_PYTHON_OR_RECIPES, FaultLog, OnError
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.epochs import Block, Range
 from sfumato.data.order.global_batches import Deal
@@ -138,7 +138,7 @@ def read_all(
     cannot be used is left out. Raises DataError as the settings require.
     """
     manifest = manifest or Manifest.load(folder)
-    log = FaultLog(on_error, max_errors)
+    log = FaultLog(on_error, max_errors, IN_PYTHON_OR_RECIPES)
     for part in _parts(manifest, rows, first, manifest.samples if stop is None else stop):
         reader = BlockReader.of_shard(str(folder), manifest, part.shard, text=text, columns=columns)
         found, faults = reader.as_they_are(part)

@@ -12,13 +12,14 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from sfumato.errors import CapabilityError
+from sfumato.runtime.cluster.last_words import LOST_GCS, LastWords
 from sfumato.runtime.cluster.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,11 @@ _LOOPBACK = {
 
 
 @contextlib.contextmanager
-def private(cpus: int, logs: Path, *, dashboard: bool) -> Iterator[None]:
-    """Connects to a cluster on this machine alone, with so many logical CPUs. Its logs go to `logs`."""
+def private(cpus: int, logs: Path, *, dashboard: bool, words: LastWords) -> Iterator[None]:
+    """Connects to a cluster on this machine alone, with so many logical CPUs. Its logs go to `logs`.
+
+    Where its GCS ends inside the block, `words` says so, and the process ends.
+    """
     with scratch_folder("sfumato-", temporary_root()) as home:
         token = home / "token"
         token.touch(mode=0o600)
@@ -51,11 +55,27 @@ def private(cpus: int, logs: Path, *, dashboard: bool) -> Iterator[None]:
                 with _messages_to(logs):
                     try:
                         _start(cpus, home, logs, dashboard=dashboard)
-                        yield
+                        finish = functools.partial(_end_without_gcs, home, logs)
+                        with words.while_alive(_gcs_runs(), LOST_GCS, finish):
+                            yield
                     finally:
                         ray.shutdown()
             finally:
                 _keep_logs(home, logs)
+
+
+def _gcs_runs() -> Callable[[], bool]:
+    """Asks whether the process without which the cluster knows nothing is there."""
+    worker: Any = importlib.import_module("ray._private.worker")
+    started = worker._global_node.all_processes["gcs_server"][0].process
+    return lambda: started.poll() is None
+
+
+def _end_without_gcs(home: Path, logs: Path) -> None:
+    """What `ray.shutdown` and the folder's own end would do, which wait for the GCS."""
+    _keep_logs(home, logs)
+    _end_processes_of(home)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -137,11 +157,13 @@ def _few_processes(*, api_server: bool) -> Iterator[None]:
 
 
 def _end_processes_of(folder: Path) -> None:
-    """End the processes of a failed start, so that they do not register late."""
+    """End the processes of a failed start, so that they do not register late, and those below them."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if str(folder) in " ".join(process.cmdline()):
-                process.kill()
+                below = process.children(recursive=True)
+                for each in (process, *below):
+                    each.kill()
                 process.wait(5)
 
 

@@ -21,6 +21,7 @@ from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel.config import ParallelSettings
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import private_cluster, terminate
+from sfumato.runtime.cluster.last_words import last_words
 
 _PATIENCE_S = 5.0
 
@@ -116,13 +117,14 @@ def cluster(
         _check_resources(least or cpus, gpus)
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        opened: contextlib.AbstractContextManager[None] = _existing()
-    else:
-        opened = private_cluster.private(max(cpus, cores()), logs, dashboard=dashboard)
-    with opened, terminate.like_ctrl_c():
-        _check_resources(least or cpus, gpus)
-        yield
+    with last_words() as words:
+        if os.environ.get("RAY_ADDRESS"):
+            opened: contextlib.AbstractContextManager[None] = _existing()
+        else:
+            opened = private_cluster.private(max(cpus, cores()), logs, dashboard=dashboard, words=words)
+        with opened, terminate.like_ctrl_c():
+            _check_resources(least or cpus, gpus)
+            yield
 
 
 def _connected() -> bool:

@@ -16,7 +16,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def like_ctrl_c() -> Iterator[None]:
-    """Active while the block runs; enter it after `ray.init`, which installs its own handlers.
+    """Active while the block runs; enter it again after `ray.init`, which installs its own handlers.
 
     Calls the current handler of ctrl-C, which is Ray Train's during training. Threads other than the main one
     cannot change handlers; there, the block runs without.

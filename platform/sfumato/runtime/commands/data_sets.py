@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sfumato.core.validation import explain
-from sfumato.data.format.faults import FaultLog, OnError
+from sfumato.data.format.faults import ON_COMMAND_LINE, FaultLog, OnError
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.index import load
 from sfumato.data.format.samples import PICKLES, Fields
@@ -45,7 +45,7 @@ def index(
         report = make_index(
             folder,
             IndexOptions(shards=shards, fields=_fields(fields), **options),
-            FaultLog(on_error, max_errors),
+            FaultLog(on_error, max_errors, ON_COMMAND_LINE),
             max_pixels=MAX_PIXELS,
             overwrite=overwrite,
             dest=dest,

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sfumato.core.validation import explain
-from sfumato.data.format.faults import OnError
+from sfumato.data.format.faults import ON_COMMAND_LINE, OnError
 from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing import pack as packs
@@ -59,6 +59,7 @@ def pack(
             stage=display.stage,
             note=display.note,
             run=pool,
+            wording=ON_COMMAND_LINE,
         )
     _tell(report, display)
     if left_out is not None:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from sfumato.evaluation import weakness
+from sfumato.recipe import Recipe
 from sfumato.runtime.runs.session import Session
 
 
@@ -21,7 +22,7 @@ def show(session: Session, results: dict[str, Any], *, as_json: bool) -> None:
 
 def show_table(session: Session, results: dict[str, Any]) -> None:
     """The table and the place of the pictures."""
-    session.display.table(f"run {session.folder.id}", _rows(results))
+    session.display.table(f"run {session.folder.id}", _rows(session.recipe, results))
     for line in weak_lines(results.get("evaluate", {})):
         session.display.note(line)
     if grid := summary(session, results)["grid"]:
@@ -56,10 +57,23 @@ def weak_lines(evaluated: dict[str, Any]) -> list[str]:
     return [f"weak: {line}" for line in weakness.lines(evaluated.get("weak", {}))]
 
 
-def _rows(results: dict[str, Any]) -> dict[str, str]:
+def images_of(recipe: Recipe) -> int:
+    """How many images a whole training sees: `train.images`, rounded up to whole batches."""
+    return -(-recipe.train.images // recipe.train.batch) * recipe.train.batch
+
+
+def images_text(recipe: Recipe, images: int, unit: str = " images") -> str:
+    """So many images and, where they are more than the recipe asks for, why."""
+    asked, batch = recipe.train.images, recipe.train.batch
+    if images <= asked:
+        return f"{images:,}{unit}"
+    return f"{images:,}{unit} ({asked:,} rounded up to whole batches of {batch:,})"
+
+
+def _rows(recipe: Recipe, results: dict[str, Any]) -> dict[str, str]:
     rows = {}
     if train := results.get("train"):
-        rows["images"] = f"{train['images']:,}"
+        rows["images"] = images_text(recipe, train["images"], unit="")
         rows["steps"] = f"{train['steps']:,}"
         rows["images/s"] = f"{train['images_per_second']:,.0f}"
         rows["training"] = f"{train['seconds']:.0f} s"

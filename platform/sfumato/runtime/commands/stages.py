@@ -20,6 +20,7 @@ from sfumato.provenance.stored import write_provenance
 from sfumato.runtime.card.markdown import summary_of
 from sfumato.runtime.card.write import write_card
 from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.commands.printed import images_of, images_text
 from sfumato.runtime.runs import live
 from sfumato.runtime.runs.run_folder import RunFolder, stage_key
 from sfumato.runtime.runs.session import Session
@@ -43,10 +44,12 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
     if done is not None and ended and folder.model.is_dir():
         _take_sampling(session)
         write_provenance(folder.model, recipe.marking())
-        display.skipped("train", f"{done['images']:,} images, done before (--fresh trains again)")
+        display.skipped("train", f"{images_text(recipe, done['images'])}, done before (--fresh trains again)")
         return done
     from sfumato.runtime.training import ray_train  # Ray takes seconds to import
 
+    if images_of(recipe) != recipe.train.images:
+        display.note(f"train.images: {images_text(recipe, images_of(recipe))}")
     display.stage("train")
     session.tracker.sample_system()
     try:
@@ -56,7 +59,7 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
     if recipe.evaluate.early_stop is not None and summary["images"] < recipe.train.images:
         summary = {**summary, "stopped_by": recipe.evaluate.early_stop.model_dump(mode="json")}
     folder.finish_stage("train", key, summary)
-    display.done(f"{summary['images']:,} images, {summary['images_per_second']:,.0f} images/s")
+    display.done(f"{images_text(recipe, summary['images'])}, {summary['images_per_second']:,.0f} images/s")
     return summary
 
 

@@ -11,6 +11,7 @@ resumes where it stopped, and a changed recipe becomes another run. Runs of earl
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 
 RECORD = ("mlflow_run_id", "mlflow_experiment_id", "mlflow_started")
 """The part of run.json about the run in MLflow."""
+
+
+def _owned(folder: Path) -> str:
+    """(it belongs to NAME), where that is somebody else."""
+    with contextlib.suppress(KeyError, OSError, NotImplementedError):
+        return "" if folder.stat().st_uid == os.geteuid() else f" (it belongs to {folder.owner()})"
+    return ""
 
 
 class RunFolder:
@@ -79,7 +87,14 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"storage={recipe.storage!r}: no folder can be made there: {error}") from error
+            raise ConfigError(
+                f"storage={recipe.storage!r}: no folder can be made there ({error.strerror}): choose another"
+            ) from error
+        if not os.access(self.path, os.W_OK | os.X_OK, effective_ids=True):
+            raise ConfigError(
+                f"{self.path} cannot be written{_owned(self.path)}: copy it to a folder of yours, or change "
+                "its rights"
+            )
         if not (keep_recipe and (self.path / "recipe.yaml").is_file()):
             self.write_text("recipe.yaml", recipe.to_yaml())
         if known is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sfumato.core.conditions import LABEL
 from sfumato.data.columns import spec_of
+from sfumato.data.format.faults import IN_RECIPES
 from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.order import pools
 from sfumato.data.packing import pack as packing
@@ -251,6 +252,7 @@ def packed(recipe: Recipe, display: Display) -> Manifest:
         max_pixels=data.max_pixels,
         progress=display.update,
         note=display.note,
+        wording=IN_RECIPES,
     )
     for fault in report.skipped:
         display.note(f"skipped {fault}")

@@ -26,6 +26,7 @@ from typing import Any, Self
 import ray
 
 from sfumato.errors import CheckpointError
+from sfumato.evaluation.collapse_limits import signs
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.early_stopping import Point, best_of, should_stop
 from sfumato.evaluation.evaluation import Evaluation
@@ -190,6 +191,7 @@ class TrainingEvaluations:
         self._folder.write_json(DURING, [asdict(found) for found in self._records])
         self._say(images, report)
         self._warn(report)
+        self._look_for_collapse(images, report)
         shutil.rmtree(snapshot, ignore_errors=True)
         self._decide()
 
@@ -227,6 +229,18 @@ class TrainingEvaluations:
             self._warned = True
             fix = "take evaluate.features=efficientnet_lite0 or more samples"
             self._display.note(refusal(field_name, choice.metric, report.marks[choice.metric], fix=fix))
+
+    def _look_for_collapse(self, images: int, report: EvaluationReport) -> None:
+        """Warn of figures beyond `evaluate.collapse`, in the log, on the run, and as a curve of 0 and 1."""
+        limits = self._recipe.evaluate.collapse
+        if limits is None:
+            return
+        found = signs(report.metrics, limits)
+        assert self._tracker is not None
+        self._tracker.metrics({"eval/collapse": float(bool(found))}, step=images)
+        if found:
+            self._tracker.tags({"sfumato.collapse": f"at {images} images: {'; '.join(found)}"[:500]})
+            self._display.note(f"mode collapse at {images:,} images: {'; '.join(found)}")
 
     def _keep_best(self, snapshot: Path, images: int, records: Sequence[EvaluationRecord]) -> None:
         choice = self._recipe.evaluate.best or self._recipe.evaluate.early_stop

@@ -239,7 +239,7 @@ def damaged_reading(folder: Path, **options: Any) -> MicroBatches:
 
 
 def test_faults_stop_training_by_default_and_are_named(damaged: Path) -> None:
-    with pytest.raises(DataError, match=r"s-0\.tar: \w+: .*on_error to skip"):
+    with pytest.raises(DataError, match=r"s-0\.tar: \w+: .*leave it out with data.on_error=skip"):
         list(islice(damaged_reading(damaged), 10))
 
 
@@ -270,7 +270,7 @@ def test_skipping_keeps_the_order_of_the_rest_and_resume_exact(damaged: Path) ->
 
 
 def test_too_many_faults_stop_training(damaged: Path) -> None:
-    with pytest.raises(DataError, match="more than max_errors=4"):
+    with pytest.raises(DataError, match=r"more than data\.max_errors=4"):
         list(islice(damaged_reading(damaged, on_error="skip", max_errors=4), 100))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from repository import DIGITS
+from without_rights import as_ordinary_user
 
 from sfumato import recipe as recipes
 from sfumato.errors import ConfigError
@@ -81,3 +83,18 @@ def test_state_files_are_whole(tmp_path: Path) -> None:
     folder.update_json("run.json", b=2)
     assert folder.read_json("run.json") == {"a": 1, "b": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_run_of_somebody_else_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    same = recipe(tmp_path)
+    folder = RunFolder.of(same, "data")
+    folder.create(same, "data")
+    written = sorted(folder.path.iterdir())
+    folder.path.chmod(0o555)
+    with as_ordinary_user(), pytest.raises(ConfigError, match=f"^{folder.path} cannot be written: copy it"):
+        RunFolder.of(same, "data").create(same, "data", keep_recipe=True)
+    assert sorted(folder.path.iterdir()) == written
+    if os.geteuid() == 0:
+        os.chown(folder.path, 1, -1)
+        with as_ordinary_user(), pytest.raises(ConfigError, match=r"cannot be written \(it belongs to "):
+            folder.create(same, "data")

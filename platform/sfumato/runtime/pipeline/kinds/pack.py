@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from sfumato.data.format.faults import OnError
+from sfumato.data.format.faults import OnError, Wording
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing import pack as packing
 from sfumato.data.packing.layout import TRAIN, VAL
@@ -19,6 +19,8 @@ from sfumato.data.packing.sources import SOURCES
 from sfumato.errors import ConfigError, DataError
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work, digest
+
+_WORDING = Wording(skip="on_error: skip in this stage", limit="max_errors of this stage")
 
 
 class PackStage(StageSettings):
@@ -85,6 +87,7 @@ class PackStage(StageSettings):
             shard_size=self.shard_size,
             progress=work.display.update,
             note=work.display.note,
+            wording=_WORDING,
         )
         for fault in report.skipped:
             work.display.note(f"skipped {fault}")
