@@ -30,7 +30,7 @@ from PIL import Image, ImageFilter
 from sfumato.provenance.watermarks import WATERMARKS, Bits, Detection, Images, Watermark, p_value
 
 RATE = 1e-3
-COMPARED = 4_000
+COMPARED = 2_000
 """Unmarked pictures and random messages for each scheme and size, about."""
 Change = Callable[[Images], Images]
 

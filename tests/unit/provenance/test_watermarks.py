@@ -88,16 +88,16 @@ def test_chance_gives_no_smaller_p_values_than_they_say(scenes: Images) -> None:
         assert (values <= level).mean() <= level + 4 * np.sqrt(level * (1 - level) / 300)
 
 
-def test_spread_finds_crops_and_needs_its_key(scenes: Images, marked: dict[str, Images]) -> None:
+def test_spread_finds_crops_and_needs_its_secret(scenes: Images, marked: dict[str, Images]) -> None:
     settings = SCHEMES["spread"]
     watermark, image = settings.build(), marked["spread"][0]
     strong = SpreadConfig(message=settings.message, psnr=34).build().embed(scenes[:1], settings.bits)[0]
     assert watermark.detect(strong[13:121, 7:117], settings.bits).p_value < 1e-3
-    other = SpreadConfig(message=settings.message, key="another").build()
+    other = SpreadConfig(message=settings.message, secret="another").build()
     assert other.detect(image, settings.bits).p_value > 1e-3
 
 
-def test_spread_is_a_function_of_its_key_alone() -> None:
+def test_spread_is_a_function_of_its_secret_alone() -> None:
     """Bits and pixels that another library, or another machine, must find again."""
     image = np.full((64, 64, 3), 128, np.uint8)
     image[::2] += 20

@@ -1,8 +1,8 @@
 """RivaGAN: a trained encoder and decoder with attention (Zhang et al., 2019, arXiv 1909.01285).
 
 The networks are the two ONNX files in the wheel of `invisible-watermark`, run by onnxruntime; the rest of
-that package, which needs OpenCV, is not imported. A picture costs about a hundred times as much as with
-`spread`.
+that package, which needs OpenCV, is not imported. A picture costs sixteen to forty times as much as
+with `spread`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Spread spectrum in tiles: a sum of 32 faint patterns, repeated over the picture, one sign for every bit.
 
 The patterns are noise of the frequencies that compression and resizing keep and that the eye forgives,
-drawn from a key, orthogonal, and of period 64 pixels. They are added to the brightness, stronger where the
+drawn from a secret, orthogonal, and of period 64 pixels. They are added to the brightness, stronger where the
 picture is busy. To read, a picture is whitened, its tiles are averaged, and the phases of their spectrum
 are correlated with each pattern at every shift, so that a crop, which shifts the tiles, costs only the
 4,096 places looked at.
@@ -27,6 +27,8 @@ from sfumato.provenance.watermarks import LENGTH, Bits, Detection, Images, Water
 
 Plane = NDArray[np.float64]
 TILE = 64
+PUBLIC = "sfumato"
+"""Stands for the secret where there is none."""
 LOWEST, HIGHEST = 0.06, 0.25
 """Of the patterns' frequencies, in cycles a pixel."""
 BRIGHTNESS = np.array([0.299, 0.587, 0.114])
@@ -44,12 +46,15 @@ class SpreadConfig(WatermarkConfig):
     psnr: float = Field(
         40.0, ge=30, le=60, description="Strength: PSNR of the marked picture to the unmarked, in dB."
     )
-    key: str = Field(
-        "sfumato", description="Which patterns; without it nobody can read or remove the message."
+    secret: str | None = Field(
+        None,
+        min_length=1,
+        description="What the patterns are drawn from, without which nobody can read the message. null: "
+        "patterns that everybody knows.",
     )
 
     def build(self) -> Spread:
-        return Spread(_patterns(self.key), self.psnr)
+        return Spread(_patterns(self.secret or PUBLIC), self.psnr)
 
 
 class Spread(Watermark):
@@ -125,9 +130,9 @@ def _phases(plane: Plane) -> NDArray[np.complex128]:
 
 
 @lru_cache(maxsize=4)
-def _patterns(key: str) -> NDArray[np.float64]:
-    """Orthogonal noise of the band; a function of the key alone, on any machine."""
-    drawn = hashlib.shake_256(key.encode()).digest(LENGTH * TILE * TILE)
+def _patterns(secret: str) -> NDArray[np.float64]:
+    """Orthogonal noise of the band; a function of the secret alone, on any machine."""
+    drawn = hashlib.shake_256(secret.encode()).digest(LENGTH * TILE * TILE)
     spectra = np.fft.fft2(np.frombuffer(drawn, np.uint8).reshape(LENGTH, TILE, TILE) / 127.5 - 1)
     across = np.fft.fftfreq(TILE)
     frequency = np.hypot(across[:, None], across[None])
