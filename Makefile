@@ -126,6 +126,6 @@ $(VENV)/.runtime: $(VENV)/.torch $(INPUTS)
 # invisible-watermark, whose networks are used, for OpenCV.
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Installing what the tests need"
-	@$(INSTALL) -c constraints.txt -e '.[dev,features,text,deepspeed,tune,cluster,provenance]'
+	@$(INSTALL) -c constraints.txt -e '.[dev,features,text,adapt,deepspeed,tune,cluster,provenance]'
 	@$(INSTALL) --no-deps $(shell grep -E '^(torch-fidelity|invisible-watermark)==' constraints.txt)
 	@touch $@

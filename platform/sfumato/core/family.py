@@ -269,6 +269,11 @@ class FamilyConfig(Config, ABC):
         """What steers the images; a class-conditional family returns only `core.conditions.LABEL`."""
         return ()
 
+    def completed(self) -> Self:
+        """The configuration with all that it takes over from the trained models that it names, once these are
+        looked up; itself if nothing is left to take over."""
+        return self
+
     @classmethod
     def of_library(cls, source: Config) -> Mapping[str, Any] | None:
         """The settings with which this family serves an autoencoder of a library as a first stage.

@@ -138,7 +138,12 @@ class Pretrained(Reference):
         return self.digest is not None and Path(self.source[1]).is_absolute()
 
     def weights(
-        self, *, into: str = "", fresh: tuple[str, ...] = (), unused: tuple[str, ...] = ()
+        self,
+        *,
+        into: str = "",
+        fresh: tuple[str, ...] = (),
+        unused: tuple[str, ...] = (),
+        inside: str = "",
     ) -> Weights | None:
         """The stored weights, with their digest; None (initial weights) if only `model` or `library` is set.
 
@@ -149,7 +154,13 @@ class Pretrained(Reference):
             return None
         if self.digest is None:
             raise ConfigError(f"{kind}: {place!r} has not been looked up")
-        fit: dict[str, Any] = {"digest": self.digest, "into": into, "fresh": fresh, "unused": unused}
+        fit: dict[str, Any] = {
+            "digest": self.digest,
+            "into": into,
+            "fresh": fresh,
+            "unused": unused,
+            "inside": inside,
+        }
         if kind == "run":
             assert self.network is not None, "recorded with the digest"
             return StoredNet(folder=place, network=self.network, **fit)

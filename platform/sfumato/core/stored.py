@@ -25,6 +25,9 @@ class Weights:
     """Patterns over names of the network's tensors that may be absent; these keep their built values."""
     unused: tuple[str, ...] = ()
     """Patterns over names of stored tensors to ignore."""
+    inside: str = ""
+    """The name under which the network's wrapped modules hold the stored ones: where it has no `a.weight`,
+    that is its `a.<inside>.weight`."""
 
     @property
     def place(self) -> str:

@@ -22,7 +22,7 @@ from sfumato.core.drafts import beside
 from sfumato.errors import ConfigError
 from sfumato.provenance.config import Mark, ProvenanceSettings
 from sfumato.provenance.facts import Facts, Maker
-from sfumato.provenance.formats import MIME, Format, encoded
+from sfumato.provenance.formats import MIME, Format, animated, encoded
 from sfumato.provenance.manifests.signed import Signer
 from sfumato.provenance.manifests.signing import Signing
 from sfumato.provenance.metadata import xmp
@@ -134,6 +134,20 @@ class Door:
         partial.write_bytes(content)
         partial.replace(path)
         return applied
+
+    def animation(
+        self, path: str | os.PathLike[str], pictures: Sequence[Image.Image], milliseconds: int
+    ) -> None:
+        """Write an animated WebP of pictures whose pixels were marked before, each shown for so long."""
+        settings, facts, packet = self.settings, Facts(), None
+        if settings.metadata:
+            packet = xmp(self.maker, facts, prompt=settings.prompt)
+        content = animated(pictures, milliseconds, packet)
+        if settings.c2pa is not None:
+            content = self._signer.signed(content, MIME["webp"], self.maker, facts, prompt=settings.prompt)
+        partial = beside(Path(path))
+        partial.write_bytes(content)
+        partial.replace(path)
 
     def _watermarked(self, images_NHWC: Images, applied: Sequence[Applied]) -> Images:
         settings = self.settings.watermark

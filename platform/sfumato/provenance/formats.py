@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from PIL import Image, PngImagePlugin
@@ -15,6 +16,24 @@ MIME: dict[Format, str] = {kind: f"image/{kind}" for kind in SUFFIXES}
 QUALITY = 95
 """Of JPEG and WebP; chroma is not subsampled in JPEG."""
 _XMP_CHUNK = "XML:com.adobe.xmp"
+
+
+def animated(pictures: Sequence[Image.Image], milliseconds: int, xmp: bytes | None = None) -> bytes:
+    """A lossless animated WebP of the pictures, each shown for so long; after the last comes the first."""
+    out, first = io.BytesIO(), pictures[0]
+    options: dict[str, Any] = {} if xmp is None else {"xmp": xmp}
+    others = list(pictures[1:])
+    first.save(
+        out,
+        "WEBP",
+        save_all=True,
+        append_images=others,
+        duration=milliseconds,
+        loop=0,
+        lossless=True,
+        **options,
+    )
+    return out.getvalue()
 
 
 def encoded(picture: Image.Image, kind: Format = "png", xmp: bytes | None = None) -> bytes:

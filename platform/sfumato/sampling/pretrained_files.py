@@ -33,7 +33,11 @@ def load_stored(module: nn.Module, weights: Weights, adapter: Sequence[str] = ()
     Every tensor of the network must be stored, except those that match `adapter` or `weights.fresh`.
     Raises CheckpointError, in one line, if the place is missing, damaged or not the expected one.
     """
-    fill(module, read(weights), weights.place, may_lack=(*adapter, *weights.fresh))
+    state = read(weights)
+    if weights.inside:
+        own = module.state_dict(keep_vars=True)
+        state = {key if key in own else _wrapped(key, weights.inside): value for key, value in state.items()}
+    fill(module, state, weights.place, may_lack=(*adapter, *weights.fresh))
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], place: str, may_lack: Sequence[str] = ()) -> None:
@@ -139,6 +143,12 @@ def moved(weights: Weights, place: str) -> Weights:
         return replace(weights, file=place)
     assert isinstance(weights, (StoredNet, StoredFolder))
     return replace(weights, folder=place)
+
+
+def _wrapped(key: str, inside: str) -> str:
+    """The name of a module's tensor once another module holds it as `inside`."""
+    module, _, tensor = key.rpartition(".")
+    return f"{module}.{inside}.{tensor}"
 
 
 def _of_model_folder(stored: StoredNet) -> dict[str, Tensor]:

@@ -28,12 +28,15 @@ class TextConditioned(nn.Module):
             {name: encoder.build() for name, encoder in encoders.items() if encoder.trained}
         )
         self._configs = dict(encoders)
+        self.beside: nn.Module | None = None
+        """What sees the same as the network and gives it more arguments: (..., states, inputs) -> dict."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output for (..., inputs)."""
         *others, inputs = args
         states = self.seen(self.encoded(inputs))
-        return self.network(*others, states.pooled if self._pooled else states, **kwargs)
+        more = {} if self.beside is None else self.beside(*others, states, inputs)
+        return self.network(*others, states.pooled if self._pooled else states, **kwargs, **more)
 
     def encoded(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs with all tokens encoded: calls with these repeat no encoder's work."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.components import OneOf, read
@@ -15,8 +15,13 @@ from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import Family, FamilyConfig
 from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.pretrained_model import PretrainedModel
 from sfumato.core.schedules import EmaSchedule, LearningRate
+from sfumato.core.validation import first_problem
+from sfumato.errors import ConfigError
 from sfumato.families import config_class
+from sfumato.families.diffusion import start
+from sfumato.families.diffusion.adapters import ADAPTERS, AdapterConfig
 from sfumato.families.diffusion.guide import guide_problems
 from sfumato.families.diffusion.latent import latent_spec
 from sfumato.families.diffusion.networks import NETWORKS, NetworkConfig, TextNetworkConfig
@@ -45,6 +50,15 @@ class DiffusionConfig(FamilyConfig):
     )
     network: Annotated[NetworkConfig, NETWORKS] = Field(
         UNetConfig(), description="Kind and size of the network: unet or dit; unet_text for texts."
+    )
+    pretrained: PretrainedModel | None = Field(
+        None,
+        description="Start from this model: a run, a folder of a diffusers pipeline, or one file. What the "
+        "recipe leaves out is taken over from it: network, texts, objective, first stage, sampling.",
+    )
+    adapter: Annotated[AdapterConfig, ADAPTERS] | None = Field(
+        None,
+        description="Train this on the pretrained network instead of all of its weights: layers, lora, ...",
     )
     objective: Annotated[ObjectiveConfig, OBJECTIVES] = Field(
         DDPMConfig(),
@@ -94,10 +108,22 @@ class DiffusionConfig(FamilyConfig):
             )
         return given
 
+    def completed(self) -> Self:
+        """With the fields that the pretrained model brings and the recipe leaves out."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.pretrained is None or not start.missing(self.pretrained, given):
+            return self
+        fields = start.taken_over(self.pretrained, given, self.sampling)
+        try:
+            return type(self).model_validate(fields)
+        except ValidationError as error:
+            raise ConfigError(f"model.pretrained: {first_problem(error, type(self))}") from None
+
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
         """The text of an image; or its class, unless the recipe excludes it or the data has no classes."""
         if self.text is not None:
-            return (self.text.condition(negative=isinstance(self.sampling, GuidedSampling)),)
+            more = () if self.adapter is None else self.adapter.conditions(data)
+            return (self.text.condition(negative=isinstance(self.sampling, GuidedSampling)), *more)
         classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
         return (LABEL,) if classes else ()
 
@@ -148,11 +174,23 @@ class DiffusionConfig(FamilyConfig):
 
     def problems(self, data: DataSpec) -> list[str]:
         """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
-        return [
+        found = [
             *self._size_problems(data),
             *(self._label_problems(data) if self.text is None else self._text_problems(self.text, data)),
             *self.sampling.problems(self.objective, latents=self.first_stage is not None),
+            *([] if self.pretrained is None else start.problems(self.pretrained, self.network)),
         ]
+        return found or self._adapter_problems(data)
+
+    def _adapter_problems(self, data: DataSpec) -> list[str]:
+        """What the adapter says of the network, built without memory."""
+        if self.adapter is None:
+            return []
+        if self.pretrained is None:
+            return ["model.adapter: adapts a trained network; name it in model.pretrained"]
+        from sfumato.families.diffusion.family import plain_network  # loads diffusers
+
+        return self.adapter.problems(plain_network(self, data)) or self.adapter.data_problems(data)
 
     def _size_problems(self, data: DataSpec) -> list[str]:
         if self.first_stage is None:

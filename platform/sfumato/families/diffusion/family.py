@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,12 @@ from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.conditions import LABEL
 from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
 from sfumato.core.first_stage import OpenStage
+from sfumato.core.pretrained_model import PretrainedModel
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.core.stored import Weights
 from sfumato.errors import ConfigError
+from sfumato.families.diffusion.adapters import AdapterConfig
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.guide import NAME as GUIDE
 from sfumato.families.diffusion.guide import Guide
@@ -25,6 +28,7 @@ from sfumato.families.diffusion.labels import Conditioning, Given, GivenTexts, G
 from sfumato.families.diffusion.latent import NAME, LatentNetwork, LatentSpace, scaled
 from sfumato.families.diffusion.networks import TextNetworkConfig
 from sfumato.families.diffusion.objectives import BoundedObjective, GuidedSampling
+from sfumato.families.diffusion.path import DiffusionPath
 from sfumato.text.condition import TextCondition
 from sfumato.text.network import TextConditioned
 
@@ -33,6 +37,9 @@ class DiffusionFamily:
     """A model of pixels. Implements `core.family.Family` and `ExportsDiffusers`."""
 
     samplers: Sequence[str] = ("ema",)
+    _space: LatentSpace | None = None
+    initialise: Callable[[Nets, Batch, Rng], None]
+    """Of a model of latents, their scale; of an adapter, what follows from its base. Others have none."""
 
     def __init__(self, config: DiffusionConfig, data: DataSpec) -> None:
         self._config = config
@@ -43,9 +50,10 @@ class DiffusionFamily:
         self._labels = LabelDropout(
             data.num_classes if self._conditional else None, config.label_dropout(data)
         )
-        self._given: Conditioning = self._labels if self._text is None else GivenTexts(self._text)
+        self._more = _nothing if config.adapter is None else config.adapter.inputs
+        self._given: Conditioning = self._labels if self._text is None else GivenTexts(self._text, self._more)
         self.nets: Mapping[str, NetSpec] = {
-            "network": Trainable(build=self._build, optimizer=config.optimizer),
+            "network": self._trainable(),
             **self._objective.teachers(),
             "ema": EmaOf(source="network", decay=config.ema.decay),
         }
@@ -58,6 +66,8 @@ class DiffusionFamily:
         if self._guide is not None:
             self.nets = {**self.nets, GUIDE: self._guide.frozen}
             self.samplers = (*self.samplers, GUIDE)
+        if config.adapter is not None and config.adapter.begins:
+            self.initialise = self._begin
         objective = self._objective
         self.phases: Sequence[Phase] = (
             Phase(name=objective.phase, trains="network", loss=self._loss, float32=objective.float32),
@@ -75,6 +85,20 @@ class DiffusionFamily:
         """
         return self._sample(nets, request, rng, clip=self._clip(request.options)).clamp(-1, 1)
 
+    def path(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> DiffusionPath:
+        """The path that edits enter; implements `core.paths.HasPath`."""
+        device = next(nets["ema"].parameters()).device
+        return DiffusionPath(
+            self._objective,
+            self._guided(nets, request, rng.rows, device),
+            nets,
+            request.options,
+            rng,
+            self._data.shape,
+            clip=self._space is None and self._clip(request.options),
+            space=self._space,
+        )
+
     def export_diffusers(self, nets: Nets, folder: str, options: Any) -> None:
         """Write a folder that `DiffusionPipeline.from_pretrained` loads; `export.py` has the exact line.
 
@@ -82,6 +106,8 @@ class DiffusionFamily:
         """
         from sfumato.families.diffusion.export import write_pipeline  # loads diffusers' pipelines
 
+        if self._config.adapter is not None and self._write_adapter(self._config.adapter, nets, Path(folder)):
+            return
         if self._text is not None:
             self._export_texts(nets, folder, options)
             return
@@ -103,6 +129,20 @@ class DiffusionFamily:
             conditional=self._conditional,
         )
 
+    def _write_adapter(self, adapter: AdapterConfig, nets: Nets, folder: Path) -> bool:
+        """Write the adapter alone, in the form that diffusers loads onto its base, if it has one."""
+        network = self._config.network
+        kind = network.base_kind if isinstance(network, TextNetworkConfig) else network.kind
+        files = adapter.files(nets["ema"], kind)
+        if files is not None:
+            files.write(folder, folder.name)
+        return files is not None
+
+    def _begin(self, nets: Nets, batch: Batch, rng: Rng) -> None:
+        """What the adapter takes from the base's weights; implements `core.family.InitialisesFromData`."""
+        assert self._config.adapter is not None, "assigned only then"
+        self._config.adapter.begin(nets["network"])
+
     def _export_texts(self, nets: Nets, folder: str, options: Any) -> None:
         """Raises ConfigError: diffusers' pipelines of texts work on latents."""
         raise ConfigError(
@@ -112,7 +152,38 @@ class DiffusionFamily:
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         return self._objective.loss(nets, batch, self._given, progress, rng)
 
+    def _trainable(self) -> Trainable:
+        """The network; with its pretrained weights and its adapter, if it has them."""
+        source, adapter = self._config.pretrained, self._config.adapter
+        return Trainable(
+            build=self._build,
+            optimizer=self._config.optimizer,
+            weights=None if source is None else self._weights(source, adapter),
+            adapter=() if adapter is None else adapter.trained(),
+        )
+
+    def _weights(self, source: PretrainedModel, adapter: AdapterConfig | None) -> Weights | None:
+        """Of a run all; of a folder of diffusers those of its network, which others are built around."""
+        inside = "" if adapter is None else adapter.inside
+        if source.source[0] == "run":
+            return source.weights(inside=inside)
+        return source.weights(
+            into=".".join(self._around()), fresh=("latent_scale", "*.encoders.*", "encoders.*"), inside=inside
+        )
+
+    def _around(self) -> list[str]:
+        """The names on the way from the network that trains to that of a library in it."""
+        if self._text is None:
+            return []
+        network = self._config.network
+        assert isinstance(network, TextNetworkConfig), "checked among the problems"
+        return ["network", network.inner]
+
     def _build(self) -> nn.Module:
+        network = self._build_plain()
+        return network if self._config.adapter is None else self._config.adapter.added(network)
+
+    def _build_plain(self) -> nn.Module:
         outputs = self._objective.outputs
         if self._text is not None:
             network = self._config.network
@@ -151,13 +222,23 @@ class DiffusionFamily:
         network, options = _of_texts(nets["ema"]), request.options
         guidance = options.guidance if isinstance(options, GuidedSampling) else 1.0
 
+        asked = {} if self._config.adapter is None else self._asked(self._config.adapter, request, device)
+
         def encoded(texts: Sequence[str]) -> Mapping[str, Tensor]:
-            return network.encoded(text.inputs(nets, texts, device))
+            return {**network.encoded(text.inputs(nets, texts, device)), **asked}
 
         texts, away = text.asked(request, rows, guidance)
         if not away:
             return Guided(nets["ema"], encoded(texts), 1.0, {})
         return _guided(Guided(nets["ema"], encoded(texts), 1.0, encoded(away)), options)
+
+    def _asked(
+        self, adapter: AdapterConfig, request: SampleRequest, device: torch.device
+    ) -> dict[str, Tensor]:
+        """What the adapter takes of a request, by its columns."""
+        rows = {each.column: request.tensor(each.name) for each in adapter.conditions(self._data)}
+        there = {name: value.to(device) for name, value in rows.items() if value is not None}
+        return adapter.inputs(there)
 
     def _labels_of(self, request: SampleRequest, rows: int, device: torch.device) -> Tensor | None:
         """The class of each sample [N]; the null class if none was given."""
@@ -187,7 +268,7 @@ class BoundedDiffusionFamily(DiffusionFamily):
         given: Given | None = batch["label"] if self._conditional else None
         if self._text is not None:
             inputs = self._text.inputs(nets, list(batch[self._text.config.column]), batch["image"].device)
-            given = _of_texts(nets["ema"]).encoded(inputs)
+            given = {**_of_texts(nets["ema"]).encoded(inputs), **self._more(batch)}
         network = Guided(nets["ema"], given, 1.0, self._data.num_classes)
         return objective.bits_per_dim(network, batch["image"], self._config.sampling, rng)
 
@@ -198,13 +279,11 @@ class LatentDiffusionFamily(DiffusionFamily):
     samplers: Sequence[str] = ("ema", NAME)
 
     def __init__(self, config: DiffusionConfig, data: DataSpec, stage: OpenStage) -> None:
-        self._space = LatentSpace(stage, config.latent_scale, data)
+        self._space: LatentSpace = LatentSpace(stage, config.latent_scale, data)
         super().__init__(config, self._space.data)
         self.nets = {NAME: self._space.frozen(), **self.nets}
-
-    def initialise(self, nets: Nets, batch: Batch, rng: Rng) -> None:
-        """Measure the scale of the latents; implements `core.family.InitialisesFromData`."""
-        self._space.measure(nets, batch, rng)
+        if config.pretrained is None:
+            self.initialise = self._space.measure
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch with its images replaced by a draw of their scaled latents."""
@@ -230,8 +309,24 @@ class LatentDiffusionFamily(DiffusionFamily):
             folder
         )
 
-    def _build(self) -> nn.Module:
-        return self._space.wrap(super()._build())
+    def _around(self) -> list[str]:
+        return ["network", *super()._around()]
+
+    def _build_plain(self) -> nn.Module:
+        return self._space.wrap(super()._build_plain())
+
+
+def plain_network(config: DiffusionConfig, data: DataSpec) -> nn.Module:
+    """The network without its adapter, on the meta device."""
+    family = config.model_copy(update={"adapter": None}).build(data)
+    assert isinstance(family, DiffusionFamily)
+    with torch.device("meta"):
+        return family._build_plain()
+
+
+def _nothing(rows: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a network without an adapter gets besides texts and labels."""
+    return {}
 
 
 def _guided(plain: Guided, options: GuidedSampling) -> Guided:

@@ -57,10 +57,12 @@ class GivenTexts:
     """The texts that the network sees in training; they were dropped when the batch was prepared."""
 
     text: TextCondition
+    more: Callable[[Batch], Mapping[str, Tensor]] = lambda batch: {}
+    """What the network sees of a batch besides."""
 
     def draw(self, batch: Batch, rng: Rng) -> Mapping[str, Tensor]:
         """The inputs of the batch's texts."""
-        return self.text.of(batch)
+        return {**self.text.of(batch), **self.more(batch)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,10 @@ class LatentSpace:
         """The batch with a draw of the scaled latents [B, C, h, w] in place of its images."""
         return {**batch, "image": self._encode(nets, batch, rng) * scaled(nets["ema"]).latent_scale}
 
+    def mean(self, nets: Nets, batch: Batch) -> Tensor:
+        """The scaled means of the latents, [B, C, h, w], from which nothing is drawn."""
+        return latent_of(_first_stage(nets), batch).mean * scaled(nets["ema"]).latent_scale
+
     def decode(self, nets: Nets, x_NChw: Tensor) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]."""
         return _first_stage(nets).decode(x_NChw / scaled(nets["ema"]).latent_scale)

@@ -157,13 +157,17 @@ def denoise(
     null: int | Mapping[str, torch.Tensor] = 0,
     worse: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     progress: Callable[[Iterable[torch.Tensor]], Iterable[torch.Tensor]] = iter,
+    first: int = 0,
 ) -> torch.Tensor:
     """Run a diffusers scheduler from noise `x` [B, C, H, W] to images of the same shape.
 
-    `generators` has one generator a row, from which the scheduler draws the noise of its steps.
+    `generators` has one generator a row, from which the scheduler draws the noise of its steps. With `first`,
+    x has the noise of that one of its timesteps, where it begins.
     """
     set_timesteps(scheduler, steps)
-    timesteps = scheduler.timesteps
+    timesteps = scheduler.timesteps[first:]
+    if first and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
     sigmas = (1 / scheduler.alphas_cumprod - 1).sqrt()[timesteps.cpu()].tolist()
     # UniPC draws nothing, and takes no generators.
     extra: dict[str, Any] = (
@@ -177,7 +181,8 @@ def denoise(
     with_variance = scheduler.config.get("variance_type") == "learned_range"
     if with_variance:
         scheduler = respaced(scheduler)
-    for t, level, sigma in zip(progress(timesteps), scheduler.timesteps, sigmas, strict=True):
+    levels = scheduler.timesteps[first:]
+    for t, level, sigma in zip(progress(timesteps), levels, sigmas, strict=True):
         output = guided_output(unet, x, t, given, guidance=guidance, null=null, sigma=sigma, worse=worse)
         if not with_variance:
             output = output[:, : x.shape[1]]

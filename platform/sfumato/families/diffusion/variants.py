@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sfumato.families.diffusion.adapters import ADAPTERS
 from sfumato.families.diffusion.networks import NETWORKS, TextNetworkConfig
 from sfumato.families.diffusion.objectives import OBJECTIVES
 from sfumato.text.encoders import ENCODERS
@@ -15,14 +16,17 @@ TINY_AUTOENCODER = {
     "latent": {"kind": "kl", "channels": 2},
     "network": {"channels": [4, 8], "norm_groups": 2},
 }
+PRETRAINED = ("library", "library_text")
+"""Networks that only a pretrained model brings."""
 SMALL_IMAGES = {"channels": 1, "height": 8, "width": 8}
 
 
 def variants() -> dict[str, dict[str, Any]]:
-    """Every objective, every network, every sampler that draws its own noise, pixels and latents, and a
-    variance learned from noise levels that are spread over the global batch."""
+    """Every objective, every network, every sampler that draws its own noise, pixels and latents, a variance
+    learned from noise levels that are spread over the global batch, and adapters."""
     found = {"ddpm": _member(NETWORKS.default, "ddpm")}
-    found |= {name: _member(name, PAIRED) for name in NETWORKS.names() if name != NETWORKS.default}
+    others = [name for name in NETWORKS.names() if name not in (NETWORKS.default, *PRETRAINED)]
+    found |= {name: _member(name, PAIRED) for name in others}
     found |= {name: _member(NETWORKS.default, name) for name in OBJECTIVES.names() if name != PAIRED}
     return found | {
         "min_snr": {
@@ -45,6 +49,14 @@ def variants() -> dict[str, dict[str, Any]]:
             "network": NETWORKS.find("dit").tiny().model_copy(update={"patch": 1}),
             "first_stage": {"model": {"family": "vae", "config": TINY_AUTOENCODER, "data": SMALL_IMAGES}},
             "sampling": {"sampler": "euler", "steps": 2},
+        },
+        **{
+            name: {
+                **_member("library_text", "ddpm"),
+                "pretrained": {"library": NETWORKS.find("library_text").tiny().model_dump()["model"]},
+                "adapter": ADAPTERS.find(name).tiny(),
+            }
+            for name in ("lora", "controlnet")
         },
     }
 

@@ -17,11 +17,14 @@ from pydantic import ValidationError
 from sfumato import families
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
+from sfumato.core.family import FamilyConfig
 from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.pretrained import ModelCard, Pretrained, Reference, StoredModelCard, recorded, replaced
+from sfumato.core.pretrained_model import PretrainedModel
 from sfumato.errors import ConfigError, SfumatoError
-from sfumato.layers import library_networks
+from sfumato.layers import library_networks, library_pipelines
 from sfumato.recipe import Recipe
+from sfumato.runtime.runs import single_file
 from sfumato.runtime.runs.targets import model_of
 from sfumato.sampling.model_files import CARD, read_card
 from sfumato.sampling.model_folder import read_model_card
@@ -39,12 +42,22 @@ def resolved(recipe: Recipe, root: Path) -> Recipe:
 
     Raises ConfigError, in one line, if a place is empty or its content differs from the record.
     """
-    model = replaced(recipe.model, "model", lambda field, reference: look_up(reference, root, field))
+    model = resolved_model(recipe.model, root)
     sampling = _of_options(model.sampling, recipe.evaluate.sampling, root)
     if sampling != recipe.evaluate.sampling:
         evaluate = recipe.evaluate.model_copy(update={"sampling": sampling})
         recipe = recipe.model_copy(update={"evaluate": evaluate})
     return recipe if model is recipe.model else recipe.model_copy(update={"model": model})
+
+
+def resolved_model(model: FamilyConfig, root: Path) -> FamilyConfig:
+    """A model with its references resolved, and those of the models that these bring along.
+
+    Raises ConfigError as `resolved` does.
+    """
+    found: FamilyConfig = replaced(model, "model", lambda field, reference: look_up(reference, root, field))
+    completed = found.completed()
+    return found if completed is found else resolved_model(completed, root)
 
 
 def resolved_options(model: Path, overrides: Mapping[str, Any], root: Path, *, trust: bool) -> dict[str, Any]:
@@ -99,9 +112,14 @@ def _content(reference: Reference, kind: str, place: str, root: Path) -> dict[st
     if kind == "run":
         return _model(reference, model_folder(place, root))
     path = _in_package(place) if place.startswith(PACKAGE) else (root / place).resolve()
+    if isinstance(reference, PretrainedModel) and kind == "file":
+        like = (root / reference.like).resolve()
+        return {**_pipeline(single_file.converted(path, like, root)), "file": "", "like": ""}
     if kind == "file":
         return {"file": str(path), "digest": file_digest(path)}
     assert isinstance(reference, (Pretrained, FirstStageConfig))
+    if isinstance(reference, PretrainedModel) and reference.whole:
+        return _pipeline(path)
     network = path / reference.subfolder
     library = library_networks.described(network)
     found = {"folder": str(path), "digest": folder_digest(network)}
@@ -109,6 +127,14 @@ def _content(reference: Reference, kind: str, place: str, root: Path) -> dict[st
         return {**found, "library": library}
     source = Pretrained(**found, subfolder=reference.subfolder, library=library)
     return {**found, "model": _library_stage(source)}
+
+
+def _pipeline(folder: Path) -> dict[str, Any]:
+    pipeline, denoiser = library_pipelines.described(folder)
+    library = library_networks.described(folder / denoiser)
+    digest = folder_digest(folder / denoiser)
+    found = {"folder": str(folder), "subfolder": denoiser, "digest": digest}
+    return {**found, "library": library, "pipeline": pipeline}
 
 
 def _library_stage(source: Pretrained) -> StoredModelCard:

@@ -79,6 +79,16 @@ class TextNetworkConfig(NetworkConfig, ABC):
         """Never called: `build_for_text` is."""
         raise AssertionError(f"{self.kind} needs texts")
 
+    @property
+    def inner(self) -> str:
+        """The part of the built network that is diffusers' own."""
+        return "transformer"
+
+    @property
+    def base_kind(self) -> str:
+        """What adapters of it are told their base is: sd1, sd2, xl, or the kind of network."""
+        return self.kind
+
     def text_problems(self, text: TextShape) -> list[str]:
         """Why it cannot see texts of this shape, one line each."""
         return []

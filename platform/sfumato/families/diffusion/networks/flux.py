@@ -58,31 +58,32 @@ class FluxConfig(TextNetworkConfig):
 
     def build_for_text(self, data: DataSpec, text: TextShape, *, outputs: int = 1) -> Flux:
         """The network, with weights drawn from torch's global generator."""
-        return Flux(self, data, text, outputs)
+        from diffusers import FluxTransformer2DModel  # takes seconds, so only when a network is built
+
+        values = data.channels * self.patch**2
+        share = self.head_dim // 16
+        transformer = FluxTransformer2DModel(
+            in_channels=values,
+            out_channels=values * outputs,
+            num_layers=self.depth,
+            num_single_layers=self.single_depth,
+            attention_head_dim=self.head_dim,
+            num_attention_heads=self.heads,
+            joint_attention_dim=text.width,
+            pooled_projection_dim=text.pooled,
+            axes_dims_rope=(2 * share, 7 * share, 7 * share),
+        )
+        initial.adaln_zero(transformer)
+        return Flux(transformer, self.patch)
 
 
 class Flux(nn.Module):
     """Called with (x_BCHW, t, states, return_dict=False); returns (output_BCHW,). Padding is attended to."""
 
-    def __init__(self, config: FluxConfig, data: DataSpec, text: TextShape, outputs: int) -> None:
+    def __init__(self, transformer: nn.Module, patch: int) -> None:
         super().__init__()
-        from diffusers import FluxTransformer2DModel  # takes seconds, so only when a network is built
-
-        self._patch = config.patch
-        values = data.channels * config.patch**2
-        share = config.head_dim // 16
-        self.transformer = FluxTransformer2DModel(
-            in_channels=values,
-            out_channels=values * outputs,
-            num_layers=config.depth,
-            num_single_layers=config.single_depth,
-            attention_head_dim=config.head_dim,
-            num_attention_heads=config.heads,
-            joint_attention_dim=text.width,
-            pooled_projection_dim=text.pooled,
-            axes_dims_rope=(2 * share, 7 * share, 7 * share),
-        )
-        initial.adaln_zero(self.transformer)
+        self._patch = patch
+        self.transformer = transformer
 
     def forward(self, x_BCHW: Tensor, t: Tensor, text: States, return_dict: bool = False) -> tuple[Tensor]:
         """The output of the transformer; patches hold their values by (channel, row, column)."""

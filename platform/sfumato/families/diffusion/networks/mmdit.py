@@ -74,7 +74,26 @@ class MMDiTConfig(TextNetworkConfig):
 
     def build_for_text(self, data: DataSpec, text: TextShape, *, outputs: int = 1) -> MMDiT:
         """The network, with weights drawn from torch's global generator."""
-        return MMDiT(self, data, text, outputs)
+        from diffusers import SD3Transformer2DModel  # takes seconds, so only when a network is built
+
+        side = max(data.height, data.width)
+        transformer = SD3Transformer2DModel(
+            sample_size=side,
+            patch_size=self.patch,
+            in_channels=data.channels,
+            num_layers=self.depth,
+            attention_head_dim=self.head_dim,
+            num_attention_heads=self.heads,
+            joint_attention_dim=text.width,
+            caption_projection_dim=self.heads * self.head_dim,
+            pooled_projection_dim=text.pooled,
+            out_channels=data.channels * outputs,
+            pos_embed_max_size=self.largest or side // self.patch,
+            dual_attention_layers=tuple(range(self.dual)),
+            qk_norm="rms_norm" if self.qk_norm else None,
+        )
+        initial.adaln_zero(transformer)
+        return MMDiT(transformer)
 
     def pipeline(self, parts: PipelineParts) -> Any:
         """`StableDiffusion3Pipeline`: two projected CLIPs side by side, by their layer before the last, then
@@ -110,27 +129,9 @@ class MMDiTConfig(TextNetworkConfig):
 class MMDiT(nn.Module):
     """Called with (x_BCHW, t, states, return_dict=False); returns (output_BCHW,). Padding is attended to."""
 
-    def __init__(self, config: MMDiTConfig, data: DataSpec, text: TextShape, outputs: int) -> None:
+    def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
-        from diffusers import SD3Transformer2DModel  # takes seconds, so only when a network is built
-
-        side = max(data.height, data.width)
-        self.transformer = SD3Transformer2DModel(
-            sample_size=side,
-            patch_size=config.patch,
-            in_channels=data.channels,
-            num_layers=config.depth,
-            attention_head_dim=config.head_dim,
-            num_attention_heads=config.heads,
-            joint_attention_dim=text.width,
-            caption_projection_dim=config.heads * config.head_dim,
-            pooled_projection_dim=text.pooled,
-            out_channels=data.channels * outputs,
-            pos_embed_max_size=config.largest or side // config.patch,
-            dual_attention_layers=tuple(range(config.dual)),
-            qk_norm="rms_norm" if config.qk_norm else None,
-        )
-        initial.adaln_zero(self.transformer)
+        self.transformer = transformer
 
     def forward(self, x_BCHW: Tensor, t: Tensor, text: States, return_dict: bool = False) -> tuple[Tensor]:
         """The output of the transformer."""

@@ -44,7 +44,22 @@ class PixArtConfig(TextNetworkConfig):
 
     def build_for_text(self, data: DataSpec, text: TextShape, *, outputs: int = 1) -> PixArt:
         """The network, with weights drawn from torch's global generator."""
-        return PixArt(self, data, text, outputs)
+        from diffusers import PixArtTransformer2DModel  # takes seconds, so only when a network is built
+
+        transformer = PixArtTransformer2DModel(
+            num_attention_heads=self.heads,
+            attention_head_dim=self.head_dim,
+            in_channels=data.channels,
+            out_channels=data.channels * outputs,
+            num_layers=self.depth,
+            cross_attention_dim=self.heads * self.head_dim,
+            sample_size=max(data.height, data.width),
+            patch_size=self.patch,
+            use_additional_conditions=False,
+            caption_channels=text.width,
+        )
+        initial.pixart(transformer)
+        return PixArt(transformer)
 
     def pipeline(self, parts: PipelineParts) -> Any:
         """`PixArtAlphaPipeline`: one encoder's last states, padding hidden."""
@@ -69,23 +84,9 @@ class PixArtConfig(TextNetworkConfig):
 class PixArt(nn.Module):
     """Called with (x_BCHW, t, states, return_dict=False); returns (output_BCHW,)."""
 
-    def __init__(self, config: PixArtConfig, data: DataSpec, text: TextShape, outputs: int) -> None:
+    def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
-        from diffusers import PixArtTransformer2DModel  # takes seconds, so only when a network is built
-
-        self.transformer = PixArtTransformer2DModel(
-            num_attention_heads=config.heads,
-            attention_head_dim=config.head_dim,
-            in_channels=data.channels,
-            out_channels=data.channels * outputs,
-            num_layers=config.depth,
-            cross_attention_dim=config.heads * config.head_dim,
-            sample_size=max(data.height, data.width),
-            patch_size=config.patch,
-            use_additional_conditions=False,
-            caption_channels=text.width,
-        )
-        initial.pixart(self.transformer)
+        self.transformer = transformer
 
     def forward(self, x_BCHW: Tensor, t: Tensor, text: States, return_dict: bool = False) -> tuple[Tensor]:
         """The output of the transformer."""

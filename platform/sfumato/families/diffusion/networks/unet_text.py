@@ -85,6 +85,11 @@ class TextUNetConfig(TextNetworkConfig):
         """Two levels of 8 and 16 channels."""
         return cls(channels=(8, 16), layers_per_block=1, head_dim=8, norm_groups=4)
 
+    @property
+    def inner(self) -> str:
+        """The U-Net."""
+        return "unet"
+
     def couples_rows(self) -> bool:
         """Dropout draws one mask for a whole micro-batch."""
         return bool(self.dropout)
@@ -103,7 +108,36 @@ class TextUNetConfig(TextNetworkConfig):
 
     def build_for_text(self, data: DataSpec, text: TextShape, *, outputs: int = 1) -> TextUNet:
         """The network, with weights drawn from torch's global generator."""
-        return TextUNet(self, data, text, outputs)
+        from diffusers import UNet2DConditionModel  # takes seconds, so only when a network is built
+
+        levels, attending = range(len(self.channels)), self.levels
+        heads = tuple(self.heads or width // self.head_dim for width in self.channels)
+        added = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": SIZE_CHANNELS,
+            "projection_class_embeddings_input_dim": text.pooled + 6 * SIZE_CHANNELS,
+        }
+        unet = UNet2DConditionModel(
+            sample_size=(data.height, data.width),
+            in_channels=data.channels,
+            out_channels=data.channels * outputs,
+            block_out_channels=self.channels,
+            layers_per_block=self.layers_per_block,
+            down_block_types=tuple(
+                "CrossAttnDownBlock2D" if level in attending else "DownBlock2D" for level in levels
+            ),
+            up_block_types=tuple(
+                "CrossAttnUpBlock2D" if level in attending else "UpBlock2D" for level in reversed(levels)
+            ),
+            transformer_layers_per_block=self.depth,
+            attention_head_dim=heads,  # the library's name for the number of heads
+            norm_num_groups=self.norm_groups,
+            cross_attention_dim=text.width,
+            use_linear_projection=self.linear,
+            dropout=self.dropout,
+            **(added if self.pooled_with_size is not None else {}),
+        )
+        return TextUNet(unet, mask=self.mask, size=self.pooled_with_size)
 
     def pipeline(self, parts: PipelineParts) -> Any:
         """`StableDiffusionPipeline`: one encoder's last states. With the pooled text and sizes that of SDXL:
@@ -164,55 +198,32 @@ class TextUNetConfig(TextNetworkConfig):
 class TextUNet(nn.Module):
     """Called with (x_BCHW, t, states, return_dict=False); returns (output_BCHW,)."""
 
-    def __init__(self, config: TextUNetConfig, data: DataSpec, text: TextShape, outputs: int) -> None:
+    def __init__(self, unet: nn.Module, *, mask: bool = False, size: tuple[int, int] | None = None) -> None:
+        """`mask` hides padding; `size` is what SDXL is told of every image."""
         super().__init__()
-        from diffusers import UNet2DConditionModel  # takes seconds, so only when a network is built
+        self.masked, self.size = mask, size
+        self.unet = unet
 
-        self._mask, self._size = config.mask, config.pooled_with_size
-        levels, attending = range(len(config.channels)), config.levels
-        heads = tuple(config.heads or width // config.head_dim for width in config.channels)
-        added = {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": SIZE_CHANNELS,
-            "projection_class_embeddings_input_dim": text.pooled + 6 * SIZE_CHANNELS,
-        }
-        self.unet = UNet2DConditionModel(
-            sample_size=(data.height, data.width),
-            in_channels=data.channels,
-            out_channels=data.channels * outputs,
-            block_out_channels=config.channels,
-            layers_per_block=config.layers_per_block,
-            down_block_types=tuple(
-                "CrossAttnDownBlock2D" if level in attending else "DownBlock2D" for level in levels
-            ),
-            up_block_types=tuple(
-                "CrossAttnUpBlock2D" if level in attending else "UpBlock2D" for level in reversed(levels)
-            ),
-            transformer_layers_per_block=config.depth,
-            attention_head_dim=heads,  # the library's name for the number of heads
-            norm_num_groups=config.norm_groups,
-            cross_attention_dim=text.width,
-            use_linear_projection=config.linear,
-            dropout=config.dropout,
-            **(added if config.pooled_with_size is not None else {}),
-        )
-
-    def forward(self, x_BCHW: Tensor, t: Tensor, text: States, return_dict: bool = False) -> tuple[Tensor]:
-        """The output of the U-Net."""
+    def forward(
+        self, x_BCHW: Tensor, t: Tensor, text: States, return_dict: bool = False, **more: Any
+    ) -> tuple[Tensor]:
+        """The output of the U-Net, which gets `more` of what it takes."""
         found = self.unet(
             x_BCHW,
             t,
             encoder_hidden_states=text.states,
-            encoder_attention_mask=text.mask if self._mask else None,
-            added_cond_kwargs=None if self._size is None else self._added(text, self._size),
+            encoder_attention_mask=text.mask if self.masked else None,
+            added_cond_kwargs=None if self.size is None else sizes_added(text, self.size),
             return_dict=False,
+            **more,
         )
         return (found[0],)
 
-    def _added(self, text: States, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Original size, the corner of the crop, and the size after it."""
-        sizes = torch.tensor([*size, 0, 0, *size], device=text.pooled.device, dtype=text.pooled.dtype)
-        return {"text_embeds": text.pooled, "time_ids": sizes.expand(len(text.pooled), 6)}
+
+def sizes_added(text: States, size: tuple[int, int]) -> dict[str, Tensor]:
+    """What SDXL is told: the pooled text, original size, the corner of the crop, and the size after it."""
+    sizes = torch.tensor([*size, 0, 0, *size], device=text.pooled.device, dtype=text.pooled.dtype)
+    return {"text_embeds": text.pooled, "time_ids": sizes.expand(len(text.pooled), 6)}
 
 
 COMPONENT = TextUNetConfig

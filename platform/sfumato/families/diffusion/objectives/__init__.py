@@ -17,9 +17,11 @@ from sfumato.core.batch import Batch
 from sfumato.core.components import Component, Components
 from sfumato.core.config import Config
 from sfumato.core.family import EmaOf, LossOut, Nets
+from sfumato.core.paths import Level
 from sfumato.core.pretrained import Pretrained
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Conditioning, Guided
@@ -45,12 +47,24 @@ class Objective(ABC):
 
     @abstractmethod
     def sample(
-        self, network: Guided, noise_NCHW: Tensor, options: Any, rng: SampleRng, *, clip: bool
+        self, network: Guided, noise_NCHW: Tensor, options: Any, rng: SampleRng, *, clip: bool, first: int = 0
     ) -> Tensor:
         """What the network makes of standard normal noise, [N, C, H, W].
 
-        `options` is the objective's sampling configuration; `clip` bounds every predicted image.
+        `options` is the objective's sampling configuration; `clip` bounds every predicted image. With `first`
+        above 0 it begins at that one of the `noise_levels`, from an image that has its noise.
         """
+
+    def noise_levels(self, options: Any) -> list[Level]:
+        """The noise levels of the sampler's steps, from noise to image, the last of which is the image.
+
+        Raises ConfigError for an objective whose samples have no path that others could enter.
+        """
+        raise ConfigError("this model draws images without a path of noise levels, so it edits none")
+
+    def image(self, network: Guided, x_NCHW: Tensor, level: Level) -> Tensor:
+        """The image that the network predicts from x at a level, [N, C, H, W], not clipped."""
+        raise AssertionError("it has no levels")
 
     def diffusers_scheduler(self, options: Any, *, clip: bool) -> Any:
         """The scheduler that samples like this objective in diffusers' pipelines, or None."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sfumato.core.batch import Batch
 from sfumato.core.family import LossOut, Nets
+from sfumato.core.paths import Level
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.errors import ConfigError
@@ -138,6 +139,7 @@ class RectifiedFlow(BoundedObjective):
         rng: SampleRng,
         *,
         clip: bool,
+        first: int = 0,
     ) -> Tensor:
         """The solution of dx/dt = f(x, t) at t = 0."""
 
@@ -149,7 +151,16 @@ class RectifiedFlow(BoundedObjective):
             # x_t - t f is the image that the path leads to; the clipped image's velocity leads there.
             return (x_NCHW - (x_NCHW - t * velocity_NCHW).clamp(-1, 1)) / t
 
-        return integrate(options.sampler, slope, noise_NCHW, options.times())
+        return integrate(options.sampler, slope, noise_NCHW, options.times()[first:])
+
+    def noise_levels(self, options: RectifiedFlowSampling) -> list[Level]:
+        """Those of the times: 1 - t of the image, t of the noise."""
+        return [Level(1 - t, t, t * TIME_SCALE) for t in options.times()]
+
+    def image(self, network: Guided, x_NCHW: Tensor, level: Level) -> Tensor:
+        """x_t - t f, where the straight path ends."""
+        sigma = level.noise / level.signal if level.signal else math.inf
+        return x_NCHW - level.noise * network(x_NCHW, torch.tensor(level.time, device=x_NCHW.device), sigma)
 
     def diffusers_flow(self, options: RectifiedFlowSampling) -> Any:
         """Euler's method; pipelines take the steps of `times` with sigmas = [1 - i / n for i in range(n)]."""

@@ -18,17 +18,19 @@ Schedule = Literal["linear", "scaled_linear", "cosine"]
 
 class NoiseLevels(NamedTuple):
     """What a sampler needs to know of the model: its number of noise levels, schedule, prediction, whether
-    the last level is noise alone, and whether it predicts the variance of its steps."""
+    the last level is noise alone, whether it predicts the variance of its steps, and the first and last beta
+    where they are not those of `linear_range`."""
 
     timesteps: int
     schedule: Schedule
     prediction: Literal["epsilon", "v"]
     zero_terminal_snr: bool = False
     learned_variance: bool = False
+    betas: tuple[float, float] | None = None
 
     def for_diffusers(self) -> dict[str, Any]:
         """The same as arguments of a diffusers scheduler."""
-        first, last = linear_range(self.timesteps, self.schedule)
+        first, last = self.betas or linear_range(self.timesteps, self.schedule)
         return {
             "num_train_timesteps": self.timesteps,
             "beta_schedule": "squaredcos_cap_v2" if self.schedule == "cosine" else self.schedule,

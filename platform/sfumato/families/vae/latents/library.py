@@ -107,6 +107,23 @@ class LibraryAutoencoder(nn.Module):
         """Images [B, C, H, W] in [-1, 1]."""
         return self._decoded(latent_BChw).clamp(-1, 1)
 
+    def in_diffusers(self, scale: float) -> Any:
+        """The network itself, whose factor on latents becomes `scale` times its own; only an AutoencoderKL.
+
+        Raises ConfigError for another one.
+        """
+        from diffusers import AutoencoderKL
+
+        if not isinstance(self.network, AutoencoderKL):
+            raise ConfigError(
+                f"diffusers' pipelines decode by an AutoencoderKL, not by a {type(self.network).__name__}"
+            )
+        if scale == 1:
+            return self.network
+        copy = AutoencoderKL.from_config({**self.network.config, "scaling_factor": self._scale * scale})
+        copy.load_state_dict(self.network.state_dict())
+        return copy.eval()
+
     def _decoded(self, latent_BChw: Tensor) -> Tensor:
         image: Tensor = self.network.decode(latent_BChw / self._scale + self._shift).sample
         return image.float()

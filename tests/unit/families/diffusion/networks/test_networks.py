@@ -13,6 +13,7 @@ from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import seeded
 from sfumato.families.diffusion.networks import NETWORKS, TextNetworkConfig
+from sfumato.families.diffusion.variants import PRETRAINED
 from sfumato.text.states import States, TextShape
 
 SD = DataSpec(4, 64, 64)
@@ -93,7 +94,11 @@ def tiny(kind: str) -> TextNetworkConfig:
     return config
 
 
-KINDS = [name for name, kind in NETWORKS.all().items() if issubclass(kind, TextNetworkConfig)]
+KINDS = [
+    name
+    for name, kind in NETWORKS.all().items()
+    if issubclass(kind, TextNetworkConfig) and name not in PRETRAINED
+]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

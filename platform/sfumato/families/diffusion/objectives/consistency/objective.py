@@ -234,7 +234,14 @@ class Consistency(Objective):
         return LossOut(loss_B, {"distance": distance_B.detach(), "noise_levels": levels})
 
     def sample(
-        self, network: Guided, noise_NCHW: Tensor, options: ConsistencySampling, rng: SampleRng, *, clip: bool
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: ConsistencySampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+        first: int = 0,
     ) -> Tensor:
         """Algorithm 1 of Song et al. 2023: answer, and answer again after adding less noise each time."""
 

@@ -13,6 +13,7 @@ from sfumato.core.batch import Batch
 from sfumato.core.config import Config
 from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import LossOut, Nets
+from sfumato.core.paths import Level
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
@@ -74,7 +75,7 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
     """Discrete noise levels; the network predicts the noise or v."""
 
     Sampling: ClassVar[type[SamplingBase]] = DDPMSampling
-    output_units: ClassVar[tuple[str, ...]] = ("prediction", "schedule", "timesteps")
+    output_units: ClassVar[tuple[str, ...]] = ("prediction", "schedule", "timesteps", "betas")
     kind: Literal["ddpm"] = Field("ddpm", description="Selects this objective.")
     prediction: Literal["epsilon", "v"] = Field(
         "v", description="Target: the noise (Ho et al. 2020) or v (Salimans & Ho 2022)."
@@ -85,6 +86,11 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
         "(Stable Diffusion; Rombach et al. 2022), or cosine (Nichol & Dhariwal 2021).",
     )
     timesteps: int = Field(1000, ge=2, description="T, the number of noise levels.")
+    betas: tuple[float, float] | None = Field(
+        None,
+        description="First and last beta of a schedule that is not cosine; null: 0.0001 and 0.02, times "
+        "1000 / timesteps. Stable Diffusion has 0.00085 and 0.012.",
+    )
     weighting: Annotated[Weighting, WEIGHTINGS] = Field(
         Plain(),
         description="Weight of the loss by noise level: plain; min_snr (Hang et al. 2023); p2 (Choi et al. "
@@ -111,6 +117,10 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
     def _make_sense(self) -> Self:
         if self.bound_weight != 1e-3 and self.variance == "fixed":
             raise ValueError("bound_weight: has no effect with variance=fixed; leave it out")
+        if self.betas is not None and self.schedule == "cosine":
+            raise ValueError("betas: has no effect with schedule=cosine; leave it out")
+        if self.betas is not None and not 0 < self.betas[0] <= self.betas[1] < 1:
+            raise ValueError(f"betas: got {self.betas[0]:g} to {self.betas[1]:g}; give 0 < first <= last < 1")
         if not self.zero_terminal_snr:
             return self
         if self.prediction == "epsilon":
@@ -134,6 +144,7 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
             self.prediction,
             self.zero_terminal_snr,
             self.variance == "learned",
+            self.betas,
         )
 
     @classmethod
@@ -159,7 +170,10 @@ class DDPM(BoundedObjective):
     def __init__(self, config: DDPMConfig, *, latents: bool = False) -> None:
         self._config = config
         self._schedule = NoiseSchedule(
-            config.schedule, config.timesteps, zero_terminal_snr=config.zero_terminal_snr
+            config.schedule,
+            config.timesteps,
+            zero_terminal_snr=config.zero_terminal_snr,
+            ends=config.betas,
         )
         self.outputs = 2 if config.variance == "learned" else 1
         self._target = Target(config.prediction, self._schedule)
@@ -201,7 +215,14 @@ class DDPM(BoundedObjective):
         return bound_bits(reverse, x0_BCHW, self._schedule, steps, rng)
 
     def sample(
-        self, network: Guided, noise_NCHW: Tensor, options: DDPMSampling, rng: SampleRng, *, clip: bool
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: DDPMSampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+        first: int = 0,
     ) -> Tensor:
         """A trajectory of the diffusers scheduler that the options name."""
         from sfumato.families.diffusion.pipeline import denoise
@@ -217,7 +238,27 @@ class DDPM(BoundedObjective):
             guidance=network.guidance,
             null=network.null,
             worse=network.worse,
+            first=first,
         )
+
+    def noise_levels(self, options: DDPMSampling) -> list[Level]:
+        """Those of the scheduler's timesteps."""
+        from sfumato.families.diffusion.pipeline import set_timesteps
+
+        scheduler = self.diffusers_scheduler(options, clip=False)
+        set_timesteps(scheduler, options.steps)
+        alpha_bar = self._schedule.alpha_bar
+        found = [
+            Level(math.sqrt(alpha_bar[t]), math.sqrt(1 - alpha_bar[t]), t)
+            for t in scheduler.timesteps.tolist()
+        ]
+        return [*found, Level(1.0, 0.0, 0.0)]
+
+    def image(self, network: Guided, x_NCHW: Tensor, level: Level) -> Tensor:
+        """By the network's noise or v."""
+        t_N = torch.full((len(x_NCHW),), int(level.time), device=x_NCHW.device)
+        sigma = level.noise / level.signal if level.signal else math.inf
+        return self._target.image(network(x_NCHW, t_N, sigma), x_NCHW, t_N)
 
     def diffusers_scheduler(self, options: DDPMSampling, *, clip: bool) -> Any:
         """A fresh one: it holds the state of one trajectory."""

@@ -22,15 +22,15 @@ from sfumato.families.diffusion.samplers import MAX_BETA, Schedule, linear_range
 COSINE_OFFSET = 0.008
 
 
-def linear_betas(timesteps: int) -> Tensor:
-    """Betas on a straight line, [T] float64."""
-    first, last = linear_range(timesteps)
+def linear_betas(timesteps: int, ends: tuple[float, float] | None = None) -> Tensor:
+    """Betas on a straight line, [T] float64, between `ends` or those of `linear_range`."""
+    first, last = ends or linear_range(timesteps)
     return torch.linspace(first, last, timesteps, dtype=torch.float64)
 
 
-def scaled_linear_betas(timesteps: int) -> Tensor:
+def scaled_linear_betas(timesteps: int, ends: tuple[float, float] | None = None) -> Tensor:
     """Betas whose roots are on a straight line, [T] float64 (Rombach et al. 2022, code)."""
-    first, last = linear_range(timesteps, "scaled_linear")
+    first, last = ends or linear_range(timesteps, "scaled_linear")
     return torch.linspace(first**0.5, last**0.5, timesteps, dtype=torch.float64).square()
 
 
@@ -58,15 +58,22 @@ class Posterior(NamedTuple):
     log_variance: Tensor
 
 
-_BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "cosine": cosine_betas}
+_LINEAR = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}
 
 
 class NoiseSchedule:
     """Signal and noise of every timestep, and the conversions that training needs."""
 
-    def __init__(self, kind: Schedule, timesteps: int, *, zero_terminal_snr: bool = False) -> None:
+    def __init__(
+        self,
+        kind: Schedule,
+        timesteps: int,
+        *,
+        zero_terminal_snr: bool = False,
+        ends: tuple[float, float] | None = None,
+    ) -> None:
         self.timesteps = timesteps
-        self.betas = _BETAS[kind](timesteps)
+        self.betas = cosine_betas(timesteps) if kind == "cosine" else _LINEAR[kind](timesteps, ends)
         if zero_terminal_snr:
             self.betas = to_zero_terminal_snr(self.betas)
         self.alpha_bar = torch.cumprod(1 - self.betas, dim=0)

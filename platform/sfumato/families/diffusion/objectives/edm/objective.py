@@ -26,6 +26,7 @@ from torch import Tensor
 from sfumato.core.batch import Batch
 from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import LossOut, Nets
+from sfumato.core.paths import Level
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
@@ -144,7 +145,14 @@ class EDM(BoundedObjective):
         return LossOut(loss_B, quartiles_of_normal(loss_B.detach(), z_B))
 
     def sample(
-        self, network: Guided, noise_NCHW: Tensor, options: EDMSampling, rng: SampleRng, *, clip: bool
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: EDMSampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+        first: int = 0,
     ) -> Tensor:
         """Algorithm 1 of the paper, or 2 if the options set churn."""
 
@@ -152,7 +160,16 @@ class EDM(BoundedObjective):
             return (x_NCHW - self.denoise(network, x_NCHW, sigma, clip=clip)) / sigma
 
         sigmas = options.sigmas(self._scale)
-        return integrate(options.sampler, slope, noise_NCHW * sigmas[0], sigmas, before=churn(options, rng))
+        start_NCHW = noise_NCHW if first else noise_NCHW * sigmas[0]
+        return integrate(options.sampler, slope, start_NCHW, sigmas[first:], before=churn(options, rng))
+
+    def noise_levels(self, options: EDMSampling) -> list[Level]:
+        """Noise of each sigma on the image itself."""
+        return [Level(1.0, sigma, sigma) for sigma in options.sigmas(self._scale)]
+
+    def image(self, network: Guided, x_NCHW: Tensor, level: Level) -> Tensor:
+        """D(x; sigma)."""
+        return self.denoise(network, x_NCHW, level.noise, clip=False)
 
     def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, options: EDMSampling, rng: Rng) -> Tensor:
         """The likelihood of the flow between the options' noise levels, [B]; see `flow_likelihood`."""
