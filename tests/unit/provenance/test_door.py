@@ -39,6 +39,7 @@ ELSEWHERE = {
     "runtime/commands/data_sets.py": "the contact sheet of a data set",
     "tuning/plots.py": "curves",
     "evaluation/compare/figures.py": "curves",
+    "runtime/commands/membership.py": "curves",
     "tracking/delivery.py": "hands MLflow stored files, which `as_it_is` copies",
 }
 """Modules that write pictures by other means, none of them generated."""
@@ -48,15 +49,17 @@ STATE = {
     "data/packing/remote_staging.py",
     "data/packing/shard_writer.py",
     "data/packing/staging.py",
+    "data/packing/subset.py",
     "evaluation/block_workers.py",
     "evaluation/reference_features.py",
     "evaluation/store.py",
+    "runtime/commands/detector.py",
     "runtime/sweep/sweep.py",
     "runtime/training/checkpoints.py",
     "runtime/training/ema_snapshots.py",
     "training/dcp.py",
 }
-"""Modules whose `save` writes manifests, indexes, blocks of features, checkpoints or plans."""
+"""Modules whose `save` writes manifests, indexes, blocks of features, weights or plans."""
 WRITERS = {
     "save",
     "savefig",
