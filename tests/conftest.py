@@ -138,9 +138,9 @@ def sfumato_here(
 @pytest.fixture(scope="session")
 def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The private cluster that commands open, with four logical CPUs: two workers leave Ray Data some."""
-    from sfumato.runtime.cluster import ray_cluster
+    from sfumato.runtime.cluster import forking, ray_cluster
 
-    with ray_cluster.cluster(4, tmp_path_factory.mktemp("ray")):
+    with ray_cluster.cluster(4, tmp_path_factory.mktemp("ray"), modules=forking.TRAINING):
         yield
 
 

@@ -76,9 +76,11 @@ def open_session(
     keep_recipe: bool = False,
     new_record: bool = False,
     take_over: bool = False,
+    trains: bool = False,
 ) -> Iterator[Session]:
-    """The session of a recipe, or of the run in the folder `at`."""
+    """The session of a recipe, or of the run in the folder `at`; `trains`: its workers are made ready."""
     from sfumato import recipe as recipes
+    from sfumato.runtime.cluster import forking, ray_cluster
     from sfumato.runtime.commands import new_record as records
     from sfumato.runtime.runs import session as sessions
 
@@ -88,6 +90,7 @@ def open_session(
             "--new-record and tracking.enabled=false contradict each other: give only one of them"
         )
     with (
+        ray_cluster.workers_ready(forking.TRAINING) if trains else contextlib.nullcontext(),
         open_display() as display,
         sessions.open_session(
             loaded,

@@ -84,7 +84,9 @@ def run(
             as_json=as_json,
         )
         return
-    with open_session(recipe, overrides, fresh=fresh, new_record=new_record, take_over=take_over) as session:
+    with open_session(
+        recipe, overrides, fresh=fresh, new_record=new_record, take_over=take_over, trains=True
+    ) as session:
         results = stages.run(session, base)
     printed.show(session, results, as_json=as_json)
 
@@ -107,7 +109,9 @@ def _run_seeds(
     finished: list[seeds.Finished] = []
     for seed in range(recipe.seed, recipe.seed + number):
         of_seed = [*overrides, f"seed={seed}"]
-        with open_session(path, of_seed, fresh=fresh, new_record=new_record, take_over=take_over) as session:
+        with open_session(
+            path, of_seed, fresh=fresh, new_record=new_record, take_over=take_over, trains=True
+        ) as session:
             session.display.line(f"seed {seed}, {len(finished) + 1} of {number}: run {session.folder.id}")
             results = stages.run(session, base)
         finished.append(seeds.Finished(seed, printed.summary(session, results)))
@@ -144,7 +148,9 @@ def train(
     from sfumato.runtime.commands import printed, stages
 
     with (
-        open_session(recipe, overrides, fresh=fresh, new_record=new_record, take_over=take_over) as session,
+        open_session(
+            recipe, overrides, fresh=fresh, new_record=new_record, take_over=take_over, trains=True
+        ) as session,
         stages.cluster_to_train(session),
     ):
         results = {"train": stages.train(session)}

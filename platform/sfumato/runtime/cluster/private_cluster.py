@@ -12,13 +12,14 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from sfumato.errors import CapabilityError
+from sfumato.runtime.cluster import forking
 from sfumato.runtime.cluster.last_words import LOST_GCS, LastWords
 from sfumato.runtime.cluster.scratch import scratch_folder
 
@@ -29,32 +30,39 @@ _ATTEMPTS = 3
 # A socket's path has 107 bytes at most: Ray takes 64 of them for `/session_<time>_<pid>/sockets/plasma_store`
 # and `private` 19 for `/sfumato-<random>/1`.
 _LONGEST_ROOT = 107 - 64 - 19
-_LOOPBACK = {
+LOOPBACK = {
     # A cluster of one machine: Ray then keeps every socket on 127.0.0.1.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
     # Nobody drains its node, and to look for that takes a process.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Workers wait until the process from which they are forked has imported everything.
+    "RAY_worker_register_timeout_seconds": "240",
 }
 
 
 @contextlib.contextmanager
-def private(cpus: int, logs: Path, *, dashboard: bool, words: LastWords) -> Iterator[None]:
+def private(
+    cpus: int, logs: Path, *, dashboard: bool, words: LastWords, modules: Sequence[str] = ()
+) -> Iterator[None]:
     """Connects to a cluster on this machine alone, with so many logical CPUs. Its logs go to `logs`.
 
-    Where its GCS ends inside the block, `words` says so, and the process ends.
+    Its workers have imported `modules`, or those of the fork server that is already there. Where its GCS ends
+    inside the block, `words` says so, and the process ends.
     """
-    with scratch_folder("sfumato-", temporary_root()) as home:
+    with forking.ready(modules, LOOPBACK) as server, scratch_folder("sfumato-", temporary_root()) as home:
         token = home / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        with _variables({**_LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}):
+        forks = server.variables() if server else {}
+        secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        with _variables({**LOOPBACK, **secret, **forks}):
             import ray
 
             try:
                 with _messages_to(logs):
                     try:
-                        _start(cpus, home, logs, dashboard=dashboard)
+                        _start(cpus, home, logs, dashboard=dashboard, forks=bool(forks))
                         finish = functools.partial(_end_without_gcs, home, logs)
                         with words.while_alive(_gcs_runs(), LOST_GCS, finish):
                             yield
@@ -105,14 +113,14 @@ def temporary_root() -> Path:
     return wanted if len(os.fsencode(wanted)) <= _LONGEST_ROOT else Path("/tmp")  # noqa: S108
 
 
-def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool) -> None:
+def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool, forks: bool) -> None:
     """Ray gives its processes 30 s, which an overloaded machine may exceed; this then starts it again."""
     import ray
 
     for attempt in range(1, _ATTEMPTS + 1):
         folder = home / str(attempt)
         try:
-            with _few_processes(api_server=dashboard):
+            with _few_processes(api_server=dashboard, forks=forks):
                 ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -138,16 +146,20 @@ def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool) -> None:
 
 
 @contextlib.contextmanager
-def _few_processes(*, api_server: bool) -> Iterator[None]:
+def _few_processes(*, api_server: bool, forks: bool) -> Iterator[None]:
     """Start Ray without the processes that a cluster of one machine has no use for.
 
     These are the autoscaler, the monitor that prints workers' logs, and unless `api_server` the process that
-    serves the dashboard. Each imports all of Ray first: together they take half of the work of a start.
+    serves the dashboard. Each imports all of Ray first: together they take half of the work of a start. With
+    `forks`, workers come from the fork server.
     """
     node: Any = importlib.import_module("ray._private.node")
     parameter: Any = importlib.import_module("ray._private.parameter")
     everything, serve = parameter.RayParams, node.Node.start_api_server
-    parameter.RayParams = functools.partial(everything, no_monitor=True, include_log_monitor=False)
+    settings: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False}
+    if forks:
+        settings["setup_worker_path"] = str(forking.STARTER)
+    parameter.RayParams = functools.partial(everything, **settings)
     if not api_server:
         node.Node.start_api_server = lambda self, **settings: None
     try:

@@ -13,14 +13,14 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sfumato.errors import CapabilityError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel.config import ParallelSettings
 from sfumato.recipe import Recipe
-from sfumato.runtime.cluster import private_cluster, terminate
+from sfumato.runtime.cluster import forking, private_cluster, terminate
 from sfumato.runtime.cluster.last_words import last_words
 
 _PATIENCE_S = 5.0
@@ -103,9 +103,16 @@ def warnings(parallel: ParallelSettings) -> list[str]:
 
 @contextlib.contextmanager
 def cluster(
-    cpus: int, logs: Path, *, least: int | None = None, gpus: float = 0, dashboard: bool = False
+    cpus: int,
+    logs: Path,
+    *,
+    least: int | None = None,
+    gpus: float = 0,
+    dashboard: bool = False,
+    modules: Sequence[str] = (),
 ) -> Iterator[None]:
-    """Connects to a cluster with so many logical CPUs, or `least`. A private one's logs are moved to `logs`.
+    """Connects to a cluster with so many logical CPUs, or `least`. A private one's logs are moved to `logs`,
+    and its workers start with `modules` imported.
 
     A private one has a `dashboard` (on loopback, behind the token) for code that asks Ray about the state of
     actors, as Ray Train does to free the resources of killed processes.
@@ -121,10 +128,21 @@ def cluster(
         if os.environ.get("RAY_ADDRESS"):
             opened: contextlib.AbstractContextManager[None] = _existing()
         else:
-            opened = private_cluster.private(max(cpus, cores()), logs, dashboard=dashboard, words=words)
+            opened = private_cluster.private(
+                max(cpus, cores()), logs, dashboard=dashboard, words=words, modules=modules
+            )
         with opened, terminate.like_ctrl_c():
             _check_resources(least or cpus, gpus)
             yield
+
+
+def workers_ready(modules: Sequence[str]) -> contextlib.AbstractContextManager[object]:
+    """While the block runs, a process imports these modules for the workers of a later private `cluster`.
+
+    Enter it before other work of the command, such as packing data.
+    """
+    os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    return forking.ready(modules, private_cluster.LOOPBACK)
 
 
 def _connected() -> bool:

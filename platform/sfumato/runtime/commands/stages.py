@@ -19,7 +19,7 @@ from sfumato.evaluation.report import EvaluationReport
 from sfumato.provenance.stored import write_provenance
 from sfumato.runtime.card.markdown import summary_of
 from sfumato.runtime.card.write import write_card
-from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.cluster import forking, ray_cluster
 from sfumato.runtime.commands.printed import images_of, images_text
 from sfumato.runtime.runs import live
 from sfumato.runtime.runs.run_folder import RunFolder, stage_key
@@ -246,7 +246,11 @@ def cluster_to_train(session: Session) -> Iterator[None]:
             live.working(session.folder.path, session.display.note, take_over=session.take_over)
         )
         with session.display.waiting("start of Ray"):
-            stack.enter_context(ray_cluster.cluster(cpus, session.folder.logs, least=least, gpus=gpus))
+            stack.enter_context(
+                ray_cluster.cluster(
+                    cpus, session.folder.logs, least=least, gpus=gpus, modules=forking.TRAINING
+                )
+            )
         yield
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 
-from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.cluster import forking, ray_cluster
 from sfumato.runtime.pipeline import schedule
 from sfumato.runtime.pipeline.parent import Parent
 from sfumato.runtime.pipeline.plan import Step, again_from, plan
@@ -35,6 +35,7 @@ def run(pipeline: Pipeline, display: Display, *, first: str | None = None) -> Re
         demands = [pipeline.stage(name, {}).demand(pipeline.place) for name in pipeline.order]
         room = schedule.room_for(demands, pipeline.settings.at_once)
         with (
+            ray_cluster.workers_ready(forking.TRAINING),
             Parent.open(pipeline, records) as parent,
             ray_cluster.cluster(_cpus(demands, room), pipeline.state / "logs", gpus=room.gpus),
         ):

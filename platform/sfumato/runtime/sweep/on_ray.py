@@ -14,7 +14,7 @@ from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.recipe import Recipe
-from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.cluster import forking, ray_cluster
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.sweep import prepare
 from sfumato.runtime.sweep.sweep_plan import SweepPlan
@@ -72,6 +72,7 @@ def run(sweep: Sweep, display: Display) -> None:
         Path(sweep.plan.path) / "logs",
         gpus=together * gpus,
         dashboard=True,
+        modules=forking.SWEEP,
     ):
         missing = _tune(sweep, display)
     if missing is not None:

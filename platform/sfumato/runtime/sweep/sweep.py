@@ -13,7 +13,7 @@ from sfumato.data.columns import spec_of
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError, TrainingError
 from sfumato.recipe import Recipe
-from sfumato.runtime.cluster import ray_cluster
+from sfumato.runtime.cluster import forking, ray_cluster
 from sfumato.runtime.runs import live
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RunFolder
@@ -63,7 +63,7 @@ def run(
     values = prepare.trial_values(tune, prepare.lookup(recipe))
     prepare.check_trials(plan, tune, recipe, spec_of(recipe.data, manifest), manifest.samples, values)
     folder.mkdir(parents=True, exist_ok=True)
-    with live.working(folder, display.note, offer=""):
+    with ray_cluster.workers_ready(forking.SWEEP), live.working(folder, display.note, offer=""):
         return _work(plan, recipe, tune, manifest, values, display, new_record=new_record)
 
 

@@ -1,0 +1,113 @@
+"""Workers that are forked are like those that Ray starts, and as mortal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sfumato.runtime.cluster import worker_starter
+from sfumato.runtime.cluster.forking import ForkServer
+
+
+def _look() -> dict[str, Any]:
+    import sys as of_worker
+
+    import numpy as np
+    import ray
+
+    loaded = set(of_worker.modules)
+    import torch
+
+    return {
+        "pid": os.getpid(),
+        "parent": os.getppid(),
+        "group": os.getpgid(0),
+        "threads": torch.get_num_threads(),
+        "loaded": {"torch", "diffusers", "sfumato.runtime.training.worker"} <= loaded,
+        "draw": float(np.random.random()),  # noqa: NPY002 - the state that forks would share
+        "expendable": Path("/proc/self/oom_score_adj").read_text().strip(),
+        "job": ray.get_runtime_context().get_job_id(),
+        "said": os.environ.get("SAID"),
+        "program": Path(of_worker.path[0]).name,
+    }
+
+
+@pytest.fixture(scope="module")
+def workers(ray_local: None) -> list[dict[str, Any]]:
+    """Two workers at the same time, one of them with a variable of its own."""
+    import ray
+
+    look: Any = ray.remote(type("Looks", (), {"look": lambda self: _look()}))
+    # Where pickle would look for it, the workers have no such module.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[attr-defined]
+    plain, other = (
+        look.options(num_cpus=0).remote(),
+        look.options(num_cpus=0, runtime_env={"env_vars": {"SAID": "yes"}}).remote(),
+    )
+    found: list[dict[str, Any]] = ray.get([plain.look.remote(), other.look.remote()])
+    found.append({"job": ray.get_runtime_context().get_job_id()})
+    os.kill(found[0]["pid"], signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(plain.look.remote(), timeout=60)
+    ray.kill(other)
+    return found
+
+
+def test_workers_come_from_one_process_that_has_imported_everything(workers: list[dict[str, Any]]) -> None:
+    one, other, _ = workers
+    assert one["parent"] == other["parent"]
+    assert psutil.Process(one["parent"]).cmdline()[-1].endswith("fork_server.py")
+    assert one["loaded"] and other["loaded"]
+
+
+def test_a_forked_worker_is_like_one_that_ray_starts(workers: list[dict[str, Any]]) -> None:
+    one, other, driver = workers
+    assert one["pid"] == one["group"], "Ray ends a worker's children by their group"
+    assert one["threads"] == 1, "as many as Ray reserves CPUs"
+    assert one["draw"] != other["draw"]
+    assert one["expendable"] == "1000", "when memory is out, workers end before Ray's daemons"
+    assert one["job"] == driver["job"]
+    assert (one["said"], other["said"]) == (None, "yes")
+
+
+def test_without_a_server_a_worker_starts_as_ray_starts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(worker_starter.ADDRESS, str(tmp_path / "nobody"))
+    assert not worker_starter.forked()
+    monkeypatch.delenv(worker_starter.ADDRESS)
+    assert not worker_starter.forked()
+    starter = [sys.executable, worker_starter.__file__, "--language=PYTHON", "-c", "print('by itself')"]
+    done = subprocess.run(starter, capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == "by itself\n", "Ray's setup_worker.py has run it"
+
+
+def test_a_server_imports_forks_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing module is left to whoever needs it; a program runs in the surroundings of its order."""
+    program = tmp_path / "program.py"
+    program.write_text("import os, sys\nprint(sys.argv, os.environ['SEEN'], 'colorsys' in sys.modules)\n")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    server = ForkServer(["colorsys", "nowhere.to.be.found"], {})
+    try:
+        (variable,) = server.variables().items()
+        order = [sys.executable, worker_starter.__file__, "--language=PYTHON", str(program), "--worker"]
+        done = subprocess.run(
+            order,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=300,
+            env={**os.environ, "SEEN": "yes", variable[0]: variable[1]},
+        )
+        assert done.stdout == f"{[str(program), '--worker']} yes True\n"
+        assert Path(variable[1]).is_socket()
+    finally:
+        server.close()
+    assert not Path(variable[1]).parent.exists()
