@@ -19,7 +19,7 @@ INPUTS := pyproject.toml constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval check-features check-filter check-intervals bench-memorisation bench-memory bench-options bench-sampling bench-train bench-watermark stack-up stack-down image-test format clean
+.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval check-features check-filter check-intervals bench-memorisation bench-memory bench-options bench-sampling bench-start bench-train bench-watermark stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ bench-sampling: $(VENV)/.dev ## Time to sample an image by each digits recipe, a
 
 bench-options: $(VENV)/.dev ## What options of training and sampling change on the digits (ARGS="--only edm --images 24000")
 	@$(BIN)/python tests/benchmarks/train/bench_options.py $(ARGS)
+
+bench-start: $(VENV)/.runtime ## From a command to the first step, and after kill -9 (ARGS="--only demo worker driver sweep")
+	@$(BIN)/python tests/benchmarks/start/bench_start.py $(ARGS)
 
 bench-train: $(VENV)/.dev ## Time of a training step against a bare PyTorch loop
 	@$(BIN)/python tests/benchmarks/train/bench_train.py $(ARGS)

@@ -82,9 +82,11 @@ def open_session(
     from sfumato import recipe as recipes
     from sfumato.runtime.cluster import forking, ray_cluster
     from sfumato.runtime.commands import new_record as records
+    from sfumato.runtime.runs import moments
     from sfumato.runtime.runs import session as sessions
 
     loaded = recipes.load(recipe, overrides or [])
+    moments.mark("recipe read")
     if new_record and not loaded.tracking.enabled:
         raise ConfigError(
             "--new-record and tracking.enabled=false contradict each other: give only one of them"

@@ -21,7 +21,7 @@ from sfumato.runtime.card.markdown import summary_of
 from sfumato.runtime.card.write import write_card
 from sfumato.runtime.cluster import forking, ray_cluster
 from sfumato.runtime.commands.printed import images_of, images_text
-from sfumato.runtime.runs import live
+from sfumato.runtime.runs import live, moments
 from sfumato.runtime.runs.run_folder import RunFolder, stage_key
 from sfumato.runtime.runs.session import Session
 from sfumato.sampling.generator import Generator
@@ -48,6 +48,7 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
         return done
     from sfumato.runtime.training import ray_train  # Ray takes seconds to import
 
+    moments.mark("Ray Train imported", folder)
     if images_of(recipe) != recipe.train.images:
         display.note(f"train.images: {images_text(recipe, images_of(recipe))}")
     display.stage("train")
@@ -251,6 +252,7 @@ def cluster_to_train(session: Session) -> Iterator[None]:
                     cpus, session.folder.logs, least=least, gpus=gpus, modules=forking.TRAINING
                 )
             )
+        moments.mark("Ray started", session.folder)
         yield
 
 

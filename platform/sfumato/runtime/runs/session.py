@@ -20,7 +20,7 @@ from sfumato.evaluation.metrics import likelihood
 from sfumato.evaluation.reference import PackedReference
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.runs import earlier, first_stage, from_data, pretrained, sizes
+from sfumato.runtime.runs import earlier, first_stage, from_data, moments, pretrained, sizes
 from sfumato.runtime.runs.child import Child
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RECORD, RunFolder
@@ -75,11 +75,13 @@ def open_session(
     _check(recipe, manifest)
     earlier.take_over(folder, recipe, manifest.digest)
     folder.create(recipe, content, keep_recipe=keep_recipe, schema=begun.schema)
+    moments.mark("data packed and checked", folder)
     if new_record:
         folder.forget_record()
     for warning in ray_cluster.warnings(recipe.parallel):
         display.note(warning)
     with _tracked(recipe, manifest, folder, root, child) as tracker:
+        moments.mark("MLflow's run open", folder)
         yield Session(recipe, manifest, folder, tracker, display, root, take_over)
 
 

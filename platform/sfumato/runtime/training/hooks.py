@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import ray
 
 from sfumato.core.progress import Progress
-from sfumato.runtime.runs.run_folder import snapshot_folder
+from sfumato.runtime.runs import moments
+from sfumato.runtime.runs.run_folder import RunFolder, snapshot_folder
 from sfumato.runtime.training.backpressure import Brake
 from sfumato.runtime.training.checkpoints import RunCheckpoints
 from sfumato.runtime.training.ema_snapshots import AveragesKeeper
@@ -43,6 +44,18 @@ class EarlyStop:
         for action in self._last:
             action(progress)
         raise StoppedEarly
+
+
+class FirstStep:
+    """Records the moment of the first step."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder: RunFolder | None = folder
+
+    def __call__(self, progress: Progress) -> None:
+        if self._folder is not None:
+            moments.mark("first step", self._folder)
+            self._folder = None
 
 
 def hooks_of(

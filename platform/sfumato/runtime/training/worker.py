@@ -13,17 +13,18 @@ import torch
 from sfumato.core.allocator import keep_freed_memory
 from sfumato.errors import SfumatoError
 from sfumato.runtime.cluster.scratch import scratch_folder
+from sfumato.runtime.runs import moments
 from sfumato.runtime.training.checkpoints import RunCheckpoints, newest
 from sfumato.runtime.training.ema_snapshots import AveragesKeeper, averages_of
 from sfumato.runtime.training.heartbeat import Pulse
-from sfumato.runtime.training.hooks import EarlyStop, StoppedEarly, hooks_of
+from sfumato.runtime.training.hooks import EarlyStop, FirstStep, StoppedEarly, hooks_of
 from sfumato.runtime.training.job import TrainJob
 from sfumato.runtime.training.previews import Previews
 from sfumato.runtime.training.rank import Rank
 from sfumato.runtime.training.reading import Reading
 from sfumato.runtime.training.recovery import Recovery
 from sfumato.runtime.training.reporting import Reporter
-from sfumato.training.loop import Trainer, install
+from sfumato.training.loop import Hook, Trainer, install
 from sfumato.training.skips import NotFinite
 
 
@@ -42,6 +43,8 @@ def opened(job: TrainJob) -> Iterator[Worker | None]:
     with scratch_folder("sfumato-worker-") as scratch:
         try:
             rank = Rank.of(job, scratch)
+            if rank.ranks.leads:
+                moments.mark("worker runs", rank.folder)
             reporter = Reporter(rank)
             pulse = Pulse(job.board, reporter.attempt, rank.ranks.rank, rank.recipe.parallel.hang_timeout)
             with pulse.beating():
@@ -107,6 +110,9 @@ class Worker:
         if resumed == 0 and self._rank.recipe.train.preview_samples:
             self._previews(self._trainer.progress)  # the first picture of the slider: the untrained network
         started = time.perf_counter()
+        if self._rank.ranks.leads:
+            moments.mark("networks built", self._rank.folder)
+            self._trainer.add_hooks([Hook(1, FirstStep(self._rank.folder))])
         while True:
             try:
                 with contextlib.closing(shares):
