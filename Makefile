@@ -80,13 +80,13 @@ bench-options: $(VENV)/.dev ## What options of training and sampling change on t
 bench-start: $(VENV)/.runtime ## From a command to the first step, and after kill -9 (ARGS="--only demo worker driver sweep")
 	@$(BIN)/python tests/benchmarks/start/bench_start.py $(ARGS)
 
-bench-train: $(VENV)/.dev ## Time of a training step against a bare PyTorch loop
+bench-train: $(VENV)/.peers ## Time of a training step against a bare PyTorch loop
 	@$(BIN)/python tests/benchmarks/train/bench_train.py $(ARGS)
 
 bench-watermark: $(VENV)/.dev ## What watermarks survive on photographs (ARGS="--photos DIR")
 	@$(BIN)/python tests/benchmarks/provenance/bench_watermark.py $(ARGS)
 
-bench-data: $(VENV)/.dev ## Images a second into training, against other ways to read the same shards
+bench-data: $(VENV)/.peers ## Images a second into training, against other ways to read the same shards
 	@$(BIN)/python tests/benchmarks/data/bench_data.py $(ARGS)
 
 stack-up: $(VENV)/.dev ## MLflow, PostgreSQL, S3 and Ray on this machine (NODES=2: a head and a worker)
@@ -131,4 +131,12 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Installing what the tests need"
 	@$(INSTALL) -c constraints.txt -e '.[dev,features,text,adapt,deepspeed,tune,cluster,provenance]'
 	@$(INSTALL) --no-deps $(shell grep -E '^(torch-fidelity|invisible-watermark)==' constraints.txt)
+	@touch $@
+
+# torchvision has to come from where torch came from, or its operators are missing.
+$(VENV)/.peers: $(VENV)/.dev
+	@echo "Installing what the benchmarks compare with"
+	@$(INSTALL) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(shell grep '^torchvision==' constraints.txt)
+	@$(INSTALL) -c constraints.txt -e '.[peers]'
+	@$(INSTALL) --no-deps $(shell grep '^mosaicml-streaming==' constraints.txt)
 	@touch $@

@@ -1,8 +1,7 @@
 """The ways to read a data set that bench_data.py compares. Each yields batches uint8 [256, H, W(, C)].
 
 All read the same images and decode them to the same pixels; those with a format of their own (streaming,
-litdata) are given the same PNG or JPEG bytes in it. Those two take part where they can be imported: their
-requirements (torchvision, NumPy before 2.2) do not go with ours, so they are not among our extras.
+litdata) are given the same PNG or JPEG bytes in it. `make bench-data` installs those two (extra `peers`).
 """
 
 from __future__ import annotations
