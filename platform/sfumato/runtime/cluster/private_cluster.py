@@ -38,6 +38,8 @@ LOOPBACK = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Workers wait until the process from which they are forked has imported everything.
     "RAY_worker_register_timeout_seconds": "240",
+    # Ray ends its daemon where its agents, two processes of Python, are not there in time.
+    "RAY_agent_register_timeout_ms": "120000",
 }
 
 
