@@ -30,7 +30,7 @@ def _look() -> dict[str, Any]:
         "parent": os.getppid(),
         "group": os.getpgid(0),
         "threads": torch.get_num_threads(),
-        "loaded": {"torch", "diffusers", "sfumato.runtime.training.worker"} <= loaded,
+        "loaded": {"torch", "diffusers.models.unets.unet_2d", "sfumato.runtime.training.worker"} <= loaded,
         "draw": float(np.random.random()),  # noqa: NPY002 - the state that forks would share
         "expendable": Path("/proc/self/oom_score_adj").read_text().strip(),
         "job": ray.get_runtime_context().get_job_id(),

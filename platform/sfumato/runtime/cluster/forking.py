@@ -29,7 +29,7 @@ TRAINING = (
     "ray.data",
     "torch._dynamo",  # imported by an optimizer's first step
     "torch.distributed.checkpoint",
-    "diffusers",
+    "diffusers.models.unets.unet_2d",  # and with it what diffusers imports for any network
     "mlflow.store.tracking.sqlalchemy_store",
 )
 """What training workers and Ray Train's own processes import."""
