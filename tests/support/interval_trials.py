@@ -45,6 +45,7 @@ SHAPE: dict[Model, tuple[float, float]] = {"apart": (0.25, 1.15), "farther": (0.
 METRICS = (
     *("fd", "fd_infinity", "intra_fd", "kid", "cmmd", "inception_score", "precision", "recall", "density"),
     *("coverage", "class_accuracy", "realism", "authenticity", "memorisation"),
+    *("bias", "class_kl", "classes_covered", "pair_distance"),
 )
 
 
