@@ -96,7 +96,7 @@ def test_the_teacher_slows_as_levels_grow() -> None:
         levels = curriculum.levels(at(images))
         assert curriculum.teacher_decay(0.9, at(images)) == pytest.approx(0.9 ** (2 / levels))
     assert curriculum.teacher_decay(0.0, at(100)) == 0.0
-    spec = Consistency(ConsistencyConfig(curriculum=curriculum, teacher_decay=0.9)).teachers()["teacher"]
+    spec = Consistency(ConsistencyConfig(curriculum=curriculum, teacher_decay=0.9)).nets()["teacher"]
     assert spec.decay(at(400_000)) == pytest.approx(0.9 ** (2 / 151))
     assert spec.source == "network"
 

@@ -85,9 +85,10 @@ class Frozen:
 class EmaOf:
     """An exponential moving average of a trainable network's weights.
 
-    `decay(progress)` is the weight of the old average in the update after a step. With `train_mode`, each of
-    its modules is in train mode whenever that of its source is, so that a loss that compares the two can give
-    both the same dropout (`core.rng.repeatable`); without, it always is in eval mode.
+    `decay(progress)` is the weight of the old average in the update after a step: 0 copies the network, 1
+    leaves the average as it is. With `train_mode`, each of its modules is in train mode whenever that of its
+    source is, so that a loss that compares the two can give both the same dropout (`core.rng.repeatable`);
+    without, it always is in eval mode.
     """
 
     source: str

@@ -62,7 +62,8 @@ class DiffusionConfig(FamilyConfig):
     )
     objective: Annotated[ObjectiveConfig, OBJECTIVES] = Field(
         DDPMConfig(),
-        description="What the network learns: ddpm, rectified_flow, edm or consistency.",
+        description="What the network learns: ddpm, rectified_flow or edm; for few steps: consistency, ect, "
+        "scm, mean_flow, shortcut, consistency_distillation, progressive_distillation or reflow.",
     )
     first_stage: FirstStageConfig | None = Field(
         None, description="A trained autoencoder: the model then works on its latents, not on pixels."
@@ -92,7 +93,7 @@ class DiffusionConfig(FamilyConfig):
             return content
         objective = OBJECTIVES.chosen(content.get("objective", {}))
         kind = None if objective is None else objective.Sampling
-        return {**content, "sampling": (kind, content.get("sampling", {}))}
+        return {**content, "sampling": (kind, content.get("sampling") or {})}
 
     @field_validator("sampling", mode="before")
     @classmethod
@@ -177,6 +178,7 @@ class DiffusionConfig(FamilyConfig):
         found = [
             *self._size_problems(data),
             *(self._label_problems(data) if self.text is None else self._text_problems(self.text, data)),
+            *self.objective.problems(self, data),
             *self.sampling.problems(self.objective, latents=self.first_stage is not None),
             *([] if self.pretrained is None else start.problems(self.pretrained, self.network)),
         ]

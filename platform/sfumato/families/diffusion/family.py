@@ -54,7 +54,7 @@ class DiffusionFamily:
         self._given: Conditioning = self._labels if self._text is None else GivenTexts(self._text, self._more)
         self.nets: Mapping[str, NetSpec] = {
             "network": self._trainable(),
-            **self._objective.teachers(),
+            **self._objective.nets(),
             "ema": EmaOf(source="network", decay=config.ema.decay),
         }
         if self._text is not None and self._text.frozen:
@@ -70,6 +70,7 @@ class DiffusionFamily:
             self.initialise = self._begin
         objective = self._objective
         self.phases: Sequence[Phase] = (
+            *objective.further_phases(self._given),
             Phase(name=objective.phase, trains="network", loss=self._loss, float32=objective.float32),
         )
 
@@ -158,7 +159,7 @@ class DiffusionFamily:
         return Trainable(
             build=self._build,
             optimizer=self._config.optimizer,
-            weights=None if source is None else self._weights(source, adapter),
+            weights=self._objective.weights() if source is None else self._weights(source, adapter),
             adapter=() if adapter is None else adapter.trained(),
         )
 
@@ -190,7 +191,9 @@ class DiffusionFamily:
             assert isinstance(network, TextNetworkConfig), "checked among the problems"
             shape = self._text.config.shape()
             return self._text.wrap(network.build_for_text(self._data, shape, outputs=outputs))
-        more = {} if outputs == 1 else {"outputs": outputs}  # networks of others need not know it
+        more: dict[str, Any] = {} if outputs == 1 else {"outputs": outputs}
+        if self._objective.spans:
+            more["spans"] = True  # networks of others need not know what they are not asked for
         return self._config.network.build(self._data, conditional=self._conditional, **more)
 
     def _sample(self, nets: Nets, request: SampleRequest, rng: SampleRng, *, clip: bool) -> Tensor:

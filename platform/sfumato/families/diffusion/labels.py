@@ -28,6 +28,11 @@ Given: TypeAlias = Tensor | Mapping[str, Tensor]
 class Conditioning(Protocol):
     """What the network sees of a batch besides its images."""
 
+    @property
+    def null_class(self) -> int | None:
+        """The index that stands for no class; None for a model without classes."""
+        ...
+
     def draw(self, batch: Batch, rng: Rng) -> Given | None:
         """The labels or texts of a prepared batch, some of them dropped."""
         ...
@@ -59,6 +64,7 @@ class GivenTexts:
     text: TextCondition
     more: Callable[[Batch], Mapping[str, Tensor]] = lambda batch: {}
     """What the network sees of a batch besides."""
+    null_class: int | None = None
 
     def draw(self, batch: Batch, rng: Rng) -> Mapping[str, Tensor]:
         """The inputs of the batch's texts."""

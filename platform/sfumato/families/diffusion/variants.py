@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sfumato.families.diffusion.adapters import ADAPTERS
+from sfumato.families.diffusion.distillation.teacher import TaughtConfig
 from sfumato.families.diffusion.networks import NETWORKS, TextNetworkConfig
 from sfumato.families.diffusion.objectives import OBJECTIVES
 from sfumato.text.encoders import ENCODERS
@@ -66,6 +67,7 @@ def _member(network: str, objective: str) -> dict[str, Any]:
     texts = issubclass(NETWORKS.find(network), TextNetworkConfig)
     return {
         **({"text": {"encoders": [ENCODERS.find("joint").tiny()]}} if texts else {}),
+        **({"condition": "none"} if issubclass(chosen, TaughtConfig) else {}),  # as its tiny teacher
         "network": NETWORKS.find(network).tiny(),
         "objective": chosen.tiny(),
         "sampling": chosen.tiny_sampling(),

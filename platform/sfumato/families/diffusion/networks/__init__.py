@@ -29,6 +29,8 @@ class NetworkConfig(Component, ABC):
     """Whether networks of this kind take images of several sizes."""
     for_diffusers: ClassVar[bool] = False
     """Whether diffusers' pipelines support the network."""
+    takes_spans: ClassVar[bool] = False
+    """Whether `build` takes `spans=True`: networks that also see the length of a step."""
 
     @abstractmethod
     def build(self, data: DataSpec, *, conditional: bool, outputs: int = 1) -> nn.Module:
@@ -104,11 +106,19 @@ NETWORKS: Components[NetworkConfig] = Components(
 
 
 def predict(
-    network: nn.Module, x_BCHW: Tensor, t_B: Tensor, given: Tensor | Mapping[str, Tensor] | None
+    network: nn.Module,
+    x_BCHW: Tensor,
+    t_B: Tensor,
+    given: Tensor | Mapping[str, Tensor] | None,
+    span_B: Tensor | None = None,
 ) -> Tensor:
     """The network's output [B, outputs * C, H, W] in float32, whatever autocast computes in.
 
-    The tuple form of the output is used because wrappers such as DDP look for tensors in tuples.
+    `span_B`, the length of a step, is for networks that were built with `spans`. The tuple form of the output
+    is used because wrappers such as DDP look for tensors in tuples.
     """
-    output: Tensor = network(x_BCHW, t_B, given, return_dict=False)[0]
+    if span_B is None:
+        output: Tensor = network(x_BCHW, t_B, given, return_dict=False)[0]
+    else:
+        output = network(x_BCHW, t_B, given, return_dict=False, span=span_B)[0]
     return output.float()

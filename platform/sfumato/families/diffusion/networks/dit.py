@@ -12,8 +12,7 @@ business, so that its randomness is the loss's too.
 
 from __future__ import annotations
 
-import math
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +21,15 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.families.diffusion.networks import NetworkConfig
+from sfumato.families.diffusion.time_embedding import MAX_PERIOD, sinusoids
 
 FREQUENCIES = 256
-MAX_PERIOD = 10_000.0
 
 
 class DiTConfig(NetworkConfig):
     """A diffusion transformer (Peebles & Xie 2023)."""
 
+    takes_spans: ClassVar[bool] = True
     kind: Literal["dit"] = Field("dit", description="Selects the transformer.")
     patch: int = Field(2, ge=1, description="Side of a patch in pixels; a patch is a token.")
     width: int = Field(128, ge=4, description="Channels of a token.")
@@ -53,9 +53,9 @@ class DiTConfig(NetworkConfig):
             raise ValueError(f"heads: {self.heads} does not divide width={self.width}; the nearest is {near}")
         return self
 
-    def build(self, data: DataSpec, *, conditional: bool, outputs: int = 1) -> DiT:
+    def build(self, data: DataSpec, *, conditional: bool, outputs: int = 1, spans: bool = False) -> DiT:
         """The network, with weights drawn from torch's global generator."""
-        return DiT(self, data, conditional=conditional, outputs=outputs)
+        return DiT(self, data, conditional=conditional, outputs=outputs, spans=spans)
 
     @classmethod
     def tiny(cls) -> Self:
@@ -87,13 +87,22 @@ class DiT(nn.Module):
     The last class embedding, index `data.num_classes`, stands for no class (Ho & Salimans 2022).
     """
 
-    def __init__(self, config: DiTConfig, data: DataSpec, *, conditional: bool, outputs: int = 1) -> None:
+    def __init__(
+        self,
+        config: DiTConfig,
+        data: DataSpec,
+        *,
+        conditional: bool,
+        outputs: int = 1,
+        spans: bool = False,
+    ) -> None:
         super().__init__()
         width, patch = config.width, config.patch
         self._patch = patch
         self._grid = (data.height // patch, data.width // patch)
         self.embed_patch = nn.Conv2d(data.channels, width, patch, stride=patch)
-        self.embed_time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.embed_time = embedding(width)
+        self.embed_span = embedding(width) if spans else None
         self.embed_label = nn.Embedding(data.num_classes + 1, width) if conditional else None
         self.blocks = nn.ModuleList(
             DiTBlock(width, config.heads, config.mlp_ratio) for _ in range(config.depth)
@@ -104,14 +113,25 @@ class DiT(nn.Module):
         self._initialise()
 
     def forward(
-        self, x_BCHW: Tensor, t: Tensor, label_B: Tensor | None = None, return_dict: bool = False
+        self,
+        x_BCHW: Tensor,
+        t: Tensor,
+        label_B: Tensor | None = None,
+        return_dict: bool = False,
+        span: Tensor | None = None,
     ) -> tuple[Tensor]:
         """`t` is a scalar or [B], of any float range and on any device (diffusers' schedulers keep their
-        timesteps on the CPU); the output has the shape of `x_BCHW`, but `outputs` times its channels."""
+        timesteps on the CPU), and so is `span`, for a network built with spans; the output has the shape of
+        `x_BCHW`, but `outputs` times its channels."""
         tokens_BTD = self.embed_patch(x_BCHW).flatten(2).transpose(1, 2) + self.position_TD
         condition_BD = self.embed_time(
             sinusoids(t.to(x_BCHW.device).float().expand(len(x_BCHW)), FREQUENCIES)
         )
+        if self.embed_span is not None:
+            assert span is not None, "a network with spans needs them"
+            condition_BD = condition_BD + self.embed_span(
+                sinusoids(span.to(x_BCHW.device).float().expand(len(x_BCHW)), FREQUENCIES)
+            )
         if self.embed_label is not None:
             assert label_B is not None, "a class-conditional network needs labels"
             condition_BD = condition_BD + self.embed_label(label_B)
@@ -128,7 +148,7 @@ class DiT(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.embed_patch.weight.view(self.embed_patch.weight.shape[0], -1))
         nn.init.zeros_(_bias(self.embed_patch))
-        for layer in self.embed_time:
+        for layer in [*self.embed_time, *(self.embed_span or ())]:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
         if self.embed_label is not None:
@@ -179,6 +199,11 @@ class LastLayer(nn.Module):
         return self.out(modulate(x_BTD, shift, scale))  # type: ignore[no-any-return]
 
 
+def embedding(width: int) -> nn.Sequential:
+    """From sinusoids of a time to tokens' width."""
+    return nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+
 def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
     """Layer norm without its own weights, then scale and shift from the condition."""
     return F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=1e-6) * (1 + scale_B1D) + shift_B1D
@@ -188,14 +213,6 @@ def unpatch(tokens_BTE: Tensor, rows: int, columns: int, patch: int) -> Tensor:
     """Tokens in row-major order, each of P * P * C values ordered (row, column, channel), as [B, C, H, W]."""
     cut_BRCPPE = tokens_BTE.view(len(tokens_BTE), rows, columns, patch, patch, -1)
     return cut_BRCPPE.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-
-
-def sinusoids(t_B: Tensor, size: int, max_period: float = MAX_PERIOD) -> Tensor:
-    """[cos(t w_i), sin(t w_i)] for size/2 frequencies from 1 down to about 1/max_period, [B, size]."""
-    half = size // 2
-    steps = torch.arange(half, dtype=torch.float32, device=t_B.device) / half
-    angle_BF = t_B[:, None] * torch.exp(-math.log(max_period) * steps)
-    return torch.cat([angle_BF.cos(), angle_BF.sin()], dim=-1)
 
 
 def positions(rows: int, columns: int, width: int) -> Tensor:

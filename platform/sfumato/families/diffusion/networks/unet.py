@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.families.diffusion.networks import NetworkConfig
+from sfumato.families.diffusion.time_embedding import sinusoids
 from sfumato.layers.group_norm import check_widths
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
+
+EMBEDDING_PER_CHANNEL = 4
+"""Width of diffusers' time embedding, of the first level's channels."""
+SPAN_FREQUENCIES = 128
 
 
 class UNetConfig(NetworkConfig):
@@ -19,6 +25,7 @@ class UNetConfig(NetworkConfig):
 
     several_sizes: ClassVar[bool] = True  # it is made of convolutions and of attention without positions
     for_diffusers: ClassVar[bool] = True
+    takes_spans: ClassVar[bool] = True
     kind: Literal["unet"] = Field("unet", description="Selects the U-Net.")
     channels: tuple[int, ...] = Field(
         (32, 64),
@@ -57,8 +64,10 @@ class UNetConfig(NetworkConfig):
                 )
         return self
 
-    def build(self, data: DataSpec, *, conditional: bool, outputs: int = 1) -> UNet2DModel:
+    def build(self, data: DataSpec, *, conditional: bool, outputs: int = 1, spans: bool = False) -> nn.Module:
         """The network, with weights drawn from torch's global generator."""
+        if spans:
+            return SpannedUNet(self, data, conditional=conditional, outputs=outputs)
         return build_unet(self, data, conditional=conditional, outputs=outputs)
 
     def couples_rows(self) -> bool:
@@ -75,11 +84,44 @@ class UNetConfig(NetworkConfig):
         return halving_problems(len(self.channels), data, what)
 
 
-def build_unet(config: UNetConfig, data: DataSpec, *, conditional: bool, outputs: int = 1) -> UNet2DModel:
+class SpannedUNet(nn.Module):
+    """A U-Net that also sees the length of a step; its embedding is added to those of time and class."""
+
+    def __init__(self, config: UNetConfig, data: DataSpec, *, conditional: bool, outputs: int = 1) -> None:
+        super().__init__()
+        self.unet = build_unet(config, data, conditional=False, outputs=outputs, vectors=True)
+        width = EMBEDDING_PER_CHANNEL * config.channels[0]
+        self.embed_span = nn.Sequential(
+            nn.Linear(SPAN_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.embed_label = nn.Embedding(data.num_classes + 1, width) if conditional else None
+
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        t: Tensor,
+        label_B: Tensor | None = None,
+        return_dict: bool = False,
+        span: Tensor | None = None,
+    ) -> tuple[Tensor]:
+        """`t` and `span` are scalars or [B]; the output has `outputs` times the channels of `x_BCHW`."""
+        assert span is not None, "a network with spans needs them"
+        span_B = span.to(x_BCHW.device).float().expand(len(x_BCHW))
+        vector_BD = self.embed_span(sinusoids(span_B, SPAN_FREQUENCIES))
+        if self.embed_label is not None:
+            assert label_B is not None, "a class-conditional network needs labels"
+            vector_BD = vector_BD + self.embed_label(label_B)
+        return self.unet(x_BCHW, t, vector_BD, return_dict=False)  # type: ignore[no-any-return]
+
+
+def build_unet(
+    config: UNetConfig, data: DataSpec, *, conditional: bool, outputs: int = 1, vectors: bool = False
+) -> UNet2DModel:
     """A U-Net with weights drawn from torch's global generator.
 
     A conditional network has one class embedding more than the data has classes: the last one, index
-    `data.num_classes`, stands for no class (Ho & Salimans 2022).
+    `data.num_classes`, stands for no class (Ho & Salimans 2022). With `vectors`, it takes an embedding
+    [B, 4 * channels[0]] in place of classes.
     """
     from diffusers import UNet2DModel  # takes seconds, so only when a network is built
 
@@ -100,6 +142,7 @@ def build_unet(config: UNetConfig, data: DataSpec, *, conditional: bool, outputs
         resnet_time_scale_shift="default" if config.time_conditioning == "add" else "scale_shift",
         dropout=config.dropout,
         num_class_embeds=data.num_classes + 1 if conditional else None,
+        class_embed_type="identity" if vectors else None,
     )
 
 

@@ -7,24 +7,32 @@ sampling options, and the `Objective` that the configuration builds.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from sfumato.core.batch import Batch
+from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.components import Component, Components
+from sfumato.core.conditions import Condition
 from sfumato.core.config import Config
-from sfumato.core.family import EmaOf, LossOut, Nets
+from sfumato.core.family import LossOut, Nets, NetSpec, Phase
+from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.paths import Level
 from sfumato.core.pretrained import Pretrained
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.core.stored import Weights
 from sfumato.errors import ConfigError
+from sfumato.families.diffusion.networks import NetworkConfig
+from sfumato.text.config import TextConfig
 
 if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Conditioning, Guided
+
+Output: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""A network's raw output [B, outputs * C, H, W] at (its input [B, C, H, W], its time [B])."""
 
 DEFAULT_LABEL_DROPOUT = 0.1
 
@@ -40,6 +48,8 @@ class Objective(ABC):
     float32: bool = False
     outputs: int = 1
     """Values that the network returns for each value of the image."""
+    spans: bool = False
+    """Whether the network also sees the length of a step, which `predict` takes."""
 
     @abstractmethod
     def loss(self, nets: Nets, batch: Batch, labels: Conditioning, progress: Progress, rng: Rng) -> LossOut:
@@ -74,9 +84,17 @@ class Objective(ABC):
         """The same for pipelines of rectified flow, or None."""
         return None
 
-    def teachers(self) -> Mapping[str, EmaOf]:
-        """Averages of the network that the loss needs."""
+    def nets(self) -> Mapping[str, NetSpec]:
+        """Further networks that the loss needs: averages of `network`, and trained or frozen ones."""
         return {}
+
+    def weights(self) -> Weights | None:
+        """What `network` starts from; None for fresh weights."""
+        return None
+
+    def further_phases(self, given: Conditioning) -> Sequence[Phase]:
+        """Phases that train networks of `nets`; they run before that of `network`."""
+        return ()
 
 
 class BoundedObjective(Objective):
@@ -85,6 +103,24 @@ class BoundedObjective(Objective):
     @abstractmethod
     def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, options: Any, rng: Rng) -> Tensor:
         """The bound in bits per dimension, [B]; `options.likelihood_steps` sets its cost."""
+
+
+class DenoisingObjective(Objective):
+    """One whose network says, at any noise level, which image a noisy image holds.
+
+    Its models can teach others, whatever they were trained to predict.
+    """
+
+    @abstractmethod
+    def image(self, output: Output, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+        """D(x; sigma), the image predicted in x = y + sigma n with n ~ N(0, I), [B, C, H, W].
+
+        It tends to x as sigma [B] tends to 0, and is affine in what `output` returns.
+        """
+
+    @abstractmethod
+    def highest(self) -> float:
+        """The largest noise level of training; math.inf if there is none."""
 
 
 class GuidableObjective(Config):
@@ -173,6 +209,23 @@ class GuidedSampling(SamplingBase):
         return self.likelihood_steps is not None
 
 
+class Model(Protocol):
+    """The parts of a diffusion model's configuration that matter to another model."""
+
+    @property
+    def network(self) -> NetworkConfig: ...
+    @property
+    def objective(self) -> ObjectiveConfig: ...
+    @property
+    def first_stage(self) -> FirstStageConfig | None: ...
+    @property
+    def latent_scale(self) -> float | None: ...
+    @property
+    def text(self) -> TextConfig | None: ...
+    def conditions(self, data: DataSpec) -> tuple[Condition, ...]: ...
+    def label_dropout(self, data: DataSpec) -> float: ...
+
+
 class ObjectiveConfig(Component, ABC):
     """Settings of an objective, which they build."""
 
@@ -184,6 +237,10 @@ class ObjectiveConfig(Component, ABC):
     @abstractmethod
     def build(self, *, latents: bool = False) -> Objective:
         """The objective of a model of pixels, or of latents."""
+
+    def problems(self, own: Model, data: DataSpec) -> list[str]:
+        """Conflicts with the rest of the model's configuration `own`, one line each."""
+        return []
 
     @classmethod
     def tiny_sampling(cls) -> SamplingBase:

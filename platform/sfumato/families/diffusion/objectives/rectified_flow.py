@@ -29,9 +29,11 @@ from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import (
     BoundedObjective,
+    DenoisingObjective,
     GuidableObjective,
     GuidedSampling,
     ObjectiveConfig,
+    Output,
     SamplingBase,
 )
 from sfumato.families.diffusion.quartiles import quartiles_of_normal, quartiles_of_uniform
@@ -109,7 +111,7 @@ class RectifiedFlowConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
         return RectifiedFlow(self)
 
 
-class RectifiedFlow(BoundedObjective):
+class RectifiedFlow(BoundedObjective, DenoisingObjective):
     """Regression on the velocity, and the solvers of its flow."""
 
     phase = "flow"
@@ -171,6 +173,17 @@ class RectifiedFlow(BoundedObjective):
                 "sampling.sampler: diffusers' pipelines of flows step by euler; set it to euler"
             )
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(TIME_SCALE), shift=options.shift)
+
+    def image(self, output: Output, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+        """x_t - t f(x_t, t), where x = x_t / (1 - t) has the noise t / (1 - t)."""
+        t_B = sigma_B / (1 + sigma_B)
+        t_B111 = t_B.view(-1, 1, 1, 1)
+        xt_BCHW = (1 - t_B111) * x_BCHW
+        return xt_BCHW - t_B111 * output(xt_BCHW, t_B * TIME_SCALE)
+
+    def highest(self) -> float:
+        """None: t goes up to 1."""
+        return math.inf
 
     def bits_per_dim(
         self, network: Guided, x0_BCHW: Tensor, options: RectifiedFlowSampling, rng: Rng

@@ -30,7 +30,7 @@ from torch import Tensor
 from sfumato.core.batch import Batch
 from sfumato.core.config import Config
 from sfumato.core.earlier_defaults import Before
-from sfumato.core.family import EmaOf, LossOut, Nets
+from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng, repeatable
 from sfumato.families.diffusion.networks import predict
@@ -199,7 +199,7 @@ class Consistency(Objective):
         self._p_mean = P_MEAN + math.log(scale) if config.p_mean is None else config.p_mean
         self._levels: tuple[int, Tensor, Tensor] | None = None
 
-    def teachers(self) -> Mapping[str, EmaOf]:
+    def nets(self) -> Mapping[str, NetSpec]:
         """The teacher; with a decay of 0 it equals the student before every step."""
         config = self._config
         return {

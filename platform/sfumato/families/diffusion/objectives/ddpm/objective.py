@@ -20,9 +20,11 @@ from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
 from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import (
     BoundedObjective,
+    DenoisingObjective,
     GuidableObjective,
     GuidedSampling,
     ObjectiveConfig,
+    Output,
     SamplingBase,
 )
 from sfumato.families.diffusion.objectives.ddpm.bound import Prediction, bound_bits
@@ -162,7 +164,7 @@ class DDPMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
         return DDPM(self, latents=latents)
 
 
-class DDPM(BoundedObjective):
+class DDPM(BoundedObjective, DenoisingObjective):
     """The loss of Ho et al. 2020, eq. 14, with diffusers' samplers for it."""
 
     phase = "denoise"
@@ -188,6 +190,19 @@ class DDPM(BoundedObjective):
     def loss(self, nets: Nets, batch: Batch, labels: Conditioning, progress: Progress, rng: Rng) -> LossOut:
         """See `loss`."""
         return self._loss(nets["network"], batch, labels, rng)
+
+    def image(self, output: Output, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+        """At the timestep, not a whole number, that has this noise level."""
+        root_B111 = (1 + sigma_B.square()).sqrt().view(-1, 1, 1, 1)
+        xt_BCHW = x_BCHW / root_B111
+        raw_BCHW = output(xt_BCHW, self._schedule.time_of(sigma_B))[:, : x_BCHW.shape[1]]
+        if self._config.prediction == "epsilon":
+            return x_BCHW - sigma_B.view(-1, 1, 1, 1) * raw_BCHW
+        return (xt_BCHW - sigma_B.view(-1, 1, 1, 1) * raw_BCHW) / root_B111
+
+    def highest(self) -> float:
+        """That of the last timestep whose image is not noise alone."""
+        return float(self._schedule.sigmas[-1])
 
     def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, options: DDPMSampling, rng: Rng) -> Tensor:
         """The bound that the options name, [B]; see `bound` and `flow_likelihood`.

@@ -113,6 +113,20 @@ class NoiseSchedule:
         share_BCHW = (raw_BCHW.double() + 1) / 2
         return share_BCHW * _rows(self._log_betas, t_B) + (1 - share_BCHW) * self.posterior(t_B).log_variance
 
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise levels sqrt(1/abar_t - 1) that are finite, rising, float64."""
+        return (1 / self.alpha_bar[self.alpha_bar > 0] - 1).sqrt()
+
+    def time_of(self, sigma_B: Tensor) -> Tensor:
+        """The timestep of a noise level, [B] float32: a straight line in ln sigma between two of them, the
+        first or the last one beyond the ends."""
+        levels_T = self.sigmas.log().to(sigma_B.device)
+        wanted_B = sigma_B.double().log().clamp(levels_T[0], levels_T[-1])
+        above_B = torch.searchsorted(levels_T, wanted_B.detach()).clamp(1, len(levels_T) - 1)
+        low_B, high_B = levels_T[above_B - 1], levels_T[above_B]
+        return (above_B - 1 + (wanted_B - low_B) / (high_B - low_B)).float()
+
     def sigmas_near(self, wanted: Iterable[float]) -> dict[float, int]:
         """The noise levels sigma = sqrt(1/abar_t - 1) nearest to the wanted ones, rising, with timesteps."""
         sigma_T = (1 / self.alpha_bar - 1).sqrt()

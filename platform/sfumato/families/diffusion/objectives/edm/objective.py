@@ -41,8 +41,10 @@ from sfumato.families.diffusion.noise_levels import (
 )
 from sfumato.families.diffusion.objectives import (
     BoundedObjective,
+    DenoisingObjective,
     GuidableObjective,
     ObjectiveConfig,
+    Output,
     SamplingBase,
 )
 from sfumato.families.diffusion.objectives.edm.sampling import EDMSampling, churn
@@ -118,7 +120,7 @@ class Preconditioning:
         )
 
 
-class EDM(BoundedObjective):
+class EDM(BoundedObjective, DenoisingObjective):
     """The weighted denoising loss, and the paper's samplers."""
 
     phase = "denoise"
@@ -170,6 +172,15 @@ class EDM(BoundedObjective):
     def image(self, network: Guided, x_NCHW: Tensor, level: Level) -> Tensor:
         """D(x; sigma)."""
         return self.denoise(network, x_NCHW, level.noise, clip=False)
+
+    def image(self, output: Output, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+        """By the preconditioned network."""
+        c = Preconditioning.at(sigma_B.view(-1, 1, 1, 1), self._sigma_data)
+        return c.skip * x_BCHW + c.out * output(c.in_ * x_BCHW, c.noise.flatten())
+
+    def highest(self) -> float:
+        """None: levels are log-normal."""
+        return math.inf
 
     def bits_per_dim(self, network: Guided, x0_BCHW: Tensor, options: EDMSampling, rng: Rng) -> Tensor:
         """The likelihood of the flow between the options' noise levels, [B]; see `flow_likelihood`."""
