@@ -2,6 +2,7 @@
 #   PYTHON       the interpreter to build it with (3.11 or newer)
 #   PROCESSES    in how many processes the tests run
 #   PROMPTS      what demo-text draws: a text file with a prompt on each line
+#   PYTHON_OF_CHECK  the interpreter of gpu-check, which has PyTorch; the environment's, or else PYTHON
 #   TORCH_INDEX  package index for PyTorch's wheels, e.g. that of the CPU builds; empty: pip's own settings
 PYTHON ?= python3
 PROCESSES ?= 2
@@ -12,6 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # Compiling what is never imported takes longer than the rest of the installation.
 INSTALL := $(PIP) install --no-compile
+PYTHON_OF_CHECK ?= $(or $(wildcard $(BIN)/python),$(PYTHON))
 NODES ?= 1
 TORCH := $(shell grep '^torch==' constraints.txt)
 INPUTS := pyproject.toml constraints.txt
@@ -19,7 +21,7 @@ INPUTS := pyproject.toml constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval check-features check-filter check-intervals bench-memorisation bench-memory bench-options bench-sampling bench-start bench-train bench-watermark stack-up stack-down image-test format clean
+.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval gpu-check check-features check-filter check-intervals bench-memorisation bench-memory bench-options bench-sampling bench-start bench-train bench-watermark stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -88,6 +90,9 @@ bench-watermark: $(VENV)/.dev ## What watermarks survive on photographs (ARGS="-
 
 bench-data: $(VENV)/.peers ## Images a second into training, against other ways to read the same shards
 	@$(BIN)/python tests/benchmarks/data/bench_data.py $(ARGS)
+
+gpu-check: ## Does it all work on this GPU, and how fast? Eight minutes at most (ARGS="--parts members")
+	@PYTHONPATH=platform:tests/support $(PYTHON_OF_CHECK) tests/benchmarks/gpu/gpu_check.py $(ARGS)
 
 stack-up: $(VENV)/.dev ## MLflow, PostgreSQL, S3 and Ray on this machine (NODES=2: a head and a worker)
 	@$(BIN)/python infra/local/stack.py up --nodes $(NODES)
