@@ -121,6 +121,7 @@ class Taught(Objective):
         scale = noise_scale(self.sigma_data, latents=latents)
         least, most = sigma_range(config.sigma_min, config.sigma_max, scale)
         self.least, self.most = least, min(most, denoiser.highest())
+        self.network_config = model.network
         self.frozen = Frozen(build=opened.build, weights=opened.weights)
         self._starts = config.start == "teacher"
         self._weight = config.guidance_weight()

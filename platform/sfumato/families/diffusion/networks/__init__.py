@@ -49,6 +49,11 @@ class NetworkConfig(Component, ABC):
         """Whether this one, with its settings, takes images of several sizes."""
         return self.several_sizes
 
+    def middle(self) -> tuple[str, int] | None:
+        """A layer in the middle that a discriminator can read: its name in the network, and its channels, the
+        second dimension of [B, C, h, w] or the third of [B, T, C]. None if there is none."""
+        return None
+
     def couples_rows(self) -> bool:
         """Whether a row's loss depends on the other rows, as with dropout, which draws for all at once."""
         return False

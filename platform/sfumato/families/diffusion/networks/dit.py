@@ -62,6 +62,10 @@ class DiTConfig(NetworkConfig):
         """Two blocks of 16 channels."""
         return cls(patch=2, width=16, depth=2, heads=2)
 
+    def middle(self) -> tuple[str, int]:
+        """The block in the middle."""
+        return f"blocks.{self.depth // 2}", self.width
+
     def problems(self, data: DataSpec, what: str = "image") -> list[str]:
         """Sides of the `what` that the patches do not tile, one line each."""
         return tiling_problems(self.patch, data, what)

@@ -70,6 +70,10 @@ class UNetConfig(NetworkConfig):
             return SpannedUNet(self, data, conditional=conditional, outputs=outputs)
         return build_unet(self, data, conditional=conditional, outputs=outputs)
 
+    def middle(self) -> tuple[str, int]:
+        """The block at the lowest resolution."""
+        return "mid_block", self.channels[-1]
+
     def couples_rows(self) -> bool:
         """Dropout draws one mask for a whole micro-batch."""
         return bool(self.dropout)
