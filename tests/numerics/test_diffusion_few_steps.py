@@ -320,12 +320,12 @@ def test_reflow_of_a_gaussian_is_a_straight_line() -> None:
 class Velocity(nn.Module):
     """A network of (x, t, span) that answers by a function of them in [0, 1]."""
 
-    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor], scale: float = 10.0) -> None:
         super().__init__()
-        self.function = function
+        self.function, self.scale = function, scale
 
     def forward(self, x: Tensor, t: Tensor, given: Any, return_dict: bool, span: Tensor) -> tuple[Tensor]:
-        return (self.function(x, t.view(-1, 1, 1, 1) / 1000, span.view(-1, 1, 1, 1) / 1000),)
+        return (self.function(x, t.view(-1, 1, 1, 1) / self.scale, span.view(-1, 1, 1, 1) / self.scale),)
 
 
 class TestMeanFlow:
@@ -373,14 +373,14 @@ class TestShortcut:
     def test_any_step_towards_a_point_has_no_loss(self) -> None:
         objective = ShortcutConfig(finest=8, consistent=0.5).build()
         images = {"image": torch.full((ROWS, 1, 4, 4), 0.3)}
-        net = Velocity(lambda x, t, span: (x - 0.3) / t.clamp(min=1e-6))
+        net = Velocity(lambda x, t, span: (x - 0.3) / t.clamp(min=1e-6), 1_000)
         found = objective.loss({"network": net, "target": net}, images, UNSTEERED, at(), rng())
         assert found.loss_B.max() < 1e-6
 
     def test_two_half_steps_are_the_target(self) -> None:
         """If the network answers with the length of its step, the target of 2d is d, or 0 at the finest."""
         objective = ShortcutConfig(finest=4, consistent=1.0).build()
-        net = Velocity(lambda x, t, span: span.expand_as(x))
+        net = Velocity(lambda x, t, span: span.expand_as(x), 1_000)
         found = objective.loss(
             {"network": net, "target": net}, normal_images(), UNSTEERED, at(), rng()
         ).loss_B

@@ -34,12 +34,13 @@ from sfumato.families.diffusion.objectives import (
     ObjectiveConfig,
     SamplingBase,
 )
-from sfumato.families.diffusion.objectives.mean_flow import TIME_SCALE, guidance_problems, span_problems
+from sfumato.families.diffusion.objectives.mean_flow import guidance_problems, span_problems
 
 if TYPE_CHECKING:
     from sfumato.families.diffusion.labels import Conditioning, Given, Guided
 
 TARGET = "target"
+TIME_SCALE = 1000.0
 
 
 class ShortcutSampling(SamplingBase):
