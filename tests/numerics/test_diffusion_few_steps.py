@@ -119,7 +119,7 @@ def test_any_objective_tells_the_image_behind_noise(kind: str, options: dict[str
         levels = objective._schedule.sigmas  # type: ignore[attr-defined]
         sigma = torch.stack([levels[(levels - s).abs().argmin()] for s in sigma]).float()
     x = torch.randn(4, 1, 4, 4)
-    found = objective.image(gaussian_outputs(kind, options), x, sigma)  # type: ignore[attr-defined]
+    found = objective.image_in(gaussian_outputs(kind, options), x, sigma)  # type: ignore[attr-defined]
     torch.testing.assert_close(found, posterior_mean(x, sigma), rtol=2e-3, atol=1e-4)
 
 

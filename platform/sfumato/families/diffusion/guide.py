@@ -11,8 +11,9 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.family import Frozen
 from sfumato.core.pretrained import Pretrained, card_config
 from sfumato.families import config_class
-from sfumato.families.diffusion.agreement import Model, disagreements
+from sfumato.families.diffusion.agreement import disagreements
 from sfumato.families.diffusion.networks import predict
+from sfumato.families.diffusion.objectives import Model
 
 NAME = "guide"
 """Of the frozen network among the family's networks."""

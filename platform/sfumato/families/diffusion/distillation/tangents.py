@@ -27,8 +27,11 @@ def tangent(
     Attention runs in its plain form: the fused kernels have no forward derivative.
     """
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _contiguous_norms(), forward_ad.dual_level():
-        duals = [forward_ad.make_dual(*pair) for pair in zip(inputs, directions, strict=True)]
-        value, change = forward_ad.unpack_dual(function(*duals))
+        duals = [
+            forward_ad.make_dual(*pair)  # type: ignore[no-untyped-call]
+            for pair in zip(inputs, directions, strict=True)
+        ]
+        value, change = forward_ad.unpack_dual(function(*duals))  # type: ignore[no-untyped-call]
     return value, torch.zeros_like(value) if change is None else change
 
 
@@ -41,7 +44,7 @@ def _contiguous_norms() -> Iterator[None]:
             return None
         return tuple(part.clone(memory_format=torch.contiguous_format) for part in inputs)
 
-    hook = register_module_forward_pre_hook(copied)
+    hook = register_module_forward_pre_hook(copied)  # type: ignore[arg-type]  # torch: it may return inputs
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """A student that starts from, or imitates, a trained diffusion run of any objective.
 
 Whatever the run was trained to predict, its network tells which image y a noisy x = y + sigma n holds:
-`DenoisingObjective.image`, called D here. A student has the same parametrisation, and may have the same
+`DenoisingObjective.image_in`, called D here. A student has the same parametrisation, and may have the same
 network, so that it starts as its teacher. D(x; sigma) tends to x as sigma tends to 0, which is the boundary
 condition of a consistency function (Song et al. 2023, eq. 5).
 """
@@ -93,6 +93,8 @@ class TaughtConfig(ObjectiveConfig, ABC):
             yield f"{named} is trained by {other.objective.kind}, which no denoiser can be read from"
         if bool(own.conditions(data)) != bool(other.conditions(others_data)):
             yield f"{named} takes classes or texts where this model does not; give both the same condition"
+        if self.start == "teacher" and own.pretrained is not None:
+            yield "model.pretrained: the weights come from objective.teacher; leave it out, or start=fresh"
         if self.start == "teacher" and own.network != other.network:
             yield (
                 f"model.network: differs from that of {self.teacher.source[1]!r}, whose weights it is to "
@@ -133,7 +135,7 @@ class Taught(Objective):
 
     def denoised(self, network: nn.Module, x_BCHW: Tensor, sigma_B: Tensor, given: Given | None) -> Tensor:
         """D(x; sigma) of a student, [B, C, H, W]."""
-        return self.denoiser.image(lambda x, t: predict(network, x, t, given), x_BCHW, sigma_B)
+        return self.denoiser.image_in(lambda x, t: predict(network, x, t, given), x_BCHW, sigma_B)
 
     def taught(self, nets: Nets, x_BCHW: Tensor, sigma_B: Tensor, given: Given | None) -> Tensor:
         """D(x; sigma) of the teacher, guided away from its null class, [B, C, H, W]."""

@@ -68,7 +68,8 @@ class UNetConfig(NetworkConfig):
         """The network, with weights drawn from torch's global generator."""
         if spans:
             return SpannedUNet(self, data, conditional=conditional, outputs=outputs)
-        return build_unet(self, data, conditional=conditional, outputs=outputs)
+        plain: nn.Module = build_unet(self, data, conditional=conditional, outputs=outputs)
+        return plain
 
     def middle(self) -> tuple[str, int]:
         """The block at the lowest resolution."""

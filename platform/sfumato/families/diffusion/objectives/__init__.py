@@ -112,7 +112,7 @@ class DenoisingObjective(Objective):
     """
 
     @abstractmethod
-    def image(self, output: Output, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+    def image_in(self, output: Output, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
         """D(x; sigma), the image predicted in x = y + sigma n with n ~ N(0, I), [B, C, H, W].
 
         It tends to x as sigma [B] tends to 0, and is affine in what `output` returns.
@@ -222,6 +222,8 @@ class Model(Protocol):
     def latent_scale(self) -> float | None: ...
     @property
     def text(self) -> TextConfig | None: ...
+    @property
+    def pretrained(self) -> object: ...
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]: ...
     def label_dropout(self, data: DataSpec) -> float: ...
 

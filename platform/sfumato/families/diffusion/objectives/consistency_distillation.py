@@ -121,12 +121,19 @@ class ConsistencyDistillation(Taught):
         return self._bounded(x_BCHW, sigma_B, self.denoised(nets[name], x_BCHW, sigma_B, given))
 
     def sample(
-        self, network: Guided, noise_NCHW: Tensor, options: JumpSampling, rng: SampleRng, *, clip: bool
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: JumpSampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+        first: int = 0,
     ) -> Tensor:
         """One answer, or several with fresh noise between."""
 
         def answer(x_NCHW: Tensor, sigma_N: Tensor) -> Tensor:
-            return self._bounded(x_NCHW, sigma_N, self.denoiser.image(network, x_NCHW, sigma_N))
+            return self._bounded(x_NCHW, sigma_N, self.denoiser.image_in(network, x_NCHW, sigma_N))
 
         return jump(answer, noise_NCHW, options, rng, least=self.least, most=self.most, clip=clip)
 

@@ -126,12 +126,19 @@ class Dmd2(Taught):
         return LossOut(loss_B, metrics)
 
     def sample(
-        self, network: Guided, noise_NCHW: Tensor, options: JumpSampling, rng: SampleRng, *, clip: bool
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: JumpSampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+        first: int = 0,
     ) -> Tensor:
         """One answer; further steps add noise again, which the generator was not trained for."""
 
         def answer(x_NCHW: Tensor, sigma_N: Tensor) -> Tensor:
-            return self.denoiser.image(network, x_NCHW, sigma_N)
+            return self.denoiser.image_in(network, x_NCHW, sigma_N)
 
         return jump(answer, noise_NCHW, options, rng, least=0.0, most=self.most, clip=clip)
 
@@ -175,7 +182,7 @@ class Dmd2(Taught):
             verdicts.append(verdict_B.float())
             return raw_BCHW.float()  # type: ignore[no-any-return]
 
-        return self.denoiser.image(output, noisy_BCHW, sigma_B), verdicts[0]
+        return self.denoiser.image_in(output, noisy_BCHW, sigma_B), verdicts[0]
 
 
 class Scored(nn.Module):

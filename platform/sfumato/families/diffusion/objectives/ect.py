@@ -97,12 +97,19 @@ class Ect(Taught):
         return LossOut(loss_B, {"distance": distance_B.detach(), **quartiles_of_normal(loss_B.detach(), z_B)})
 
     def sample(
-        self, network: Guided, noise_NCHW: Tensor, options: JumpSampling, rng: SampleRng, *, clip: bool
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: JumpSampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+        first: int = 0,
     ) -> Tensor:
         """One answer, or several with fresh noise between."""
 
         def answer(x_NCHW: Tensor, sigma_N: Tensor) -> Tensor:
-            return self.denoiser.image(network, x_NCHW, sigma_N)
+            return self.denoiser.image_in(network, x_NCHW, sigma_N)
 
         return jump(answer, noise_NCHW, options, rng, least=0.0, most=self.most, clip=clip)
 

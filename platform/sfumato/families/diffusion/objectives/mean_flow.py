@@ -155,7 +155,14 @@ class MeanFlow(Objective):
         return t_B, torch.where(rng.uniform() < config.apart, torch.minimum(a_B, b_B), t_B)
 
     def sample(
-        self, network: Guided, noise_NCHW: Tensor, options: MeanFlowSampling, rng: SampleRng, *, clip: bool
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: MeanFlowSampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+        first: int = 0,
     ) -> Tensor:
         """x_r = x_t - (t - r) u(x_t, r, t), from t = 1 to 0."""
         x_NCHW, span = noise_NCHW, 1 / options.steps

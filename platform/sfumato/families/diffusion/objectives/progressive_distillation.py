@@ -156,14 +156,21 @@ class ProgressiveDistillation(Taught):
         return LossOut(loss_B, {"student_steps": steps})
 
     def sample(
-        self, network: Guided, noise_NCHW: Tensor, options: ProgressiveSampling, rng: SampleRng, *, clip: bool
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: ProgressiveSampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+        first: int = 0,
     ) -> Tensor:
         """DDIM along the levels of a round."""
-        levels = self._levels(options.steps or self._config.last).tolist()
+        levels: list[float] = self._levels(options.steps or self._config.last).tolist()
         x_NCHW = noise_NCHW * levels[0]
         for start, end in pairwise(levels):
             sigma_N = torch.full((len(x_NCHW),), start, device=x_NCHW.device)
-            image_NCHW = self.denoiser.image(network, x_NCHW, sigma_N)
+            image_NCHW = self.denoiser.image_in(network, x_NCHW, sigma_N)
             if clip:
                 image_NCHW = image_NCHW.clamp(-1, 1)
             x_NCHW = image_NCHW + (end / start) * (x_NCHW - image_NCHW)

@@ -174,7 +174,7 @@ class RectifiedFlow(BoundedObjective, DenoisingObjective):
             )
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(TIME_SCALE), shift=options.shift)
 
-    def image(self, output: Output, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+    def image_in(self, output: Output, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
         """x_t - t f(x_t, t), where x = x_t / (1 - t) has the noise t / (1 - t)."""
         t_B = sigma_B / (1 + sigma_B)
         t_B111 = t_B.view(-1, 1, 1, 1)

@@ -103,13 +103,20 @@ class Reflow(Taught):
         return LossOut(loss_B, quartiles_of_uniform(loss_B.detach(), u_B))
 
     def sample(
-        self, network: Guided, noise_NCHW: Tensor, options: ReflowSampling, rng: SampleRng, *, clip: bool
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: ReflowSampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+        first: int = 0,
     ) -> Tensor:
         """The solution of dx_t/dt = v(x_t, t) at t = 0, in equal steps of t."""
 
         def slope(xt_NCHW: Tensor, t: float) -> Tensor:
             sigma_N = torch.full((len(xt_NCHW),), t / (1 - t), device=xt_NCHW.device)
-            image_NCHW = self.denoiser.image(network, xt_NCHW / (1 - t), sigma_N)
+            image_NCHW = self.denoiser.image_in(network, xt_NCHW / (1 - t), sigma_N)
             return (xt_NCHW - (image_NCHW.clamp(-1, 1) if clip else image_NCHW)) / t
 
         times = [self._last * (1 - i / options.steps) for i in range(options.steps)] + [0.0]

@@ -118,12 +118,19 @@ class Scm(Taught):
         return (cos * x_BCHW - image_BCHW) / sin
 
     def sample(
-        self, network: Guided, noise_NCHW: Tensor, options: JumpSampling, rng: SampleRng, *, clip: bool
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: JumpSampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+        first: int = 0,
     ) -> Tensor:
         """One answer, or several with fresh noise between."""
 
         def answer(x_NCHW: Tensor, sigma_N: Tensor) -> Tensor:
-            return self.denoiser.image(network, x_NCHW, sigma_N)
+            return self.denoiser.image_in(network, x_NCHW, sigma_N)
 
         return jump(answer, noise_NCHW, options, rng, least=0.0, most=self.most, clip=clip)
 

@@ -139,7 +139,14 @@ class Shortcut(Objective):
         return LossOut((found_BCHW - wanted_BCHW).square().mean(dim=(1, 2, 3)))
 
     def sample(
-        self, network: Guided, noise_NCHW: Tensor, options: ShortcutSampling, rng: SampleRng, *, clip: bool
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: ShortcutSampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+        first: int = 0,
     ) -> Tensor:
         """Equal steps from t = 1 to 0."""
         x_NCHW, length = noise_NCHW, 1 / options.steps

@@ -191,7 +191,7 @@ class DDPM(BoundedObjective, DenoisingObjective):
         """See `loss`."""
         return self._loss(nets["network"], batch, labels, rng)
 
-    def image(self, output: Output, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+    def image_in(self, output: Output, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
         """At the timestep, not a whole number, that has this noise level."""
         root_B111 = (1 + sigma_B.square()).sqrt().view(-1, 1, 1, 1)
         xt_BCHW = x_BCHW / root_B111

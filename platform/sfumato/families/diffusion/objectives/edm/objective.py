@@ -173,7 +173,7 @@ class EDM(BoundedObjective, DenoisingObjective):
         """D(x; sigma)."""
         return self.denoise(network, x_NCHW, level.noise, clip=False)
 
-    def image(self, output: Output, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+    def image_in(self, output: Output, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
         """By the preconditioned network."""
         c = Preconditioning.at(sigma_B.view(-1, 1, 1, 1), self._sigma_data)
         return c.skip * x_BCHW + c.out * output(c.in_ * x_BCHW, c.noise.flatten())
