@@ -115,6 +115,10 @@ def test_averages_decay_by_a_weight(family: Family) -> None:
             assert 0 <= spec.decay(late) <= 1
 
 
+DRAWN_PHASES = {"reflow", "generate"}
+"""Phases of unconditional members that see no image of the data: they learn from images that networks draw."""
+
+
 def test_losses_have_one_finite_value_a_row(family: Family, nets: Nets) -> None:
     for phase in family.phases:
         rng = noise(Piece(0, 0, ROWS), phase=phase.name)
@@ -159,7 +163,8 @@ def test_a_row_has_its_own_loss(config: FamilyConfig, family: Family, nets: Nets
             for given in (rows, changed)
         )
         torch.testing.assert_close(one[0], two[0], rtol=1e-5, atol=1e-6)
-        assert not torch.allclose(one[1:], two[1:])
+        if phase.name not in DRAWN_PHASES:
+            assert not torch.allclose(one[1:], two[1:])
 
 
 def test_all_randomness_comes_from_the_given_noise(family: Family, nets: Nets) -> None:

@@ -68,7 +68,7 @@ class ReflowConfig(TaughtConfig, GuidedTeacher, NoiseDraws):
 class Reflow(Taught):
     """Regression on the velocity between a noise and the teacher's image of it."""
 
-    phase = "flow"
+    phase = "reflow"
 
     def __init__(self, config: ReflowConfig, *, latents: bool = False) -> None:
         super().__init__(config, latents=latents)
