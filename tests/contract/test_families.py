@@ -116,7 +116,7 @@ def test_averages_decay_by_a_weight(family: Family) -> None:
 
 
 DRAWN_PHASES = {"reflow", "generate"}
-"""Phases of unconditional members that see no image of the data: they learn from images that networks draw."""
+"""Phases of unconditional members that see no image of the data: networks draw what they learn from."""
 
 
 def test_losses_have_one_finite_value_a_row(family: Family, nets: Nets) -> None:
