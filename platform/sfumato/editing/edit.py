@@ -6,6 +6,7 @@ may edit any block and the pixels do not depend on which. The last block is fill
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,9 +119,12 @@ class Editor:
     device: str
     base: Path | None
     trust: bool
+    root: Path
+    """The folder that relative paths of images, masks and conditions start from."""
 
     def __call__(self) -> Callable[[int], tuple[int, Images]]:
         """From a block's number to that number and its images."""
+        os.chdir(self.root)
         model = self.model()
         return lambda block: (block, self.edit.made(model, block))
 

@@ -121,6 +121,20 @@ def test_pixels_outside_the_mask_are_the_images(member: str) -> None:
     assert (found[:, inside] != pixels[:, inside]).mean() > 0.5
 
 
+@pytest.mark.parametrize("objective", ["ddpm", "rectified_flow", "edm"])
+def test_guided_models_edit_by_their_classes(objective: str) -> None:
+    data = DataSpec(1, 8, 8, ("zero", "one"))
+    base = config_of({"ddpm": "ddpm", "rectified_flow": "flow", "edm": "edm"}[objective])
+    model = model_of(
+        base.model_copy(update={"sampling": base.sampling.model_copy(update={"guidance": 2.0})}), data
+    )
+    mask = np.zeros((1, 8, 8, 1), np.uint8)
+    mask[:, 4:] = 255
+    request = edit(model, OPERATIONS.make("inpaint", resample=1), images(2), mask)
+    zero, one = (replace(request, source=model.takes.source(labels=label)).made(model, 0) for label in (0, 1))
+    assert not np.array_equal(zero, one)
+
+
 def test_an_image_does_not_depend_on_the_others() -> None:
     model = model_of(config_of("ddpm"))
     model.block = 2

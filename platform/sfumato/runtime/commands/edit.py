@@ -89,7 +89,7 @@ def edit(
             seed=seed,
         )
         request.check(model)
-        editor = Editor(found.model.resolve(), request, place, base, found.trusted)
+        editor = Editor(found.model.resolve(), request, place, base, found.trusted, root.resolve())
         output = Output(out, request, model, overwrite=overwrite)
         _run(editor, output, model, actors, display)
         folder = output.finish()

@@ -271,9 +271,9 @@ class DDPM(BoundedObjective, DenoisingObjective):
 
     def image(self, network: Guided, x_NCHW: Tensor, level: Level) -> Tensor:
         """By the network's noise or v."""
-        t_N = torch.full((len(x_NCHW),), int(level.time), device=x_NCHW.device)
+        t = torch.tensor(int(level.time), device=x_NCHW.device)  # a scalar: guidance doubles the rows
         sigma = level.noise / level.signal if level.signal else math.inf
-        return self._target.image(network(x_NCHW, t_N, sigma), x_NCHW, t_N)
+        return self._target.image(network(x_NCHW, t, sigma), x_NCHW, t.expand(len(x_NCHW)))
 
     def diffusers_scheduler(self, options: DDPMSampling, *, clip: bool) -> Any:
         """A fresh one: it holds the state of one trajectory."""
