@@ -17,7 +17,7 @@ import numpy as np
 
 from sfumato.evaluation.statistics import Float64Array
 
-METHOD = "score interval (Newcombe 2006)"
+_EDGE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,9 @@ def _score_interval(value: float, m: int, n: int, z: float) -> tuple[float, floa
         spread = 1 + half * ((1 - area) / (2 - area) + area / (1 + area))
         return float((area - value) ** 2 - z**2 * area * (1 - area) * spread / (m * n))
 
-    low = 0.0 if value <= 0 or beyond(0.0) <= 0 else float(brentq(beyond, 0.0, value))
-    high = 1.0 if value >= 1 or beyond(1.0) <= 0 else float(brentq(beyond, value, 1.0))
+    inside = min(max(value, _EDGE), 1 - _EDGE)  # at 0 and 1 the standard error is 0, a root of no use
+    low = 0.0 if value <= 0 else float(brentq(beyond, 0.0, inside))
+    high = 1.0 if value >= 1 else float(brentq(beyond, inside, 1.0))
     return low, high
 
 
