@@ -103,7 +103,7 @@ def test_the_command_attacks_a_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     manifest = subset(str(digits_data), tmp_path / "part", share=0.05, seed=0)
-    recipe = recipes.parse(tiny_recipe(tmp_path / "part"))
+    recipe = recipes.parse(tiny_recipe(tmp_path / "part", train={"images": 1_280}))
     run = RunFolder(tmp_path / "runs" / "tiny")
     run.create(recipe, manifest.digest)
     untrained(run.model, Config.tiny(), manifest.spec)

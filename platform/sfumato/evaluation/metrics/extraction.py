@@ -216,7 +216,9 @@ def _judged(reference: FeatureSet, generated: FeatureSet, options: MetricOptions
         held_out = real.held_out_MD is not None
         return _Judged(found, control, made, first_N, len(real.pixels_ND), held_out)
 
-    return generated.derived(("extraction", reference, options.settings), judge)
+    chosen = options.of(ExtractionSettings)
+    key = ("extraction", reference, chosen.extraction_alpha, chosen.extraction_neighbours)
+    return generated.derived(key, judge)
 
 
 def _details(found: _Judged, generated: FeatureSet, options: MetricOptions) -> dict[str, object]:
