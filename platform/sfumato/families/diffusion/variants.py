@@ -59,6 +59,13 @@ def variants() -> dict[str, dict[str, Any]]:
             }
             for name in ("lora", "controlnet")
         },
+        "layers": {
+            **_member("library", "ddpm"),
+            "condition": "none",
+            "sampling": {"steps": 3},
+            "pretrained": {"library": NETWORKS.find("library").tiny().model_dump()["model"]},
+            "adapter": ADAPTERS.find("layers").tiny(),
+        },
     }
 
 

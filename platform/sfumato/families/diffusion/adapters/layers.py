@@ -33,7 +33,7 @@ class LayersConfig(AdapterConfig):
     @classmethod
     def tiny(cls) -> LayersConfig:
         """The attention."""
-        return cls(train=("*attn*",))
+        return cls(train=("*attentions*",))
 
 
 COMPONENT = LayersConfig
