@@ -26,6 +26,7 @@ ABOUT_SEVERAL = {
         "data/reading/test_imports.py",
         "data/reading/test_invariance.py",
         "evaluation/test_likelihood.py",
+        "families/diffusion/test_pretrained.py",
         "runtime/jobs/test_sending.py",
         "runtime/pipeline/test_decisions.py",
         "runtime/runs/test_auto_features.py",
