@@ -41,8 +41,8 @@ def put_card(facts: Mapping[str, Any], place: Path) -> None:
 def export_card(found: Found, dest: Path) -> None:
     """Put the card of a model into the folder that it is exported to.
 
-    It is written anew where the model's run is here with its recipe; otherwise the model folder's own, if any,
-    is copied.
+    It is written anew where the model's run is here with its recipe; otherwise the model folder's own, if
+    any, is copied.
     """
     if found.run is not None and (found.run.path / "recipe.yaml").is_file():
         put_card(facts_of(found.run, found.model), dest)
