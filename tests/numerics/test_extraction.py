@@ -146,7 +146,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EvaluationR
     rng = np.random.default_rng(0)
 
     def drawn(count: int) -> Pixels:
-        x = rng.normal(size=(count, 5)) @ np.random.default_rng(3).normal(size=(5, 64)) * 25 + 128
+        x = rng.normal(size=(count, 30)) @ np.random.default_rng(3).normal(size=(30, 64)) * 9 + 128
         return x.clip(0, 255).astype(np.uint8).reshape(count, 8, 8)
 
     training, planted = drawn(200), drawn(3)
