@@ -32,6 +32,7 @@ def _look() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "loaded": {"torch", "diffusers.models.unets.unet_2d", "sfumato.runtime.training.worker"} <= loaded,
         "draw": float(np.random.random()),  # noqa: NPY002 - the state that forks would share
+        "identity": ray.NodeID.from_random().hex(),  # as tasks and objects get theirs
         "expendable": Path("/proc/self/oom_score_adj").read_text().strip(),
         "job": ray.get_runtime_context().get_job_id(),
         "said": os.environ.get("SAID"),
@@ -72,6 +73,7 @@ def test_a_forked_worker_is_like_one_that_ray_starts(workers: list[dict[str, Any
     assert one["pid"] == one["group"], "Ray ends a worker's children by their group"
     assert one["threads"] == 1, "as many as Ray reserves CPUs"
     assert one["draw"] != other["draw"]
+    assert one["identity"] != other["identity"], "tasks of two workers would be taken for one another"
     assert one["expendable"] == "1000", "when memory is out, workers end before Ray's daemons"
     assert one["job"] == driver["job"]
     assert (one["said"], other["said"]) == (None, "yes")

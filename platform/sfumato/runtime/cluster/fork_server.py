@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,7 +46,8 @@ def main() -> None:
         listening.listen(128)
         print(address, flush=True)
         _preload(order["modules"])
-        _serve(listening)
+        if _workers_would_differ():  # otherwise they start as Ray starts them
+            _serve(listening)
 
 
 def _preload(modules: list[str]) -> None:
@@ -53,11 +55,54 @@ def _preload(modules: list[str]) -> None:
     # ends with the command, as the cluster does.
     os.environ.update(RAY_JOB_ID=_NO_JOB, RAY_RAYLET_PID=str(os.getpid()))
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a GPU's driver must not be loaded before a fork
-    for name in (_OF_EVERY_WORKER, *modules):
-        with contextlib.suppress(ImportError):  # then whoever needs it says so
-            importlib.import_module(name)
+    with _no_random_identities():
+        for name in (_OF_EVERY_WORKER, *modules):
+            with contextlib.suppress(ImportError):  # then whoever needs it says so
+                importlib.import_module(name)
     gc.collect()
     gc.freeze()  # collections in workers leave these pages shared
+
+
+@contextlib.contextmanager
+def _no_random_identities() -> Iterator[None]:
+    """Keep Ray from drawing a random number: its generator would be seeded here, once for all workers.
+
+    They would then give the same identities to different tasks and objects. What draws while modules are
+    imported is the decorator of actor classes.
+    """
+    import ray.actor
+
+    actors: Any = ray.actor
+    kind = actors.ActorClassID
+
+    class Drawn:
+        @staticmethod
+        def from_random() -> Any:
+            return kind(os.urandom(kind.size()))
+
+    actors.ActorClassID = Drawn
+    try:
+        yield
+    finally:
+        actors.ActorClassID = kind
+
+
+def _workers_would_differ() -> bool:
+    """Whether two forks of this process draw different identities."""
+    import ray
+
+    drawn = []
+    for _ in range(2):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(writing, ray.NodeID.from_random().binary())
+            os._exit(0)
+        os.waitpid(child, 0)
+        os.close(writing)
+        drawn.append(os.read(reading, 64))
+        os.close(reading)
+    return drawn[0] != drawn[1]
 
 
 def _serve(listening: socket.socket) -> None:
