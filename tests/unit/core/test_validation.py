@@ -58,7 +58,11 @@ MISTAKES = [
     ("name", 3, ": expected a text, for example '3', got 3"),
     ("seed", -1, ": must be at least 0, got -1"),
     ("train.imags", 3, ": unknown key; did you mean 'images'?"),
-    ("registry", 3, ": expected a mapping with keys such as name, enabled, got 3"),
+    (
+        "registry",
+        3,
+        ": expected a mapping with keys such as name, enabled, description, licence, limits, got 3",
+    ),
     ("evaluate.features", {"a": 1}, ": expected 'auto' or a text or a list, got a mapping"),
     ("evaluate.features", [1], ".0: expected a text, for example '1', got 1"),
     ("evaluate.actors", "many", ": expected 'auto' or a whole number, got 'many'"),
