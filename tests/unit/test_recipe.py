@@ -11,6 +11,7 @@ from repository import DIGITS, PIPELINES
 
 from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
+from sfumato.core.pretrained import Reference, references
 from sfumato.data.format.columns import TEXT_COLUMN
 from sfumato.errors import ConfigError
 from sfumato.families import config_class
@@ -48,8 +49,7 @@ RECIPES = [path for path in sorted(PIPELINES.rglob("*.yaml")) if "\nstages:" not
 def test_every_recipe_in_the_repository_is_fine(path: Path) -> None:
     recipe = recipes.load(path)
     recipe.check()
-    needs = [getattr(recipe.model, name, None) for name in ("first_stage", "pretrained")]
-    if needs == [None, None]:  # those are other runs, which have to be there
+    if not list(references(recipe.model, "model", Reference)):  # other runs, which would have to be there
         folder = path.relative_to(PIPELINES).parts[0]
         recipe.check(*SETS.get(f"{folder}/{path.stem}", SETS[folder]))
 

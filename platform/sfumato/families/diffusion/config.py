@@ -214,7 +214,11 @@ class DiffusionConfig(FamilyConfig):
         network, sampling = self.network, self.sampling
         found = text.problems(data)
         if not isinstance(network, TextNetworkConfig):
-            names = [name for name, kind in NETWORKS.all().items() if issubclass(kind, TextNetworkConfig)]
+            names = [
+                name
+                for name, kind in NETWORKS.all().items()
+                if issubclass(kind, TextNetworkConfig) and not kind.of_pretrained
+            ]
             found.append(f"model.network: {network.kind} takes no texts; use {' or '.join(names)}")
         elif not found:
             found = network.text_problems(text.shape())

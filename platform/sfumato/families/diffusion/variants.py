@@ -17,8 +17,6 @@ TINY_AUTOENCODER = {
     "latent": {"kind": "kl", "channels": 2},
     "network": {"channels": [4, 8], "norm_groups": 2},
 }
-PRETRAINED = ("library", "library_text")
-"""Networks that only a pretrained model brings."""
 SMALL_IMAGES = {"channels": 1, "height": 8, "width": 8}
 
 
@@ -26,8 +24,8 @@ def variants() -> dict[str, dict[str, Any]]:
     """Every objective, every network, every sampler that draws its own noise, pixels and latents, a variance
     learned from noise levels that are spread over the global batch, and adapters."""
     found = {"ddpm": _member(NETWORKS.default, "ddpm")}
-    others = [name for name in NETWORKS.names() if name not in (NETWORKS.default, *PRETRAINED)]
-    found |= {name: _member(name, PAIRED) for name in others}
+    others = [name for name, kind in NETWORKS.all().items() if not kind.of_pretrained]
+    found |= {name: _member(name, PAIRED) for name in others if name != NETWORKS.default}
     found |= {name: _member(NETWORKS.default, name) for name in OBJECTIVES.names() if name != PAIRED}
     return found | {
         "min_snr": {

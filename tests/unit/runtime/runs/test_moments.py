@@ -7,11 +7,16 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 from sfumato.runtime.runs import moments
 from sfumato.runtime.runs.run_folder import RunFolder
 
 
-def test_moments_before_the_run_has_a_folder_are_kept(tmp_path: Path) -> None:
+def test_moments_before_the_run_has_a_folder_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moments, "_early", [])  # of other tests' commands
     folder = RunFolder(tmp_path)
     moments.mark("first")
     moments.mark("second", folder)

@@ -74,7 +74,7 @@ def test_families_that_take_one_size_are_refused(family: str, bucketed: Path, di
 def test_diffusion_takes_them_with_networks_that_have_positions_for_all() -> None:
     variants = families.config_class("diffusion").variants()
     for name, config in variants.items():
-        able = config.network.kind in ("unet", "unet_text", "pixart", "flux")
+        able = config.network.kind in ("unet", "unet_text", "pixart", "flux", "library", "library_text")
         assert config.takes_several_sizes() == able, name
     mmdit = variants["mmdit"]
     with_room = mmdit.model_copy(update={"network": mmdit.network.model_copy(update={"largest": 4})})

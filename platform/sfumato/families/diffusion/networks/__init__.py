@@ -29,6 +29,8 @@ class NetworkConfig(Component, ABC):
     """Whether networks of this kind take images of several sizes."""
     for_diffusers: ClassVar[bool] = False
     """Whether diffusers' pipelines support the network."""
+    of_pretrained: ClassVar[bool] = False
+    """Whether only `model.pretrained` brings such a network."""
     takes_spans: ClassVar[bool] = False
     """Whether `build` takes `spans=True`: networks that also see the length of a step."""
 

@@ -22,6 +22,7 @@ CLASS = "UNet2DModel"
 class LibraryUNetConfig(NetworkConfig):
     """A `UNet2DModel` of diffusers with the configuration that its folder holds."""
 
+    of_pretrained: ClassVar[bool] = True
     several_sizes: ClassVar[bool] = True
     for_diffusers: ClassVar[bool] = True
     kind: Literal["library"] = Field("library", description="Selects a U-Net that model.pretrained brings.")

@@ -35,6 +35,7 @@ _WIDTHS = {
 class LibraryTextConfig(TextNetworkConfig):
     """A network of diffusers that attends to texts, with the configuration that its folder holds."""
 
+    of_pretrained: ClassVar[bool] = True
     several_sizes: ClassVar[bool] = True
     kind: Literal["library_text"] = Field(
         "library_text", description="Selects a network of texts that model.pretrained brings."

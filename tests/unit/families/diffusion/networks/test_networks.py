@@ -13,7 +13,6 @@ from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import seeded
 from sfumato.families.diffusion.networks import NETWORKS, TextNetworkConfig
-from sfumato.families.diffusion.variants import PRETRAINED
 from sfumato.text.states import States, TextShape
 
 SD = DataSpec(4, 64, 64)
@@ -97,7 +96,7 @@ def tiny(kind: str) -> TextNetworkConfig:
 KINDS = [
     name
     for name, kind in NETWORKS.all().items()
-    if issubclass(kind, TextNetworkConfig) and name not in PRETRAINED
+    if issubclass(kind, TextNetworkConfig) and not kind.of_pretrained
 ]
 
 
