@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -154,6 +155,7 @@ def test_ray_train_hands_each_worker_its_streams(digits: Path, tmp_path: Path) -
     settings = DataSettings(path=str(digits), streams=8)
     manifest = Manifest.load(digits)
     streams = RankStreams(settings, manifest, seed=3)
+    of_ctrl_c = signal.getsignal(signal.SIGINT)  # Ray Train leaves its own
     result = Trainer(
         sum_of_pixels,
         train_loop_config={"images": 5 * BATCH, "batch": BATCH},
@@ -164,6 +166,7 @@ def test_ray_train_hands_each_worker_its_streams(digits: Path, tmp_path: Path) -
         dataset_config=streams,
         alone=True,
     ).fit()
+    signal.signal(signal.SIGINT, of_ctrl_c)
     alone = LocalReader(RankPlan(settings, manifest, 3, 0, 1)).batches(images=5 * BATCH, batch=BATCH)
     expected = sum(float(m.batch["image"].double().sum()) for micros in islice(alone, 10) for m in micros)
     assert result.return_value == pytest.approx(expected, rel=1e-12)

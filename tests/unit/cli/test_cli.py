@@ -209,7 +209,8 @@ def test_sigterm_is_heard_by_commands_without_a_cluster(
     from sfumato.runtime.commands import doctor
 
     monkeypatch.setattr(doctor, "examine", lambda folder: signal.raise_signal(signal.SIGTERM))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a cluster of other tests may leave Ray's, of C
+    for sign, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        signal.signal(sign, handler)  # clusters and trainings of other tests leave Ray's
     status, out, err = sfumato_here("doctor")
     assert status == 130 and out == "" and "error: interrupted; nothing half-written is kept" in err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
