@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec, Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
+from sfumato.families.diffusion.distillation.distances import pseudo_huber
 from sfumato.families.diffusion.distillation.jumps import JumpSampling
 from sfumato.families.diffusion.distillation.tangents import tangent
 from sfumato.families.diffusion.labels import Guided, LabelDropout
@@ -183,6 +184,16 @@ class TestEct:
         assert ect.loss(exact, point, UNSTEERED, at(999), rng()).loss_B.abs().max() < 1e-3
         wrong = {"network": Edm(lambda x, sigma: 0.9 * x)}
         assert ect.loss(wrong, point, UNSTEERED, at(999), rng()).loss_B.mean() > 0.1
+
+    def test_the_two_levels_differ_at_the_least_noise_too(self) -> None:
+        """Equal answers would have a distance whose gradient is not finite."""
+        ect = EctConfig(teacher=TEACHER, stages=8, p_mean=-12.0).build()
+        network = UNetConfig.tiny().build(DataSpec(1, 4, 4), conditional=False)
+        ect.loss({"network": network}, normal_images(), UNSTEERED, at(999), rng()).loss_B.mean().backward()
+        assert all(weight.grad.isfinite().all() for weight in network.parameters())
+        same = torch.zeros(2, 1, 2, 2, requires_grad=True)
+        pseudo_huber(same, torch.zeros(2, 1, 2, 2), 0.0).sum().backward()
+        assert same.grad is not None and not same.grad.any()
 
     def test_one_step_of_the_exact_function_draws_the_gaussian(self) -> None:
         ect = EctConfig(teacher=TEACHER).build()

@@ -90,7 +90,7 @@ class Ect(Taught):
             return self.denoised(nets["network"], x_BCHW, sigma_B, given)
 
         with torch.no_grad(), repeatable(y_BCHW.device):
-            lower_BCHW = answer(r_B.clamp(min=self.least))
+            lower_BCHW = answer(torch.where(r_B > 0, r_B, self.least))
         wanted_BCHW = torch.where(r_B.view(-1, 1, 1, 1) > 0, lower_BCHW, y_BCHW)
         distance_B = pseudo_huber(answer(t_B), wanted_BCHW, config.huber)
         loss_B = distance_B / (t_B - r_B)
