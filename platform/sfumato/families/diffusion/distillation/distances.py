@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 HUBER_PER_ROOT_DIMENSION = 0.00054
-SMALLEST = 1e-12
+SMALLEST = 1e-20
 
 
 def pseudo_huber(a_BCHW: Tensor, b_BCHW: Tensor, c: float | None = None) -> Tensor:
