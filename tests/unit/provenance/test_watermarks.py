@@ -57,7 +57,7 @@ def test_the_message_survives_and_is_hardly_seen(
     name: str, scenes: Images, marked: dict[str, Images]
 ) -> None:
     if name not in marked:
-        pytest.skip("its package is not installed")
+        pytest.skip(f"{name} needs invisible-watermark, which `make test` installs")
     settings, watermark = SCHEMES[name], SCHEMES[name].build()
     for before, after in zip(scenes, marked[name], strict=False):
         before = before[: len(after), : len(after)]

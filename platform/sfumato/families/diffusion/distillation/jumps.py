@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -12,8 +12,12 @@ from torch import Tensor
 
 from sfumato.core.config import Config
 from sfumato.core.rng import SampleRng
+from sfumato.families.diffusion.distillation.teacher import Taught
 from sfumato.families.diffusion.noise_levels import karras_sigmas
 from sfumato.families.diffusion.objectives import SamplingBase
+
+if TYPE_CHECKING:
+    from sfumato.families.diffusion.labels import Guided
 
 MIDDLE = 0.821
 """The noise level of the second of two steps (Song & Dhariwal 2024, sec. 4; Geng et al. 2024)."""
@@ -91,3 +95,33 @@ def jump(
         fresh_NCHW = rng.normal(*x_NCHW.shape[1:]).to(x_NCHW.device)
         x_NCHW = at(x_NCHW + math.sqrt(max(0.0, sigma**2 - least**2)) * fresh_NCHW, sigma)
     return x_NCHW
+
+
+class JumpingStudent(Taught):
+    """A student that answers from any noise level with an image."""
+
+    def sample(
+        self,
+        network: Guided,
+        noise_NCHW: Tensor,
+        options: JumpSampling,
+        rng: SampleRng,
+        *,
+        clip: bool,
+        first: int = 0,
+    ) -> Tensor:
+        """One answer, or several with fresh noise between."""
+
+        def answer(x_NCHW: Tensor, sigma_N: Tensor) -> Tensor:
+            return self.answer_of(x_NCHW, sigma_N, self.denoiser.image_in(network, x_NCHW, sigma_N))
+
+        return jump(answer, noise_NCHW, options, rng, least=self.remaining, most=self.most, clip=clip)
+
+    @property
+    def remaining(self) -> float:
+        """The noise level that an answer still has."""
+        return 0.0
+
+    def answer_of(self, x_BCHW: Tensor, sigma_B: Tensor, image_BCHW: Tensor) -> Tensor:
+        """f(x, sigma), of the image D(x; sigma) that the network tells; all [B, C, H, W]."""
+        return image_BCHW

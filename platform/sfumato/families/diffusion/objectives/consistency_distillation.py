@@ -22,16 +22,16 @@ from torch import Tensor
 from sfumato.core.batch import Batch
 from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec
 from sfumato.core.progress import Progress
-from sfumato.core.rng import Rng, SampleRng, repeatable
+from sfumato.core.rng import Rng, repeatable
 from sfumato.families.diffusion.distillation.distances import pseudo_huber, squared
-from sfumato.families.diffusion.distillation.jumps import JumpSampling, jump
-from sfumato.families.diffusion.distillation.teacher import NAME, GuidedTeacher, Taught, TaughtConfig
+from sfumato.families.diffusion.distillation.jumps import JumpingStudent, JumpSampling
+from sfumato.families.diffusion.distillation.teacher import NAME, GuidedTeacher, TaughtConfig
 from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.noise_levels import karras_sigmas
 from sfumato.families.diffusion.objectives import SamplingBase
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Given, Guided
+    from sfumato.families.diffusion.labels import Conditioning, Given
 
 TARGET = "target"
 
@@ -68,7 +68,7 @@ class ConsistencyDistillationConfig(TaughtConfig, GuidedTeacher, NoiseDraws):
         return ConsistencyDistillation(self, latents=latents)
 
 
-class ConsistencyDistillation(Taught):
+class ConsistencyDistillation(JumpingStudent):
     """The distillation loss, with the frozen teacher and the averaged target."""
 
     phase = "distil"
@@ -118,26 +118,14 @@ class ConsistencyDistillation(Taught):
 
     def answer(self, nets: Nets, name: str, x_BCHW: Tensor, sigma_B: Tensor, given: Given | None) -> Tensor:
         """f(x, sigma): the denoiser, moved to the input itself at the least noise level, [B, C, H, W]."""
-        return self._bounded(x_BCHW, sigma_B, self.denoised(nets[name], x_BCHW, sigma_B, given))
+        return self.answer_of(x_BCHW, sigma_B, self.denoised(nets[name], x_BCHW, sigma_B, given))
 
-    def sample(
-        self,
-        network: Guided,
-        noise_NCHW: Tensor,
-        options: JumpSampling,
-        rng: SampleRng,
-        *,
-        clip: bool,
-        first: int = 0,
-    ) -> Tensor:
-        """One answer, or several with fresh noise between."""
+    @property
+    def remaining(self) -> float:
+        """The least of the noise levels."""
+        return self.least
 
-        def answer(x_NCHW: Tensor, sigma_N: Tensor) -> Tensor:
-            return self._bounded(x_NCHW, sigma_N, self.denoiser.image_in(network, x_NCHW, sigma_N))
-
-        return jump(answer, noise_NCHW, options, rng, least=self.least, most=self.most, clip=clip)
-
-    def _bounded(self, x_BCHW: Tensor, sigma_B: Tensor, image_BCHW: Tensor) -> Tensor:
+    def answer_of(self, x_BCHW: Tensor, sigma_B: Tensor, image_BCHW: Tensor) -> Tensor:
         """x + (1 - least/sigma) (D - x): exactly x at the least level, and D far above it."""
         share = (1 - self.least / sigma_B).view(-1, 1, 1, 1)
         return x_BCHW + share * (image_BCHW - x_BCHW)

@@ -27,15 +27,15 @@ from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import LossOut, Nets, NetSpec, Phase, Trainable
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.progress import Progress
-from sfumato.core.rng import Rng, SampleRng
+from sfumato.core.rng import Rng
 from sfumato.core.schedules import LearningRate
-from sfumato.families.diffusion.distillation.jumps import JumpSampling, jump
-from sfumato.families.diffusion.distillation.teacher import NAME, GuidedTeacher, Taught, TaughtConfig
+from sfumato.families.diffusion.distillation.jumps import JumpingStudent, JumpSampling
+from sfumato.families.diffusion.distillation.teacher import NAME, GuidedTeacher, TaughtConfig
 from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import Model, SamplingBase
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Given, Guided
+    from sfumato.families.diffusion.labels import Conditioning, Given
 
 SCORE = "score"
 
@@ -74,7 +74,7 @@ class Dmd2Config(TaughtConfig, GuidedTeacher, NoiseDraws):
         return found
 
 
-class Dmd2(Taught):
+class Dmd2(JumpingStudent):
     """Two phases: the copy learns the generator's images, the generator moves towards the teacher's."""
 
     phase = "generate"
@@ -124,23 +124,6 @@ class Dmd2(Taught):
             metrics["fake"] = verdict_B.detach()
             loss_B = loss_B + self._config.adversarial * F.softplus(-verdict_B)
         return LossOut(loss_B, metrics)
-
-    def sample(
-        self,
-        network: Guided,
-        noise_NCHW: Tensor,
-        options: JumpSampling,
-        rng: SampleRng,
-        *,
-        clip: bool,
-        first: int = 0,
-    ) -> Tensor:
-        """One answer; further steps add noise again, which the generator was not trained for."""
-
-        def answer(x_NCHW: Tensor, sigma_N: Tensor) -> Tensor:
-            return self.denoiser.image_in(network, x_NCHW, sigma_N)
-
-        return jump(answer, noise_NCHW, options, rng, least=0.0, most=self.most, clip=clip)
 
     def _score_loss(self, nets: Nets, batch: Batch, labels: Conditioning, rng: Rng) -> LossOut:
         """EDM's denoising loss on generated images, and the head's on generated and real ones."""

@@ -21,16 +21,16 @@ from torch import Tensor
 from sfumato.core.batch import Batch
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
-from sfumato.core.rng import Rng, SampleRng, repeatable
+from sfumato.core.rng import Rng, repeatable
 from sfumato.families.diffusion.distillation.distances import pseudo_huber
-from sfumato.families.diffusion.distillation.jumps import JumpSampling, jump
-from sfumato.families.diffusion.distillation.teacher import Taught, TaughtConfig
+from sfumato.families.diffusion.distillation.jumps import JumpingStudent, JumpSampling
+from sfumato.families.diffusion.distillation.teacher import TaughtConfig
 from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import SamplingBase
 from sfumato.families.diffusion.quartiles import quartiles_of_normal
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Guided
+    from sfumato.families.diffusion.labels import Conditioning
 
 
 class EctConfig(TaughtConfig, NoiseDraws):
@@ -66,7 +66,7 @@ class EctConfig(TaughtConfig, NoiseDraws):
         return t_B * (1 - near_B / self.shrink ** (stage + 1)).clamp(min=0)
 
 
-class Ect(Taught):
+class Ect(JumpingStudent):
     """The tuning loss; the teacher gives the initial weights and is not run."""
 
     phase = "tune"
@@ -95,23 +95,6 @@ class Ect(Taught):
         distance_B = pseudo_huber(answer(t_B), wanted_BCHW, config.huber)
         loss_B = distance_B / (t_B - r_B)
         return LossOut(loss_B, {"distance": distance_B.detach(), **quartiles_of_normal(loss_B.detach(), z_B)})
-
-    def sample(
-        self,
-        network: Guided,
-        noise_NCHW: Tensor,
-        options: JumpSampling,
-        rng: SampleRng,
-        *,
-        clip: bool,
-        first: int = 0,
-    ) -> Tensor:
-        """One answer, or several with fresh noise between."""
-
-        def answer(x_NCHW: Tensor, sigma_N: Tensor) -> Tensor:
-            return self.denoiser.image_in(network, x_NCHW, sigma_N)
-
-        return jump(answer, noise_NCHW, options, rng, least=0.0, most=self.most, clip=clip)
 
 
 COMPONENT = EctConfig

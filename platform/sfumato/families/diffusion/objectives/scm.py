@@ -27,15 +27,15 @@ from torch import Tensor, nn
 from sfumato.core.batch import Batch
 from sfumato.core.family import LossOut, Nets, NetSpec
 from sfumato.core.progress import Progress
-from sfumato.core.rng import Rng, SampleRng
-from sfumato.families.diffusion.distillation.jumps import JumpSampling, jump
+from sfumato.core.rng import Rng
+from sfumato.families.diffusion.distillation.jumps import JumpingStudent, JumpSampling
 from sfumato.families.diffusion.distillation.tangents import tangent
-from sfumato.families.diffusion.distillation.teacher import NAME, GuidedTeacher, Taught, TaughtConfig
+from sfumato.families.diffusion.distillation.teacher import NAME, GuidedTeacher, TaughtConfig
 from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import SamplingBase
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Given, Guided
+    from sfumato.families.diffusion.labels import Conditioning, Given
 
 
 class ScmConfig(TaughtConfig, GuidedTeacher, NoiseDraws):
@@ -69,7 +69,7 @@ class ScmConfig(TaughtConfig, GuidedTeacher, NoiseDraws):
         return Scm(self, latents=latents)
 
 
-class Scm(Taught):
+class Scm(JumpingStudent):
     """The normalised tangent, taken in forward mode."""
 
     phase = "distil"
@@ -116,23 +116,6 @@ class Scm(Taught):
         cos, sin = t_B.cos().view(-1, 1, 1, 1), t_B.sin().view(-1, 1, 1, 1)
         image_BCHW = self.denoised(network, x_BCHW / cos, self.sigma_data * t_B.tan(), given)
         return (cos * x_BCHW - image_BCHW) / sin
-
-    def sample(
-        self,
-        network: Guided,
-        noise_NCHW: Tensor,
-        options: JumpSampling,
-        rng: SampleRng,
-        *,
-        clip: bool,
-        first: int = 0,
-    ) -> Tensor:
-        """One answer, or several with fresh noise between."""
-
-        def answer(x_NCHW: Tensor, sigma_N: Tensor) -> Tensor:
-            return self.denoiser.image_in(network, x_NCHW, sigma_N)
-
-        return jump(answer, noise_NCHW, options, rng, least=0.0, most=self.most, clip=clip)
 
 
 COMPONENT = ScmConfig
