@@ -31,7 +31,7 @@ from sfumato.errors import ConfigError, DataError
 from sfumato.parallel import Placement
 from sfumato.parallel.strategies.single import Single
 from sfumato.recipe import Recipe
-from sfumato.runtime.commands import precompute
+from sfumato.runtime.commands import precompute, precompute_jobs
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.first_stage import check_data
 from sfumato.runtime.runs.pretrained import resolved
@@ -222,14 +222,14 @@ def test_finished_shards_are_kept(stage: Path, digits: Path, coded: Path, tmp_pa
     assert Manifest.load(dest).columns == Manifest.load(coded).columns
 
 
-def by_hand(stage: Path, data: Path | str, dest: Path | str) -> precompute.Job:
+def by_hand(stage: Path, data: Path | str, dest: Path | str) -> precompute_jobs.Job:
     """What `precompute` would do, of data that `verify` need not find good."""
-    config = precompute._stage(str(stage), Path.cwd())
+    config = precompute_jobs._stage(str(stage), Path.cwd())
     manifest = Manifest.load(data)
     place_set(str(data), manifest, str(dest))
-    info = precompute._stage_info(config, manifest, str(stage))
-    columns = precompute._stage_columns(config, "auto", "float32", str(stage))
-    return precompute.Job(config, str(data), Addition(str(dest), "codes", info, columns))
+    info = precompute_jobs._stage_info(config, manifest, str(stage))
+    columns = precompute_jobs._stage_columns(config, "auto", "float32", str(stage))
+    return precompute_jobs.Job(config, str(data), Addition(str(dest), "codes", info, columns))
 
 
 def test_data_of_another_encoder_is_refused(stage: Path, digits: Path, coded: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ def precompute(
         typer.Argument(
             metavar="RECIPE|RUN",
             help="A recipe whose model has a first stage, or a run that can be one (family vae, kl or vq); "
-            "with --arrays text the folder of a CLIP, T5 or BERT model as transformers saves it.",
+            "with --arrays text a recipe with frozen text encoders, or the folder of a CLIP, T5 or BERT "
+            "model as transformers saves it.",
             show_default=False,
         ),
     ],
@@ -49,8 +50,9 @@ def precompute(
     name: Annotated[
         str | None,
         typer.Option(
-            help="Name of the encoder and prefix of its columns, to keep several of one kind. Default: "
-            "latents, codes or text; replaces the columns stored under that name."
+            help="Name of the encoder and prefix of its columns, to keep several of one kind; of a recipe's "
+            "text encoders, the one to run. Default: latents, codes or text (of a recipe, all its text "
+            "encoders); replaces the columns stored under that name."
         ),
     ] = None,
     actors: Annotated[int, typer.Option(min=1, help="How many shards are encoded in parallel.")] = 1,

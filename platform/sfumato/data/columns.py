@@ -32,7 +32,21 @@ def carried(settings: DataSettings, manifest: Manifest) -> dict[str, ColumnInfo]
         _check_known(names, settings.path, manifest)
     if settings.text and TEXT in found and TEXT not in names:
         names.append(TEXT)
-    return {name: found[name] for name in names if name in found}
+    chosen = {name: found[name] for name in names if name in found}
+    if settings.captions is not None:
+        _check_not_encoded(chosen, manifest)
+    return chosen
+
+
+def _check_not_encoded(columns: Mapping[str, ColumnInfo], manifest: Manifest) -> None:
+    """Raises ConfigError if texts were encoded that would be changed."""
+    for name, info in columns.items():
+        encoder = manifest.encoders.get(info.encoder or "")
+        if encoder is not None and encoder.transform.startswith("captions"):
+            raise ConfigError(
+                f"data.captions: {name} was computed from captions as they are; leave data.captions out, or "
+                "name the columns without it in data.columns"
+            )
 
 
 def spec_of(settings: DataSettings, manifest: Manifest) -> DataSpec:

@@ -12,6 +12,7 @@ from sfumato.data.format.images import MAX_PIXELS
 from sfumato.data.format.manifest import Verify
 from sfumato.data.packing.source import SourceConfig
 from sfumato.data.packing.sources import SOURCES
+from sfumato.data.reading.captions import CaptionSettings
 from sfumato.data.reading.transforms import AnyTransform
 
 
@@ -75,6 +76,12 @@ class DataSettings(Config):
         (),
         description="Transforms applied to the images as they are read, one after another: flip, crop, "
         "colour. Drawn from (seed, epoch, key), so they do not depend on the workers.",
+    )
+    captions: CaptionSettings | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Changes to captions that are lists of tags, drawn from (seed, epoch, key): "
+        "{shuffle_tags: true, keep_tags: 1}.",
     )
     on_error: OnError = Field(
         "fail",

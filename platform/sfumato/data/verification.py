@@ -10,12 +10,13 @@ import numpy as np
 
 from sfumato.data.format import index
 from sfumato.data.format.arrays import SamplePlace, read_arrays
-from sfumato.data.format.columns import ColumnInfo
+from sfumato.data.format.columns import ColumnInfo, SideFile
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import bombs_refused, decoded
 from sfumato.data.format.index import ShardIndex
 from sfumato.data.format.manifest import Manifest, ShardInfo, difference, file_digest
 from sfumato.data.format.samples import grouped
+from sfumato.data.format.several import table_of
 from sfumato.data.format.tar import scan
 from sfumato.data.packing.tasks import OnProgress, Runner, Tally, in_process
 from sfumato.data.reading.further import check as check_values
@@ -127,14 +128,20 @@ class _CheckTask:
         """Whether the files next to the shard match the manifest."""
         faults = []
         for name, info in self.manifest.columns.items():
-            if info.stored == "side":
+            if info.beside_shards:
                 file = info.files.get(self.shard.name)
                 reason = difference(self.folder, file, checksums=True) if file else "not in the manifest"
-                if not reason and file and file.bytes != self.shard.samples * info.row_bytes:
+                if not reason and file and not self._holds_all(file, info):
                     reason = f"{file.bytes:,} bytes are not those of {self.shard.samples:,} samples"
                 if reason:
                     faults.append(self._fault(f"the file of its column {name}: {reason}"))
         return faults
+
+    def _holds_all(self, file: SideFile, info: ColumnInfo) -> bool:
+        """Whether the file has a value for every sample."""
+        if info.stored == "several":
+            return table_of(self.folder, file).samples == self.shard.samples
+        return file.bytes == self.shard.samples * info.row_bytes
 
     def _columns(self, path: Path, rows: ShardIndex) -> list[Fault]:
         """Every value of every further column; a sample may lack one."""

@@ -17,7 +17,7 @@ from sfumato.core.conditions import NEGATIVE
 from sfumato.core.family import Frozen, Nets, SampleRequest
 from sfumato.core.rng import Rng
 from sfumato.errors import ConfigError
-from sfumato.text.config import NAME, TextConfig, named
+from sfumato.text.config import NAME, TextConfig, named, prefixed
 from sfumato.text.encoders import TextEncoderConfig
 from sfumato.text.network import TextConditioned, named_inputs, used
 from sfumato.text.states import States
@@ -104,7 +104,8 @@ class TextCondition:
         texts: Sequence[str],
         device: torch.device,
     ) -> dict[str, Tensor]:
-        ids, mask = (part.to(device) for part in encoder.tokenize(texts, nets.get(name)))
+        told = [prefixed(text, self.config.prefix) for text in texts]
+        ids, mask = (part.to(device) for part in encoder.tokenize(told, nets.get(name)))
         if encoder.trained:
             return {f"{name}_ids": ids, f"{name}_mask": mask}
         return used(name, encoder, nets[name](ids, mask))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Annotated, Self
@@ -34,6 +35,9 @@ class TextConfig(FromData):
         ge=0,
         lt=1,
         description="Share of captions that training replaces by the empty text, which guidance needs.",
+    )
+    prefix: str = Field(
+        "", description="Put in front of every text but the empty one, in training and sampling."
     )
 
     def condition(self, *, negative: bool) -> Condition:
@@ -91,18 +95,18 @@ class TextConfig(FromData):
         """
 
         def captions() -> Iterator[str]:
-            return (text for text in data.values(self.column) if text)
+            return (prefixed(text, self.prefix) for text in data.values(self.column) if text)
 
         encoders = tuple(encoder.learnt(captions) for encoder in self.encoders)
         for name, encoder in named(encoders).items():
-            _check_computed(name, encoder, data.encoder(f"{name}_states"))
+            _check_computed(name, content_of(encoder, self.prefix), data.encoder(f"{name}_states"))
         total = empty = 0
         cut = [0] * len(encoders)
         values = data.values(self.column)
         while total < COUNTED and (texts := list(islice(values, AT_ONCE))):
             total, empty = total + len(texts), empty + sum(not text for text in texts)
             for number, encoder in enumerate(encoders):
-                lengths = encoder.lengths(texts)
+                lengths = encoder.lengths([prefixed(text, self.prefix) for text in texts])
                 most = encoder.shape().tokens if lengths else 0
                 cut[number] += sum(length > most for length in lengths or ())
         of = f"{total:,} captions" if total < COUNTED else f"the first {total:,} captions"
@@ -143,11 +147,23 @@ def named(encoders: Sequence[TextEncoderConfig]) -> dict[str, TextEncoderConfig]
     }
 
 
-def _check_computed(name: str, encoder: TextEncoderConfig, digest: str | None) -> None:
-    if digest is not None and digest != encoder.content():
+def prefixed(text: str, prefix: str) -> str:
+    """The text as encoders see it; the empty one stays empty."""
+    return f"{prefix}{text}" if text else ""
+
+
+def content_of(encoder: TextEncoderConfig, prefix: str) -> str:
+    """A digest of all that the states of a caption depend on."""
+    if not prefix:
+        return encoder.content()
+    return hashlib.sha256(f"{encoder.content()} {prefix}".encode()).hexdigest()
+
+
+def _check_computed(name: str, own: str, digest: str | None) -> None:
+    if digest is not None and digest != own:
         raise ConfigError(
             f"data.path: its column {name}_states is of another text encoder (digest {digest[:12]}) than the "
-            f"recipe's ({encoder.content()[:12]}); run `sfumato precompute` with this recipe"
+            f"recipe's ({own[:12]}); run `sfumato precompute` with this recipe"
         )
 
 

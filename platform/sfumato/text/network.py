@@ -55,12 +55,20 @@ class TextConditioned(nn.Module):
 
 def used(name: str, encoder: TextEncoderConfig, states: States) -> dict[str, Tensor]:
     """What the model uses of an encoder's states, named."""
+    states = padded(encoder, states)
     tokens, pooled = encoder.uses != "pooled", encoder.uses != "states"
     return {
         f"{name}_states": states.states if tokens else states.states[:, :0, :0],
         f"{name}_mask": states.mask if tokens else states.mask[:, :0],
         f"{name}_pooled": states.pooled if pooled else states.pooled[:, :0],
     }
+
+
+def padded(encoder: TextEncoderConfig, states: States) -> States:
+    """With zeros for padding, if the encoder's settings say so."""
+    if encoder.padding == "states":
+        return states
+    return states._replace(states=states.states.masked_fill(~states.mask.unsqueeze(-1), 0.0))
 
 
 def named_inputs(name: str) -> list[str]:

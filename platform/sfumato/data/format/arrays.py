@@ -10,6 +10,7 @@ import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +21,12 @@ from sfumato.data.format.columns import ColumnInfo, numpy_type
 from sfumato.data.format.index import load_shard
 from sfumato.data.format.manifest import ShardInfo
 from sfumato.data.format.ranges import Range, read_ranges
+from sfumato.data.format.several import table_of, whole
 from sfumato.data.storage.read import read_bytes
 from sfumato.errors import DataError
 
 Array = NDArray[Any]
+NOTHING: Mapping[str, int] = MappingProxyType({})
 AGAIN = "pack or precompute the data set again"
 
 
@@ -33,6 +36,8 @@ class SamplePlace(NamedTuple):
     shard: ShardInfo
     row: int
     key: str
+    drawn: Mapping[str, int] = NOTHING
+    """By column of texts, the number of the one that was drawn."""
 
 
 class _Piece(NamedTuple):
@@ -79,7 +84,7 @@ def _pieces(
     shard = places[numbers[0]].shard
     pieces: defaultdict[str, list[_Piece]] = defaultdict(list)
     for name, info in columns.items():
-        file = info.files[shard.name].name if info.stored == "side" else shard.name
+        file = info.files[shard.name].name if info.beside_shards else shard.name
         for number, found in zip(
             numbers, _ranges(folder, shard, [places[n] for n in numbers], name, info), strict=True
         ):
@@ -93,6 +98,10 @@ def _ranges(
     """The place of the column's value for each sample."""
     if info.stored == "side":
         yield from ((place.row * info.row_bytes, info.row_bytes) for place in places)
+        return
+    if info.texts is not None:
+        table = table_of(folder, info.files[shard.name])
+        yield from (table.range(place.row, place.drawn.get(info.texts, 0)) for place in places)
         return
     if info.stored == "members":
         column = load_shard(folder, shard).extra[name]
@@ -125,6 +134,8 @@ def _older_places(folder: str, shard: str, name: str) -> Mapping[str, int]:
 
 
 def _value(content: bytes, info: ColumnInfo, where: str) -> Array:
+    if info.stored == "several":
+        return whole(content, info, where)
     if info.stored == "side":
         if len(content) != info.row_bytes:
             raise DataError(f"{where}: the file ends before it; {AGAIN}")

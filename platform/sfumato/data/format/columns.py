@@ -1,10 +1,11 @@
 """A manifest's description of further columns: their kind, where they are stored, which encoder made them.
 
-A column's values are in one of four places (`ColumnInfo.stored`):
+A column's values are in one of five places (`ColumnInfo.stored`):
 
     index     the shard's index itself: texts, tags, vectors, cameras, labels
     members   members `KEY.NAME.png` or `KEY.NAME.npy` of the tar, whose byte places are in the index
     side      files next to the shards, one row after another in the order of the index
+    several   the same with a value for each of a sample's texts, and of variable length (`several.py`)
     arrays    members `KEY.NAME.npy` with their places in `SHARD.arrays.arrow`, as older versions wrote them
 """
 
@@ -25,7 +26,7 @@ TEXT = "text"
 TEXT_COLUMN = Column("text", "str")
 BFLOAT16 = np.dtype("V2")
 """NumPy has no bfloat16: its two bytes are passed on unchanged, and become numbers in torch."""
-Stored = Literal["index", "members", "side", "arrays"]
+Stored = Literal["index", "members", "side", "several", "arrays"]
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -49,17 +50,30 @@ class ColumnInfo(Config):
     stored: Stored = Field(description="Where its values are stored.")
     samples: int = Field(0, ge=0, description="How many samples have it.")
     encoder: str | None = Field(None, description="Which of the set's encoders made it.")
+    texts: str | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="If stored is several: the column of texts for each of which it has a value.",
+    )
     sha256: str | None = Field(
         None, pattern=_SHA256, description="Checksum of its content in the indexes, all shards in order."
     )
     files: Mapping[str, SideFile] = Field(
-        default_factory=dict, description="By the name of a shard: the file next to it, if stored is side."
+        default_factory=dict,
+        description="By the name of a shard: the file next to it, if stored is side or several.",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> ColumnInfo:
         _ = self.column  # which raises ValueError
+        if (self.stored == "several") != (self.texts is not None):
+            raise ValueError("`texts` goes with stored: several, and with nothing else")
         return self
+
+    @property
+    def beside_shards(self) -> bool:
+        """Whether its values are in files next to the shards."""
+        return self.stored in ("side", "several")
 
     @property
     def column(self) -> Column:

@@ -228,7 +228,7 @@ def verify(folder: str | Path, mode: Verify = "auto") -> Manifest:
         if problem:
             raise DataError(f"{folder}: {shard.name}: {problem}; copy or pack the data set again")
     for name, info in manifest.columns.items():
-        for shard in manifest.shards if info.stored == "side" else ():
+        for shard in manifest.shards if info.beside_shards else ():
             if shard.name not in info.files:
                 raise DataError(f"{folder}: {FILE}: {name} has no file for {shard.name}; precompute it again")
             problem = difference(str(folder), info.files[shard.name], checksums)

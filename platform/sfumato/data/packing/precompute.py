@@ -16,8 +16,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ from sfumato.data.format.faults import ImageFault
 from sfumato.data.format.images import bombs_refused, decoded
 from sfumato.data.format.index import load_shard
 from sfumato.data.format.manifest import Manifest, ShardInfo, difference
+from sfumato.data.format.several import PlainWriter, Writer
+from sfumato.data.reading.column_values import texts_in
 from sfumato.data.storage.filesystems import filesystem, is_remote
 from sfumato.data.storage.read import local_copy, read_bytes, size_of
 from sfumato.data.storage.write import publish, remove_tree, workplace, write_bytes
@@ -40,6 +43,22 @@ WORKING = "_precomputing-"
 Files = Mapping[str, SideFile]
 """By column, the side file of one shard."""
 _FILES = TypeAdapter(dict[str, SideFile])
+
+
+@runtime_checkable
+class TextsEncoder(Protocol):
+    """Turns texts into arrays."""
+
+    @property
+    def columns(self) -> Mapping[str, ColumnInfo]: ...
+    @property
+    def text_column(self) -> str:
+        """Where the texts are."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Mapping[str, NDArray[Any]]:
+        """As `ShardEncoder.encode`; the text of a sample that has none is empty."""
+        ...
 
 
 class ShardEncoder(Protocol):
@@ -89,7 +108,7 @@ class Addition:
 
 
 def encode_shard(
-    folder: str, manifest: Manifest, number: int, encoder: ShardEncoder, addition: Addition
+    folder: str, manifest: Manifest, number: int, encoder: ShardEncoder | TextsEncoder, addition: Addition
 ) -> Files:
     """Write the side files of one shard of `folder` into the destination; finished ones are kept.
 
@@ -101,7 +120,10 @@ def encode_shard(
         if not any(difference(dest, file, checksums=False) for file in files.values()):
             return files
     with workplace(dest) as place:
-        files = _written(folder, manifest, shard, encoder, addition, place)
+        if isinstance(encoder, TextsEncoder):
+            files = _texts_written(folder, shard, encoder, addition, place)
+        else:
+            files = _written(folder, manifest, shard, encoder, addition, place)
         publish(dest, place, [file.name for file in files.values()])
     if not is_remote(dest):
         (Path(filesystem(dest)[1]) / addition.records).mkdir(exist_ok=True)
@@ -137,6 +159,35 @@ def _written(
         os.replace(draft, place / names[column])
         files[column] = SideFile(name=names[column], bytes=size, sha256=digests[column].hexdigest())
     return files
+
+
+def _texts_written(
+    folder: str, shard: ShardInfo, encoder: TextsEncoder, addition: Addition, place: Path
+) -> dict[str, SideFile]:
+    """The same for texts: of every sample all, or the first where the column holds one value each."""
+    index, columns = load_shard(folder, shard), addition.columns
+    several = all(info.stored == "several" for info in columns.values())
+    of_samples = [texts if several else texts[:1] for texts in texts_in(index, encoder.text_column)]
+    files = {column: addition.file(shard.name, column) for column in columns}
+    kind = Writer if several else PlainWriter
+    writers = {column: kind(place / name) for column, name in files.items()}
+    values = _texts_encoded([text for texts in of_samples for text in texts], encoder)
+    for texts in of_samples:
+        for value in islice(values, len(texts)):
+            for column, writer in writers.items():
+                writer.add(stored(value[column], columns[column].dtype, column))
+        for writer in writers.values():
+            writer.end_sample()
+    return {column: writer.close(files[column]) for column, writer in writers.items()}
+
+
+def _texts_encoded(texts: Sequence[str], encoder: TextsEncoder) -> Iterator[dict[str, NDArray[Any]]]:
+    """The arrays of each text, which the encoder sees `ROWS` at a time."""
+    for first in range(0, len(texts), ROWS):
+        some = texts[first : first + ROWS]
+        arrays = encoder.encode_texts([*some, *[""] * (ROWS - len(some))])
+        for row in range(len(some)):
+            yield {column: array[row] for column, array in arrays.items()}
 
 
 def stored(values: NDArray[Any], dtype: str, column: str) -> NDArray[Any]:

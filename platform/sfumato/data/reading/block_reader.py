@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.data.format.arrays import SamplePlace, read_arrays
-from sfumato.data.format.columns import ColumnInfo
+from sfumato.data.format.columns import TEXT, ColumnInfo
 from sfumato.data.format.faults import Fault, ImageFault
 from sfumato.data.format.images import bombs_refused, decoded
 from sfumato.data.format.index import ShardIndex, load_shard
@@ -24,8 +24,9 @@ from sfumato.data.format.ranges import read_ranges
 from sfumato.data.order.epochs import Block, Range
 from sfumato.data.order.pools import Pool
 from sfumato.data.reading import further
+from sfumato.data.reading.captions import CaptionSettings, Draw
 from sfumato.data.reading.chunks import Chunk, Columns
-from sfumato.data.reading.further import Draw, Values
+from sfumato.data.reading.further import Values
 from sfumato.data.reading.transforms import U8, Augmentation
 from sfumato.errors import DataError
 
@@ -49,6 +50,8 @@ class BlockReader:
     """The geometry of those that are images."""
     seed: int | None = None
     """The seed for drawing texts; without one, the first of a sample's texts is taken."""
+    captions: CaptionSettings | None = None
+    """How captions are changed as they are drawn."""
 
     @classmethod
     def of_shard(
@@ -64,7 +67,13 @@ class BlockReader:
 
     @classmethod
     def of_pool(
-        cls, pool: Pool, augmentation: Augmentation | None, *, text: bool, seed: int | None = None
+        cls,
+        pool: Pool,
+        augmentation: Augmentation | None,
+        *,
+        text: bool,
+        seed: int | None = None,
+        captions: CaptionSettings | None = None,
     ) -> BlockReader:
         shards = dict(enumerate(pool.shards))
         return cls(
@@ -78,6 +87,7 @@ class BlockReader:
             pool.columns,
             pool.images,
             seed,
+            captions,
         )
 
     def only(self, blocks: Sequence[Block]) -> BlockReader:
@@ -146,7 +156,7 @@ class BlockReader:
                     images = self.augmentation.apply(images, epoch, sample.key)
                 _put(places, images)
                 chosen.append(sample)
-        return Chunk(self._columns(chosen, rooms, Draw(self.seed, epoch)), tuple(faults))
+        return Chunk(self._columns(chosen, rooms, Draw(self.seed, epoch, self.captions)), tuple(faults))
 
     def _rooms(self, rows: int) -> dict[str, U8]:
         """Memory for the images of some rows, uint8 [rows, H, W, C] by column."""
@@ -161,7 +171,8 @@ class BlockReader:
         if self.classes:
             columns["label"] = np.array([sample.label for sample in samples], np.int64)
         if self.text:
-            columns["text"] = np.array([sample.caption or "" for sample in samples], dtype=object)
+            texts = [draw.text(TEXT, s.key, s.caption and [s.caption], None) for s in samples]
+            columns[TEXT] = np.array(texts, dtype=object)
         if not self.columns:
             return columns
         held = [(sample.key, sample.values) for sample in samples]
@@ -171,9 +182,12 @@ class BlockReader:
             elif name in self.images:
                 columns[name] = images[name]
         arrays = {name: info for name, info in self.columns.items() if name not in columns}
-        return columns | read_arrays(
-            self.folder, [SamplePlace(s.shard, s.row, s.key) for s in samples], arrays
-        )
+        by = further.drawn_texts(arrays)
+        places = [
+            SamplePlace(s.shard, s.row, s.key, further.numbers_drawn(by, s.key, s.values, draw))
+            for s in samples
+        ]
+        return columns | read_arrays(self.folder, places, arrays)
 
     def _next_good(
         self, samples: Sequence[_Sample], row: int, places: Mapping[str, U8], fault: Fault
@@ -217,7 +231,9 @@ class BlockReader:
         captions = index.captions.take(chosen).to_pylist() if self.text else [None] * len(keys)
         values: Sequence[Values] = [{}] * len(keys)
         if self.columns:
-            values = list(further.values_of(index, chosen, self.columns, f"{self.folder}: {shard.name}"))
+            drawn = {n: info for n, info in further.drawn_texts(self.columns).items() if n in index.extra}
+            where = f"{self.folder}: {shard.name}"
+            values = list(further.values_of(index, chosen, {**drawn, **self.columns}, where))
         ranges = list(zip(index.offsets[chosen].tolist(), index.sizes[chosen].tolist(), strict=True))
         places = [(row, name, held[name]) for row, held in enumerate(values) for name in self.images]
         places = [place for place in places if place[2] is not None]

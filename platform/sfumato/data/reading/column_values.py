@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 
 from sfumato.data.format.columns import TEXT
-from sfumato.data.format.index import load_shard
+from sfumato.data.format.index import ShardIndex, load_shard
 from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 
@@ -25,9 +25,13 @@ def texts_of(folder: str, manifest: Manifest, column: str) -> Iterator[str]:
     if info is not None and info.kind != "text":
         raise ConfigError(f"data.path: {folder}: {column!r} is of kind {info.kind}, wanted texts")
     for shard in manifest.shards:
-        index = load_shard(folder, shard)
-        if info is None:
-            yield from (caption or "" for caption in index.captions.to_pylist())
-        else:
-            for texts in index.extra[column].to_pylist():
-                yield from texts or [""]
+        for texts in texts_in(load_shard(folder, shard), column):
+            yield from texts
+
+
+def texts_in(index: ShardIndex, column: str) -> Iterator[list[str]]:
+    """The texts of every sample of a shard, one at least: an empty one if it has none."""
+    if column in index.extra:
+        yield from (texts or [""] for texts in index.extra[column].to_pylist())
+    else:
+        yield from ([caption or ""] for caption in index.captions.to_pylist())

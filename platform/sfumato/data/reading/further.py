@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,13 @@ from numpy.typing import NDArray
 from sfumato.data.format.columns import ColumnInfo
 from sfumato.data.format.faults import ImageFault
 from sfumato.data.format.index import WEIGHTS, ShardIndex
+from sfumato.data.reading.captions import Draw
 from sfumato.data.reading.chunks import objects
 from sfumato.errors import DataError
 
 Infos = Mapping[str, ColumnInfo]
+BESIDE = ("side", "several", "arrays")
+"""Stored in files of their own, without gaps."""
 Values = Mapping[str, Any]
 """Of one sample, by column: a value of the index, or the place (offset, size) of a member; null: none."""
 
@@ -48,7 +50,7 @@ def check(values: Values, infos: Infos) -> None:
     A text may be missing: it counts as empty.
     """
     for name, info in infos.items():
-        if info.stored in ("side", "arrays") or info.kind == "text":
+        if info.stored in BESIDE or info.kind == "text":
             continue
         value = values[name]
         if value is None:
@@ -74,20 +76,16 @@ def from_index(
     return np.array(values, np.float32).reshape(len(values), *info.shape)
 
 
-class Draw:
-    """Draws one of a sample's texts for an epoch, by (seed, epoch, key, column); without a seed the first."""
+def drawn_texts(infos: Infos) -> dict[str, ColumnInfo]:
+    """The columns of texts that say which values of others are read."""
+    names = {info.texts for info in infos.values() if info.texts is not None}
+    return {name: ColumnInfo(kind="text", dtype="str", stored="index") for name in sorted(names)}
 
-    def __init__(self, seed: int | None, epoch: int = 0) -> None:
-        self._seed, self._epoch = seed, epoch
 
-    def text(self, name: str, key: str, texts: list[str] | None, weights: list[float] | None) -> str:
-        """The text; empty if the sample has none."""
-        if not texts:
-            return ""
-        if len(texts) == 1 or self._seed is None:
-            return texts[0]
-        ends = np.cumsum(weights if weights else [1.0] * len(texts))
-        told = f"{self._seed}\x1f{self._epoch}\x1f{name}\x1f{key}".encode("utf-8", "surrogateescape")
-        digest = hashlib.blake2b(told, digest_size=8, person=b"text").digest()
-        uniform = (int.from_bytes(digest, "big") >> 11) * 2.0**-53
-        return texts[min(int(np.searchsorted(ends, uniform * ends[-1], side="right")), len(texts) - 1)]
+def numbers_drawn(names: Iterable[str], key: str, values: Values, draw: Draw) -> dict[str, int]:
+    """Which of a sample's texts is drawn of each column; 0 where it has none, or the set holds one each."""
+    found = {}
+    for name in names:
+        texts, weights = values.get(name) or (None, None)
+        found[name] = draw.number(name, key, len(texts or ()), weights)
+    return found

@@ -51,7 +51,9 @@ class RankPlan:
         text = carries_text(settings) and TEXT not in columns
         return PoolReaders(
             {
-                number: BlockReader.of_pool(pool, augmentation, text=text, seed=self.seed)
+                number: BlockReader.of_pool(
+                    pool, augmentation, text=text, seed=self.seed, captions=settings.captions
+                )
                 for number, pool in enumerate(self.pools)
             }
         )

@@ -5,7 +5,8 @@
     PixArtAlphaPipeline        pixart with ddpm         (..., use_resolution_binning=False)
     StableDiffusion3Pipeline   mmdit, rectified flow    (..., sigmas=[1 - i / n for i in range(n)])
 
-From the same noise they draw what Sfumato draws, if called with the recipe's steps and guidance.
+From the same noise they draw what Sfumato draws, if called with the recipe's steps and guidance, and with
+`model.text.prefix` in front of the prompts.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ def text_pipeline(
         scheduler = stock(scheduler, options)
         if scheduler.config.get("variance_type") == "learned_range":
             raise ConfigError("model.objective.variance: pipelines of texts have fixed variances")
+    if not config.hides_padding and any(e.padding == "zero" for e in text.encoders.values()):
+        raise ConfigError(
+            "model.text.encoders: diffusers' pipeline shows the encoder's states of padding, this model was "
+            "trained with padding=zero; use --format safetensors"
+        )
     models = [
         encoder.in_diffusers(network.encoders[name] if encoder.trained else nets[name])
         for name, encoder in text.encoders.items()

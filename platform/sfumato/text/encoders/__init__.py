@@ -47,6 +47,12 @@ class TextEncoderConfig(Component, ABC):
         description="Share of captions that are replaced by the empty text for this encoder alone.",
     )
 
+    padding: Literal["states", "zero"] = Field(
+        "states",
+        description="What the model sees after the end of a text: the encoder's states, or zeros, which "
+        "`sfumato precompute` need not store.",
+    )
+
     @abstractmethod
     def shape(self) -> TextShape:
         """The shape of what it returns, whatever `uses` says. Raises ConfigError before it is looked up."""
@@ -67,7 +73,7 @@ class TextEncoderConfig(Component, ABC):
     @property
     def as_called(self) -> bool:
         """Whether its model gives the same states where a caller neither masks padding nor names a layer."""
-        return self.layer_used == -1
+        return self.layer_used == -1 and self.padding == "states"
 
     def frozen(self) -> Frozen:
         """The network and its stored weights, if it is not `trained`."""

@@ -150,7 +150,7 @@ class FolderConfig(TextEncoderConfig):
     @property
     def as_called(self) -> bool:
         """Of the last layer, without a mask."""
-        return self.layer == -1 and not self.hides_padding
+        return self.layer == -1 and not self.hides_padding and self.padding == "states"
 
     @property
     def hides_padding(self) -> bool:

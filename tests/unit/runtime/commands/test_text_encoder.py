@@ -16,7 +16,7 @@ from sfumato.data.packing.placing import place_set
 from sfumato.data.packing.precompute import encode_shard, finish
 from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError
-from sfumato.runtime.commands import precompute
+from sfumato.runtime.commands.precompute_jobs import jobs_of
 
 transformers = pytest.importorskip("transformers")
 
@@ -42,7 +42,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_captions_are_encoded_as_transformers_does(clip: Path, captioned: Path, tmp_path: Path) -> None:
     dest = str(tmp_path / "text")
-    job = precompute._job(str(clip), str(captioned), dest, "text", tmp_path, tokens=7)
+    (job,) = jobs_of(str(clip), str(captioned), dest, "text", tmp_path, tokens=7)
     encoder, before = job.encoder("cpu"), Manifest.load(captioned)
     place_set(str(captioned), before, dest)
     files = [encode_shard(job.folder, before, n, encoder, job.addition) for n in range(len(before.shards))]
@@ -74,6 +74,6 @@ def test_what_cannot_encode_captions_is_one_line(
         (tmp_path, captioned, "codes", 3, "--tokens=3 counts the tokens of texts: add --arrays text"),
     ):
         with pytest.raises(ConfigError, match=words) as error:
-            precompute._job(str(target), str(data), str(tmp_path / "x"), kind, tmp_path, tokens=tokens)
+            jobs_of(str(target), str(data), str(tmp_path / "x"), kind, tmp_path, tokens=tokens)
         assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())

@@ -80,6 +80,9 @@ class PipelineParts:
 class TextNetworkConfig(NetworkConfig, ABC):
     """Kind and size of a network that sees texts."""
 
+    hides_padding: ClassVar[bool] = False
+    """Whether the network sees nothing after the end of a text."""
+
     @abstractmethod
     def build_for_text(self, data: DataSpec, text: TextShape, *, outputs: int = 1) -> nn.Module:
         """The network of (x_BCHW, t, `States`), with weights drawn from torch's global generator."""

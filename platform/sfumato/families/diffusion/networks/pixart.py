@@ -23,6 +23,7 @@ class PixArtConfig(TextNetworkConfig):
     """A transformer on patches with cross-attention (diffusers' `PixArtTransformer2DModel`)."""
 
     several_sizes: ClassVar[bool] = True
+    hides_padding: ClassVar[bool] = True
     kind: Literal["pixart"] = Field("pixart", description="Selects the transformer with cross-attention.")
     patch: int = Field(2, ge=1, description="Side of a patch in pixels; a patch is a token.")
     heads: int = Field(4, ge=1, description="Attention heads.")
