@@ -138,6 +138,7 @@ class Recipe(Config):
                 family = self.model.build(spec)
                 found += capabilities.phase_problems(family.phases, self.parallel)
                 found += capabilities.adapter_problems(family.nets, self.parallel)
+                found += capabilities.matrix_problems(family.nets, self.parallel)
                 found += phases.problems(family.phases, self.train.images)
                 found += capabilities.optimizer_problems(family.nets)
         return found

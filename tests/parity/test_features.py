@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from launch import launch_all
-from matrix import strategies
+from matrix import DIGITS, strategies
 from torch import Tensor
 
-from sfumato.parallel import STRATEGIES
+from sfumato.core.schedules import LearningRate
+from sfumato.families import config_class
+from sfumato.parallel import STRATEGIES, ParallelSettings
 from sfumato.parallel.capabilities import Feature, table
+from sfumato.training.capabilities import matrix_problems
 
 MEMBER = {"family": "diffusion", "variant": "min_snr"}
 """DDPM on a transformer, which trains several times faster than on the U-Net."""
@@ -113,6 +116,47 @@ def test_what_is_refused_fails(digits_data: Path, tmp_path: Path) -> None:
     assert isinstance(reference, dict)
     assert isinstance(found, str) or any(
         (found[name] - reference[name]).abs().max() > 1e-4 for name in reference if name != "losses"
+    )
+
+
+def test_muon_on_two_ranks_equals_one_process(digits_data: Path, tmp_path: Path) -> None:
+    """Each update needs whole matrices: of rows on two ranks (`fsdp`), resumed from rows on one."""
+    config = config_class("diffusion").variants()[MEMBER["variant"]]
+    muon = config.optimizer.model_copy(update={"name": "muon", "lr": LearningRate(peak=3e-3)})
+    model = config.model_copy(update={"optimizer": muon}).model_dump()
+    job = {**case(digits_data, "single", None), "model": model}
+    able = [name for name in strategies() if Feature.WHOLE_MATRICES in STRATEGIES[name].features]
+    assert able == ["ddp", "fsdp"]
+    adam, one = launch_all(
+        tmp_path / "one",
+        [case(digits_data, "single", None) | {"model": config.model_dump()}, job],
+        world_size=1,
+    )
+    saves = {"checkpoints": str(tmp_path / "saved"), "train": {**TRAIN, "checkpoint": {"every": 128}}}
+    launch_all(tmp_path / "broken-off", [{**job, **saves, "stop_at": 128}], world_size=1)
+    resumed = {**job, **saves, "strategy": "fsdp"}
+    found = launch_all(
+        tmp_path / "two", [*({**job, "strategy": name} for name in able), resumed], world_size=2
+    )
+    assert isinstance(one, dict) and isinstance(adam, dict)
+    assert max((one[name] - adam[name]).abs().max() for name in one if name != "losses") > 1e-3
+    for name, result in zip([*able, "resumed"], found, strict=True):
+        assert isinstance(result, dict), f"{name}: {result}"
+        for key in one.keys() - {"losses"}:
+            torch.testing.assert_close(
+                result[key], one[key], rtol=1e-3, atol=2e-5, msg=lambda m, n=name, k=key: f"{n}, {k}: {m}"
+            )
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_muon_is_refused_where_matrices_are_cut_anywhere(strategy: str) -> None:
+    config = config_class("diffusion").variants()[MEMBER["variant"]]
+    muon = config.optimizer.model_copy(update={"name": "muon"})
+    nets = config.model_copy(update={"optimizer": muon}).build(DIGITS).nets
+    (problem,) = matrix_problems(nets, ParallelSettings(strategy=strategy))
+    assert problem == (
+        f"the optimizer muon of network 'network': parallel.strategy={strategy} has no updates of whole "
+        "matrices; change the one, or use parallel.strategy=ddp or fsdp or single"
     )
 
 

@@ -15,12 +15,14 @@ from pydantic import Field
 from torch import nn
 
 from sfumato.core.config import Config
+from sfumato.core.muon import Muon, Rows
 from sfumato.core.schedules import LearningRate
 from sfumato.errors import ConfigError
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 LR_FACTOR = "lr_factor"
 """The entry of a torch parameter group that multiplies the learning rate of a step."""
+_ORTHOGONAL = "orthogonal"
 
 
 class OptimizerGroup(Config):
@@ -35,18 +37,34 @@ class OptimizerGroup(Config):
     weight_decay: float | None = Field(
         None, ge=0, description="Weight decay of these parameters; null: the optimizer's."
     )
+    orthogonal: bool = Field(
+        True,
+        exclude_if=lambda value: value is True,
+        description="Whether muon orthogonalises the updates of matrices here; false: AdamW updates them, "
+        "as Muon's authors advise for embeddings and the last layer.",
+    )
 
 
 class OptimizerConfig(Config):
-    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019) or SGD."""
+    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019), Muon (Jordan et al. 2024) or SGD."""
 
-    name: Literal["adam", "adamw", "sgd"] = Field("adamw", description="Update rule.")
+    name: Literal["adam", "adamw", "muon", "sgd"] = Field(
+        "adamw",
+        description="Update rule. muon updates matrices and kernels; AdamW the rest, at the same rate.",
+    )
     lr: LearningRate = Field(LearningRate(), description="Learning rate against images seen.")
     betas: tuple[_Decay, _Decay] = Field(
         (0.9, 0.99), description="Decay of the two moments (SGD: the first is the momentum)."
     )
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled for adamw, L2 for the others.")
+    momentum: float = Field(
+        0.95,
+        ge=0,
+        lt=1,
+        exclude_if=lambda value: value == 0.95,
+        description="Muon's momentum.",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled for adamw and muon, L2 for the others.")
     groups: tuple[OptimizerGroup, ...] = Field(
         (), description="Parameters with their own learning rate or weight decay, by name."
     )
@@ -57,24 +75,44 @@ class OptimizerConfig(Config):
         description="After each update, bring every weight into [-c, c]; null leaves them.",
     )
 
-    def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    @property
+    def needs_whole_matrices(self) -> bool:
+        """Whether an update depends on more than a parameter's own elements, one by one."""
+        return self.name == "muon"
+
+    def build(
+        self, parameters: Mapping[str, nn.Parameter], rows: Rows | None = None
+    ) -> torch.optim.Optimizer:
         """Build the optimizer of these named parameters; the loop sets the learning rate of every step.
+
+        `rows` gets whole matrices where the parameters are the rows that a rank holds.
 
         Raises ConfigError for a group without parameters.
         """
-        optimizer = self._build(parameters)
+        optimizer = self._build(parameters, rows)
         if self.clip_weights is not None:
             optimizer.register_step_post_hook(partial(_clip_weights, self.clip_weights))
         return optimizer
 
-    def _build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    def _build(self, parameters: Mapping[str, nn.Parameter], rows: Rows | None) -> torch.optim.Optimizer:
         groups = self.grouped(parameters)
         rate = self.lr.peak
+        if self.name == "muon" and (matrices := _part(groups, matrices=True)):
+            return Muon(
+                matrices,
+                _part(groups, matrices=False),
+                lr=rate,
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                betas=self.betas,
+                eps=self.eps,
+                rows=rows,
+            )
         if self.name == "sgd":
             return torch.optim.SGD(
                 groups, lr=rate, momentum=self.betas[0], weight_decay=self.weight_decay, fused=True
             )
-        kind = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
+        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
         # The fused kernels exist on CPU and CUDA; on CPU they save most of the time of a small step.
         return kind(
             groups,
@@ -105,6 +143,8 @@ class OptimizerConfig(Config):
                 raise ConfigError(self._without_parameters(group, list(parameters)))
             decay = self.weight_decay if group.weight_decay is None else group.weight_decay
             made.append({"params": chosen, LR_FACTOR: group.lr_factor, "weight_decay": decay})
+            if not group.orthogonal:
+                made[-1][_ORTHOGONAL] = False
         return made
 
     def _without_parameters(self, group: OptimizerGroup, names: list[str]) -> str:
@@ -119,6 +159,20 @@ class OptimizerConfig(Config):
             if names
             else f"optimizer.groups: no parameter matches {group.pattern!r}; none of the network's trains"
         )
+
+
+def _part(groups: list[dict[str, Any]], *, matrices: bool) -> list[dict[str, Any]]:
+    """The groups with their matrices (and kernels) that muon may update, or with all else."""
+    parts = [
+        {
+            **group,
+            "params": [
+                p for p in group["params"] if (p.dim() > 1 and group.get(_ORTHOGONAL, True)) == matrices
+            ],
+        }
+        for group in groups
+    ]
+    return [part for part in parts if part["params"]]
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ class Feature(Enum):
     OFFLOAD = "offload to host memory"
     RESHARD = "choice of resharding"
     ADAPTERS = "adapters on a frozen base"
+    WHOLE_MATRICES = "updates of whole matrices"
     SHARDED_OPTIMIZER = "optimizer state sharded"
     SHARDED_PARAMETERS = "parameters and averages sharded"
 

@@ -34,7 +34,10 @@ class Zero(Ddp):
     """The common part of the stages."""
 
     stage: ClassVar[int]
-    features = (Ddp.features - {Feature.COMPILE}) | {Feature.OFFLOAD, Feature.SHARDED_OPTIMIZER}
+    features = (Ddp.features - {Feature.COMPILE, Feature.WHOLE_MATRICES}) | {
+        Feature.OFFLOAD,
+        Feature.SHARDED_OPTIMIZER,
+    }
 
     @classmethod
     def unavailable(cls) -> str | None:

@@ -66,6 +66,20 @@ def adapter_problems(nets: Mapping[str, NetSpec], parallel: ParallelSettings) ->
     ]
 
 
+def matrix_problems(nets: Mapping[str, NetSpec], parallel: ParallelSettings) -> list[str]:
+    """Optimizers that update whole matrices under a strategy that cuts them anywhere, one line each."""
+    return [
+        problem
+        for name, spec in nets.items()
+        if isinstance(spec, Trainable) and spec.optimizer.needs_whole_matrices
+        for problem in refusals(
+            STRATEGIES[parallel.strategy],
+            {Feature.WHOLE_MATRICES: f"the optimizer {spec.optimizer.name} of network {name!r}"},
+            STRATEGIES.values(),
+        )
+    ]
+
+
 def optimizer_problems(nets: Mapping[str, NetSpec]) -> list[str]:
     """Problems with the parameter groups of a family's optimizers, one line each."""
     found = []

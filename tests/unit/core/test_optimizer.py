@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sfumato.core.muon import orthogonal
 from sfumato.core.optimizer import OptimizerConfig, OptimizerGroup
 from sfumato.core.schedules import LearningRate
 from sfumato.errors import ConfigError
@@ -79,3 +80,58 @@ def test_a_pattern_without_parameters_is_an_error_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"matches belongs to an earlier group") as caught:
         config({"pattern": "*"}, {"pattern": "*.bias"}).build(parameters)
     assert "\n" not in str(caught.value)
+
+
+def test_muon_equals_torchs_for_matrices_and_adamw_for_the_rest() -> None:
+    """Two steps, with a group that is left to AdamW; torch's Muon is an implementation of its own."""
+    plain = network()
+    chosen = config({"pattern": "2.*", "orthogonal": False}, name="muon", weight_decay=0.3)
+    strategy = Single(Placement())
+    strategy.add_trainable("net", network(), chosen)
+    strategy.ready()
+    left = [p for name, p in plain.named_parameters() if name != "0.weight"]
+    muon = torch.optim.Muon(
+        [plain.get_parameter("0.weight")], lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = torch.optim.AdamW(left, lr=0.1, betas=(0.9, 0.99), weight_decay=0.3)
+    inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    for _ in range(2):
+        strategy.backward("net", strategy.view("net")["net"](inputs).square().sum())
+        strategy.step("net", lr=0.1, max_norm=None)
+        for optimizer in (muon, adamw):
+            optimizer.zero_grad()
+        plain(inputs).square().sum().backward()
+        for optimizer in (muon, adamw):
+            optimizer.step()
+    with strategy.gathered(["net"]) as nets:
+        for name, parameter in nets["net"].named_parameters():
+            torch.testing.assert_close(
+                parameter, plain.get_parameter(name), rtol=0, atol=2.5e-3
+            )  # torch's iterates in bfloat16
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
+def test_muons_update_has_singular_values_near_one(shape: tuple[int, int]) -> None:
+    """U V^T by the singular value decomposition, within what Jordan et al. promise of five iterations."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonal(matrix).float()
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    assert torch.nn.functional.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0) > 0.97
+
+
+def test_muon_takes_a_kernel_as_a_matrix() -> None:
+    kernel = nn.Parameter(torch.zeros(4, 2, 3, 3))
+    kernel.grad = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(3))
+    optimizer = OptimizerConfig(name="muon", momentum=0.0).build({"kernel": kernel})
+    optimizer.param_groups[0]["lr"] = 1.0
+    optimizer.step()
+    expected = -0.2 * 18**0.5 * orthogonal(kernel.grad.view(4, 18)).float()
+    torch.testing.assert_close(kernel.detach().view(4, 18), expected)
+
+
+def test_muon_without_a_matrix_is_adamw() -> None:
+    bias = nn.Parameter(torch.zeros(4))
+    assert isinstance(OptimizerConfig(name="muon").build({"bias": bias}), torch.optim.AdamW)

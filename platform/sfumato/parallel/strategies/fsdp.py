@@ -25,6 +25,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Shard
 
+from sfumato.core.muon import Rows
 from sfumato.errors import CapabilityError
 from sfumato.parallel import state_dict
 from sfumato.parallel.blocks import blocks_of
@@ -213,6 +214,20 @@ class Fsdp(Sharded):
     def _updated(self, name: str) -> dict[str, nn.Parameter]:
         return {key: piece for key, piece in self._pieces[name].items() if piece.requires_grad}
 
+    def _optimizer(self, name: str) -> torch.optim.Optimizer:
+        pieces = self._parameters[name]
+        names = {piece: key for key, piece in pieces.items()}
+
+        def whole(piece: nn.Parameter, rows: Tensor) -> Tensor:
+            spread = self._as_rows(name, names[piece], rows.to(self.placement.device))
+            return spread.full_tensor().to(rows.device)
+
+        def mine(piece: nn.Parameter, tensor: Tensor) -> Tensor:
+            first = self.placement.rank * self._rows_of(tensor.shape[0])
+            return tensor[first : first + len(piece)]
+
+        return self._training[name].optimizer.build(pieces, Rows(whole, mine))
+
     def _held(self, name: str) -> Tensors:
         return [piece.detach() for key, piece in self._pieces[name].items() if self._changes(name, key)]
 
@@ -237,19 +252,27 @@ class Fsdp(Sharded):
 
     def _cut(self, state: Mapping[str, Tensor], entry: str) -> Tensor:
         """This rank's part of a tensor, which is cut along its first dimension; empty beyond the last row."""
-        rows = -(-state_dict.shape(state, entry)[0] // self.placement.world_size)
+        rows = self._rows_of(state_dict.shape(state, entry)[0])
         start = self.placement.rank * rows
         return state_dict.rows(state, entry, start, start + rows)
+
+    def _rows_of(self, rows: int) -> int:
+        """How many of a tensor's rows a rank holds; the last ranks hold fewer, or none."""
+        return -(-rows // self.placement.world_size)
+
+    def _as_rows(self, name: str, key: str, rows: Tensor) -> DTensor:
+        """The parameter-shaped tensor of which this rank has these rows."""
+        parameter = self._raw[name].get_parameter(key)
+        return DTensor.from_local(
+            rows, self._mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
+        )
 
     def _spread(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
         if not moment.dim():  # a step count
             return moment
         if moment.shape != self._pieces[name][key].shape:
             raise state_dict.misshapen(name, key, kind, moment.shape, self.name)
-        parameter = self._raw[name].get_parameter(key)
-        return DTensor.from_local(
-            moment, self._mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
-        )
+        return self._as_rows(name, key, moment)
 
     def _tensors(
         self, name: str, wanted: Callable[[str, str], bool] = lambda name, key: True

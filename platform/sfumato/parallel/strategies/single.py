@@ -47,6 +47,7 @@ class Single(Strategy):
             Feature.COMPILE,
             Feature.SECOND_ORDER,
             Feature.ADAPTERS,
+            Feature.WHOLE_MATRICES,
         }
     )
 
@@ -169,7 +170,7 @@ class Single(Strategy):
             self._fill(tensor, state, name)
         for name, parameters in self._parameters.items():
             # A fresh optimizer: parameters without state in the checkpoint start as before the first step.
-            self._optimizers[name] = self._training[name].optimizer.build(parameters)
+            self._optimizers[name] = self._optimizer(name)
             stored = state_dict.moments(state, name)
             for key, parameter in parameters.items():
                 if key in stored:
@@ -202,8 +203,11 @@ class Single(Strategy):
         self._trained[name] = self._wrap(name, self._raw[name])
         self._learning[name] = [p for p in self._raw[name].parameters() if p.requires_grad]
         self._parameters[name] = self._updated(name)
-        self._optimizers[name] = self._training[name].optimizer.build(self._parameters[name])
+        self._optimizers[name] = self._optimizer(name)
         self._settings[name] = state_dict.settings(self._optimizers[name])
+
+    def _optimizer(self, name: str) -> torch.optim.Optimizer:
+        return self._training[name].optimizer.build(self._parameters[name])
 
     def _wrap(self, name: str, module: nn.Module) -> nn.Module:
         """The module that a phase calls to train this one."""
