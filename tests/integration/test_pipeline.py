@@ -37,7 +37,7 @@ def recipe() -> dict[str, Any]:
         "model": Config.tiny().model_dump(mode="json"),
         "train": {"images": 256, "preview_samples": 0, "checkpoint": {"every": 256}},
         "data": {"source": None},
-        "parallel": {"strategy": "single", "workers": 1},
+        "parallel": {"strategy": "single", "workers": 1, "threads_per_worker": 1},
         "tracking": {"system_metrics": False},
         "evaluate": FEW,
     }

@@ -41,10 +41,14 @@ class CpuSeconds:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, Any, Any]:
-        """A report has the seconds since the one before, and takes them to the process that counts."""
+        """A test's last report has the seconds since the test before; it goes to the process that counts.
+
+        Looked up once a test: that takes milliseconds, and there are thousands of tests.
+        """
         report = yield
-        now = used()
-        report.cpu_seconds, self._before = now - self._before, now
+        if report.when == "teardown":
+            now = used()
+            report.cpu_seconds, self._before = now - self._before, now
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
