@@ -33,6 +33,7 @@ from sfumato.evaluation.config import EvaluateSettings
 from sfumato.parallel import ParallelSettings
 from sfumato.provenance.config import ProvenanceSettings
 from sfumato.provenance.stored import Provenance
+from sfumato.sampling import marked_noise
 from sfumato.sampling.conditions import condition_problems
 from sfumato.tracking.config import TrackingSettings
 from sfumato.training import capabilities, phases
@@ -136,6 +137,7 @@ class Recipe(Config):
             found += condition_problems(self.model, spec, self.train.preview_conditions)
             if not family_problems:
                 family = self.model.build(spec)
+                found += marked_noise.problems(self.provenance, family, self.model.sampling)
                 found += capabilities.phase_problems(family.phases, self.parallel)
                 found += capabilities.adapter_problems(family.nets, self.parallel)
                 found += capabilities.matrix_problems(family.nets, self.parallel)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.arguments import AsJson, Trust, open_display, show
+from sfumato.cli.arguments import AsJson, Base, Trust, open_display, show
+from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
     from sfumato.provenance.manifests.reading import Shown
@@ -112,22 +113,73 @@ def detect(
     model: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Model folder that says scheme and message.")
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Look instead for the mark in the noise that this run's pictures begin with.",
+            show_default=False,
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --by: the class that pictures were drawn for, or several in turn.", show_default=False
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="With --by: their text, likewise.", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --by: steps from picture to noise. Default: as many as to draw."),
+    ] = None,
+    refine: Annotated[int, typer.Option(min=1, help="With --by: iterations of each step.")] = 2,
+    device: Annotated[
+        str, typer.Option(help="With --by: PyTorch device; auto uses a GPU if available.")
+    ] = "auto",
+    base: Base = None,
     level: Annotated[
         float, typer.Option(min=1e-12, max=0.5, help="p-value up to which a mark counts.")
     ] = 1e-3,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look for a watermark: how many bits agree, and how probable that is without one.
+    """Look for a mark: how many bits agree, and how probable that is without it.
 
     Exits with 0 if every picture has it, else with 1.
     """
     from sfumato.provenance import detection
     from sfumato.runtime.commands import provenance
 
-    scheme = detection.scheme(kind, message, model, trust=trust)
-    with open_display() as display:
-        found = provenance.detect(place, scheme, display)
+    scheme: Any
+    if by is None:
+        _only_with_by({"--label": label, "--prompt": prompt, "--steps": steps, "--base": base})
+        scheme = detection.scheme(kind, message, model, trust=trust)
+        with open_display() as display:
+            found = provenance.detect(place, scheme, display)
+    else:
+        if message is not None or model is not None:
+            raise ConfigError("--by: the run says scheme and message; leave out --message and --model")
+        with open_display() as display:
+            found, scheme = provenance.detect_noise(
+                place,
+                by,
+                labels=label,
+                prompts=prompt,
+                steps=steps,
+                refine=refine,
+                device=device,
+                base=base,
+                trust=trust,
+                root=Path.cwd(),
+                display=display,
+            )
     show(detection.content(found, scheme, level), as_json, detection.text(found, level))
     if not found or not all(one.marked(level) for one in found):
         raise typer.Exit(1)
+
+
+def _only_with_by(given: dict[str, Any]) -> None:
+    if without := [name for name, value in given.items() if value]:
+        raise ConfigError(f"{without[0]}: has an effect only with --by")

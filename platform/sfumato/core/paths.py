@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -72,4 +72,16 @@ class HasPath(Protocol):
 
     def path(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Path:
         """The path of a request. Raises ConfigError for a model without one that edits could enter."""
+        ...
+
+
+@runtime_checkable
+class BeginsInNoise(HasPath, Protocol):
+    """A family that draws its samples from `SampleRng.beginning` alone."""
+
+    def noise_shape(self, options: Any) -> tuple[int, ...]:
+        """(C, h, w) of that noise, which can be found again for a sample drawn with these options.
+
+        Raises ConfigError where it cannot: a sampler that adds noise on its way, or has no path.
+        """
         ...

@@ -12,7 +12,7 @@ Any other seeding would change the images of every stored model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -22,6 +22,8 @@ from torch import Tensor
 from sfumato.core.batch import Piece
 from sfumato.core.seeds import derive
 
+Shape = Callable[[Tensor, Sequence[int]], Tensor]
+"""From normal noise [rows, ...] and a seed for each row to noise of the same shape, row by row."""
 BELOW_ONE = 1 - 2.0**-24
 """The largest float32 below one."""
 
@@ -150,7 +152,16 @@ class SampleRng:
     a list, so that each sample gets the same noise in a batch of any size.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        seed: int,
+        indices: Sequence[int],
+        device: torch.device | str = "cpu",
+        *,
+        shape: Shape | None = None,
+    ) -> None:
+        """`shape` acts on the noise that samplers begin with, and on no other."""
+        self._shape = shape
         self._device = torch.device(device)
         self.seeds = [derive(seed, "sample", index) for index in indices]
         self.generators = [torch.Generator(self._device).manual_seed(row_seed) for row_seed in self.seeds]
@@ -161,6 +172,11 @@ class SampleRng:
 
     def normal(self, *tail: int) -> Tensor:
         return torch.cat([torch.randn(1, *tail, generator=g, device=self._device) for g in self.generators])
+
+    def beginning(self, *tail: int) -> Tensor:
+        """The noise that a sampler begins with, [rows, *tail]: `normal`, in its shape if it has one."""
+        noise = self.normal(*tail)
+        return noise if self._shape is None else self._shape(noise, self.seeds)
 
     def uniform(self, *tail: int) -> Tensor:
         return torch.cat([torch.rand(1, *tail, generator=g, device=self._device) for g in self.generators])

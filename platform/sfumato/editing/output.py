@@ -39,7 +39,7 @@ class Output:
         """Raises ConfigError if `out` holds other files, or edits that `overwrite` does not give up."""
         self._out, self._edit, self._model = out, edit, model
         _check_place(out, overwrite=overwrite)
-        model.door.check(model.data.height, model.data.width)
+        model.door.check(model.data.height, model.data.width, drawn=False)
         if model.door.asks:
             model.door.ask(edit.facts(range(len(edit.images))))
         asked = [edit.told(model, number) for number in range(len(edit.images))]
@@ -55,7 +55,7 @@ class Output:
         """The images of a block; its lines come last, so that a block is complete or missing."""
         first, lines, door = block * self._model.block, [], self._model.door
         facts = self._edit.facts(range(first, first + len(images)))
-        images, applied = door.pixels(images, facts)
+        images, applied = door.pixels(images, facts, drawn=False)
         for number, (image, fact, marks) in enumerate(zip(images, facts, applied, strict=True), start=first):
             line: dict[str, Any] = {"file": file_name(number), **self._edit.told(self._model, number)}
             if refused(marks):
@@ -105,11 +105,11 @@ def write_rows(
     Raises ConfigError as `Output` does.
     """
     _check_place(out, overwrite=overwrite)
-    model.door.check(model.data.height, model.data.width)
+    model.door.check(model.data.height, model.data.width, drawn=False)
     draft = folder_beside(out)
     try:
         found = list(rows)
-        flat, applied = model.door.pixels(np.concatenate(found))
+        flat, applied = model.door.pixels(np.concatenate(found), drawn=False)
         with (draft / LINES).open("w", encoding="utf-8") as file:
             for number, (image, marks) in enumerate(zip(flat, applied, strict=True)):
                 line: dict[str, Any] = {"file": file_name(number), "index": number, **about}

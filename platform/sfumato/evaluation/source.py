@@ -173,7 +173,11 @@ class GeneratorSource:
         self.conditional = LABEL in generator.conditions
         self.captioned = any(rows.kind == "text" for rows in self._given.values())
         options = self._options.model_dump(mode="json")
-        self.digest = digest(generator.digest, options, device, *([reference.digest] if self._given else []))
+        noise = generator.provenance.settings.noise
+        more = [] if noise is None else [noise.model_dump(mode="json")]
+        self.digest = digest(
+            generator.digest, options, device, *([reference.digest] if self._given else []), *more
+        )
 
     def draw(self, index: int, *, seed: int, labels_B: Int64Array | None) -> Drawn:
         """Samples; sample i depends only on (seed, i, its conditions)."""

@@ -12,10 +12,11 @@ from sfumato.core.config import Config
 from sfumato.errors import ConfigError
 from sfumato.provenance.manifests.config import C2paSettings
 from sfumato.provenance.manifests.signing import Signing
+from sfumato.provenance.noises import NOISES, NoiseConfig
 from sfumato.provenance.screening import ScreenSettings
 from sfumato.provenance.watermarks import WATERMARKS, WatermarkConfig
 
-Mark = Literal["metadata", "c2pa", "watermark", "filter"]
+Mark = Literal["metadata", "c2pa", "watermark", "noise", "filter"]
 
 
 class ProvenanceSettings(Config):
@@ -27,6 +28,11 @@ class ProvenanceSettings(Config):
     )
     watermark: Annotated[WatermarkConfig, WATERMARKS] | None = Field(
         None, description="Bits hidden in the pixels, such as {kind: spread}; null: none."
+    )
+    noise: Annotated[NoiseConfig, NOISES] | None = Field(
+        None,
+        description="A mark in the noise that a diffusion model's samples begin with, such as {kind: "
+        "gaussian_shading}; null: none.",
     )
     metadata: bool = Field(
         False, description="Write XMP: IPTC digital source type, the model, and the recipe's digest."
@@ -46,6 +52,7 @@ class ProvenanceSettings(Config):
             "metadata": self.metadata,
             "c2pa": self.c2pa is not None,
             "watermark": self.watermark is not None,
+            "noise": self.noise is not None,
             "filter": self.filter is not None,
         }
         return tuple(mark for mark, set_ in on.items() if set_)
@@ -53,7 +60,7 @@ class ProvenanceSettings(Config):
     @property
     def packages(self) -> tuple[str, ...]:
         """What the marks in pixels need besides Sfumato's sampling side."""
-        found = () if self.watermark is None else self.watermark.packages
+        found = [name for part in (self.watermark, self.noise) if part for name in part.packages]
         images = None if self.filter is None else self.filter.images
         return tuple(dict.fromkeys([*found, *(() if images is None else images.packages)]))
 

@@ -68,14 +68,41 @@ def detect(place: Path, settings: WatermarkConfig) -> list[Found]:
 
     Raises DataError: nothing there, or a single file that is no picture or too small.
     """
+    files = files_of(place)
+    watermark = settings.build()
+    found = [_one(file, settings, watermark) for file in files]
+    return checked(place, found)
+
+
+def files_of(place: Path) -> list[Path]:
+    """The file, or all pictures below a folder, by name. Raises DataError where there is nothing."""
     files = [place] if place.is_file() else sorted(_below(place))
     if not files:
         raise DataError(f"{place}: " + ("no picture in it" if place.is_dir() else "no such file or folder"))
-    watermark = settings.build()
-    found = [_one(file, settings, watermark) for file in files]
+    return files
+
+
+def checked(place: Path, found: list[Found]) -> list[Found]:
+    """The outcomes. Raises DataError for a single file in which nothing could be looked for."""
     if place.is_file() and found[0].wrong:
         raise DataError(f"{place}: {found[0].wrong}")
     return found
+
+
+def opened(file: Path) -> Images | None:
+    """The pixels of a picture [H, W, 1 or 3]; None if it is none that can be read."""
+    try:
+        with Image.open(file) as picture:
+            mode = "L" if picture.mode in ("1", "L", "I;16") else "RGB"
+            image: Images = np.asarray(picture.convert(mode))
+    except (OSError, Image.DecompressionBombError):
+        return None
+    return image if image.ndim == 3 else image[..., None]
+
+
+def unreadable(file: Path) -> Found:
+    """The outcome of a file that is no picture."""
+    return Found(str(file), wrong="no picture that can be read")
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -83,13 +110,8 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _one(file: Path, settings: WatermarkConfig, watermark: Watermark) -> Found:
-    try:
-        with Image.open(file) as picture:
-            mode = "L" if picture.mode in ("1", "L", "I;16") else "RGB"
-            image: Images = np.asarray(picture.convert(mode))
-    except (OSError, Image.DecompressionBombError):
-        return Found(str(file), wrong="no picture that can be read")
-    return _judged(str(file), image if image.ndim == 3 else image[..., None], settings, watermark)
+    image = opened(file)
+    return unreadable(file) if image is None else _judged(str(file), image, settings, watermark)
 
 
 def _judged(name: str, image_HWC: Images, settings: WatermarkConfig, watermark: Watermark) -> Found:
@@ -100,8 +122,8 @@ def _judged(name: str, image_HWC: Images, settings: WatermarkConfig, watermark: 
     return Found(name, watermark.detect(image_HWC, settings.bits))
 
 
-def content(found: Sequence[Found], settings: WatermarkConfig, level: float) -> dict[str, Any]:
-    """The outcome as plain data."""
+def content(found: Sequence[Found], settings: Any, level: float) -> dict[str, Any]:
+    """The outcome as plain data; `settings` are those of a watermark, or of a mark in noise."""
     files = [
         {"file": one.file, "marked": one.marked(level)}
         | (
@@ -131,6 +153,6 @@ def _line(one: Found, level: float) -> str:
     if one.detection is None:
         return f"{one.file}: {one.wrong}"
     said = "marked" if one.marked(level) else "no mark found"
-    return (
-        f"{one.file}: {said}, {one.detection.matched} of {LENGTH} bits agree, p = {one.detection.p_value:.2g}"
-    )
+    matched = one.detection.matched
+    bits = "" if matched is None else f"{matched} of {LENGTH} bits agree, "
+    return f"{one.file}: {said}, {bits}p = {one.detection.p_value:.2g}"

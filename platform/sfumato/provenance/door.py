@@ -62,11 +62,12 @@ class Door:
         """What the filter met so far: `images`, those `found`, and every action; empty without one."""
         return {} if self._screen is None else dict(self._screen.counts)
 
-    def check(self, height: int, width: int, *, files: bool = True) -> None:
+    def check(self, height: int, width: int, *, files: bool = True, drawn: bool = True) -> None:
         """Whether pictures of this size can leave, asked before they are drawn.
 
-        Without `files` they leave as arrays of pixels. Raises ConfigError if a required mark cannot be set,
-        or one that is on lacks its package, key or certificate.
+        Without `files` they leave as arrays of pixels; without `drawn` they are edits of others, and do not
+        begin in the model's noise. Raises ConfigError if a required mark cannot be set, or one that is on
+        lacks its package, key or certificate.
         """
         settings = self.settings
         if found := [*settings.problems(), *settings.size_problems(height, width)]:
@@ -75,6 +76,11 @@ class Door:
             raise ConfigError(
                 f"provenance.require: {lost[0]} is part of a file, which pixels are not; write files with "
                 "`sfumato sample`, or save()"
+            )
+        if not drawn and "noise" in settings.require:
+            raise ConfigError(
+                "provenance.require: noise marks pictures that are drawn, not edited ones; take noise out of "
+                "require, and require watermark"
             )
         if self._screen is not None:
             self._screen.prepare()
@@ -94,14 +100,16 @@ class Door:
             self._screen.ask(facts)
 
     def pixels(
-        self, images_NHWC: Images, facts: Sequence[Facts] | None = None
+        self, images_NHWC: Images, facts: Sequence[Facts] | None = None, *, drawn: bool = True
     ) -> tuple[Images, list[Applied]]:
         """The images with the marks that are in pixels, and what was done to each.
 
-        `facts` has one entry for each image; None: nothing is known. A refused image comes back grey, for
-        grids and arrays; `refused` recognises it.
+        `facts` has one entry for each image; None: nothing is known. `drawn`: as in `check`. A refused image
+        comes back grey, for grids and arrays; `refused` recognises it.
         """
-        applied: list[Applied] = [{} for _ in images_NHWC]
+        noise = self.settings.noise if drawn else None
+        mark = {} if noise is None else {"noise": {"kind": noise.kind, "message": noise.message}}
+        applied: list[Applied] = [dict(mark) for _ in images_NHWC]
         if self._screen is not None:
             images_NHWC, found = self._screen.screened(images_NHWC, facts or [Facts()] * len(applied))
             for marks, entry in zip(applied, found, strict=True):

@@ -39,6 +39,7 @@ from sfumato.provenance.formats import SUFFIXES, Format
 from sfumato.provenance.stored import Provenance
 from sfumato.sampling.conditions import Labels, Takes
 from sfumato.sampling.grid import to_pil
+from sfumato.sampling.marked_noise import shape_of
 from sfumato.sampling.model_folder import Weights, read_model_folder
 from sfumato.sampling.options import apply_options, together
 from sfumato.sampling.pixels import Images, to_uint8
@@ -186,7 +187,8 @@ class Generator:
         if first_index % self.block:
             raise ValueError(f"first_index must be a multiple of {self.block}, got {first_index}")
         request = SampleRequest(num=self.block, conditions=conditions, options=options)
-        rng = SampleRng(seed, range(first_index, first_index + self.block))
+        shape = shape_of(self.provenance.settings, self.family, options)
+        rng = SampleRng(seed, range(first_index, first_index + self.block), shape=shape)
         return self.family.sample(self.nets, request, self.progress, rng)
 
     def batches(
@@ -215,7 +217,9 @@ class Generator:
         rows = -(-(batch_size or self.block) // self.block) * self.block
         source = self.takes.source(labels=labels, prompts=prompts, negative=negative, conditions=conditions)
         named = {"guidance": guidance, "sampler": sampler, "steps": steps}
-        return self._draw(num, rows, seed, source, self.options(together(named, options or {})))
+        chosen = self.options(together(named, options or {}))
+        shape_of(self.provenance.settings, self.family, chosen)  # refused here, not at the first image
+        return self._draw(num, rows, seed, source, chosen)
 
     def sample(
         self,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import Listed
 from sfumato.core.family import EmaOf
+from sfumato.core.inversion import followed, inverted
 from sfumato.core.paths import Level
 from sfumato.core.paths import Path as NoisePath
 from sfumato.core.progress import Progress
@@ -27,7 +28,7 @@ from sfumato.editing.operations import OPERATIONS, Operation
 from sfumato.editing.operations.img2img import Img2Img
 from sfumato.editing.operations.inpaint import repainted
 from sfumato.editing.operations.interpolate import Interpolate, between
-from sfumato.editing.operations.invert import Invert, there_and_back
+from sfumato.editing.operations.invert import Invert
 from sfumato.editing.output import Output, write_rows
 from sfumato.families import config_class
 from sfumato.families.diffusion.config import DiffusionConfig
@@ -211,7 +212,7 @@ def test_inversion_finds_the_noise_of_an_image() -> None:
     """Plain inversion misses it; iterations find it, to rounding."""
     path, rng = Line(20, 4), torch.Generator().manual_seed(0)
     x = torch.randn(50, 1, 1, 1, generator=rng).expand(50, 1, 1, 4)
-    plain, refined = (float((there_and_back(path, x, 0, n) - x).abs().max()) for n in (1, 8))
+    plain, refined = (float((followed(path, inverted(path, x, 0, n), 0) - x).abs().max()) for n in (1, 8))
     assert refined < 0.05 * plain
 
 

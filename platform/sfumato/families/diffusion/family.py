@@ -100,6 +100,13 @@ class DiffusionFamily:
             space=self._space,
         )
 
+    def noise_shape(self, options: Any) -> tuple[int, ...]:
+        """Of pixels or latents; implements `core.paths.BeginsInNoise`."""
+        self._objective.noise_levels(options)
+        if problem := options.adds_noise:
+            raise ConfigError(problem)
+        return self._data.shape
+
     def export_diffusers(self, nets: Nets, folder: str, options: Any) -> None:
         """Write a folder that `DiffusionPipeline.from_pretrained` loads; `export.py` has the exact line.
 
@@ -200,7 +207,7 @@ class DiffusionFamily:
         """Samples from noise in the space that the network works on, [N, C, H, W]."""
         device = next(nets["ema"].parameters()).device
         guided = self._guided(nets, request, rng.rows, device)
-        noise_NCHW = rng.normal(*self._data.shape).to(device)
+        noise_NCHW = rng.beginning(*self._data.shape).to(device)
         return self._objective.sample(guided, noise_NCHW, request.options, rng, clip=clip)
 
     def _guided(self, nets: Nets, request: SampleRequest, rows: int, device: torch.device) -> Guided:

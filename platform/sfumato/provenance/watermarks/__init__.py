@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from sfumato.core.components import Component, Components
+from sfumato.core.config import Config
 
 Images = NDArray[np.uint8]
 """uint8 [N, H, W, C] with 1 (grey), 3 (RGB) or 4 (RGBA) channels."""
@@ -29,16 +30,16 @@ LENGTH = 32
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """`matched` of 32 bits agree with the message; `p_value` is the probability of so many without one."""
+    """`matched` of 32 bits agree with the message, None where bits cannot be read; `p_value` is the
+    probability of so much agreement without the mark."""
 
-    matched: int
+    matched: int | None
     p_value: float
 
 
-class WatermarkConfig(Component):
-    """A scheme and its message. `least` is the smallest side of a picture that can carry it, in pixels."""
+class Message(Config):
+    """What a mark says."""
 
-    least: ClassVar[int]
     packages: ClassVar[tuple[str, ...]] = ("scipy",)
     """What it needs besides Sfumato's sampling side; a registered model asks for them."""
 
@@ -52,6 +53,12 @@ class WatermarkConfig(Component):
     def bits(self) -> Bits:
         """The message, first bit first."""
         return np.unpackbits(np.frombuffer(bytes.fromhex(self.message), np.uint8))
+
+
+class WatermarkConfig(Component, Message):
+    """A scheme and its message. `least` is the smallest side of a picture that can carry it, in pixels."""
+
+    least: ClassVar[int]
 
     @abstractmethod
     def build(self) -> Watermark:

@@ -1,8 +1,9 @@
-"""`sfumato provenance detect`: looks for a watermark in files, folders and packed data sets."""
+"""`sfumato provenance detect`: looks for a mark in files, folders and packed data sets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from sfumato.data.reading.local_reader import read_all
 from sfumato.provenance import detection
 from sfumato.provenance.detection import Found
 from sfumato.provenance.watermarks import WatermarkConfig
+from sfumato.runtime.commands.sample import device_of
 from sfumato.runtime.runs.display import Display
+from sfumato.runtime.runs.targets import model_of
+from sfumato.sampling.generator import Generator
+from sfumato.sampling.noise_reader import NoiseReader
 
 
 def detect(place: str, settings: WatermarkConfig, display: Display) -> list[Found]:
@@ -19,14 +24,67 @@ def detect(place: str, settings: WatermarkConfig, display: Display) -> list[Foun
 
     Raises DataError: nothing there, a damaged set, or a single file that is no picture or too small.
     """
-    if not Path(place).is_file() and Manifest.exists(place):
-        manifest = Manifest.load(place)
-        images = _of_set(place, manifest, display)
-        return list(detection.of_images(images, settings))
+    if _packed(place):
+        return list(detection.of_images(_of_set(place, display), settings))
     return detection.detect(Path(place), settings)
 
 
-def _of_set(place: str, manifest: Manifest, display: Display) -> Iterator[tuple[str, Any]]:
+def detect_noise(
+    place: str,
+    run: str,
+    *,
+    labels: list[str] | None,
+    prompts: list[str] | None,
+    steps: int | None,
+    refine: int,
+    device: str,
+    base: Path | None,
+    trust: bool,
+    root: Path,
+    display: Display,
+) -> tuple[list[Found], Any]:
+    """The same for the mark in the noise that a run's pictures begin with; also returns the mark's settings.
+
+    `labels` or `prompts` are what the pictures were drawn for, one or several in turn, if that is known.
+
+    Raises ConfigError: a run whose noise has no mark, or cannot be found again.
+    """
+    with model_of(run, root=root, trust=trust) as found:
+        display.line(found.about)
+        model = Generator.load(found.model, device_of(device), trust=found.trusted, base=base)
+    known = labels or prompts
+    source = model.takes.source(labels=labels, prompts=prompts) if known else None
+    reader = NoiseReader(model, source=source, steps=steps, refine=refine)
+    settings = model.provenance.settings.noise
+    if _packed(place):
+        return _read(reader, _of_set(place, display)), settings
+    files = detection.files_of(Path(place))
+    display.stage("detect")
+    there: dict[str, Found] = {}
+    pictures = ((str(file), image) for file in files if (image := detection.opened(file)) is not None)
+    for one in _read(reader, pictures):
+        there[one.file] = one
+        display.update(len(there), len(files))
+    display.done(f"{len(files):,} pictures")
+    return detection.checked(
+        Path(place), [there.get(str(file)) or detection.unreadable(file) for file in files]
+    ), settings
+
+
+def _read(reader: NoiseReader, images: Iterator[tuple[str, Any]]) -> list[Found]:
+    found = []
+    while block := list(islice(images, reader.block)):
+        detections = reader.read([image for _, image in block])
+        found += [Found(name, one) for (name, _), one in zip(block, detections, strict=True)]
+    return found
+
+
+def _packed(place: str) -> bool:
+    return not Path(place).is_file() and Manifest.exists(place)
+
+
+def _of_set(place: str, display: Display) -> Iterator[tuple[str, Any]]:
+    manifest = Manifest.load(place)
     display.stage("detect")
     row = 0
     for columns in read_all(place, 64, manifest=manifest):

@@ -24,6 +24,7 @@ from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.sampling.conditions import Asked, Takes
 from sfumato.sampling.grid import image_grid, prompt_grid
+from sfumato.sampling.marked_noise import shape_of
 from sfumato.sampling.pixels import to_uint8
 from sfumato.tracking.run import Tracker
 
@@ -128,13 +129,16 @@ def preview(
     indices = [min(placement.rank * share + i, num - 1) for i in range(share)]
     given = {name: value.to(placement.device) for name, value in conditions(indices).items()}
     request = SampleRequest(num=share, conditions=given, options=options)
+    door = door or Door()
+    shape = shape_of(door.settings, family, options)
+    rng = SampleRng(seed, indices, placement.device, shape=shape)
     with torch.no_grad(), strategy.gathered(family.samplers) as nets:
-        images = family.sample(nets, request, progress, SampleRng(seed, indices, placement.device))
+        images = family.sample(nets, request, progress, rng)
     mine = torch.from_numpy(to_uint8(images)).to(placement.device)
     parts = _gather(mine, placement.world_size)
     if placement.rank != 0:
         return None
-    shown, _ = (door or Door()).pixels(torch.cat(parts)[:num].cpu().numpy())
+    shown, _ = door.pixels(torch.cat(parts)[:num].cpu().numpy())
     return prompt_grid(shown, prompts) if prompts else image_grid(shown, columns=columns)
 
 

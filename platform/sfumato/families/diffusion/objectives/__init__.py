@@ -149,6 +149,11 @@ class SamplingBase(Config):
         return []
 
     @property
+    def adds_noise(self) -> str:
+        """That sampling adds noise on its way, in which the first noise is lost; empty if it does not."""
+        return ""
+
+    @property
     def measures_likelihood(self) -> bool:
         """Whether the likelihood of a `BoundedObjective` is asked for."""
         return False

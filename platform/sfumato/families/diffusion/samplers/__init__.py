@@ -48,6 +48,8 @@ class Sampler(Component, ABC):
     brief: ClassVar[bool] = True
     takes_eta: ClassVar[bool] = False
     """Whether `sampling.eta` has an effect."""
+    adds_noise: ClassVar[bool] = False
+    """Whether its steps draw noise whatever the options are."""
 
     @abstractmethod
     def scheduler(self, levels: NoiseLevels, *, clip: bool) -> Any:

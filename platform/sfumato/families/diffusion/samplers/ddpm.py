@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from sfumato.families.diffusion.samplers import NoiseLevels, Sampler
 class Ancestral(Sampler):
     """Draws every step with the model's own variance or, if it has none, the smaller of the paper's two."""
 
+    adds_noise: ClassVar[bool] = True
     kind: Literal["ddpm"] = Field("ddpm", description="Selects ancestral sampling.")
 
     def scheduler(self, levels: NoiseLevels, *, clip: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from sfumato.families.diffusion.samplers import NoiseLevels, Sampler
 class SdeDpmSolver(Sampler):
     """A solver of the reverse stochastic differential equation: it draws noise in every step but the last."""
 
+    adds_noise: ClassVar[bool] = True
     kind: Literal["sde-dpmsolver++"] = Field("sde-dpmsolver++", description="Selects SDE-DPM-Solver++.")
     order: Literal[2, 3] = Field(
         2, description="Order of the deterministic part; the noise is of the first order in either case."

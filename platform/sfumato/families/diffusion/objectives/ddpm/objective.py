@@ -64,6 +64,16 @@ class DDPMSampling(GuidedSampling):
             )
         return self
 
+    @property
+    def adds_noise(self) -> str:
+        """Of ancestral samplers, and of ddim with eta."""
+        if self.eta:
+            return f"sampling.eta: {self.eta:g} adds noise in every step; set eta=0"
+        if self.sampler.adds_noise:
+            kind = self.sampler.kind
+            return f"sampling.sampler: {kind} adds noise in every step; use dpmsolver++, ddim or unipc"
+        return ""
+
     def problems(self, objective: Config, *, latents: bool) -> list[str]:
         """More steps than there are noise levels."""
         assert isinstance(objective, DDPMConfig)

@@ -67,6 +67,11 @@ class EDMSampling(GuidedSampling):
             )
         return self
 
+    @property
+    def adds_noise(self) -> str:
+        """With churn."""
+        return f"sampling.churn: {self.churn:g} adds noise in every step; set churn=0" if self.churn else ""
+
     def sigmas(self, scale: float = 1.0) -> list[float]:
         """Falling noise levels, `steps` + 1 of them, the last one zero; `scale` is that of the data."""
         low, high = sigma_range(self.sigma_min, self.sigma_max, scale)
