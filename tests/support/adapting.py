@@ -64,8 +64,8 @@ def step(
     batch: Batch = {
         "image": torch.rand(2, *data.shape, generator=generator) * 2 - 1,
         "text": Texts(PROMPTS),
-        "edge": control_images(),
     }
+    batch |= {name: control_images() for name, column in data.extra.items() if column.kind == "image"}
     rng = StreamRng([Piece(0, 0, 2)], rows_per_stream=2, seed=5, images=64, phase=phase.name)
     for name, parameter in nets["network"].named_parameters():
         parameter.requires_grad_(not spec.adapter or matches(name, spec.adapter))

@@ -45,7 +45,8 @@ _OF_SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0
 
 
 def save_pipeline(folder: Path, kind: str) -> Path:
-    """One of `KINDS`: `sd2` predicts v and has linear projections; `ddpm` is unconditional on pixels."""
+    """One of `KINDS`: `sd2` predicts v and has linear projections; `ddpm` is unconditional on pixels. Or
+    `sd_four`, `sd` with as many channels of latents as the real one."""
     folder.mkdir(parents=True, exist_ok=True)
     with seeded(0, kind):
         pipeline = globals()[f"_{kind}"](folder)
@@ -82,6 +83,12 @@ def _sd(folder: Path, prediction: str = "epsilon", **unet: Any) -> Any:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def _sd_four(folder: Path) -> Any:
+    pipeline = _sd(folder, in_channels=4, out_channels=4)
+    pipeline.register_modules(vae=_vae(latent_channels=4))
+    return pipeline
 
 
 def _sd2(folder: Path) -> Any:

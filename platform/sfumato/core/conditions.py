@@ -47,6 +47,9 @@ class Condition:
 
 LABEL = Condition("label", "label", "label")
 """The class of an image."""
+KNOWN, MASK, SMALL = "known", "mask", "small"
+"""Names of pictures by which edits recognise models made for them: the picture to inpaint and its mask, white
+where it is to change; the picture to enlarge, at full size."""
 
 
 @runtime_checkable

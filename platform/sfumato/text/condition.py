@@ -23,6 +23,8 @@ from sfumato.text.network import TextConditioned, named_inputs, used
 from sfumato.text.states import States
 
 Inputs = Mapping[str, Tensor]
+DROPPED = "text_dropped"
+"""In a prepared batch: which captions were dropped for all encoders, bool [B]."""
 
 
 class TextCondition:
@@ -44,7 +46,7 @@ class TextCondition:
         captions = list(batch[self.config.column]) if self.config.column in batch else None
         device = batch["image"].device
         dropped_B = rng.uniform() < self.config.dropout
-        found = dict(batch)
+        found = {**batch, DROPPED: dropped_B}
         for name, encoder in self.encoders.items():
             own_B = dropped_B | (rng.uniform() < encoder.dropout) if encoder.dropout else dropped_B
             if f"{name}_states" in batch:

@@ -30,11 +30,16 @@ class TextConditioned(nn.Module):
         self._configs = dict(encoders)
         self.beside: nn.Module | None = None
         """What sees the same as the network and gives it more arguments: (..., states, inputs) -> dict."""
+        self.entering: nn.Module | None = None
+        """What changes the first argument and the states: (first, states, inputs) -> (first, states)."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output for (..., inputs)."""
         *others, inputs = args
         states = self.seen(self.encoded(inputs))
+        if self.entering is not None:
+            first, states = self.entering(others[0], states, inputs)
+            others = [first, *others[1:]]
         more = {} if self.beside is None else self.beside(*others, states, inputs)
         return self.network(*others, states.pooled if self._pooled else states, **kwargs, **more)
 

@@ -122,11 +122,11 @@ class DiffusionConfig(FamilyConfig):
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
         """The text of an image; or its class, unless the recipe excludes it or the data has no classes."""
+        more = () if self.adapter is None else self.adapter.conditions(data)
         if self.text is not None:
-            more = () if self.adapter is None else self.adapter.conditions(data)
             return (self.text.condition(negative=isinstance(self.sampling, GuidedSampling)), *more)
         classes = self.condition == "class" or (self.condition == "auto" and data.num_classes > 0)
-        return (LABEL,) if classes else ()
+        return (LABEL, *more) if classes else more
 
     def takes_several_sizes(self) -> bool:
         """A network that can, on pixels, does."""
@@ -187,9 +187,21 @@ class DiffusionConfig(FamilyConfig):
     def _adapter_problems(self, data: DataSpec) -> list[str]:
         """What the adapter says of the network, built without memory."""
         if self.adapter is None:
+            if getattr(self.sampling, "image_guidance", 1.0) != 1:
+                return ["model.sampling.image_guidance: no image steers this model; leave it out"]
             return []
-        if self.pretrained is None:
+        if self.pretrained is None and self.adapter.needs_base:
             return ["model.adapter: adapts a trained network; name it in model.pretrained"]
+        if self.text is None and self.adapter.names and self.adapter.of_texts:
+            return [f"model.adapter: {self.adapter.kind} needs a model of texts; this one has none"]
+        weight = getattr(self.sampling, "image_guidance", 1.0)
+        if weight != 1 and not self.adapter.droppable:
+            return [
+                (
+                    f"model.sampling.image_guidance: {weight:g} needs model.adapter.dropout above 0 (such as "
+                    "0.05); set it to 1"
+                )
+            ]
         from sfumato.families.diffusion.family import plain_network  # loads diffusers
 
         return self.adapter.problems(plain_network(self, data)) or self.adapter.data_problems(data)
@@ -241,7 +253,7 @@ class DiffusionConfig(FamilyConfig):
             return guide_problems(guided.guide, self, data)
         guidance = 1.0 if guided is None else guided.guidance
         found = []
-        if not self.conditions(data):
+        if LABEL not in self.conditions(data):
             why = "the data has no classes" if not data.num_classes else "model.condition is 'none'"
             if dropout:
                 found.append(f"model.objective.label_dropout: {dropout:g}, but {why}; leave it out")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
-from sfumato.core.conditions import LABEL
+from sfumato.core.conditions import LABEL as LABELS
 from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
 from sfumato.core.first_stage import OpenStage
 from sfumato.core.pretrained_model import PretrainedModel
@@ -20,16 +20,24 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.core.stored import Weights
 from sfumato.errors import ConfigError
-from sfumato.families.diffusion.adapters import AdapterConfig
+from sfumato.families.diffusion.adapters import AdapterConfig, Look
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.guide import NAME as GUIDE
 from sfumato.families.diffusion.guide import Guide
-from sfumato.families.diffusion.labels import Conditioning, Given, GivenTexts, Guided, LabelDropout
+from sfumato.families.diffusion.labels import (
+    Conditioning,
+    Given,
+    GivenInputs,
+    GivenTexts,
+    Guided,
+    LabelDropout,
+)
 from sfumato.families.diffusion.latent import NAME, LatentNetwork, LatentSpace, scaled
 from sfumato.families.diffusion.networks import TextNetworkConfig
 from sfumato.families.diffusion.objectives import BoundedObjective, GuidedSampling
 from sfumato.families.diffusion.path import DiffusionPath
-from sfumato.text.condition import TextCondition
+from sfumato.families.diffusion.steering import LABEL
+from sfumato.text.condition import DROPPED, TextCondition
 from sfumato.text.network import TextConditioned
 
 
@@ -44,14 +52,18 @@ class DiffusionFamily:
     def __init__(self, config: DiffusionConfig, data: DataSpec) -> None:
         self._config = config
         self._data = data
-        self._conditional = LABEL in config.conditions(data)
+        self._conditional = LABELS in config.conditions(data)
         self._text = None if config.text is None else TextCondition(config.text)
         self._objective = config.objective.build(latents=config.first_stage is not None)
         self._labels = LabelDropout(
             data.num_classes if self._conditional else None, config.label_dropout(data)
         )
-        self._more = _nothing if config.adapter is None else config.adapter.inputs
-        self._given: Conditioning = self._labels if self._text is None else GivenTexts(self._text, self._more)
+        names = () if config.adapter is None else config.adapter.names
+        self._given: Conditioning = self._labels
+        if self._text is not None:
+            self._given = GivenTexts(self._text, names)
+        elif names:
+            self._given = GivenInputs(self._labels, names)
         self.nets: Mapping[str, NetSpec] = {
             "network": self._trainable(),
             **self._objective.nets(),
@@ -66,7 +78,7 @@ class DiffusionFamily:
         if self._guide is not None:
             self.nets = {**self.nets, GUIDE: self._guide.frozen}
             self.samplers = (*self.samplers, GUIDE)
-        if config.adapter is not None and config.adapter.begins:
+        if config.adapter is not None and config.pretrained is not None and config.adapter.begins:
             self.initialise = self._begin
         objective = self._objective
         self.phases: Sequence[Phase] = (
@@ -75,8 +87,9 @@ class DiffusionFamily:
         )
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """The batch, with the inputs of its texts if there are any: this model works on pixels."""
-        return batch if self._text is None else self._text.prepare(nets, batch, rng)
+        """The batch, with the inputs of its texts and of an adapter if there are any: this model works on
+        pixels."""
+        return self._prepared(nets, batch, batch, rng)
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1], from noise of `rng`, by the averaged network.
@@ -146,6 +159,19 @@ class DiffusionFamily:
             files.write(folder, folder.name)
         return files is not None
 
+    def _prepared(self, nets: Nets, batch: Batch, pixels: Batch, rng: Rng) -> Batch:
+        """The batch with all that the network sees; `pixels` has the images where `batch` has latents."""
+        found = batch if self._text is None else self._text.prepare(nets, batch, rng)
+        if self._config.adapter is None:
+            return found
+        dropped_B = found.get(DROPPED)
+        look = Look(partial(self._seen, nets), self._data.shape, rng, dropped_B)
+        return {**found, **self._config.adapter.inputs(pixels, look)}
+
+    def _seen(self, nets: Nets, image_BCHW: Tensor) -> Tensor:
+        """Images where the network works: themselves, or their mean latents."""
+        return image_BCHW if self._space is None else self._space.mean(nets, {"image": image_BCHW})
+
     def _begin(self, nets: Nets, batch: Batch, rng: Rng) -> None:
         """What the adapter takes from the base's weights; implements `core.family.InitialisesFromData`."""
         assert self._config.adapter is not None, "assigned only then"
@@ -167,16 +193,18 @@ class DiffusionFamily:
             build=self._build,
             optimizer=self._config.optimizer,
             weights=self._objective.weights() if source is None else self._weights(source, adapter),
-            adapter=() if adapter is None else adapter.trained(),
+            adapter=() if adapter is None or source is None else adapter.trained(),
         )
 
     def _weights(self, source: PretrainedModel, adapter: AdapterConfig | None) -> Weights | None:
         """Of a run all; of a folder of diffusers those of its network, which others are built around."""
-        inside = "" if adapter is None else adapter.inside
+        inside, fresh = ("", ()) if adapter is None else (adapter.inside, adapter.fresh())
         if source.source[0] == "run":
-            return source.weights(inside=inside)
+            return source.weights(inside=inside, fresh=fresh)
         return source.weights(
-            into=".".join(self._around()), fresh=("latent_scale", "*.encoders.*", "encoders.*"), inside=inside
+            into=".".join(self._around()),
+            fresh=("latent_scale", "*.encoders.*", "encoders.*", *fresh),
+            inside=inside,
         )
 
     def _around(self) -> list[str]:
@@ -215,6 +243,9 @@ class DiffusionFamily:
         if self._text is not None:
             return self._guided_by_texts(self._text, nets, request, rows, device)
         label_N, options = self._labels_of(request, rows, device), request.options
+        if self._config.adapter is not None and self._config.adapter.names:
+            asked = self._asked(self._config.adapter, nets, request, device)
+            return self._guided_by_inputs(self._config.adapter, nets, label_N, asked, request)
         plain = Guided(nets["ema"], label_N, 1.0, self._data.num_classes)
         if not isinstance(options, GuidedSampling):
             return plain
@@ -230,25 +261,64 @@ class DiffusionFamily:
     ) -> Guided:
         """Away from the negative text, which is the empty one where none is given."""
         network, options = _of_texts(nets["ema"]), request.options
-        guidance = options.guidance if isinstance(options, GuidedSampling) else 1.0
-
-        asked = {} if self._config.adapter is None else self._asked(self._config.adapter, request, device)
+        guided = isinstance(options, GuidedSampling) and (options.guidance, options.image_guidance) != (1, 1)
+        adapter = self._config.adapter
+        asked = {} if adapter is None else self._asked(adapter, nets, request, device)
 
         def encoded(texts: Sequence[str]) -> Mapping[str, Tensor]:
             return {**network.encoded(text.inputs(nets, texts, device)), **asked}
 
-        texts, away = text.asked(request, rows, guidance)
+        texts, away = text.asked(request, rows, 2.0 if guided else 1.0)
         if not away:
             return Guided(nets["ema"], encoded(texts), 1.0, {})
-        return _guided(Guided(nets["ema"], encoded(texts), 1.0, encoded(away)), options)
+        null = encoded(away)
+        nothing = self._nothing(adapter, null, options)
+        return _guided(Guided(nets["ema"], encoded(texts), 1.0, null, nothing=nothing), options)
+
+    def _guided_by_inputs(
+        self,
+        adapter: AdapterConfig,
+        nets: Nets,
+        label_N: Tensor | None,
+        asked: dict[str, Tensor],
+        request: SampleRequest,
+    ) -> Guided:
+        """With what an adapter shows a network without texts."""
+        options, given = request.options, {**asked, **({} if label_N is None else {LABEL: label_N})}
+        plain = Guided(nets["ema"], given, 1.0, given)
+        if not isinstance(options, GuidedSampling) or (options.guidance, options.image_guidance) == (1, 1):
+            return plain
+        if label_N is None:
+            nothing = self._nothing(adapter, given, options)
+            return plain if nothing is None else replace(
+                plain, weight=options.image_guidance, null=nothing, interval=options.guidance_interval
+            )  # fmt: skip
+        null = {**given, LABEL: torch.full_like(label_N, self._data.num_classes)}
+        return _guided(replace(plain, null=null, nothing=self._nothing(adapter, null, options)), options)
+
+    def _nothing(
+        self, adapter: AdapterConfig | None, null: Mapping[str, Tensor], options: Any
+    ) -> Mapping[str, Tensor] | None:
+        """The inputs of neither text nor image, where image guidance leads away from them.
+
+        Raises ConfigError for a model that knows no images of none.
+        """
+        if options.image_guidance == 1:
+            return None
+        if adapter is None or not adapter.droppable:
+            raise ConfigError(
+                "image_guidance: this model never saw its condition left out; train one with "
+                "model.adapter.dropout above 0, or leave image_guidance out"
+            )
+        return adapter.without(null)
 
     def _asked(
-        self, adapter: AdapterConfig, request: SampleRequest, device: torch.device
+        self, adapter: AdapterConfig, nets: Nets, request: SampleRequest, device: torch.device
     ) -> dict[str, Tensor]:
         """What the adapter takes of a request, by its columns."""
         rows = {each.column: request.tensor(each.name) for each in adapter.conditions(self._data)}
         there = {name: value.to(device) for name, value in rows.items() if value is not None}
-        return adapter.inputs(there)
+        return adapter.inputs(there, Look(partial(self._seen, nets), self._data.shape))
 
     def _labels_of(self, request: SampleRequest, rows: int, device: torch.device) -> Tensor | None:
         """The class of each sample [N]; the null class if none was given."""
@@ -276,9 +346,13 @@ class BoundedDiffusionFamily(DiffusionFamily):
         objective = self._objective
         assert isinstance(objective, BoundedObjective), "its sampling asks for a likelihood"
         given: Given | None = batch["label"] if self._conditional else None
+        adapter, look = self._config.adapter, Look(partial(self._seen, nets), self._data.shape)
+        shown = {} if adapter is None else adapter.inputs(batch, look)
         if self._text is not None:
             inputs = self._text.inputs(nets, list(batch[self._text.config.column]), batch["image"].device)
-            given = {**_of_texts(nets["ema"]).encoded(inputs), **self._more(batch)}
+            given = {**_of_texts(nets["ema"]).encoded(inputs), **shown}
+        elif shown:
+            given = {**shown, **({} if given is None else {LABEL: batch["label"]})}
         network = Guided(nets["ema"], given, 1.0, self._data.num_classes)
         return objective.bits_per_dim(network, batch["image"], self._config.sampling, rng)
 
@@ -297,7 +371,7 @@ class LatentDiffusionFamily(DiffusionFamily):
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch with its images replaced by a draw of their scaled latents."""
-        return super().prepare(nets, self._space.encode(nets, batch, rng), progress, rng)
+        return self._prepared(nets, self._space.encode(nets, batch, rng), batch, rng)
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]: latents as of a model of pixels, decoded."""
@@ -315,9 +389,10 @@ class LatentDiffusionFamily(DiffusionFamily):
         assert isinstance(config, TextNetworkConfig)
         scale = float(scaled(nets["ema"]).latent_scale)
         stages = (nets[NAME], scale)
-        text_pipeline(config, network, nets, self._text, stages, scheduler, flow, options).save_pretrained(
-            folder
-        )
+        pipeline = text_pipeline(config, network, nets, self._text, stages, scheduler, flow, options)
+        if self._config.adapter is not None:
+            pipeline = self._config.adapter.in_pipeline(pipeline)
+        pipeline.save_pretrained(folder)
 
     def _around(self) -> list[str]:
         return ["network", *super()._around()]
@@ -334,16 +409,12 @@ def plain_network(config: DiffusionConfig, data: DataSpec) -> nn.Module:
         return family._build_plain()
 
 
-def _nothing(rows: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What a network without an adapter gets besides texts and labels."""
-    return {}
-
-
 def _guided(plain: Guided, options: GuidedSampling) -> Guided:
     """With the guidance of the options."""
     return replace(
         plain,
         weight=options.guidance,
+        image=options.image_guidance,
         interval=options.guidance_interval,
         rescale=options.guidance_rescale,
     )

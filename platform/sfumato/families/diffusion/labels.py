@@ -7,7 +7,7 @@ et al. 2024) mixes its output with that of a smaller or less trained network ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import Batch
 from sfumato.core.rng import Rng
+from sfumato.families.diffusion.steering import LABEL
 from sfumato.text.condition import TextCondition
 
 if TYPE_CHECKING:
@@ -62,13 +63,35 @@ class GivenTexts:
     """The texts that the network sees in training; they were dropped when the batch was prepared."""
 
     text: TextCondition
-    more: Callable[[Batch], Mapping[str, Tensor]] = lambda batch: {}
-    """What the network sees of a batch besides."""
+    more: Sequence[str] = ()
+    """What the network sees of a prepared batch besides."""
     null_class: int | None = None
 
     def draw(self, batch: Batch, rng: Rng) -> Mapping[str, Tensor]:
         """The inputs of the batch's texts."""
-        return {**self.text.of(batch), **self.more(batch)}
+        return {**self.text.of(batch), **_named(batch, self.more)}
+
+
+@dataclass(frozen=True, slots=True)
+class GivenInputs:
+    """The labels that a network without texts sees in training, and what else it is shown."""
+
+    labels: LabelDropout
+    more: Sequence[str]
+
+    @property
+    def null_class(self) -> int | None:
+        """That of the labels."""
+        return self.labels.null_class
+
+    def draw(self, batch: Batch, rng: Rng) -> Mapping[str, Tensor]:
+        """Labels, if there are any, and inputs."""
+        label_B = self.labels.draw(batch, rng)
+        return {**_named(batch, self.more), **({} if label_B is None else {LABEL: label_B})}
+
+
+def _named(batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in names if name in batch}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +109,9 @@ class Guided:
     null: int | Mapping[str, Tensor]
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
+    image: float = 1.0
+    nothing: Mapping[str, Tensor] | None = None
+    """Inputs of neither text nor image; `image` leads from them to `null`."""
     worse: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
@@ -93,7 +119,7 @@ class Guided:
         """How the two outputs are mixed."""
         from sfumato.families.diffusion.pipeline import Guidance
 
-        return Guidance(self.weight, self.interval, self.rescale)
+        return Guidance(self.weight, self.interval, self.rescale, self.image)
 
     def __call__(self, x_NCHW: Tensor, t: Tensor, sigma: float | None = None) -> Tensor:
         """The guided output [N, C, H, W] at `t`, a scalar or [N], in the network's own units.
@@ -109,6 +135,7 @@ class Guided:
             self.given,
             guidance=self.guidance,
             null=self.null,
+            nothing=self.nothing,
             sigma=sigma,
             worse=self.worse,
         )

@@ -29,17 +29,19 @@ class Guidance:
     `weight` is 1 + w of Ho & Salimans 2022, eq. 6, and w of Karras et al. 2024, eq. 1: 1 does nothing.
     `interval` holds the noise levels sigma above and up to which it acts (Kynkäänniemi et al. 2024, eq. 6);
     None: at all. `rescale` is phi of Lin et al. 2023, eq. 16, which restores the deviation of the better
-    prediction's values: 0 does nothing, 1 all of it.
+    prediction's values: 0 does nothing, 1 all of it. `image` is s_I of Brooks et al. 2023, eq. 3, whose
+    s_T is `weight`: how far the prediction moves from that of neither text nor image to that of the image.
     """
 
     weight: float = 1.0
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
+    image: float = 1.0
 
     def acts(self, sigma: float | None) -> bool:
         """Whether it changes a prediction at this noise level, which only an interval needs."""
-        if self.interval is None or self.weight == 1:
-            return self.weight != 1
+        if self.interval is None or (self.weight == 1 and self.image == 1):
+            return self.weight != 1 or self.image != 1
         assert sigma is not None, "an interval needs the noise level"
         return self.interval[0] < sigma <= self.interval[1]
 
@@ -60,6 +62,7 @@ def guided_output(
     *,
     guidance: Guidance,
     null: int | Mapping[str, torch.Tensor],
+    nothing: Mapping[str, torch.Tensor] | None = None,
     sigma: float | None = None,
     worse: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -74,6 +77,7 @@ def guided_output(
         t: timestep, a scalar tensor.
         given: class of each image [B], int64, or named inputs with a row for each, or None.
         null: the class that stands for none, or such inputs of what to be guided away from.
+        nothing: inputs without an image either, where `guidance.image` acts: a third evaluation.
         sigma: noise level of t, standard deviation of the noise over the factor of the image.
         worse: another network's output at (x, t).
     """
@@ -88,9 +92,16 @@ def guided_output(
     if worse is not None:
         return mixed(worse(x, t), unet(x, t, given, return_dict=False)[0])
     assert given is not None, "checked above"
-    both = _both(null, given)
-    uncond, cond = unet(torch.cat([x, x]), t, both, return_dict=False)[0].chunk(2)
-    return mixed(uncond, cond)
+    if nothing is None:
+        uncond, cond = unet(torch.cat([x, x]), t, _both(null, given), return_dict=False)[0].chunk(2)
+        return mixed(uncond, cond)
+    assert isinstance(null, Mapping)
+    rows = _both(nothing, _both(null, given))
+    neither, uncond, cond = unet(torch.cat([x, x, x]), t, rows, return_dict=False)[0].chunk(3)
+    channels = x.shape[1]
+    found = mixed(uncond, cond)
+    moved = found[:, :channels] + (guidance.image - 1) * (uncond - neither)[:, :channels]
+    return torch.cat([moved, found[:, channels:]], dim=1)
 
 
 def _both(
@@ -155,6 +166,7 @@ def denoise(
     given: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
     guidance: Guidance = Guidance(),
     null: int | Mapping[str, torch.Tensor] = 0,
+    nothing: Mapping[str, torch.Tensor] | None = None,
     worse: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     progress: Callable[[Iterable[torch.Tensor]], Iterable[torch.Tensor]] = iter,
     first: int = 0,
@@ -183,7 +195,9 @@ def denoise(
         scheduler = respaced(scheduler)
     levels = scheduler.timesteps[first:]
     for t, level, sigma in zip(progress(timesteps), levels, sigmas, strict=True):
-        output = guided_output(unet, x, t, given, guidance=guidance, null=null, sigma=sigma, worse=worse)
+        output = guided_output(
+            unet, x, t, given, guidance=guidance, null=null, nothing=nothing, sigma=sigma, worse=worse
+        )
         if not with_variance:
             output = output[:, : x.shape[1]]
         x = scheduler.step(output, level, x, **extra).prev_sample

@@ -55,7 +55,7 @@ def variants() -> dict[str, dict[str, Any]]:
                 "pretrained": {"library": NETWORKS.find("library_text").tiny().model_dump()["model"]},
                 "adapter": ADAPTERS.find(name).tiny(),
             }
-            for name in ("lora", "controlnet")
+            for name in ("lora", "controlnet", "instruct", "reference")
         },
         "layers": {
             **_member("library", "ddpm"),

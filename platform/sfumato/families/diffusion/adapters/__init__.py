@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.components import Component, Components
 from sfumato.core.conditions import Condition
+from sfumato.core.rng import Rng
 from sfumato.core.stored import matches
 
 
@@ -29,23 +32,66 @@ class AdapterFiles(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How rows are looked at."""
+
+    encode: Callable[[Tensor], Tensor]
+    """From images [B, C, H, W] in [-1, 1] to where the model works: themselves, or their mean latents."""
+    shape: tuple[int, int, int]
+    """(C, h, w) of what the network denoises."""
+    rng: Rng | None = None
+    """In training: what is dropped or drawn."""
+    text_dropped_B: Tensor | None = None
+    """In training: whose text was dropped."""
+
+    def dropped(self, share: float) -> Tensor | None:
+        """Which rows lose their image: `share` of those that keep their text, and half of the others, so that
+        the network learns all that two weights of guidance need (Brooks et al. 2023, sec. 3.2.1)."""
+        if self.rng is None or not share:
+            return None
+        draw_B = self.rng.uniform()
+        if self.text_dropped_B is None:
+            return draw_B < share
+        return draw_B < torch.where(self.text_dropped_B.to(draw_B.device), 0.5, share)
+
+
 class AdapterConfig(Component, ABC):
     """Settings of an adapter."""
 
     inside: ClassVar[str] = ""
     """The name under which a wrapped module holds the module of the base, if it wraps any."""
+    needs_base: ClassVar[bool] = True
+    """Whether it has to start from a pretrained network; others may also train with a fresh one."""
+    of_texts: ClassVar[bool] = True
+    """Whether what it shows needs a network of texts."""
+    names: ClassVar[tuple[str, ...]] = ()
+    """Those of its `inputs`."""
 
     @abstractmethod
     def trained(self) -> tuple[str, ...]:
-        """Patterns over the names of the tensors that train."""
+        """Patterns over the names of the tensors that train; empty: all of them do."""
+
+    def fresh(self) -> tuple[str, ...]:
+        """Patterns over the names of its own tensors, which the base lacks."""
+        return self.trained()
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
         """What steers the images besides the base's own conditions."""
         return ()
 
-    def inputs(self, rows: Mapping[str, Any]) -> dict[str, Tensor]:
+    def inputs(self, rows: Mapping[str, Any], look: Look) -> dict[str, Tensor]:
         """What the network gets besides texts, of a batch or of conditions by the names of their columns."""
         return {}
+
+    @property
+    def droppable(self) -> bool:
+        """Whether the network learns what there is without the image, which `image_guidance` needs."""
+        return False
+
+    def without(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs of no image; of one that is `droppable`."""
+        return dict(inputs)
 
     def data_problems(self, data: DataSpec) -> list[str]:
         """What the data lacks for it, one line each."""
@@ -66,6 +112,13 @@ class AdapterConfig(Component, ABC):
 
     def begin(self, network: nn.Module) -> None:
         """What depends on the base's loaded weights or on a file, before the first step, in place."""
+
+    def in_pipeline(self, pipeline: Any) -> Any:
+        """The pipeline of diffusers that draws as the adapted model does, from that of its base.
+
+        Raises ConfigError if there is none.
+        """
+        return pipeline
 
     def files(self, network: nn.Module, base: str) -> AdapterFiles | None:
         """The adapter in the ecosystem's own form, for exports; None: exports are whole models."""

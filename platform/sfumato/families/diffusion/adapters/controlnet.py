@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import Condition
-from sfumato.families.diffusion.adapters import AdapterConfig
+from sfumato.families.diffusion.adapters import AdapterConfig, Look
 from sfumato.families.diffusion.networks.unet_text import TextUNet, sizes_added
 from sfumato.text.network import TextConditioned
 from sfumato.text.states import States
@@ -30,6 +30,7 @@ OF_LATENTS = 3
 class ControlNetConfig(AdapterConfig):
     """A copy of the way down that sees an image."""
 
+    names: ClassVar[tuple[str, ...]] = (NAME,)
     kind: Literal["controlnet"] = Field("controlnet", description="Selects control by an image.")
     column: str = Field("control", description="The column of the data that holds the image of control.")
     channels: int = Field(3, ge=1, description="Channels of that image.")
@@ -48,7 +49,7 @@ class ControlNetConfig(AdapterConfig):
         shape = (self.channels, data.height, data.width) if column is None else tuple(column.shape)
         return (Condition(NAME, self.column, "image", shape=shape, required=True),)
 
-    def inputs(self, rows: Mapping[str, Any]) -> dict[str, Tensor]:
+    def inputs(self, rows: Mapping[str, Any], look: Look) -> dict[str, Tensor]:
         """The images, by the name that the branch looks for."""
         return {NAME: rows[self.column]}
 

@@ -169,6 +169,12 @@ class GuidedSampling(SamplingBase):
         description="Classifier-free guidance weight; 1 is the plain conditional model, any other value "
         "doubles the cost of a step.",
     )
+    image_guidance: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of an image condition (s_I of Brooks et al. 2023, eq. 3), for models trained "
+        "with it left out now and then; 1 is the plain model, any other value costs one more evaluation.",
+    )
     guidance_interval: tuple[float, float] | None = Field(
         None,
         description="Noise levels sigma (of the noise over the image) above and up to which guidance acts "
@@ -196,7 +202,7 @@ class GuidedSampling(SamplingBase):
     @model_validator(mode="after")
     def _guidance_makes_sense(self) -> Self:
         given = [name for name in ("guidance_interval", "guidance_rescale", "guide") if getattr(self, name)]
-        if given and self.guidance == 1:
+        if given and self.guidance == 1 and self.image_guidance == 1:
             raise ValueError(
                 f"{given[0]}: has no effect with guidance=1; set guidance above 1, or leave it out"
             )

@@ -262,6 +262,7 @@ class DDPM(BoundedObjective, DenoisingObjective):
             given=network.given,
             guidance=network.guidance,
             null=network.null,
+            nothing=network.nothing,
             worse=network.worse,
             first=first,
         )
