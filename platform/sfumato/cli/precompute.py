@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from sfumato.cli.arguments import AsJson, open_display, show
+from sfumato.errors import ConfigError
 
 
 def precompute(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE|RUN",
+            metavar="RECIPE|RUN|FOLDER",
             help="A recipe whose model has a first stage, or a run that can be one (family vae, kl or vq); "
             "with --arrays text a recipe with frozen text encoders, or the folder of a CLIP, T5 or BERT "
             "model as transformers saves it.",
@@ -42,7 +43,9 @@ def precompute(
     ] = "auto",
     tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="With text: tokens per caption. Default: the model's own length."),
+        typer.Option(
+            min=1, help="Tokens per caption. Default: the text encoder's own length; with --caption 40."
+        ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"], typer.Option(help="Type of the latents or hidden states.")
@@ -52,8 +55,19 @@ def precompute(
         typer.Option(
             help="Name of the encoder and prefix of its columns, to keep several of one kind; of a recipe's "
             "text encoders, the one to run. Default: latents, codes or text (of a recipe, all its text "
-            "encoders); replaces the columns stored under that name."
+            "encoders; with --caption text); replaces the columns stored under that name."
         ),
+    ] = None,
+    caption: Annotated[
+        bool,
+        typer.Option(
+            "--caption",
+            help="TARGET is the folder of an image-to-text model of transformers (BLIP, GIT, LLaVA, ...), "
+            "which writes a caption for every image, in a column of texts.",
+        ),
+    ] = False,
+    prompt: Annotated[
+        str | None, typer.Option(help="With --caption: what the model is asked, or begins with.")
     ] = None,
     actors: Annotated[int, typer.Option(min=1, help="How many shards are encoded in parallel.")] = 1,
     cpus: Annotated[float, typer.Option(min=0.1, help="CPUs of each actor.")] = 1.0,
@@ -63,6 +77,19 @@ def precompute(
     """Add a frozen encoder's outputs to a data set, as columns; resumes after an interruption."""
     from sfumato.runtime.commands import precompute as runtime
 
+    where: dict[str, Any] = {"actors": actors, "cpus": cpus, "gpus": gpus, "root": Path.cwd()}
+    if caption:
+        if arrays != "auto" or dtype != "float32":
+            raise ConfigError("--caption writes texts: leave out --arrays and --dtype")
+        with open_display() as display:
+            report = runtime.caption(
+                target, data, dest, tokens=tokens, name=name, prompt=prompt, display=display, **where
+            )
+        told = f"{report['samples'] - report['empty']:,} captions in the column {report['column']}"
+        show(report, as_json, f"{told} of {report['folder']}")
+        return
+    if prompt is not None:
+        raise ConfigError("--prompt is for --caption; leave it out")
     with open_display() as display:
         report = runtime.precompute(
             target,
@@ -72,11 +99,8 @@ def precompute(
             tokens=tokens,
             dtype=dtype,
             name=name,
-            actors=actors,
-            cpus=cpus,
-            gpus=gpus,
-            root=Path.cwd(),
             display=display,
+            **where,
         )
     made = ", ".join(report["arrays"])
     show(report, as_json, f"{report['samples']:,} samples with {made} in {report['folder']}")

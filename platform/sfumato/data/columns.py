@@ -42,7 +42,7 @@ def _check_not_encoded(columns: Mapping[str, ColumnInfo], manifest: Manifest) ->
     """Raises ConfigError if texts were encoded that would be changed."""
     for name, info in columns.items():
         encoder = manifest.encoders.get(info.encoder or "")
-        if encoder is not None and encoder.transform.startswith("captions"):
+        if info.kind == "array" and encoder is not None and encoder.transform.startswith("captions"):
             raise ConfigError(
                 f"data.captions: {name} was computed from captions as they are; leave data.captions out, or "
                 "name the columns without it in data.columns"

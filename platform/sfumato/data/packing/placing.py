@@ -17,7 +17,13 @@ from sfumato.errors import DataError
 
 def check_destination(folder: str, manifest: Manifest, addition: Addition) -> None:
     """Raises DataError if the columns cannot go there: the place holds another set, or something else."""
-    dest = addition.dest
+    check_place(folder, manifest, addition.dest, addition.identity)
+    if Manifest.exists(addition.dest):
+        _check_free(Manifest.load(addition.dest), addition)
+
+
+def check_place(folder: str, manifest: Manifest, dest: str, own: str) -> None:
+    """Raises DataError if `dest` holds another set, or other files than those with `own` in the name."""
     if is_remote(dest):
         check_bucket(dest)
     if Manifest.exists(dest):
@@ -27,7 +33,6 @@ def check_destination(folder: str, manifest: Manifest, addition: Addition) -> No
                 f"{dest}: holds another data set than {folder}; choose another place, or leave DEST out "
                 "to add the columns to the set itself"
             )
-        _check_free(there, addition)
         return
     place = None if is_remote(dest) else Path(filesystem(dest)[1])
     if place is not None and place.exists() and not place.is_dir():
@@ -35,9 +40,7 @@ def check_destination(folder: str, manifest: Manifest, addition: Addition) -> No
     found = set() if place is not None and not place.exists() else names_in(dest)
     expected = {name for shard in manifest.shards for name in (shard.name, index.file_name(shard.name))}
     expected |= {file.name for info in manifest.columns.values() for file in info.files.values()}
-    other = sorted(
-        name for name in found - expected if not name.startswith(WORKING) and addition.identity not in name
-    )
+    other = sorted(name for name in found - expected if not name.startswith(WORKING) and own not in name)
     if other:
         raise DataError(f"{dest}: is not empty ({other[0]}); choose another place")
 

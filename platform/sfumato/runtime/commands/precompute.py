@@ -1,7 +1,7 @@
 """`sfumato precompute`: runs a frozen encoder over the shards of a data set in a pool of Ray actors.
 
-Actors take whole shards. They can run elsewhere than training will: the encoder's GPU is then free for
-the trainers.
+Actors take whole shards, also those of a model that writes captions. They can run elsewhere than training
+will: the encoder's GPU is then free for the trainers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,38 @@ import torch
 
 from sfumato.core.allocator import keep_freed_memory
 from sfumato.data.format.manifest import Manifest
+from sfumato.data.packing.captioning import finish_captions
 from sfumato.data.packing.placing import place_set
-from sfumato.data.packing.precompute import Files, encode_shard, finish
+from sfumato.data.packing.precompute import Files, finish
 from sfumato.data.storage.filesystems import is_remote
 from sfumato.errors import DataError, SfumatoError
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.commands.precompute_jobs import FloatType, Job, Kind, jobs_of
+from sfumato.runtime.commands.precompute_jobs import (
+    CaptionJob,
+    FloatType,
+    Job,
+    Kind,
+    caption_job,
+    jobs_of,
+)
 from sfumato.runtime.runs.display import Display
+
+AnyJob = Job | CaptionJob
 
 
 class Encoder:
     """An actor that encodes shards. It returns errors as values, because Ray would bury them."""
 
-    def __init__(self, job: Job, gpu: bool, threads: int) -> None:
+    def __init__(self, job: AnyJob, gpu: bool, threads: int) -> None:
         keep_freed_memory(of_any_size=True)
         torch.set_num_threads(threads)
         self._job = job
         self._manifest = Manifest.load(job.folder)
         self._encoder = job.encoder("cuda" if gpu else "cpu")
 
-    def encode(self, number: int) -> tuple[int, Files | str]:
+    def encode(self, number: int) -> tuple[int, Any]:
         try:
-            job = self._job
-            return number, encode_shard(job.folder, self._manifest, number, self._encoder, job.addition)
+            return number, self._job.perform(number, self._manifest, self._encoder)
         except SfumatoError as error:
             return number, str(error)
 
@@ -68,17 +78,15 @@ def precompute(
     latents, codes or text, and replaces the columns of an earlier encoder of that name. Raises SfumatoError,
     in one line, before anything is computed where that can be known.
     """
-    folder = data if is_remote(data) else str((root / data).resolve())
-    place = folder if dest is None else dest if is_remote(dest) else str((root / dest).resolve())
+    folder, place = _places(data, dest, root)
     jobs = jobs_of(target, folder, place, kind, root, tokens=tokens, dtype=dtype, name=name)
     manifest = Manifest.load(folder)
     display.stage("precompute")
-    count = min(actors, len(manifest.shards))
     place_set(folder, manifest, place)
     whole, bytes_written = manifest, 0
-    with _logs(place) as logs, ray_cluster.cluster(max(1, round(count * cpus)), logs, gpus=count * gpus):
+    with _cluster(place, actors, cpus, gpus, manifest) as pool:
         for job in jobs:
-            files = _encoded(job, manifest, count, cpus, gpus, display)
+            files: list[Files] = _performed(job, manifest, pool, display)
             whole = finish(manifest, files, job.addition)
             bytes_written += sum(file.bytes for part in files for file in part.values())
     columns = {name: info for job in jobs for name, info in job.addition.columns.items()}
@@ -91,6 +99,68 @@ def precompute(
         "encoder": jobs[0].addition.encoder.digest,
         "arrays": {name: list(info.shape) for name, info in columns.items()},
     }
+
+
+def caption(
+    target: str,
+    data: str,
+    dest: str | None = None,
+    *,
+    tokens: int | None = None,
+    name: str | None = None,
+    prompt: str | None = None,
+    actors: int,
+    cpus: float,
+    gpus: float,
+    root: Path,
+    display: Display,
+) -> dict[str, Any]:
+    """Let the image-to-text model in the folder `target` write a caption for every image.
+
+    The column of texts is `name`, or `text`: then they are the captions of the data set. `tokens` is the most
+    of a caption; `prompt` is what the model is asked. Everything else as `precompute`.
+    """
+    folder, place = _places(data, dest, root)
+    job = caption_job((root / target).resolve(), folder, place, tokens=tokens, name=name, prompt=prompt)
+    manifest = Manifest.load(folder)
+    display.stage("caption")
+    place_set(folder, manifest, place)
+    with _cluster(place, actors, cpus, gpus, manifest) as pool:
+        _performed(job, manifest, pool, display)
+    whole, empty = finish_captions(manifest, job.work)
+    display.done(f"captions of {whole.samples:,} images in {place}")
+    if empty:
+        display.note(f"{empty:,} of {whole.samples:,} captions are empty")
+    return {
+        "folder": place,
+        "samples": whole.samples,
+        "column": job.work.name,
+        "empty": empty,
+        "encoder": job.work.encoder.digest,
+    }
+
+
+def _places(data: str, dest: str | None, root: Path) -> tuple[str, str]:
+    """Where the data set is, and where columns go."""
+    folder = data if is_remote(data) else str((root / data).resolve())
+    return folder, folder if dest is None else dest if is_remote(dest) else str((root / dest).resolve())
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """How many actors, and what each has."""
+
+    actors: int
+    cpus: float
+    gpus: float
+
+
+@contextlib.contextmanager
+def _cluster(dest: str, actors: int, cpus: float, gpus: float, manifest: Manifest) -> Iterator[_Pool]:
+    """A cluster for as many of the actors as there are shards."""
+    count = min(actors, len(manifest.shards))
+    with _logs(dest) as logs, ray_cluster.cluster(max(1, round(count * cpus)), logs, gpus=count * gpus):
+        yield _Pool(count, cpus, gpus)
 
 
 @contextlib.contextmanager
@@ -106,24 +176,22 @@ def _logs(dest: str) -> Iterator[Path]:
     shutil.rmtree(logs, ignore_errors=True)
 
 
-def _encoded(
-    job: Job, manifest: Manifest, actors: int, cpus: float, gpus: float, display: Display
-) -> list[Files]:
-    """All shards in the manifest's order, although actors finish them in any order."""
+def _performed(job: AnyJob, manifest: Manifest, pool: _Pool, display: Display) -> list[Any]:
+    """What the job gives for all shards in the manifest's order, although actors finish them in any order."""
     import ray
     from ray.util import ActorPool
 
-    threads = max(1, int(cpus))
     remote: Any = ray.remote(Encoder).options(
-        num_cpus=cpus, num_gpus=gpus, max_restarts=2, max_task_retries=2
+        num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=2, max_task_retries=2
     )
-    workers = [remote.remote(job, gpus > 0, threads) for _ in range(actors)]
-    found: dict[int, Files] = {}
+    threads = max(1, int(pool.cpus))
+    workers = [remote.remote(job, pool.gpus > 0, threads) for _ in range(pool.actors)]
+    found: dict[int, Any] = {}
     done = 0
     try:
-        pool: Any = ActorPool(workers)  # annotated only for lists of one type
+        shared: Any = ActorPool(workers)  # annotated only for lists of one type
         numbers: Any = range(len(manifest.shards))
-        for number, result in pool.map_unordered(lambda actor, n: actor.encode.remote(n), numbers):
+        for number, result in shared.map_unordered(lambda actor, n: actor.encode.remote(n), numbers):
             if isinstance(result, str):
                 raise DataError(result)
             found[number] = result

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sfumato import recipe as recipes
 from sfumato.core.batch import to_device
-from sfumato.core.columns import NAME
+from sfumato.core.columns import NAME, RESERVED
 from sfumato.core.first_stage import (
     CODES,
     LATENT_MEAN,
@@ -23,14 +23,16 @@ from sfumato.core.first_stage import (
     FirstStageConfig,
     Tokenizer,
 )
-from sfumato.data.format.columns import ColumnInfo, EncoderInfo
+from sfumato.data.format.columns import TEXT, ColumnInfo, EncoderInfo
 from sfumato.data.format.manifest import Manifest, verify
-from sfumato.data.packing.placing import check_destination
-from sfumato.data.packing.precompute import Addition, ShardEncoder, TextsEncoder
+from sfumato.data.packing.captioning import Captions, caption_shard
+from sfumato.data.packing.placing import check_destination, check_place
+from sfumato.data.packing.precompute import Addition, Files, ShardEncoder, TextsEncoder, encode_shard
 from sfumato.data.reading.batches import to_batch
 from sfumato.errors import ConfigError
 from sfumato.families import config_class
-from sfumato.runtime.commands import text_encoder
+from sfumato.runtime.commands import captioner, text_encoder
+from sfumato.runtime.commands.captioner import CaptionModel, FolderCaptioner
 from sfumato.runtime.commands.text_encoder import TextEncoder, TextModel
 from sfumato.runtime.commands.text_of_recipe import RecipeText, RecipeTextEncoder, of_recipe
 from sfumato.runtime.runs import first_stage, pretrained
@@ -38,6 +40,8 @@ from sfumato.sampling.pretrained_files import load_stored
 
 _RECIPE = (".yaml", ".yml")
 Kind = Literal["auto", "latents", "codes", "text"]
+CAPTION_TOKENS = 40
+"""The most tokens of a written caption."""
 FloatType = Literal["float32", "float16", "bfloat16"]
 
 
@@ -77,6 +81,10 @@ class Job:
     model: FirstStageConfig | TextModel | RecipeText
     folder: str
     addition: Addition
+
+    def perform(self, number: int, manifest: Manifest, encoder: Any) -> Files:
+        """Encode a shard."""
+        return encode_shard(self.folder, manifest, number, encoder, self.addition)
 
     def encoder(self, device: str) -> ShardEncoder | TextsEncoder:
         if isinstance(self.model, TextModel):
@@ -184,3 +192,33 @@ def _stage_columns(
         return {CODES: ColumnInfo(kind="array", dtype="int64", shape=spec.latent[1:], stored="side")}
     info = ColumnInfo(kind="array", dtype=dtype, shape=spec.latent, stored="side")
     return {LATENT_MEAN: info, LATENT_STD: info}
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionJob:
+    """The same for a model that writes captions."""
+
+    model: CaptionModel
+    folder: str
+    work: Captions
+
+    def encoder(self, device: str) -> FolderCaptioner:
+        return FolderCaptioner(self.model, device)
+
+    def perform(self, number: int, manifest: Manifest, encoder: Any) -> None:
+        """Caption a shard."""
+        caption_shard(self.folder, manifest, number, encoder, self.work)
+
+
+def caption_job(
+    target: Path, folder: str, dest: str, *, tokens: int | None, name: str | None, prompt: str | None
+) -> CaptionJob:
+    """The plan of captioning, if it is possible. Raises SfumatoError in one line."""
+    if name is not None and (not re.match(NAME, name) or name in RESERVED):
+        raise ConfigError(f"--name: lower-case letters, digits and _, and none of {RESERVED}; got {name!r}")
+    manifest = verify(folder)
+    model = captioner.look_up(target, tokens or CAPTION_TOKENS, prompt)
+    work = Captions(dest, name or TEXT, model.info(str(target), manifest))
+    check_place(folder, manifest, dest, work.records)
+    work.check(Manifest.load(dest) if Manifest.exists(dest) else manifest)
+    return CaptionJob(model, folder, work)

@@ -47,6 +47,8 @@ COMMANDS = {
         "--tokens": True,
         "--dtype": True,
         "--name": True,
+        "--caption": False,
+        "--prompt": True,
         "--actors": True,
         "--cpus": True,
         "--gpus": True,
