@@ -15,6 +15,7 @@ from sfumato.core.rng import Rng
 from sfumato.text.condition import TextCondition
 from sfumato.text.config import NAME, TextConfig
 from sfumato.text.network import TextConditioned
+from sfumato.text.states import States
 
 
 class PooledTexts:
@@ -50,13 +51,20 @@ class PooledTexts:
         texts = request.texts(NAME) or [""] * request.num
         return replace(request, conditions={"label": self.vectors(nets, texts, name)})
 
+    def seen(self, nets: Nets, request: SampleRequest, name: str = "ema") -> States:
+        """All that the encoders make of the request's texts; the empty text where there is none."""
+        return self._states(nets, request.texts(NAME) or [""] * request.num, name)
+
     def vectors(self, nets: Nets, texts: Sequence[str], name: str = "ema") -> Tensor:
         """The pooled texts [N, P], by the encoders in the network `name`."""
+        return self._states(nets, texts, name).pooled
+
+    def _states(self, nets: Nets, texts: Sequence[str], name: str) -> States:
         network = nets[name]
         assert isinstance(network, TextConditioned)
         device = next(network.parameters()).device
         with torch.no_grad():
-            return network.seen(network.encoded(self.condition.inputs(nets, texts, device))).pooled
+            return network.seen(network.encoded(self.condition.inputs(nets, texts, device)))
 
     def inner(self, nets: Nets, name: str = "ema") -> dict[str, nn.Module]:
         """The network of vectors itself."""

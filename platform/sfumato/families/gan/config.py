@@ -47,6 +47,11 @@ class GanConfig(FamilyConfig):
         description="With texts: the discriminator also learns to tell real images with the texts of others "
         "(Reed et al. 2016).",
     )
+    text_attention: tuple[int, ...] = Field(
+        (),
+        description="With texts: stages of the generator, 0 the one of the lowest side, that also attend to "
+        "the text's tokens.",
+    )
     latent: int = Field(64, ge=1, description="Numbers in the generator's input.")
     network: Annotated[NetworkConfig, NETWORKS] = Field(DcganConfig(), description="The two networks.")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="Loss, penalties, critic steps.")
@@ -102,6 +107,8 @@ class GanConfig(FamilyConfig):
         ]
         if self.text is not None:
             return found + self._text_problems(self.text, data)
+        if self.text_attention:
+            found.append("model.text_attention: there are no texts; give model.text, or leave it out")
         if self.condition == "class" and not data.num_classes:
             found.append("model.condition: 'class', but the data has no classes; set model.condition=none")
         return found
@@ -113,12 +120,27 @@ class GanConfig(FamilyConfig):
                 "model.network.generator_norm: batch measures its statistics for classes, not for texts; set "
                 "it to group, or model.batch_statistics=running"
             )
+        found += self._attention_problems(text)
         if not self.network.embeds_classes:
             found.append(
                 f"model.text: {self.network.kind} takes classes by their numbers, which a text has not; use "
                 "dcgan, resnet (with label_score=projection), biggan, progan or r3gan"
             )
         return found
+
+    def _attention_problems(self, text: TextConfig) -> list[str]:
+        stages, wanted = len(self.network.stages), self.text_attention
+        if not wanted:
+            return []
+        if not stages:
+            return [f"model.text_attention: {self.network.kind} attends to no tokens; use r3gan or resnet"]
+        if unknown := [stage for stage in wanted if not 0 <= stage < stages]:
+            return [
+                f"model.text_attention: there is no stage {unknown[0]}; the generator has 0 to {stages - 1}"
+            ]
+        if not text.shape().tokens:
+            return ["model.text_attention: attends to tokens; let an encoder have uses=both"]
+        return []
 
     def _sampling_problems(self) -> list[str]:
         (norm, other), given = self.network.norms, self.sampling.statistics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -145,8 +146,10 @@ class GanFamily:
         """z [N, D], truncated where the options say so."""
         return latents(rng, self._config.latent, options.truncation)
 
-    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
-        """The averaged generator's images [N, C, H, W]."""
+    def decode_latents(
+        self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress, **shown: Any
+    ) -> Tensor:
+        """The averaged generator's images [N, C, H, W]; `shown` are further inputs of it."""
         generator, label_N = nets["ema"], request.tensor("label")
         if self._running is not None:
             self._running.stand(generator, progress.state)
@@ -160,5 +163,5 @@ class GanFamily:
         inputs = self._config.network.sampling_inputs(
             generator, self._config.latent, self._classes, progress, request.options
         )
-        x_NCHW: Tensor = generator(z_ND.to(device), label_N.to(device), **inputs)
+        x_NCHW: Tensor = generator(z_ND.to(device), label_N.to(device), **inputs, **shown)
         return x_NCHW.clamp(-1, 1)  # where no tanh keeps them inside, training sees what lies outside

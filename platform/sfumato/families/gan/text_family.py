@@ -1,4 +1,5 @@
-"""GANs of texts: the pooled text modulates the generator and is compared by the discriminator.
+"""GANs of texts: the pooled text modulates the generator and is compared by the discriminator. With
+`text_attention`, the generator also attends to the tokens.
 
 Where other GANs have a class, networks take a linear map of the pooled text: gain and bias of the generator's
 normalisation, and the vector that the discriminator projects features on (Miyato & Koyama 2018). The
@@ -21,13 +22,30 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.gan.config import GanConfig
 from sfumato.families.gan.family import GanFamily
+from sfumato.families.gan.networks import GeneratorNet
+from sfumato.families.gan.text_attention import TextAttention
 from sfumato.layers.vector_condition import take_vectors
 from sfumato.text.config import TextConfig
 from sfumato.text.network import TextConditioned
 from sfumato.text.pooled import PooledTexts
+from sfumato.text.states import States
 
 CLASSES = tuple(map(str, range(16)))
 """Of the networks whose embeddings are replaced; their spread counts, not their number."""
+
+
+class TextGenerator(TextConditioned):
+    """Called with latents and the inputs of texts; the network gets pooled texts, and States to attend to."""
+
+    def forward(self, z_BD: Tensor, inputs: Any, **kwargs: Any) -> Any:
+        """The network's images."""
+        text = self.seen(self.encoded(inputs))
+        return self.network(z_BD, text.pooled, **kwargs, **shown(self.network, text))
+
+
+def shown(network: nn.Module, text: States) -> dict[str, Any]:
+    """What a generator gets of texts besides the pooled ones."""
+    return {} if getattr(network, "attention", None) is None else {"text": text}
 
 
 class TextDiscriminator(TextConditioned):
@@ -62,13 +80,21 @@ class TextGanFamily(GanFamily):
         z_ND = self.latents(nets, request.options, progress, rng)
         return self.decode_latents(nets, z_ND, request, progress)
 
-    def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
+    def decode_latents(
+        self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress, **_: Any
+    ) -> Tensor:
         """As `GanFamily.decode_latents`."""
-        asked = self._text.asked(nets, request)
-        return super().decode_latents(self._text.inner(nets), z_ND, asked, progress)
+        text, inner = self._text.seen(nets, request), self._text.inner(nets)
+        asked = replace(request, conditions={"label": text.pooled})
+        return super().decode_latents(inner, z_ND, asked, progress, **shown(inner["ema"], text))
 
     def _build_generator(self) -> nn.Module:
-        return self._text.wrap(self._of_vectors(super()._build_generator()))
+        network = self._of_vectors(super()._build_generator())
+        stages, width = self._config.network.stages, self._text.condition.config.shape().width
+        if self._config.text_attention:
+            assert isinstance(network, GeneratorNet)
+            network.attend({at: TextAttention(stages[at], width) for at in self._config.text_attention})
+        return TextGenerator(network, self._text.condition.encoders)
 
     def _build_discriminator(self) -> nn.Module:
         network = self._of_vectors(super()._build_discriminator())

@@ -27,6 +27,7 @@ def variants() -> dict[str, dict[str, Any]]:
     found["text"] = {
         **_member({**RESIDUAL, "generator_norm": "group"}, loss="hinge"),
         "text": {"encoders": [ENCODERS.find("joint").tiny()]},
+        "text_attention": [0],
     }
     running = _member({"channels": [8]})
     found["running"] = {

@@ -60,7 +60,7 @@ def look_up(folder: Path, tokens: int, prompt: str | None) -> CaptionModel:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     try:
-        kind = str(AutoConfig.from_pretrained(folder, **_SAFELY).model_type)  # type: ignore[arg-type]
+        kind = str(AutoConfig.from_pretrained(folder, **_SAFELY).model_type)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--caption: {folder}: {str(error).splitlines()[0]}") from error
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:

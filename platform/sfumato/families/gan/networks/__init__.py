@@ -49,8 +49,24 @@ class GeneratorNet(nn.Module, ABC):
     with `styles` or `penalised` are asked for, the result is `Generated`.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention: nn.ModuleDict | None = None
+        """By the number of a stage, what attends to texts after it; see `attend`."""
+
     @abstractmethod
     def forward(self, z_BD: Tensor, label_B: Tensor, **inputs: Any) -> Any: ...
+
+    def attend(self, layers: Mapping[int, nn.Module]) -> None:
+        """Let stages attend to the texts, which `inputs` then hold as `text`."""
+        self.attention = nn.ModuleDict({str(stage): layer for stage, layer in layers.items()})
+
+    def attended(self, stage: int, x_BCHW: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """The map after a stage, which has attended to the texts if it is one that does."""
+        if self.attention is None or str(stage) not in self.attention:
+            return x_BCHW
+        out_BCHW: Tensor = self.attention[str(stage)](x_BCHW, inputs["text"])
+        return out_BCHW
 
 
 class DiscriminatorNet(nn.Module, ABC):
@@ -153,6 +169,11 @@ class NetworkConfig(Component, ABC):
     def classifies(self) -> bool:
         """Whether the discriminator has an auxiliary classifier, if there are classes."""
         return False
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Channels of the generator's map after each stage that may attend to texts; none: it cannot."""
+        return ()
 
     @property
     def embeds_classes(self) -> bool:

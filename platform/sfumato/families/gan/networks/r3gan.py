@@ -67,6 +67,11 @@ class R3ganConfig(NetworkConfig):
         return found
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        """All."""
+        return self.channels
+
+    @property
     def gain(self) -> float:
         """Of the initial weights inside blocks: that of the leaky ReLU, times L^(-1 / (2m - 2)) for L blocks
         of m convolutions."""
@@ -94,8 +99,8 @@ class R3ganGenerator(GeneratorNet):
         if self.embedding is not None:
             z_BD = torch.cat([z_BD, self.embedding(label_B)], 1)
         x_BCHW = self.basis * self.sizes(z_BD)[:, :, None, None]
-        for stage in self.stages:
-            x_BCHW = stage(x_BCHW)
+        for at, stage in enumerate(self.stages):
+            x_BCHW = self.attended(at, stage(x_BCHW), inputs)
         image_BCHW: Tensor = self.image(x_BCHW).float()
         return image_BCHW
 

@@ -69,6 +69,11 @@ class ResnetConfig(NetworkConfig, ScoreConfig):
         return self.label_score == "projection"
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        """One for every doubling."""
+        return self.channels
+
+    @property
     def down(self) -> tuple[int, ...]:
         """Channels of the discriminator from the image down."""
         return self.discriminator_channels or self.channels[::-1]
@@ -109,8 +114,8 @@ class ResnetGenerator(GeneratorNet):
 
     def forward(self, z_BD: Tensor, label_B: Tensor, **inputs: Any) -> Tensor:
         x_BCHW = self.project(z_BD).unflatten(1, self.base)
-        for block in self.blocks:
-            x_BCHW = block(x_BCHW, label_B)
+        for at, block in enumerate(self.blocks):
+            x_BCHW = self.attended(at, block(x_BCHW, label_B), inputs)
         return torch.tanh(self.image(F.relu(self.norm(x_BCHW, label_B))).float())
 
 
