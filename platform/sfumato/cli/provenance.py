@@ -20,7 +20,8 @@ app = typer.Typer(
 )
 
 Picture = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A PNG, JPEG or WebP file.", show_default=False)
+    Path,
+    typer.Argument(metavar="FILE", help="A PNG, JPEG or WebP file, or a model's folder.", show_default=False),
 ]
 
 
@@ -45,6 +46,33 @@ def keys(
     show(found, as_json, "\n".join(lines))
 
 
+@app.command()
+def sign(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="Model folder, for example of an export.", show_default=False),
+    ],
+    certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="Instead of the recipe's provenance.c2pa.", show_default=False),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Its private key.", show_default=False)
+    ] = None,
+    trust: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sign a model: write a C2PA manifest beside each file of its folder."""
+    from sfumato.provenance.manifests.config import C2paSettings
+    from sfumato.sampling.model_signing import sign_folder
+
+    if (certificate is None) != (key is None):
+        raise ConfigError("--certificate and --key: give both, or neither")
+    settings = None if certificate is None else C2paSettings(certificate=str(certificate), key=str(key))
+    written = [str(file) for file in sign_folder(model, settings, trust=trust)]
+    show({"manifests": written}, as_json, "\n".join(written))
+
+
 @app.command(name="show")
 def show_file(
     file: Picture,
@@ -53,18 +81,34 @@ def show_file(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify a picture's manifest and show what it says.
+    """Verify the manifest of a picture, or those of a model, and show what they say.
 
     Exits with 0 if it is signed and unchanged, with --trust also by somebody trusted, else with 1.
     """
     from sfumato.provenance.manifests.reading import read_manifest
     from sfumato.provenance.metadata import read_xmp
 
-    found = read_manifest(file, trust)
-    metadata = read_xmp(file)
-    show(_content(found, metadata), as_json, _text(found, metadata))
-    if found.outcome != "trusted" and (trust is not None or found.outcome != "untrusted"):
+    if file.is_dir() or file.suffix == ".safetensors":
+        outcome = _show_model(file, trust, as_json)
+    else:
+        found = read_manifest(file, trust)
+        metadata = read_xmp(file)
+        show(_content(found, metadata), as_json, _text(found, metadata))
+        outcome = found.outcome
+    if outcome != "trusted" and (trust is not None or outcome != "untrusted"):
         raise typer.Exit(1)
+
+
+def _show_model(place: Path, trust: Path | None, as_json: bool) -> str:
+    """Print what a model's manifests say; returns the outcome of the worst."""
+    from sfumato.provenance.manifests.models import read_model, worst
+
+    found = read_model(place, trust)
+    outcome = worst(found)
+    text = [f"{name}\n{_text(one, {})}" for name, one in found]
+    files = {name: _content(one, {}) for name, one in found}
+    show({"outcome": outcome, "files": files}, as_json, "\n\n".join(text))
+    return outcome
 
 
 def _content(found: Shown, metadata: dict[str, str]) -> dict[str, Any]:

@@ -65,6 +65,12 @@ def read_provenance(folder: str | os.PathLike[str], *, trust: bool = False) -> P
             raise ConfigError(
                 f"{place} needs the signer {settings.c2pa.signer!r}; calling it runs its code: {ALLOW}"
             )
+        mark = settings.watermark
+        if mark is not None and mark.runs_code and not trust:
+            raise ConfigError(
+                f"{place} needs the watermark {mark.kind!r}, which is {mark.runs_code}; loading it runs its "
+                f"code: {ALLOW}"
+            )
         return Provenance(settings, str(content.get("recipe_digest", "")))
     except ValidationError as error:
         problem = first_problem(error, ProvenanceSettings)

@@ -195,7 +195,10 @@ def main() -> None:
     options = parser.parse_args()
     if not list(options.photos.glob("*.tar")):
         parser.exit(2, f"{options.photos}: no tars of photographs there\n")
-    schemes: dict[str, Watermark] = {name: WATERMARKS.make(name).build() for name in WATERMARKS.names()}
+    of_files = {"trustmark", "seal"}
+    schemes: dict[str, Watermark] = {
+        name: WATERMARKS.make(name).build() for name in WATERMARKS.names() if name not in of_files
+    }
     riva: Any = schemes["rivagan"]
     riva._decoder = Remembering(riva._decoder)
     if find_spec("cv2") is not None:

@@ -26,7 +26,11 @@ from sfumato.provenance.stored import Provenance, write_provenance
 from sfumato.provenance.watermarks import WATERMARKS, Images, WatermarkConfig, p_value
 from sfumato.provenance.watermarks.spread import SpreadConfig
 
-SCHEMES = {name: WATERMARKS.make(name, message="5c3a9f06") for name in WATERMARKS.names()}
+FROM_FILES = {"trustmark", "seal"}
+"""Tested in test_from_files.py."""
+SCHEMES = {
+    name: WATERMARKS.make(name, message="5c3a9f06") for name in WATERMARKS.names() if name not in FROM_FILES
+}
 
 
 @pytest.fixture(scope="module")

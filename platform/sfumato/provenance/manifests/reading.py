@@ -70,21 +70,34 @@ def read_manifest(path: Path, trust: Path | None = None) -> Shown:
 
     Raises DataError: no such file, one that is no PNG, JPEG or WebP, or no certificate in `trust`.
     """
-    require_libraries()
-    from c2pa import C2paError, Context, Reader, Settings
+    context = readable(trust)
+    from c2pa import C2paError, Reader
 
     content, mime = _picture(path)
+    try:
+        with Reader(mime, io.BytesIO(content), context=context) as reader:
+            found = json.loads(reader.json())
+    except C2paError as error:
+        return failed(error)
+    return shown(found)
+
+
+def readable(trust: Path | None) -> Any:
+    """What the library reads with. Raises ConfigError without it, DataError for no certificate in `trust`."""
+    require_libraries()
+    from c2pa import Context, Settings
+
     settings = dict(LIBRARY)
     if trust is not None:
         settings = {**settings, "trust": {"trust_anchors": _anchors(trust)}}
-    try:
-        with Reader(mime, io.BytesIO(content), context=Context(Settings.from_dict(settings))) as reader:
-            found = json.loads(reader.json())
-    except C2paError as error:
-        if str(error).startswith("ManifestNotFound"):
-            return Shown("unsigned")
-        return Shown("damaged", (" ".join(str(error).split()),))
-    return _shown(found)
+    return Context(Settings.from_dict(settings))
+
+
+def failed(error: Exception) -> Shown:
+    """The outcome of what the library cannot read."""
+    if str(error).startswith("ManifestNotFound"):
+        return Shown("unsigned")
+    return Shown("damaged", (" ".join(str(error).split()),))
 
 
 def _picture(path: Path) -> tuple[bytes, str]:
@@ -115,7 +128,8 @@ def _anchors(path: Path) -> str:
     return content
 
 
-def _shown(found: Mapping[str, Any]) -> Shown:
+def shown(found: Mapping[str, Any], about: str = GENERATION) -> Shown:
+    """The outcome and content of a manifest store; `about` is the label of Sfumato's own assertion."""
     active = found.get("manifests", {}).get(found.get("active_manifest"), {})
     results = found.get("validation_results", {}).get("activeManifest", {})
     codes = _codes(results)
@@ -131,7 +145,7 @@ def _shown(found: Mapping[str, Any]) -> Shown:
         generator=f"{generators[0].get('name', '')} {generators[0].get('version', '')}".strip(),
         source_type=next((str(a["digitalSourceType"]) for a in done if a.get("digitalSourceType")), ""),
         actions=tuple(str(action.get("action", "")) for action in done),
-        generation=assertions.get(GENERATION),
+        generation=assertions.get(about),
         ingredients=tuple(_ingredient(part) for part in active.get("ingredients", [])),
     )
 

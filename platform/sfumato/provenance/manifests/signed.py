@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.provenance.facts import Facts, Maker
@@ -50,19 +52,70 @@ class Signer:
             DataError: a source that is no picture.
             SfumatoError: the key, its service or the time-stamping authority failed.
         """
+        signed = io.BytesIO()
+        with self._building(manifest(maker, facts, prompt=prompt), "a picture") as builder:
+            _begin(builder, facts)
+            builder.sign(self._signer, mime, io.BytesIO(content), signed)
+        return signed.getvalue()
+
+    def beside(self, content: BinaryIO, mime: str, definition: Mapping[str, Any]) -> bytes:
+        """The manifest of a file of any kind, which is to be kept beside it.
+
+        Raises SfumatoError: the key, its service or the time-stamping authority failed.
+        """
+        from c2pa import C2paBuilderIntent, C2paDigitalSourceType
+
+        with self._building(definition, str(definition["title"])) as builder:
+            builder.set_no_embed()
+            builder.set_intent(C2paBuilderIntent.CREATE, C2paDigitalSourceType.TRAINED_ALGORITHMIC_DATA)
+            return bytes(builder.sign(self._signer, mime, content, _Nowhere()))
+
+    @contextmanager
+    def _building(self, definition: Mapping[str, Any], what: str) -> Iterator[Any]:
         from c2pa import Builder, C2paError
 
-        signed = io.BytesIO()
         self._signing.forget()
         try:
-            with Builder(json.dumps(manifest(maker, facts, prompt=prompt)), self._context) as builder:
-                _begin(builder, facts)
-                builder.sign(self._signer, mime, io.BytesIO(content), signed)
+            with Builder(json.dumps(definition), self._context) as builder:
+                yield builder
         except C2paError as error:
             cause = self._signing.failure
             reason = f"{type(cause).__name__}: {cause}" if cause else _reason(error)
-            raise SfumatoError(f"a picture could not be signed: {' '.join(reason.split())}") from cause
-        return signed.getvalue()
+            raise SfumatoError(f"{what} could not be signed: {' '.join(reason.split())}") from cause
+
+
+class _Nowhere(io.RawIOBase):
+    """Takes the copy of a file that the library writes even where its manifest stays outside."""
+
+    def __init__(self) -> None:
+        self._at = self._end = 0
+
+    def write(self, content: Any) -> int:
+        """Counted alone."""
+        self._at += len(content)
+        self._end = max(self._end, self._at)
+        return len(content)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As in a file."""
+        self._at = offset + (0, self._at, self._end)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """As in a file."""
+        return self._at
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def readable(self) -> bool:
+        """It is not."""
+        return False
 
 
 def manifest(maker: Maker, facts: Facts, *, prompt: bool) -> dict[str, Any]:

@@ -59,6 +59,8 @@ class WatermarkConfig(Component, Message):
     """A scheme and its message. `least` is the smallest side of a picture that can carry it, in pixels."""
 
     least: ClassVar[int]
+    runs_code: ClassVar[str] = ""
+    """What its file is, where that is a program: only a user's own recipe, or `--trust`, may name one."""
 
     @abstractmethod
     def build(self) -> Watermark:

@@ -20,6 +20,7 @@ from sfumato.runtime.runs.targets import Found, model_of
 from sfumato.sampling.conditions import Asked
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_folder import read_model_folder, save_model_folder
+from sfumato.sampling.model_signing import signed
 from sfumato.sampling.output import write_samples
 from sfumato.sampling.sweep import Sweep
 
@@ -114,6 +115,7 @@ def export(
         generator = Generator.load(found.model, trust=found.trusted, base=base)
         if kind == "safetensors":
             _write_whole(dest, found, generator)
+            signed(dest)
             export_card(found, dest)
             return
         family = generator.family

@@ -27,6 +27,7 @@ from sfumato.runtime.runs.session import Session
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.model_files import read_card
 from sfumato.sampling.model_folder import read_model_card, read_model_folder, save_model_folder
+from sfumato.sampling.model_signing import signed
 from sfumato.sampling.output import write_samples
 from sfumato.tracking.champion import COMPARABLE
 from sfumato.tracking.model import describe_version, register_model
@@ -44,6 +45,7 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
     if done is not None and ended and folder.model.is_dir():
         _take_sampling(session)
         write_provenance(folder.model, recipe.marking())
+        signed(folder.model)
         display.skipped("train", f"{images_text(recipe, done['images'])}, done before (--fresh trains again)")
         return done
     from sfumato.runtime.training import ray_train  # Ray takes seconds to import
@@ -59,6 +61,7 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
         session.tracker.send_left()
     if recipe.evaluate.early_stop is not None and summary["images"] < recipe.train.images:
         summary = {**summary, "stopped_by": recipe.evaluate.early_stop.model_dump(mode="json")}
+    signed(folder.model)
     folder.finish_stage("train", key, summary)
     display.done(f"{images_text(recipe, summary['images'])}, {summary['images_per_second']:,.0f} images/s")
     return summary
