@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import sys
 
 # Read when torch, NumPy and Ray load, so before any of them is imported.
@@ -44,33 +43,40 @@ import torch
 from cpu_seconds import CpuSeconds
 
 torch.set_num_threads(1)
+# Commands that a test calls in this process would give torch all cores, for good. Where other tests use these
+# cores, too, threads that wait for one another cost up to 50 times what one thread does, in every later test.
+torch.set_num_threads = lambda number: None
 
 
 # The groups that take longest start first, so that the last one does not leave a process idle.
 _LONGEST = (
     "ray",
-    "tests/integration/test_jobs.py",
-    "tests/integration/test_train_failures.py",
-    "tests/e2e/test_digits.py",
-    "parity of",
-    "tests/parity/",
-    "examples",
+    "commands that start Ray",
+    "ranks",
     "tests/integration/",
 )
-_OF_FAMILY = re.compile(r"test_\w+_one_process\[[a-z0-9]+-([a-z_]+)-")
+_START_RAY = {
+    "tests/e2e/test_digits.py",
+    "tests/integration/test_earlier_runs.py",
+    "tests/integration/test_jobs.py",
+    "tests/integration/test_train_calls.py",
+    "tests/integration/test_train_failures.py",
+}
+"""Commands in processes of their own, each with a cluster of its own: they wait more than they compute."""
 
 
 def group_of(nodeid: str) -> str:
     """The tests that run in one process, one after another, since they share what is expensive to make.
 
     These are the tests of a file, for its fixtures; those of all files that use `ray_local`, for its cluster;
-    and the parity tests of a family, for their references.
+    those that train on ranks, for the process that forks these and for the references; and those of commands
+    that start Ray, so that a third process computes while two wait for their clusters.
     """
-    file, _, test = nodeid.partition("::")
-    if file.startswith("tests/examples/"):
-        return "examples"
-    if found := _OF_FAMILY.match(test):
-        return f"parity of {found[1]}"
+    file = nodeid.partition("::")[0]
+    if file in _START_RAY:
+        return "commands that start Ray"
+    if file.startswith(("tests/parity/", "tests/examples/")):
+        return "ranks"
     return "ray" if _uses_ray(file) else file
 
 
@@ -115,17 +121,6 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: the garbage collector need not look through it ever again."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call() -> None:
-    """One thread again, whatever the tests and fixtures before have called.
-
-    Commands that a test calls in its own process give torch all cores. Left at that, every later test would
-    take up to ten times as long: threads that wait for each other keep the cores from the other processes.
-    """
-    if torch.get_num_threads() != 1:
-        torch.set_num_threads(1)
 
 
 def _place(group: str) -> int:

@@ -10,18 +10,18 @@ that is not zero. Noise of training is drawn on the CPU and moved, since the dev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from members import DATA, MEMBERS, ROWS, Nets, batch, build, progress_of, view
+from members import DATA, MEMBERS, ROWS, VARIANTS, Nets, batch, build, progress_of, view
 from members import given as required
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sfumato import families
 from sfumato.core.batch import Batch, DataSpec, Piece
@@ -62,22 +62,87 @@ class TwoDevices(TorchDispatchMode):
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype", args[0].dtype))
         if func not in MOVES:
             self._check(func, _mixable(func, args, kwargs))
-        return func(*args, **kwargs)
+        return _computed(func, args, kwargs)
 
     def _check(self, func: Any, tensors: list[Tensor]) -> None:
-        if len({tensor.device for tensor in tensors}) > 1:
+        if any(tensor.device != tensors[0].device for tensor in tensors[1:]):
             shapes = ", ".join(f"{list(tensor.shape)} on {tensor.device}" for tensor in tensors)
             raise RuntimeError(f"{func} of tensors on two devices: {shapes}")
 
 
 def _mixable(func: Any, args: tuple[Any, ...], kwargs: Any) -> list[Tensor]:
     """The tensors that have to lie on one device."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = list(_tensors((*args, *kwargs.values())))
     if func in JOINS:
         return tensors
     if func in INDEXES and args[0].device == DEVICE:
         return [tensor for tensor in tensors if tensor.dim() and tensor.device == DEVICE]
     return [tensor for tensor in tensors if tensor.dim()]
+
+
+def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the operator returns; the shape that tensors of `DEVICE` alone lead to is worked out once.
+
+    The kernels of `meta` are Python, hundreds of lines for an addition, and samplers repeat a few operations.
+    """
+    key = _key(func, args, kwargs)
+    if key is None:
+        return func(*args, **kwargs)
+    if key not in _RESULTS:
+        found = func(*args, **kwargs)
+        parts = found if isinstance(found, tuple) else (found,)
+        if not all(part is None or _has_shape_alone(part) for part in parts):
+            return found
+        _RESULTS[key] = [part if part is None else (part.shape, part.stride(), part.dtype) for part in parts]
+        return found
+    made = tuple(
+        part if part is None else torch.empty_strided(part[0], part[1], dtype=part[2], device=DEVICE)
+        for part in _RESULTS[key]
+    )
+    return made if len(func._schema.returns) > 1 else made[0]
+
+
+def _has_shape_alone(tensor: Tensor) -> bool:
+    """On the device, and none of the zeros without memory, which forward mode treats as constants."""
+    return tensor.device == DEVICE and not tensor._is_zerotensor()
+
+
+_RESULTS: dict[Any, list[Any]] = {}
+"""Shapes, strides and data types of what operators returned."""
+
+
+def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """All that the results' shapes depend on; None where these are views or depend on values."""
+    if not _makes_new_tensors(func):
+        return None
+    parts: list[Any] = [func]
+    for value in (*args, *kwargs, *kwargs.values()):
+        several = isinstance(value, list | tuple)
+        for each in value if several else (value,):
+            if not isinstance(each, Tensor):
+                parts.append((type(each), each))
+            elif _has_shape_alone(each):
+                parts.append((each.shape, each.stride(), each.dtype))
+            else:
+                return None
+        parts.append(len(value) if several else -1)
+    return tuple(parts)
+
+
+@cache
+def _makes_new_tensors(func: Any) -> bool:
+    schema = func._schema
+    aliases = any(each.alias_info is not None for each in (*schema.arguments, *schema.returns))
+    return not aliases and all(str(each.type) == "Tensor" for each in schema.returns)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among an operator's arguments; these nest no deeper than lists of tensors."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (each for each in value if isinstance(each, Tensor))
 
 
 class MovedRng(StreamRng):
@@ -116,10 +181,9 @@ DIT_BY_SCHEDULER = {
 @pytest.fixture(params=[*MEMBERS, *(("diffusion", member) for member in DIT_BY_SCHEDULER)], ids="/".join)
 def config(request: pytest.FixtureRequest) -> FamilyConfig:
     name, member = request.param
-    kind = families.config_class(name)
     if member in DIT_BY_SCHEDULER:
-        return kind.model_validate(DIT_BY_SCHEDULER[member])
-    return kind.variants()[member]
+        return families.config_class(name).model_validate(DIT_BY_SCHEDULER[member])
+    return VARIANTS[name][member]
 
 
 @pytest.fixture

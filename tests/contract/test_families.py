@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from members import DATA, MEMBERS, PROGRESS, ROWS, Nets, batch, build, cut, given, progress_of, view
+from members import DATA, MEMBERS, PROGRESS, ROWS, VARIANTS, Nets, batch, build, cut, given, progress_of, view
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -41,7 +41,7 @@ from sfumato.sampling.model_folder import save_model_folder
 @pytest.fixture(params=MEMBERS, ids="/".join)
 def config(request: pytest.FixtureRequest) -> FamilyConfig:
     name, member = request.param
-    return families.config_class(name).variants()[member]
+    return VARIANTS[name][member]
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ def progress_of(family: Family, device: torch.device | str = "cpu") -> Progress:
     return replace(PROGRESS, state={name: value.to(device) for name, value in initial(family).items()})
 
 
-MEMBERS = [(name, member) for name in families.names() for member in families.config_class(name).variants()]
+VARIANTS = {name: families.config_class(name).variants() for name in families.names()}
+MEMBERS = [(name, member) for name, variants in VARIANTS.items() for member in variants]
 
 
 def build(family: Family) -> Nets:
