@@ -18,7 +18,7 @@ os.environ.update(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",  # two tests at a time on two cores are slow to start
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # three tests at once on two cores start slowly
         "RAY_agent_register_timeout_ms": "120000",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
