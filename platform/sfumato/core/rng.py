@@ -166,6 +166,13 @@ class SampleRng:
         self.seeds = [derive(seed, "sample", index) for index in indices]
         self.generators = [torch.Generator(self._device).manual_seed(row_seed) for row_seed in self.seeds]
 
+    def branch(self, name: str) -> SampleRng:
+        """Other noise of the same samples, which leaves this one's as it is."""
+        other = SampleRng(0, (), self._device)
+        other.seeds = [derive(seed, name) for seed in self.seeds]
+        other.generators = [torch.Generator(self._device).manual_seed(seed) for seed in other.seeds]
+        return other
+
     @property
     def rows(self) -> int:
         return len(self.generators)

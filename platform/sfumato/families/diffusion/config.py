@@ -21,7 +21,7 @@ from sfumato.core.validation import first_problem
 from sfumato.errors import ConfigError
 from sfumato.families import config_class
 from sfumato.families.diffusion import start
-from sfumato.families.diffusion.adapters import ADAPTERS, AdapterConfig
+from sfumato.families.diffusion.adapters import ADAPTERS, AdapterConfig, Lower
 from sfumato.families.diffusion.guide import guide_problems
 from sfumato.families.diffusion.latent import latent_spec
 from sfumato.families.diffusion.networks import NETWORKS, NetworkConfig, TextNetworkConfig
@@ -204,7 +204,15 @@ class DiffusionConfig(FamilyConfig):
             ]
         from sfumato.families.diffusion.family import plain_network  # loads diffusers
 
-        return self.adapter.problems(plain_network(self, data)) or self.adapter.data_problems(data)
+        found = self.adapter.problems(plain_network(self, data)) or self.adapter.data_problems(data)
+        return found or self._lower_problems(self.adapter.lower, data)
+
+    def _lower_problems(self, lower: Lower | None, data: DataSpec) -> list[str]:
+        if lower is None:
+            return []
+        from sfumato.families.diffusion.below import below_problems
+
+        return list(below_problems(lower, self.conditions(data), data))
 
     def _size_problems(self, data: DataSpec) -> list[str]:
         if self.first_stage is None:

@@ -21,6 +21,7 @@ from sfumato.core.rng import Rng, SampleRng
 from sfumato.core.stored import Weights
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion.adapters import AdapterConfig, Look
+from sfumato.families.diffusion.below import DRAWN, Below
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.guide import NAME as GUIDE
 from sfumato.families.diffusion.guide import Guide
@@ -78,6 +79,11 @@ class DiffusionFamily:
         if self._guide is not None:
             self.nets = {**self.nets, GUIDE: self._guide.frozen}
             self.samplers = (*self.samplers, GUIDE)
+        self._lower = None if config.adapter is None else config.adapter.lower
+        self._below = None if self._lower is None else Below.open(self._lower.reference)
+        if self._below is not None:
+            self.nets = {**self.nets, **self._below.frozen}
+            self.samplers = (*self.samplers, *self._below.frozen)
         if config.adapter is not None and config.pretrained is not None and config.adapter.begins:
             self.initialise = self._begin
         objective = self._objective
@@ -102,6 +108,7 @@ class DiffusionFamily:
     def path(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> DiffusionPath:
         """The path that edits enter; implements `core.paths.HasPath`."""
         device = next(nets["ema"].parameters()).device
+        request = self._completed(nets, request, rng)
         return DiffusionPath(
             self._objective,
             self._guided(nets, request, rng.rows, device),
@@ -234,9 +241,17 @@ class DiffusionFamily:
     def _sample(self, nets: Nets, request: SampleRequest, rng: SampleRng, *, clip: bool) -> Tensor:
         """Samples from noise in the space that the network works on, [N, C, H, W]."""
         device = next(nets["ema"].parameters()).device
+        request = self._completed(nets, request, rng)
         guided = self._guided(nets, request, rng.rows, device)
         noise_NCHW = rng.beginning(*self._data.shape).to(device)
         return self._objective.sample(guided, noise_NCHW, request.options, rng, clip=clip)
+
+    def _completed(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> SampleRequest:
+        """The request with what the model below draws, if there is one and nothing was given."""
+        lower, below = self._lower, self._below
+        if below is None or lower is None or lower.condition in request.conditions:
+            return request
+        return below.completed(lower, nets, request, rng)
 
     def _guided(self, nets: Nets, request: SampleRequest, rows: int, device: torch.device) -> Guided:
         """The averaged network with the labels or texts of the request, guided as its options say."""
@@ -318,7 +333,8 @@ class DiffusionFamily:
         """What the adapter takes of a request, by its columns."""
         rows = {each.column: request.tensor(each.name) for each in adapter.conditions(self._data)}
         there = {name: value.to(device) for name, value in rows.items() if value is not None}
-        return adapter.inputs(there, Look(partial(self._seen, nets), self._data.shape))
+        noise = self._lower.noise if self._lower is not None and DRAWN in request.conditions else 0.0
+        return adapter.inputs(there, Look(partial(self._seen, nets), self._data.shape, noise=noise))
 
     def _labels_of(self, request: SampleRequest, rows: int, device: torch.device) -> Tensor | None:
         """The class of each sample [N]; the null class if none was given."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.components import Component, Components
 from sfumato.core.conditions import Condition
+from sfumato.core.pretrained import Pretrained
 from sfumato.core.rng import Rng
 from sfumato.core.stored import matches
 
@@ -44,6 +45,8 @@ class Look:
     """In training: what is dropped or drawn."""
     text_dropped_B: Tensor | None = None
     """In training: whose text was dropped."""
+    noise: float = 0.0
+    """In sampling: standard deviation of the noise that is in what is shown."""
 
     def dropped(self, share: float) -> Tensor | None:
         """Which rows lose their image: `share` of those that keep their text, and half of the others, so that
@@ -54,6 +57,16 @@ class Look:
         if self.text_dropped_B is None:
             return draw_B < share
         return draw_B < torch.where(self.text_dropped_B.to(draw_B.device), 0.5, share)
+
+
+@dataclass(frozen=True, slots=True)
+class Lower:
+    """The model below in a cascade, and how its images become a condition of this one."""
+
+    reference: Pretrained
+    condition: str
+    factor: int
+    noise: float
 
 
 class AdapterConfig(Component, ABC):
@@ -83,6 +96,11 @@ class AdapterConfig(Component, ABC):
     def inputs(self, rows: Mapping[str, Any], look: Look) -> dict[str, Tensor]:
         """What the network gets besides texts, of a batch or of conditions by the names of their columns."""
         return {}
+
+    @property
+    def lower(self) -> Lower | None:
+        """A model that draws what the adapter shows, where the user gives nothing."""
+        return None
 
     @property
     def droppable(self) -> bool:
