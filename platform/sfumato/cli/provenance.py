@@ -161,7 +161,8 @@ def detect(
         str | None,
         typer.Option(
             metavar="RUN",
-            help="Look instead for the mark in the noise that this run's pictures begin with.",
+            help="Look instead for the mark that pictures have from this run: in the noise that they begin "
+            "with, or by a decoder that signs.",
             show_default=False,
         ),
     ] = None,
@@ -203,12 +204,13 @@ def detect(
         with open_display() as display:
             found = provenance.detect(place, scheme, display)
     else:
-        if message is not None or model is not None:
-            raise ConfigError("--by: the run says scheme and message; leave out --message and --model")
+        if model is not None:
+            raise ConfigError("--by: the run says what is looked for; leave out --model")
         with open_display() as display:
-            found, scheme = provenance.detect_noise(
+            found, scheme = provenance.detect_by(
                 place,
                 by,
+                message=message,
                 labels=label,
                 prompts=prompt,
                 steps=steps,

@@ -51,19 +51,20 @@ class NoiseReader:
             )
         self._model, self._mark, self._options = model.with_options(options), mark, options
         self._source, self._refine = source or {}, refine
-
-    @property
-    def block(self) -> int:
+        self.block = model.block
         """Pictures that it reads at once."""
-        return self._model.block
 
     def read(self, images: Sequence[Images]) -> list[Detection]:
-        """Of up to `block` images uint8 [H, W, C]; those of another size are resized to the model's."""
+        """What is found in up to `block` images uint8 [H, W, C]."""
+        return [self._mark.detect(noise) for noise in self.noise(images)]
+
+    def noise(self, images: Sequence[Images]) -> torch.Tensor:
+        """The noise [N, C, h, w] from which the model would draw up to `block` images; those of another size
+        are resized to the model's."""
         data = self._model.data
         rows = np.stack([fitted(image, data.height, data.width, data.channels) for image in images])
         filled = np.concatenate([rows, rows[:1].repeat(self.block - len(rows), 0)])
-        noise_NChw = self._noise(filled)
-        return [self._mark.detect(noise) for noise in noise_NChw[: len(rows)]]
+        return self._noise(filled)[: len(rows)]
 
     @torch.no_grad()
     def _noise(self, images_NHWC: Images) -> torch.Tensor:
@@ -84,5 +85,5 @@ def fitted(image_HWC: Images, height: int, width: int, channels: int) -> Images:
     picture = picture.convert("L" if channels == 1 else "RGB")
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    found = np.asarray(picture)
+    found = np.array(picture)
     return found if found.ndim == 3 else found[..., None]
