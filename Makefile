@@ -21,7 +21,7 @@ INPUTS := pyproject.toml constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval gpu-check check-features check-filter check-intervals bench-memorisation bench-memory bench-noise bench-options bench-sampling bench-start bench-train bench-watermark stack-up stack-down image-test format clean
+.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval gpu-check check-features check-filter check-intervals bench-memorisation bench-memory bench-noise bench-options bench-sampling bench-signature bench-start bench-train bench-watermark stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -90,6 +90,9 @@ bench-watermark: $(VENV)/.dev ## What watermarks survive on photographs (ARGS="-
 
 bench-noise: $(VENV)/.dev ## What marks in a sampler's noise survive (ARGS="--run RUN --real DATA")
 	@$(BIN)/python tests/benchmarks/provenance/bench_noise.py $(ARGS)
+
+bench-signature: $(VENV)/.dev ## What the signature of a decoder survives (ARGS="--run RUN --images DATA")
+	@$(BIN)/python tests/benchmarks/provenance/bench_signature.py $(ARGS)
 
 bench-data: $(VENV)/.peers ## Images a second into training, against other ways to read the same shards
 	@$(BIN)/python tests/benchmarks/data/bench_data.py $(ARGS)

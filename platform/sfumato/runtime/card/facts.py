@@ -23,6 +23,7 @@ from sfumato.runtime.card import limits
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.training import compute
 from sfumato.sampling.model_files import read_card
+from sfumato.tracking.redact import HIDDEN, is_secret
 from sfumato.version import __version__
 
 CARD_FORMAT = 1
@@ -56,7 +57,7 @@ def facts_of(folder: RunFolder, model: Path | None = None) -> dict[str, Any]:
         "provenance": recipe.provenance.model_dump(mode="json") if recipe.marking().on else None,
     }
     facts["topics"] = topics_of(facts["evaluation"])
-    facts = _without_places(facts)
+    facts = _for_others(facts)
     return facts | {"limits": limits.limits_of(facts)}
 
 
@@ -149,12 +150,15 @@ def _evaluation(folder: RunFolder) -> dict[str, Any] | None:
         return None
 
 
-def _without_places(value: Any) -> Any:
-    """The same with the last part alone of every absolute path."""
+def _for_others(value: Any) -> Any:
+    """The same without secrets, and with the last part alone of every absolute path."""
     if isinstance(value, Mapping):
-        return {key: _without_places(held) for key, held in value.items()}
+        return {
+            key: HIDDEN if held is not None and is_secret(str(key)) else _for_others(held)
+            for key, held in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [_without_places(held) for held in value]
+        return [_for_others(held) for held in value]
     if isinstance(value, str) and value.startswith("/") and len(value) > 1:
         return Path(value).name
     return value

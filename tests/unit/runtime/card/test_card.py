@@ -153,6 +153,19 @@ def test_marks_that_the_recipe_asks_for_are_in_the_card(run: RunFolder) -> None:
     assert "metadata: true" in text_of(facts).split("## Provenance")[1].split("## Known limits")[0]
 
 
+def test_secrets_stay_out_of_the_card(run: RunFolder) -> None:
+    """Whoever has the secret of a mark can forge it; cards are published."""
+    recipe = yaml.safe_load((run.path / "recipe.yaml").read_text())
+    marks = {
+        "watermark": {"kind": "spread", "secret": "hush"},
+        "noise": {"kind": "tree_ring", "secret": "hush"},
+    }
+    run.write_text("recipe.yaml", yaml.safe_dump(recipe | {"provenance": marks}))
+    facts = facts_of(run)
+    assert facts["provenance"]["watermark"]["secret"] == "[hidden]"
+    assert "hush" not in json.dumps(facts) + text_of(facts)
+
+
 def test_a_run_that_measured_nothing_says_so(run: RunFolder) -> None:
     (run.path / "evaluation" / "report.json").unlink()
     for file in (run.path / "compute").iterdir():
