@@ -29,7 +29,8 @@ help: ## Show what can be made
 demo: $(VENV)/.runtime ## Train, evaluate and track a generator of handwritten digits
 	@$(BIN)/sfumato run pipelines/digits/ddpm.yaml
 
-demo-text: $(VENV)/.runtime ## Train text to image for eight minutes, then draw your prompts (PROMPTS=FILE)
+demo-text: $(VENV)/.runtime ## Train text to image for minutes, then draw your prompts (PROMPTS=FILE)
+	@$(BIN)/sfumato run pipelines/shapes/demo-vqvae.yaml
 	@$(BIN)/sfumato run pipelines/shapes/demo.yaml
 	@$(BIN)/sfumato sample shapes-demo --prompts $(PROMPTS) --sweep guidance=1,2,4 --out shapes-demo --overwrite
 
