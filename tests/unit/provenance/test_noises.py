@@ -20,6 +20,7 @@ from sfumato.core.rng import SampleRng, seeded
 from sfumato.errors import ConfigError
 from sfumato.families import config_class
 from sfumato.provenance.config import ProvenanceSettings
+from sfumato.provenance.door import Door
 from sfumato.provenance.noises import NOISES, NoiseConfig
 from sfumato.provenance.stored import Provenance, write_provenance
 from sfumato.sampling.generator import Generator
@@ -208,6 +209,11 @@ def test_what_cannot_be_marked_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             NOISES.make(name).build(shape)
+    door = Door(ProvenanceSettings(noise=noise, require=("noise",)))
+    door.check(24, 24)
+    with pytest.raises(ConfigError, match="noise marks pictures that are drawn, not edited ones"):
+        door.check(24, 24, drawn=False)
+    assert door.pixels(np.zeros((1, 24, 24, 1), np.uint8), drawn=False)[1] == [{}]
     recipe = recipes.load(
         Path(__file__).parents[3] / "pipelines" / "digits" / "dcgan.yaml", ["provenance.noise.kind=tree_ring"]
     )

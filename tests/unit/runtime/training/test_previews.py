@@ -18,6 +18,7 @@ from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.family import DiffusionFamily
 from sfumato.parallel import Placement
 from sfumato.parallel.strategies.single import Single
+from sfumato.provenance.noises import NOISES
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder
 from sfumato.runtime.training.previews import Previews, preview
@@ -64,6 +65,36 @@ def test_classes_take_turns_or_are_those_of_the_recipe(
 ) -> None:
     (conditions,) = asked(tmp_path, "class", preview_conditions={"labels": list(labels)})
     assert conditions["label"].tolist() == wanted
+
+
+class Begun(DiffusionFamily):
+    """The family, which keeps the noise that its samples begin with."""
+
+    noise: Tensor
+
+    def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
+        self.noise = rng.beginning(1, 16, 16)
+        return self.noise.clamp(-1, 1)
+
+
+def test_previews_begin_in_marked_noise(tmp_path: Path) -> None:
+    data, noise = DataSpec(1, 16, 16), NOISES.make("gaussian_shading", secret="s")
+    model = {**DiffusionConfig.tiny().model_dump(), "condition": "none"}
+    recipe: Recipe = recipes.parse(
+        {
+            "name": "x",
+            "data": {"path": str(tmp_path)},
+            "model": {**model, "sampling": {"sampler": "ddim", "steps": 3}},
+            "train": {"images": 8, "batch": 8, "preview_samples": 3},
+            "provenance": {"noise": noise.model_dump()},
+        }
+    )
+    assert isinstance(recipe.model, DiffusionConfig)
+    family, strategy = Begun(recipe.model, data), Single(Placement())
+    install(family, strategy, 0)
+    Previews(recipe, family, strategy, data, RunFolder(tmp_path), None)(Progress(0, 0, 8, 8))
+    mark = noise.build((1, 16, 16))
+    assert all(mark.detect(one).p_value < 1e-5 for one in family.noise)
 
 
 def test_prompts_stand_beside_their_samples() -> None:
