@@ -27,7 +27,7 @@ from sfumato.provenance.watermarks import WATERMARKS, Images, WatermarkConfig, p
 from sfumato.provenance.watermarks.spread import SpreadConfig
 
 FROM_FILES = {"trustmark", "seal"}
-"""Tested in test_from_files.py."""
+"""Tested in test_repeated.py."""
 SCHEMES = {
     name: WATERMARKS.make(name, message="5c3a9f06") for name in WATERMARKS.names() if name not in FROM_FILES
 }
