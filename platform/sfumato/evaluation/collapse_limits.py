@@ -21,6 +21,16 @@ class CollapseLimits(Config):
         0.5, ge=0, description="The least distance of two samples, 1 being that of real images."
     )
     recall: float | None = Field(0.05, ge=0, le=1, description="The least recall, of every kind of features.")
+    start_images: int = Field(
+        0,
+        ge=0,
+        description="Evaluations at fewer images are not looked at: an untrained model covers little.",
+    )
+    patience: int = Field(
+        2,
+        ge=1,
+        description="Evaluations in a row beyond a limit after which `on_collapse` acts; each of them warns.",
+    )
 
     @property
     def watched(self) -> list[str]:

@@ -118,6 +118,12 @@ class EvaluateSettings(Config):
     collapse: Neutral[CollapseLimits | None] = Field(
         None, description="Limits beyond which these evaluations warn of mode collapse; null: no warning."
     )
+    on_collapse: Neutral[Literal["warn", "restore_best", "stop"]] = Field(
+        "warn",
+        exclude_if=lambda value: value == "warn",
+        description="What happens once collapse.patience evaluations in a row are beyond a limit: warn; stop "
+        "ends training; restore_best ends it and makes the model of evaluate.best the run's.",
+    )
     accept_weak_features: bool = Field(
         False,
         description="Whether best, early_stop and gates may go by weak figures: on features of a classifier "

@@ -169,8 +169,14 @@ def _during_problems(
 
 def _collapse_problems(settings: EvaluateSettings, data: DataSpec, kinds: Sequence[FeatureKind]) -> list[str]:
     if settings.collapse is None:
-        return []
+        acts = settings.on_collapse != "warn"
+        return ["evaluate.on_collapse needs limits: set evaluate.collapse={}"] if acts else []
     found = []
+    if settings.on_collapse == "restore_best" and settings.best is None:
+        found.append(
+            "evaluate.on_collapse=restore_best needs a best model: set evaluate.best, for example "
+            "evaluate.best.metric=fd_classifier"
+        )
     if settings.every is None:
         found.append("evaluate.collapse needs evaluations in training: set evaluate.every to images")
     watched = settings.collapse.watched

@@ -7,6 +7,7 @@ import pytest
 from sfumato.core.batch import DataSpec
 from sfumato.evaluation.collapse_limits import CollapseLimits, signs
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.ending import collapsed, deciding, may_end, reason_to_end
 from sfumato.evaluation.metrics import all_metrics
 
 DIGITS = DataSpec(1, 8, 8, tuple("0123456789"))
@@ -53,3 +54,44 @@ def test_limits_without_figures_or_evaluations_are_refused() -> None:
     assert line.startswith(
         "evaluate.collapse watches classes_covered, pair_distance, recall, class_kl: add one"
     )
+
+
+def test_what_acts_on_collapse_needs_limits_and_a_best_model() -> None:
+    def problems(**fields: object) -> list[str]:
+        return [line for line in EvaluateSettings(**fields).problems(DIGITS) if "collapse" in line]  # type: ignore[arg-type]
+
+    assert problems(on_collapse="stop") == ["evaluate.on_collapse needs limits: set evaluate.collapse={}"]
+    acting = {"collapse": {}, "every": 1_000, "on_collapse": "restore_best"}
+    (line,) = problems(**acting)
+    assert "set evaluate.best" in line
+    assert problems(**acting, best={"metric": "recall_classifier"}) == []
+
+
+@pytest.mark.parametrize(
+    ("recalls", "fields", "ends"),
+    [
+        ([0.0, 0.0, 0.6], {}, True),
+        ([0.0, 0.6, 0.0, 0.6], {}, False),  # never twice in a row
+        ([0.0, 0.6, 0.0], {"patience": 1}, True),
+        ([0.0, 0.0, 0.6, 0.0], {"start_images": 300}, False),  # untrained
+        ([0.0, 0.0, 0.6, 0.0, 0.0], {"start_images": 300}, True),
+        ([0.0, 0.0], {"recall": None}, False),
+    ],
+)
+def test_training_ends_after_collapsed_evaluations_in_a_row(
+    recalls: list[float], fields: dict[str, object], ends: bool
+) -> None:
+    figures = {100 * (at + 1): {"recall": value} for at, value in enumerate(recalls)}
+    settings = EvaluateSettings(collapse=CollapseLimits(**fields), on_collapse="stop")  # type: ignore[arg-type]
+    assert collapsed(figures, settings) == (["recall 0, under 0.05"] if ends else [])
+    reason = reason_to_end([], figures, settings)
+    assert reason == ("mode collapse (recall 0, under 0.05)" if ends else None)
+    assert may_end(settings)
+
+
+def test_a_warning_ends_nothing_and_records_as_before() -> None:
+    settings = EvaluateSettings(collapse=CollapseLimits(patience=1))
+    assert not may_end(settings)
+    assert collapsed({100: {"recall": 0.0}}, settings) == []
+    early = EvaluateSettings(early_stop={"metric": "fd_classifier"})  # type: ignore[arg-type]
+    assert deciding(early) == early.early_stop.model_dump(mode="json")  # type: ignore[union-attr]

@@ -48,7 +48,9 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
         signed(folder.model)
         display.skipped("train", f"{images_text(recipe, done['images'])}, done before (--fresh trains again)")
         return done
+    from sfumato.evaluation.ending import deciding, may_end
     from sfumato.runtime.training import ray_train  # Ray takes seconds to import
+    from sfumato.runtime.training.validation import restore_best
 
     moments.mark("Ray Train imported", folder)
     if images_of(recipe) != recipe.train.images:
@@ -59,8 +61,9 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
         summary = ray_train.fit(recipe, folder, session.tracker.handle, display, watch=watch)
     finally:
         session.tracker.send_left()
-    if recipe.evaluate.early_stop is not None and summary["images"] < recipe.train.images:
-        summary = {**summary, "stopped_by": recipe.evaluate.early_stop.model_dump(mode="json")}
+    if may_end(recipe.evaluate) and summary["images"] < recipe.train.images:
+        summary = {**summary, "stopped_by": deciding(recipe.evaluate)}
+    restore_best(recipe, folder, display)
     signed(folder.model)
     folder.finish_stage("train", key, summary)
     display.done(f"{images_text(recipe, summary['images'])}, {summary['images_per_second']:,.0f} images/s")
@@ -72,17 +75,15 @@ def _stopped_early(session: Session, done: Mapping[str, Any]) -> bool:
 
     With unchanged patience it has, whatever later evaluations have found.
     """
-    from sfumato.evaluation.early_stopping import should_stop
-    from sfumato.runtime.training.validation import read_records
+    from sfumato.evaluation.ending import deciding, may_end
+    from sfumato.runtime.training.validation import early_end, read_records
 
-    settings = session.recipe.evaluate.early_stop
-    if settings is None:
+    settings = session.recipe.evaluate
+    if not may_end(settings):
         return False
-    if done.get("stopped_by") == settings.model_dump(mode="json"):
+    if done.get("stopped_by") == deciding(settings):
         return True
-    return should_stop(
-        [record.point(session.recipe.evaluate) for record in read_records(session.folder)], settings
-    )
+    return early_end(settings, read_records(session.folder)) is not None
 
 
 def _take_sampling(session: Session) -> None:

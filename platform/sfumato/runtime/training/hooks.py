@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import ray
 
 from sfumato.core.progress import Progress
+from sfumato.evaluation.ending import may_end
 from sfumato.runtime.runs import moments
 from sfumato.runtime.runs.run_folder import RunFolder, snapshot_folder
 from sfumato.runtime.training.backpressure import Brake
@@ -34,7 +35,7 @@ class EarlyStop:
 
     def __call__(self, progress: Progress) -> None:
         """All ranks stop at the same step: only rank 0 reads the board."""
-        if self._rank.recipe.evaluate.early_stop is None:
+        if not may_end(self._rank.recipe.evaluate):
             return
         ranks, board = self._rank.ranks, self._rank.job.board
         reason = ranks.agree(ray.get(board.stopping.remote()) if ranks.leads else None)
@@ -80,7 +81,7 @@ def hooks_of(
     if evaluate.every is not None:
         brake = Brake(board, evaluate.ahead, ranks.leads, ranks.agree)
         hooks += [Hook(evaluate.every, action) for action in (_snapshot(rank), brake)]
-    if evaluate.early_stop is not None:
+    if may_end(evaluate):
         hooks.append(Hook(train.log_every, early_stop))
     found = [Hook(hook.every, pulse.aside(hook.action)) for hook in hooks]
     found.append(Hook(1, pulse.stepped))

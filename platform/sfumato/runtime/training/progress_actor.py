@@ -59,6 +59,10 @@ class Board:
         if self._snapshot.stopping is None:
             self._snapshot.stopping = reason
 
+    def collapse(self, seen: bool) -> None:
+        """Whether the last evaluation found a sign of mode collapse."""
+        self._gauges.collapse(seen)
+
     def stopping(self) -> str | None:
         return self._snapshot.stopping
 

@@ -20,6 +20,7 @@ _DESCRIPTIONS = {
     "sfumato_images_total": "Images that the recipe asks for.",
     "sfumato_images_per_second": "Images trained per second by all workers in the last log interval.",
     "sfumato_data_wait_fraction": "Fraction of the last log interval spent waiting for data, 0 to 1.",
+    "sfumato_collapse": "1 if the last evaluation in training found a sign of mode collapse, else 0.",
 }
 NAMES = tuple(_DESCRIPTIONS)
 
@@ -33,6 +34,10 @@ class Gauges:
         }
         for gauge in self._gauges.values():
             gauge.set_default_tags({"run": run})
+
+    def collapse(self, seen: bool) -> None:
+        """After each evaluation during training that looks for collapse."""
+        self._gauges["sfumato_collapse"].set(float(seen))
 
     def set(self, images: int, total_images: int, metrics: Mapping[str, float]) -> None:
         """Rank 0's report, once per log interval."""

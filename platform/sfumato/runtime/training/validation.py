@@ -28,7 +28,8 @@ import ray
 from sfumato.errors import CheckpointError
 from sfumato.evaluation.collapse_limits import signs
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.early_stopping import Point, best_of, should_stop
+from sfumato.evaluation.early_stopping import Point, best_of
+from sfumato.evaluation.ending import collapsed, reason_to_end
 from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
@@ -79,6 +80,33 @@ def read_records(folder: RunFolder) -> list[EvaluationRecord]:
     """The evaluations of a run so far, in the order of images."""
     found = [EvaluationRecord(**record) for record in folder.read_json(DURING) or []]
     return sorted(found, key=lambda record: record.images)
+
+
+def early_end(settings: EvaluateSettings, records: Sequence[EvaluationRecord]) -> str | None:
+    """Why a run with these evaluations ends before its last image; None: it does not."""
+    points = [record.point(settings) for record in records]
+    return reason_to_end(points, _figures(records), settings)
+
+
+def restore_best(recipe: Recipe, folder: RunFolder, display: Display) -> None:
+    """Put the best model in the place of one that has collapsed, where `evaluate.on_collapse` asks for it."""
+    settings = recipe.evaluate
+    found = collapsed(_figures(read_records(folder)), settings)
+    if settings.on_collapse != "restore_best" or not found:
+        return
+    best = folder.read_json("best.json")
+    if best is None or not (folder.path / BEST / CARD).is_file():
+        display.note("mode collapse: no evaluation kept a best model, so that the last weights stay")
+        return
+    _replace(folder.path / BEST, folder.model)
+    display.note(
+        f"mode collapse: the model is that of {best['images']:,} images, whose {best['metric']} of "
+        f"{best['value']:.4g} is the best; checkpoints stay as they are"
+    )
+
+
+def _figures(records: Sequence[EvaluationRecord]) -> dict[int, dict[str, float]]:
+    return {record.images: record.metrics for record in records}
 
 
 class TrainingEvaluations:
@@ -233,10 +261,11 @@ class TrainingEvaluations:
     def _look_for_collapse(self, images: int, report: EvaluationReport) -> None:
         """Warn of figures beyond `evaluate.collapse`, in the log, on the run, and as a curve of 0 and 1."""
         limits = self._recipe.evaluate.collapse
-        if limits is None:
+        if limits is None or images < limits.start_images:
             return
         found = signs(report.metrics, limits)
         assert self._tracker is not None
+        self._board.collapse.remote(bool(found))
         self._tracker.metrics({"eval/collapse": float(bool(found))}, step=images)
         if found:
             self._tracker.tags({"sfumato.collapse": f"at {images} images: {'; '.join(found)}"[:500]})
@@ -265,10 +294,7 @@ class TrainingEvaluations:
                 mark_best(store, name, metric=metric, value=value)
 
     def _decide(self) -> None:
-        choice = self._recipe.evaluate.early_stop
-        points = [record.point(self._recipe.evaluate) for record in self._records]
-        if choice is not None and should_stop(points, choice):
-            reason = f"{choice.metric} was not better in {choice.patience} evaluations"
+        if reason := early_end(self._recipe.evaluate, self._records):
             self._board.stop.remote(reason)
 
 

@@ -12,6 +12,7 @@ from repository import DIGITS
 from rich.console import Console
 
 from sfumato import recipe as recipes
+from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.early_stopping import EarlyStopSettings
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.runtime.commands import stages
@@ -130,10 +131,33 @@ def test_a_run_has_ended_by_the_patience_that_ended_it_and_goes_on_with_more(tmp
         early = EarlyStopSettings(metric="fd_classifier", patience=patience)
         session = SimpleNamespace(
             folder=folder,
-            recipe=SimpleNamespace(evaluate=SimpleNamespace(early_stop=early, accept_weak_features=False)),
+            recipe=SimpleNamespace(evaluate=EvaluateSettings(early_stop=early)),
         )
         return stages._stopped_early(session, {"images": 400, "stopped_by": stopped_by})  # type: ignore[arg-type]
 
     by_two = EarlyStopSettings(metric="fd_classifier", patience=2).model_dump(mode="json")
     assert ended(2, by_two)
     assert not ended(3, by_two)
+
+
+def test_a_collapsed_run_gets_its_best_model_back(tmp_path: Path) -> None:
+    fields = ["evaluate.every=100", "evaluate.best.metric=fd_classifier", "evaluate.collapse.patience=1"]
+    recipe = recipes.load(DIGITS, [*fields, f"storage={tmp_path}", "evaluate.on_collapse=restore_best"])
+    folder, display = RunFolder(tmp_path / "run"), Display(Console(quiet=True))
+    for name, content in (("model", "last"), (validation.BEST, "best")):
+        (folder.path / name).mkdir(parents=True)
+        (folder.path / name / CARD).write_text(content)
+    folder.write_json("best.json", {"images": 100, "metric": "fd_classifier", "value": 3.0})
+
+    def evaluated(recall: float) -> None:
+        record = validation._record(200, 0.0, report(2.0))
+        record.metrics["recall"] = recall
+        folder.write_json(validation.DURING, [asdict(record)])
+
+    evaluated(0.5)
+    validation.restore_best(recipe, folder, display)
+    assert (folder.model / CARD).read_text() == "last", "it has not collapsed"
+    evaluated(0.0)
+    validation.restore_best(recipe.model_copy(deep=True), folder, display)
+    assert (folder.model / CARD).read_text() == "best"
+    assert (folder.path / validation.BEST / CARD).read_text() == "best"
