@@ -20,10 +20,20 @@ class Feature(Enum):
     SECOND_ORDER = "second-order losses"
     OFFLOAD = "offload to host memory"
     RESHARD = "choice of resharding"
+    HYBRID = "replicas of sharded groups"
     ADAPTERS = "adapters on a frozen base"
     WHOLE_MATRICES = "updates of whole matrices"
     SHARDED_OPTIMIZER = "optimizer state sharded"
     SHARDED_PARAMETERS = "parameters and averages sharded"
+
+
+class Part(Enum):
+    """Something that takes memory and that a strategy may cut over ranks."""
+
+    PARAMETERS = "parameters"
+    GRADIENTS = "gradients"
+    OPTIMIZER = "optimizer"
+    AVERAGES = "averages"
 
 
 class Able(Protocol):

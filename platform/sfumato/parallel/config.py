@@ -29,10 +29,20 @@ class FsdpSettings(Config):
         "sharded parameters, the reduction of gradients and the update stay in float32.",
     )
 
+    shard: int | None = Field(
+        None,
+        ge=2,
+        exclude_if=lambda value: value is None,
+        description="Ranks over which parameters are cut; groups of so many hold replicas of one another "
+        "and average their gradients (hybrid sharding, Zhao et al. 2023, section 3.2.2). With the GPUs of a "
+        "node, only gradients leave it. Must divide parallel.workers. null: all ranks.",
+    )
+
     def wanted(self) -> dict[Feature, str]:
         """The features that these settings ask of a strategy, each with the field that asks."""
         asked = {
             Feature.BF16_PARAMETERS: self.bf16_parameters and "parallel.fsdp.bf16_parameters=true",
+            Feature.HYBRID: self.shard is not None and f"parallel.fsdp.shard={self.shard}",
             Feature.RESHARD: not self.reshard_after_forward and "parallel.fsdp.reshard_after_forward=false",
         }
         return {feature: field for feature, field in asked.items() if field}

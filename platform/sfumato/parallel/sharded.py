@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.parallel.adapters import Base
+from sfumato.parallel.capabilities import Part
 from sfumato.parallel.strategies.ddp import Ddp
 from sfumato.parallel.strategy import Placement, StrategyOptions
 
@@ -21,6 +22,7 @@ class Sharded(Ddp):
     """Keeps an empty plain copy of every network that it shards: its structure without memory."""
 
     even_passes = True
+    cut = frozenset(Part)
 
     def __init__(self, placement: Placement, options: StrategyOptions | None = None) -> None:
         super().__init__(placement, options)

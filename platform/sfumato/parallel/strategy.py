@@ -7,11 +7,12 @@ passive network through its wrapper, or with gradients on, breaks training with 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from sfumato.core.config import Config
 from sfumato.core.family import Nets
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.parallel.adapters import Base
-from sfumato.parallel.capabilities import Feature
+from sfumato.parallel.capabilities import Feature, Part
 from sfumato.parallel.config import ParallelSettings
 
 
@@ -71,6 +72,10 @@ class Strategy(ABC):
     """The class of its own settings, `parallel.options` in a recipe."""
     even_passes: ClassVar[bool] = False
     """Whether a forward pass needs all ranks, so that all must run the same number of passes."""
+    cut: ClassVar[frozenset[Part]] = frozenset()
+    """What is cut over ranks; every rank has the rest whole."""
+    masters: ClassVar[bool] = False
+    """Whether its optimizer has a copy of its own of the parameters that it updates, cut like its state."""
 
     def __init__(self, placement: Placement, options: StrategyOptions | None = None) -> None:
         self.placement = placement
@@ -80,6 +85,36 @@ class Strategy(ABC):
     def settings(cls, parallel: ParallelSettings) -> Config:
         """Its own settings in a recipe. Raises pydantic's ValidationError for invalid ones."""
         return cls.Settings.model_validate(parallel.options)
+
+    @classmethod
+    def cut_over(cls, world_size: int, own: Config) -> int:
+        """Over how many ranks it cuts, with these settings of its own."""
+        return world_size
+
+    @classmethod
+    def further(cls, world_size: int) -> tuple[Mapping[str, Any], ...]:
+        """Settings of its own, other than the defaults, that may be faster on so many ranks."""
+        return ()
+
+    @classmethod
+    def gathers(cls, own: Config) -> float:
+        """What a forward and backward pass gathers where parameters are cut, in sizes of these in float32."""
+        return 2.0
+
+    @classmethod
+    def keeps_gathered(cls, own: Config) -> bool:
+        """Whether what the forward pass gathers stays until the backward pass."""
+        return False
+
+    @classmethod
+    def piece(cls, shape: tuple[int, ...], ranks: int) -> int:
+        """How many of a tensor's numbers the fullest of so many ranks has."""
+        return -(-math.prod(shape) // ranks)
+
+    @classmethod
+    def problems(cls, parallel: ParallelSettings) -> list[str]:
+        """Why its own settings, each of them valid, do not fit the workers, one line each."""
+        return []
 
     @classmethod
     def unavailable(cls) -> str | None:

@@ -114,4 +114,4 @@ def _own_problems(strategy: type[Strategy], parallel: ParallelSettings) -> list[
         strategy.settings(parallel)
     except ValidationError as error:
         return explain(error, strategy.Settings, ("parallel", "options"))
-    return []
+    return strategy.problems(parallel)

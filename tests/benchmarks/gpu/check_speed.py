@@ -26,20 +26,12 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng
 from sfumato.families import config_class
 from sfumato.parallel import ParallelSettings, Placement, make
+from sfumato.planning import gpus
 from sfumato.training.config import TrainSettings
 from sfumato.training.loop import Hook, Trainer, install
 
 MOST = 1.02
 """Time of a step in the loop over that of a bare one."""
-PEAKS = {
-    "A100": {"bf16": 312e12, "float32": 19.5e12},
-    "H100": {"bf16": 989e12, "float32": 67e12},
-    "H200": {"bf16": 989e12, "float32": 67e12},
-    "L40S": {"bf16": 362e12, "float32": 91.6e12},
-    "A10": {"bf16": 125e12, "float32": 31.2e12},
-    "L4": {"bf16": 121e12, "float32": 30.3e12},
-}
-"""Operations a second, dense, of NVIDIA's data sheets."""
 CLASSES = tuple(str(i) for i in range(1000))
 
 
@@ -124,9 +116,9 @@ def _measure(check: Any, subject: Subject, settings: dict[str, Any]) -> tuple[bo
     }
     name = torch.cuda.get_device_name(check.device) if check.device.type == "cuda" else ""
     precision = settings.get("precision", "float32")
-    peak = next((peaks[precision] for gpu, peaks in PEAKS.items() if gpu in name.replace(" ", "")), None)
-    if peak is not None:
-        figures["mfu"] = round(operations / ours / peak, 3)
+    gpu = gpus.of_device(name)
+    if gpu is not None:
+        figures["mfu"] = round(operations / ours / gpu.peak(precision), 3)
     # A compiled step and a recomputing one do what the bare loop does not.
     comparable = not check.tiny and len(settings) == (1 if "precision" in settings else 0)
     return (ours / bare <= MOST if comparable else None), figures

@@ -8,9 +8,10 @@ single process.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -23,8 +24,9 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from sfumato.core.config import Config
 from sfumato.core.muon import Rows
 from sfumato.errors import CapabilityError
 from sfumato.parallel import state_dict
@@ -37,6 +39,8 @@ from sfumato.parallel.strategies.ddp import Ddp
 from sfumato.parallel.strategies.single import Tensors
 from sfumato.parallel.strategy import Placement, StrategyOptions
 
+_REPLICA, _SHARD = "replica", "shard"
+
 
 class Fsdp(Sharded):
     """1/N of everything that training changes on each of N ranks."""
@@ -48,6 +52,7 @@ class Fsdp(Sharded):
         Feature.BF16_PARAMETERS,
         Feature.OFFLOAD,
         Feature.RESHARD,
+        Feature.HYBRID,
         Feature.SHARDED_OPTIMIZER,
         Feature.SHARDED_PARAMETERS,
     }
@@ -56,7 +61,9 @@ class Fsdp(Sharded):
         super().__init__(placement, options)
         own = self.options.own
         self._own_settings = own if isinstance(own, FsdpSettings) else FsdpSettings()
-        self._mesh: DeviceMesh = init_device_mesh(placement.device.type, (placement.world_size,))
+        self._mesh = _mesh(placement, self._own_settings.shard)
+        self._group = self._mesh[_SHARD] if self._mesh.ndim > 1 else self._mesh
+        """The ranks over which this one's parameters are cut."""
         self._units: dict[str, list[FSDPModule]] = {}
         """What is gathered and freed as one: the blocks of a network and the network itself, last."""
         self._pieces: dict[str, dict[str, nn.Parameter]] = {}
@@ -87,6 +94,49 @@ class Fsdp(Sharded):
     def settings(cls, parallel: ParallelSettings) -> FsdpSettings:
         """The settings in `parallel.fsdp`, the section for this strategy, and in `parallel.options`."""
         return FsdpSettings.model_validate({**parallel.fsdp.model_dump(), **parallel.options})
+
+    @classmethod
+    def problems(cls, parallel: ParallelSettings) -> list[str]:
+        """Groups that do not come out even."""
+        shard, workers = cls.settings(parallel).shard, parallel.workers
+        if shard is None:
+            return []
+        if parallel.elastic:
+            why = (
+                "an elastic run may have any number of workers, which groups of that size do not divide; "
+                "leave out one of parallel.min_workers and parallel.fsdp.shard"
+            )
+            return [f"parallel.fsdp.shard={shard}: {why}"]
+        if workers % shard:
+            cure = "use a divisor of it, or null"
+            return [f"parallel.fsdp.shard={shard} does not divide parallel.workers={workers}: {cure}"]
+        return []
+
+    @classmethod
+    def cut_over(cls, world_size: int, own: Config) -> int:
+        """A group's ranks, or all."""
+        return own.shard or world_size if isinstance(own, FsdpSettings) else world_size
+
+    @classmethod
+    def further(cls, world_size: int) -> tuple[Mapping[str, Any], ...]:
+        """Groups of one node's eight ranks."""
+        return ({"shard": 8},) if world_size > 8 and world_size % 8 == 0 else ()
+
+    @classmethod
+    def gathers(cls, own: Config) -> float:
+        """Parameters twice, or once if they stay gathered; half of it in bfloat16."""
+        assert isinstance(own, FsdpSettings)
+        return (2.0 if own.reshard_after_forward else 1.0) / (2 if own.bf16_parameters else 1)
+
+    @classmethod
+    def keeps_gathered(cls, own: Config) -> bool:
+        """With `reshard_after_forward=false`."""
+        return isinstance(own, FsdpSettings) and not own.reshard_after_forward
+
+    @classmethod
+    def piece(cls, shape: tuple[int, ...], ranks: int) -> int:
+        """Whole rows of the first dimension."""
+        return -(-shape[0] // ranks) * math.prod(shape[1:]) if shape else 1
 
     def accumulate(
         self, trains: str, *, last: bool, second_order: bool = False
@@ -223,7 +273,7 @@ class Fsdp(Sharded):
             return spread.full_tensor().to(rows.device)
 
         def mine(piece: nn.Parameter, tensor: Tensor) -> Tensor:
-            first = self.placement.rank * self._rows_of(tensor.shape[0])
+            first = self._group.get_local_rank() * self._rows_of(tensor.shape[0])
             return tensor[first : first + len(piece)]
 
         return self._training[name].optimizer.build(pieces, Rows(whole, mine))
@@ -234,7 +284,7 @@ class Fsdp(Sharded):
     def _norm(self, grads: Tensors) -> Tensor:
         square = nn.utils.get_total_norm(grads).square()
         square = square.to(self.placement.device)  # gradients may be offloaded, communication is not
-        dist.all_reduce(square)
+        dist.all_reduce(square, group=self._group.get_group())
         return square.sqrt()
 
     def _fill(self, target: Tensor, state: Mapping[str, Tensor], entry: str) -> None:
@@ -253,18 +303,23 @@ class Fsdp(Sharded):
     def _cut(self, state: Mapping[str, Tensor], entry: str) -> Tensor:
         """This rank's part of a tensor, which is cut along its first dimension; empty beyond the last row."""
         rows = self._rows_of(state_dict.shape(state, entry)[0])
-        start = self.placement.rank * rows
+        start = self._group.get_local_rank() * rows
         return state_dict.rows(state, entry, start, start + rows)
 
     def _rows_of(self, rows: int) -> int:
         """How many of a tensor's rows a rank holds; the last ranks hold fewer, or none."""
-        return -(-rows // self.placement.world_size)
+        return -(-rows // self._group.size())
 
     def _as_rows(self, name: str, key: str, rows: Tensor) -> DTensor:
         """The parameter-shaped tensor of which this rank has these rows."""
         parameter = self._raw[name].get_parameter(key)
         return DTensor.from_local(
-            rows, self._mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride()
+            rows,
+            self._mesh,
+            [*[Replicate()] * (self._mesh.ndim - 1), Shard(0)],
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
         )
 
     def _spread(self, name: str, key: str, kind: str, moment: Tensor) -> Tensor:
@@ -289,6 +344,21 @@ class Fsdp(Sharded):
         """Free gathered copies, so that the next forward pass does not find old parameters."""
         for unit in self._units[name]:
             unit.reshard()
+
+
+def _mesh(placement: Placement, shard: int | None) -> DeviceMesh:
+    """All ranks in a row or, in groups of `shard` neighbours, replicas by members of a group.
+
+    Raises CapabilityError if the groups do not come out even.
+    """
+    device, ranks = placement.device.type, placement.world_size
+    if shard is None or shard == ranks:
+        return init_device_mesh(device, (ranks,))
+    if ranks % shard:
+        raise CapabilityError(
+            f"parallel.fsdp.shard={shard} does not divide {ranks} workers: use a divisor of it, or null"
+        )
+    return init_device_mesh(device, (ranks // shard, shard), mesh_dim_names=(_REPLICA, _SHARD))
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sfumato.parallel.capabilities import Part
 from sfumato.parallel.zero import Zero
 
 
@@ -11,6 +12,8 @@ class Zero1(Zero):
     name = "zero1"
     about = "parameters, gradients and averages; 1/N of optimizer state"
     stage = 1
+    cut = frozenset({Part.OPTIMIZER})
+    masters = True
     features = Zero.features
 
 

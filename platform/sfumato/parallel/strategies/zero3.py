@@ -23,6 +23,7 @@ class Zero3(Zero, Sharded):
     name = "zero3"
     about = "1/N of parameters, gradients, optimizer state and averages"
     stage = 3
+    masters = False  # its flat copies are the parameters' own memory
     features = (Zero.features | {Feature.SHARDED_PARAMETERS}) - {Feature.SECOND_ORDER, Feature.ADAPTERS}
 
     def _place(self, module: nn.Module) -> nn.Module:
