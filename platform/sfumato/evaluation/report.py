@@ -60,6 +60,10 @@ class EvaluationReport:
     """Equal in two reports whose sample i was requested with the same class, or both with none."""
     blocks: str = ""
     """Name of the folder of features, next to the report, as long as it is kept."""
+    model: str = ""
+    """Digest of the model that drew the samples; empty for other images."""
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    """The sampling options that they were drawn with."""
     marks: Marks = field(default_factory=dict)
     """Why a figure says little, by the figure's name."""
     accept_weak_features: bool = False

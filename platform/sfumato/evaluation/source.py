@@ -172,7 +172,9 @@ class GeneratorSource:
         self.spec = generator.data
         self.conditional = LABEL in generator.conditions
         self.captioned = any(rows.kind == "text" for rows in self._given.values())
-        options = self._options.model_dump(mode="json")
+        self.model = generator.digest
+        self.sampling: Mapping[str, Any] = self._options.model_dump(mode="json")
+        options = self.sampling
         noise = generator.provenance.settings.noise
         more = [] if noise is None else [noise.model_dump(mode="json")]
         self.digest = digest(

@@ -35,7 +35,7 @@ from sfumato.evaluation.reference_features import ReferenceFeatures
 from sfumato.evaluation.reference_statistics import StatisticsReference
 from sfumato.evaluation.report import TERMS, EvaluationReport
 from sfumato.evaluation.selected import Selection
-from sfumato.evaluation.source import ImageSource
+from sfumato.evaluation.source import GeneratorSource, ImageSource
 from sfumato.evaluation.store import write_arrays
 from sfumato.evaluation.weakness import of_features
 from sfumato.evaluation.workers import Workers
@@ -172,6 +172,8 @@ def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
         },
         source_digest=source.digest,
         labels_digest=plan.labels_digest,
+        model=source.model if isinstance(source, GeneratorSource) else "",
+        sampling=source.sampling if isinstance(source, GeneratorSource) else {},
         blocks=plan.store.folder.name,
         marks=figures.marks,
         accept_weak_features=settings.accept_weak_features,

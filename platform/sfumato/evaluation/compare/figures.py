@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sfumato.evaluation.compare.guidance import over_guidance
 from sfumato.evaluation.compare.runs import Curve, EvaluatedRun
 
 if TYPE_CHECKING:
@@ -54,6 +55,29 @@ def pareto(runs: Sequence[EvaluatedRun], metric: str, costs: Sequence[float], la
     axes.margins(x=0.25, y=0.15)
     axes.set_xlabel(f"{label} (log)")
     axes.set_ylabel(f"{metric} ({'higher' if higher else 'lower'} is better)")
+    return _svg(figure)
+
+
+def trade_off(runs: Sequence[EvaluatedRun], alignment: str, quality: str) -> str | None:
+    """Quality against alignment, a line for each model over its guidances; None if no model has two."""
+    lines = [line for line in over_guidance(runs, alignment, quality) if len(line.points) > 1]
+    if not lines:
+        return None
+    figure, axes = _figure()
+    for number, line in enumerate(lines):
+        shape = {"color": colour(number), "marker": MARKERS[number % len(MARKERS)]}
+        axes.plot(
+            [p.alignment for p in line.points], [p.quality for p in line.points], label=line.name, **shape
+        )
+        for point in line.points:
+            place = (point.alignment, point.quality)
+            axes.annotate(f"{point.guidance:g}", place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    better = runs[0].report.higher_is_better
+    for set_label, name in ((axes.set_xlabel, alignment), (axes.set_ylabel, quality)):
+        set_label(f"{name} ({'higher' if better.get(name, True) else 'lower'} is better)")
+    axes.margins(0.15)
+    if len(lines) > 1:
+        axes.legend(fontsize=8, frameon=False)
     return _svg(figure)
 
 

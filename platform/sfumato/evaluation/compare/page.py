@@ -14,6 +14,7 @@ from sfumato import __version__
 from sfumato.evaluation.compare import figures
 from sfumato.evaluation.compare.differences import differences
 from sfumato.evaluation.compare.entries import Entry
+from sfumato.evaluation.compare.guidance import trade_offs
 from sfumato.evaluation.compare.runs import EvaluatedRun, obstacles, paired, unequal_balls, weak_figures
 from sfumato.evaluation.compare.table import Row
 from sfumato.evaluation.pictures import NEIGHBOURS, PREVIEW
@@ -46,6 +47,11 @@ def report_page(entries: Sequence[Entry], table: Sequence[Row]) -> str:
         unequal=unequal_balls(runs),
         weak=weak_figures(runs),
         pareto=_pareto(runs, table),
+        trade_offs=[
+            plot
+            for alignment, quality in trade_offs(runs, [row.metric for row in table])
+            if (plot := figures.trade_off(runs, alignment, quality)) is not None
+        ],
         curves=_curves(runs),
         same_noise=all(paired(runs[0], run) for run in runs[1:]),
         pictures=[(picture(run.folder / PREVIEW), picture(run.folder / NEIGHBOURS)) for run in runs],

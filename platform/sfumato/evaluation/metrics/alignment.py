@@ -21,7 +21,14 @@ from sfumato.data.shapes.vocabulary import CATEGORIES, LARGEST_SIDE, SMALLEST_SI
 from sfumato.errors import DataError
 from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.metric_inputs import EvaluationSettings, Made, MetricInput, Prepared, Setting
-from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.metrics.metric import (
+    BaseMetric,
+    FeatureSet,
+    Metric,
+    MetricOptions,
+    MetricResult,
+    Topic,
+)
 from sfumato.evaluation.reference import Captioned, Reference
 from sfumato.evaluation.source import Drawn, GivesCaptions, Kind, SampleSource
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
@@ -106,6 +113,7 @@ class Alignment(BaseMetric):
     """
 
     higher_is_better = True
+    topic: Topic = "alignment"
     inputs = (Verdicts(),)
     reads_features = False
 

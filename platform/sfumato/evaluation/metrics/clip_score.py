@@ -9,7 +9,14 @@ import numpy as np
 
 from sfumato.errors import DataError
 from sfumato.evaluation.metric_inputs import Captions
-from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.metrics.metric import (
+    BaseMetric,
+    FeatureSet,
+    Metric,
+    MetricOptions,
+    MetricResult,
+    Topic,
+)
 from sfumato.evaluation.statistics import Float32Array, Float64Array
 
 WEIGHT = 100.0
@@ -31,6 +38,7 @@ class ClipScore(BaseMetric):
 
     name = "clip_score"
     higher_is_better = True
+    topic: Topic = "alignment"
     inputs = (Captions(),)
     only_features: tuple[str, ...] = ("clip",)
 

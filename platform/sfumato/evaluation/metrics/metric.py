@@ -15,7 +15,7 @@ from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 
 TermsOf = Literal["samples", "references"]
-Topic = Literal["quality", "memorisation", "bias", "detection"]
+Topic = Literal["quality", "alignment", "memorisation", "bias", "detection"]
 """The part of a model card that a figure belongs to."""
 
 __all__ = [
@@ -103,7 +103,8 @@ class Metric(Protocol):
     published: str | None
     """Its name on the features of its paper, InceptionV3 of 2015-12-05 (`fid`); None: no other."""
     topic: Topic
-    """Where a model card shows it."""
+    """What it says: where a model card shows it. Comparisons draw quality against `alignment`, which is how
+    well images follow their texts."""
 
     def least_samples(self, options: MetricOptions) -> int:
         """How many images it needs of either set."""

@@ -12,7 +12,14 @@ from pydantic import Field
 from sfumato.core.config import Config
 from sfumato.errors import DataError
 from sfumato.evaluation.metric_inputs import Captions
-from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
+from sfumato.evaluation.metrics.metric import (
+    BaseMetric,
+    FeatureSet,
+    Metric,
+    MetricOptions,
+    MetricResult,
+    Topic,
+)
 from sfumato.evaluation.retrieval_ranks import ranks
 
 
@@ -32,6 +39,7 @@ class Retrieval(BaseMetric):
     """
 
     higher_is_better = True
+    topic: Topic = "alignment"
     inputs = (Captions(),)
     only_features: tuple[str, ...] = ("contrastive", "clip")
     Settings = RetrievalSettings

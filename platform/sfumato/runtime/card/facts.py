@@ -68,7 +68,7 @@ def topics_of(report: Mapping[str, Any] | None) -> dict[str, list[str]]:
     for figure in () if report is None else report["metrics"]:
         metric, _ = report["computed_on"].get(figure, (figure, "")) if report else (figure, "")
         topic = known[metric].topic if metric in known else "quality"
-        found.setdefault(topic, []).append(figure)
+        found[topic if topic in TOPICS else "quality"].append(figure)
     return found
 
 
