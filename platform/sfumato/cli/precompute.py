@@ -35,10 +35,11 @@ def precompute(
         ),
     ] = None,
     arrays: Annotated[
-        Literal["auto", "latents", "codes", "text"],
+        Literal["auto", "latents", "codes", "text", "features"],
         typer.Option(
             help="What to keep: latents as mean and standard deviation, or codes (auto: if it has any); "
-            "text: the hidden states of the captions."
+            "text: the hidden states of the captions; features: a vector for each image, by the extractor in "
+            "evaluate.features of RECIPE."
         ),
     ] = "auto",
     tokens: Annotated[

@@ -127,10 +127,17 @@ def read_prompts(path: Path) -> Mapping[str, Sequence[Any]]:
     A text file has a prompt on every non-empty line; a .jsonl file has an object on every line.
     Raises ConfigError naming the line.
     """
+    if path.suffix in _TABLES:
+        raise ConfigError(
+            f"--prompts {path}: {path.suffix} is not read; write a prompt on each line of a .txt file, or an "
+            "object on each line of a .jsonl file"
+        )
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts {path}: cannot be read as text ({error})") from None
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except OSError as error:
+        raise ConfigError(f"--prompts {path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--prompts {path}: is not text in UTF-8 ({error.reason})") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line]
     if not numbered:
         raise ConfigError(f"--prompts {path}: holds no prompt")
@@ -139,6 +146,8 @@ def read_prompts(path: Path) -> Mapping[str, Sequence[Any]]:
     return _columns(path, [(number, _parsed(path, number, line)) for number, line in numbered])
 
 
+_TABLES = (".csv", ".tsv", ".json", ".yaml", ".yml", ".parquet")
+"""Whose lines are no prompts."""
 _FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "prompt": lambda value: isinstance(value, str),
     "negative": lambda value: isinstance(value, str),

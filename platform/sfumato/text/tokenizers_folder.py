@@ -33,7 +33,10 @@ def packed(folder: Path, *, clip: bool) -> bytes:
     """The tokenizer in a folder. Raises ConfigError, in one line, if there is none."""
     present = [(name, (folder / name).stat().st_mtime_ns) for name in _FILES if (folder / name).is_file()]
     if not present:
-        raise ConfigError(f"{folder} has no tokenizer ({', '.join(_FILES[:4])}); name the folder that has")
+        raise ConfigError(
+            f"{folder} has no tokenizer ({', '.join(_FILES[:4])}); name the folder that has one "
+            "in the text encoder's field tokenizer"
+        )
     return _packed(folder, clip, tuple(present))
 
 

@@ -106,6 +106,17 @@ def test_a_bad_file_of_prompts_is_one_line(tmp_path: Path, text: str, says: str)
     assert "\n" not in str(caught.value)
 
 
+def test_prompts_of_other_editors_and_files(tmp_path: Path) -> None:
+    """A mark at the beginning, as some editors write it, is no part of the prompt; tables are refused."""
+    (tmp_path / "marked.txt").write_bytes("a red boat\r\n".encode("utf-8-sig"))
+    assert read_prompts(tmp_path / "marked.txt") == {"prompt": ["a red boat"]}
+    (tmp_path / "table.csv").write_text("prompt,negative\na,b\n")
+    with pytest.raises(ConfigError, match=r"\.csv is not read; write a prompt on each line of a \.txt file"):
+        read_prompts(tmp_path / "table.csv")
+    with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
+        read_prompts(tmp_path / "none.txt")
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [

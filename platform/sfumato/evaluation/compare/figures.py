@@ -65,9 +65,12 @@ def trade_off(runs: Sequence[EvaluatedRun], alignment: str, quality: str) -> str
         return None
     figure, axes = _figure()
     for number, line in enumerate(lines):
-        shape = {"color": colour(number), "marker": MARKERS[number % len(MARKERS)]}
         axes.plot(
-            [p.alignment for p in line.points], [p.quality for p in line.points], label=line.name, **shape
+            [point.alignment for point in line.points],
+            [point.quality for point in line.points],
+            label=line.name,
+            color=colour(number),
+            marker=MARKERS[number % len(MARKERS)],
         )
         for point in line.points:
             place = (point.alignment, point.quality)

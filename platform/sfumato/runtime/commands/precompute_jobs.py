@@ -31,15 +31,16 @@ from sfumato.data.packing.precompute import Addition, Files, ShardEncoder, Texts
 from sfumato.data.reading.batches import to_batch
 from sfumato.errors import ConfigError
 from sfumato.families import config_class
-from sfumato.runtime.commands import captioner, text_encoder
+from sfumato.runtime.commands import captioner, features_of_recipe, text_encoder
 from sfumato.runtime.commands.captioner import CaptionModel, FolderCaptioner
+from sfumato.runtime.commands.features_of_recipe import COLUMN, FeatureEncoder, Features
 from sfumato.runtime.commands.text_encoder import TextEncoder, TextModel
 from sfumato.runtime.commands.text_of_recipe import RecipeText, RecipeTextEncoder, of_recipe
 from sfumato.runtime.runs import first_stage, pretrained
 from sfumato.sampling.pretrained_files import load_stored
 
 _RECIPE = (".yaml", ".yml")
-Kind = Literal["auto", "latents", "codes", "text"]
+Kind = Literal["auto", "latents", "codes", "text", "features"]
 CAPTION_TOKENS = 40
 """The most tokens of a written caption."""
 FloatType = Literal["float32", "float16", "bfloat16"]
@@ -74,11 +75,14 @@ class AutoencoderEncoder:
         return dict(zip(names, (part.float().cpu().numpy() for part in latent), strict=True))
 
 
+Model = FirstStageConfig | TextModel | RecipeText | Features
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """An actor's instructions: plain data that travels to any node."""
 
-    model: FirstStageConfig | TextModel | RecipeText
+    model: Model
     folder: str
     addition: Addition
 
@@ -89,6 +93,8 @@ class Job:
     def encoder(self, device: str) -> ShardEncoder | TextsEncoder:
         if isinstance(self.model, TextModel):
             return TextEncoder(self.model, self.addition.columns, device)
+        if isinstance(self.model, Features):
+            return FeatureEncoder(self.model, self.addition.columns)
         if isinstance(self.model, RecipeText):
             return RecipeTextEncoder(self.model, self.addition.columns, device)
         return AutoencoderEncoder(self.model, self.addition.columns, device)
@@ -111,13 +117,22 @@ def jobs_of(
     if name is not None and not re.match(NAME, name):
         raise ConfigError(f"--name: lower-case letters, digits and _; got {name!r}")
     manifest = verify(folder)
-    planned: list[tuple[FirstStageConfig | TextModel | RecipeText, Addition]] = []
+    planned: list[tuple[Model, Addition]] = []
     if kind == "text" and target.endswith(_RECIPE):
         if tokens is not None:
             raise ConfigError("--tokens: the recipe says how many; leave it out")
         for each in of_recipe(pretrained.resolved(recipes.load(target), root), name, target):
             columns = each.columns(dtype, manifest)
             planned.append((each, Addition(dest, each.name, each.info(target, manifest), columns)))
+    elif kind == "features":
+        features = features_of_recipe.look_up(target, folder, root)
+        (info,) = features.columns().values()
+        planned.append(
+            (
+                features,
+                Addition(dest, name or COLUMN, features.info(target, manifest), {name or COLUMN: info}),
+            )
+        )
     else:
         planned.append(_named_job(target, dest, kind, manifest, root, tokens, dtype, name))
     for _, addition in planned:

@@ -23,6 +23,7 @@ from sfumato.core.conditions import Condition
 from sfumato.core.pretrained import Pretrained
 from sfumato.core.rng import Rng
 from sfumato.core.stored import matches
+from sfumato.families.diffusion.prior import PriorConfig
 
 
 class AdapterFiles(Protocol):
@@ -69,6 +70,17 @@ class Lower:
     noise: float
 
 
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """A prior that draws a condition of the model from its texts, and trains beside it."""
+
+    prior: PriorConfig
+    condition: str
+    length: int
+    column: str
+    """Of the data: what it learns to draw."""
+
+
 class AdapterConfig(Component, ABC):
     """Settings of an adapter."""
 
@@ -100,6 +112,10 @@ class AdapterConfig(Component, ABC):
     @property
     def lower(self) -> Lower | None:
         """A model that draws what the adapter shows, where the user gives nothing."""
+        return None
+
+    def steering(self) -> Steering | None:
+        """A prior that draws what the adapter shows, where the user gives nothing."""
         return None
 
     @property
