@@ -77,7 +77,7 @@ def detect_by(
         model = Generator.load(found.model, device_of(device), trust=found.trusted, base=base)
     reader, looked = _reader(model, message, labels, prompts, steps, refine)
     if _packed(place):
-        return _read(reader, _of_set(place, display)), looked
+        return list(_read(reader, _of_set(place, display))), looked
     files = detection.files_of(Path(place))
     display.stage("detect")
     there: dict[str, Found] = {}
@@ -113,12 +113,11 @@ def _reader(
     return noise, Looked(settings.kind, settings.message)
 
 
-def _read(reader: Reader, images: Iterator[tuple[str, Any]]) -> list[Found]:
-    found = []
+def _read(reader: Reader, images: Iterator[tuple[str, Any]]) -> Iterator[Found]:
+    """As they come, block by block."""
     while block := list(islice(images, reader.block)):
         detections = reader.read([image for _, image in block])
-        found += [Found(name, one) for (name, _), one in zip(block, detections, strict=True)]
-    return found
+        yield from (Found(name, one) for (name, _), one in zip(block, detections, strict=True))
 
 
 def _packed(place: str) -> bool:
