@@ -22,8 +22,8 @@ from sfumato.families.autoregressive.llama_network import LlamaNetwork
 from sfumato.families.autoregressive.masked_network import MaskedNetwork
 from sfumato.families.autoregressive.networks.llama import LlamaConfig
 from sfumato.families.autoregressive.networks.maskgit import MaskGit, MaskGitConfig
-from sfumato.families.autoregressive.rope import grid_angles, turned
 from sfumato.families.autoregressive.sampling import SamplingConfig
+from sfumato.layers.rope import grid_angles, turned
 
 CODES, GRID, CLASSES = 5, (2, 4), 3
 LENGTH = 8

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.families.autoregressive.code_model import Cache, causal
-from sfumato.families.autoregressive.rope import grid_angles, turned
+from sfumato.layers.rope import grid_angles, turned
 
 
 class LlamaBlock(nn.Module):

@@ -22,7 +22,7 @@ from sfumato.text.states import States
 INSIDE = "base_layer"
 LABEL = "label"
 """Among the inputs of a network without texts."""
-FIRST_LAYERS = ("conv_in", "pos_embed.proj", "embed_patch")
+FIRST_LAYERS = ("conv_in", "pos_embed.proj", "embed_patch", "embed_patch.0")
 """Of U-Nets, of transformers of diffusers, and of `dit`."""
 
 

@@ -6,6 +6,11 @@ block is the identity and a fresh network answers zero.
 
 B batch, T tokens, D width, P patch side.
 
+Later changes are options: `qk_norm` (Henry et al. 2020; Dehghani et al. 2023), `rope` (Su et al. 2021), `mlp:
+swiglu` (Shazeer 2020) and `norm: rms` (Zhang & Sennrich 2019) make LightningDiT (Yao et al. 2025) of it;
+`registers` are those of Darcet et al. 2024; `bottleneck` is the patch embedding of JiT (Li & He 2025), which
+takes large patches of pixels.
+
 Departures from the authors' code: attention is torch's fused kernel, and the class dropout is the loss's
 business, so that its randomness is the loss's too.
 """
@@ -20,8 +25,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
+from sfumato.families.diffusion.dit_blocks import DiTBlock, LastLayer, Mlp, Norm
 from sfumato.families.diffusion.networks import NetworkConfig
 from sfumato.families.diffusion.time_embedding import MAX_PERIOD, sinusoids
+from sfumato.layers.rope import grid_angles
 
 FREQUENCIES = 256
 
@@ -35,7 +42,31 @@ class DiTConfig(NetworkConfig):
     width: int = Field(128, ge=4, description="Channels of a token.")
     depth: int = Field(6, ge=1, description="Transformer blocks.")
     heads: int = Field(4, ge=1, description="Attention heads.")
-    mlp_ratio: float = Field(4.0, gt=0, description="Width of a block's hidden layer against `width`.")
+    mlp_ratio: float = Field(
+        4.0,
+        gt=0,
+        description="Width of a block's hidden layer against `width`; with swiglu, which has three "
+        "matrices instead of two, of two thirds of it.",
+    )
+    mlp: Mlp = Field("gelu", description="Hidden layer of a block: GELU, or gated SiLU.")
+    norm: Norm = Field(
+        "layer", description="Before modulation: layer norm without weights, or RMSNorm with its own."
+    )
+    qk_norm: bool = Field(
+        False, description="RMSNorm of each head's queries and keys, which keeps large models stable."
+    )
+    rope: bool = Field(
+        False, description="Turn queries and keys by their row and column, beside the fixed positions."
+    )
+    registers: int = Field(
+        0, ge=0, description="Learned tokens beside those of the image, which attention may use as memory."
+    )
+    bottleneck: int | None = Field(
+        None,
+        ge=1,
+        description="Embed patches by way of so many channels, fewer than a large patch has values; null: "
+        "directly.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -51,6 +82,11 @@ class DiTConfig(NetworkConfig):
                 key=lambda d: abs(d - self.heads),
             )
             raise ValueError(f"heads: {self.heads} does not divide width={self.width}; the nearest is {near}")
+        if self.rope and self.width // self.heads % 4:
+            raise ValueError(
+                f"rope: turns groups of 4 channels, and heads of {self.width // self.heads} are no multiple; "
+                f"set heads={self.width // 4}, or a divisor of it"
+            )
         return self
 
     def build(self, data: DataSpec, *, conditional: bool, outputs: int = 1, spans: bool = False) -> DiT:
@@ -104,16 +140,29 @@ class DiT(nn.Module):
         width, patch = config.width, config.patch
         self._patch = patch
         self._grid = (data.height // patch, data.width // patch)
-        self.embed_patch = nn.Conv2d(data.channels, width, patch, stride=patch)
+        self.embed_patch = _patches(data.channels, width, patch, config.bottleneck)
         self.embed_time = embedding(width)
         self.embed_span = embedding(width) if spans else None
         self.embed_label = nn.Embedding(data.num_classes + 1, width) if conditional else None
+        self.registers_RD = nn.Parameter(torch.zeros(config.registers, width)) if config.registers else None
         self.blocks = nn.ModuleList(
-            DiTBlock(width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+            DiTBlock(
+                width,
+                config.heads,
+                config.mlp_ratio,
+                mlp=config.mlp,
+                norm=config.norm,
+                qk_norm=config.qk_norm,
+            )
+            for _ in range(config.depth)
         )
-        self.last = LastLayer(width, patch * patch * data.channels * outputs)
+        self.last = LastLayer(width, patch * patch * data.channels * outputs, norm=config.norm)
         # Fixed, so that weights of another size of image differ in nothing but this.
         self.register_buffer("position_TD", positions(*self._grid, width), persistent=False)
+        angles_TP = None
+        if config.rope:
+            angles_TP = grid_angles(*self._grid, width // config.heads, first=config.registers)
+        self.register_buffer("angles_TP", angles_TP, persistent=False)
         self._initialise()
 
     def forward(
@@ -140,9 +189,14 @@ class DiT(nn.Module):
             assert label_B is not None, "a class-conditional network needs labels"
             condition_BD = condition_BD + self.embed_label(label_B)
         condition_BD = F.silu(condition_BD)
+        extra = 0
+        if self.registers_RD is not None:
+            extra = len(self.registers_RD)
+            registers_BRD = self.registers_RD.expand(len(x_BCHW), -1, -1).to(tokens_BTD.dtype)
+            tokens_BTD = torch.cat([registers_BRD, tokens_BTD], dim=1)
         for block in self.blocks:
-            tokens_BTD = block(tokens_BTD, condition_BD)
-        return (unpatch(self.last(tokens_BTD, condition_BD), *self._grid, self._patch),)
+            tokens_BTD = block(tokens_BTD, condition_BD, self.angles_TP)
+        return (unpatch(self.last(tokens_BTD[:, extra:], condition_BD), *self._grid, self._patch),)
 
     def _initialise(self) -> None:
         """The authors' initialisation: Xavier in linear layers, small embeddings, zero gates."""
@@ -150,8 +204,9 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.embed_patch.weight.view(self.embed_patch.weight.shape[0], -1))
-        nn.init.zeros_(_bias(self.embed_patch))
+        self.embed_patch.apply(_initialise_patches)
+        if self.registers_RD is not None:
+            nn.init.normal_(self.registers_RD, std=0.02)
         for layer in [*self.embed_time, *(self.embed_span or ())]:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
@@ -163,54 +218,18 @@ class DiT(nn.Module):
         nn.init.zeros_(self.last.out.weight)
 
 
-class DiTBlock(nn.Module):
-    """Self-attention and MLP, each normalised, modulated and gated by the condition: adaLN-Zero."""
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        hidden = int(width * mlp_ratio)
-        self._heads = heads
-        self.modulation = nn.Linear(width, 6 * width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, width))
-
-    def forward(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
-        """Tokens of the same shape."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
-            self.modulation(condition_BD).unsqueeze(1).chunk(6, dim=-1)
-        )
-        x_BTD = x_BTD + gate_a * self._attend(modulate(x_BTD, shift_a, scale_a))
-        return x_BTD + gate_m * self.mlp(modulate(x_BTD, shift_m, scale_m))  # type: ignore[no-any-return]
-
-    def _attend(self, x_BTD: Tensor) -> Tensor:
-        q, k, v = self.qkv(x_BTD).unflatten(-1, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed_BHTE = F.scaled_dot_product_attention(q, k, v)
-        return self.project(mixed_BHTE.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-class LastLayer(nn.Module):
-    """Tokens to patches: normalised and modulated, then linear from zero."""
-
-    def __init__(self, width: int, values: int) -> None:
-        super().__init__()
-        self.modulation = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, values)
-
-    def forward(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
-        """[B, T, P * P * C]."""
-        shift, scale = self.modulation(condition_BD).unsqueeze(1).chunk(2, dim=-1)
-        return self.out(modulate(x_BTD, shift, scale))  # type: ignore[no-any-return]
-
-
 def embedding(width: int) -> nn.Sequential:
     """From sinusoids of a time to tokens' width."""
     return nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
 
-def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-    """Layer norm without its own weights, then scale and shift from the condition."""
-    return F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=1e-6) * (1 + scale_B1D) + shift_B1D
+def _patches(channels: int, width: int, patch: int, bottleneck: int | None) -> nn.Module:
+    """[B, C, H, W] to [B, D, H / P, W / P]."""
+    if bottleneck is None:
+        return nn.Conv2d(channels, width, patch, stride=patch)
+    return nn.Sequential(
+        nn.Conv2d(channels, bottleneck, patch, stride=patch, bias=False), nn.Conv2d(bottleneck, width, 1)
+    )
 
 
 def unpatch(tokens_BTE: Tensor, rows: int, columns: int, patch: int) -> Tensor:
@@ -236,9 +255,13 @@ def positions(rows: int, columns: int, width: int) -> Tensor:
     return torch.cat(parts, dim=1).float()
 
 
-def _bias(layer: nn.Conv2d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias
+def _initialise_patches(layer: nn.Module) -> None:
+    """A convolution as a linear layer of the patch's values."""
+    if not isinstance(layer, nn.Conv2d):
+        return
+    nn.init.xavier_uniform_(layer.weight.view(layer.weight.shape[0], -1))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 COMPONENT = DiTConfig

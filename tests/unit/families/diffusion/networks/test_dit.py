@@ -10,11 +10,14 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from pydantic import ValidationError
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import SampleRng, seeded
+from sfumato.families.diffusion.dit_blocks import DiTBlock
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.networks.dit import DiT, DiTBlock, DiTConfig, positions, sinusoids, unpatch
+from sfumato.families.diffusion.networks.dit import DiT, DiTConfig, positions, sinusoids, unpatch
+from sfumato.layers.rope import grid_angles
 
 DATA = DataSpec(1, 8, 12, ("a", "b"))
 CONFIG = DiTConfig(kind="dit", patch=2, width=16, depth=2, heads=2)
@@ -170,3 +173,97 @@ def test_sides_that_patches_cannot_tile() -> None:
     assert "model.network.patch: 8 does not divide the image height of 28" in problem
     assert "use a height of 32, or a patch of 7" in problem
     assert config.model_copy(update={"patch": 7}).problems(DataSpec(1, 28, 28)) == []
+
+
+LIGHTNING = {"mlp": "swiglu", "norm": "rms", "qk_norm": True, "rope": True}
+
+
+def test_a_block_of_lightningdit_is_the_authors() -> None:
+    """RMSNorm, SwiGLU, normed and turned queries and keys, written out with complex numbers and softmax."""
+    width, heads, rows, grid = 16, 2, 3, (2, 3)
+    tokens, each = grid[0] * grid[1], width // heads
+    block = DiTBlock(width, heads, 4.0, mlp="swiglu", norm="rms", qk_norm=True)
+    awake(block)
+    x, c = torch.randn(rows, tokens, width), torch.randn(rows, width)
+    angles = grid_angles(*grid, each, first=0)
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.modulation(c)[:, None].split(width, dim=2)
+
+    def rms(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return value * (value.square().mean(-1, keepdim=True) + 1e-6) ** -0.5 * weight
+
+    def turn(value: torch.Tensor) -> torch.Tensor:
+        pairs = torch.view_as_complex(value.unflatten(-1, (-1, 2)).contiguous())
+        speed = 10_000 ** -(torch.arange(each // 4) / (each // 4))
+        place = torch.stack(
+            [torch.cat([row * speed, column * speed]) for row in range(grid[0]) for column in range(grid[1])]
+        )
+        return torch.view_as_real(pairs * torch.polar(torch.ones_like(place), place)).flatten(-2)
+
+    h = rms(x, block.norm_a.weight) * (1 + scale_a) + shift_a
+    q, k, v = (part.unflatten(2, (heads, each)).transpose(1, 2) for part in block.qkv(h).split(width, dim=2))
+    q, k = turn(rms(q, block.norm_q.weight)), turn(rms(k, block.norm_k.weight))
+    mixed = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(each), dim=-1) @ v
+    y = x + gate_a * block.project(mixed.transpose(1, 2).flatten(2))
+    h = rms(y, block.norm_m.weight) * (1 + scale_m) + shift_m
+    hidden = int(2 / 3 * 4 * width)
+    gate, value = h @ block.mlp.both.weight[:hidden].T, h @ block.mlp.both.weight[hidden:].T
+    gate, value = gate + block.mlp.both.bias[:hidden], value + block.mlp.both.bias[hidden:]
+    swish = gate / (1 + torch.exp(-gate)) * value
+    expected = y + gate_m * (swish @ block.mlp.out.weight.T + block.mlp.out.bias)
+    torch.testing.assert_close(block(x, c, angles), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_registers_are_seen_and_left_out_of_the_answer() -> None:
+    net = awake(build(CONFIG.model_copy(update={"registers": 3, "rope": True}), conditional=False))
+    x, t = torch.randn(2, 1, 8, 12), torch.tensor(1.0)
+    before = net(x, t)[0]
+    assert before.shape == x.shape
+    assert net.angles_TP.shape == (3 + 24, 4) and not net.angles_TP[:3].any()
+    with torch.no_grad():
+        net.registers_RD.mul_(3)
+    assert not torch.allclose(net(x, t)[0], before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "millions"),
+    [
+        # LightningDiT-XL/1 on the latents of VA-VAE (Yao et al. 2025, table 5)
+        ({"patch": 1, "width": 1152, "depth": 28, "heads": 16, **LIGHTNING}, (32, 16, 16), 675),
+        # JiT-B/16, JiT-L/16 (Li & He 2025, table 7)
+        (
+            {"patch": 16, "width": 768, "depth": 12, "heads": 12, "bottleneck": 128, **LIGHTNING},
+            (3, 256, 256),
+            131,
+        ),
+        (
+            {"patch": 16, "width": 1024, "depth": 24, "heads": 16, "bottleneck": 128, **LIGHTNING},
+            (3, 256, 256),
+            459,
+        ),
+        # DiT-XL/2, which SiT-XL/2 is (Peebles & Xie 2023, table 4; Ma et al. 2024)
+        ({"patch": 2, "width": 1152, "depth": 28, "heads": 16}, (4, 32, 32), 675),
+    ],
+)
+def test_published_sizes(settings: dict[str, object], data: tuple[int, int, int], millions: int) -> None:
+    with torch.device("meta"):
+        config = DiTConfig.model_validate({"kind": "dit", **settings})
+        net = config.build(DataSpec(*data, tuple(str(i) for i in range(1000))), conditional=True)
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, rel=5e-3)
+
+
+def test_every_option_trains_along_a_direction() -> None:
+    """Objectives such as MeanFlow differentiate the network forwards: all options have to."""
+    net = awake(
+        build(CONFIG.model_copy(update={**LIGHTNING, "registers": 1, "bottleneck": 2}), conditional=False)
+    )
+    x, v, t = torch.randn(2, 1, 8, 12), torch.randn(2, 1, 8, 12), torch.tensor(0.5)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # as the objectives do
+        _, found = torch.func.jvp(lambda y: net(y, t)[0], (x,), (v,))
+        step = 1e-2
+        expected = (net(x + step * v, t)[0] - net(x - step * v, t)[0]) / (2 * step)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_heads_that_cannot_be_turned() -> None:
+    with pytest.raises(ValidationError, match="rope: turns groups of 4 channels"):
+        DiTConfig.model_validate({"kind": "dit", "width": 24, "heads": 4, "rope": True})
