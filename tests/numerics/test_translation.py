@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from members import batch, build, view
@@ -14,10 +16,12 @@ from sfumato.core.family import SampleRequest
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
 from sfumato.core.schedules import LearningRate
+from sfumato.core.state import initial
 from sfumato.families.translation.config import TranslationConfig
 from sfumato.families.translation.generators import GENERATORS
 from sfumato.families.translation.generators.resnet import ResnetConfig
 from sfumato.families.translation.generators.unet import UnetConfig
+from sfumato.families.translation.image_pool import HELD, IMAGES, WANTED, ImagePool
 from sfumato.families.translation.objectives import SamplingConfig
 from sfumato.families.translation.objectives.cyclegan import CycleGan, Judges, Translators
 from sfumato.families.translation.patches import PatchConfig, PatchDiscriminator
@@ -100,7 +104,7 @@ def test_cyclegan_is_the_papers_loss_of_each_domain() -> None:
         cycle, same = (back(fake) - x).abs().mean(), (back(x) - x).abs().mean()
         expected_g[row] = (other(fake) - 1).square().mean() + 1.0 * cycle + 1.0 * 0.5 * same
     for phase, expected in zip(family.phases, (expected_d, expected_g), strict=True):
-        out = phase.loss(view(nets, phase.trains), rows, AT, rng(4))
+        out = phase.loss(view(nets, phase.trains), rows, replace(AT, state=initial(family)), rng(4))
         torch.testing.assert_close(out.loss_B, expected.detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -131,7 +135,7 @@ def test_translators_that_undo_each_other_have_no_cycle_loss() -> None:
     out = objective.generate(nets, rows)
     torch.testing.assert_close(out.metrics["cycle"], torch.zeros(4), rtol=0, atol=1e-6)
     torch.testing.assert_close(out.loss_B, torch.full((4,), 0.25), rtol=0, atol=1e-5)
-    torch.testing.assert_close(objective.discriminate(nets, rows).loss_B, torch.full((4,), 0.25))
+    torch.testing.assert_close(objective.discriminate(nets, rows, AT, rng(4)).loss_B, torch.full((4,), 0.25))
 
 
 def test_samples_go_to_the_domain_that_is_asked_for() -> None:
@@ -209,3 +213,50 @@ def test_a_rate_may_stay_at_its_peak_before_it_falls() -> None:
     found = [rate.at(Progress(0, images, 1_000, 1)) for images in (0, 250, 500, 750, 1_000)]
     assert found == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.0])
     assert LearningRate(decay="linear").at(Progress(0, 250, 1_000, 1)) == pytest.approx(0.75e-3)
+
+
+def test_the_pool_does_what_a_list_of_images_does() -> None:
+    """Row by row against plain lists, as in the authors' `ImagePool`, with a place drawn for every row."""
+    data, size = DataSpec(1, 1, 1), 3
+    pool = ImagePool(size, data)
+    state, places = dict(pool.first), [dict[int, float](), dict[int, float]()]
+    from_pool = 0
+    for step in range(60):
+        made, second = torch.full((1, 1, 1, 1), float(step + 1)), torch.tensor([step % 2 == 1])
+        draws = StreamRng((Piece(0, 0, 1),), rows_per_stream=1, seed=0, images=step, phase="p")
+        same = StreamRng((Piece(0, 0, 1),), rows_per_stream=1, seed=0, images=step, phase="p")
+        place, swaps = int(same.integers(size)), bool(same.uniform() < 0.5)
+        held = places[step % 2]
+        expected = held[place] if place in held and swaps else float(step + 1)
+        if swaps or place not in held:
+            held[place] = float(step + 1)
+        seen, sums = pool.swap(made, second, state, draws)
+        assert float(seen) == expected
+        from_pool += expected != step + 1
+        state = dict(pool.advance(state, sums))
+        for domain, part in enumerate(places):
+            for at, value in part.items():
+                assert float(state[IMAGES][domain * size + at]) == value
+    assert 15 <= from_pool <= 35, "half of the time, once it is full"
+
+
+def test_the_pool_is_the_same_for_any_division_of_a_batch() -> None:
+    data, size, rows = DataSpec(1, 2, 2), 4, 8
+    pool = ImagePool(size, data)
+    made, second = torch.randn(rows, 1, 2, 2), torch.arange(rows) % 3 == 0
+    state = {IMAGES: torch.randn(2 * size, 1, 2, 2), HELD: torch.ones(2 * size, dtype=torch.int64)}
+
+    def draws(first: int, count: int) -> StreamRng:
+        return StreamRng((Piece(0, first, count),), rows_per_stream=rows, seed=5, images=0, phase="p")
+
+    seen, whole = pool.swap(made, second, state, draws(0, rows))
+    halves = [pool.swap(made[at : at + 4], second[at : at + 4], state, draws(at, 4)) for at in (0, 4)]
+    assert torch.equal(torch.cat([half.seen_BCHW for half in halves]), seen)
+    summed = {name: halves[0].sums[name] + halves[1].sums[name] for name in whole}
+    after, again = pool.advance(state, whole), pool.advance(state, summed)
+    assert torch.equal(after[IMAGES], again[IMAGES])
+    alone = whole[WANTED] == 1
+    assert alone.any()
+    assert torch.equal(after[IMAGES][~alone], state[IMAGES][~alone]), (
+        "wanted by several, a place keeps its image"
+    )

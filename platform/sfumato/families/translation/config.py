@@ -67,7 +67,7 @@ class TranslationConfig(FamilyConfig):
         return {
             "pix2pix": cls(objective=Pix2Pix(column="image", l1=1.0), generator=unet, discriminator=patches),
             "cyclegan": cls(
-                objective=OBJECTIVES.make("cyclegan", cycle=1.0),
+                objective=OBJECTIVES.make("cyclegan", cycle=1.0, pool=2),
                 generator=resnet,
                 discriminator=patches,
                 ema=EmaSchedule(halflife_images=200),

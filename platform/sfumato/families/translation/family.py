@@ -10,15 +10,17 @@ from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.core.state import State
 from sfumato.families.translation.config import TranslationConfig
 
 
 class TranslationFamily:
-    """Implements `core.family.Family`."""
+    """Implements `core.family.Family` and `core.state.HasState`."""
 
     def __init__(self, config: TranslationConfig, data: DataSpec) -> None:
         objective = self._objective = config.objective
-        self._source = objective.source(data).name
+        self._source, self._data = objective.source(data).name, data
+        self.state: State = objective.first_state(data)
         nets: dict[str, NetSpec] = {
             "generator": Trainable(
                 build=lambda: objective.build_generator(config.generator, data),
@@ -38,6 +40,10 @@ class TranslationFamily:
             Phase(name="generator", trains="generator", loss=self._generate, clip_grad_norm=None),
         )
 
+    def advance(self, state: State, sums: State, progress: Progress) -> State:
+        """The objective's state after a step."""
+        return self._objective.advance(state, sums, self._data)
+
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch unchanged: translators work on pixels."""
         return batch
@@ -51,7 +57,7 @@ class TranslationFamily:
         return self._objective.translated(generator, source.to(device), request.options)
 
     def _discriminate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        return self._objective.discriminate(nets, batch)
+        return self._objective.discriminate(nets, batch, progress, rng)
 
     def _generate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         return self._objective.generate(nets, batch)

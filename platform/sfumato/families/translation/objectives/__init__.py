@@ -17,6 +17,9 @@ from sfumato.core.components import Component, Components
 from sfumato.core.conditions import Condition
 from sfumato.core.config import Config
 from sfumato.core.family import LossOut, Nets
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng
+from sfumato.core.state import State
 from sfumato.families.translation.generators import GeneratorConfig
 from sfumato.families.translation.patches import PatchConfig
 
@@ -45,12 +48,20 @@ class Objective(Component, ABC):
         """All discriminators."""
 
     @abstractmethod
-    def discriminate(self, nets: Nets, batch: Batch) -> LossOut:
+    def discriminate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """The loss of the discriminators."""
 
     @abstractmethod
     def generate(self, nets: Nets, batch: Batch) -> LossOut:
         """The loss of the translators."""
+
+    def first_state(self, data: DataSpec) -> State:
+        """The state that the losses have at the start; none by default."""
+        return {}
+
+    def advance(self, state: State, sums: State, data: DataSpec) -> State:
+        """The state after a step with these sums of the losses."""
+        return state
 
     @abstractmethod
     def translated(self, generator: nn.Module, source_BCHW: Tensor, options: SamplingConfig) -> Tensor:

@@ -22,7 +22,11 @@ from torch import Tensor, nn
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.conditions import Condition
 from sfumato.core.family import LossOut, Nets
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng
+from sfumato.core.state import State
 from sfumato.families.translation.generators import GeneratorConfig
+from sfumato.families.translation.image_pool import ImagePool
 from sfumato.families.translation.objectives import Objective, SamplingConfig, mean_of_rows
 from sfumato.families.translation.patches import PatchConfig, PatchDiscriminator
 
@@ -43,6 +47,15 @@ class CycleGan(Objective):
         description="iota: how much leaving images of the target domain alone counts, beside `cycle`.",
     )
 
+    pool: int = Field(
+        0,
+        ge=0,
+        exclude_if=lambda value: not value,
+        description="Earlier translated images of each domain that its discriminator is shown half of the "
+        "time; 50 in the paper. They are state: that many images more in every checkpoint, and summed over "
+        "the workers in every step. 0 leaves it out.",
+    )
+
     def source(self, data: DataSpec) -> Condition:
         """The image itself."""
         return Condition("source", "image", "image", data.shape, required=True)
@@ -55,15 +68,27 @@ class CycleGan(Objective):
         """Two, one for each domain."""
         return Judges(*(PatchDiscriminator(patches, data.channels, gains=False) for _ in range(2)))
 
-    def discriminate(self, nets: Nets, batch: Batch) -> LossOut:
+    def first_state(self, data: DataSpec) -> State:
+        """The pool, if there is one."""
+        return ImagePool(self.pool, data).first if self.pool else {}
+
+    def advance(self, state: State, sums: State, data: DataSpec) -> State:
+        """The pool after a step."""
+        return ImagePool(self.pool, data).advance(state, sums) if self.pool else state
+
+    def discriminate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """See the top of the file."""
         image_BCHW, second_B = batch["image"], self._second(batch)
         with torch.no_grad():
             fake_BCHW = nets["generator"](image_BCHW, second_B, there_alone=True).there_BCHW
+        sums: dict[str, Tensor] = {}
+        if self.pool:
+            shape = DataSpec(*image_BCHW.shape[1:])
+            fake_BCHW, sums = ImagePool(self.pool, shape).swap(fake_BCHW, second_B, progress.state, rng)
         own_BHW, other_BHW = nets["discriminator"](image_BCHW, fake_BCHW, second_B)
         loss_B = (mean_of_rows((own_BHW - 1).square()) + mean_of_rows(other_BHW.square())) / 2
         scores = {"real_score": mean_of_rows(own_BHW), "fake_score": mean_of_rows(other_BHW)}
-        return LossOut(loss_B, {name: value.detach() for name, value in scores.items()})
+        return LossOut(loss_B, {name: value.detach() for name, value in scores.items()}, sums)
 
     def generate(self, nets: Nets, batch: Batch) -> LossOut:
         """See the top of the file."""

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.conditions import Condition
 from sfumato.core.family import LossOut, Nets
+from sfumato.core.progress import Progress
+from sfumato.core.rng import Rng
 from sfumato.families.translation.generators import GeneratorConfig
 from sfumato.families.translation.objectives import Objective, SamplingConfig, mean_of_rows
 from sfumato.families.translation.patches import PatchConfig, PatchDiscriminator
@@ -44,7 +46,7 @@ class Pix2Pix(Objective):
         """One, of both images."""
         return PatchDiscriminator(patches, self.source(data).shape[0] + data.channels, gains=True)
 
-    def discriminate(self, nets: Nets, batch: Batch) -> LossOut:
+    def discriminate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """See the top of the file."""
         source_BCHW, image_BCHW = batch[self.column], batch["image"]
         with torch.no_grad():
