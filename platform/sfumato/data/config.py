@@ -25,6 +25,17 @@ class MixSettings(Config):
     )
 
 
+class CurriculumStage(Config):
+    """Some classes, for a while."""
+
+    classes: tuple[int, ...] = Field(description="Numbers of the classes that are read.", min_length=1)
+    images: int = Field(
+        gt=0,
+        description="Training images of this stage, rounded up to whole batches; the last stage lasts until "
+        "training ends.",
+    )
+
+
 class DataSettings(Config):
     """Which data set, in which order, and what happens to samples that cannot be used."""
 
@@ -62,6 +73,13 @@ class DataSettings(Config):
         "none",
         description="class: every class comes equally often, however rare it is; the samples of each class "
         "have their own epochs. Reads all indexes at the start.",
+    )
+    curriculum: tuple[CurriculumStage, ...] = Field(
+        (),
+        exclude_if=lambda value: not value,
+        description="Classes that are trained on one after another, such as [{classes: [0, 1], images: "
+        "10_000}, {classes: [2], images: 10_000}]; needs balance=class, and every class in some stage. "
+        "Empty: all classes throughout.",
     )
     text: bool = Field(
         False,

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.core.seeds import derive
+from sfumato.data.order.curriculum import Stage, StagedTurns
 from sfumato.data.order.epochs import Block, Order
 from sfumato.data.order.mixture import Turns
 from sfumato.data.order.pools import Pool
@@ -34,7 +35,10 @@ class Deal:
         window: int,
         rows: int,
         chunk: int | None = None,
+        stages: Sequence[Stage] = (),
     ) -> None:
+        """`stages` are those of a curriculum, in rows of a stream and numbers of pools, which then have one
+        size; none: all pools take turns throughout."""
         self._rows = rows
         self._of_one = np.zeros(rows, np.int64) if len(pools) == 1 else None
         """What is taken from a single pool, for which no turns need to be computed."""
@@ -48,9 +52,7 @@ class Deal:
             [sum(pools[number].weight for number in part) for part in self._sizes], derive(seed, "sizes")
         )
         self._turns_of_pools = {
-            (size, stream): Turns(
-                [pools[number].weight for number in part], derive(seed, "pools", size, stream)
-            )
+            (size, stream): _turns(stages, [pools[number].weight for number in part], seed, size, stream)
             for size, part in enumerate(self._sizes)
             for stream in range(streams)
         }
@@ -103,6 +105,13 @@ class _Lane:
         self.position += block.rows
         self.rounds += 1
         return block
+
+
+def _turns(
+    stages: Sequence[Stage], weights: Sequence[float], seed: int, size: int, stream: int
+) -> Turns | StagedTurns:
+    drawn = derive(seed, "pools", size, stream)
+    return StagedTurns(stages, weights, drawn) if stages else Turns(weights, drawn)
 
 
 def _orders(seed: int, pools: Sequence[Pool], streams: int, window: int, chunk: int | None) -> list[Order]:

@@ -21,6 +21,7 @@ from sfumato.data.config import DataSettings
 from sfumato.data.format.columns import TEXT, ColumnInfo
 from sfumato.data.format.index import load_shard
 from sfumato.data.format.manifest import ImageInfo, Manifest, ShardInfo, verify
+from sfumato.data.order.curriculum import Stage
 from sfumato.errors import ConfigError, DataError
 
 
@@ -73,8 +74,21 @@ def pools_of(settings: DataSettings, manifest: Manifest) -> tuple[Pool, ...]:
         for pool in _pools_of_set(path, part, weight, balance=settings.balance == "class")
     ]
     _check_transforms(settings, pools)
+    _check_curriculum(settings, manifest, pools)
     # Pools of one size together, larger ones first: the order does not depend on file names.
     return tuple(sorted(pools, key=lambda pool: (-pool.size[0] * pool.size[1], pool.size)))
+
+
+def stages_of(settings: DataSettings, pools: Sequence[Pool], batch: int) -> tuple[Stage, ...]:
+    """The stages of the recipe's curriculum, for global batches of `batch` rows; whole batches each."""
+    rows = batch // settings.streams
+    return tuple(
+        Stage(
+            -(-stage.images // batch) * rows,
+            tuple(number for number, pool in enumerate(pools) if pool.label in stage.classes),
+        )
+        for stage in settings.curriculum
+    )
 
 
 def check(settings: DataSettings, manifest: Manifest) -> tuple[Pool, ...]:
@@ -150,6 +164,26 @@ def _check_transforms(settings: DataSettings, pools: Sequence[Pool]) -> None:
         )
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
+
+
+def _check_curriculum(settings: DataSettings, manifest: Manifest, pools: Sequence[Pool]) -> None:
+    """Check that the stages of a curriculum are made of the data's classes, and leave none out."""
+    if not settings.curriculum:
+        return
+    field, classes = "data.curriculum", range(len(manifest.classes))
+    if settings.balance != "class":
+        raise ConfigError(f"{field}: its stages are classes, each read by itself; set data.balance=class")
+    if len({pool.size for pool in pools}) > 1:
+        raise ConfigError(f"{field}: the images have several sizes; pack them at one")
+    held = {pool.label for pool in pools}
+    named = [label for stage in settings.curriculum for label in stage.classes]
+    if unknown := [label for label in named if label not in classes]:
+        raise ConfigError(f"{field}: {unknown[0]} is not a class; the data has 0 to {len(classes) - 1}")
+    if empty := [label for label in named if label not in held]:
+        raise ConfigError(f"{field}: class {empty[0]} has no samples; leave it out of its stage")
+    if missing := sorted(held - set(named) - {None}):
+        shown = ", ".join(f"{label} ({manifest.classes[label]})" for label in missing[:5])
+        raise ConfigError(f"{field}: no stage has class {shown}; add it to a stage, or pack without it")
 
 
 def _size(image: ImageInfo) -> tuple[int, int]:

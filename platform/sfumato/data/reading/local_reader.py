@@ -15,7 +15,7 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.data.order.epochs import Block, Range
 from sfumato.data.order.global_batches import Deal
 from sfumato.data.order.micro_batches import plan, rank_streams
-from sfumato.data.order.pools import Pool, pools_of
+from sfumato.data.order.pools import Pool, pools_of, stages_of
 from sfumato.data.reading.batches import Collate, MicroBatches, to_batch
 from sfumato.data.reading.block_reader import BlockReader, PoolReaders
 from sfumato.data.reading.chunks import Chunk, Columns
@@ -82,7 +82,8 @@ class RankPlan:
         settings = self.settings
         rows = batch // settings.streams
         window, chunk = settings.shuffle_window, settings.shuffle_chunk
-        return Deal(self.seed, self.pools, settings.streams, window, rows, chunk)
+        stages = stages_of(settings, self.pools, batch)
+        return Deal(self.seed, self.pools, settings.streams, window, rows, chunk, stages)
 
 
 @dataclass(frozen=True, slots=True)

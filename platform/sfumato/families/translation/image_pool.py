@@ -1,11 +1,11 @@
 """A pool of translated images, so that discriminators also see those of earlier translators (Shrivastava et
 al. 2017; Zhu, Park, Isola, Efros 2017, app. 7.1).
 
-The pool is state of the family. Every row draws a place of its domain's part of the pool, and whether it swaps: with
-probability 1/2 its discriminator then sees the image that lies there, and the row's own takes its place. A place that
-holds nothing yet takes the row's image, and the discriminator sees that image itself. Where several rows of a
-global batch want one place, all see what lies there and it stays, so that a step's outcome is a sum over rows and does
-not depend on how many workers share them.
+The pool is state of the family. Every row draws a place of its domain's part of the pool, and whether it
+swaps: with probability 1/2 its discriminator then sees the image that lies there, and the row's own takes its
+place. A place that holds nothing yet takes the row's image, and the discriminator sees that image itself.
+Where several rows of a global batch want one place, all see what lies there and it stays, so that a step's
+outcome is a sum over rows and does not depend on how many workers share them.
 """
 
 from __future__ import annotations
