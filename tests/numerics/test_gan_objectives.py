@@ -21,6 +21,7 @@ from sfumato.families.gan.game import spread
 from sfumato.families.gan.gradients import r1_exact
 from sfumato.families.gan.losses import LOSSES
 from sfumato.families.gan.minibatch import MinibatchDiscrimination, MinibatchStd
+from sfumato.families.gan.replay import EARLIER, ReplayConfig
 
 DATA = DataSpec(1, 8, 8, classes=("a", "b", "c"))
 AT = Progress(step=0, images=0, total_images=100, batch=4)
@@ -231,3 +232,63 @@ def test_a_clipped_critic_is_bounded() -> None:
     )
     assert clipped.problems(DATA) == []
     assert "bounded critic" in gan({"loss": "wasserstein"}).problems(DATA)[0]
+
+
+def test_consistency_adds_the_squared_change_of_scores() -> None:
+    """By separate calls of the discriminator on images that are changed once more from the same noise."""
+    settings = {"real": 3.0, "fake": 0.5}
+    family = gan({"consistency": settings}).build(DATA)
+    nets, rows = build(family), batch()
+    found = family.phases[0].loss(view(nets, "discriminator"), rows, AT, rng(4))
+    plain = gan({}).build(DATA).phases[0].loss(view(nets, "discriminator"), rows, AT, rng(4))
+    draws = rng(4)
+    fake = nets["generator"](draws.normal(4), rows["label"]).detach()
+    change = torch.zeros(4)
+    for image, factor in ((rows["image"], 3.0), (fake, 0.5)):
+        flips, down, right = draws.uniform() < 0.5, draws.integers(3), draws.integers(3)
+        moved = torch.zeros_like(image)
+        for row in range(4):
+            source = image[row].flip(2) if flips[row] else image[row]
+            padded = F.pad(source, (1, 1, 1, 1))
+            moved[row] = padded[:, down[row] : down[row] + 8, right[row] : right[row] + 8]
+        a, b = (nets["discriminator"]([x], [rows["label"]])[0] for x in (image, moved))
+        change = change + factor * (a - b).square()
+    torch.testing.assert_close(found.loss_B, plain.loss_B + change, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.metrics["consistency"], change.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_earlier_self_is_kept_where_stages_begin_and_draws_its_share() -> None:
+    stages = [{"images": 8, "classes": [1]}, {"images": 21, "classes": [0, 1]}]
+    config = ReplayConfig.model_validate({"share": 0.5, "stages": stages})
+    kept = [
+        images
+        for images in range(4, 40, 4)
+        if config.decay(Progress(step=images // 4, images=images, total_images=100, batch=4)) == 0
+    ]
+    assert kept == [8, 24], "after the steps in which 8 and 21 images are reached"
+    family = gan({"replay": config.model_dump()}).build(DATA)
+    nets = build(family)
+    rows = {"image": torch.full((64, 1, 8, 8), 0.25), "label": torch.full((64,), 2)}
+    before, after = AT, Progress(step=2, images=8, total_images=100, batch=4)
+    assert family.prepare(nets, rows, before, rng(64)) is rows
+    mixed = family.prepare(nets, rows, after, rng(64))
+    again = mixed["label"] == 1
+    assert set(mixed["label"].tolist()) == {1, 2}
+    assert 20 <= int(again.sum()) <= 44
+    assert torch.equal(mixed["image"][~again], rows["image"][~again])
+    draws = rng(64)
+    draws.uniform(), draws.integers(1)
+    label = torch.where(again, 1, 2)
+    made = nets[EARLIER](draws.normal(4), label).clamp(-1, 1)
+    torch.testing.assert_close(mixed["image"][again], made[again].detach())
+
+
+def test_replay_of_unknown_classes_or_by_a_batch_normalised_generator_is_refused() -> None:
+    stages = {"stages": [{"images": 8, "classes": [5]}]}
+    (line,) = gan({"replay": stages}).problems(DATA)
+    assert line == "model.objective.replay.stages: 5 is not a class; the data has 0 to 2"
+    stages = {"stages": [{"images": 8, "classes": [0]}]}
+    (line,) = gan({"replay": stages}, generator_norm="batch").problems(DATA)
+    assert "set model.network.generator_norm=group" in line
+    with pytest.raises(ValidationError, match="in the order of their images"):
+        ReplayConfig.model_validate({"stages": [*stages["stages"], *stages["stages"]]})

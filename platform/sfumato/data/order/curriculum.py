@@ -37,7 +37,7 @@ class StagedTurns:
             Turns([weights[number] for number in stage.competitors], derive(seed, "stage", at))
             for at, stage in enumerate(stages)
         ]
-        self._starts = np.cumsum([0, *(stage.turns for stage in stages[:-1])]).tolist()
+        self._starts = [sum(stage.turns for stage in stages[:at]) for at in range(len(stages))]
         counts = [np.zeros(self._competitors, np.int64)]
         for at, stage in enumerate(stages[:-1]):
             counts.append(counts[-1] + self._before(at, stage.turns))

@@ -175,13 +175,13 @@ def _check_curriculum(settings: DataSettings, manifest: Manifest, pools: Sequenc
         raise ConfigError(f"{field}: its stages are classes, each read by itself; set data.balance=class")
     if len({pool.size for pool in pools}) > 1:
         raise ConfigError(f"{field}: the images have several sizes; pack them at one")
-    held = {pool.label for pool in pools}
+    held = {pool.label for pool in pools if pool.label is not None}
     named = [label for stage in settings.curriculum for label in stage.classes]
     if unknown := [label for label in named if label not in classes]:
         raise ConfigError(f"{field}: {unknown[0]} is not a class; the data has 0 to {len(classes) - 1}")
     if empty := [label for label in named if label not in held]:
         raise ConfigError(f"{field}: class {empty[0]} has no samples; leave it out of its stage")
-    if missing := sorted(held - set(named) - {None}):
+    if missing := sorted(held - set(named)):
         shown = ", ".join(f"{label} ({manifest.classes[label]})" for label in missing[:5])
         raise ConfigError(f"{field}: no stage has class {shown}; add it to a stage, or pack without it")
 

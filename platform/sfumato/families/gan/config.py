@@ -176,6 +176,20 @@ class GanConfig(FamilyConfig):
             )
         return found
 
+    def _replay_problems(self, data: DataSpec) -> list[str]:
+        replay, field = self.objective.replay, "model.objective.replay"
+        if replay is None:
+            return []
+        if self.text is not None or not self.conditions(data):
+            return [f"{field}: asks an earlier self for classes, and the model has none; leave it out"]
+        named = [label for stage in replay.stages for label in stage.classes]
+        if unknown := [label for label in named if not 0 <= label < data.num_classes]:
+            return [f"{field}.stages: {unknown[0]} is not a class; the data has 0 to {data.num_classes - 1}"]
+        if self.network.norms[0] == "batch":
+            missing = "the earlier self has no statistics for batch normalisation"
+            return [f"{field}: {missing}; set model.network.generator_norm=group"]
+        return []
+
     def _remedy_problems(self, data: DataSpec) -> list[str]:
         """Remedies that the chosen networks have no part for, and settings without effect."""
         objective, network, found = self.objective, self.network, []
@@ -209,6 +223,12 @@ class GanConfig(FamilyConfig):
                 f"model.sampling.psi: {network.kind} has no styles; use sampling.truncation, which shortens "
                 "latents"
             )
+        if objective.consistency is not None and network.norms[1] == "batch":
+            found.append(
+                "model.objective.consistency: compares scores of single images, which "
+                "model.network.discriminator_norm=batch mixes; set that to spectral or none"
+            )
+        found += self._replay_problems(data)
         if objective.augmentation is not None:
             found += objective.augmentation.problems(data)
         return found

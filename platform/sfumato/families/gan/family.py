@@ -18,6 +18,7 @@ from sfumato.families.gan.config import GanConfig
 from sfumato.families.gan.following import PowerIterations, RunningStatistics
 from sfumato.families.gan.game import Game
 from sfumato.families.gan.path_length import PathLength
+from sfumato.families.gan.replay import EARLIER, replayed
 from sfumato.families.gan.sampling import SamplingConfig, Statistics, latents
 
 
@@ -48,6 +49,9 @@ class GanFamily:
             ),
             "ema": EmaOf(source="generator", decay=config.ema.decay),
         }
+        replay = config.objective.replay
+        if replay is not None:
+            self.nets = {**self.nets, EARLIER: EmaOf(source="generator", decay=replay.decay)}
         self.phases: Sequence[Phase] = self._make_phases()
         self.state: State = self._first_state()
 
@@ -130,8 +134,12 @@ class GanFamily:
         return phases
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
-        """The batch unchanged: this model works on pixels."""
-        return batch
+        """The batch, some of whose rows an earlier self has drawn, where `objective.replay` asks for it."""
+        replay, network, latent = self._config.objective.replay, self._config.network, self._config.latent
+        if replay is None or replay.stage(progress) is None:
+            return batch
+        inputs = network.generator_inputs(self._data, latent, progress, rng)
+        return replayed(replay, nets[EARLIER], batch, latent, rng, progress, **inputs)
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1], from latents of `rng`, by the averaged generator.

@@ -56,6 +56,9 @@ class Game:
             name: (penalty, *_scored_by(penalty, groups, rng))
             for name, penalty in self._objective.joined.items()
         }
+        consistency, known = self._objective.consistency, len(groups)
+        if consistency is not None:
+            groups += consistency.groups(groups[0].detach(), groups[1].detach(), rng)
         judged = self._judged(nets, groups, label_B, progress)
         scores = [each.score_B for each in judged]
         loss_B = self._loss.discriminator(scores[0], scores[1])
@@ -68,6 +71,10 @@ class Game:
             square_B = penalty.square([scores[index] for index in at], points)
             loss_B = loss_B + penalty.factor * square_B
             metrics[name] = square_B.detach()
+        if consistency is not None:
+            change_B = consistency.penalty(scores[:2], scores[known:])
+            loss_B = loss_B + change_B
+            metrics["consistency"] = change_B.detach()
         if self._classifies:
             loss_B = loss_B + self._objective.class_weight * (_unlikely(judged[0]) + _unlikely(judged[1]))
         sums = {} if self._iterations is None else self._iterations.sums(nets["discriminator"])

@@ -10,11 +10,13 @@ from sfumato.core.config import Config
 from sfumato.core.earlier_defaults import Before
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.families.gan.augmentations import AUGMENTATIONS, Augmentation
+from sfumato.families.gan.consistency import ConsistencyConfig
 from sfumato.families.gan.losses import LOSSES, Loss
 from sfumato.families.gan.losses.nonsaturating import Nonsaturating
 from sfumato.families.gan.path_length import PathLengthConfig
 from sfumato.families.gan.penalties import PENALTIES, Penalty
 from sfumato.families.gan.penalties.r1 import R1, R1Config
+from sfumato.families.gan.replay import ReplayConfig
 from sfumato.families.gan.slopes import SlopePenalty
 
 
@@ -82,6 +84,19 @@ class ObjectiveConfig(Config):
         exclude_if=lambda value: value is None,
         description="Augmentation of what the discriminator sees: diffaugment (Zhao et al. 2020), ada "
         "(Karras et al. 2020); null leaves it out.",
+    )
+
+    consistency: ConsistencyConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Consistency regularisation of the discriminator (Zhang et al. 2020; Zhao et al. 2021); "
+        "null leaves it out.",
+    )
+    replay: ReplayConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Images of an earlier self in the place of some real ones, against forgetting with "
+        "data.curriculum (Shin et al. 2017); null leaves it out.",
     )
 
     @property

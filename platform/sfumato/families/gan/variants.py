@@ -37,6 +37,9 @@ def variants() -> dict[str, dict[str, Any]]:
     }
     joined = [{"kind": kind, "every": 1, "joined": True} for kind in ("r1", "r2")]
     found["relativistic"] = _member(PLAIN, loss="relativistic", penalties=joined)
+    found["replay"] = _member(
+        PLAIN, consistency={}, replay={"stages": [{"images": 1, "classes": [0]}]}, r1={"every": 2}
+    )
     auxiliary = {**PLAIN, "label_score": "auxiliary"}
     found["auxiliary"] = _member(
         auxiliary, augmentation="diffaugment", feature_matching=1.0, penalties=[{"kind": "r2", "every": 2}]
