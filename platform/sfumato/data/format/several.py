@@ -24,6 +24,8 @@ from sfumato.data.format.ranges import Range, read_ranges
 from sfumato.errors import DataError
 
 _INT = np.dtype("<i8")
+_LEAST = 8 * 4
+"""Bytes of a file without a sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ def _trimmed(value: NDArray[Any]) -> bytes:
 @lru_cache(maxsize=64)
 def _table(folder: str, name: str, size: int) -> Table:
     damaged = DataError(f"{folder}: {name}: damaged; precompute the data set again")
+    if size < _LEAST:
+        raise damaged
     sizes = _numbers(folder, name, [(size - 16, 16)])
     if len(sizes) != 2 or min(sizes) < 0 or 8 * (int(sum(sizes)) + 4) > size:
         raise damaged

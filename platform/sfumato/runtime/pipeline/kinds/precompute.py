@@ -15,7 +15,6 @@ from sfumato.errors import ConfigError, DataError
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster.use import Actors, Use
 from sfumato.runtime.commands import precompute as encoding
-from sfumato.runtime.commands.precompute_jobs import Kind
 from sfumato.runtime.pipeline.place import PipelinePlace
 from sfumato.runtime.pipeline.schedule import Demand
 from sfumato.runtime.pipeline.stage import Outputs, StageSettings, Work
@@ -33,7 +32,9 @@ class PrecomputeStage(StageSettings):
     )
     data: str = Field(min_length=1, description="The data set to encode: ${stage.data}, or its folder.")
     dest: str = Field(min_length=1, description="Folder of the new data set.")
-    arrays: Kind = Field("auto", description="latents, codes, or auto: codes if there are any.")
+    arrays: Literal["auto", "latents", "codes"] = Field(
+        "auto", description="latents, codes, or auto: codes if there are any."
+    )
     actors: int = Field(1, ge=1, description="How many shards are encoded in parallel.")
     cpus_per_actor: float = Field(1.0, ge=0.1, description="CPUs of each actor.")
     gpus_per_actor: float = Field(0.0, ge=0, description="GPUs of each actor; a fraction shares one.")
