@@ -11,6 +11,7 @@ from repository import DIGITS, PIPELINES
 
 from sfumato import recipe as recipes
 from sfumato.core.batch import DataSpec
+from sfumato.core.columns import Column
 from sfumato.core.pretrained import Reference, references
 from sfumato.data.format.columns import TEXT_COLUMN
 from sfumato.errors import ConfigError
@@ -25,6 +26,7 @@ def problems(*overrides: str) -> tuple[str, ...]:
     return caught.value.problems
 
 
+FEATURES = Column("vector", "float32", (64,))
 _28x28 = (DataSpec(1, 28, 28, tuple("0123456789")), 60_000)
 SETS = {
     "digits": (DIGITS_SPEC, 1_797),
@@ -38,6 +40,7 @@ SETS = {
     "captions": (DataSpec(3, 256, 256, extra={"text": TEXT_COLUMN}), 1_000_000),
     "emoji": (DataSpec(3, 64, 64, extra={"text": TEXT_COLUMN}), 1_700),
     "shapes": (DataSpec(3, 32, 32, extra={"text": TEXT_COLUMN}), 50_000),
+    "shapes/unclip": (DataSpec(3, 32, 32, extra={"text": TEXT_COLUMN, "features": FEATURES}), 50_000),
 }
 
 
