@@ -108,7 +108,12 @@ def main() -> None:
     parser.add_argument("--real", required=True, help="Real images that it was not trained on.")
     parser.add_argument("--num", type=int, default=64, help="Pictures of each scheme, and real ones.")
     parser.add_argument("--fd", type=int, default=512, help="Samples for the Frechet distance; 0: none.")
+    parser.add_argument(
+        "--plain", type=int, default=2, help="Seeds of unmarked samples that it is measured of."
+    )
     parser.add_argument("--schemes", nargs="+", default=NOISES.names())
+    parser.add_argument("--steps", type=int, help="From picture to noise; default: as many as to draw.")
+    parser.add_argument("--refine", type=int, default=2, help="Iterations of each of these steps.")
     parser.add_argument("--set", nargs="*", default=[], help="Sampling options, such as guidance=1.")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -126,9 +131,12 @@ def main() -> None:
             return float("nan")
         return frechet_distance(reference, Moments.of(extract(images).embedding_ND))
 
-    plain = [distance(model.sample(options.fd, seed=seed)) for seed in (1, 2)] if options.fd else []
+    seeds = range(1, options.plain + 1) if options.fd else ()
+    plain = [distance(model.sample(options.fd, seed=seed)) for seed in seeds]
     print(f"fd of unmarked samples: {', '.join(f'{value:.3f}' for value in plain)}", flush=True)
-    reader = NoiseReader(marked_by(model, NOISES.make(options.schemes[0])))
+    marked = marked_by(model, NOISES.make(options.schemes[0]))
+    reader = NoiseReader(marked, steps=options.steps, refine=options.refine)
+    reader.block = min(reader.block, options.num)
     few = list(real[-options.num :])
     unmarked = {name: noises(reader, changed(few, change)) for name, change in CHANGES.items()}
     rows = []
