@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from scipy import stats
 from sfumato.core.batch import Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
+from sfumato.families.diffusion import couplings
 from sfumato.families.diffusion.labels import Guided, LabelDropout
 from sfumato.families.diffusion.objectives.rectified_flow import (
     RectifiedFlow,
@@ -173,3 +175,106 @@ def test_training_times_are_shifted_as_sampling_times_are() -> None:
         objective.loss({"network": Seen()}, batch, LabelDropout(None, 0), Progress(0, 0, 1, 1), rng)
     plain, shifted = seen
     torch.testing.assert_close(shifted / (1 - shifted), 3 * plain / (1 - plain), rtol=1e-3, atol=1e-5)
+
+
+def mean_loss(config: RectifiedFlowConfig, answer, x0: torch.Tensor) -> tuple[torch.Tensor, Velocity]:  # type: ignore[no-untyped-def]
+    network, rows = Velocity(answer), len(x0)
+    rng = StreamRng([Piece(0, 0, rows)], rows_per_stream=rows, seed=0, images=0, phase="flow")
+    batch = {"image": x0}
+    out = RectifiedFlow(config).loss(
+        {"network": network}, batch, LabelDropout(None, 0), Progress(0, 0, 1, 1), rng
+    )
+    return out.loss_B, network
+
+
+def test_an_image_is_learnt_by_the_error_of_its_velocity() -> None:
+    """JiT: ||v_theta - v||^2 with v = (x_t - x) / t is ||x_theta - x||^2 / t^2, t no smaller than 0.05."""
+    x0 = torch.rand(512, 1, 2, 2) * 2 - 1
+    loss, network = mean_loss(
+        RectifiedFlowConfig(times="uniform", predict="image"), lambda x, t: torch.full_like(x, 0.25), x0
+    )
+    t = network.seen[0][1] / 1000
+    expected = (0.25 - x0).square().mean(dim=(1, 2, 3)) / t.clamp(min=0.05) ** 2
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_model_of_images_draws_as_one_of_velocities(clip: bool) -> None:
+    noise = SampleRng(0, range(3)).normal(1, 2, 2)
+    options = RectifiedFlowSampling(sampler="heun", steps=6)
+
+    def image(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x - t * gaussian_velocity(x, t)
+
+    guided = Guided(Velocity(image), None, 1.0, 0)
+    of_images = RectifiedFlow(RectifiedFlowConfig(predict="image"))
+    found = of_images.sample(guided, noise, options, SampleRng(0, range(3)), clip=clip)
+    torch.testing.assert_close(
+        found, draw(gaussian_velocity, options, noise, clip=clip), rtol=1e-5, atol=1e-5
+    )
+    sigma, x = torch.tensor([0.5, 2.0, 9.0]), torch.randn(3, 1, 2, 2)
+    torch.testing.assert_close(
+        of_images.image_in(lambda y, t: image(y, (t / 1000).view(-1, 1, 1, 1)), x, sigma),
+        RectifiedFlow(RectifiedFlowConfig()).image_in(
+            lambda y, t: gaussian_velocity(y, (t / 1000).view(-1, 1, 1, 1)), x, sigma
+        ),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_contrast_subtracts_the_distance_to_the_neighbour() -> None:
+    x0 = torch.rand(6, 1, 2, 2) * 2 - 1
+    plain, network = mean_loss(RectifiedFlowConfig(times="uniform"), lambda x, t: torch.zeros_like(x), x0)
+    found, _ = mean_loss(
+        RectifiedFlowConfig(times="uniform", contrast=0.05), lambda x, t: torch.zeros_like(x), x0
+    )
+    xt, t = network.seen[0][0], (network.seen[0][1] / 1000).view(-1, 1, 1, 1)
+    velocity = (xt - x0) / t
+    for row, other in enumerate((1, 0, 3, 2, 5, 4)):
+        assert found[row].item() == pytest.approx(
+            plain[row].item() - 0.05 * velocity[other].square().mean().item(), rel=1e-4
+        )
+    alone, _ = mean_loss(RectifiedFlowConfig(contrast=0.05), lambda x, t: torch.zeros_like(x), x0[:1])
+    assert torch.isfinite(alone).all()
+
+
+def test_optimal_coupling_is_the_shortest_of_all_assignments() -> None:
+    x0, eps = torch.randn(5, 1, 2, 2), torch.randn(5, 1, 2, 2)
+
+    def length(order: tuple[int, ...]) -> float:
+        return (x0 - eps[list(order)]).square().sum().item()
+
+    best = min(itertools.permutations(range(5)), key=length)
+    assert torch.equal(couplings.nearest(x0, eps), eps[list(best)])
+    _, network = mean_loss(
+        RectifiedFlowConfig(times="uniform", coupling="optimal"), lambda x, t: torch.zeros_like(x), x0
+    )
+    _, drawn = mean_loss(RectifiedFlowConfig(times="uniform"), lambda x, t: torch.zeros_like(x), x0)
+
+    def noises(seen) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        xt, t = seen[0], (seen[1] / 1000).view(-1, 1, 1, 1)
+        return (xt - (1 - t) * x0) / t
+
+    found, before = noises(network.seen[0]), noises(drawn.seen[0])
+    torch.testing.assert_close(
+        found.flatten().sort().values, before.flatten().sort().values, rtol=1e-3, atol=1e-3
+    )
+    assert (x0 - found).square().sum() < (x0 - before).square().sum()
+
+
+@pytest.mark.parametrize("diffusion", [0.5, 2.0])
+def test_the_stochastic_equation_has_the_densities_of_the_flow(diffusion: float) -> None:
+    """Gaussian data come out Gaussian, whatever the noise on the way; the first noise is forgotten."""
+    rows = 4000
+    noise = SampleRng(0, range(rows)).normal(1, 1, 1)
+    options = RectifiedFlowSampling(sampler="euler", steps=60, diffusion=diffusion)
+    found = draw(gaussian_velocity, options, noise).flatten().numpy()
+    assert found.mean() == pytest.approx(MEAN, abs=0.03)
+    assert found.std() == pytest.approx(STD, rel=0.06)
+    flow = draw(gaussian_velocity, RectifiedFlowSampling(sampler="euler", steps=60), noise).flatten().numpy()
+    assert stats.pearsonr(flow, noise.flatten().numpy()).statistic > 0.999
+    assert stats.pearsonr(found, noise.flatten().numpy()).statistic < 0.9
+    assert "adds noise" in options.adds_noise
+    with pytest.raises(ValueError, match="sampler=euler"):
+        RectifiedFlowSampling(diffusion=1.0)

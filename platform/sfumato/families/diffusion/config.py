@@ -170,8 +170,13 @@ class DiffusionConfig(FamilyConfig):
         }
 
     def couples_rows(self) -> bool:
-        """Whether the network has dropout, whose mask is one draw for the whole micro-batch."""
-        return self.network.couples_rows()
+        """Whether the network has dropout, whose mask is one draw for the whole micro-batch, or the objective
+        compares rows."""
+        return self.network.couples_rows() or self.objective.couples_rows()
+
+    def compared_rows(self) -> int:
+        """As the objective compares them."""
+        return self.objective.compared_rows()
 
     def problems(self, data: DataSpec) -> list[str]:
         """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""

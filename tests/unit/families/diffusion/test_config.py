@@ -236,3 +236,15 @@ def test_diffusers_has_pipelines_for_ddpm_alone(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="use --format safetensors"):
             family.export_diffusers({}, str(tmp_path / name), variant.sampling)
         assert not (tmp_path / name).exists()
+
+
+def test_objectives_that_compare_rows_say_so() -> None:
+    """Then the batch must be cut alike for any number of workers (`Recipe.problems`)."""
+
+    def model(**objective: object) -> DiffusionConfig:
+        content = {"family": "diffusion", "objective": {"kind": "rectified_flow", **objective}}
+        return DiffusionConfig.model_validate(content)
+
+    assert not model().couples_rows() and model().compared_rows() == 1
+    assert model(coupling="optimal").couples_rows()
+    assert model(contrast=0.05).couples_rows() and model(contrast=0.05).compared_rows() == 2

@@ -251,6 +251,14 @@ class ObjectiveConfig(Component, ABC):
     def build(self, *, latents: bool = False) -> Objective:
         """The objective of a model of pixels, or of latents."""
 
+    def couples_rows(self) -> bool:
+        """Whether a row's loss depends on the other rows of its micro-batch."""
+        return False
+
+    def compared_rows(self) -> int:
+        """Into groups of how many rows a micro-batch must divide."""
+        return 1
+
     def problems(self, own: Model, data: DataSpec) -> list[str]:
         """Conflicts with the rest of the model's configuration `own`, one line each."""
         return []
