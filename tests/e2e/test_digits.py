@@ -23,6 +23,11 @@ from sfumato.runtime.runs.targets import model_of
 from sfumato.sampling.model_files import read_card
 
 RECIPE = DIGITS
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "hunter2-of-the-bucket",
+    "HF_TOKEN": "hunter2-of-the-hub",
+    "MLFLOW_TRACKING_PASSWORD": "hunter2-of-the-server",
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +58,14 @@ def run(project: Path) -> dict:
     done = subprocess.run(
         [sys.executable, "-m", "sfumato", "run", "tiny.yaml", "--json"],
         cwd=project,
+        env={**os.environ, **SECRETS},
         capture_output=True,
         text=True,
         timeout=700,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert not any(secret in done.stdout + done.stderr for secret in SECRETS.values())
     for stage in ("pack", "train", "evaluate", "register"):
         assert f"✓ {stage}: " in done.stderr
     noise = [
@@ -92,6 +99,15 @@ def test_the_run_leaves_everything_behind(run: dict, project: Path) -> None:
     for path in folder.rglob("*"):
         asked = 0o777 if path.is_dir() else 0o666
         assert path.stat().st_mode & 0o777 == asked & ~umask, f"{path} has modes of its own"
+
+
+def test_no_file_holds_a_secret_of_the_surroundings(run: dict, project: Path) -> None:
+    """Logs of Ray and of the workers, run.json, the database of MLflow, its artifacts, the checkpoints."""
+    files = [path for path in project.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "run.json", "raylet.out"} <= {path.name for path in files}
+    for path in files:
+        content = path.read_bytes()
+        assert not any(secret.encode() in content for secret in SECRETS.values()), path
 
 
 def test_mlflow_has_curves_pictures_params_data_and_the_model(run: dict, project: Path) -> None:

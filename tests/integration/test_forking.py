@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,52 @@ def test_a_server_imports_forks_and_leaves_nothing(tmp_path: Path, monkeypatch: 
     finally:
         server.close()
     assert not Path(variable[1]).parent.exists()
+
+
+def test_the_server_says_when_it_can_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that imports until it is told to end: before that nobody may be sent to the server."""
+    gate = tmp_path / "open"
+    (tmp_path / "slow_to_import.py").write_text(
+        f"import os, time\nwhile not os.path.exists({str(gate)!r}):\n    time.sleep(0.05)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    server = ForkServer(["slow_to_import"], {})
+    try:
+        waiting = threading.Thread(target=server.wait)
+        waiting.start()
+        waiting.join(3)
+        assert server.variables(), "its address is known before"
+        assert waiting.is_alive()
+        gate.touch()
+        waiting.join()
+    finally:
+        server.close()
+    server.wait()  # one that has ended is not waited for
+
+
+@pytest.mark.slow  # mostly waits
+def test_a_slow_import_does_not_break_the_start(tmp_path: Path) -> None:
+    """A server that imports for twice as long as Ray lets workers register."""
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(20)\n")
+    (tmp_path / "command.py").write_text(
+        "from pathlib import Path\n"
+        "from sfumato.runtime.cluster import private_cluster, ray_cluster\n"
+        "private_cluster.LOOPBACK['RAY_worker_register_timeout_seconds'] = '10'\n"
+        "with ray_cluster.cluster(2, Path('logs'), modules=['slow_to_import']):\n"
+        "    import ray\n"
+        "    def parent():\n"
+        "        import psutil\n"
+        "        return psutil.Process().parent().cmdline()[-1]\n"
+        "    print(ray.get(ray.remote(parent).remote()))\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *(place for place in sys.path if place)])
+    done = subprocess.run(
+        [sys.executable, "command.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=400,
+        check=True,
+    )
+    assert done.stdout.strip().endswith("fork_server.py")

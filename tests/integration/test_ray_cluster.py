@@ -165,3 +165,22 @@ def test_more_workers_than_cores_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     assert ray_cluster.warnings(ParallelSettings(workers=1)) == []
     assert ray_cluster.threads_per_worker(ParallelSettings(workers=2), 8) == 4
     assert ray_cluster.threads_per_worker(ParallelSettings(workers=9), 8) == 1
+
+
+def test_remarks_of_ray_stay_out_of_a_jobs_output(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a cluster that was joined, as on a private one. Ray's thread looks up `sys.stdout` each time."""
+    import ray
+    from ray._private.worker import print_to_stdstream
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray_cluster, "_connected", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
+    remark = "Task Worker.ready failed. There are 3 retries remaining, so the task will be retried."
+    with ray_cluster.cluster(1, tmp_path):
+        print_to_stdstream({"lines": [remark], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert capsys.readouterr() == ("", "")
+    assert remark in (tmp_path / "ray-messages.txt").read_text()

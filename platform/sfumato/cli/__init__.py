@@ -37,6 +37,7 @@ from sfumato.cli.plain_help import PlainGroup
 from sfumato.core.drafts import result_of
 from sfumato.errors import Interrupted, SfumatoError
 from sfumato.runtime.cluster import terminate
+from sfumato.tracking.redact import clean_uri
 
 app = typer.Typer(
     name="sfumato",
@@ -158,5 +159,5 @@ def _end_of_a_defect(error: Exception) -> NoReturn:
 
 def _complain(text: str) -> None:
     console = Console(stderr=True, highlight=False)
-    for line in text.splitlines():
+    for line in clean_uri(text).splitlines():  # logs of jobs and CI keep what is said here
         console.print(f"[red]error:[/] {escape(line)}", soft_wrap=True)

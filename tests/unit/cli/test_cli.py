@@ -203,6 +203,11 @@ def test_a_disk_that_is_full_is_no_defect(
     assert status == 1 and "ZeroDivisionError: division by zero (a defect of Sfumato" in err
 
 
+def test_lines_hide_the_credentials_of_places(sfumato_here: Any, tmp_path: Path) -> None:
+    status, out, err = sfumato_here("data", "verify", f"odd://me:hunter2@{tmp_path.name}/set?token=hunter3")
+    assert status == 2 and "odd://[hidden]@" in err and "hunter" not in out + err
+
+
 def test_sigterm_is_heard_by_commands_without_a_cluster(
     monkeypatch: pytest.MonkeyPatch, sfumato_here: Any
 ) -> None:

@@ -1,7 +1,7 @@
 """The program from which a private cluster's workers are forked (see `forking.py`).
 
 It reads a line of JSON (`path`: where modules are looked for, `modules`: those to import), writes the path of
-its socket, imports, and then serves. It ends with the process that holds the other end of its standard input,
+its socket, imports, writes another line, and then serves. It ends with the process that holds the other end of its standard input,
 and its workers end with it.
 """
 
@@ -27,6 +27,8 @@ _NO_JOB = "ffffffff"
 """Ray's identifier of no job. A worker's first task tells it the job, as in workers that Ray starts early."""
 _FIRST_TO_END = "1000"
 """When memory is out, the kernel ends workers before Ray's daemons; the value is Ray's own."""
+_PATIENCE_S = 30.0
+"""For a starter that asks and then stops: others wait for it."""
 
 
 def main() -> None:
@@ -47,6 +49,7 @@ def main() -> None:
         print(address, flush=True)
         _preload(order["modules"])
         if _workers_would_differ():  # otherwise they start as Ray starts them
+            print("ready", flush=True)
             _serve(listening)
 
 
@@ -114,7 +117,7 @@ def _serve(listening: socket.socket) -> None:
         if listening not in ready:
             return
         with listening.accept()[0] as asking, contextlib.suppress(OSError, ValueError):
-            asking.settimeout(10)
+            asking.settimeout(_PATIENCE_S)
             asking.sendall(GO)
             order, streams = _received(asking)
             try:

@@ -6,8 +6,9 @@ Ray and mostly torch, as would a sweep's next trial and a restarted worker. Here
 it: their pages are shared, and a start takes hundredths of a second instead of seconds.
 
 Ray believes that it starts `worker_starter.py`, which asks for a fork and ends. Ray knows its workers by the
-identity that it gave them, not by the process that it started. Without a server, or if it does not answer,
-workers start as they always do; existing clusters (RAY_ADDRESS) have none.
+identity that it gave them, not by the process that it started. Without a server workers start as they always
+do; existing clusters (RAY_ADDRESS) have none. Ray gives a worker so long to register, however slow the
+machine is; so a cluster starts no worker before the server can fork (`wait`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class ForkServer:
 
     def __init__(self, modules: Sequence[str], variables: dict[str, str]) -> None:
         self._address: str | None = None
+        self._waited = False
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_SERVER)],
             stdin=subprocess.PIPE,
@@ -66,6 +68,14 @@ class ForkServer:
             assert self._process.stdout is not None
             self._address = self._process.stdout.readline().decode().strip()
         return {ADDRESS: self._address} if self._address else {}
+
+    def wait(self) -> None:
+        """Wait, however long it takes, until the server has imported everything or has ended."""
+        self.variables()
+        if not self._waited:
+            assert self._process.stdout is not None
+            self._process.stdout.readline()
+            self._waited = True
 
     def close(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):

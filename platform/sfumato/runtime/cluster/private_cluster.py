@@ -36,7 +36,9 @@ LOOPBACK = {
     "GLOO_SOCKET_IFNAME": "lo",
     # Nobody drains its node, and to look for that takes a process.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Workers wait until the process from which they are forked has imported everything.
+    # Ray would hold back the driver until its first workers are there, for ever if these come too late. They
+    # start when they are needed, which is after the process from which they are forked has imported everything.
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_register_timeout_seconds": "240",
     # Ray ends its daemon where its agents, two processes of Python, are not there in time.
     "RAY_agent_register_timeout_ms": "120000",
@@ -62,9 +64,11 @@ def private(
             import ray
 
             try:
-                with _messages_to(logs):
+                with messages_to(logs):
                     try:
                         _start(cpus, home, logs, dashboard=dashboard, forks=bool(forks))
+                        if server:
+                            server.wait()
                         finish = functools.partial(_end_without_gcs, home, logs)
                         with words.while_alive(_gcs_runs(), LOST_GCS, finish):
                             yield
@@ -189,8 +193,11 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _messages_to(logs: Path) -> Iterator[None]:
-    """Send reports of Ray's daemons to a file: Ray prints them on standard output, meant for results."""
+def messages_to(logs: Path) -> Iterator[None]:
+    """Send reports of Ray's daemons to a file: Ray prints them on standard output, meant for results.
+
+    Most are about what we do ourselves, such as "Task Worker.ready failed. ... killed by `ray.kill`".
+    """
     logs.mkdir(parents=True, exist_ok=True)
     with (logs / "ray-messages.txt").open("a") as messages, contextlib.redirect_stdout(messages):
         yield

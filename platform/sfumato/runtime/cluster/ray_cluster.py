@@ -126,7 +126,7 @@ def cluster(
         return
     with last_words() as words:
         if os.environ.get("RAY_ADDRESS"):
-            opened: contextlib.AbstractContextManager[None] = _existing()
+            opened: contextlib.AbstractContextManager[None] = _existing(logs)
         else:
             opened = private_cluster.private(
                 max(cpus, cores()), logs, dashboard=dashboard, words=words, modules=modules
@@ -152,18 +152,17 @@ def _connected() -> bool:
 
 
 @contextlib.contextmanager
-def _existing() -> Iterator[None]:
+def _existing(logs: Path) -> Iterator[None]:
     _check_answers(os.environ["RAY_ADDRESS"])
     import ray
 
-    # Ray prints what its daemons report on standard output, which belongs to the command's result.
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise CapabilityError(
             f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}"
         ) from error
-    with contextlib.redirect_stdout(sys.stderr):
+    with private_cluster.messages_to(logs):
         try:
             yield
         finally:

@@ -14,18 +14,15 @@ import sys
 ADDRESS = "SFUMATO_FORK_SERVER"
 """The variable that holds the path of the fork server's socket."""
 GO, FORKED = b"go", b"forked"
-_PATIENCE_S = 120.0
-"""The server may still be importing."""
 
 
 def forked() -> bool:
-    """Whether the fork server has started the worker."""
+    """Whether the fork server has started the worker; waits for the answer as long as the server lives."""
     order = json.dumps(
         {"arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd()}
     ).encode()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-            server.settimeout(_PATIENCE_S)
             server.connect(os.environ[ADDRESS])
             if server.recv(len(GO)) != GO:
                 return False

@@ -23,6 +23,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from sfumato.tracking.redact import clean_uri
+
 _PLAIN_INTERVAL_S = 5.0
 QUIET_S = 15.0
 """Without a terminal, a stage that lasts says so at least this often."""
@@ -34,14 +36,14 @@ LEAST_S = 5.0
 class Display:
     """Stages with progress, notes, and the table at the end, on standard error.
 
-    Standard output is left to what a command returns, so that it can be piped.
+    Standard output is left to what a command returns, so that it can be piped. Credentials in URIs are hidden.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self._live: Progress | None = None
         self._task: TaskID | None = None
-        self._stage = self._counted = ""
+        self._stage = self._counted = self._far = ""
         self._prefix = ""
         self._said_at = 0.0
         self._started = 0.0
@@ -81,11 +83,13 @@ class Display:
                 display.tick()
 
     def tick(self) -> None:
-        """Say how long the stage has lasted, if nothing has been said for a while."""
+        """Say how long the stage has lasted and how far it is, if nothing has been said for a while."""
         now = time.monotonic()
         if self._active and now - self._said_at >= QUIET_S:
             self._said_at = now
-            self.console.print(f"{self._counted}: {now - self._started:,.0f} s so far", markup=False)
+            far = f"{self._far}  " if self._done else ""
+            lasted = f"{now - self._started:,.0f} s so far"
+            self.console.print(f"{self._counted}: {far}{lasted}", soft_wrap=True, markup=False)
 
     def part(self, name: str) -> Display:
         """A display of one of several concurrent activities: every line begins with its name."""
@@ -140,13 +144,13 @@ class Display:
         detail = "  ".join(f"{name} {_figure(value)}" for name, value in (metrics or {}).items())
         if metrics is None and (rate := self._pace.rate()) is not None:
             detail = f"{_figure(rate)}/s"
+        self._far = f"{done:,} of {total:,}" if total else f"{done:,}"
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=done, total=total, detail=escape(detail))
         elif done != self._done and time.monotonic() - self._said_at >= _PLAIN_INTERVAL_S:
             self._said_at = time.monotonic()
-            of = f" of {total:,}" if total else ""
             left = self._time_left(total)
-            said = f"{self._counted}: {done:,}{of}  {detail}{left}"
+            said = f"{self._counted}: {self._far}  {detail}{left}"
             self.console.print(said, soft_wrap=True, markup=False)
         self._done = done
 
@@ -165,22 +169,22 @@ class Display:
 
     def note(self, text: str) -> None:
         """A warning or a piece of advice, on its own line."""
-        self.console.print(f"[yellow]note:[/] {escape(self._prefix + text)}", soft_wrap=True)
+        self.console.print(f"[yellow]note:[/] {escape(clean_uri(self._prefix + text))}", soft_wrap=True)
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         # Not the table's own title, which would wrap at the table's width: a run's name is for copying.
         self.console.print(f"[italic]{escape(title)}[/]", soft_wrap=True)
         table = Table(show_header=False)
         for name, value in rows.items():
-            table.add_row(escape(name), escape(value))
+            table.add_row(escape(name), escape(clean_uri(value)))
         self.console.print(table)
 
     def line(self, text: str) -> None:
-        self.console.print(self._prefix + text, soft_wrap=True, markup=False)
+        self.console.print(clean_uri(self._prefix + text), soft_wrap=True, markup=False)
 
     def _mark(self, mark: str, name: str, text: str) -> None:
         # The text may contain brackets that are not markup, as in `sfumato[deepspeed]`.
-        self.console.print(f"{mark} [bold]{escape(name)}[/]: {escape(text)}", soft_wrap=True)
+        self.console.print(f"{mark} [bold]{escape(name)}[/]: {escape(clean_uri(text))}", soft_wrap=True)
 
     def _time_left(self, total: int | None) -> str:
         seconds = self._pace.seconds_left(total, time.monotonic()) if total else None

@@ -53,6 +53,8 @@ def test_a_stage_that_says_nothing_is_heard_of(monkeypatch: pytest.MonkeyPatch) 
         part = display.part("first")
         part.stage("train")
         wait_for("two lines", lambda: out.getvalue().count("s so far") >= 2, seconds=60)
+        part.update(256, 512, {})
+        wait_for("how far it is", lambda: "256 of 512  " in out.getvalue(), seconds=60)
         part.done("512 images")
         said = out.getvalue()
         display.stage("evaluate")
@@ -61,5 +63,5 @@ def test_a_stage_that_says_nothing_is_heard_of(monkeypatch: pytest.MonkeyPatch) 
         display.drop()
     lines = [re.sub(r"[\d.]+ s", "N s", line) for line in said.splitlines()]
     assert lines[0] == "first: train: started" and lines[-1] == "✓ first: train: 512 images (N s)"
-    assert set(lines[1:-1]) == {"first: train: N s so far"}
+    assert set(lines[1:-1]) == {"first: train: N s so far", "first: train: 256 of 512  N s so far"}
     assert all(progress_in(line) for line in said.splitlines()[1:-1]), "a line of progress to who follows it"
