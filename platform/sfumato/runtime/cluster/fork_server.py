@@ -1,8 +1,8 @@
 """The program from which a private cluster's workers are forked (see `forking.py`).
 
 It reads a line of JSON (`path`: where modules are looked for, `modules`: those to import), writes the path of
-its socket, imports, writes another line, and then serves. It ends with the process that holds the other end of its standard input,
-and its workers end with it.
+its socket, imports, writes another line, and then serves. It ends with the process that holds the other end
+of its standard input, and its workers end with it.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ LOOPBACK = {
     # Nobody drains its node, and to look for that takes a process.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Ray would hold back the driver until its first workers are there, for ever if these come too late. They
-    # start when they are needed, which is after the process from which they are forked has imported everything.
+    # start when they are needed, after the process from which they are forked has imported everything.
     "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_register_timeout_seconds": "240",
     # Ray ends its daemon where its agents, two processes of Python, are not there in time.

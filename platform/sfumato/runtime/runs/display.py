@@ -36,7 +36,8 @@ LEAST_S = 5.0
 class Display:
     """Stages with progress, notes, and the table at the end, on standard error.
 
-    Standard output is left to what a command returns, so that it can be piped. Credentials in URIs are hidden.
+    Standard output is left to what a command returns, so that it can be piped. Credentials in URIs are
+    hidden.
     """
 
     def __init__(self, console: Console | None = None) -> None:
