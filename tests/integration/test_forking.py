@@ -150,7 +150,8 @@ def test_a_slow_import_does_not_break_the_start(tmp_path: Path) -> None:
         "    def parent():\n"
         "        import psutil\n"
         "        return psutil.Process().parent().cmdline()[-1]\n"
-        "    print(ray.get(ray.remote(parent).remote()))\n"
+        "    found = ray.get(ray.remote(parent).remote())\n"
+        "print(found)\n"
     )
     path = os.pathsep.join([str(tmp_path), *(place for place in sys.path if place)])
     done = subprocess.run(
