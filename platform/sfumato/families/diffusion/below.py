@@ -8,9 +8,8 @@ below may itself be such a model, so that cascades have any number of stages.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.core.batch import DataSpec
@@ -25,8 +24,6 @@ from sfumato.families import config_class
 from sfumato.families.diffusion.adapters import Lower
 
 FIELD = "model.adapter.below"
-DRAWN = "drawn_below"
-"""Among the conditions of a request whose picture was drawn."""
 BRANCH = "below"
 """Of the noise, and in the names of its networks."""
 
@@ -72,14 +69,6 @@ class Below:
         request = SampleRequest(num=rows, options=self.config.sampling, conditions=own)
         inner = {name: nets[f"{BRANCH}_{name}"] for name in self.family.samplers}
         return self.family.sample(inner, request, Progress.at(0), rng.branch(BRANCH))
-
-    def completed(self, lower: Lower, nets: Nets, request: SampleRequest, rng: SampleRng) -> SampleRequest:
-        """The request with a picture for every row: drawn, with noise, every pixel repeated."""
-        drawn = self.draw(nets, request.conditions, request.num, rng)
-        if lower.noise:
-            drawn = drawn + lower.noise * rng.branch("augmentation").normal(*drawn.shape[1:]).to(drawn.device)
-        large = F.interpolate(drawn, scale_factor=lower.factor, mode="nearest").cpu()
-        return replace(request, conditions={**request.conditions, lower.condition: large, DRAWN: large})
 
 
 def below_problems(lower: Lower, taken: Sequence[Condition], data: DataSpec) -> Iterator[str]:

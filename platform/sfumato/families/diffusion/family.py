@@ -20,9 +20,9 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.core.stored import Weights
 from sfumato.errors import ConfigError
-from sfumato.families.diffusion.adapters import AdapterConfig, Look, Steering
-from sfumato.families.diffusion.below import DRAWN, Below
+from sfumato.families.diffusion.adapters import AdapterConfig, Look
 from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.diffusion.drawing import DRAWN, drawing_of
 from sfumato.families.diffusion.guide import NAME as GUIDE
 from sfumato.families.diffusion.guide import Guide
 from sfumato.families.diffusion.labels import (
@@ -37,7 +37,6 @@ from sfumato.families.diffusion.latent import NAME, LatentNetwork, LatentSpace, 
 from sfumato.families.diffusion.networks import TextNetworkConfig
 from sfumato.families.diffusion.objectives import BoundedObjective, GuidedSampling
 from sfumato.families.diffusion.path import DiffusionPath
-from sfumato.families.diffusion.prior import Prior
 from sfumato.families.diffusion.steering import LABEL
 from sfumato.text.condition import DROPPED, TextCondition
 from sfumato.text.network import TextConditioned
@@ -80,23 +79,17 @@ class DiffusionFamily:
         if self._guide is not None:
             self.nets = {**self.nets, GUIDE: self._guide.frozen}
             self.samplers = (*self.samplers, GUIDE)
-        self._lower = None if config.adapter is None else config.adapter.lower
-        self._below = None if self._lower is None else Below.open(self._lower.reference)
-        if self._below is not None:
-            self.nets = {**self.nets, **self._below.frozen}
-            self.samplers = (*self.samplers, *self._below.frozen)
-        self._steering = None if config.adapter is None else config.adapter.steering()
-        self._prior = self._prior_of(self._steering)
-        if self._prior is not None:
-            self.nets = {**self.nets, **self._prior.nets}
-            self.samplers = (*self.samplers, *self._prior.samplers)
+        self._drawing = drawing_of(config.adapter, self._text, config.optimizer, config.ema)
+        if self._drawing is not None:
+            self.nets = {**self.nets, **self._drawing.nets}
+            self.samplers = (*self.samplers, *self._drawing.samplers)
         if config.adapter is not None and config.pretrained is not None and config.adapter.begins:
             self.initialise = self._begin
         objective = self._objective
         self.phases: Sequence[Phase] = (
             *objective.further_phases(self._given),
             Phase(name=objective.phase, trains="network", loss=self._loss, float32=objective.float32),
-            *([] if self._prior is None else [self._prior.phase]),
+            *(() if self._drawing is None else self._drawing.phases),
         )
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
@@ -253,25 +246,9 @@ class DiffusionFamily:
         noise_NCHW = rng.beginning(*self._data.shape).to(device)
         return self._objective.sample(guided, noise_NCHW, request.options, rng, clip=clip)
 
-    def _prior_of(self, steering: Steering | None) -> Prior | None:
-        if steering is None:
-            return None
-        assert self._text is not None, "checked among the problems"
-        config = self._config
-        return Prior(
-            steering.prior, steering.length, self._text, config.optimizer, config.ema, steering.column
-        )
-
     def _completed(self, nets: Nets, request: SampleRequest, rng: SampleRng) -> SampleRequest:
         """The request with what a prior or the model below draws, if there is one and nothing was given."""
-        steering, prior = self._steering, self._prior
-        if prior is not None and steering is not None and steering.condition not in request.conditions:
-            drawn = prior.draw(nets, request, rng).cpu()
-            return replace(request, conditions={**request.conditions, steering.condition: drawn})
-        lower, below = self._lower, self._below
-        if below is None or lower is None or lower.condition in request.conditions:
-            return request
-        return below.completed(lower, nets, request, rng)
+        return request if self._drawing is None else self._drawing.completed(nets, request, rng)
 
     def _guided(self, nets: Nets, request: SampleRequest, rows: int, device: torch.device) -> Guided:
         """The averaged network with the labels or texts of the request, guided as its options say."""
@@ -353,7 +330,7 @@ class DiffusionFamily:
         """What the adapter takes of a request, by its columns."""
         rows = {each.column: request.tensor(each.name) for each in adapter.conditions(self._data)}
         there = {name: value.to(device) for name, value in rows.items() if value is not None}
-        noise = self._lower.noise if self._lower is not None and DRAWN in request.conditions else 0.0
+        noise = self._drawing.noise if self._drawing is not None and DRAWN in request.conditions else 0.0
         return adapter.inputs(there, Look(partial(self._seen, nets), self._data.shape, noise=noise))
 
     def _labels_of(self, request: SampleRequest, rows: int, device: torch.device) -> Tensor | None:

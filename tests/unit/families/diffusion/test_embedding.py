@@ -93,7 +93,7 @@ def test_the_prior_learns_whose_embedding_it_is() -> None:
         loss_B = phase.loss(nets, prepared, PROGRESS, rng).loss_B
         loss_B.mean().backward()
         optimizer.step()
-    prior = family._prior  # type: ignore[attr-defined]
+    prior = family._drawing.prior  # type: ignore[attr-defined]
     request = SampleRequest(num=8, options=None, conditions={"text": Texts(WORDS * 4)})
     with torch.no_grad():
         found = prior.draw(nets, request, SampleRng(3, range(8)))
