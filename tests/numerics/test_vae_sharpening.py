@@ -67,7 +67,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients_in_the_last_layer() -> No
     loss = autoencoder.phases[0].loss
     out = loss(networks, {"image": x}, progress(100), rng())
     found = autoencoder.advance(progress(100).state, dict(out.sums), progress(104))
-    made, _, _ = network(x, rng().normal(2, 4, 4))
+    made, *_ = network(x, rng().normal(2, 4, 4))
     distance = (x - made.image_BCHW).square().flatten(1).mean(1)
     against = -networks["discriminator"](made.image_BCHW).flatten(1).mean(1)
     good, bad = (
@@ -94,7 +94,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(adaptive: bool) -> N
     out = autoencoder.phases[0].loss(networks, {"image": x}, progress(100, 3.0), rng())
     parameters = list(networks["network"].parameters())
     found = torch.autograd.grad(out.loss_B.mean(), parameters)
-    made, _, _ = networks["network"](x, rng().normal(2, 4, 4))
+    made, *_ = networks["network"](x, rng().normal(2, 4, 4))
     distance = (x - made.image_BCHW).square().flatten(1).mean(1)
     against = -networks["discriminator"](made.image_BCHW).flatten(1).mean(1)
     expected = distance + 0.5 * (3.0 if adaptive else 1.0) * against
@@ -108,7 +108,7 @@ def test_the_discriminator_starts_late() -> None:
     networks, x = nets(autoencoder), normal(4, 1, 8, 8)
     assert [phase.start_images for phase in autoencoder.phases] == [0, 100]
     early = autoencoder.phases[0].loss(networks, {"image": x}, progress(96, 5.0), rng())
-    made, _, _ = networks["network"](x, rng().normal(2, 4, 4))
+    made, *_ = networks["network"](x, rng().normal(2, 4, 4))
     torch.testing.assert_close(early.loss_B, (x - made.image_BCHW).square().flatten(1).mean(1))
     assert not early.sums and initial(autoencoder)["adaptive_weight"] == 0
     same = autoencoder.advance(progress(96, 5.0).state, {}, progress(100))
@@ -122,7 +122,7 @@ def test_the_discriminators_loss_is_the_formulas(loss: str) -> None:
     autoencoder = family(loss=loss)
     networks, x = nets(autoencoder), normal(4, 1, 8, 8)
     out = autoencoder.phases[1].loss(networks, {"image": x}, progress(100), rng())
-    made, _, _ = networks["network"](x, rng().normal(2, 4, 4))
+    made, *_ = networks["network"](x, rng().normal(2, 4, 4))
     real, fake = (networks["discriminator"](image).flatten(1) for image in (x, made.image_BCHW))
     if loss == "hinge":
         expected = 0.5 * ((1 - real).clamp(min=0) + (1 + fake).clamp(min=0)).mean(1)

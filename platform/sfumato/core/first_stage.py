@@ -118,6 +118,14 @@ class FirstStageConfig(Reference):
         "", description="The part of `folder` that holds the autoencoder, such as vae."
     )
 
+    tile: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="Encode and decode larger images in pieces of so many pixels, for want of memory; a "
+        "quarter of each overlaps. A multiple of the pixels of a place of the latents. null: whole.",
+    )
+
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if self.run and self.folder:
@@ -183,7 +191,18 @@ class FirstStageConfig(Reference):
         if codes and not stage.spec.num_codes:
             fix = "train a first stage with model.latent.kind=vq"
             return [f"{where}{self._named} has no codes; {fix}"]
-        return []
+        return self._tile_problems(stage, codes, field)
+
+    def _tile_problems(self, stage: OpenStage, codes: bool, field: str) -> list[str]:
+        if self.tile is None:
+            return []
+        if codes:
+            return [f"{field}.tile: codes are read whole; leave it out"]
+        factor = stage.data.height // stage.spec.latent[1]
+        near = max(1, round(self.tile / factor)) * factor
+        if self.tile == near:
+            return []
+        return [f"{field}.tile: a place of the latents has {factor} pixels, got {self.tile}; use {near}"]
 
     @property
     def _named(self) -> str:

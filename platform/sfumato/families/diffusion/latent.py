@@ -15,6 +15,7 @@ from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import Frozen, Nets
 from sfumato.core.first_stage import FirstStage, OpenStage, latent_of
 from sfumato.core.rng import Rng
+from sfumato.core.tiles import Tiles
 
 NAME = "first_stage"
 """Of the frozen network among the family's networks."""
@@ -68,14 +69,23 @@ class LatentSpace:
 
     def mean(self, nets: Nets, batch: Batch) -> Tensor:
         """The scaled means of the latents, [B, C, h, w], from which nothing is drawn."""
-        return latent_of(_first_stage(nets), batch).mean * scaled(nets["ema"]).latent_scale
+        return latent_of(self._first_stage(nets), batch).mean * scaled(nets["ema"]).latent_scale
 
     def decode(self, nets: Nets, x_NChw: Tensor) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]."""
-        return _first_stage(nets).decode(x_NChw / scaled(nets["ema"]).latent_scale)
+        return self._first_stage(nets).decode(x_NChw / scaled(nets["ema"]).latent_scale)
 
     def _encode(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
-        return latent_of(_first_stage(nets), batch).sample(rng.normal(*self._latent))
+        return latent_of(self._first_stage(nets), batch).sample(rng.normal(*self._latent))
+
+    def _first_stage(self, nets: Nets) -> FirstStage:
+        stage, tile = nets[NAME], self._stage.config.tile
+        assert isinstance(stage, FirstStage), "a StageSpec builds nothing else"
+        if tile is None:
+            return stage
+        factor = self._stage.data.height // self._latent[1]
+        side = tile // factor
+        return Tiles(stage, factor=factor, side=side, overlap=side // 4)
 
 
 def latent_spec(stage: OpenStage, data: DataSpec) -> DataSpec:
@@ -88,9 +98,3 @@ def scaled(network: nn.Module) -> LatentNetwork:
     """The network as what it is built as."""
     assert isinstance(network, LatentNetwork), "built by LatentSpace.wrap"
     return network
-
-
-def _first_stage(nets: Nets) -> FirstStage:
-    stage = nets[NAME]
-    assert isinstance(stage, FirstStage), "a StageSpec builds nothing else"
-    return stage

@@ -28,6 +28,7 @@ def latents() -> dict[str, LatentConfig]:
         if name not in ("bernoulli", "logistic")
     }
     found |= {name: LATENTS.find(name).tiny() for name in LATENTS.names() if name != "gaussian"}
+    found["equivariant"] = LATENTS.find("kl").tiny().model_copy(update={"equivariance": 1.0})
     found["code-use"] = vq.model_copy(update={"code_use": True})
     return found | {
         name: vq.model_copy(update={"quantizer": QUANTIZERS.find(name).tiny()})

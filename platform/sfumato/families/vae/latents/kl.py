@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from sfumato.core.rng import Rng
 from sfumato.core.stored import StageSpec
 from sfumato.families.vae.autoencoder import AutoencoderFamily, Stateful, distance
 from sfumato.families.vae.coders import NetworkConfig, decoder, encoder
+from sfumato.families.vae.equivariance import Change
 from sfumato.families.vae.latents import LatentConfig, Parts
 from sfumato.families.vae.posterior import Posterior
 from sfumato.families.vae.sharpening import Rebuilt, rebuilt
@@ -32,6 +33,13 @@ class KlLatent(LatentConfig):
         1e-6, ge=0, description="Weight of the KL term, both terms summed over an image."
     )
     reconstruction: Literal["l1", "l2"] = Field("l1", description="Distance of images.")
+    equivariance: float = Field(
+        0.0,
+        ge=0,
+        exclude_if=lambda value: not value,
+        description="Weight of the reconstruction from turned and smaller latents (EQ-VAE, Kouzelis et al. "
+        "2025); 1 is theirs, 0 leaves it out. One more pass of the decoder.",
+    )
 
     @classmethod
     def tiny(cls) -> Self:
@@ -52,6 +60,15 @@ class KlLatent(LatentConfig):
         )
 
 
+class Coded(NamedTuple):
+    """What a pass gives."""
+
+    made: Rebuilt
+    mean: Tensor
+    logvar: Tensor
+    changed_BCHW: Tensor | None
+
+
 class KlAutoencoder(nn.Module):
     """Implements `core.first_stage.FirstStage`: latents [B, C, h, w] under a diagonal Gaussian."""
 
@@ -61,11 +78,14 @@ class KlAutoencoder(nn.Module):
         self.encoder = encoder(network, data.channels, 2 * latent.channels)
         self.decoder = decoder(network, latent.channels, data.channels)
 
-    def forward(self, x_BCHW: Tensor, noise_BChw: Tensor) -> tuple[Rebuilt, Tensor, Tensor]:
-        """Reconstruction from a draw of the latents, their mean and their log-variance."""
+    def forward(self, x_BCHW: Tensor, noise_BChw: Tensor, change: Change | None = None) -> Coded:
+        """Reconstruction from a draw of the latents, their mean and their log-variance; with `change`, also
+        the picture from the changed draw."""
         posterior = Posterior.of(self.encoder(x_BCHW))
-        made = rebuilt(self.decoder, posterior.sample(noise_BChw))
-        return made, posterior.mean, posterior.logvar
+        z_BChw = posterior.sample(noise_BChw)
+        made = rebuilt(self.decoder, z_BChw)
+        changed = None if change is None else self.decoder(change.of_latent(z_BChw)).float()
+        return Coded(made, posterior.mean, posterior.logvar, changed)
 
     def encode(self, image_BCHW: Tensor) -> Latent:
         """Mean and standard deviation of the latents, [B, C, h, w] each."""
@@ -117,18 +137,24 @@ class KlAutoencoderFamily(AutoencoderFamily):
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """Distance of the images plus the weighted KL term, both per dimension of the image."""
         x_BCHW = batch["image"]
-        made, mean, logvar = nets["network"](x_BCHW, rng.normal(*self._grid))
+        weight, factor = self._latent.equivariance, x_BCHW.shape[2] // self._grid[1]
+        change = Change.at(progress, self._grid[1:], factor) if weight else None
+        made, mean, logvar, changed_BCHW = nets["network"](x_BCHW, rng.normal(*self._grid), change)
         apart = partial(distance, self._latent.reconstruction)
         sharp = self.sharpening.loss(nets, made, x_BCHW, apart, progress)
         kl_B = Posterior(mean, logvar).kl().flatten(1).sum(dim=1)
         loss_B = sharp.loss_B + self._latent.kl_weight * kl_B / self._dims
-        return LossOut(loss_B, {**sharp.metrics, "kl_nats": kl_B.detach()}, sharp.sums)
+        metrics = {**sharp.metrics, "kl_nats": kl_B.detach()}
+        if change is not None:
+            apart_B = apart(change.of_image(x_BCHW), changed_BCHW)
+            loss_B = loss_B + weight * apart_B
+            metrics["equivariance"] = apart_B.detach()
+        return LossOut(loss_B, metrics, sharp.sums)
 
     def _made(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """A reconstruction from a draw of the latents."""
-        made, _, _ = nets["network"](batch["image"], rng.normal(*self._grid))
-        image: Tensor = made.image_BCHW
-        return image
+        coded: Coded = nets["network"](batch["image"], rng.normal(*self._grid))
+        return coded.made.image_BCHW
 
 
 class StatefulKlFamily(Stateful, KlAutoencoderFamily):
