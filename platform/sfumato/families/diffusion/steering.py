@@ -110,8 +110,8 @@ def first_layer(network: nn.Module) -> tuple[nn.Module, str] | None:
     return None
 
 
-_WIDTHS = ("cross_attention_dim", "joint_attention_dim", "caption_channels")
-"""diffusers' names for the width of a token's state."""
+_WIDTHS = ("caption_channels", "joint_attention_dim", "cross_attention_dim")
+"""diffusers' names for the width of a token's state; a PixArt projects it to the last one."""
 
 
 def width_of_tokens(network: nn.Module) -> int | None:

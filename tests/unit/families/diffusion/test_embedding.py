@@ -146,6 +146,24 @@ def test_samples_are_variations_of_the_embedding() -> None:
     assert not torch.allclose(one, drawn(guided.build(DATA), nets, WORDS, OF_WORDS), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["pixart", "mmdit"])
+def test_transformers_see_it_too(kind: str) -> None:
+    """Whose texts are of another width than their own channels."""
+    content = config().model_dump(mode="json")
+    network = {"kind": kind, "patch": 4, "heads": 2, "head_dim": 8, "depth": 1}
+    objective = {"kind": "rectified_flow"}
+    made = DiffusionConfig.model_validate(
+        {**content, "network": network, "objective": objective, "sampling": {"steps": 1}}
+    )
+    assert made.problems(DATA) == []
+    family = made.build(DATA)
+    nets: Any = {"network": family.nets["network"].build()}  # type: ignore[union-attr]
+    batch: Any = {"image": torch.rand(2, 1, 8, 8), "text": Texts(WORDS), "features": OF_WORDS}
+    rng = StreamRng([Piece(0, 0, 2)], rows_per_stream=2, seed=1, images=0, phase="p")
+    prepared = family.prepare(nets, batch, PROGRESS, rng)
+    assert family.phases[0].loss(nets, prepared, PROGRESS, rng).loss_B.shape == (2,)
+
+
 def test_units_and_rates() -> None:
     assert float(unit(torch.randn(5, 64)).square().mean()) == pytest.approx(1)
     signal, noise = rates(torch.linspace(0, 1, 11))
