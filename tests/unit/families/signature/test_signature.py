@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Callable
@@ -16,17 +17,21 @@ from scipy import fft, ndimage
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec, Piece
-from sfumato.core.family import EmaOf
+from sfumato.core.family import EmaOf, FamilyConfig
 from sfumato.core.messages import ReadsMessages
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, seeded
 from sfumato.families import config_class
 from sfumato.families.signature import attacks
 from sfumato.families.signature.objectives.stable_signature import SignedStage, message_bits
+from sfumato.parallel import Placement
+from sfumato.parallel.strategies.single import Single
 from sfumato.provenance.watermarks import Message
+from sfumato.runtime.runs.pretrained import resolved_model
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.message_reader import MessageReader
 from sfumato.sampling.model_folder import save_model_folder
+from sfumato.training.loop import install
 
 Command = Callable[..., tuple[int, str, str]]
 DATA = DataSpec(1, 16, 16)
@@ -201,3 +206,67 @@ def test_what_does_not_fit_is_refused() -> None:
     wrong = objective.extractor.model_copy(update={"model": vae})
     (problem,) = objective.model_copy(update={"extractor": wrong}).problems(DataSpec(1, 8, 8))
     assert "is no extractor" in problem
+
+
+def _stored(folder: Path, config: FamilyConfig, nets: dict[str, nn.Module] | None = None) -> Path:
+    """A model folder of initial weights, or of these."""
+    family, states = config.build(DATA), {}
+    for name in family.samplers:
+        spec = family.nets[name]
+        source = family.nets[spec.source] if isinstance(spec, EmaOf) else spec
+        assert not isinstance(source, EmaOf)
+        with seeded("test", folder.name, name):
+            states[name] = (nets or {}).get(name, source.build()).state_dict()
+    save_model_folder(folder, config, DATA, states, name=folder.name, progress=Progress.at(1))
+    return folder
+
+
+def test_runs_follow_one_another_up_to_a_model_of_signed_latents(tmp_path: Path) -> None:
+    """Recipes that name folders, as they are looked up when a run starts; every step loads the one before."""
+    reader = {"family": "signature", "objective": {"kind": "hidden", "width": 4, "depth": 1}}
+    stage = {
+        "family": "vae",
+        "latent": {"kind": "vq", "channels": 4},
+        "network": {"channels": [4, 8], "norm_groups": 2},
+    }
+    _stored(tmp_path / "reader", config_class("signature").model_validate(reader))
+    _stored(tmp_path / "stage", config_class("vae").model_validate(stage))
+    objective = {
+        "kind": "stable_signature",
+        "first_stage": {"run": str(tmp_path / "stage")},
+        "extractor": {"run": str(tmp_path / "reader")},
+    }
+    asked = config_class("signature").model_validate({"family": "signature", "objective": objective})
+    config = resolved_model(asked, tmp_path)
+    assert config.problems(DATA) == []
+    family, strategy = config.build(DATA), Single(Placement())
+    install(family, strategy, 0)
+    with strategy.gathered(("network", "first_stage", "extractor")) as nets:
+        state = {f"stage.{key}": value for key, value in nets["first_stage"].state_dict().items()}
+        assert all(torch.equal(value, state[key]) for key, value in nets["network"].state_dict().items())
+        changed = copy.deepcopy(nets["network"])
+        extractor = nets["extractor"]
+    for parameter in changed.parameters():
+        parameter.data += 0.1
+    _stored(tmp_path / "signed", config, {"ema": changed, "extractor": extractor})
+
+    latent = {
+        "family": "diffusion",
+        "network": {"channels": [8], "layers_per_block": 1, "norm_groups": 4, "head_dim": 8},
+        "objective": {"kind": "ddpm", "timesteps": 20},
+        "sampling": {"steps": 2},
+        "first_stage": {"run": str(tmp_path / "signed")},
+    }
+    above = resolved_model(config_class("diffusion").model_validate(latent), tmp_path)
+    assert above.problems(DATA) == []
+    strategy = Single(Placement())
+    install(above.build(DATA), strategy, 0)
+    x = _scene(2, 16)
+    with strategy.gathered(("first_stage",)) as found:
+        opened: Any = found["first_stage"]
+        codes = opened.codes(x)
+        assert torch.equal(codes, changed.codes(x))  # type: ignore[operator]
+        assert torch.equal(opened.decode_codes(codes), changed.decode_codes(codes))  # type: ignore[operator]
+        plain: Any = changed.stage
+        with torch.no_grad():
+            assert torch.equal(plain.encode(x).mean, opened.encode(x).mean)
