@@ -95,13 +95,13 @@ def test_p_values_are_exact_for_any_picture(scheme: str, white: bool) -> None:
 
 def test_gaussian_shading_keeps_the_noise_exactly_normal() -> None:
     """Sizes stay as drawn, and over the patterns of one secret every sign is balanced."""
-    num = 4_000
+    num = 2_000
     plain, marked = _noise("gaussian_shading", num)
     assert torch.equal(marked.abs(), plain.abs())
     patterns = SCHEMES["gaussian_shading"].build(SHAPE)._signs  # type: ignore[attr-defined]
     assert not np.sum([patterns(n) for n in range(256)], 0).any(), "each sign as often as its opposite"
     rows = marked.flatten(1).double().numpy()
-    values = [stats.kstest(rows[:, column], "norm").pvalue for column in range(200)]
+    values = [stats.kstest(rows[:, column], "norm").pvalue for column in range(100)]
     assert stats.kstest(values, "uniform").pvalue > 1e-3, "each value's marginal, over the seeds"
     lengths = (rows[:, :500] ** 2).sum(1)
     assert stats.kstest(lengths, stats.chi2(500).cdf).pvalue > 1e-3
