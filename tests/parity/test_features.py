@@ -93,7 +93,7 @@ def test_features_have_an_effect(results: dict[tuple[str, Feature | None], Resul
 @pytest.mark.slow
 def test_compiled_networks_train_alike(digits_data: Path, tmp_path: Path) -> None:
     """torch.compile under every strategy that claims it (minutes of a C++ compiler)."""
-    job = {"family": "vae", "data": str(digits_data)}
+    job = {**MEMBER, "data": str(digits_data)}
     able = [name for name in strategies() if Feature.COMPILE in STRATEGIES[name].features]
     compiled = {**TRAIN, "images": 128, "compile": True}
     eager = {**job, "strategy": "single", "train": {**TRAIN, "images": 128}}

@@ -22,6 +22,7 @@ from sfumato.errors import ConfigError
 from sfumato.families import config_class
 from sfumato.families.diffusion import start
 from sfumato.families.diffusion.adapters import ADAPTERS, AdapterConfig, Lower
+from sfumato.families.diffusion.alignment import AlignmentConfig
 from sfumato.families.diffusion.guide import guide_problems
 from sfumato.families.diffusion.latent import latent_spec
 from sfumato.families.diffusion.networks import NETWORKS, NetworkConfig, TextNetworkConfig
@@ -59,6 +60,11 @@ class DiffusionConfig(FamilyConfig):
     adapter: Annotated[AdapterConfig, ADAPTERS] | None = Field(
         None,
         description="Train this on the pretrained network instead of all of its weights: layers, lora, ...",
+    )
+    alignment: AlignmentConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Train tokens of the network to tell a frozen network's features (REPA, Yu et al. 2025).",
     )
     objective: Annotated[ObjectiveConfig, OBJECTIVES] = Field(
         DDPMConfig(),
@@ -185,6 +191,7 @@ class DiffusionConfig(FamilyConfig):
             *(self._label_problems(data) if self.text is None else self._text_problems(self.text, data)),
             *self.objective.problems(self, data),
             *self.sampling.problems(self.objective, latents=self.first_stage is not None),
+            *([] if self.alignment is None else self.alignment.problems(self.network)),
             *([] if self.pretrained is None else start.problems(self.pretrained, self.network)),
         ]
         return found or self._adapter_problems(data)

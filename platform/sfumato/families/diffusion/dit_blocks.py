@@ -104,3 +104,10 @@ class SwiGLU(nn.Module):
         """[..., D] to [..., D]."""
         gate, value = self.both(x).chunk(2, dim=-1)
         return self.out(F.silu(gate) * value)  # type: ignore[no-any-return]
+
+
+def projector(width: int, hidden: int, channels: int) -> nn.Sequential:
+    """REPA's: three linear layers with SiLU between them."""
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, channels)
+    )

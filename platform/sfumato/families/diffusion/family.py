@@ -21,6 +21,8 @@ from sfumato.core.rng import Rng, SampleRng
 from sfumato.core.stored import Weights
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion.adapters import AdapterConfig, Look
+from sfumato.families.diffusion.alignment import NAME as ENCODER
+from sfumato.families.diffusion.alignment import Alignment, grid_of
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.drawing import DRAWN, drawing_of
 from sfumato.families.diffusion.guide import NAME as GUIDE
@@ -65,11 +67,16 @@ class DiffusionFamily:
             self._given = GivenTexts(self._text, names)
         elif names:
             self._given = GivenInputs(self._labels, names)
+        self._alignment = (
+            None if config.alignment is None else Alignment(config.alignment, grid_of(config.network, data))
+        )
         self.nets: Mapping[str, NetSpec] = {
             "network": self._trainable(),
             **self._objective.nets(),
             "ema": EmaOf(source="network", decay=config.ema.decay),
         }
+        if self._alignment is not None:
+            self.nets = {ENCODER: self._alignment.frozen, **self.nets}
         if self._text is not None and self._text.frozen:
             self.nets = {**self._text.frozen, **self.nets}
             self.samplers = (*self.samplers, *self._text.frozen)
@@ -169,6 +176,8 @@ class DiffusionFamily:
     def _prepared(self, nets: Nets, batch: Batch, pixels: Batch, rng: Rng) -> Batch:
         """The batch with all that the network sees; `pixels` has the images where `batch` has latents."""
         found = batch if self._text is None else self._text.prepare(nets, batch, rng)
+        if self._alignment is not None:
+            found = {**found, **self._alignment.inputs(nets, pixels)}
         if self._config.adapter is None:
             return found
         dropped_B = found.get(DROPPED)
@@ -191,7 +200,10 @@ class DiffusionFamily:
         )
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        return self._objective.loss(nets, batch, self._given, progress, rng)
+        def objective(nets: Nets) -> LossOut:
+            return self._objective.loss(nets, batch, self._given, progress, rng)
+
+        return objective(nets) if self._alignment is None else self._alignment.loss(nets, batch, objective)
 
     def _trainable(self) -> Trainable:
         """The network; with its pretrained weights and its adapter, if it has them."""
@@ -236,6 +248,8 @@ class DiffusionFamily:
         more: dict[str, Any] = {} if outputs == 1 else {"outputs": outputs}
         if self._objective.spans:
             more["spans"] = True  # networks of others need not know what they are not asked for
+        if self._alignment is not None:
+            more["told"] = self._alignment.told
         return self._config.network.build(self._data, conditional=self._conditional, **more)
 
     def _sample(self, nets: Nets, request: SampleRequest, rng: SampleRng, *, clip: bool) -> Tensor:

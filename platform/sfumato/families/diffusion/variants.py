@@ -17,6 +17,17 @@ TINY_AUTOENCODER = {
     "latent": {"kind": "kl", "channels": 2},
     "network": {"channels": [4, 8], "norm_groups": 2},
 }
+TINY_ENCODER = {
+    "library": "transformers",
+    "name": "Dinov2Model",
+    "config": {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 2,
+    },
+}
 SMALL_IMAGES = {"channels": 1, "height": 8, "width": 8}
 
 
@@ -56,6 +67,10 @@ def variants() -> dict[str, dict[str, Any]]:
                 "adapter": ADAPTERS.find(name).tiny(),
             }
             for name in ("lora", "controlnet", "instruct", "reference")
+        },
+        "aligned": {
+            **_member("dit", PAIRED),
+            "alignment": {"encoder": {"library": TINY_ENCODER}, "depth": 1, "hidden": 8},
         },
         "layers": {
             **_member("library", "ddpm"),

@@ -48,7 +48,7 @@ class Fsdp(Sharded):
     name = "fsdp"
     Settings = FsdpSettings
     about = "1/N of parameters, gradients, optimizer state and averages"
-    features = (Ddp.features - {Feature.COMPILE}) | {
+    features = Ddp.features | {
         Feature.BF16_PARAMETERS,
         Feature.OFFLOAD,
         Feature.RESHARD,
@@ -198,6 +198,10 @@ class Fsdp(Sharded):
             for unit in self._units[trains]:
                 unit.unshard()
             self._free(trains)
+
+    def _compiled_alone(self, name: str) -> list[nn.Module]:
+        """Its blocks: what gathers and frees parameters around them is not compiled."""
+        return blocks_of(self._raw[name], self._training[name].blocks)
 
     def _place(self, module: nn.Module) -> nn.Module:
         return module  # sharding moves it to the device block by block, so that it is never whole there

@@ -109,8 +109,9 @@ class Single(Strategy):
                 for block in blocks_of(module, training.blocks):
                     recompute(block)
             if self.options.compile:
-                # In place: names in the state dict do not change. Dropout draws what it draws uncompiled.
-                module.compile(options={"fallback_random": True})
+                for part in self._compiled_alone(name):
+                    # In place: names in the state dict do not change. Dropout draws what it draws uncompiled.
+                    part.compile(options={"fallback_random": True})
             self._lay_out(name)
         for ema, source in self._source.items():
             self._wrap_ema(ema)
@@ -194,6 +195,10 @@ class Single(Strategy):
 
     def sum_in_order(self, values: Tensor) -> Tensor:
         return values
+
+    def _compiled_alone(self, name: str) -> list[nn.Module]:
+        """The parts of a trained network that are compiled, each on its own: all of it at once."""
+        return [self._raw[name]]
 
     def _place(self, module: nn.Module) -> nn.Module:
         return module.to(self.placement.device)

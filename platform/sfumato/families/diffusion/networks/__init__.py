@@ -22,6 +22,16 @@ from sfumato.text.encoders import TextEncoderConfig
 from sfumato.text.states import TextShape
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a network in training returns besides: its tokens after `depth` blocks, through a projector with
+    hidden layers of `hidden` channels, as [B, T, channels]."""
+
+    depth: int
+    hidden: int
+    channels: int
+
+
 class NetworkConfig(Component, ABC):
     """Kind and size of a network, which it builds."""
 
@@ -54,6 +64,11 @@ class NetworkConfig(Component, ABC):
     def middle(self) -> tuple[str, int] | None:
         """A layer in the middle that a discriminator can read: its name in the network, and its channels, the
         second dimension of [B, C, h, w] or the third of [B, T, C]. None if there is none."""
+        return None
+
+    def blocks_of_tokens(self) -> int | None:
+        """How many blocks the tokens pass, after each of which `build` can have them told (`told=Told(...)`);
+        None for a network that tells nothing."""
         return None
 
     def couples_rows(self) -> bool:

@@ -25,8 +25,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.diffusion.dit_blocks import DiTBlock, LastLayer, Mlp, Norm
-from sfumato.families.diffusion.networks import NetworkConfig
+from sfumato.families.diffusion.dit_blocks import DiTBlock, LastLayer, Mlp, Norm, projector
+from sfumato.families.diffusion.networks import NetworkConfig, Told
 from sfumato.families.diffusion.time_embedding import MAX_PERIOD, sinusoids
 from sfumato.layers.rope import grid_angles
 
@@ -89,9 +89,21 @@ class DiTConfig(NetworkConfig):
             )
         return self
 
-    def build(self, data: DataSpec, *, conditional: bool, outputs: int = 1, spans: bool = False) -> DiT:
+    def build(
+        self,
+        data: DataSpec,
+        *,
+        conditional: bool,
+        outputs: int = 1,
+        spans: bool = False,
+        told: Told | None = None,
+    ) -> DiT:
         """The network, with weights drawn from torch's global generator."""
-        return DiT(self, data, conditional=conditional, outputs=outputs, spans=spans)
+        return DiT(self, data, conditional=conditional, outputs=outputs, spans=spans, told=told)
+
+    def blocks_of_tokens(self) -> int:
+        """Its depth."""
+        return self.depth
 
     @classmethod
     def tiny(cls) -> Self:
@@ -135,6 +147,7 @@ class DiT(nn.Module):
         conditional: bool,
         outputs: int = 1,
         spans: bool = False,
+        told: Told | None = None,
     ) -> None:
         super().__init__()
         width, patch = config.width, config.patch
@@ -157,6 +170,8 @@ class DiT(nn.Module):
             for _ in range(config.depth)
         )
         self.last = LastLayer(width, patch * patch * data.channels * outputs, norm=config.norm)
+        self._told_after = 0 if told is None else told.depth
+        self.projector = None if told is None else projector(width, told.hidden, told.channels)
         # Fixed, so that weights of another size of image differ in nothing but this.
         self.register_buffer("position_TD", positions(*self._grid, width), persistent=False)
         angles_TP = None
@@ -172,10 +187,10 @@ class DiT(nn.Module):
         label_B: Tensor | None = None,
         return_dict: bool = False,
         span: Tensor | None = None,
-    ) -> tuple[Tensor]:
+    ) -> tuple[Tensor, ...]:
         """`t` is a scalar or [B], of any float range and on any device (diffusers' schedulers keep their
         timesteps on the CPU), and so is `span`, for a network built with spans; the output has the shape of
-        `x_BCHW`, but `outputs` times its channels."""
+        `x_BCHW`, but `outputs` times its channels. In training, what is to be told follows, [B, T, E]."""
         tokens_BTD = self.embed_patch(x_BCHW).flatten(2).transpose(1, 2) + self.position_TD
         condition_BD = self.embed_time(
             sinusoids(t.to(x_BCHW.device).float().expand(len(x_BCHW)), FREQUENCIES)
@@ -194,9 +209,13 @@ class DiT(nn.Module):
             extra = len(self.registers_RD)
             registers_BRD = self.registers_RD.expand(len(x_BCHW), -1, -1).to(tokens_BTD.dtype)
             tokens_BTD = torch.cat([registers_BRD, tokens_BTD], dim=1)
-        for block in self.blocks:
+        told: tuple[Tensor, ...] = ()
+        for number, block in enumerate(self.blocks, 1):
             tokens_BTD = block(tokens_BTD, condition_BD, self.angles_TP)
-        return (unpatch(self.last(tokens_BTD[:, extra:], condition_BD), *self._grid, self._patch),)
+            if self.projector is not None and self.training and number == self._told_after:
+                told = (self.projector(tokens_BTD[:, extra:]),)
+        image_BCHW = unpatch(self.last(tokens_BTD[:, extra:], condition_BD), *self._grid, self._patch)
+        return image_BCHW, *told
 
     def _initialise(self) -> None:
         """The authors' initialisation: Xavier in linear layers, small embeddings, zero gates."""
