@@ -114,8 +114,9 @@ def features(network: nn.Module, image_BCHW: Tensor, grid: tuple[int, int]) -> T
     """
     config: Any = network.config
     patch = getattr(config, "patch_size", None)
-    of_patches = isinstance(patch, int) and hasattr(config, "hidden_size")
-    size = (grid[0] * patch, grid[1] * patch) if of_patches else (_SIDE, _SIDE)
+    size = (_SIDE, _SIDE)
+    if isinstance(patch, int) and hasattr(config, "hidden_size"):
+        size = (grid[0] * patch, grid[1] * patch)
     three = image_BCHW.expand(-1, 3, -1, -1) if image_BCHW.shape[1] == 1 else image_BCHW
     resized = F.interpolate(three.float(), size, mode="bicubic", antialias=True, align_corners=False)
     mean, std = (resized.new_tensor(value).view(1, 3, 1, 1) for value in (_MEAN, _STD))
