@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,3 +96,14 @@ def drawn(config: DiffusionConfig, nets: Mapping[str, nn.Module], data: DataSpec
     conditions |= {each.name: control_images() for each in config.conditions(data) if each.kind == "image"}
     request = SampleRequest(num=2, options=config.sampling, conditions=conditions)
     return config.build(data).sample(nets, request, PROGRESS, SampleRng(7, range(2))) / 2 + 0.5
+
+
+def swapped(target: Path, base: Path, exported: Path) -> Path:
+    """The folder that diffusers wrote, with the scheduler that Sfumato samples by."""
+    shutil.copytree(base, target)
+    shutil.rmtree(target / "scheduler")
+    shutil.copytree(exported / "scheduler", target / "scheduler")
+    index = json.loads((target / "model_index.json").read_text())
+    index["scheduler"] = json.loads((exported / "model_index.json").read_text())["scheduler"]
+    (target / "model_index.json").write_text(json.dumps(index))
+    return target

@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from sfumato import __version__
 from sfumato.cli import (
+    augment,
     compare,
     data,
     detector,
@@ -56,6 +57,7 @@ _COMMANDS = (
     compare.compare,
     models.sample,
     edit.edit,
+    augment.augment,
     models.export,
     models.card,
     models.membership,

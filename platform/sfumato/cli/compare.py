@@ -42,6 +42,18 @@ def compare(
             help="One entry, with mean and spread, for runs whose recipes differ in their seed alone.",
         ),
     ] = False,
+    pairs: Annotated[
+        bool,
+        typer.Option(
+            "--pairs",
+            help="With --votes: also write pairs.jsonl, what was preferred to what, for sfumato pack and "
+            "model.preference.",
+        ),
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="With --pairs: the prompts of the samples, a line each, in their order."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare evaluated runs: a table with intervals and tests, a page, or a blind study."""
@@ -51,12 +63,18 @@ def compare(
         if runs:
             raise ConfigError("--votes counts the votes of a study and takes no runs")
         data, table = comparing.count_votes(votes, study)
+        if pairs:
+            data |= comparing.pairs_of_votes(votes, study, prompts)
         _print(data, table, as_json)
+        if pairs and not as_json:
+            print(data["pairs"])
         if not as_json and data["strengths"] is None:
             Console(stderr=True).print(
                 "no Bradley-Terry strengths: one run won or lost every vote", highlight=False
             )
         return
+    if pairs or prompts is not None:
+        raise ConfigError("--pairs and --prompts go with --votes; name the files of votes")
     with open_display() as display:
         words = runs or []
         if study is not None:

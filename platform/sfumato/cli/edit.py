@@ -25,7 +25,8 @@ def edit(
         str | None,
         typer.Option(
             metavar="OPERATION",
-            help="img2img, inpaint, invert, translate, interpolate. Default: what model and --mask call for.",
+            help="img2img, inpaint, outpaint, invert, ddpm_invert, translate, upscale, project, "
+            "attribute, interpolate. Default: what model and --mask call for.",
             show_default=False,
         ),
     ] = None,

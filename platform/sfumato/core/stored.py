@@ -28,6 +28,8 @@ class Weights:
     inside: str = ""
     """The name under which the network's wrapped modules hold the stored ones: where it has no `a.weight`,
     that is its `a.<inside>.weight`."""
+    also: tuple[Weights, ...] = ()
+    """Further places, each of which holds another part of the network."""
 
     @property
     def place(self) -> str:

@@ -46,7 +46,9 @@ class Edit:
     def check(self, model: Generator) -> None:
         """Raises ConfigError, a line each, with all that makes it impossible."""
         found = list(self.operation.problems(model, self.options))
-        if not found and self.images.shape != model.data.shape:
+        found += [] if found else self.operation.image_problems(model, self.images.shape)
+        fits = self.operation.any_size or self.images.shape == model.data.shape
+        if not found and not fits:
             theirs, ours = (_size(shape) for shape in (self.images.shape, model.data.shape))
             found.append(f"IMAGE: is {theirs}, the model edits images that are {ours}; convert or resize it")
         if self.operation.masked and self.masks is None:
@@ -76,7 +78,8 @@ class Edit:
         first, total = block * model.block, len(self.images)
         numbers = range(first, first + model.block)
         there = [number if number < total else first for number in numbers]
-        conditions = conditions_of(self.source, there, model.conditions, model.data)
+        taken = [each for each in model.conditions if each.name not in self.operation.gives]
+        conditions = conditions_of(self.source, there, taken, model.data)
         request = SampleRequest(num=model.block, conditions=conditions, options=self.options)
         rng = SampleRng(self.seed, numbers)
         masks = None if self.masks is None else self._mask(there).to(model.device)
@@ -159,6 +162,10 @@ def pairs(images: Rows, edited: Mapping[int, Images], most: int) -> Images:
     """The first images, each followed by what became of it, uint8 [2 n, H, W, C]."""
     shown = [image for block in sorted(edited) for image in edited[block]][:most]
     before = to_uint8(_tensor(images, range(len(shown))))
+    if shown and before.shape[1:] != shown[0].shape:  # an operation may change the size
+        size = torch.nn.functional.interpolate
+        before_NCHW = torch.from_numpy(before).movedim(-1, 1).float()
+        before = size(before_NCHW, shown[0].shape[:2]).movedim(1, -1).byte().numpy()
     return np.stack([image for both in zip(before, shown, strict=True) for image in both])
 
 

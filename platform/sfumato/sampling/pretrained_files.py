@@ -78,7 +78,10 @@ def read(weights: Weights) -> dict[str, Tensor]:
         _check(weights, file_digest(Path(weights.file)))
         state = _of_file(Path(weights.file), weights.prefix)
     into = f"{weights.into}." if weights.into else ""
-    return {f"{into}{key}": value for key, value in state.items() if not matches(key, weights.unused)}
+    found = {f"{into}{key}": value for key, value in state.items() if not matches(key, weights.unused)}
+    for part in weights.also:
+        found |= read(part)
+    return found
 
 
 def folder_digest(folder: Path) -> str:
@@ -121,7 +124,9 @@ def weight_files(folder: Path) -> list[str]:
 def base_record(weights: Weights) -> dict[str, Any]:
     """A model folder card's entry for the base of an adapter."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(weights, cls))
-    return {"kind": kind, **asdict(weights)}
+    record = {"kind": kind, **asdict(weights)}
+    del record["also"]
+    return {**record, "also": [base_record(part) for part in weights.also]} if weights.also else record
 
 
 def base_of(record: Any, card: Path) -> Weights:
@@ -130,6 +135,7 @@ def base_of(record: Any, card: Path) -> Weights:
         fields: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in record.items() if key != "kind"
         }
+        fields["also"] = tuple(base_of(part, card) for part in record.get("also", ()))
         return _KINDS[record["kind"]](**fields)
     except (KeyError, TypeError, AttributeError):
         raise CheckpointError(

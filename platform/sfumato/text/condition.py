@@ -16,11 +16,13 @@ from sfumato.core.batch import Batch
 from sfumato.core.conditions import NEGATIVE
 from sfumato.core.family import Frozen, Nets, SampleRequest
 from sfumato.core.rng import Rng
+from sfumato.core.stored import Weights
 from sfumato.errors import ConfigError
 from sfumato.text.config import NAME, TextConfig, named, prefixed
 from sfumato.text.encoders import TextEncoderConfig
 from sfumato.text.network import TextConditioned, named_inputs, used
-from sfumato.text.states import States
+from sfumato.text.new_words import NewWord
+from sfumato.text.states import States, Tokens
 
 Inputs = Mapping[str, Tensor]
 DROPPED = "text_dropped"
@@ -30,13 +32,19 @@ DROPPED = "text_dropped"
 class TextCondition:
     """The texts of one model."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, *, inside: bool = False, new_word: NewWord | None = None) -> None:
+        """With `inside`, frozen encoders are a part of the network that trains; one that has a `new_word` has
+        its vectors."""
         self.config = config
         self.encoders = named(config.encoders)
-        self.frozen: Mapping[str, Frozen] = {
-            name: encoder.frozen() for name, encoder in self.encoders.items() if not encoder.trained
-        }
+        self._inside, self._new_word = inside, new_word
+        still = {name: encoder.frozen() for name, encoder in self.encoders.items() if not encoder.trained}
+        self.frozen: Mapping[str, Frozen] = {} if inside else still
         """The networks that the family has to hold, also for sampling."""
+        self.stored: Mapping[str, Weights] = {
+            name: frozen.weights for name, frozen in still.items() if inside and frozen.weights is not None
+        }
+        """Where the weights of frozen encoders are that are a part of the network."""
 
     def prepare(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
         """The batch with the inputs of its captions, some of which are dropped (Ho & Salimans 2022, alg. 1).
@@ -83,7 +91,7 @@ class TextCondition:
 
     def wrap(self, network: nn.Module, *, pooled: bool = False) -> TextConditioned:
         """The network with the encoders that are trained with it; `pooled` if it sees pooled states alone."""
-        return TextConditioned(network, self.encoders, pooled=pooled)
+        return TextConditioned(network, self.encoders, pooled=pooled, inside=self._inside)
 
     def _precomputed(
         self, name: str, encoder: TextEncoderConfig, nets: Nets, batch: Batch, dropped_B: Tensor
@@ -107,7 +115,16 @@ class TextCondition:
         device: torch.device,
     ) -> dict[str, Tensor]:
         told = [prefixed(text, self.config.prefix) for text in texts]
-        ids, mask = (part.to(device) for part in encoder.tokenize(told, nets.get(name)))
-        if encoder.trained:
+        ids, mask = (part.to(device) for part in self._tokens(name, encoder, nets, told))
+        if encoder.trained or self._inside:
             return {f"{name}_ids": ids, f"{name}_mask": mask}
         return used(name, encoder, nets[name](ids, mask))
+
+    def _tokens(self, name: str, encoder: TextEncoderConfig, nets: Nets, texts: Sequence[str]) -> Tokens:
+        if not self._inside:
+            return encoder.tokenize(texts, nets.get(name))
+        modules = (module for net in nets.values() for module in net.modules())
+        holder = next(module for module in modules if isinstance(module, TextConditioned))
+        if self._new_word is None:
+            return encoder.tokenize(texts, holder.encoders[name])
+        return self._new_word.tokenize(encoder, texts, holder.encoders[name])

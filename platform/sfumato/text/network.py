@@ -15,19 +15,25 @@ class TextConditioned(nn.Module):
     """Called with the inputs of texts (`text.condition`) as last argument; the network gets `States`.
 
     The encoders are a part of it, because a phase trains one network. With `pooled`, the network gets the
-    pooled states alone, [B, P].
+    pooled states alone, [B, P]. With `inside`, frozen encoders are a part of it too, so that something in
+    them can train.
     """
 
     def __init__(
-        self, network: nn.Module, encoders: Mapping[str, TextEncoderConfig], *, pooled: bool = False
+        self,
+        network: nn.Module,
+        encoders: Mapping[str, TextEncoderConfig],
+        *,
+        pooled: bool = False,
+        inside: bool = False,
     ) -> None:
         super().__init__()
         self._pooled = pooled
         self.network = network
         self.encoders = nn.ModuleDict(
-            {name: encoder.build() for name, encoder in encoders.items() if encoder.trained}
+            {name: encoder.build() for name, encoder in encoders.items() if encoder.trained or inside}
         )
-        self._configs = dict(encoders)
+        self.configs = dict(encoders)
         self.beside: nn.Module | None = None
         """What sees the same as the network and gives it more arguments: (..., states, inputs) -> dict."""
         self.entering: nn.Module | None = None
@@ -49,13 +55,13 @@ class TextConditioned(nn.Module):
         for name, encoder in self.encoders.items():
             if f"{name}_ids" in found:
                 states = encoder(found.pop(f"{name}_ids"), found[f"{name}_mask"])
-                found |= used(name, self._configs[name], states)
+                found |= used(name, self.configs[name], states)
         return found
 
     def seen(self, inputs: Mapping[str, Tensor]) -> States:
         """What the network sees of encoded inputs."""
-        parts = [States(*(inputs[f"{name}_{part}"] for part in States._fields)) for name in self._configs]
-        return combined(parts, [config.beside for config in self._configs.values()])
+        parts = [States(*(inputs[f"{name}_{part}"] for part in States._fields)) for name in self.configs]
+        return combined(parts, [config.beside for config in self.configs.values()])
 
 
 def used(name: str, encoder: TextEncoderConfig, states: States) -> dict[str, Tensor]:

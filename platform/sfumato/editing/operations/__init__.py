@@ -40,12 +40,20 @@ class Operation(Component, ABC):
 
     masked: ClassVar[bool] = False
     """Whether it needs a mask; others take none."""
+    any_size: ClassVar[bool] = False
+    """Whether images may have another size than the model's; all of a request have the same."""
+    gives: ClassVar[tuple[str, ...]] = ()
+    """Conditions of the model that the operation fills from the images themselves."""
     reads: ClassVar[bool] = True
     """Whether it edits images; others draw their own (`drawn`)."""
 
     @abstractmethod
     def problems(self, model: Generator, options: Config) -> list[str]:
         """Why this model cannot do it, one line each."""
+
+    def image_problems(self, model: Generator, shape: tuple[int, ...]) -> list[str]:
+        """Why it cannot edit images of this shape (C, H, W), where they need not be of the model's size."""
+        return []
 
     @abstractmethod
     def edited(self, model: Generator, block: Block) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,13 @@ from sfumato.evaluation.statistics import UInt8Array
 from sfumato.evaluation.store import digest, write_bytes, write_json
 from sfumato.provenance.config import ProvenanceSettings
 from sfumato.provenance.door import Door
-from sfumato.sampling.grid import image_grid
+from sfumato.sampling.grid import image_grid, to_pil
 
 PAGE = "study.html"
 KEY = "key.json"
+PAIRS = "pairs.jsonl"
+IMAGES = "images"
+"""Folder of the pictures that the page shows, in their own size."""
 FORMAT = 1
 
 
@@ -80,7 +83,14 @@ def write_study(runs: Sequence[EvaluatedRun], folder: Path, *, images: int, seed
             for number, q in enumerate(asked)
         ],
     )
-    key = [{"id": n, "left": names[q.left], "right": names[q.right]} for n, q in enumerate(asked)]
+    key = [
+        {"id": n, "left": names[q.left], "right": names[q.right], "image": q.image}
+        for n, q in enumerate(asked)
+    ]
+    (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+    for number, q in enumerate(asked):
+        for side, run in (("left", q.left), ("right", q.right)):
+            doors[run].write(folder / IMAGES / picture(number, side), to_pil(shown[run][q.image]))
     write_json(folder / KEY, {"format": FORMAT, "study": study, "runs": names, "questions": key})
     write_bytes(folder / PAGE, page.encode())
     return len(asked)
@@ -88,38 +98,83 @@ def write_study(runs: Sequence[EvaluatedRun], folder: Path, *, images: int, seed
 
 def read_votes(files: Sequence[Path], key: Path) -> tuple[list[str], list[Vote]]:
     """The names of the runs and all votes of several voters. Raises DataError in one line."""
-    known = _json(key, "the key of a study")
+    known = json_of(key, "the key of a study")
     try:
         sides = {int(q["id"]): (str(q["left"]), str(q["right"])) for q in known["questions"]}
         names, study = [str(name) for name in known["runs"]], str(known["study"])
     except (KeyError, TypeError, ValueError):
         raise DataError(f"{key} is not the key of a study; name the folder that `--study` wrote") from None
-    votes = [vote for file in files for vote in _votes_of(file, study, sides)]
+    votes = []
+    for file in files:
+        for number, choice in choices_of(file, study, sides).items():
+            left, right = sides[number]
+            votes.append(Vote(left, right, {"left": left, "right": right, "same": None}[choice]))
     if not votes:
         raise DataError(f"{', '.join(map(str, files))}: no votes in it")
     return names, votes
 
 
-def _votes_of(file: Path, study: str, sides: dict[int, tuple[str, str]]) -> list[Vote]:
-    content = _json(file, "a file of votes")
+def write_pairs(files: Sequence[Path], folder: Path, prompts: Sequence[str] = ()) -> tuple[Path, int]:
+    """Write what voters preferred in the study of `folder` as a listing that `sfumato pack` reads.
+
+    Each line has the chosen picture, the `rejected` one, and its caption: that of `prompts` in whose turn
+    the picture was drawn, if any are given. Draws are left out. Returns the file and how many pairs it has;
+    raises DataError in one line.
+    """
+    known = json_of(folder / KEY, "the key of a study")
+    try:
+        sides = {int(q["id"]): (str(q["left"]), str(q["right"])) for q in known["questions"]}
+        images, study = {int(q["id"]): int(q["image"]) for q in known["questions"]}, str(known["study"])
+    except (KeyError, TypeError, ValueError):
+        raise DataError(
+            f"{folder / KEY} does not say which pictures it shows; write the study again with this version"
+        ) from None
+    lines = []
+    for file in files:
+        for number, choice in choices_of(file, study, sides).items():
+            if choice == "same":
+                continue
+            other = "right" if choice == "left" else "left"
+            pair = {
+                "file": f"{IMAGES}/{picture(number, choice)}",
+                "rejected": f"{IMAGES}/{picture(number, other)}",
+            }
+            text = {"text": prompts[images[number] % len(prompts)]} if prompts else {}
+            lines.append({**pair, **text, "key": f"{file.stem}-{number:06d}"})
+    if not lines:
+        raise DataError(f"{', '.join(map(str, files))}: no vote prefers a picture to another")
+    place = folder / PAIRS
+    write_bytes(place, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    return place, len(lines)
+
+
+def picture(question: int, side: str) -> str:
+    """The file of a picture."""
+    return f"{question:06d}-{side}.png"
+
+
+def choices_of(file: Path, study: str, sides: Mapping[int, object]) -> dict[int, str]:
+    """A voter's answers by question: left, right or same. Raises DataError in one line."""
+    content = json_of(file, "a file of votes")
     if content.get("study") != study:
         raise DataError(f"{file} has votes of another study ({content.get('study')}) than the key ({study})")
-    found: dict[int, Vote] = {}
+    found: dict[int, str] = {}
     for entry in content.get("votes", []):
         try:
-            number, choice = int(entry["id"]), entry["choice"]
-            left, right = sides[number]
-            winner = {"left": left, "right": right, "same": None}[choice]
+            number, choice = int(entry["id"]), str(entry["choice"])
         except (KeyError, TypeError, ValueError):
+            number, choice = -1, ""
+        if number not in sides or choice not in ("left", "right", "same"):
             raise DataError(
                 f"{file}: vote {json.dumps(entry)[:80]} is invalid: a vote is an id of the study with left, "
                 "right or same"
-            ) from None
-        found[number] = Vote(left, right, winner)  # the last answer to a question counts
-    return list(found.values())
+            )
+        found[number] = choice  # the last answer to a question counts
+    return found
 
 
-def _json(path: Path, what: str) -> dict[str, Any]:
+def json_of(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises DataError in one line."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

@@ -36,6 +36,7 @@ from sfumato.families.diffusion.objectives import (
     SamplingBase,
 )
 from sfumato.families.diffusion.objectives.ddpm import DDPMConfig, DDPMSampling
+from sfumato.families.diffusion.preference import PreferenceConfig
 from sfumato.text.config import TextConfig
 
 
@@ -65,6 +66,11 @@ class DiffusionConfig(FamilyConfig):
         None,
         exclude_if=lambda value: value is None,
         description="Train tokens of the network to tell a frozen network's features (REPA, Yu et al. 2025).",
+    )
+    preference: PreferenceConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Tune the pretrained model by pairs of images, of which one was preferred (DPO).",
     )
     objective: Annotated[ObjectiveConfig, OBJECTIVES] = Field(
         DDPMConfig(),
@@ -194,6 +200,10 @@ class DiffusionConfig(FamilyConfig):
             *([] if self.alignment is None else self.alignment.problems(self.network)),
             *([] if self.pretrained is None else start.problems(self.pretrained, self.network)),
         ]
+        if self.preference is not None:
+            found += self.preference.problems(data, pretrained=self.pretrained is not None)
+            if self.alignment is not None:
+                found.append("model.alignment: there is model.preference too; leave one out")
         return found or self._adapter_problems(data)
 
     def _adapter_problems(self, data: DataSpec) -> list[str]:

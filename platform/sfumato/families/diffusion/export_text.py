@@ -54,7 +54,7 @@ def text_pipeline(
             "trained with padding=zero; use --format safetensors"
         )
     models = [
-        encoder.in_diffusers(network.encoders[name] if encoder.trained else nets[name])
+        encoder.in_diffusers(network.encoders[name] if name in network.encoders else nets[name])
         for name, encoder in text.encoders.items()
     ]
     return config.pipeline(

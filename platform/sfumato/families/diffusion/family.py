@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.conditions import LABEL as LABELS
-from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
+from sfumato.core.family import EmaOf, Frozen, LossOut, Nets, NetSpec, Phase, SampleRequest, Trainable
 from sfumato.core.first_stage import OpenStage
 from sfumato.core.pretrained_model import PretrainedModel
 from sfumato.core.progress import Progress
@@ -39,8 +39,10 @@ from sfumato.families.diffusion.latent import NAME, LatentNetwork, LatentSpace, 
 from sfumato.families.diffusion.networks import TextNetworkConfig
 from sfumato.families.diffusion.objectives import BoundedObjective, GuidedSampling
 from sfumato.families.diffusion.path import DiffusionPath
+from sfumato.families.diffusion.preference import REFERENCE, REJECTED, preference_loss
 from sfumato.families.diffusion.steering import LABEL
 from sfumato.text.condition import DROPPED, TextCondition
+from sfumato.text.config import TextConfig
 from sfumato.text.network import TextConditioned
 
 
@@ -56,7 +58,7 @@ class DiffusionFamily:
         self._config = config
         self._data = data
         self._conditional = LABELS in config.conditions(data)
-        self._text = None if config.text is None else TextCondition(config.text)
+        self._text = None if config.text is None else _texts(config.text, config.adapter)
         self._objective = config.objective.build(latents=config.first_stage is not None)
         self._labels = LabelDropout(
             data.num_classes if self._conditional else None, config.label_dropout(data)
@@ -90,6 +92,9 @@ class DiffusionFamily:
         if self._drawing is not None:
             self.nets = {**self.nets, **self._drawing.nets}
             self.samplers = (*self.samplers, *self._drawing.samplers)
+        if config.preference is not None and config.pretrained is not None:
+            before = Frozen(build=self._build_plain, weights=self._weights(config.pretrained, None))
+            self.nets = {REFERENCE: before, **self.nets}
         if config.adapter is not None and config.pretrained is not None and config.adapter.begins:
             self.initialise = self._begin
         objective = self._objective
@@ -178,6 +183,10 @@ class DiffusionFamily:
         found = batch if self._text is None else self._text.prepare(nets, batch, rng)
         if self._alignment is not None:
             found = {**found, **self._alignment.inputs(nets, pixels)}
+        if self._config.preference is not None:
+            other: Batch = {"image": pixels[self._config.preference.column]}
+            there = other if self._space is None else self._space.encode(nets, other, rng)
+            found = {**found, REJECTED: there["image"]}
         if self._config.adapter is None:
             return found
         dropped_B = found.get(DROPPED)
@@ -200,10 +209,17 @@ class DiffusionFamily:
         )
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
-        def objective(nets: Nets) -> LossOut:
-            return self._objective.loss(nets, batch, self._given, progress, rng)
+        def loss(nets: Nets, batch: Batch, rng: Rng) -> LossOut:
+            def objective(nets: Nets) -> LossOut:
+                return self._objective.loss(nets, batch, self._given, progress, rng)
 
-        return objective(nets) if self._alignment is None else self._alignment.loss(nets, batch, objective)
+            if self._alignment is None:
+                return objective(nets)
+            return self._alignment.loss(nets, batch, objective)
+
+        if self._config.preference is None:
+            return loss(nets, batch, rng)
+        return preference_loss(self._config.preference, loss, nets, batch, rng)
 
     def _trainable(self) -> Trainable:
         """The network; with its pretrained weights and its adapter, if it has them."""
@@ -219,12 +235,21 @@ class DiffusionFamily:
         """Of a run all; of a folder of diffusers those of its network, which others are built around."""
         inside, fresh = ("", ()) if adapter is None else (adapter.inside, adapter.fresh())
         if source.source[0] == "run":
-            return source.weights(inside=inside, fresh=fresh)
-        return source.weights(
-            into=".".join(self._around()),
-            fresh=("latent_scale", "*.encoders.*", "encoders.*", *fresh),
-            inside=inside,
-        )
+            found = source.weights(inside=inside, fresh=fresh)
+        else:
+            found = source.weights(
+                into=".".join(self._around()),
+                fresh=("latent_scale", "*.encoders.*", "encoders.*", *fresh),
+                inside=inside,
+            )
+        if found is None or self._text is None or not self._text.stored:
+            return found
+        around = ".".join(["network"] * (self._space is not None) + ["encoders"])
+        also = [
+            replace(stored, into=f"{around}.{name}.{stored.into}".rstrip("."))
+            for name, stored in self._text.stored.items()
+        ]
+        return replace(found, also=tuple(also), fresh=(*found.fresh, "*.tokenizer"))
 
     def _around(self) -> list[str]:
         """The names on the way from the network that trains to that of a library in it."""
@@ -430,7 +455,7 @@ class LatentDiffusionFamily(DiffusionFamily):
 
 def plain_network(config: DiffusionConfig, data: DataSpec) -> nn.Module:
     """The network without its adapter, on the meta device."""
-    family = config.model_copy(update={"adapter": None}).build(data)
+    family = config.build(data)
     assert isinstance(family, DiffusionFamily)
     with torch.device("meta"):
         return family._build_plain()
@@ -445,6 +470,13 @@ def _guided(plain: Guided, options: GuidedSampling) -> Guided:
         interval=options.guidance_interval,
         rescale=options.guidance_rescale,
     )
+
+
+def _texts(text: TextConfig, adapter: AdapterConfig | None) -> TextCondition:
+    """With the encoders inside of the network where the adapter reaches them."""
+    if adapter is None:
+        return TextCondition(text)
+    return TextCondition(text, inside=adapter.reaches_encoders, new_word=adapter.new_word())
 
 
 def _of_texts(network: nn.Module) -> TextConditioned:

@@ -133,6 +133,18 @@ def count_votes(files: Sequence[Path], folder: Path | None) -> tuple[dict[str, A
     return data, table
 
 
+def pairs_of_votes(files: Sequence[Path], folder: Path | None, prompts: Path | None) -> dict[str, Any]:
+    """Write a study's `pairs.jsonl`; returns its place and the number of pairs."""
+    lines: list[str] = []
+    if prompts is not None:
+        try:
+            lines = [line for line in prompts.read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeError) as error:
+            raise ConfigError(f"--prompts {prompts}: cannot be read as text ({error})") from None
+    place, number = studies.write_pairs(files, folder or files[0].parent, lines)
+    return {"pairs": str(place), "pairs_written": number}
+
+
 def _gather(word: str, root: Path, display: Display) -> EvaluatedRun:
     path = Path(word)
     if (path / FILE).is_file():

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sfumato.core.allocator import keep_freed_memory
-from sfumato.core.conditions import Condition, Rows
+from sfumato.core.conditions import SMALL, Condition, Rows
 from sfumato.core.validation import explain
 from sfumato.data.format.manifest import FILE as MANIFEST
 from sfumato.data.reading.condition_rows import rows_of_data
@@ -83,7 +83,7 @@ def edit(
         request = Edit(
             images=rows,
             masks=None if mask is None else ImageFiles.at("--mask", [str(mask)]),
-            source=_source(images, rows, asked, model),
+            source=_source(images, rows, asked, model, operation),
             operation=operation,
             options=options_for(operation, model, options),
             seed=seed,
@@ -127,7 +127,7 @@ def _run(editor: Editor, output: Output, model: Generator, actors: Actors, displ
     done = total - len(waiting)
     if done:
         display.note(f"{done:,} of {total:,} blocks are there already; the rest follows")
-    with _cluster(actors), workers_for(actors) as workers:
+    with actors_cluster(actors), workers_for(actors) as workers:
         for block, images in workers.run(editor, waiting):
             output.write(block, images)
             done += 1
@@ -138,6 +138,8 @@ def _operation(by: str | None, settings: Mapping[str, Any], model: Generator, *,
     """The operation with its settings. Raises ConfigError for an unknown one, or settings that it lacks."""
     pictures = [condition for condition in model.conditions if condition.kind == "image"]
     usual = "inpaint" if masked else "translate" if len(pictures) == 1 else "img2img"
+    if not masked and [condition.name for condition in pictures] == [SMALL]:
+        usual = "upscale"
     kind = OPERATIONS.find(by or usual)
     try:
         return kind.model_validate(dict(settings))
@@ -153,14 +155,18 @@ def _images(place: str, model: Generator) -> Rows:
     return ImageFiles.at("IMAGE", [place])
 
 
-def _source(place: str, rows: Rows, asked: Asked, model: Generator) -> Mapping[str, Rows]:
-    """The conditions: those given, then those of the data set, then the picture itself.
+def _source(
+    place: str, rows: Rows, asked: Asked, model: Generator, operation: Operation
+) -> Mapping[str, Rows]:
+    """The conditions: those given, then those of the data set, then the picture itself. What the operation
+    gives the model is left to it.
 
     Raises ConfigError for classes that nobody names, since samples would take them in turn.
     """
-    takes: Takes = model.takes
+    given = [each for each in model.takes.conditions if each.name not in operation.gives]
+    takes = Takes(given, model.takes.data, model.takes.family)
     packed = (Path(place) / MANIFEST).is_file() or "://" in place
-    pictures = [condition for condition in model.conditions if condition.kind == "image"]
+    pictures = [condition for condition in given if condition.kind == "image"]
     named = Takes([each for each in takes.conditions if each.kind != "image"], takes.data, takes.family)
     found = dict(replace(asked, data=place if packed and named.conditions else None).source(named))
     for condition in takes.conditions:
@@ -172,7 +178,7 @@ def _source(place: str, rows: Rows, asked: Asked, model: Generator) -> Mapping[s
 
 
 @contextlib.contextmanager
-def _cluster(actors: Actors) -> Iterator[None]:
+def actors_cluster(actors: Actors) -> Iterator[None]:
     """The Ray cluster of the actors; nothing where this process does their work."""
     if actors.actors == 0:
         yield

@@ -174,6 +174,38 @@ def test_an_inpainting_model_draws_the_same_in_diffusers(
     np.testing.assert_allclose(images.transpose(0, 3, 1, 2), own.numpy() / 2 + 0.5, atol=1e-4)
 
 
+def test_a_t2i_adapter_trains_alone_and_draws_the_same_in_diffusers(sd: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionAdapterPipeline, StableDiffusionPipeline, T2IAdapter
+
+    t2i = {"kind": "t2i", "column": "edge", "channels": 1, "blocks": 1, "shrink": 2}
+    plain, config = started(sd), started(sd, adapter=t2i)
+    assert config.problems(DATA) == []
+    nets = nets_of(config)
+    before = {name: value.clone() for name, value in nets["network"].state_dict().items()}
+    step(config, nets, rate=1.0)
+    moved = [n for n, value in nets["network"].state_dict().items() if not torch.equal(value, before[n])]
+    assert moved
+    assert all(".beside." in name for name in moved)
+    config.build(DATA).export_diffusers(nets, str(tmp_path / "t2i"), config.sampling)
+    plain.build(DATA).export_diffusers(nets_of(plain), str(tmp_path / "whole"), plain.sampling)
+    parts = StableDiffusionPipeline.from_pretrained(tmp_path / "whole").components
+    adapter = T2IAdapter.from_pretrained(tmp_path / "t2i")
+    pipeline = StableDiffusionAdapterPipeline(**parts, adapter=adapter, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        PROMPTS,
+        image=control_images() / 2 + 0.5,
+        height=8,
+        width=8,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        latents=SampleRng(7, range(2)).normal(2, 4, 4),
+        output_type="np",
+    ).images
+    own = sampled(config, nets, text=Texts(PROMPTS), control=control_images())
+    np.testing.assert_allclose(images.transpose(0, 3, 1, 2), own.numpy() / 2 + 0.5, atol=1e-4)
+
+
 def test_the_shares_of_dropped_pictures_are_those_of_the_paper() -> None:
     rng = StreamRng([Piece(0, 0, 20_000)], rows_per_stream=20_000, seed=1, images=0, phase="p")
     text_B = rng.uniform() < 0.1

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapting import DATA, NEGATIVE, PROMPTS, control_images, drawn, looked_up, nets_of, step
+from adapting import DATA, NEGATIVE, PROMPTS, control_images, drawn, looked_up, nets_of, step, swapped
 from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save
@@ -167,19 +167,6 @@ def pairs(
     )
     assert told.returncode == 0, told.stderr[-3000:]
     return {name: (images, torch.from_numpy(np.load(folder / f"{name}.npy"))) for name, images in own.items()}
-
-
-def swapped(target: Path, base: Path, exported: Path) -> Path:
-    """The folder that diffusers wrote, with the scheduler that Sfumato samples by."""
-    import shutil
-
-    shutil.copytree(base, target)
-    shutil.rmtree(target / "scheduler")
-    shutil.copytree(exported / "scheduler", target / "scheduler")
-    index = json.loads((target / "model_index.json").read_text())
-    index["scheduler"] = json.loads((exported / "model_index.json").read_text())["scheduler"]
-    (target / "model_index.json").write_text(json.dumps(index))
-    return target
 
 
 @pytest.mark.parametrize("name", [*KINDS, "lora", "kohya", "dora", "lora-sd3", "control"])

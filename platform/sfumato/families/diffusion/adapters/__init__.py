@@ -24,6 +24,7 @@ from sfumato.core.pretrained import Pretrained
 from sfumato.core.rng import Rng
 from sfumato.core.stored import matches
 from sfumato.families.diffusion.prior import PriorConfig
+from sfumato.text.new_words import NewWord
 
 
 class AdapterFiles(Protocol):
@@ -116,6 +117,15 @@ class AdapterConfig(Component, ABC):
 
     def steering(self) -> Steering | None:
         """A prior that draws what the adapter shows, where the user gives nothing."""
+        return None
+
+    @property
+    def reaches_encoders(self) -> bool:
+        """Whether it adapts the text encoders too, also those that stay frozen without it."""
+        return False
+
+    def new_word(self) -> NewWord | None:
+        """The word that it adds to the text encoders."""
         return None
 
     @property

@@ -43,6 +43,10 @@ class LoraConfig(AdapterConfig):
         description='Patterns over the names of modules that get one, such as ["to_q", "ff.net.*"]; a text '
         'encoder that trains with the network has "q_proj" and the like.',
     )
+    text_encoder: bool = Field(
+        False,
+        description="Look for modules in frozen text encoders too; name theirs, such as q_proj and v_proj.",
+    )
     ranks: dict[str, int] = Field({}, description="Other ranks, by pattern: the last that matches counts.")
     alphas: dict[str, float] = Field(
         {}, description="Other alphas, by pattern: the last that matches counts."
@@ -53,6 +57,11 @@ class LoraConfig(AdapterConfig):
         description="Start from this file instead of from zero: pytorch_lora_weights.safetensors of "
         "diffusers, or one with kohya's keys. Ranks and alphas have to be those of the file.",
     )
+
+    @property
+    def reaches_encoders(self) -> bool:
+        """As set."""
+        return self.text_encoder
 
     def trained(self) -> tuple[str, ...]:
         """A and B, and the lengths."""
