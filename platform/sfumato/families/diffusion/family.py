@@ -27,6 +27,7 @@ from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.drawing import DRAWN, drawing_of
 from sfumato.families.diffusion.guide import NAME as GUIDE
 from sfumato.families.diffusion.guide import Guide
+from sfumato.families.diffusion.guiding import acts, guided, guided_by_inputs, without_image
 from sfumato.families.diffusion.labels import (
     Conditioning,
     Given,
@@ -296,72 +297,36 @@ class DiffusionFamily:
         label_N, options = self._labels_of(request, rows, device), request.options
         if self._config.adapter is not None and self._config.adapter.names:
             asked = self._asked(self._config.adapter, nets, request, device)
-            return self._guided_by_inputs(self._config.adapter, nets, label_N, asked, request)
+            null = self._data.num_classes
+            return guided_by_inputs(nets["ema"], self._config.adapter, asked, label_N, null, options)
         plain = Guided(nets["ema"], label_N, 1.0, self._data.num_classes)
         if not isinstance(options, GuidedSampling):
             return plain
-        guided = _guided(plain, options)
         if options.guide is None:
-            return plain if request.tensor("label") is None else guided
+            return plain if request.tensor("label") is None else guided(plain, options)
         if self._guide is None:
             raise ConfigError("guide: this model was opened without one; open it with these options")
-        return replace(guided, worse=partial(self._guide.output, nets[GUIDE], labels_N=label_N))
+        return replace(
+            guided(plain, options), worse=partial(self._guide.output, nets[GUIDE], labels_N=label_N)
+        )
 
     def _guided_by_texts(
         self, text: TextCondition, nets: Nets, request: SampleRequest, rows: int, device: torch.device
     ) -> Guided:
         """Away from the negative text, which is the empty one where none is given."""
         network, options = _of_texts(nets["ema"]), request.options
-        guided = isinstance(options, GuidedSampling) and (options.guidance, options.image_guidance) != (1, 1)
         adapter = self._config.adapter
         asked = {} if adapter is None else self._asked(adapter, nets, request, device)
 
         def encoded(texts: Sequence[str]) -> Mapping[str, Tensor]:
             return {**network.encoded(text.inputs(nets, texts, device)), **asked}
 
-        texts, away = text.asked(request, rows, 2.0 if guided else 1.0)
+        texts, away = text.asked(request, rows, 2.0 if acts(options) else 1.0)
         if not away:
             return Guided(nets["ema"], encoded(texts), 1.0, {})
         null = encoded(away)
-        nothing = self._nothing(adapter, null, options)
-        return _guided(Guided(nets["ema"], encoded(texts), 1.0, null, nothing=nothing), options)
-
-    def _guided_by_inputs(
-        self,
-        adapter: AdapterConfig,
-        nets: Nets,
-        label_N: Tensor | None,
-        asked: dict[str, Tensor],
-        request: SampleRequest,
-    ) -> Guided:
-        """With what an adapter shows a network without texts."""
-        options, given = request.options, {**asked, **({} if label_N is None else {LABEL: label_N})}
-        plain = Guided(nets["ema"], given, 1.0, given)
-        if not isinstance(options, GuidedSampling) or (options.guidance, options.image_guidance) == (1, 1):
-            return plain
-        if label_N is None:
-            nothing = self._nothing(adapter, given, options)
-            return plain if nothing is None else replace(
-                plain, weight=options.image_guidance, null=nothing, interval=options.guidance_interval
-            )  # fmt: skip
-        null = {**given, LABEL: torch.full_like(label_N, self._data.num_classes)}
-        return _guided(replace(plain, null=null, nothing=self._nothing(adapter, null, options)), options)
-
-    def _nothing(
-        self, adapter: AdapterConfig | None, null: Mapping[str, Tensor], options: Any
-    ) -> Mapping[str, Tensor] | None:
-        """The inputs of neither text nor image, where image guidance leads away from them.
-
-        Raises ConfigError for a model that knows no images of none.
-        """
-        if options.image_guidance == 1:
-            return None
-        if adapter is None or not adapter.droppable:
-            raise ConfigError(
-                "image_guidance: this model never saw its condition left out; train one with "
-                "model.adapter.dropout above 0, or leave image_guidance out"
-            )
-        return adapter.without(null)
+        nothing = without_image(adapter, null, options)
+        return guided(Guided(nets["ema"], encoded(texts), 1.0, null, nothing=nothing), options)
 
     def _asked(
         self, adapter: AdapterConfig, nets: Nets, request: SampleRequest, device: torch.device
@@ -459,17 +424,6 @@ def plain_network(config: DiffusionConfig, data: DataSpec) -> nn.Module:
     assert isinstance(family, DiffusionFamily)
     with torch.device("meta"):
         return family._build_plain()
-
-
-def _guided(plain: Guided, options: GuidedSampling) -> Guided:
-    """With the guidance of the options."""
-    return replace(
-        plain,
-        weight=options.guidance,
-        image=options.image_guidance,
-        interval=options.guidance_interval,
-        rescale=options.guidance_rescale,
-    )
 
 
 def _texts(text: TextConfig, adapter: AdapterConfig | None) -> TextCondition:
