@@ -76,7 +76,7 @@ def model(tmp_path: Path) -> Path:
                     nn.init.normal_(weight, std=0.1)
         states[name] = network.state_dict()
     folder = tmp_path / "model"
-    save_model_folder(folder, config, data, states, Progress.at(0), name="tiny")
+    save_model_folder(folder, config, data, states, name="tiny", progress=Progress.at(0))
     return folder
 
 

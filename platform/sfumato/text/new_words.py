@@ -88,6 +88,8 @@ def ends(encoder: TextEncoderConfig, network: nn.Module) -> tuple[int, int]:
     ids, mask = encoder.tokenize(["", STAND_IN], network)
     own = int(mask[0].sum())
     before = next((at for at in range(own) if ids[0, at] != ids[1, at]), own)
+    if before == own == 2:  # a stand-in that is unknown may have the last one's number
+        before = 1
     return before, own - before
 
 

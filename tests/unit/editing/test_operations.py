@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_edit import config_of, edit, images, model_of
+from tiny_edits import config_of, edit, images, model_of
 from torch import Tensor
 
 from sfumato.core.batch import DataSpec

@@ -27,6 +27,7 @@ from sfumato.families.diffusion.preference import (
 
 DATA = DataSpec(1, 8, 8, (), {"rejected": Column("image", "uint8", (1, 8, 8))})
 PROGRESS = Progress.at(0)
+TINY = DiffusionConfig.tiny().model_dump(mode="json") | {"sampling": {"steps": 3}}
 
 
 def noise(rows: int) -> StreamRng:
@@ -77,7 +78,7 @@ def test_replayed_noise_is_the_same_and_goes_on_where_it_ended() -> None:
 
 
 def test_tuning_prefers_what_was_preferred() -> None:
-    card = ModelCard(family="diffusion", config=DiffusionConfig.tiny().model_dump(mode="json"), data=DATA)
+    card = ModelCard(family="diffusion", config=TINY, data=DATA)
     config = DiffusionConfig.model_validate(
         {
             "family": "diffusion",
@@ -111,7 +112,7 @@ def test_tuning_prefers_what_was_preferred() -> None:
 
 
 def test_pairs_that_are_missing_are_named() -> None:
-    config = DiffusionConfig.model_validate({**DiffusionConfig.tiny().model_dump(), "preference": {}})
+    config = DiffusionConfig.model_validate({**TINY, "preference": {}})
     assert "tunes a trained model" in config.problems(DATA)[0]
     (problem,) = PreferenceConfig().problems(DataSpec(1, 8, 8), pretrained=True)
     assert "the data has no images 'rejected' of 1x8x8" in problem

@@ -1,0 +1,234 @@
+"""What adapted models of shapes do, read from their pictures by the exact checker of shapes.
+
+    PYTHONPATH=platform python tests/benchmarks/adapt/table.py --instruct MODEL ... [--images 140]
+
+Each option names the model folder of a run of pipelines/shapes/adapt/ and gives one row of the table;
+`--base` is the model that they were adapted from, beside which prompt alignment is judged. Pictures asked for
+are drawn with a seed that no recipe trains on. Prints JSON: figures with 95 % intervals (Wilson's, of shares)
+and aims.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import stats
+
+from sfumato.core.batch import Texts
+from sfumato.core.conditions import Listed
+from sfumato.data.packing.sources.shape_edits import ShapeEditsSource, records
+from sfumato.data.shapes.checker import Checker
+from sfumato.data.shapes.contents import Contents
+from sfumato.data.shapes.phrases import captions
+from sfumato.data.shapes.rendering import render
+from sfumato.data.shapes.scenes import scenes
+from sfumato.evaluation.metrics.alignment import verdicts
+from sfumato.sampling.generator import Generator
+from sfumato.sampling.pixels import Images, from_uint8
+
+SEED = 1_000
+SAME = 0.15
+"""How far an object may be from where it was, as a share of the side, to count as kept."""
+OBJECT = 0.15
+"""Least difference from the background of a pixel of an object, of values in [0, 1]."""
+Row = Callable[[Generator, "Generator | None", int], dict[str, Any]]
+
+
+def share(hits: Sequence[bool], aim: float) -> dict[str, Any]:
+    found = stats.binomtest(int(np.sum(hits)), len(hits)).proportion_ci(0.95, "wilson")
+    value = float(np.mean(hits))
+    return {"value": value, "interval": [found.low, found.high], "aim": aim, "met": value >= aim}
+
+
+def mean(values: Sequence[float], aim: float) -> dict[str, Any]:
+    value, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    interval = [value - 1.96 * error, value + 1.96 * error]
+    return {"value": value, "interval": interval, "aim": aim, "met": value >= aim}
+
+
+def drawn(model: Generator, number: int, texts: Sequence[str], **pictures: Images) -> Images:
+    conditions: dict[str, Any] = {
+        name: Listed("image", from_uint8(value)) for name, value in pictures.items()
+    }
+    return model.sample(number, seed=SEED, conditions={**conditions, "text": Listed("text", Texts(texts))})
+
+
+def controlnet(model: Generator, base: Generator | None, number: int) -> dict[str, Any]:
+    """IoU of the asked silhouette and of what differs from the drawn background; prompt alignment."""
+    asked = scenes(SEED, np.arange(number), "seen", 32, ("single_object", "colours"))
+    pictures, texts = render(asked), [found[0] for found in captions(asked, SEED)]
+    shown = drawn(model, number, texts, control=pictures.edge)
+    wanted = pictures.mask[..., 0] > 0
+    ground = np.median(shown.reshape(number, -1, 3), axis=1)[:, None, None]
+    there = np.abs(shown.astype(float) - ground).max(axis=-1) / 255 > OBJECT
+    iou = [float((a & b).sum() / max(1, (a | b).sum())) for a, b in zip(wanted, there, strict=True)]
+    found = {"IoU": mean(iou, 0.8), "alignment": share(verdicts(shown, texts)[:, 2], 0.0)}
+    if base is not None:
+        own = verdicts(drawn(base, number, texts), texts)[:, 2]
+        found["alignment of the base"] = share(own, 0.0)
+    return found
+
+
+def instruct(model: Generator, base: Generator | None, number: int) -> dict[str, Any]:
+    """Whether what was asked was done, and whether all else was kept."""
+    asked = records(ShapeEditsSource(seed=SEED), np.arange(number))
+    texts = [str(record.caption) for record in asked]
+    before = np.stack([np.asarray(record.extra["before"]) for record in asked])
+    read = Checker(32).read
+    shown = read(drawn(model, number, texts, before=before))
+    wanted = read(np.stack([np.asarray(record.image) for record in asked]))
+    changed = [int(record.meta["changed"]) if record.meta else -1 for record in asked]
+    done, kept = zip(
+        *(
+            judged(*both, at, record.meta)
+            for *both, at, record in zip(shown, wanted, changed, asked, strict=True)
+        ),
+        strict=True,
+    )
+    return {"done": share(done, 0.8), "all else kept": share(kept, 0.8)}
+
+
+def judged(found: Contents | None, wanted: Contents | None, changed: int, meta: Any) -> tuple[bool, bool]:
+    if found is None or wanted is None:
+        return False, False
+    if changed < 0:
+        done = found.background == wanted.background
+        return done, _same_things(found, wanted, None)
+    target = meta["objects"][changed]
+    look = (target["shape"], target["colour"])
+    done = look in {(thing.shape, thing.colour) for thing in found.things}
+    return done, found.background == wanted.background and _same_things(found, wanted, look)
+
+
+def _same_things(found: Contents, wanted: Contents, without: tuple[str, str] | None) -> bool:
+    """Whether both have the same objects at the same places, but for one look."""
+    left = [thing for thing in found.things if (thing.shape, thing.colour) != without]
+    others = [thing for thing in wanted.things if (thing.shape, thing.colour) != without]
+    if len(left) != len(others):
+        return False
+    return all(
+        any(
+            (a.shape, a.colour) == (b.shape, b.colour) and max(abs(a.x - b.x), abs(a.y - b.y)) <= SAME
+            for b in left
+        )
+        for a in others
+    )
+
+
+def reference(model: Generator, base: Generator | None, number: int) -> dict[str, Any]:
+    """Whether colour and shape of the reference are in the picture."""
+    asked = records(ShapeEditsSource(seed=SEED, captions="plain"), np.arange(number))
+    pictures = np.stack([np.asarray(record.extra["reference"]) for record in asked])
+    shown = Checker(32).read(drawn(model, number, ["a shape"] * number, reference=pictures))
+    hits = []
+    for record, found in zip(asked, shown, strict=True):
+        assert record.meta is not None
+        target = record.meta["objects"][max(0, int(record.meta["changed"]))]
+        looks = set() if found is None else {(thing.shape, thing.colour) for thing in found.things}
+        hits.append((target["shape"], target["colour"]) in looks)
+    return {"colour and shape taken over": share(hits, 0.7)}
+
+
+def segmentation(model: Generator, base: Generator | None, number: int) -> dict[str, Any]:
+    """Prompt alignment, and IoU as of ControlNet."""
+    asked = scenes(SEED, np.arange(number), "seen", 32, ("single_object", "colours"))
+    pictures, texts = render(asked), [found[0] for found in captions(asked, SEED)]
+    shown = drawn(model, number, texts, map=pictures.mask)
+    ground = np.median(shown.reshape(number, -1, 3), axis=1)[:, None, None]
+    there = np.abs(shown.astype(float) - ground).max(axis=-1) / 255 > OBJECT
+    pairs = zip(pictures.mask[..., 0] > 0, there, strict=True)
+    iou = [float((a & b).sum() / max(1, (a | b).sum())) for a, b in pairs]
+    return {"IoU": mean(iou, 0.8), "alignment": share(verdicts(shown, texts)[:, 2], 0.0)}
+
+
+def inpainting(model: Generator, base: Generator | None, number: int) -> dict[str, Any]:
+    """The object is masked and painted again by its caption; what is outside is the picture's."""
+    asked = scenes(SEED, np.arange(number), "seen", 32, ("single_object", "colours"))
+    pictures, texts = render(asked), [found[0] for found in captions(asked, SEED)]
+    mask = np.where(
+        F.max_pool2d(torch.from_numpy(pictures.mask[..., 0]).float(), 7, 1, 3).numpy() > 0, 255, 0
+    )
+    mask = mask.astype(np.uint8)[..., None]
+    shown = drawn(model, number, texts, known=pictures.image, mask=mask)
+    painted = np.where(mask > 0, shown, pictures.image)
+    return {
+        "alignment inside": share(verdicts(painted, texts)[:, 2], 0.8),
+        "difference outside, levels": float(
+            np.abs(painted.astype(int) - pictures.image)[(mask == 0)[..., 0]].max()
+        ),
+    }
+
+
+def upscale(model: Generator, base: Generator | None, number: int) -> dict[str, Any]:
+    """PSNR against the true pictures, beside bicubic's."""
+    asked = scenes(
+        SEED, np.arange(number), "seen", model.data.height, ("single_object", "colours", "two_objects")
+    )
+    true = render(asked).image
+    factor = int(getattr(getattr(model.config, "adapter", None), "factor", 4))
+    shown = model.sample(number, seed=SEED, conditions={"small": Listed("image", from_uint8(true))})
+    small = F.avg_pool2d(from_uint8(true), factor)
+    bicubic = F.interpolate(small, scale_factor=factor, mode="bicubic").clamp(-1, 1)
+    ours, theirs = (_psnr(from_uint8(true), made) for made in (from_uint8(shown), bicubic))
+    return {"PSNR, dB": mean(ours, float(np.mean(theirs))), "PSNR of bicubic, dB": float(np.mean(theirs))}
+
+
+def _psnr(true: torch.Tensor, made: torch.Tensor) -> list[float]:
+    errors = (true - made).square().mean(dim=(1, 2, 3)) / 4
+    return (-10 * torch.log10(errors.clamp(min=1e-10))).tolist()
+
+
+def dpo(model: Generator, base: Generator | None, number: int) -> dict[str, Any]:
+    """The share of one colour where none is asked for, beside that of the base; prompt alignment."""
+    plain = [f"a {shape}" for shape in ("circle", "square", "triangle", "star", "cross", "heart")]
+    asked = scenes(SEED, np.arange(number), "seen", 32, ("single_object", "colours"))
+    texts = [found[0] for found in captions(asked, SEED)]
+    found: dict[str, Any] = {}
+    for name, each in (("tuned", model), ("base", base)):
+        if each is None:
+            continue
+        prompts = [plain[n % len(plain)] for n in range(number)]
+        read = Checker(32).read(drawn(each, number, prompts))
+        red = [any(thing.colour == "red" for thing in one.things) if one else False for one in read]
+        found[f"share of red, {name}"] = share(red, 0.0)
+        found[f"alignment, {name}"] = share(verdicts(drawn(each, number, texts), texts)[:, 2], 0.0)
+    return found
+
+
+ROWS: dict[str, Row] = {
+    "controlnet": controlnet,
+    "segmentation": segmentation,
+    "inpainting": inpainting,
+    "instruct": instruct,
+    "reference": reference,
+    "upscale": upscale,
+    "dpo": dpo,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", help="model folder of the base")
+    parser.add_argument("--images", type=int, default=140)
+    for name in ROWS:
+        parser.add_argument(f"--{name}", help=f"model folder of shapes-{name}")
+    given = parser.parse_args()
+    base = None if given.base is None else Generator.load(given.base)
+    found = {
+        name: row(Generator.load(getattr(given, name)), base, given.images)
+        for name, row in ROWS.items()
+        if getattr(given, name) is not None
+    }
+    if not found:
+        parser.error("name the model of at least one row")
+    print(json.dumps({"images": given.images, **found}, indent=2, default=bool))
+
+
+if __name__ == "__main__":
+    main()
