@@ -421,6 +421,9 @@ class LatentDiffusionFamily(DiffusionFamily):
 
 def plain_network(config: DiffusionConfig, data: DataSpec) -> nn.Module:
     """The network without its adapter, on the meta device."""
+    adapter = config.adapter
+    if adapter is None or not adapter.reaches_encoders:  # else its encoders are a part of the network
+        config = config.model_copy(update={"adapter": None})
     family = config.build(data)
     assert isinstance(family, DiffusionFamily)
     with torch.device("meta"):
