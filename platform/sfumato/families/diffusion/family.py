@@ -41,7 +41,6 @@ from sfumato.families.diffusion.networks import TextNetworkConfig
 from sfumato.families.diffusion.objectives import BoundedObjective, GuidedSampling
 from sfumato.families.diffusion.path import DiffusionPath
 from sfumato.families.diffusion.preference import REFERENCE, REJECTED, preference_loss
-from sfumato.families.diffusion.prior import Prior
 from sfumato.families.diffusion.steering import LABEL
 from sfumato.text.condition import DROPPED, TextCondition
 from sfumato.text.config import TextConfig
