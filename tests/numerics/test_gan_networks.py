@@ -60,6 +60,9 @@ def test_published_sizes_have_the_published_numbers_of_parameters() -> None:
     thousand = tuple(map(str, range(1_000)))
     assert count("stylegan2", DataSpec(3, 256, 256), 512) == (24_767_458, 24_001_089)
     assert count("stylegan2", DataSpec(3, 1024, 1024), 512, channel_base=32_768) == (30_370_060, 29_012_513)
+    # StyleGAN: printed for FFHQ at 1024, less the colours of the eight lower sides, which growing needs.
+    generator, _ = count("stylegan", DataSpec(3, 1024, 1024), 512)
+    assert generator == 26_219_627 - (4 * 1_539 + 771 + 387 + 195 + 99)
     wide = {"channels": (1536, 768, 384, 192, 96), "discriminator_channels": (96, 192, 384, 768, 1536)}
     biggan = count("biggan", DataSpec(3, 128, 128, thousand), 120, attention=64, **wide)
     assert biggan == (70_433_988, 87_982_370)
@@ -396,3 +399,44 @@ def test_texts_may_take_the_place_of_classes_that_are_embedded(kind: str) -> Non
 def test_texts_are_refused_where_classes_are_numbers(kind: str) -> None:
     config = GanConfig.variants()["text"].model_copy(update={"network": NETWORKS.find(kind).tiny()})
     assert any("takes classes by their numbers" in line for line in config.problems(DATA))
+
+
+def test_adaptive_instance_norm_gives_every_channel_the_mean_and_deviation_of_its_style() -> None:
+    from sfumato.families.gan.networks.stylegan import AdaIn
+
+    with seeded(3):
+        layer, x, w = AdaIn(6, 5), 4 + 3 * torch.randn(2, 6, 8, 8), torch.randn(2, 5)
+    out = layer(x, w)
+    scale, shift = layer.affine(w).chunk(2, 1)
+    torch.testing.assert_close(out.mean((2, 3)), shift, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.std((2, 3), correction=0), (1 + scale).abs(), rtol=1e-4, atol=1e-5)
+    reference = F.instance_norm(x, eps=1e-8) * (1 + scale[..., None, None]) + shift[..., None, None]
+    torch.testing.assert_close(out, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["stylegan", "stylegan2"])
+def test_directions_are_those_in_which_styles_change_layers_most(kind: str) -> None:
+    """Against the singular vectors of all affine maps at once; moving along one moves every style by it."""
+    from sfumato.families.gan.networks import NETWORKS
+    from sfumato.families.gan.style_directions import directions, factorised
+
+    data = DataSpec(1, 8, 8)
+    config = NETWORKS.find(kind).tiny()
+    with seeded(5):
+        generator = config.build_generator(data, latent=4, classes=0)
+    maps = [w.detach() for w in generator.affine_weights()]
+    probe = torch.randn(1, 4)
+    affine = [m.affine for m in generator.modules() if hasattr(m, "affine")]
+    for layer, weight in zip(affine, maps, strict=True):
+        torch.testing.assert_close(layer(probe) - layer(0 * probe), probe @ weight.T)
+    _, strength, vectors = torch.linalg.svd(torch.cat(maps).double())
+    found = factorised(maps)
+    torch.testing.assert_close((found * vectors).sum(1).abs(), torch.ones(4, dtype=torch.float64))
+    assert (strength[:-1] >= strength[1:]).all()
+    moved = directions(generator, SamplingConfig(direction=1, distance=2.0))["moved"]
+    torch.testing.assert_close(moved, 2 * found[1].float())
+    z, label = torch.randn(3, 4), torch.zeros(3, dtype=torch.int64)
+    styles = generator(z, label, only_styles=True) + moved
+    expected = generator.synthesise(styles[:, None].expand(-1, generator.styles, -1), None)
+    torch.testing.assert_close(generator(z, label, moved=moved), expected)
+    assert directions(generator, SamplingConfig(direction=1)) == {}

@@ -223,6 +223,11 @@ class GanConfig(FamilyConfig):
                 f"model.sampling.psi: {network.kind} has no styles; use sampling.truncation, which shortens "
                 "latents"
             )
+        if (self.sampling.distance or self.sampling.direction) and not network.styles:
+            found.append(
+                f"model.sampling.distance: {network.kind} has no styles to move; use stylegan2 or stylegan, "
+                "or leave it out"
+            )
         if objective.consistency is not None and network.norms[1] == "batch":
             found.append(
                 "model.objective.consistency: compares scores of single images, which "

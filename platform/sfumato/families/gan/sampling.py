@@ -35,6 +35,19 @@ class SamplingConfig(Config):
         description="Styles are brought so near their mean: w' = mean + psi (w - mean) (Karras et al. 2019, "
         "sec. B): lower is more typical; null leaves them.",
     )
+    direction: int = Field(
+        0,
+        ge=0,
+        exclude_if=lambda value: value == 0,
+        description="Which of the directions that change images most `distance` goes in, 0 the strongest "
+        "(SeFa: Shen & Zhou 2021).",
+    )
+    distance: float = Field(
+        0.0,
+        exclude_if=lambda value: value == 0,
+        description="How far styles are moved in that direction; a sweep over it, such as -6,-3,0,3,6, shows "
+        "what it changes.",
+    )
     statistics: int = Field(
         512,
         ge=64,

@@ -5,88 +5,23 @@
 - `generator.py`: mapping, modulation and demodulation, noise, skip connections of images, style mixing,
   truncation in W.
 - `discriminator.py`: residual or plain blocks, minibatch standard deviation, projection of the class.
-
-Training draws noise for every pixel of every layer, and mixes the styles of two latents. Sampling uses noise
-that is fixed for good, so that an image is a function of its latent, and of `sampling.psi`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
-from sfumato.core.progress import Progress
-from sfumato.core.rng import Rng, SampleRng
-from sfumato.core.seeds import derive
-from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet, NetworkConfig
-from sfumato.families.gan.sampling import SamplingConfig, class_of
-
-BASE = 4
-"""The side of the first map."""
-CENTRE_ROWS = 1024
-"""Latents whose mean style is the centre of truncation."""
+from sfumato.families.gan.networks import GeneratorNet
+from sfumato.families.gan.styled import BASE, StyledConfig
 
 
-class StyleGan2Config(NetworkConfig):
+class StyleGan2Config(StyledConfig):
     """Styles that modulate convolutions (Karras et al. 2020)."""
 
-    styles: ClassVar[bool] = True
     kind: Literal["stylegan2"] = Field("stylegan2", description="Selects StyleGAN2.")
-    channel_base: int = Field(
-        16_384, ge=1, description="Channels at a side, times the side; 32,768 for the largest networks."
-    )
-    channel_max: int = Field(512, ge=1, description="Most channels of any layer.")
-    style: int = Field(512, ge=1, description="Numbers of a style, w.")
-    mapping_layers: int = Field(8, ge=1, description="Layers from the latent to the style.")
-    mapping_rate: float = Field(
-        0.01, gt=0, le=1, description="Learning rate of both mappings, relative to the other layers."
-    )
-    discriminator_mapping_layers: int = Field(
-        8,
-        ge=1,
-        description="Layers from a class to its direction in the discriminator; the first steps tell classes "
-        "apart better with fewer.",
-    )
-    mixing: float = Field(
-        0.9, ge=0, le=1, description="Share of images whose later layers have the style of another latent."
-    )
-    discriminator: Literal["residual", "plain"] = Field(
-        "residual", description="Blocks of the discriminator: with a shortcut, or without."
-    )
-    minibatch_group: int = Field(
-        4,
-        ge=1,
-        description="Images over which the discriminator takes a standard deviation; micro-batches must be a "
-        "multiple. 1 leaves it out.",
-    )
-
-    @property
-    def compares_rows(self) -> bool:
-        """By the minibatch standard deviation."""
-        return self.minibatch_group > 1
-
-    @property
-    def group(self) -> int:
-        """As set."""
-        return self.minibatch_group
-
-    @property
-    def embeds_classes(self) -> bool:
-        """Both mappings take their numbers."""
-        return False
-
-    def sides(self, data: DataSpec) -> tuple[int, ...]:
-        """4, 8, ... up to the image's."""
-        return tuple(BASE << doublings for doublings in range((data.height // BASE).bit_length()))
-
-    def channels(self, side: int) -> int:
-        """Of the layers at this side."""
-        return max(1, min(self.channel_base // side, self.channel_max))
 
     def layers(self, data: DataSpec) -> tuple[int, ...]:
         """The sides of the generator's convolutions, first to last; each takes a style and noise."""
@@ -106,77 +41,6 @@ class StyleGan2Config(NetworkConfig):
             depth=self.mapping_layers,
             rate=self.mapping_rate,
         )
-
-    def build_discriminator(self, data: DataSpec, *, classes: int, bias: bool) -> DiscriminatorNet:
-        """See `discriminator.py`."""
-        from sfumato.families.gan.networks.stylegan2.discriminator import StyleGan2Discriminator
-
-        channels = {side: self.channels(side) for side in self.sides(data)}
-        return StyleGan2Discriminator(
-            data.channels,
-            channels,
-            classes=classes,
-            style=self.channels(BASE),
-            depth=self.discriminator_mapping_layers,
-            rate=self.mapping_rate,
-            bias=bias,
-            residual=self.discriminator == "residual",
-            group=self.minibatch_group,
-        )
-
-    def generator_inputs(
-        self, data: DataSpec, latent: int, progress: Progress, rng: Rng
-    ) -> Mapping[str, Any]:
-        """Noise for every layer, a second latent, and from which layer on its style counts."""
-        layers = self.layers(data)
-        noise = [rng.normal(1, side, side) for side in layers]
-        if not self.mixing:
-            return {"noise": noise}
-        every = len(layers) + 1  # the last style is that of the image's colours
-        crossed_B = 1 + rng.integers(every - 1)
-        mixes_B = rng.uniform() < self.mixing
-        return {
-            "noise": noise,
-            "second": rng.normal(latent),
-            "crossing": torch.where(mixes_B, crossed_B, every),
-        }
-
-    def sampling_inputs(
-        self, generator: nn.Module, latent: int, classes: int, progress: Progress, options: SamplingConfig
-    ) -> Mapping[str, Any]:
-        """Where truncation pulls styles to, and how far."""
-        if options.psi is None:
-            return {}
-        device = next(generator.parameters()).device
-        rng = SampleRng(derive("gan", "mean style"), range(CENTRE_ROWS))
-        label_B = torch.tensor([class_of(row, classes, CENTRE_ROWS) for row in range(CENTRE_ROWS)])
-        styles_BD: Tensor = generator(rng.normal(latent).to(device), label_B.to(device), only_styles=True)
-        return {"psi": options.psi, "centre": styles_BD.mean(0)}
-
-    @classmethod
-    def tiny(cls) -> Self:
-        """Four channels, two layers of mapping."""
-        return cls(
-            channel_base=32,
-            channel_max=4,
-            style=4,
-            mapping_layers=2,
-            mapping_rate=0.1,
-            minibatch_group=2,
-        )
-
-    def problems(self, data: DataSpec) -> list[str]:
-        """Sides that doubling 4 does not give."""
-        sides = (data.height, data.width)
-        if sides[0] == sides[1] and sides[0] >= 2 * BASE and sides[0] & (sides[0] - 1) == 0:
-            return []
-        near = max(8, 1 << round(max(sides) - 1).bit_length())
-        problem = (
-            f"model.network.kind: {self.kind} makes square images whose side is a power of two of at least "
-            f"{2 * BASE}, and the data has {data.height}x{data.width}; pack it with a side of {near}, or use "
-            "network.kind=r3gan or resnet"
-        )
-        return [problem]
 
 
 COMPONENT = StyleGan2Config

@@ -13,39 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.rng import seeded
-from sfumato.families.gan.equalised import EPS, EqualLinear, activated, pixel_norm
-from sfumato.families.gan.networks import Generated, GeneratorNet
+from sfumato.families.gan.equalised import EPS, EqualLinear, activated
 from sfumato.families.gan.resampling import Blur, Up
-
-
-class MappingNetwork(nn.Module):
-    """Latents [B, D], or none, and classes to styles [B, style]."""
-
-    def __init__(self, latent: int, style: int, classes: int, depth: int, rate: float) -> None:
-        super().__init__()
-        self.classes = classes
-        self.embedding = EqualLinear(classes, style) if classes else None
-        first = latent + (style if classes else 0)
-        self.layers = nn.ModuleList(
-            EqualLinear(inputs, style, rate=rate) for inputs in (first, *[style] * (depth - 1))
-        )
-
-    def forward(self, z_BD: Tensor | None, label_B: Tensor) -> Tensor:
-        parts = [] if z_BD is None else [pixel_norm(z_BD)]
-        if self.embedding is not None:
-            one_hot_BK = F.one_hot(label_B, self.classes).float()
-            parts.append(pixel_norm(self.embedding(one_hot_BK)))
-        x_BS = torch.cat(parts, 1)
-        for layer in self.layers:
-            x_BS = activated(layer(x_BS))
-        return x_BS
+from sfumato.families.gan.styled_generator import MappingNetwork, StyledGenerator
 
 
 class ModulatedConv2d(nn.Module):
@@ -130,7 +106,7 @@ class SynthesisBlock(nn.Module):
         return x_BCHW, self.up(image_BCHW) + own_BCHW.float()
 
 
-class StyleGan2Generator(GeneratorNet):
+class StyleGan2Generator(StyledGenerator):
     """See the top of the file."""
 
     def __init__(
@@ -145,45 +121,16 @@ class StyleGan2Generator(GeneratorNet):
         rate: float,
     ) -> None:
         """`channels` are those of each side, lowest first."""
-        super().__init__()
-        self.mapping = MappingNetwork(latent, style, classes, depth, rate)
+        per_block = [1, *[2] * (len(channels) - 1)]
+        super().__init__(MappingNetwork(latent, style, classes, depth, rate), sum(per_block) + 1)
         sizes = pairwise((0, *channels.values()))
         self.blocks = nn.ModuleList(
             SynthesisBlock(a, b, style, side, colours) for side, (a, b) in zip(channels, sizes, strict=True)
         )
-        self.per_block = [1, *[2] * (len(channels) - 1)]
-        self.styles = sum(self.per_block) + 1
+        self.per_block = per_block
 
-    def forward(
-        self,
-        z_BD: Tensor,
-        label_B: Tensor,
-        *,
-        noise: Sequence[Tensor] | None = None,
-        second: Tensor | None = None,
-        crossing: Tensor | None = None,
-        psi: float | None = None,
-        centre: Tensor | None = None,
-        only_styles: bool = False,
-        details: bool = False,
-        **inputs: Any,
-    ) -> Any:
-        """Images [B, C, H, W]; with `only_styles`, styles [B, style]."""
-        w_BS = self.mapping(z_BD, label_B)
-        if only_styles:
-            return w_BS
-        if psi is not None and centre is not None:
-            w_BS = centre + psi * (w_BS - centre)
-        styles_BLS = w_BS[:, None].expand(-1, self.styles, -1)
-        if second is not None and crossing is not None:
-            layers_L = torch.arange(self.styles, device=z_BD.device)
-            late_BL = layers_L >= crossing[:, None]
-            other_BS = self.mapping(second, label_B)
-            styles_BLS = torch.where(late_BL[:, :, None], other_BS[:, None], styles_BLS)
-        image_BCHW = self._synthesise(styles_BLS, noise)
-        return Generated(image_BCHW, styles_BLS) if details else image_BCHW
-
-    def _synthesise(self, styles_BLS: Tensor, noise: Sequence[Tensor] | None) -> Tensor:
+    def synthesise(self, styles_BLS: Tensor, noise: Sequence[Tensor] | None) -> Tensor:
+        """See the base."""
         x_BCHW: Tensor | None = None
         image_BCHW: Tensor | None = None
         at = 0
@@ -194,3 +141,11 @@ class StyleGan2Generator(GeneratorNet):
             at += layers
         assert image_BCHW is not None, "there is at least one block"
         return image_BCHW
+
+    def affine_weights(self) -> list[Tensor]:
+        """See the base; of every modulated convolution."""
+        return [
+            module.affine.weight * module.affine.scale
+            for module in self.modules()
+            if isinstance(module, ModulatedConv2d)
+        ]
