@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sfumato.core.first_stage import FirstStage, Latent
+from sfumato.core.first_stage import FirstStage, Latent, OpenStage
 
 
 class Tiles:
@@ -69,6 +69,15 @@ class Tiles:
                 total[rows, columns] += weight_HW
         assert whole is not None, "there is at least one piece"
         return whole / total
+
+
+def tiled(network: FirstStage, stage: OpenStage) -> FirstStage:
+    """The network of an opened first stage, which works in pieces if its configuration asks for it."""
+    if stage.config.tile is None:
+        return network
+    factor = stage.data.height // stage.spec.latent[1]
+    side = stage.config.tile // factor
+    return Tiles(network, factor=factor, side=side, overlap=side // 4)
 
 
 def spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:

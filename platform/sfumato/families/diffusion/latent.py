@@ -15,7 +15,7 @@ from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import Frozen, Nets
 from sfumato.core.first_stage import FirstStage, OpenStage, latent_of
 from sfumato.core.rng import Rng
-from sfumato.core.tiles import Tiles
+from sfumato.core.tiles import tiled
 
 NAME = "first_stage"
 """Of the frozen network among the family's networks."""
@@ -79,13 +79,9 @@ class LatentSpace:
         return latent_of(self._first_stage(nets), batch).sample(rng.normal(*self._latent))
 
     def _first_stage(self, nets: Nets) -> FirstStage:
-        stage, tile = nets[NAME], self._stage.config.tile
+        stage = nets[NAME]
         assert isinstance(stage, FirstStage), "a StageSpec builds nothing else"
-        if tile is None:
-            return stage
-        factor = self._stage.data.height // self._latent[1]
-        side = tile // factor
-        return Tiles(stage, factor=factor, side=side, overlap=side // 4)
+        return tiled(stage, self._stage)
 
 
 def latent_spec(stage: OpenStage, data: DataSpec) -> DataSpec:

@@ -11,8 +11,10 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import LABEL, Condition
 from sfumato.core.config import Config
 from sfumato.core.family import Family, FamilyConfig
+from sfumato.core.first_stage import FirstStageConfig
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.schedules import EmaSchedule, LearningRate
+from sfumato.families import config_class
 from sfumato.families.flow.bijection import Decoding
 from sfumato.families.flow.dequantization import DEQUANTIZATIONS, Dequantization
 from sfumato.families.flow.dequantization.uniform import UniformConfig
@@ -21,6 +23,17 @@ from sfumato.families.flow.networks.glow import GlowConfig
 from sfumato.text.config import TextConfig
 from sfumato.text.encoders import ENCODERS
 from sfumato.text.pooled import pooled_problems
+
+_TINY_STAGE = {
+    "family": "vae",
+    "config": {
+        "family": "vae",
+        "latent": {"kind": "kl", "channels": 2},
+        "network": {"channels": [4, 8], "norm_groups": 2},
+    },
+    "data": {"channels": 1, "height": 8, "width": 8},
+}
+"""The autoencoder of the smallest flow of latents."""
 
 
 class SamplingConfig(Config):
@@ -69,6 +82,19 @@ class FlowConfig(FamilyConfig):
     dequantization: Annotated[Dequantization, DEQUANTIZATIONS] = Field(
         UniformConfig(), description="How 256 levels become a continuous value."
     )
+    first_stage: FirstStageConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="A trained autoencoder: the flow then works on its latents (STARFlow: Gu et al. 2025), "
+        "with noise of dequantization.kind=gaussian.",
+    )
+    latent_scale: float | None = Field(
+        None,
+        gt=0,
+        exclude_if=lambda value: value is None,
+        description="Factor on the latents; null measures it on the first batch, for a standard deviation of "
+        "one, and keeps it with the weights.",
+    )
     logit_alpha: float | None = Field(
         None,
         ge=1e-7,
@@ -99,6 +125,10 @@ class FlowConfig(FamilyConfig):
             from sfumato.families.flow.text_family import TextFlowFamily
 
             return TextFlowFamily(self, data, self.text)
+        if self.first_stage is not None:
+            from sfumato.families.flow.latent_family import LatentFlowFamily
+
+            return LatentFlowFamily(self, data, self.first_stage.open(config_class, data))
         from sfumato.families.flow.family import FlowFamily
 
         return FlowFamily(self, data)
@@ -123,6 +153,11 @@ class FlowConfig(FamilyConfig):
             )
             for name, tiny in networks.items()
         }
+        found["latent"] = cls(
+            network=NETWORKS.find("tarflow").tiny().model_copy(update={"patch": 2}),
+            dequantization=DEQUANTIZATIONS.make("gaussian", std=0.3),
+            first_stage=FirstStageConfig.model_validate({"model": _TINY_STAGE}),
+        )
         small = GlowConfig(levels=1, steps=1, channels=8)
         found["text"] = cls(network=small, text=TextConfig(encoders=(ENCODERS.find("joint").tiny(),)))
         return found | {
@@ -133,7 +168,7 @@ class FlowConfig(FamilyConfig):
 
     def problems(self, data: DataSpec) -> list[str]:
         """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
-        found = self.network.problems(data)
+        found = self._size_problems(data)
         if self.text is not None:
             texts = pooled_problems(self.text, self.text.problems(data))
             return found + texts + self.text.clashes(self.condition)
@@ -145,6 +180,24 @@ class FlowConfig(FamilyConfig):
                 "noise leads; set model.logit_alpha=null"
             )
         return found + self._sampling_problems(data)
+
+    def _size_problems(self, data: DataSpec) -> list[str]:
+        if self.first_stage is None:
+            found = self.network.problems(data)
+            if self.latent_scale is not None:
+                found.append("model.latent_scale: has no effect without model.first_stage; leave it out")
+            return found
+        if self.text is not None:
+            return ["model.first_stage: flows of latents take classes, not texts; leave model.text out"]
+        if self.dequantization.kind != "gaussian":
+            fix = "set model.dequantization={kind: gaussian, std: 0.3}"
+            return [f"model.dequantization: latents have no levels; {fix}"]
+        if self.logit_alpha is not None:
+            return ["model.logit_alpha: latents are not bound to [0, 1]; set it to null"]
+        if found := self.first_stage.problems(data, config_class):
+            return found
+        channels, height, width = self.first_stage.open(config_class, data).spec.latent
+        return self.network.problems(DataSpec(channels, height, width, data.classes, data.extra))
 
     def _sampling_problems(self, data: DataSpec) -> list[str]:
         found, kind, options = [], self.network.kind, self.sampling

@@ -19,8 +19,9 @@ from sfumato.families.flow.dequantization import LEVELS, from_unit, to_levels
 from sfumato.families.flow.network import FlowNetwork
 
 
-class FlowFamily:
-    """Implements `core.family.Family`, `HasLikelihood`, `HasLatent` and `InitialisesFromData`."""
+class FlowBase:
+    """What flows of images and of latents share: `core.family.Family`, `HasLatent` and
+    `InitialisesFromData`."""
 
     samplers: Sequence[str] = ("ema",)
 
@@ -29,6 +30,7 @@ class FlowFamily:
         self._data = data
         self._classes = data.num_classes if LABEL in config.conditions(data) else 0
         self._normal_noise = config.dequantization.normal_noise
+        self._noise_std = config.dequantization.noise_std
         self.nets: Mapping[str, NetSpec] = {
             "network": Trainable(build=self._build, optimizer=config.optimizer),
             "ema": EmaOf(source="network", decay=config.ema.decay),
@@ -62,14 +64,6 @@ class FlowFamily:
         x_NCHW = self._decode(nets, z_ND, request)
         return (x_NCHW * LEVELS - 0.5).clamp(0, LEVELS - 1) / 127.5 - 1
 
-    def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
-        """-log2 P of the 8-bit images, a value of each [B], by the averaged network.
-
-        An upper bound by one draw of the dequantisation's noise, uniform or learned as the recipe says; its
-        mean over draws is the bound, which only the dequantisation keeps from being exact.
-        """
-        return self._bits_per_dim(nets["ema"], batch, rng)
-
     def _decode(self, nets: Nets, noise_ND: Tensor, request: SampleRequest) -> Tensor:
         """Continuous values from the averaged network, in [0, 1) except for errors of the flow."""
         network, options, label_N = nets["ema"], request.options, request.tensor("label")
@@ -80,7 +74,7 @@ class FlowFamily:
         elif label_N is None:
             label_N = torch.arange(len(noise_ND)) % self._classes
         x_NCHW = network.decode(noise_ND.to(device), label_N.to(device), options.decoding)
-        std = self._config.dequantization.noise_std
+        std = self._noise_std
         return denoised(network, x_NCHW, label_N.to(device), std) if std and options.denoise else x_NCHW
 
     def _build(self) -> nn.Module:
@@ -104,12 +98,27 @@ class FlowFamily:
         k_BCHW = to_levels(batch["image"])
         shape = self._data.shape
         noise_BCHW = rng.normal(*shape) if self._normal_noise else rng.uniform(*shape)
-        if self._classes:
-            label_B = batch["label"]
-        else:
-            label_B = torch.zeros(len(k_BCHW), dtype=torch.int64, device=k_BCHW.device)
-        log_p_B: Tensor = network(k_BCHW, noise_BCHW.to(k_BCHW.device), label_B)
+        log_p_B: Tensor = network(k_BCHW, noise_BCHW.to(k_BCHW.device), self._labels(batch))
         return -log_p_B / (math.prod(shape) * math.log(2))
+
+    def _labels(self, batch: Batch) -> Tensor:
+        """The classes [B] that the network sees; all zero if it sees none."""
+        if self._classes:
+            return batch["label"]
+        image = batch["image"]
+        return torch.zeros(len(image), dtype=torch.int64, device=image.device)
+
+
+class FlowFamily(FlowBase):
+    """Flows of images: `FlowBase` and `core.family.HasLikelihood`."""
+
+    def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
+        """-log2 P of the 8-bit images, a value of each [B], by the averaged network.
+
+        An upper bound by one draw of the dequantisation's noise, uniform or learned as the recipe says; its
+        mean over draws is the bound, which only the dequantisation keeps from being exact.
+        """
+        return self._bits_per_dim(nets["ema"], batch, rng)
 
 
 def denoised(network: FlowNetwork, y_BCHW: Tensor, label_B: Tensor, std: float) -> Tensor:

@@ -35,11 +35,14 @@ class FlowNetwork(nn.Module):
         """Values of an image."""
         return math.prod(self.shape)
 
-    def forward(self, k_BCHW: Tensor, noise_BCHW: Tensor, label_B: Tensor) -> Tensor:
+    def forward(self, k_BCHW: Tensor, noise_BCHW: Tensor | None, label_B: Tensor) -> Tensor:
         """log P(k) in nats [B], bounded from below by one draw of the dequantisation's noise.
 
         `k_BCHW` holds whole numbers 0..255; `noise_BCHW` is what the dequantizer takes, uniform or normal.
+        Without noise `k_BCHW` is continuous and the result log p of it, exact.
         """
+        if noise_BCHW is None:
+            return self.log_density(k_BCHW, label_B)
         u_BCHW, log_q_B = self.dequantizer(k_BCHW, noise_BCHW)
         density_B = self.log_density((k_BCHW + u_BCHW) / LEVELS, label_B)
         log_p_B: Tensor = density_B - self.dims * math.log(LEVELS) - log_q_B
