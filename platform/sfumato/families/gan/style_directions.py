@@ -27,7 +27,7 @@ class HasStyles(Protocol):
 def factorised(weights: list[Tensor]) -> Tensor:
     """The directions [style, style], a row each, the strongest first; its largest entry is positive."""
     a_OS = torch.cat([weight.detach().double().cpu() for weight in weights])
-    vectors_SS = torch.linalg.eigh(a_OS.T @ a_OS).eigenvectors.T.flip(0)
+    vectors_SS: Tensor = torch.linalg.eigh(a_OS.T @ a_OS).eigenvectors.T.flip(0)
     largest_S1 = vectors_SS.gather(1, vectors_SS.abs().argmax(1, keepdim=True))
     return vectors_SS * largest_S1.sign()
 

@@ -61,7 +61,7 @@ class AdaIn(nn.Module):
 
     def forward(self, x_BCHW: Tensor, w_BS: Tensor) -> Tensor:
         scale_BC, shift_BC = self.affine(w_BS).float().chunk(2, 1)
-        out_BCHW = instance_norm(x_BCHW) * (1 + scale_BC[..., None, None]) + shift_BC[..., None, None]
+        out_BCHW: Tensor = instance_norm(x_BCHW) * (1 + scale_BC[..., None, None]) + shift_BC[..., None, None]
         return out_BCHW.to(x_BCHW.dtype)
 
 
