@@ -125,9 +125,20 @@ def main() -> NoReturn:
             sys.exit(1)
         _end_of_a_defect(error)
     if status == Interrupted.exit_status:
-        again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
-        _complain(f"interrupted; nothing half-written is kept, and {again} resumes from here")
+        _complain(f"interrupted; nothing half-written is kept, and {_again(sys.argv[1:])}")
     sys.exit(status or 0)
+
+
+def _again(words: list[str]) -> str:
+    """What the interrupted command does if it is given again."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    if command in ("sample", "export"):
+        return "the same command starts anew"
+    if command == "tune" and not {"--resume", "--resume-if-any"} & set(words):
+        how = " with --resume instead of --fresh" if "--fresh" in words else " with --resume"
+    else:
+        how = " without --fresh" if "--fresh" in words else ""
+    return f"the same command{how} resumes from here"
 
 
 def _cluster_ended(error: Exception) -> str | None:

@@ -208,6 +208,25 @@ def test_lines_hide_the_credentials_of_places(sfumato_here: Any, tmp_path: Path)
     assert status == 2 and "odd://[hidden]@" in err and "hunter" not in out + err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "a.yaml"], "the same command resumes"),
+        (["train", "a.yaml", "--fresh"], "the same command without --fresh resumes"),
+        (["tune", "a.yaml"], "the same command with --resume resumes"),
+        (["tune", "a.yaml", "--fresh"], "the same command with --resume instead of --fresh resumes"),
+        (["tune", "--resume-if-any", "a.yaml"], "the same command resumes"),
+        (["export", "run", "folder"], "the same command starts anew"),
+    ],
+)
+def test_an_interrupted_command_says_what_resumes_it(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, sfumato_here: Any
+) -> None:
+    monkeypatch.setattr(cli, "app", lambda **_: 130)
+    status, _, err = sfumato_here(*words)
+    assert status == 130 and f"and {said}" in " ".join(err.split())
+
+
 def test_sigterm_is_heard_by_commands_without_a_cluster(
     monkeypatch: pytest.MonkeyPatch, sfumato_here: Any
 ) -> None:

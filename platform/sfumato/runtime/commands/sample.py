@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sfumato.core.allocator import keep_freed_memory
+from sfumato.core.drafts import beside
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
 from sfumato.provenance.formats import Format
@@ -100,7 +101,7 @@ def export(
     """Write a run's model to `dest` as a model folder or as a diffusers pipeline.
 
     A model folder holds only an adapter and the place of its base, unless `with_base` asks for both.
-    `base` is that place, None for the place in training.
+    `base` is that place, None for the place in training. An interrupted call leaves nothing.
 
     Raises ConfigError when `dest` exists or the family has no such export.
     """
@@ -108,23 +109,30 @@ def export(
         raise ConfigError(f"{dest} exists; choose another place or remove it")
     with model_of(run, root=root, trust=trust) as found:
         display.line(found.about)
-        if kind == "safetensors" and not with_base:
-            shutil.copytree(found.model, dest)
-            export_card(found, dest)
-            return
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        draft = beside(dest)
+        try:
+            _write(draft, found, kind, with_base=with_base, base=base)
+            draft.rename(dest)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write(dest: Path, found: Found, kind: str, *, with_base: bool, base: Path | None) -> None:
+    if kind == "safetensors" and not with_base:
+        shutil.copytree(found.model, dest)
+    else:
         generator = Generator.load(found.model, trust=found.trusted, base=base)
         if kind == "safetensors":
             _write_whole(dest, found, generator)
             signed(dest)
-            export_card(found, dest)
-            return
-        family = generator.family
-        if not isinstance(family, ExportsDiffusers):
+        elif isinstance(generator.family, ExportsDiffusers):
+            generator.family.export_diffusers(generator.nets, str(dest), generator.config.sampling)
+        else:
             raise ConfigError(
                 f"family {generator.config.family!r} has no diffusers export; use --format safetensors"
             )
-        family.export_diffusers(generator.nets, str(dest), generator.config.sampling)
-        export_card(found, dest)
+    export_card(found, dest)
 
 
 def _write_whole(dest: Path, found: Found, generator: Generator) -> None:

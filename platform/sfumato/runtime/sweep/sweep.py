@@ -58,13 +58,14 @@ def run(
     """
     recipe, tune = _read(content)
     folder = _folder(recipe, content, root, resume=resume, fresh=fresh)
-    recipe, manifest = prepared(recipe, display, root=root)
-    plan = _plan(content, recipe, tune, folder, root)
-    values = prepare.trial_values(tune, prepare.lookup(recipe))
-    prepare.check_trials(plan, tune, recipe, spec_of(recipe.data, manifest), manifest.samples, values)
-    folder.mkdir(parents=True, exist_ok=True)
-    with ray_cluster.workers_ready(forking.SWEEP), live.working(folder, display.note, offer=""):
-        return _work(plan, recipe, tune, manifest, values, display, new_record=new_record)
+    with ray_cluster.workers_ready(forking.SWEEP):
+        recipe, manifest = prepared(recipe, display, root=root)
+        plan = _plan(content, recipe, tune, folder, root)
+        values = prepare.trial_values(tune, prepare.lookup(recipe))
+        prepare.check_trials(plan, tune, recipe, spec_of(recipe.data, manifest), manifest.samples, values)
+        folder.mkdir(parents=True, exist_ok=True)
+        with live.working(folder, display.note, offer=""):
+            return _work(plan, recipe, tune, manifest, values, display, new_record=new_record)
 
 
 def _work(
