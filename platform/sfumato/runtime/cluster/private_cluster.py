@@ -21,6 +21,7 @@ import psutil
 from sfumato.errors import CapabilityError
 from sfumato.runtime.cluster import forking
 from sfumato.runtime.cluster.last_words import LOST_GCS, LastWords
+from sfumato.runtime.cluster.patience import patience
 from sfumato.runtime.cluster.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
@@ -120,13 +121,13 @@ def temporary_root() -> Path:
 
 
 def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool, forks: bool) -> None:
-    """Ray gives its processes 30 s, which an overloaded machine may exceed; this then starts it again."""
+    """What is late in spite of `patience`, as some processes are on an overloaded machine, starts again."""
     import ray
 
     for attempt in range(1, _ATTEMPTS + 1):
         folder = home / str(attempt)
         try:
-            with _few_processes(api_server=dashboard, forks=forks):
+            with _few_processes(api_server=dashboard, forks=forks), patience(folder):
                 ray.init(
                     address="local",
                     num_cpus=cpus,
