@@ -209,6 +209,8 @@ def test_what_cannot_be_marked_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             NOISES.make(name).build(shape)
+    with pytest.raises(ValueError, match="4 rings in 1 channels are too short a key"):
+        NOISES.make("tree_ring", radius=4)
     door = Door(ProvenanceSettings(noise=noise, require=("noise",)))
     door.check(24, 24)
     with pytest.raises(ConfigError, match="noise marks pictures that are drawn, not edited ones"):

@@ -16,11 +16,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sfumato.errors import ConfigError
@@ -29,6 +29,8 @@ from sfumato.provenance.watermarks import Detection
 
 LEAST = 16
 """Smallest side of the noise."""
+FEWEST = 7
+"""Rings in all channels, with which a whole mark has p = 1e-4."""
 
 
 class TreeRingConfig(NoiseConfig):
@@ -39,6 +41,16 @@ class TreeRingConfig(NoiseConfig):
         10, ge=4, description="Rings: frequencies of 1 to this many waves across the noise's shorter side."
     )
     channels: int = Field(1, ge=1, description="Channels that are marked, counted from the last.")
+
+    @model_validator(mode="after")
+    def _can_be_found(self) -> Self:
+        """The score of a whole mark is the length of the key, about the root of 2 radius channels."""
+        if self.radius * self.channels < FEWEST:
+            raise ValueError(
+                f"radius: {self.radius} rings in {self.channels} channels are too short a key: chance "
+                f"explains it; set radius times channels to {FEWEST} or more"
+            )
+        return self
 
     def build(self, shape: tuple[int, ...]) -> TreeRing:
         channels, height, width = shape
