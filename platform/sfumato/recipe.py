@@ -132,6 +132,8 @@ class Recipe(Config):
         if spec is not None:
             family_problems = self.model.problems(spec)
             found += family_problems
+            if not family_problems:
+                found += self.model.amount_problems(spec, batch=self.train.batch, samples=samples)
             found += self.evaluate.problems(spec, samples)
             found += self.provenance.size_problems(spec.height, spec.width)
             found += condition_problems(self.model, spec, self.train.preview_conditions)

@@ -313,3 +313,8 @@ class FamilyConfig(Config, ABC):
     def problems(self, data: DataSpec) -> list[str]:
         """Reasons why this configuration cannot train on this data, one line each, with the nearest fix."""
         return []
+
+    def amount_problems(self, data: DataSpec, *, batch: int, samples: int | None) -> list[str]:
+        """Reasons why it cannot train in global batches of so many rows, or on so many samples (None: not
+        known yet), one line each."""
+        return []

@@ -113,6 +113,11 @@ class GanConfig(FamilyConfig):
             found.append("model.condition: 'class', but the data has no classes; set model.condition=none")
         return found
 
+    def amount_problems(self, data: DataSpec, *, batch: int, samples: int | None) -> list[str]:
+        """An augmentation that follows the discriminator in too large steps."""
+        augmentation = self.objective.augmentation
+        return [] if augmentation is None else augmentation.amount_problems(batch)
+
     def _text_problems(self, text: TextConfig, data: DataSpec) -> list[str]:
         found = pooled_problems(text, text.problems(data)) + text.clashes(self.condition)
         if self.network.norms[0] == "batch" and self.batch_statistics == "standing":

@@ -135,6 +135,10 @@ class VaeConfig(FamilyConfig):
             found.append("model.condition: 'class', but the data has no classes; set model.condition=none")
         return found
 
+    def amount_problems(self, data: DataSpec, *, batch: int, samples: int | None) -> list[str]:
+        """Codes that the data cannot fill."""
+        return [] if samples is None else self.latent.sample_problems(self.network, data, samples)
+
     def _sharpening_problems(self, data: DataSpec) -> list[str]:
         given = {"adversarial": self.adversarial, "perceptual": self.perceptual}
         chosen = {name: part for name, part in given.items() if part is not None}

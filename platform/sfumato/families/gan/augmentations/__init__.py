@@ -44,6 +44,10 @@ class Augmentation(Component, ABC):
         """Scalars to record."""
         return {}
 
+    def amount_problems(self, batch: int) -> list[str]:
+        """Why it cannot work with global batches of so many rows, one line each."""
+        return []
+
     def problems(self, data: DataSpec) -> list[str]:
         """Why it cannot change such images, one line each."""
         return []

@@ -56,6 +56,16 @@ class Ada(Augmentation):
         zero = torch.zeros((), dtype=torch.float64)
         return {P: zero + (self.fixed or 0.0), _SIGNS: zero.clone(), _ROWS: zero.clone()}
 
+    def amount_problems(self, batch: int) -> list[str]:
+        """Changes of p that are larger than its range."""
+        between = batch * self.interval
+        if self.fixed is not None or between <= self.images:
+            return []
+        every = f"every {between:,} images (train.batch={batch:,}, interval={self.interval})"
+        whole = f"by more than its whole range where it may rise in {self.images:,}"
+        field = "model.objective.augmentation.images"
+        return [f"{field}: p changes {every}, {whole}; use at least {between:,}"]
+
     def sums(self, real_B: Tensor) -> dict[str, Tensor]:
         """Signs of the scores of real images."""
         return {_SIGNS: real_B.sign().double().sum(), _ROWS: torch.ones_like(real_B).sum()}

@@ -53,6 +53,10 @@ class LatentConfig(Component, ABC):
         """The network that other models may use as a first stage, if there is one; loads none."""
         return None
 
+    def sample_problems(self, network: NetworkConfig, data: DataSpec, samples: int) -> list[str]:
+        """Reasons why so many samples are too few, one line each."""
+        return []
+
     def problems(self, network: NetworkConfig, data: DataSpec) -> list[str]:
         """Reasons why it cannot use this network and data, one line each, with the nearest fix."""
         return []

@@ -59,6 +59,16 @@ class VqLatent(LatentConfig):
         stateful = following or self.code_use or parts.sharpening.state
         return (StatefulVqFamily if stateful else VqAutoencoderFamily)(parts, self, data)
 
+    def sample_problems(self, network: NetworkConfig, data: DataSpec, samples: int) -> list[str]:
+        """A codebook with more codes than there are vectors."""
+        places = (data.height // network.factor) * (data.width // network.factor)
+        if self.quantizer.learned <= samples * places:
+            return []
+        have = f"{samples:,} images of {places:,} places have only {samples * places:,} vectors"
+        return [
+            f"model.latent.quantizer.size: {self.quantizer.learned:,} codes, but {have}; use at most so many"
+        ]
+
     def stage(self, network: NetworkConfig, data: DataSpec) -> StageSpec:
         """The averaged network, its grid and its codes."""
         factor = network.factor

@@ -61,6 +61,11 @@ class QuantizerConfig(Component, ABC):
     def codes(self) -> int:
         """The number of codes."""
 
+    @property
+    def learned(self) -> int:
+        """How many vectors of a codebook follow the data; 0 for codes that are fixed."""
+        return 0
+
     @abstractmethod
     def build(self, channels: int) -> Quantizer:
         """For vectors of so many channels."""

@@ -21,6 +21,11 @@ class LearnedCodebook(QuantizerConfig):
     )
 
     @property
+    def learned(self) -> int:
+        """All of a codebook."""
+        return self.size
+
+    @property
     def codes(self) -> int:
         return self.size
 

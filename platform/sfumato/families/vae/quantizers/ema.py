@@ -46,6 +46,11 @@ class EmaCodebook(FollowingConfig):
     )
 
     @property
+    def learned(self) -> int:
+        """All of a codebook."""
+        return self.size
+
+    @property
     def codes(self) -> int:
         return self.size
 

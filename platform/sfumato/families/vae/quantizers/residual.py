@@ -38,6 +38,11 @@ class ResidualCodebooks(QuantizerConfig):
         return self
 
     @property
+    def learned(self) -> int:
+        """All of a codebook."""
+        return self.size
+
+    @property
     def codes(self) -> int:
         """All combinations."""
         return int(self.size**self.depth)
