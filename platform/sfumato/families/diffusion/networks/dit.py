@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.families.diffusion.dit_blocks import DiTBlock, LastLayer, Mlp, Norm, projector
 from sfumato.families.diffusion.networks import NetworkConfig, Told
+from sfumato.families.diffusion.routing import Route
 from sfumato.families.diffusion.time_embedding import MAX_PERIOD, sinusoids
 from sfumato.layers.rope import grid_angles
 
@@ -61,6 +62,18 @@ class DiTConfig(NetworkConfig):
     registers: int = Field(
         0, ge=0, description="Learned tokens beside those of the image, which attention may use as memory."
     )
+    route: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the tokens that pass by the blocks of `route_blocks` in training (TREAD: 0.5); "
+        "for objectives that call the network once a step.",
+    )
+    route_blocks: tuple[int, int] | None = Field(
+        None,
+        description="After which block they leave and join again; null: after the second and before the last "
+        "four, as in TREAD.",
+    )
     bottleneck: int | None = Field(
         None,
         ge=1,
@@ -82,6 +95,12 @@ class DiTConfig(NetworkConfig):
                 key=lambda d: abs(d - self.heads),
             )
             raise ValueError(f"heads: {self.heads} does not divide width={self.width}; the nearest is {near}")
+        if self.route and not 0 <= self.routed[0] < self.routed[1] <= self.depth:
+            first, last = self.routed
+            raise ValueError(
+                f"route_blocks: tokens leave after block {first} and join after {last} of {self.depth}; "
+                f"give two that rise, as [0, {self.depth}]"
+            )
         if self.rope and self.width // self.heads % 4:
             raise ValueError(
                 f"rope: turns groups of 4 channels, and heads of {self.width // self.heads} are no multiple; "
@@ -101,9 +120,18 @@ class DiTConfig(NetworkConfig):
         """The network, with weights drawn from torch's global generator."""
         return DiT(self, data, conditional=conditional, outputs=outputs, spans=spans, told=told)
 
+    @property
+    def routed(self) -> tuple[int, int]:
+        """The blocks after which tokens leave and join again."""
+        return (2, self.depth - 4) if self.route_blocks is None else self.route_blocks
+
     def blocks_of_tokens(self) -> int:
-        """Its depth."""
-        return self.depth
+        """Its depth, or the blocks that all tokens pass before some leave."""
+        return self.routed[0] if self.route else self.depth
+
+    def couples_rows(self) -> bool:
+        """Routes are drawn for a whole micro-batch at once."""
+        return self.route > 0
 
     @classmethod
     def tiny(cls) -> Self:
@@ -170,6 +198,7 @@ class DiT(nn.Module):
             for _ in range(config.depth)
         )
         self.last = LastLayer(width, patch * patch * data.channels * outputs, norm=config.norm)
+        self._route, self._routed = config.route, config.routed
         self._told_after = 0 if told is None else told.depth
         self.projector = None if told is None else projector(width, told.hidden, told.channels)
         # Fixed, so that weights of another size of image differ in nothing but this.
@@ -209,13 +238,28 @@ class DiT(nn.Module):
             extra = len(self.registers_RD)
             registers_BRD = self.registers_RD.expand(len(x_BCHW), -1, -1).to(tokens_BTD.dtype)
             tokens_BTD = torch.cat([registers_BRD, tokens_BTD], dim=1)
-        told: tuple[Tensor, ...] = ()
-        for number, block in enumerate(self.blocks, 1):
-            tokens_BTD = block(tokens_BTD, condition_BD, self.angles_TP)
-            if self.projector is not None and self.training and number == self._told_after:
-                told = (self.projector(tokens_BTD[:, extra:]),)
+        tokens_BTD, told = self._through(tokens_BTD, condition_BD, extra)
         image_BCHW = unpatch(self.last(tokens_BTD[:, extra:], condition_BD), *self._grid, self._patch)
         return image_BCHW, *told
+
+    def _through(
+        self, tokens_BTD: Tensor, condition_BD: Tensor, extra: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The tokens after all blocks, and what is told on the way."""
+        told: tuple[Tensor, ...] = ()
+        route, all_BTD, angles = None, tokens_BTD, self.angles_TP
+        for number, block in enumerate(self.blocks):
+            if self.training and self._route and number == self._routed[0]:
+                rows, tokens = tokens_BTD.shape[:2]
+                route = Route.draw(rows, tokens, self._route, tokens_BTD.device, always=extra)
+                all_BTD, tokens_BTD = tokens_BTD, route.leave(tokens_BTD)
+                angles = route.angles(self.angles_TP)
+            tokens_BTD = block(tokens_BTD, condition_BD, angles)
+            if route is not None and number + 1 == self._routed[1]:
+                tokens_BTD, angles, route = route.join(all_BTD, tokens_BTD), self.angles_TP, None
+            if self.projector is not None and self.training and number + 1 == self._told_after:
+                told = (self.projector(tokens_BTD[:, extra:]),)
+        return tokens_BTD, told
 
     def _initialise(self) -> None:
         """The authors' initialisation: Xavier in linear layers, small embeddings, zero gates."""

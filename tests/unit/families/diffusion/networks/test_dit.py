@@ -267,3 +267,43 @@ def test_every_option_trains_along_a_direction() -> None:
 def test_heads_that_cannot_be_turned() -> None:
     with pytest.raises(ValidationError, match="rope: turns groups of 4 channels"):
         DiTConfig.model_validate({"kind": "dit", "width": 24, "heads": 4, "rope": True})
+
+
+def test_routed_tokens_pass_by_the_middle_blocks_in_training() -> None:
+    """Written out, with the route that the network draws: what leaves is as before the skipped block."""
+    settings = {"route": 0.5, "route_blocks": [1, 2], "depth": 3, "rope": True, "registers": 2}
+    net = awake(build(DiTConfig.model_validate({**CONFIG.model_dump(), **settings}), conditional=False))
+    x, t = torch.randn(3, 1, 8, 12), torch.tensor([1.0, 2.0, 3.0])
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for block in net.blocks:
+        block.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    net.train()
+    with seeded(5):
+        answer = net(x, t)[0]
+    with seeded(5):
+        stays = torch.rand(3, 24).argsort(dim=1)[:, :12].sort(dim=1).values + 2
+    (_, before), (entering, leaving), (after, _) = seen
+    assert entering.shape == (3, 2 + 12, 16)
+    assert torch.equal(entering[:, :2], before[:, :2])  # registers always stay
+    for row in range(3):
+        assert torch.equal(entering[row, 2:], before[row, stays[row]])
+        assert torch.equal(after[row, stays[row]], leaving[row, 2:])
+        gone = [token for token in range(2, 26) if token not in stays[row].tolist()]
+        assert torch.equal(after[row, gone], before[row, gone])
+        alone = net.blocks[1](
+            entering[row : row + 1],
+            torch.nn.functional.silu(net.embed_time(sinusoids(t, 256)))[row : row + 1],
+            net.angles_TP[[0, 1, *stays[row].tolist()]],
+        )
+        torch.testing.assert_close(alone[0], leaving[row], rtol=1e-4, atol=1e-5)
+    seen.clear()
+    net.eval()
+    assert not torch.equal(net(x, t)[0], answer) and seen[1][0].shape[1] == 26
+    assert net.train() is net and not CONFIG.couples_rows()
+
+
+def test_routes_that_lead_nowhere() -> None:
+    with pytest.raises(ValidationError, match="leave after block 2 and join after -2"):
+        DiTConfig.model_validate({**CONFIG.model_dump(), "route": 0.5})
+    routed = DiTConfig.model_validate({**CONFIG.model_dump(), "route": 0.5, "route_blocks": [0, 2]})
+    assert routed.couples_rows() and routed.blocks_of_tokens() == 0
