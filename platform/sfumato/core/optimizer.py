@@ -75,10 +75,18 @@ class OptimizerConfig(Config):
         description="After each update, bring every weight into [-c, c]; null leaves them.",
     )
 
+    unit_rows: tuple[str, ...] = Field(
+        (),
+        exclude_if=lambda value: not value,
+        description="After each update, scale each row (output) of the parameters with these names to root "
+        "mean square 1: forced weight normalisation (Karras et al. 2024, EDM2), for networks that use "
+        "directions only.",
+    )
+
     @property
     def needs_whole_matrices(self) -> bool:
         """Whether an update depends on more than a parameter's own elements, one by one."""
-        return self.name == "muon"
+        return self.name == "muon" or bool(self.unit_rows)
 
     def build(
         self, parameters: Mapping[str, nn.Parameter], rows: Rows | None = None
@@ -92,6 +100,8 @@ class OptimizerConfig(Config):
         optimizer = self._build(parameters, rows)
         if self.clip_weights is not None:
             optimizer.register_step_post_hook(partial(_clip_weights, self.clip_weights))
+        if self.unit_rows:
+            optimizer.register_step_post_hook(partial(_unit_rows, self._with_unit_rows(parameters)))
         return optimizer
 
     def _build(self, parameters: Mapping[str, nn.Parameter], rows: Rows | None) -> torch.optim.Optimizer:
@@ -147,6 +157,19 @@ class OptimizerConfig(Config):
                 made[-1][_ORTHOGONAL] = False
         return made
 
+    def _with_unit_rows(self, parameters: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
+        found = [
+            p
+            for name, p in parameters.items()
+            if p.dim() > 1 and any(fnmatchcase(name, pattern) for pattern in self.unit_rows)
+        ]
+        if not found:
+            names = ", ".join(list(parameters)[:3])
+            raise ConfigError(
+                f"optimizer.unit_rows: no matrix matches {', '.join(self.unit_rows)}; names are like {names}"
+            )
+        return found
+
     def _without_parameters(self, group: OptimizerGroup, names: list[str]) -> str:
         if any(fnmatchcase(name, group.pattern) for name in names):
             return (
@@ -181,3 +204,13 @@ def _clip_weights(largest: float, optimizer: torch.optim.Optimizer, *_: object) 
     for group in optimizer.param_groups:
         torch._foreach_clamp_min_(group["params"], -largest)
         torch._foreach_clamp_max_(group["params"], largest)
+
+
+@torch.no_grad()
+def _unit_rows(parameters: list[nn.Parameter], *_: object) -> None:
+    """Row by row, so the rows that a rank holds will do."""
+    for parameter in parameters:
+        if parameter.numel():
+            rows = parameter.flatten(1)
+            scale = rows.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-4)
+            parameter.copy_((rows / scale).view_as(parameter))

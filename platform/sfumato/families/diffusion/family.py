@@ -274,6 +274,8 @@ class DiffusionFamily:
         more: dict[str, Any] = {} if outputs == 1 else {"outputs": outputs}
         if self._objective.spans:
             more["spans"] = True  # networks of others need not know what they are not asked for
+        if self._objective.uncertain:
+            more["uncertain"] = True
         if self._alignment is not None:
             more["told"] = self._alignment.told
         return self._config.network.build(self._data, conditional=self._conditional, **more)

@@ -68,6 +68,7 @@ def variants() -> dict[str, dict[str, Any]]:
             }
             for name in ("lora", "controlnet", "instruct", "reference")
         },
+        "edm2": {**_member("edm2", "edm"), "objective": {"kind": "edm", "uncertainty": True}},
         "aligned": {
             **_member("dit", PAIRED),
             "alignment": {"encoder": {"library": TINY_ENCODER}, "depth": 1, "hidden": 8},

@@ -41,6 +41,9 @@ class NetworkConfig(Component, ABC):
     """Whether diffusers' pipelines support the network."""
     of_pretrained: ClassVar[bool] = False
     """Whether only `model.pretrained` brings such a network."""
+    tells_uncertainty: ClassVar[bool] = False
+    """Whether `build` takes `uncertain=True`: networks that in training also return the logarithm of the
+    variance of their error, [B]."""
     takes_spans: ClassVar[bool] = False
     """Whether `build` takes `spans=True`: networks that also see the length of a step."""
 

@@ -167,6 +167,8 @@ class DiT(nn.Module):
     The last class embedding, index `data.num_classes`, stands for no class (Ho & Salimans 2022).
     """
 
+    angles_TP: Tensor | None
+
     def __init__(
         self,
         config: DiTConfig,

@@ -48,6 +48,8 @@ class Objective(ABC):
     float32: bool = False
     outputs: int = 1
     """Values that the network returns for each value of the image."""
+    uncertain: bool = False
+    """Whether the network also tells how large its error is."""
     spans: bool = False
     """Whether the network also sees the length of a step, which `predict` takes."""
 

@@ -23,14 +23,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sfumato.core.batch import Batch
+from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.earlier_defaults import Before
 from sfumato.core.family import LossOut, Nets
 from sfumato.core.paths import Level
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
-from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.noise_levels import (
     LATENT_STD,
@@ -43,6 +42,7 @@ from sfumato.families.diffusion.objectives import (
     BoundedObjective,
     DenoisingObjective,
     GuidableObjective,
+    Model,
     ObjectiveConfig,
     Output,
     SamplingBase,
@@ -83,6 +83,18 @@ class EDMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
         description=f"Standard deviation of ln sigma in training; null means {PIXEL_P_STD} for pixels, and "
         f"{LATENT_P_STD:g} on latents.",
     )
+
+    uncertainty: bool = Field(
+        False,
+        description="Weight noise levels by the error that the network expects there (Karras et al. 2024, "
+        "EDM2, eq. 21): with network edm2.",
+    )
+
+    def problems(self, own: Model, data: DataSpec) -> list[str]:
+        """Uncertainty of a network that tells none."""
+        if self.uncertainty and not own.network.tells_uncertainty:
+            return [f"model.objective.uncertainty: {own.network.kind} tells none; use network.kind=edm2"]
+        return []
 
     @classmethod
     def tiny(cls) -> Self:
@@ -127,6 +139,7 @@ class EDM(BoundedObjective, DenoisingObjective):
 
     def __init__(self, config: EDMConfig, *, latents: bool = False) -> None:
         self._config = config
+        self.uncertain = config.uncertainty
         self._sigma_data = data_std(config.sigma_data, latents=latents)
         self._scale = noise_scale(self._sigma_data, latents=latents)
         mean, std = (LATENT_P_MEAN, LATENT_P_STD) if latents else (PIXEL_P_MEAN, PIXEL_P_STD)
@@ -141,10 +154,13 @@ class EDM(BoundedObjective, DenoisingObjective):
         x_BCHW = y_BCHW + sigma_B111 * rng.normal(*y_BCHW.shape[1:])
         given = labels.draw(batch, rng)
         c = Preconditioning.at(sigma_B111, self._sigma_data)
-        output_BCHW = predict(nets["network"], c.in_ * x_BCHW, c.noise.flatten(), given)
         target_BCHW = (y_BCHW - c.skip * x_BCHW) / c.out
-        loss_B = (output_BCHW - target_BCHW).square().mean(dim=(1, 2, 3))
-        return LossOut(loss_B, quartiles_of_normal(loss_B.detach(), z_B))
+        found = nets["network"](c.in_ * x_BCHW, c.noise.flatten(), given, return_dict=False)
+        error_B = (found[0].float() - target_BCHW).square().mean(dim=(1, 2, 3))
+        metrics = quartiles_of_normal(error_B.detach(), z_B)
+        if not self._config.uncertainty:
+            return LossOut(error_B, metrics)
+        return LossOut(error_B / found[1].exp() + found[1], {**metrics, "error": error_B.detach()})
 
     def sample(
         self,
