@@ -43,7 +43,12 @@ Row = Callable[[Generator, "Generator | None", int], dict[str, Any]]
 def share(hits: Sequence[bool], aim: float) -> dict[str, Any]:
     found = stats.binomtest(int(np.sum(hits)), len(hits)).proportion_ci(0.95, "wilson")
     value = float(np.mean(hits))
-    return {"value": value, "interval": [found.low, found.high], "aim": aim, "met": value >= aim}
+    return {
+        "value": value,
+        "interval": [float(found.low), float(found.high)],
+        "aim": aim,
+        "met": value >= aim,
+    }
 
 
 def mean(values: Sequence[float], aim: float) -> dict[str, Any]:
@@ -107,15 +112,12 @@ def judged(found: Contents | None, wanted: Contents | None, changed: int, meta: 
 
 
 def _same_things(found: Contents, wanted: Contents, without: tuple[str, str] | None) -> bool:
-    """Whether both have the same objects at the same places, but for one look."""
-    left = [thing for thing in found.things if (thing.shape, thing.colour) != without]
+    """Whether both have as many objects, and all that are wanted but those of one look are there."""
     others = [thing for thing in wanted.things if (thing.shape, thing.colour) != without]
-    if len(left) != len(others):
-        return False
-    return all(
+    return len(found.things) == len(wanted.things) and all(
         any(
             (a.shape, a.colour) == (b.shape, b.colour) and max(abs(a.x - b.x), abs(a.y - b.y)) <= SAME
-            for b in left
+            for b in found.things
         )
         for a in others
     )
