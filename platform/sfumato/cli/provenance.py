@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.arguments import AsJson, Base, Trust, open_display, show
+from sfumato.cli.arguments import AsJson, Base, Trust, open_display, pairs, show
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -150,7 +150,18 @@ def detect(
             metavar="FILE|DATA", help="A picture, a folder of them, or a packed data set.", show_default=False
         ),
     ],
-    kind: Annotated[str, typer.Option("--scheme", help="spread, rivagan, or your own.")] = "spread",
+    kind: Annotated[
+        str, typer.Option("--scheme", help="spread, rivagan, trustmark, seal, or your own.")
+    ] = "spread",
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Setting of the scheme, such as encoder=encoder_Q.onnx. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     message: Annotated[
         str | None, typer.Option(help="The message, as eight hexadecimal digits. Default: Sfumato's.")
     ] = None,
@@ -200,12 +211,12 @@ def detect(
     scheme: Any
     if by is None:
         _only_with_by({"--label": label, "--prompt": prompt, "--steps": steps, "--base": base})
-        scheme = detection.scheme(kind, message, model, trust=trust)
+        scheme = detection.scheme(kind, message, model, pairs(given or []), trust=trust)
         with open_display() as display:
             found = provenance.detect(place, scheme, display)
     else:
-        if model is not None:
-            raise ConfigError("--by: the run says what is looked for; leave out --model")
+        if model is not None or given:
+            raise ConfigError("--by: the run says what is looked for; leave out --model and --set")
         with open_display() as display:
             found, scheme = provenance.detect_by(
                 place,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,14 @@ class Found:
 
 
 def scheme(
-    kind: str, message: str | None = None, model: Path | None = None, *, trust: bool = False
+    kind: str,
+    message: str | None = None,
+    model: Path | None = None,
+    settings: Mapping[str, str] | None = None,
+    *,
+    trust: bool = False,
 ) -> WatermarkConfig:
-    """By its name and message, or as a model's pictures are marked. Raises ConfigError."""
+    """By its name, message and further settings, or as a model's pictures are marked. Raises ConfigError."""
     if model is not None:
         found = read_provenance(model, trust=trust).settings.watermark
         if found is None:
@@ -48,12 +53,14 @@ def scheme(
             cls = WATERMARKS.find(kind)
         except ConfigError as error:
             raise ConfigError(*(f"--scheme: {line}" for line in error.problems)) from None
-    given = {} if message is None else {"message": message}
+    given = {**(settings or {}), **({} if message is None else {"message": message})}
     try:
-        settings: WatermarkConfig = cls.model_validate(given)
+        found_scheme: WatermarkConfig = cls.model_validate(given)
     except ValidationError as error:
-        raise ConfigError(*(f"--{line}" for line in explain(error, cls))) from None
-    return settings
+        lines = explain(error, cls)
+        named = (f"--{line}" if line.startswith("message") else f"--set {line}" for line in lines)
+        raise ConfigError(*named) from None
+    return found_scheme
 
 
 def of_images(images: Iterable[tuple[str, Images]], settings: WatermarkConfig) -> Iterator[Found]:

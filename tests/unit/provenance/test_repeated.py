@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
+from PIL import Image
 from torch import Tensor, nn
 
 from sfumato.errors import ConfigError
@@ -197,3 +199,20 @@ def test_a_model_folder_may_not_bring_a_program(seal: WatermarkConfig, tmp_path:
     with pytest.raises(ConfigError, match="TorchScript; loading it runs its code"):
         read_provenance(tmp_path)
     assert read_provenance(tmp_path, trust=True).settings.watermark == seal
+
+
+def test_the_command_takes_the_files(
+    trustmark: WatermarkConfig,
+    scene: Images,
+    tmp_path: Path,
+    sfumato_here: Callable[..., tuple[int, str, str]],
+) -> None:
+    Image.fromarray(trustmark.build().embed(scene, trustmark.bits)[0]).save(tmp_path / "x.png")
+    files = [f"{name}={getattr(trustmark, name)}" for name in ("encoder", "decoder")]
+    detect = ("provenance", "detect", str(tmp_path / "x.png"), "--scheme", "trustmark")
+    code, out, _ = sfumato_here(*detect, "--message", "5c3a9f06", "--set", files[0], "--set", files[1])
+    assert (code, "x.png: marked" in out) == (0, True)
+    code, _, err = sfumato_here(*detect)
+    assert (code, "set encoder and decoder" in err) == (2, True)
+    code, _, err = sfumato_here(*detect, "--set", "encode=x")
+    assert (code, "--set encode" in err) == (2, True)
