@@ -15,12 +15,15 @@ MAX_SIGMA_REL = 1 / math.sqrt(12)
 
 
 class LearningRate(Config):
-    """Learning rate against images seen: linear warm-up, then constant or decayed to zero."""
+    """Learning rate against images seen: linear warm-up, then constant or decayed."""
 
     peak: float = Field(1e-3, gt=0, description="Learning rate after warm-up.")
     warmup_images: int = Field(0, ge=0, description="Images over which the rate rises linearly from zero.")
-    decay: Literal["constant", "cosine", "linear"] = Field(
-        "constant", description="How the rate falls from its peak to zero at the end of training."
+    decay: Literal["constant", "cosine", "linear", "inverse_sqrt"] = Field(
+        "constant",
+        description="How the rate falls from its peak to zero at the end of training; inverse_sqrt: with the "
+        "square root of the images seen, from the end of warm-up and `hold` on (EDM2's, Karras et al. 2024, "
+        "eq. 67), which does not reach zero.",
     )
 
     hold: float = Field(
@@ -40,6 +43,9 @@ class LearningRate(Config):
         span = max(1, progress.total_images - self.warmup_images)
         done = min(1.0, max(0, progress.images - self.warmup_images) / span)
         done = max(0.0, done - self.hold) / (1 - self.hold)
+        if self.decay == "inverse_sqrt":
+            start = max(progress.batch, self.warmup_images + self.hold * span)
+            return self.peak * math.sqrt(start / max(start, progress.images))
         if self.decay == "cosine":
             return self.peak * 0.5 * (1 + math.cos(math.pi * done))
         if self.decay == "linear":

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from sfumato.core.config import Config
 from sfumato.core.optimizer import OptimizerConfig
+from sfumato.core.progress import Progress
 from sfumato.core.schedules import LearningRate
 from sfumato.families.flow.config import FlowConfig
 
@@ -56,3 +57,14 @@ def test_logit_alpha_is_one_that_float32_sees() -> None:
         edges = torch.logit(alpha + (1 - 2 * alpha) * torch.tensor([0.0, 1.0]))
         assert edges.isfinite().all()
     assert FlowConfig().logit_alpha is None
+
+
+def test_a_rate_that_falls_with_the_square_root() -> None:
+    """EDM2: alpha / sqrt(max(t / t_ref, 1)) after a linear rise."""
+    rate = LearningRate(peak=1e-2, warmup_images=100, decay="inverse_sqrt", hold=0.1)
+    reference = 100 + 0.1 * (10_000 - 100)
+    for images in (0, 50, 500, 1_090, 4_360, 9_990):
+        found = rate.at(Progress(images // 10, images, 10_000, 10))
+        rise = min(1.0, (images + 10) / 100)
+        assert found == pytest.approx(rise * 1e-2 / math.sqrt(max(images / reference, 1)))
+    assert LearningRate(decay="inverse_sqrt").at(Progress(0, 0, 100, 10)) == 1e-3

@@ -27,6 +27,7 @@ def network(name: str, shape: tuple[int, int, int]) -> tuple[Any, nn.Module]:
     [
         ("sit_xl2_repa", (4, 32, 32), 675),
         ("lightningdit_xl1", (32, 16, 16), 675),
+        ("edm2_s64", (3, 64, 64), 280),
         ("jit_b16", (3, 256, 256), 131),
     ],
 )
