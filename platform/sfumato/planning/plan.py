@@ -61,6 +61,7 @@ def plan(
     if found := [
         *micro_batches.problems(train.batch, recipe.data.streams, gpus),
         *recipe.model.problems(data),
+        *_uncountable(recipe, data),
     ]:
         raise ConfigError(*found)
     family = recipe.model.build(data)
@@ -89,6 +90,14 @@ def plan(
         () if proposed is None else _changes(recipe, settings, proposed, sizes[-1]),
         () if shown is None else tuple(lasting(work, shown, gpus, assumed)),
     )
+
+
+def _uncountable(recipe: Recipe, data: DataSpec) -> list[str]:
+    """Models of texts: these are dropped and cut into tokens on the host, by values that are not there."""
+    if any(condition.kind in ("text", "tags") for condition in recipe.model.conditions(data)):
+        why = "since texts are cut into tokens on the host; measure one on a GPU instead (make gpu-check)"
+        return [f"model.text: a step of a model of texts cannot be counted without running it, {why}"]
+    return []
 
 
 def _sizes(recipe: Recipe, gpus: int) -> Iterator[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sfumato.core.batch import Batch, DataSpec, Piece
+from sfumato.core.columns import Column
 from sfumato.core.family import LossOut, Nets, Phase, Trainable
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.progress import Progress
@@ -256,3 +257,17 @@ def test_between_two_counts_operations_are_exact(counted: Any) -> None:
     layout = Layout(kind, kind.settings(ParallelSettings()), 4)
     one = estimate(work, layout, gpus.find("L4"), Assumptions(mfu=0.5), 4, recompute=False)
     assert one.compute == pytest.approx(4 * between.operations / (30.3e12 * 0.5))
+
+
+def test_models_of_texts_are_refused() -> None:
+    content = config_class("diffusion").variants()["pixart"].model_dump(mode="json")
+    texts = DataSpec(1, 8, 8, (), {"text": Column("text", "str")})
+    with pytest.raises(ConfigError, match="a model of texts cannot be counted"):
+        plan(
+            parse({**recipe().model_dump(mode="json"), "model": content}),
+            texts,
+            gpu=gpus.find("H100"),
+            gpus=1,
+            bytes_per_image=1.0,
+            assumed=Assumptions(),
+        )
