@@ -31,7 +31,7 @@ def late(**options):
     ray.init = init
     command = [sys.executable, "-c", "import time; time.sleep(600)", options["_temp_dir"]]
     idle.append(subprocess.Popen(command))
-    raise Exception("The current node timed out during startup.")
+    raise Exception("\\nThe current node timed out during startup.")  # as of Ray's dashboard
 
 def sockets(process):
     try:

@@ -141,7 +141,7 @@ def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool, forks: bool) -
                 )
             return
         except Exception as error:  # Ray raises plain ones here, mostly when its processes are late
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             ray.shutdown()
             _end_processes_of(folder)
             if attempt == _ATTEMPTS:
