@@ -71,7 +71,9 @@ def run(project: Path) -> dict:
     noise = [
         line
         for line in done.stderr.splitlines()
-        if not line.startswith(("✓", "pack:", "train:", "evaluate:", "evaluate, ", "register:"))
+        if not line.startswith(
+            ("✓", "pack:", "start of Ray: ", "train:", "evaluate:", "evaluate, ", "register:")
+        )
     ]
     assert noise == [], "the progress is not buried under what libraries say"
     return json.loads(done.stdout)
