@@ -1,7 +1,6 @@
 """SIGTERM in the middle of a command that writes: status 130, nothing half-written, the same command again.
 
-`pack`, `sample`, `evaluate` and `train` have tests of their own, as have pipelines and sweeps
-(`test_pipeline_killed.py`, `test_tune.py`).
+`pack`, `sample`, `evaluate`, `train` and pipelines (`test_pipeline_killed.py`) have tests of their own.
 """
 
 from __future__ import annotations

@@ -193,8 +193,7 @@ def test_the_worst_of_a_population_goes_on_from_the_weights_of_the_best(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_that_was_ended_goes_on(sign: signal.Signals, digits_data: Path, tmp_path: Path) -> None:
+def test_a_sweep_whose_driver_was_killed_goes_on(digits_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(content(digits_data, **grid(2e-3))))
     command = [sys.executable, "-m", "sfumato", "tune", str(path), "train.images=8_192"]
@@ -210,12 +209,8 @@ def test_a_sweep_that_was_ended_goes_on(sign: signal.Signals, digits_data: Path,
             assert time.monotonic() < end
             time.sleep(0.2)
             checkpoint = list(tmp_path.glob("runs/*/trials/*-001/checkpoints/*/manifest.json"))
-        if sign == signal.SIGKILL:
-            os.killpg(first.pid, sign)
-        else:
-            first.send_signal(sign)
-        status = first.wait(TIMEOUT_S)
-    assert status == (-sign if sign == signal.SIGKILL else 130), (tmp_path / "log").read_text()
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
     journal = next(tmp_path.glob("runs/*/journal.jsonl"))
     before = Journal(journal).trials
     assert [before[0].status, before[1].status] == ["finished", "running"]
