@@ -66,6 +66,23 @@ class Tokenizer(FirstStage, Protocol):
 
 
 @runtime_checkable
+class ScaleTokenizer(FirstStage, Protocol):
+    """An autoencoder whose latents are sums of grids of codes, from coarse to fine."""
+
+    def scale_codes(self, latent_BChw: Tensor) -> Tensor:
+        """int64 [B, L], the codes of all scales, one scale after the other, each in raster order."""
+        ...
+
+    def scale_inputs(self, codes_BL: Tensor) -> Tensor:
+        """From codes of the first k scales, what scales 2 to k + 1 are told, [B, tokens, C]."""
+        ...
+
+    def decode_scales(self, codes_BL: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] of the codes of all scales."""
+        ...
+
+
+@runtime_checkable
 class InDiffusers(Protocol):
     """A first stage that diffusers has too."""
 

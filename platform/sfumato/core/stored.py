@@ -85,6 +85,10 @@ class StageSpec:
     """(C, h, w) of its latents."""
     num_codes: int = 0
     """The number of codes; 0 if it has none."""
+    scales: tuple[int, ...] = ()
+    """The sides of its grids of codes, of a `ScaleTokenizer`."""
+    scale_codes: int = 0
+    """The number of codes that these share."""
     weights: Weights | None = None
     """Where its weights are, if not in the folder of the run that describes it."""
     any_size: bool = False

@@ -122,7 +122,9 @@ class AutoregressiveConfig(FamilyConfig):
         return cls(
             network=network,
             text=TextConfig(encoders=(ENCODERS.find("joint").tiny(),)) if kind.takes_texts else None,
-            first_stage=(FirstStageConfig(model=_TINY_STAGE) if kind.of_codes or kind.of_latents else None),
+            first_stage=FirstStageConfig(model=_TINY_SCALES if kind.of_scales else _TINY_STAGE)
+            if kind.of_codes or kind.of_latents
+            else None,
             sampling=(
                 SamplingConfig(guidance=1.5, top_k=8 if kind.of_codes else 0)
                 if network.dropped or kind.takes_texts
@@ -138,7 +140,8 @@ class AutoregressiveConfig(FamilyConfig):
         found = condition + self.network.problems(data, self.sampling)
         if self.network.of_codes or self.network.of_latents:
             stage = self.first_stage or FirstStageConfig()
-            found += stage.problems(data, config_class, codes=self.network.of_codes)
+            unfit = stage.problems(data, config_class, codes=self.network.of_codes)
+            found += unfit or self.network.stage_problems(stage.open(config_class, data).spec)
         elif self.first_stage is not None:
             found.append(
                 f"model.first_stage: has no effect on network.kind={self.network.kind}; leave it out"
@@ -206,6 +209,16 @@ _TINY_STAGE = StoredModelCard(
         "family": "vae",
         "network": {"channels": [4, 8], "norm_groups": 2},
         "latent": {"kind": "vq", "channels": 4, "quantizer": {"kind": "codebook", "size": 16}},
+    },
+    data=DataSpec(channels=1, height=8, width=8),
+)
+
+_TINY_SCALES = StoredModelCard(
+    family="vae",
+    config={
+        "family": "vae",
+        "network": {"channels": [4, 8], "norm_groups": 2},
+        "latent": {"kind": "vq_scales", "channels": 4, "size": 16, "scales": [1, 2, 4], "convolutions": 2},
     },
     data=DataSpec(channels=1, height=8, width=8),
 )

@@ -16,6 +16,7 @@ from sfumato.core.first_stage import OpenStage
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.pretrained import OpenModel
 from sfumato.core.schedules import EmaSchedule
+from sfumato.core.stored import StageSpec
 from sfumato.families.autoregressive.sampling import SamplingConfig
 from sfumato.text.config import TextConfig
 
@@ -45,6 +46,13 @@ class NetworkConfig(Component, ABC):
     """Whether texts may steer it."""
     of_latents: ClassVar[bool] = False
     """Whether it models the latents of a first stage, which it then needs."""
+
+    of_scales: ClassVar[bool] = False
+    """Whether these are sums of several scales."""
+
+    def stage_problems(self, stage: StageSpec) -> list[str]:
+        """Reasons why it cannot use this first stage, one line each."""
+        return []
 
     @property
     def completes(self) -> bool:
