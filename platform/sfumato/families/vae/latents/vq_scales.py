@@ -118,7 +118,8 @@ class ScaleQuantizer(nn.Module):
         large_BChw = F.interpolate(vectors_BCpp, (side, side), mode="bicubic")
         last = max(1, len(self.scales) - 1)
         chosen = self.convolutions[round(at / last * (len(self.convolutions) - 1))]
-        return (large_BChw + chosen(large_BChw)) / 2
+        h_BChw: Tensor = (large_BChw + chosen(large_BChw)) / 2
+        return h_BChw
 
     def forward(self, f_BChw: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The codes [B, p, p] of every scale, and the sum of the maps so far after each."""
