@@ -27,6 +27,7 @@ ABOUT_SEVERAL = {
         "data/reading/test_invariance.py",
         "evaluation/test_likelihood.py",
         "families/diffusion/test_pretrained.py",
+        "families/test_amounts.py",
         "runtime/jobs/test_sending.py",
         "runtime/pipeline/test_decisions.py",
         "runtime/runs/test_auto_features.py",
