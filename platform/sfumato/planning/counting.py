@@ -101,16 +101,17 @@ def _passes(
 ) -> tuple[tuple[Pass, ...], tuple[Network, ...]]:
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
         warnings.simplefilter("ignore")  # torch warns of the addresses that modules compare in copies
-        strategy = _installed(family, recompute)
         try:
+            strategy = _installed(family, recompute)
             passes = tuple(_pass(family, strategy, phase, data, train, rows) for phase in family.phases)
         except (
             DataDependentOutputException,
             DynamicOutputShapeException,
             UnsupportedOperatorException,
+            RuntimeError,
         ) as error:
             raise ConfigError(
-                f"model.family: a loss of it needs the values of its tensors ({error}), so it cannot be "
+                f"model: building it or its loss needs the values of tensors ({error}), so it cannot be "
                 "counted without running it; measure a step on one GPU instead (make gpu-check)"
             ) from error
         networks = tuple(

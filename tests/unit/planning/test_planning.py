@@ -242,7 +242,7 @@ class _Reads:
 
 
 def test_a_loss_that_reads_values_is_refused() -> None:
-    with pytest.raises(ConfigError, match="needs the values of its tensors"):
+    with pytest.raises(ConfigError, match="needs the values of tensors"):
         count(_Reads(), DATA, TRAIN, 4)  # type: ignore[arg-type]
 
 
