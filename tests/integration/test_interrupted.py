@@ -12,12 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_recipe import write_tiny_recipe
 
 from sfumato.data.format.manifest import Manifest
-from sfumato.data.packing.pack import pack
-from sfumato.data.packing.sources.digits import DigitsSource
-from sfumato.runtime.runs.display import Display
 
 Here = Callable[..., tuple[int, str, str]]
 
@@ -85,22 +81,3 @@ def test_index(
 
     terminated(index_existing, "_save", "data", "index", str(folder), left=nothing)
     assert Manifest.load(folder).samples == Manifest.load(digits_data).samples
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_precompute(terminated: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the first of four shards, which the second call keeps."""
-    monkeypatch.chdir(tmp_path)
-    pack(DigitsSource(), tmp_path / "set", shard_size=500)
-    write_tiny_recipe(tmp_path, "set", evaluate={"features": ["thumbnail"], "metrics": ["fd"]})
-    found: dict[str, int] = {}
-
-    def kept() -> None:
-        assert not Manifest.exists("coded")
-        found.update({path.name: path.stat().st_mtime_ns for path in Path("coded").glob("*.bin")})
-        assert found
-
-    words = ("precompute", "tiny.yaml", "set", "coded", "--arrays", "features", "--actors", "1")
-    terminated(Display, "update", *words, left=kept)
-    assert Manifest.load("coded").samples == Manifest.load("set").samples
-    assert {name: (Path("coded") / name).stat().st_mtime_ns for name in found} == found
