@@ -384,7 +384,8 @@ def test_each_block_of_biggan_sees_its_own_piece_of_the_latent() -> None:
 
 @pytest.mark.parametrize("kind", ["r3gan", "progan", "biggan"])
 def test_texts_may_take_the_place_of_classes_that_are_embedded(kind: str) -> None:
-    config = GanConfig.variants()["text"].model_copy(update={"network": NETWORKS.find(kind).tiny()})
+    network = NETWORKS.find(kind).tiny()
+    config = GanConfig.variants()["text"].model_copy(update={"network": network, "text_attention": ()})
     family = config.build(DATA)
     nets, rows = build(family), batch()
     noise = rng(4)
