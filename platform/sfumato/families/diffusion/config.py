@@ -153,11 +153,12 @@ class DiffusionConfig(FamilyConfig):
 
     def build(self, data: DataSpec) -> Family:
         """Build the family for images of this kind."""
-        from sfumato.families.diffusion import family  # loads diffusers
+        # They load diffusers.
+        from sfumato.families.diffusion.bounded_family import BoundedDiffusionFamily
+        from sfumato.families.diffusion.family import DiffusionFamily
 
-        if self.first_stage is not None:
-            return family.LatentDiffusionFamily(self, data, self.first_stage.open(config_class, data))
-        return (family.BoundedDiffusionFamily if self._bounded else family.DiffusionFamily)(self, data)
+        bounded = self._bounded and self.first_stage is None
+        return (BoundedDiffusionFamily if bounded else DiffusionFamily)(self, data)
 
     @property
     def _bounded(self) -> bool:
@@ -224,7 +225,7 @@ class DiffusionConfig(FamilyConfig):
                     "0.05); set it to 1"
                 )
             ]
-        from sfumato.families.diffusion.family import plain_network  # loads diffusers
+        from sfumato.families.diffusion.backbone import plain_network  # loads diffusers
 
         found = self.adapter.problems(plain_network(self, data)) or self.adapter.data_problems(data)
         return found or self._lower_problems(self.adapter.lower, data)
