@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +24,13 @@ from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions, MetricResult
 from sfumato.evaluation.metrics.settings import settings_class
-from sfumato.evaluation.report import EvaluationReport
+from sfumato.evaluation.report import DEVIATIONS, EvaluationReport
+from sfumato.evaluation.store import digest
 from sfumato.evaluation.uncertainty import Interval, IntervalSettings, interval
 
 DIM, CLASSES, REAL, MADE = 6, 4, 500, 500
-EXTRAPOLATED = 2000
-"""Samples of `fd_infinity`, whose smallest subset has a tenth of them."""
+IN_PARTS = {"fd_infinity": 2000, "inception_score": 2000}
+"""Samples where the figure is of parts of them: a tenth is the smallest subset, or each part."""
 WORLDS = 5
 """Sets of real images: an interval covers the mean over seeds for each of them."""
 CENTRES_KD = np.random.default_rng(0).normal(scale=1.2, size=(CLASSES, DIM))
@@ -131,20 +132,18 @@ def trial(case: Case, number: int) -> dict[str, float]:
     """What one repetition found: of intervals `value`, `low`, `high`, `world`; of tests `p`."""
     rng = np.random.default_rng(derive(case.name, number))
     world = number % WORLDS
-    rows = EXTRAPOLATED if case.metric == "fd_infinity" else MADE
+    rows = IN_PARTS.get(case.metric, MADE)
     noise = rng.normal(size=(2, rows, DIM))
     if case.kind == "interval":
         result, found = measured(case, samples(case, case.first, rng, noise[0]), world, number)
         low, high = (math.nan, math.nan) if found is None else (found.low, found.high)
         return {"world": world, "value": result.value, "low": low, "high": high}
     assert case.second is not None
-    orders = (rng, rng)
     if case.paired:
         noise = (noise + rng.normal(size=(rows, DIM))) / math.sqrt(2)
-        orders = (np.random.default_rng(number), np.random.default_rng(number))
-    made = [
-        samples(case, model, order, x)
-        for model, order, x in zip((case.first, case.second), orders, noise, strict=True)
+    made = [  # in one order of classes, which follow from the real images alone
+        samples(case, model, np.random.default_rng(number), x)
+        for model, x in zip((case.first, case.second), noise, strict=True)
     ]
     seeds = (0, 0) if case.paired else (0, 1)
     runs = [_Run.of(case, features, world, seed) for features, seed in zip(made, seeds, strict=True)]
@@ -186,10 +185,13 @@ class _Run(EvaluatedRun):
             seconds=0.0,
             seconds_per_image=0.0,
             preview=None,
-            intervals={} if found is None else {case.metric: asdict(found)},
+            intervals={} if found is None else {case.metric: found.facts()},
             computed_on={case.metric: (case.metric, "known")},
+            labels_digest=digest(None if made.label_N is None else made.label_N.tolist()),
         )
         terms = {} if result.terms_M is None else {case.metric: result.terms_M}
+        if found is not None and found.deviation_P is not None:
+            terms[f"{DEVIATIONS}{case.metric}"] = found.deviation_P
         stored = (terms, {"of": dict.fromkeys(terms, metric.terms_of)})
         nowhere = Path("nowhere")
         return cls(

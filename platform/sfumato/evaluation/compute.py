@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Figures:
     terms: dict[str, Float64Array] = field(default_factory=dict)
     marks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     terms_of: dict[str, TermsOf] = field(default_factory=dict)
+    deviations: dict[str, Float64Array] = field(default_factory=dict)
+    """What each sample or group adds to figures that are no means (`StandardError`)."""
 
 
 def measure(
@@ -103,7 +105,9 @@ def _add(
     assert again is not None or result.terms_M is not None
     found = interval(result, again or _never, generated, settings, seed=seed)
     if found is not None:
-        figures.intervals[result.name] = asdict(found)
+        figures.intervals[result.name] = found.facts()
+        if found.deviation_P is not None:
+            figures.deviations[result.name] = np.asarray(found.deviation_P, dtype=np.float64)
 
 
 def _never(generated: FeatureSet) -> MetricResult:

@@ -10,6 +10,8 @@ where c(x) is the mean of k(x, .) over the reference. Its variance is (Hoeffding
 
 zeta_1 the variance of E[h(x, .)] and zeta_2 that of h. Near equal distributions the second term counts, which
 a jackknife counts twice. Both are estimated without bias from the rows' sums and the sum of squares.
+
+What a sample adds to U is twice the deviation of its mean h over the number of samples.
 """
 
 from __future__ import annotations
@@ -38,10 +40,17 @@ class Variances:
     first: float
     second: float
     freedom: float
+    deviation_M: Float64Array
+    """Of each sample's mean h over the others, from that of its class or of all."""
 
     def of_estimate(self, samples: int) -> float:
         """The variance of the unbiased estimate from this many samples."""
         return (4 * (samples - 2) * self.first + 2 * self.second) / (samples * (samples - 1))
+
+    def deviations_of_estimate(self, samples: int) -> Float64Array:
+        """What each sample adds [M]; squares sum to the variance's first term (from this many samples)."""
+        added_M: Float64Array = 2 * self.deviation_M / np.sqrt(samples * len(self.deviation_M))
+        return added_M
 
 
 def variances(
@@ -64,7 +73,8 @@ def variances(
     triples = float(np.square(deviation_M).sum()) - pairs * second
     estimate = (4 * triples + 2 * pairs * second) / (pairs * (size - 2) * (size - 3))
     first = (estimate * pairs - 2 * second) / (4 * (size - 2))
-    return Variances(max(0.0, first), max(0.0, second), max(LEAST_FREEDOM, size / ROWS_PER_FREEDOM))
+    freedom = max(LEAST_FREEDOM, size / ROWS_PER_FREEDOM)
+    return Variances(max(0.0, first), max(0.0, second), freedom, deviation_M / (size - 1))
 
 
 def _mean_over(x_MD: Tensor, real_ND: Tensor, kernel: Kernel) -> Tensor:

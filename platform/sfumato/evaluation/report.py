@@ -20,6 +20,8 @@ WEAK = "sfumato.weak_figures"
 """Tag of a run with the names of its marked figures."""
 TERMS = "terms.safetensors"
 """File next to the report with the terms of every metric that is a mean; comparisons pair them."""
+DEVIATIONS = "deviations/"
+"""Prefix there of what each sample or group adds to a figure that is no mean."""
 
 
 @dataclass(frozen=True, slots=True)

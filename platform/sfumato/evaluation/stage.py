@@ -33,7 +33,7 @@ from sfumato.evaluation.ray_pool import workers_for
 from sfumato.evaluation.reference import Reference
 from sfumato.evaluation.reference_features import ReferenceFeatures
 from sfumato.evaluation.reference_statistics import StatisticsReference
-from sfumato.evaluation.report import TERMS, EvaluationReport
+from sfumato.evaluation.report import DEVIATIONS, TERMS, EvaluationReport
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.source import GeneratorSource, ImageSource
 from sfumato.evaluation.store import write_arrays
@@ -140,7 +140,8 @@ def _report(opened: Opened, plan: BlockPlan) -> EvaluationReport:
         },
         noise=noise_on(opened.extractors, reference.spec, options),
     )
-    write_arrays(out / TERMS, figures.terms, {"metrics": sorted(figures.terms), "of": figures.terms_of})
+    stored = {**figures.terms, **{f"{DEVIATIONS}{name}": d_P for name, d_P in figures.deviations.items()}}
+    write_arrays(out / TERMS, stored, {"metrics": sorted(figures.terms), "of": figures.terms_of})
     shown = min(settings.preview, plan.samples)
     first = next(iter(real))
     count = len(generated[first])

@@ -1,7 +1,9 @@
 """Standard errors of figures over the randomness of their samples, the reference being fixed.
 
 - `jackknife`: delete-a-group (Quenouille 1956; Kott 2001). Every estimate has the same number of samples, so
-  the bias of a Fréchet distance in N does not look like spread.
+  the bias of a Fréchet distance in N does not look like spread. Near equal distributions a distance is all
+  but quadratic in the samples, and the jackknife counts quadratic terms twice; the figures without two of
+  the groups show them, and take the excess off (Efron & Stein 1981, section 5).
 - `of_halves`: the delete-half jackknife (Shao & Wu 1989; the variance of a linear figure over random halves
   is that of the whole). For figures of nearest neighbours its error is 0.9 to 1.2 times the right one, where
   deleting a tenth makes it 1.3 to 1.8 times too large, and a bootstrap fails: repeated samples are neighbours
@@ -11,8 +13,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -29,20 +32,73 @@ of variation; recall of 500 samples)."""
 
 @dataclass(frozen=True, slots=True)
 class StandardError:
-    """`value` with the degrees of freedom of its estimate; the figure itself is in [`low`, `high`]."""
+    """`value` with the degrees of freedom of its estimate; the figure itself is in [`low`, `high`].
+
+    `deviation_P`: what each sample or group adds to the figure, signed. Their squares sum to the variance
+    that comes from the samples one by one; runs that share seeds share a part of it (`of_difference`).
+    """
 
     value: float
     method: str
     freedom: float = math.inf
     low: float = -math.inf
     high: float = math.inf
+    deviation_P: Float64Array | None = None
 
 
 def jackknife(estimate_G: Float64Array | Sequence[float], what: str = "samples") -> StandardError:
     """From the figure without each of the groups [G]."""
     estimates, groups = np.asarray(estimate_G, np.float64), len(estimate_G)
-    error = math.sqrt((groups - 1) / groups * float(np.square(estimates - estimates.mean()).sum()))
-    return StandardError(error, f"jackknife over {groups} groups of {what}", groups - 1)
+    deviation_G = (estimates - estimates.mean()) * math.sqrt((groups - 1) / groups)
+    error = math.sqrt(float(np.square(deviation_G).sum()))
+    return StandardError(
+        error, f"jackknife over {groups} groups of {what}", groups - 1, deviation_P=deviation_G
+    )
+
+
+def jackknife_of_pairs(figure: Callable[[Sequence[int]], float], groups: int = GROUPS) -> StandardError:
+    """The jackknife of `figure(the groups that are kept)`, less what it counts twice; `groups` squared over
+    two computations.
+
+    The correction takes half of the variance at most, which is all of the excess of a quadratic figure.
+    """
+    everyone = range(groups)
+
+    def without(*left_out: int) -> float:
+        return figure([group for group in everyone if group not in left_out])
+
+    whole, estimates = without(), [without(group) for group in everyone]
+    found = jackknife(estimates)
+    interaction = np.array(
+        [
+            groups * whole - (groups - 1) * (estimates[i] + estimates[j]) + (groups - 2) * without(i, j)
+            for i, j in combinations(everyone, 2)
+        ]
+    )
+    excess = float(np.square(interaction - interaction.mean()).sum()) / (groups * (groups - 1))
+    variance = max(found.value**2 - excess, found.value**2 / 2)
+    method = f"jackknife over {groups} groups of samples and their pairs"
+    return StandardError(math.sqrt(variance), method, groups - 1, deviation_P=found.deviation_P)
+
+
+def of_difference(
+    error_a: float, error_b: float, deviation_a: Float64Array, deviation_b: Float64Array
+) -> float:
+    """The standard error of the difference of two runs' figures whose samples share seeds.
+
+    Deviations of one index belong to the same seeds, and subtract before they are squared. What an error has
+    beyond its deviations counts in full, and an error below them (the corrected jackknife's) shrinks them.
+    """
+    scale = [
+        min(1.0, error / math.sqrt(total)) if (total := float(np.square(deviation_P).sum())) else 1.0
+        for error, deviation_P in ((error_a, deviation_a), (error_b, deviation_b))
+    ]
+    mine_P, theirs_P = scale[0] * deviation_a, scale[1] * deviation_b
+    rest = sum(
+        max(0.0, error**2 - float(np.square(deviation_P).sum()))
+        for error, deviation_P in ((error_a, mine_P), (error_b, theirs_P))
+    )
+    return math.sqrt(float(np.square(mine_P - theirs_P).sum()) + rest)
 
 
 def random_halves(

@@ -23,8 +23,8 @@ All of it is a pure function of the features and of the seed: no worker count or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from pydantic import Field
@@ -54,7 +54,8 @@ class IntervalSettings(Config):
 class Interval:
     """`low` to `high` cover the number with the requested confidence; `method` names the method.
 
-    `freedom` are the degrees of freedom of `stderr`; None: so many that they do not matter.
+    `freedom` are the degrees of freedom of `stderr`; None: so many that they do not matter. `deviation_P` is
+    what each sample or group adds to the figure, if that is known (`StandardError`).
     """
 
     low: float
@@ -63,6 +64,11 @@ class Interval:
     confidence: float
     method: str
     freedom: float | None = None
+    deviation_P: Float64Array | None = None
+
+    def facts(self) -> Mapping[str, object]:
+        """Plain values for a report: all but the deviations."""
+        return {name: value for name, value in asdict(self).items() if name != "deviation_P"}
 
 
 def interval(
@@ -98,6 +104,7 @@ def interval_of(value: float, error: StandardError, confidence: float) -> Interv
         confidence=confidence,
         method=error.method,
         freedom=None if math.isinf(error.freedom) else error.freedom,
+        deviation_P=error.deviation_P,
     )
 
 

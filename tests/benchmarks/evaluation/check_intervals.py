@@ -37,6 +37,7 @@ from interval_trials import (
 RECORD = Path(".check-intervals.jsonl")
 TABLES = ("intervals", "tests")
 BATCH = 10
+SAY_EVERY_S = 15.0
 Record = dict[str, dict[int, dict[str, float]]]
 
 
@@ -75,7 +76,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(todo: list[tuple[Case, int]], record: Record, arguments: argparse.Namespace) -> None:
-    start, done = time.monotonic(), 0
+    start, done, told = time.monotonic(), 0, 0.0
     with arguments.record.open("a") as file:
         for case, number, found in _results(todo, arguments.processes):
             record[case.name][number] = found
@@ -84,10 +85,11 @@ def _run(todo: list[tuple[Case, int]], record: Record, arguments: argparse.Names
             done += 1
             spent = time.monotonic() - start
             left = spent / done * (len(todo) - done)
-            print(f"\r{done:,} of {len(todo):,} trials, {left:.0f} s left   ", end="", file=sys.stderr)
+            if spent > told + SAY_EVERY_S:
+                print(f"{done:,} of {len(todo):,} trials, {left:.0f} s left", file=sys.stderr)
+                told = spent
             if spent > arguments.seconds:
                 break
-    print(file=sys.stderr)
 
 
 def _results(todo: list[tuple[Case, int]], processes: int) -> Iterator[tuple[Case, int, dict[str, float]]]:

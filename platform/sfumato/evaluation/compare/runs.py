@@ -15,7 +15,7 @@ from sfumato.evaluation.block_store import IMAGES
 from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet
-from sfumato.evaluation.report import BITS, BITS_ON_TRAINING, TERMS, EvaluationReport
+from sfumato.evaluation.report import BITS, BITS_ON_TRAINING, DEVIATIONS, TERMS, EvaluationReport
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays
 from sfumato.evaluation.weakness import lines
@@ -69,13 +69,18 @@ class EvaluatedRun:
         terms, _ = self._stored
         return {name: term_M for name, term_M in terms.items() if self.terms_of(name)}
 
+    def deviations(self, figure: str) -> Float64Array | None:
+        """What each sample or group adds to the figure, or None if the report has not kept it."""
+        terms, _ = self._stored
+        return terms.get(f"{DEVIATIONS}{figure}")
+
     def terms_of(self, figure: str) -> str:
         """What the figure's terms belong to (`Metric.terms_of`); empty if they are not independent.
 
         Version 0.1 did not record it, and also kept the terms of figures whose terms share a manifold.
         """
         terms, facts = self._stored
-        if figure not in terms:
+        if figure not in terms or figure.startswith(DEVIATIONS):
             return ""
         if "of" in facts:
             return str(facts["of"][figure])
@@ -143,6 +148,16 @@ def paired(a: EvaluatedRun, b: EvaluatedRun) -> bool:
         theirs.samples,
         theirs.labels_digest,
     )
+
+
+def of_equal_classes(a: EvaluatedRun, b: EvaluatedRun) -> bool:
+    """Whether classes were requested, and sample i of both is of the same one."""
+    mine, theirs = a.report, b.report
+    return (mine.kind, mine.samples, mine.labels_digest) == (
+        theirs.kind,
+        theirs.samples,
+        theirs.labels_digest,
+    ) and mine.labels_digest not in ("", digest(None))
 
 
 def obstacles(runs: Sequence[EvaluatedRun]) -> list[str]:

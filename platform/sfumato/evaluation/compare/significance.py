@@ -5,13 +5,16 @@ from. Under it samples may change sides, which gives exact permutation tests (Fi
 test fits depends on what a figure is made of, as its metric declares:
 
 - A mean over samples that are judged one by one (precision, class accuracy ...) is tested on its terms. If
-  sample i of both runs has the same seed and class, the two terms of an index change sides (the sign-flip
-  test), which removes what the pairs have in common. Otherwise all terms are dealt again.
+  sample i of both runs has the same class, the two terms of an index change sides (the sign-flip test). That
+  keeps the classes' fixed numbers, and if the seeds are the same it removes what the pairs have in common.
+  Otherwise all terms are dealt again.
 - A mean over real images that the models themselves judge (bits per dimension) is tested by sign flips if
   the images are the same.
 - Fréchet distance, recall and coverage are tested on the features: groups of samples change sides, and both
   figures are measured again (`regrouping.py`).
-- For any other figure, or if the features no longer exist, the two standard errors decide (a t-test).
+- For any other figure, or if the features no longer exist, a t-test on its standard errors decides: on that
+  of the difference (`standard_errors.of_difference`) if sample i has the same seed and class in both runs,
+  otherwise on the two.
 
 p is the share of rearrangements whose difference is at least as large as the observed one.
 """
@@ -36,9 +39,10 @@ from sfumato.evaluation.compare.regrouping import (
     recall_of_groups,
     regrouped_p,
 )
-from sfumato.evaluation.compare.runs import EvaluatedRun, outdated_interval, paired
+from sfumato.evaluation.compare.runs import EvaluatedRun, of_equal_classes, outdated_interval, paired
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.neighbours.sets import squared_radius_N
+from sfumato.evaluation.standard_errors import of_difference
 from sfumato.evaluation.statistics import Float64Array
 
 RESAMPLES = 9_999
@@ -80,11 +84,12 @@ def _on_terms(a: EvaluatedRun, b: EvaluatedRun, metric: str, rng: np.random.Gene
     if terms_a is None or terms_b is None or a.terms_of(metric) != b.terms_of(metric):
         return None
     if a.terms_of(metric) == "references":
-        same = a.report.reference_digest == b.report.reference_digest
+        same, how = a.report.reference_digest == b.report.reference_digest, "paired images"
     else:
-        same = paired(a, b)
+        same = paired(a, b) or of_equal_classes(a, b)
+        how = "paired images" if paired(a, b) else "images paired by class"
     if same and len(terms_a) == len(terms_b):
-        return sign_flip(terms_b - terms_a, rng), "sign-flip test on paired images"
+        return sign_flip(terms_b - terms_a, rng), f"sign-flip test on {how}"
     return two_sample(terms_a, terms_b, rng), "permutation test"
 
 
@@ -129,13 +134,13 @@ def _on_features(a: EvaluatedRun, b: EvaluatedRun, metric: str, rng: np.random.G
     mine, theirs, real = a.features(features), b.features(features), a.reference(features)
     if mine is None or theirs is None or real is None or min(len(mine), len(theirs)) < 2 * GROUPS:
         return None
-    in_pairs = paired(a, b)
+    in_pairs = paired(a, b) or of_equal_classes(a, b)
     group = grouped(len(mine), len(theirs), rng, in_pairs=in_pairs)
     k = {run.report.details.get(metric, {}).get("k") for run in (a, b)}
     figures = _OF_GROUPS[name](real, (mine, theirs), group, k) if len(k) == 1 else None
     if figures is None:
         return None
-    how = "paired by seed and class" if in_pairs else "dealt again"
+    how = "paired by seed and class" if paired(a, b) else "paired by class" if in_pairs else "dealt again"
     return regrouped_p(figures, rng, in_pairs=in_pairs), f"permutation test on features, {how}"
 
 
@@ -174,18 +179,28 @@ _OF_GROUPS: dict[str, Callable[[FeatureSet, Pair, Groups, set[object]], Figures 
 
 
 def _by_errors(a: EvaluatedRun, b: EvaluatedRun, metric: str, rng: np.random.Generator) -> Tested:
-    """Welch's t-test on the two standard errors; None if one has none, or only that of an earlier version."""
+    """A t-test; None if a run has no standard error, or only that of an earlier version.
+
+    For two errors, Welch's degrees of freedom; for one of the difference, the lesser of the two runs'.
+    """
     if any(metric not in run.report.intervals or outdated_interval(run, metric) for run in (a, b)):
         return None
     found = [run.report.intervals[metric] for run in (a, b)]
     errors = [float(str(interval["stderr"])) for interval in found]
-    scale = math.hypot(*errors)
+    freedoms = [_freedom(interval) for interval in found]
+    mine, theirs = a.deviations(metric), b.deviations(metric)
+    if paired(a, b) and mine is not None and theirs is not None and len(mine) == len(theirs):
+        scale, freedom = of_difference(errors[0], errors[1], mine, theirs), min(freedoms)
+        method = "t-test of the difference's standard error, paired by seed and class"
+    else:
+        scale = math.hypot(*errors)
+        terms = [error**4 / free for error, free in zip(errors, freedoms, strict=True)]
+        freedom = scale**4 / sum(terms) if sum(terms) else math.inf
+        method = "t-test of the two standard errors"
     if scale == 0:
         return None
-    terms = [error**4 / _freedom(interval) for error, interval in zip(errors, found, strict=True)]
-    freedom = scale**4 / sum(terms) if sum(terms) else math.inf
     value = b.report.metrics[metric] - a.report.metrics[metric]
-    return float(2 * stats.t.sf(abs(value) / scale, freedom)), "t-test of the two standard errors"
+    return float(2 * stats.t.sf(abs(value) / scale, freedom)), method
 
 
 def _freedom(interval: object) -> float:

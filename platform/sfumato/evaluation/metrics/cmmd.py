@@ -53,7 +53,8 @@ class ClipDiscrepancy(BaseMetric):
             made, real = (torch.from_numpy(_unit(x.embedding_ND)) for x in (generated, reference))
             found = variances(made, real, gaussian(SIGMA), generated.label_N)
             value = SCALE * math.sqrt(found.of_estimate(len(generated)))
-            return StandardError(value, "variance of the estimate", found.freedom, low=0)
+            added_M = SCALE * found.deviations_of_estimate(len(generated))
+            return StandardError(value, "variance of the estimate", found.freedom, low=0, deviation_P=added_M)
 
         value = cmmd(reference.embedding_ND, generated.embedding_ND)
         return MetricResult(self.name, value, details, error=error)

@@ -10,6 +10,7 @@ evaluation's own, not drawn by a Sobol sequence in the latent space. The referen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 
 import numpy as np
@@ -17,9 +18,9 @@ from pydantic import Field
 
 from sfumato.core.config import Config
 from sfumato.evaluation.groups import dealt
-from sfumato.evaluation.metrics.frechet import frechet_distance
+from sfumato.evaluation.metrics.frechet import error_of_groups, frechet_distance
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
-from sfumato.evaluation.standard_errors import GROUPS, StandardError, jackknife
+from sfumato.evaluation.standard_errors import GROUPS, StandardError
 from sfumato.evaluation.statistics import Float32Array, Float64Array, Int64Array, Moments
 from sfumato.evaluation.weakness import of_samples
 
@@ -96,15 +97,12 @@ def _error(
         [Moments.of(embedding_MD[part[group_M[part] == group]]) for group in range(GROUPS)] for part in rows
     ]
 
-    def without(left_out: int) -> float:
-        merged = [
-            reduce(Moments.merge, (part[group] for group in range(GROUPS) if group != left_out))
-            for part in parts
-        ]
+    def kept(groups: Sequence[int]) -> float:
+        merged = [reduce(Moments.merge, (part[group] for group in groups)) for part in parts]
         value_P = np.array([frechet_distance(real, moments) for moments in merged])
         return extrapolate(np.array([moments.n for moments in merged]), value_P)
 
-    return jackknife([without(group) for group in range(GROUPS)])
+    return error_of_groups(kept, real.mean_D)
 
 
 METRICS: tuple[Metric, ...] = (FrechetInfinity(),)

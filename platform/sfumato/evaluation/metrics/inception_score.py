@@ -74,7 +74,9 @@ def inception_score_error(
         deviation_N[label_N == label] -= deviation_N[label_N == label].mean()
         freedom -= 1
     error = float(np.square(deviation_N).sum() ** 0.5)
-    return StandardError(error, "jackknife over samples", max(1, freedom), low=1) if error else None
+    if not error:
+        return None
+    return StandardError(error, "jackknife over samples", max(1, freedom), low=1, deviation_P=deviation_N)
 
 
 def _scores_without(logits_PK: Float32Array) -> Float64Array:

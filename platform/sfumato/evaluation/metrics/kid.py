@@ -137,7 +137,8 @@ def _error(
     )
     of_subsets = 0.0 if whole else float(distance_S.var(ddof=1)) / len(distance_S)
     error = math.sqrt(found.of_estimate(total) + of_subsets)
-    return StandardError(error, "variance of the estimate on all samples and of its subsets", found.freedom)
+    method = "variance of the estimate on all samples and of its subsets"
+    return StandardError(error, method, found.freedom, deviation_P=found.deviations_of_estimate(total))
 
 
 METRICS: tuple[Metric, ...] = (KernelDistance(),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sfumato.evaluation.compare.runs import EvaluatedRun, outdated_interval, twi
 from sfumato.evaluation.compare.significance import difference
 from sfumato.evaluation.compare.table import as_data, rows
 from sfumato.evaluation.feature_cache import FeatureCache
-from sfumato.evaluation.report import TERMS, EvaluationReport
+from sfumato.evaluation.report import DEVIATIONS, TERMS, EvaluationReport
 from sfumato.evaluation.store import write_arrays
 from sfumato.runtime.commands.evaluate import comparable
 
@@ -181,3 +182,41 @@ def test_reports_of_0_1_have_no_tests_on_terms_that_depend_on_one_another(tmp_pa
     assert difference(runs[0], runs[1], "recall") is None
     tested = difference(runs[0], runs[1], "precision")
     assert tested is not None and tested.method == "sign-flip test on paired images"
+
+
+def test_runs_that_share_seeds_are_compared_by_the_error_of_their_difference(tmp_path: Path) -> None:
+    """Two runs that differ by 0.1 in every group, and vary together by ten times as much."""
+    shared = np.random.default_rng(0).normal(size=10)
+    runs = []
+    for number, own in enumerate((0.0, 0.01)):
+        added = shared + own * np.random.default_rng(1).normal(size=10)
+        write_arrays(tmp_path / str(number) / TERMS, {f"{DEVIATIONS}fd": added}, {"metrics": [], "of": {}})
+        error = interval(float(np.square(added).sum() ** 0.5), freedom=9)
+        runs.append(run(str(number), 0.1 * number, folder=tmp_path / str(number), intervals={"fd": error}))
+    tested = difference(runs[0], runs[1], "fd")
+    assert tested is not None and "paired by seed and class" in tested.method
+    gap = 0.01 * np.random.default_rng(1).normal(size=10)
+    assert tested.p == pytest.approx(2 * stats.t.sf(0.1 / float(np.square(gap).sum() ** 0.5), 9))
+    other = replace(runs[1], report=replace(runs[1].report, seed=1))
+    unpaired = difference(runs[0], other, "fd")
+    assert unpaired is not None and unpaired.method == "t-test of the two standard errors"
+    assert unpaired.p > 0.5
+    assert not runs[0].terms, "deviations are no terms"
+
+
+def test_terms_of_other_seeds_are_paired_by_class_where_the_classes_are_those(tmp_path: Path) -> None:
+    """Classes come in fixed numbers, and dealing all terms again would vary them."""
+    label = np.arange(100) % 2
+    methods = []
+    for digest in ("of these classes", ""):
+        runs = []
+        for seed in range(2):
+            folder = tmp_path / f"{digest}{seed}"
+            terms = {"fd": (label == 0).astype(float)}
+            write_arrays(folder / TERMS, terms, {"metrics": ["fd"], "of": {"fd": "samples"}})
+            made = run(str(seed), 0.5, folder=folder, samples=100, labels_digest=digest)
+            runs.append(replace(made, report=replace(made.report, seed=seed)))
+        tested = difference(runs[0], runs[1], "fd")
+        assert tested is not None
+        methods.append(tested.method)
+    assert methods == ["sign-flip test on images paired by class", "permutation test"]
