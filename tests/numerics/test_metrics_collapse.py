@@ -67,10 +67,18 @@ def test_the_divergence_is_that_of_scipy() -> None:
 
 
 def test_distances_are_those_of_all_pairs_of_a_batch() -> None:
-    x_ND = np.random.default_rng(0).normal(size=(129, 3)).astype(np.float32)
-    found = distances(x_ND)  # two batches of 64; a lone last row has no pair
-    expected = [cdist(x_ND[r : r + 64], x_ND[r : r + 64]).sum() / (64 * 63) for r in (0, 64)]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    x_ND = np.random.default_rng(0).normal(size=(70, 3)).astype(np.float32)
+    np.testing.assert_allclose(distances(x_ND), [cdist(x_ND, x_ND).sum() / (70 * 69)], rtol=1e-6)
+    two = distances(np.concatenate([x_ND, x_ND + 1]))
+    assert len(two) == 2 and two[0] != two[1]
+
+
+def test_distances_do_not_depend_on_the_order_of_classes() -> None:
+    label_N = np.arange(1_024) % CLASSES
+    in_turn, by_class = (distances(ring(part, 0.02, 1).embedding_ND) for part in (label_N, np.sort(label_N)))
+    every = ring(label_N, 0.02, 1).embedding_ND
+    assert in_turn.mean() == pytest.approx(by_class.mean(), rel=0.02)
+    assert in_turn.mean() == pytest.approx(cdist(every, every).sum() / (1_024 * 1_023), rel=0.02)
 
 
 def test_one_class_is_no_histogram() -> None:

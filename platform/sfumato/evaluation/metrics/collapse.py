@@ -6,8 +6,8 @@
 - `class_kl`: KL(samples || real images) of the histograms of predicted classes, in nats (ibid.). Both
   histograms are the classifier's, so that its mistakes fall on both. A class that it never sees among the
   real images counts there as half an image.
-- `pair_distance`: mean Euclidean distance of two different feature vectors in a batch of 64 samples, over
-  that of the real images: 1 for a perfect model, 0 where all samples are one.
+- `pair_distance`: mean Euclidean distance of two different feature vectors in random batches of 64 samples or
+  more, over that of the real images: 1 for a perfect model, 0 where all samples are one.
 
 A model that repeats one good image has precision 1, and all three figures tell it. Samples of a conditional
 model were asked for by class: for them the first two say whether it heeds the classes, and the third is the
@@ -15,8 +15,6 @@ one to watch.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -55,15 +53,13 @@ def divergence(sample_K: Int64Array, real_K: Int64Array) -> float:
 
 
 def distances(embedding_ND: Float32Array) -> Float64Array:
-    """Mean distance of two different rows, of each batch of 64 in order; the last may be smaller."""
-    return np.array([_mean_distance(batch_BD) for batch_BD in _batches(embedding_ND)])
+    """Mean distance of two different rows, of each batch of about 64 rows.
 
-
-def _batches(embedding_ND: Float32Array) -> Iterator[Float64Array]:
-    for first in range(0, len(embedding_ND), BATCH):
-        batch_BD = embedding_ND[first : first + BATCH].astype(np.float64)
-        if len(batch_BD) > 1:
-            yield batch_BD
+    Batches are random, by a fixed seed: samples may come class by class.
+    """
+    order_N = np.random.default_rng(0).permutation(len(embedding_ND))
+    parts = np.array_split(order_N, max(1, len(order_N) // BATCH))
+    return np.array([_mean_distance(embedding_ND[rows_B].astype(np.float64)) for rows_B in parts])
 
 
 def _mean_distance(x_BD: Float64Array) -> float:
