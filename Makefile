@@ -21,7 +21,7 @@ INPUTS := pyproject.toml constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval gpu-check check-features check-filter check-intervals bench-memorisation bench-memory bench-noise bench-options bench-sampling bench-signature bench-start bench-train bench-watermark stack-up stack-down image-test format clean
+.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval gpu-check check-features check-filter check-intervals bench-memorisation bench-memory bench-noise bench-options bench-sampling bench-signature bench-start bench-text bench-train bench-watermark stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -85,6 +85,9 @@ bench-start: $(VENV)/.runtime ## From a command to the first step, and after kil
 
 bench-train: $(VENV)/.peers ## Time of a training step against a bare PyTorch loop
 	@$(BIN)/python tests/benchmarks/train/bench_train.py $(ARGS)
+
+bench-text: $(VENV)/.peers ## What texts cost in training, and diffusers' example (ARGS="--script train_text_to_image.py")
+	@PYTHONPATH=tests/support $(BIN)/python tests/benchmarks/train/bench_text.py $(ARGS)
 
 bench-watermark: $(VENV)/.dev ## What watermarks survive on photographs (ARGS="--photos DIR")
 	@$(BIN)/python tests/benchmarks/provenance/bench_watermark.py $(ARGS)
