@@ -3,7 +3,7 @@
 A component is a subclass of `Component`. It has its own module in the folder of its kind, and the module
 names it in `COMPONENT`:
 
-    # networks/dit.py
+    # networks/dit/__init__.py; a small one is a single file, networks/dit.py
     class DiTConfig(NetworkConfig):
         kind: Literal["dit"] = Field("dit", description="Selects DiT.")
         width: int = Field(384, ge=1, description="Channels of a token.")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MAX_PERIOD = 10_000.0
+FREQUENCIES = 256
+"""Waves that `embedding` takes."""
 
 
 def sinusoids(t_B: Tensor, size: int, max_period: float = MAX_PERIOD) -> Tensor:
@@ -16,3 +18,8 @@ def sinusoids(t_B: Tensor, size: int, max_period: float = MAX_PERIOD) -> Tensor:
     steps = torch.arange(half, dtype=torch.float32, device=t_B.device) / half
     angle_BF = t_B[:, None] * torch.exp(-math.log(max_period) * steps)
     return torch.cat([angle_BF.cos(), angle_BF.sin()], dim=-1)
+
+
+def embedding(width: int) -> nn.Sequential:
+    """From `FREQUENCIES` waves of a time to the width of tokens."""
+    return nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.families.diffusion import initial
 from sfumato.families.diffusion.networks import TextNetworkConfig
-from sfumato.families.diffusion.networks.dit import tiling_problems
+from sfumato.families.diffusion.patches import tiling_problems
 from sfumato.text.states import States, TextShape
 
 TIME_SCALE = 1000

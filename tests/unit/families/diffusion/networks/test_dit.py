@@ -14,9 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import SampleRng, seeded
-from sfumato.families.diffusion.dit_blocks import DiTBlock
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.networks.dit import DiT, DiTConfig, positions, sinusoids, unpatch
+from sfumato.families.diffusion.networks.dit import DiTConfig
+from sfumato.families.diffusion.networks.dit.blocks import DiTBlock
+from sfumato.families.diffusion.networks.dit.network import DiT
+from sfumato.families.diffusion.patches import positions, unpatch
+from sfumato.families.diffusion.time_embedding import sinusoids
 from sfumato.layers.rope import grid_angles
 
 DATA = DataSpec(1, 8, 12, ("a", "b"))
@@ -25,7 +28,9 @@ CONFIG = DiTConfig(kind="dit", patch=2, width=16, depth=2, heads=2)
 
 def build(config: DiTConfig = CONFIG, data: DataSpec = DATA, *, conditional: bool = True) -> DiT:
     with seeded(0):
-        return config.build(data, conditional=conditional)
+        net = config.build(data, conditional=conditional)
+    assert isinstance(net, DiT)
+    return net
 
 
 def awake(net: nn.Module) -> nn.Module:
