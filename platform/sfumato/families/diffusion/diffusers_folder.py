@@ -44,7 +44,7 @@ def _wrote_adapter(parts: Parts, adapter: AdapterConfig, nets: Nets, folder: Pat
     """Write the adapter alone, in the form that diffusers loads onto its base, if it has one."""
     network = parts.config.network
     kind = network.base_kind if isinstance(network, TextNetworkConfig) else network.kind
-    files = adapter.files(nets["ema"], kind)
+    files = adapter.files(nets, kind)
     if files is not None:
         files.write(folder, folder.name)
     return files is not None

@@ -46,6 +46,7 @@ class DiffusionFamily:
             "ema",
             *(() if parts.space is None else (FIRST_STAGE,)),
             *(() if parts.text is None else parts.text.frozen),
+            *parts.shown_by,
             *self._guiding.nets,
             *(() if self._drawing is None else self._drawing.samplers),
         )
@@ -71,6 +72,7 @@ class DiffusionFamily:
             nets |= parts.text.frozen
         if parts.alignment is not None:
             nets[ENCODER] = parts.alignment.frozen
+        nets |= parts.shown_by
         nets["network"] = self._backbone.trainable()
         nets |= parts.objective.nets()
         nets["ema"] = EmaOf(source="network", decay=config.ema.decay)

@@ -18,7 +18,7 @@ from sfumato.families.diffusion.drawing import DRAWN
 from sfumato.families.diffusion.guide import NAME as GUIDE
 from sfumato.families.diffusion.guide import Guide
 from sfumato.families.diffusion.labels import Guided
-from sfumato.families.diffusion.objectives import GuidedSampling
+from sfumato.families.diffusion.objectives import GuidedSampling, SamplingBase
 from sfumato.families.diffusion.parts import Parts
 from sfumato.families.diffusion.steering import LABEL
 from sfumato.text.condition import TextCondition
@@ -40,6 +40,7 @@ class Guiding:
     def guided(self, nets: Nets, request: SampleRequest, rows: int) -> Guided:
         """The averaged network with the labels or texts of the request, guided as its options say."""
         device = next(nets["ema"].parameters()).device
+        check_scale(self._parts.config.adapter, request.options)
         if self._parts.text is not None:
             return self._by_texts(self._parts.text, nets, request, rows, device)
         label_N, options = self._labels(request, rows, device), request.options
@@ -82,7 +83,8 @@ class Guiding:
         rows = {each.column: request.tensor(each.name) for each in adapter.conditions(self._parts.data)}
         there = {name: value.to(device) for name, value in rows.items() if value is not None}
         noise = self._noise_drawn if DRAWN in request.conditions else 0.0
-        return adapter.inputs(there, self._parts.look(nets, noise=noise))
+        scale = request.options.adapter_scale
+        return adapter.inputs(there, self._parts.look(nets, noise=noise, scale=scale))
 
     def _labels(self, request: SampleRequest, rows: int, device: torch.device) -> Tensor | None:
         """The class of each sample [N]; the null class if none was given."""
@@ -130,6 +132,13 @@ def without_image(
             "model.adapter.dropout above 0, or leave image_guidance out"
         )
     return adapter.without(null)
+
+
+def check_scale(adapter: AdapterConfig | None, options: SamplingBase) -> None:
+    """Raises ConfigError where the options scale an adapter that cannot be."""
+    if options.adapter_scale != 1 and (adapter is None or not adapter.scaled):
+        what = "this model has no adapter" if adapter is None else f"{adapter.kind} has no scale"
+        raise ConfigError(f"adapter_scale: {what}, so it has no effect; leave it out")
 
 
 def guided_by_inputs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import LABEL
-from sfumato.core.family import Nets
+from sfumato.core.family import Frozen, Nets
 from sfumato.core.rng import Rng
 from sfumato.families import config_class
 from sfumato.families.diffusion.adapters import AdapterConfig, Look
@@ -66,11 +67,21 @@ class Parts:
             return GivenTexts(self.text, names)
         return GivenInputs(self.labels, names) if names else self.labels
 
+    @property
+    def shown_by(self) -> Mapping[str, Frozen]:
+        """The networks by which an adapter looks at its rows."""
+        return {} if self.config.adapter is None else self.config.adapter.frozen()
+
     def look(
-        self, nets: Nets, rng: Rng | None = None, text_dropped_B: Tensor | None = None, noise: float = 0.0
+        self,
+        nets: Nets,
+        rng: Rng | None = None,
+        text_dropped_B: Tensor | None = None,
+        noise: float = 0.0,
+        scale: float = 1.0,
     ) -> Look:
         """How an adapter looks at its rows: as images, or as their mean latents."""
-        return Look(partial(self._seen, nets), self.data.shape, rng, text_dropped_B, noise)
+        return Look(partial(self._seen, nets), self.data.shape, rng, text_dropped_B, noise, scale, nets)
 
     def clips(self, options: Any) -> bool:
         """Whether sampling clips the predicted images; latents have no bounds."""

@@ -66,7 +66,7 @@ def variants() -> dict[str, dict[str, Any]]:
                 "pretrained": {"library": NETWORKS.find("library_text").tiny().model_dump()["model"]},
                 "adapter": ADAPTERS.find(name).tiny(),
             }
-            for name in ("lora", "controlnet", "instruct", "reference")
+            for name in ("lora", "controlnet", "instruct", "reference", "ip_adapter")
         },
         "edm2": {**_member("edm2", "edm"), "objective": {"kind": "edm", "uncertainty": True}},
         "aligned": {

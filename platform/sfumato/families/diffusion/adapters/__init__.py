@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.components import Component, Components
 from sfumato.core.conditions import Condition
+from sfumato.core.family import Frozen, Nets
 from sfumato.core.pretrained import Pretrained
 from sfumato.core.rng import Rng
 from sfumato.core.stored import matches
@@ -49,6 +50,10 @@ class Look:
     """In training: whose text was dropped."""
     noise: float = 0.0
     """In sampling: standard deviation of the noise that is in what is shown."""
+    scale: float = 1.0
+    """In sampling: a factor on what an adapter adds, of one that is `scaled`."""
+    nets: Nets = field(default_factory=dict)
+    """The model's networks, among them those of `AdapterConfig.frozen`."""
 
     def dropped(self, share: float) -> Tensor | None:
         """Which rows lose their image: `share` of those that keep their text, and half of the others, so that
@@ -91,6 +96,8 @@ class AdapterConfig(Component, ABC):
     """Whether it has to start from a pretrained network; others may also train with a fresh one."""
     of_texts: ClassVar[bool] = True
     """Whether what it shows needs a network of texts."""
+    scaled: ClassVar[bool] = False
+    """Whether what it adds can be scaled in sampling (`adapter_scale`)."""
     names: ClassVar[tuple[str, ...]] = ()
     """Those of its `inputs`."""
 
@@ -108,6 +115,10 @@ class AdapterConfig(Component, ABC):
 
     def inputs(self, rows: Mapping[str, Any], look: Look) -> dict[str, Tensor]:
         """What the network gets besides texts, of a batch or of conditions by the names of their columns."""
+        return {}
+
+    def frozen(self) -> Mapping[str, Frozen]:
+        """Networks that its `inputs` are computed by, by their names among the model's."""
         return {}
 
     @property
@@ -164,8 +175,11 @@ class AdapterConfig(Component, ABC):
         """
         return pipeline
 
-    def files(self, network: nn.Module, base: str) -> AdapterFiles | None:
-        """The adapter in the ecosystem's own form, for exports; None: exports are whole models."""
+    def files(self, nets: Nets, base: str) -> AdapterFiles | None:
+        """The adapter in the ecosystem's own form, for exports; None: exports are whole models.
+
+        It is that of the network `ema`; `base` says what it was trained on.
+        """
         return None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import Condition
+from sfumato.core.family import Nets
 from sfumato.families.diffusion.adapters import AdapterConfig, Look
 from sfumato.families.diffusion.networks.unet_text import TextUNet, sizes_added
 from sfumato.text.network import TextConditioned
@@ -104,9 +105,9 @@ class ControlNetConfig(AdapterConfig):
             return [f"model.adapter.channels: {found}; name a column of images, and set channels to its own"]
         return []
 
-    def files(self, network: nn.Module, base: str) -> ControlNetFiles:
+    def files(self, nets: Nets, base: str) -> ControlNetFiles:
         """The branch as a folder of diffusers."""
-        return ControlNetFiles(_conditioned(network).beside.branch)
+        return ControlNetFiles(_conditioned(nets["ema"]).beside.branch)
 
     @classmethod
     def tiny(cls) -> ControlNetConfig:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sfumato.core.family import Nets
 from sfumato.core.pretrained import Pretrained
 from sfumato.core.stored import matches
 from sfumato.errors import CapabilityError, CheckpointError, with_extra
@@ -126,7 +127,7 @@ class LoraConfig(AdapterConfig):
                 break
         return found
 
-    def files(self, network: nn.Module, base: str) -> lora_files.LoraFiles:
+    def files(self, nets: Nets, base: str) -> lora_files.LoraFiles:
         """Its tensors by module, for diffusers and kohya."""
         modules = {
             name: lora_files.Addition(
@@ -134,7 +135,7 @@ class LoraConfig(AdapterConfig):
                 alpha=self._alpha(name),
                 tensors=_tensors(module, dora=self.dora),
             )
-            for name, module in wrapped(network).items()
+            for name, module in wrapped(nets["ema"]).items()
         }
         return lora_files.LoraFiles(modules, base=base, dora=self.dora)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import Condition
+from sfumato.core.family import Nets
 from sfumato.families.diffusion.adapters import AdapterConfig, Look
 from sfumato.families.diffusion.networks.unet_text import TextUNet
 from sfumato.families.diffusion.steering import core
@@ -86,9 +87,9 @@ class T2IAdapterConfig(AdapterConfig):
             return [f"model.adapter.column: {lacks}, only {', '.join(data.columns)}; name it in data.columns"]
         return []
 
-    def files(self, network: nn.Module, base: str) -> T2IAdapterFiles:
+    def files(self, nets: Nets, base: str) -> T2IAdapterFiles:
         """As a folder of diffusers."""
-        conditioned = next(module for module in network.modules() if isinstance(module, TextConditioned))
+        conditioned = next(module for module in nets["ema"].modules() if isinstance(module, TextConditioned))
         return T2IAdapterFiles(conditioned.beside)
 
     @classmethod

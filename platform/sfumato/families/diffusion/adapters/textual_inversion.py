@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sfumato.core.family import Nets
 from sfumato.core.from_data import DataSet, FromData
 from sfumato.core.pretrained import Pretrained
 from sfumato.errors import CheckpointError, ConfigError
@@ -112,10 +113,10 @@ class TextualInversionConfig(AdapterConfig, FromData):
             )
         return self
 
-    def files(self, network: nn.Module, base: str) -> VectorFiles:
+    def files(self, nets: Nets, base: str) -> VectorFiles:
         """The vectors of each encoder."""
         found = {}
-        for name, encoder in _encoders(network).items():
+        for name, encoder in _encoders(nets["ema"]).items():
             table = embedding_of(encoder)
             assert isinstance(table, Vectors), "it was extended"
             found[name] = table.new_VD.detach().cpu().clone()

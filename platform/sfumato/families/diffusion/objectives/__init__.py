@@ -145,6 +145,12 @@ class SamplingBase(Config):
         description="Clip the predicted image to [-1, 1] in every step; null does so for a model of pixels "
         "and not for one of latents.",
     )
+    adapter_scale: float = Field(
+        1.0,
+        ge=0,
+        description="Factor on what an adapter that sees an image adds to the network; 0 leaves the image "
+        "out.",
+    )
 
     def problems(self, objective: Config, *, latents: bool) -> list[str]:
         """Conflicts of these options with this objective, of pixels or of latents, one line each."""
