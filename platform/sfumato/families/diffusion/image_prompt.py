@@ -8,6 +8,7 @@ same queries and with keys and values of the image's tokens:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 from sfumato.core.family import Frozen
 from sfumato.core.pretrained import LibraryModel, Pretrained
 from sfumato.layers import library_networks
+from sfumato.text.states import States
 
+NAME, SCALE = "image_prompt_embedding", "image_prompt_scale"
+"""Of the inputs of a network: the embeddings, and a factor on what attention to them adds."""
 _SIDE = 224
 """Of the images that networks get whose configuration names no side."""
 _OF_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -77,6 +81,26 @@ def embedded(network: nn.Module, image_BCHW: Tensor) -> Tensor:
         if value is not None:
             return value.flatten(1)
     return found.last_hidden_state[:, 0]  # type: ignore[no-any-return]
+
+
+class ImageTokens(nn.Module):
+    """What a U-Net gets beside its states: tokens of an embedding, by a linear map and a normalisation."""
+
+    def __init__(self, length: int, tokens: int, width: int) -> None:
+        super().__init__()
+        self._length, self._tokens = length, tokens
+        self.proj = nn.Linear(length, tokens * width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self, x_BCHW: Tensor, t: Tensor, text: States, inputs: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """Under the name by which diffusers hands them to attention processors."""
+        embedding_BD = inputs.get(NAME)
+        if embedding_BD is None:
+            embedding_BD = self.proj.weight.new_zeros(len(x_BCHW), self._length)
+        tokens_BND = self.norm(self.proj(embedding_BD).unflatten(1, (self._tokens, -1)))
+        return {"cross_attention_kwargs": {"ip_hidden_states": (tokens_BND, inputs.get(SCALE))}}
 
 
 class Decoupled(nn.Module):

@@ -23,14 +23,12 @@ from sfumato.core.pretrained import LibraryModel, Pretrained
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.families.diffusion import image_prompt
 from sfumato.families.diffusion.adapters import AdapterConfig, Look
-from sfumato.families.diffusion.image_prompt import Decoupled, attentions, embedded
+from sfumato.families.diffusion.image_prompt import NAME, SCALE, Decoupled, ImageTokens, attentions, embedded
 from sfumato.families.diffusion.networks.unet_text import TextUNet
 from sfumato.families.diffusion.steering import core
 from sfumato.text.network import TextConditioned
-from sfumato.text.states import States
 
 CONDITION = "image_prompt"
-NAME, SCALE = "image_prompt_embedding", "image_prompt_scale"
 ENCODER = "image_encoder"
 """Of the frozen network among the family's, and of its folder in an export."""
 FILE = "ip_adapter.safetensors"
@@ -237,26 +235,6 @@ class IPAdapterFiles:
         save_file({name: value.contiguous() for name, value in self.tensors.items()}, folder / FILE)
         if self.encoder is not None:
             self.encoder.save_pretrained(folder / ENCODER)
-
-
-class ImageTokens(nn.Module):
-    """What a U-Net gets beside its states: tokens of an embedding, by a linear map and a normalisation."""
-
-    def __init__(self, length: int, tokens: int, width: int) -> None:
-        super().__init__()
-        self._length, self._tokens = length, tokens
-        self.proj = nn.Linear(length, tokens * width)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(
-        self, x_BCHW: Tensor, t: Tensor, text: States, inputs: Mapping[str, Tensor]
-    ) -> dict[str, Any]:
-        """Under the name by which diffusers hands them to attention processors."""
-        embedding_BD = inputs.get(NAME)
-        if embedding_BD is None:
-            embedding_BD = self.proj.weight.new_zeros(len(x_BCHW), self._length)
-        tokens_BND = self.norm(self.proj(embedding_BD).unflatten(1, (self._tokens, -1)))
-        return {"cross_attention_kwargs": {"ip_hidden_states": (tokens_BND, inputs.get(SCALE))}}
 
 
 def _own(network: nn.Module) -> dict[str, Tensor]:
