@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,14 @@ def augmented(data: str, dest: Path, model: Path, root: Path, **more: Any) -> di
 
 
 def test_the_rare_class_gets_what_it_lacks(
-    rare: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rare: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sfumato_here: Callable[..., tuple[int, str, str]],
 ) -> None:
+    """Standard output holds the report alone."""
+
     def every_tenth(found: Extracted, label: int, real: OfClass, limits: Limits) -> Any:
         rows = np.arange(len(found.embedding_ND))
         return np.full(len(rows), 0.9), np.ones(len(rows)), rows[::10]
@@ -114,8 +121,11 @@ def test_the_rare_class_gets_what_it_lacks(
         told = [json.load(shard.extractfile(file)) for file in files]  # type: ignore[arg-type]
     assert len(told) == 18
     assert all(each["generated"] is True and each["by"] == "tiny" for each in told)
-    again = augmented(rare, tmp_path / "again", model, tmp_path)
-    assert again["kept"] == 18
+    asked = (
+        f"{rare} {tmp_path / 'again'} --by {model} --class-balance --tries 40 --seed 1 --seen 64 --device cpu"
+    )
+    status, out, err = sfumato_here("augment", *asked.split(), "--json")
+    assert status == 0 and out.count("\n") == 1 and json.loads(out)["kept"] == 18, err
     assert Manifest.load(tmp_path / "again").digest == manifest.digest
 
 

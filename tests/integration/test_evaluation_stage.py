@@ -426,12 +426,12 @@ def test_failures_in_a_worker_reach_the_user_in_one_line(
     assert str(ours.value) == "the sampler gave up"
     with pytest.raises(SfumatoError) as theirs:
         play(digits_data, tmp_path / "b", cache, actors=1, crash="boom")
-    assert str(theirs.value) == "evaluation failed in an actor: RuntimeError: boom"
+    assert str(theirs.value) == "an actor failed: RuntimeError: boom"
     monkeypatch.setattr("sfumato.evaluation.ray_pool.RESTARTS", 1)
     with pytest.raises(SfumatoError, match="an actor died 2 times") as dead:
         play(digits_data, tmp_path / "c", cache, actors=1, die=True)
     assert "\n" not in str(dead.value)
-    assert "evaluate again to resume" in str(dead.value)
+    assert "Run the same again" in str(dead.value)
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -177,9 +179,13 @@ def test_training_from_codes_is_training_with_the_encoder_in_the_loop(
     assert from_codes == pytest.approx(from_images, rel=1e-6)
 
 
-def test_latents_are_read_as_they_were_computed(digits: Path, tmp_path: Path) -> None:
-    folder = save_stage(tmp_path / "kl", digits, "kl")
-    run(folder, digits, tmp_path / "latents", actors=1)
+def test_latents_are_read_as_they_were_computed(
+    digits: Path, tmp_path: Path, sfumato_here: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Made by the command, which reports on standard output and nothing else."""
+    folder, dest = save_stage(tmp_path / "kl", digits, "kl"), tmp_path / "latents"
+    status, out, err = sfumato_here("precompute", str(folder), str(digits), str(dest), "--json")
+    assert status == 0 and out.count("\n") == 1 and json.loads(out)["folder"] == str(dest), (out, err)
     manifest = Manifest.load(tmp_path / "latents")
     data = DataSettings(path=str(tmp_path / "latents"), streams=4, shuffle_window=100)
     shares = local_reader.read(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,13 +13,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from sfumato.errors import CapabilityError
 from sfumato.parallel import ParallelSettings
 from sfumato.runtime.cluster import ray_cluster
 
-# One process that opens a cluster and waits in it for a signal; Ray's first start fails.
+# One process that opens a cluster, waits in it for a signal, and then works on it. Ray's first start fails.
 PRIVATE = """
 import json, logging, os, subprocess, sys, time
 from pathlib import Path
@@ -62,28 +64,31 @@ with ray_cluster.cluster(3, Path(sys.argv[1])):
         time.sleep(600)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        worked = ray.get(ray.remote(lambda: "worked").remote(), timeout=300)
 print(json.dumps({"listening": sorted(listening), "mode": mode, "nice": ran - os.nice(0), "cpus": cpus,
                   "needless": [name for name in ("monitor.py", "dashboard.py") if name in started],
-                  "of_the_late_start": of_the_late_start}))
+                  "of_the_late_start": of_the_late_start, "after_sigterm": worked}))
 """
 
 
 @dataclass
 class Done:
-    """What the process found out, all that it said, and what was said after the signal."""
+    """What the process found out, all that it said, what was said after the signal, and what it left."""
 
     status: int
     found: dict[str, Any]
     before: list[str]
     after: list[str]
     logs: Path
+    left: list[psutil.Process]
 
 
 @pytest.fixture(scope="module")
 def private(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """One cluster under a TMPDIR, as on macOS, in which the paths of Ray's sockets would be too long.
 
-    It is opened in the background of a shell, where ctrl-C is ignored.
+    It is opened in the background of a shell, where ctrl-C is ignored. SIGTERM goes to the process and all
+    that it has started, as systemd sends it, and to the process group again, as `timeout` does.
     """
     folder = tmp_path_factory.mktemp("private")
     long = folder / "a-folder-of-a-batch-system"
@@ -95,13 +100,20 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Done:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert process.stderr is not None
     before = list(takewhile(lambda line: line != "there\n", process.stderr))
+    below = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
+    for child in below:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     out, after = process.communicate(timeout=600)
-    assert out, before
-    return Done(process.returncode, json.loads(out), before, after.splitlines(), folder / "logs")
+    assert out, (before, after)
+    _, left = psutil.wait_procs(below, timeout=120)
+    return Done(process.returncode, json.loads(out), before, after.splitlines(), folder / "logs", left)
 
 
 def test_a_private_cluster_listens_on_loopback_alone_with_a_token(private: Done) -> None:
@@ -115,9 +127,11 @@ def test_a_private_cluster_listens_on_loopback_alone_with_a_token(private: Done)
 
 
 def test_sigterm_is_an_interrupt_and_not_a_trace_of_rays(private: Done) -> None:
-    """Heard at once, then done."""
+    """Heard at once, then done. Ray's daemons and agents leave it to the command."""
     assert private.after == ["SIGTERM received: stopping as at ctrl-C", "interrupted"]
     assert private.status == 0
+    assert private.found["after_sigterm"] == "worked"
+    assert not [process for process in private.left if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_start_that_was_late_is_repeated_and_leaves_nothing(private: Done) -> None:
@@ -144,8 +158,6 @@ def test_an_address_where_nobody_answers_is_one_line(tmp_path: Path) -> None:
         "try:\n  with ray_cluster.cluster(1, Path(sys.argv[1])): pass\n"
         "except CapabilityError as error: print(error)"
     )
-    import os
-
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
         capture_output=True,

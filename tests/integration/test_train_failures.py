@@ -7,7 +7,9 @@ Ray Train, Ray Data and the resumes in between change no bit.
 from __future__ import annotations
 
 import json
+import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,38 @@ def test_a_part_of_the_cluster_is_killed_and_the_command_says_so(
         assert "Traceback" not in said and "defect" not in said
         psutil.wait_procs(below, timeout=120)
         assert not [child for child in below if child.is_running()], "nothing of the cluster stays behind"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("part", "sign"),
+    [("gcs_server", signal.SIGTERM), ("DashboardAgent", signal.SIGTERM), ("raylet/raylet", signal.SIGINT)],
+)
+def test_a_command_is_ended_while_ray_starts(
+    part: str, sign: signal.Signals, digits_data: Path, tmp_path: Path
+) -> None:
+    """The whole process group is, as by `timeout`, as soon as a part is there. Ray's core must not abort."""
+    recipe = str(write_recipe(tmp_path, digits_data))
+    with sfumato(tmp_path, "train", recipe) as process:
+        below: list[psutil.Process] = []
+
+        def there() -> bool:
+            below[:] = psutil.Process(process.pid).children(recursive=True)
+            with suppress(psutil.NoSuchProcess):
+                return any(part in " ".join(child.cmdline()) for child in below)
+            return False
+
+        wait_for(part, there, process=process)
+        process.send_signal(sign)
+        os.killpg(process.pid, sign)
+        _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130, said
+    assert [line for line in said.splitlines() if "error:" in line] == said.splitlines()[-1:], said
+    assert "interrupted" in said and "same command resumes" in said and "Traceback" not in said
+    assert (sign == signal.SIGTERM) == (said.count("SIGTERM received") == 1)
+    _, left = psutil.wait_procs(below, timeout=120)
+    assert not [child for child in left if child.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ from sfumato.cli import (
 )
 from sfumato.cli.plain_help import PlainGroup
 from sfumato.core.drafts import result_of
-from sfumato.errors import Interrupted, SfumatoError
+from sfumato.errors import Interrupted, SfumatoError, WorkersLost
 from sfumato.runtime.cluster import terminate
 from sfumato.tracking.redact import clean_uri
 
@@ -108,6 +108,8 @@ def main() -> NoReturn:
         with terminate.like_ctrl_c():
             status = app(standalone_mode=False)  # an exit status where typer ended the command itself
     except SfumatoError as error:
+        if isinstance(error, WorkersLost) and terminate.heard():
+            _end_of_an_interrupted()  # SIGTERM went to the workers, too
         _complain(str(error))
         sys.exit(error.exit_status)
     except OSError as error:
@@ -121,18 +123,29 @@ def main() -> NoReturn:
             _complain(error.format_message())
             sys.exit(2)
         if (ended := _cluster_ended(error)) is not None:
+            if terminate.heard():
+                _end_of_an_interrupted()
             _complain(ended)
             sys.exit(1)
         _end_of_a_defect(error)
     if status == Interrupted.exit_status:
-        _complain(f"interrupted; nothing half-written is kept, and {_again(sys.argv[1:])}")
+        _end_of_an_interrupted()
     sys.exit(status or 0)
+
+
+def _end_of_an_interrupted() -> NoReturn:
+    _complain(f"interrupted; nothing half-written is kept, and {_again(sys.argv[1:])}")
+    sys.exit(Interrupted.exit_status)
+
+
+_RESUMING = {"train", "tune", "run", "evaluate", "edit", "pack", "precompute"}
+"""Commands that keep what they have finished."""
 
 
 def _again(words: list[str]) -> str:
     """What the interrupted command does if it is given again."""
     command = next((word for word in words if not word.startswith("-")), "")
-    if command in ("sample", "export"):
+    if command not in _RESUMING:
         return "the same command starts anew"
     if command == "tune" and not {"--resume", "--resume-if-any"} & set(words):
         how = " with --resume instead of --fresh" if "--fresh" in words else " with --resume"

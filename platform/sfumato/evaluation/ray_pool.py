@@ -144,11 +144,11 @@ def _result(reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SfumatoError):
             raise error.cause from None
-        raise SfumatoError(f"evaluation failed in an actor: {_one_line(error.cause)}") from error
+        raise SfumatoError(f"an actor failed: {_one_line(error.cause)}") from error
     except ray.exceptions.RayActorError as error:
         raise SfumatoError(
-            f"evaluation stopped: an actor died {RESTARTS + 1} times, last with {_one_line(error)}; "
-            "finished blocks are kept, evaluate again to resume"
+            f"an actor died {RESTARTS + 1} times, last with {_one_line(error)}; is memory short? "
+            "Run the same again: evaluations and edits resume"
         ) from error
 
 

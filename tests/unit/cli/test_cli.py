@@ -217,6 +217,10 @@ def test_lines_hide_the_credentials_of_places(sfumato_here: Any, tmp_path: Path)
         (["tune", "a.yaml", "--fresh"], "the same command with --resume instead of --fresh resumes"),
         (["tune", "--resume-if-any", "a.yaml"], "the same command resumes"),
         (["export", "run", "folder"], "the same command starts anew"),
+        (["sample", "run"], "the same command starts anew"),
+        (["augment", "data", "more"], "the same command starts anew"),
+        (["data", "index", "data"], "the same command starts anew"),
+        (["edit", "inpaint", "run"], "the same command resumes"),
     ],
 )
 def test_an_interrupted_command_says_what_resumes_it(

@@ -20,6 +20,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 _OF_EVERY_WORKER = "ray._private.workers.default_worker"
@@ -32,7 +33,7 @@ _PATIENCE_S = 30.0
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     order = json.loads(sys.stdin.buffer.readline())
     sys.path[:] = order["path"]
@@ -51,6 +52,12 @@ def main() -> None:
         if _workers_would_differ():  # otherwise they start as Ray starts them
             print("ready", flush=True)
             _serve(listening)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends the server if the command has closed its end. SIGTERM for all of a batch job is the command's."""
+    if select.select([sys.stdin], [], [], 0)[0]:
+        sys.exit(0)
 
 
 def _preload(modules: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 Ray's core ends the process that it is part of as soon as its node's raylet is gone (as after the loss of
 the dashboard agent), and 60 s after the loss of the GCS; out of memory, the kernel does. So a small process
-of its own waits on a pipe for the end of this one, and speaks if nothing took leave before.
+of its own waits on a pipe for the end of this one. If nothing took leave before, it ends what this one would
+have ended, and speaks.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 _RESUMES = "The same command resumes from the newest checkpoint"
@@ -21,10 +22,22 @@ SILENT_END = (
     f"memory short? {_RESUMES}"
 )
 LOST_GCS = f"Ray's GCS process ended under this command: was it killed, or memory short? {_RESUMES}"
-_LISTENER = """
-import sys
-if sys.stdin.buffer.read(1) != b".":
-    sys.stderr.write("error: " + sys.argv[1] + "\\n")
+_LEAVE = "."
+_LISTENER = f"""
+import os, signal, sys
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+groups = []
+for line in sys.stdin:
+    if line.strip() == {_LEAVE!r}:
+        sys.exit()
+    groups = [int(word) for word in line.split()]
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except OSError:
+        pass
+sys.stderr.write("error: " + sys.argv[1] + "\\n")
 """
 _LOOK_S = 0.5
 
@@ -37,12 +50,21 @@ class LastWords:
 
     def take_leave(self) -> None:
         """Nothing needs to be said any more."""
-        if self.listener is None or self.listener.stdin is None:
-            return
-        with contextlib.suppress(OSError):
-            self.listener.stdin.write(b".")
-            self.listener.stdin.close()
-        self.listener.wait()
+        self._tell(_LEAVE)
+        if self.listener is not None and self.listener.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.listener.stdin.close()
+            self.listener.wait()
+
+    def end_too(self, groups: Sequence[int]) -> None:
+        """From now on these process groups, in place of those given before, end with this process."""
+        self._tell(" ".join(str(group) for group in groups))
+
+    def _tell(self, line: str) -> None:
+        if self.listener is not None and self.listener.stdin is not None:
+            with contextlib.suppress(OSError, ValueError):  # gone, or told before
+                self.listener.stdin.write(f"{line}\n".encode())
+                self.listener.stdin.flush()
 
     @contextlib.contextmanager
     def while_alive(self, alive: Callable[[], bool], line: str, finish: Callable[[], None]) -> Iterator[None]:
@@ -79,7 +101,7 @@ def last_words(line: str = SILENT_END) -> Iterator[LastWords]:
             [sys.executable, "-I", "-S", "-c", _LISTENER, line],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # ctrl-C is not meant for it
+            start_new_session=True,  # ctrl-C is not meant for it, nor is SIGTERM
         )
     except OSError:  # a machine without room for a process has other worries
         listener = None

@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 
 from sfumato.errors import CapabilityError
-from sfumato.runtime.cluster import forking
+from sfumato.runtime.cluster import forking, terminate
+from sfumato.runtime.cluster.daemons import deaf_to_sigterm
 from sfumato.runtime.cluster.last_words import LOST_GCS, LastWords
 from sfumato.runtime.cluster.patience import patience
 from sfumato.runtime.cluster.scratch import scratch_folder
@@ -67,7 +68,7 @@ def private(
             try:
                 with messages_to(logs):
                     try:
-                        _start(cpus, home, logs, dashboard=dashboard, forks=bool(forks))
+                        _start(cpus, home, logs, dashboard=dashboard, forks=bool(forks), words=words)
                         if server:
                             server.wait()
                         finish = functools.partial(_end_without_gcs, home, logs)
@@ -120,14 +121,15 @@ def temporary_root() -> Path:
     return wanted if len(os.fsencode(wanted)) <= _LONGEST_ROOT else Path("/tmp")  # noqa: S108
 
 
-def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool, forks: bool) -> None:
+def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool, forks: bool, words: LastWords) -> None:
     """What is late in spite of `patience`, as some processes are on an overloaded machine, starts again."""
     import ray
 
     for attempt in range(1, _ATTEMPTS + 1):
         folder = home / str(attempt)
         try:
-            with _few_processes(api_server=dashboard, forks=forks), patience(folder):
+            few = _few_processes(api_server=dashboard, forks=forks)
+            with terminate.held_back(), few, deaf_to_sigterm(words), patience(folder):
                 ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -140,10 +142,13 @@ def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool, forks: bool) -
                     _temp_dir=str(folder),
                 )
             return
-        except Exception as error:  # Ray raises plain ones here, mostly when its processes are late
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        except BaseException as error:
             ray.shutdown()
             _end_processes_of(folder)
+            if not isinstance(error, Exception):
+                raise
+            # Ray raises plain ones here, mostly when its processes are late.
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             if attempt == _ATTEMPTS:
                 raise CapabilityError(
                     f"Ray did not start on this machine: {reason} Is it overloaded, or out of memory or "

@@ -124,14 +124,14 @@ def cluster(
         _check_resources(least or cpus, gpus)
         yield
         return
-    with last_words() as words:
+    with last_words() as words, terminate.like_ctrl_c():
         if os.environ.get("RAY_ADDRESS"):
             opened: contextlib.AbstractContextManager[None] = _existing(logs)
         else:
             opened = private_cluster.private(
                 max(cpus, cores()), logs, dashboard=dashboard, words=words, modules=modules
             )
-        with opened, terminate.like_ctrl_c():
+        with opened:
             _check_resources(least or cpus, gpus)
             yield
 
@@ -157,7 +157,8 @@ def _existing(logs: Path) -> Iterator[None]:
     import ray
 
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        with terminate.held_back():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise CapabilityError(
             f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}"

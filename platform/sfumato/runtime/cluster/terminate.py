@@ -1,42 +1,127 @@
 """Makes SIGTERM, with which batch systems, containers and `kill` end a command, act like ctrl-C.
 
-In the driver, Ray would print a stack trace of its core and sometimes abort, and the run's record would say
-that it is still running.
+Ray installs handlers of its own, in Python and in C++: they exit in the middle of things, print a stack trace
+of its core and sometimes abort, and the run's record would say that it is still running. They are kept out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
+
+_SAME_S = 2.0
+"""SIGTERM twice within this time is one: `timeout` sends it to its child, and again to the child's group."""
+_AT_ONCE = "stopping as at ctrl-C"
+_LATER = "stopping as soon as Ray has started"
+_acted: list[float] = []
+"""When the outermost block below last acted upon SIGTERM."""
 
 
 @contextlib.contextmanager
 def like_ctrl_c() -> Iterator[None]:
-    """Active while the block runs; enter it again after `ray.init`, which installs its own handlers.
+    """Active while the block runs. Calls the current handler of ctrl-C, which is Ray Train's during training.
 
-    Calls the current handler of ctrl-C, which is Ray Train's during training. Threads other than the main one
-    cannot change handlers; there, the block runs without.
+    Threads other than the main one cannot change handlers; there, the block runs without.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, _interrupt)
+    if before is not _interrupt:
+        _acted.clear()
     try:
         yield
     finally:
-        # Ray's own, if that was there before, has no cluster left to speak to; None: it was not Python's.
+        # None: it was not Python's.
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
+def heard() -> bool:
+    """Whether SIGTERM has ended what the latest outermost `like_ctrl_c` surrounds: other errors followed."""
+    return bool(_acted)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """For `ray.init`, which must not be left in the middle: its C++ then aborts.
+
+    SIGTERM and ctrl-C are answered at once, and raise KeyboardInterrupt at the end of the block; a second
+    one, from somebody who has waited long enough, does so where it is.
+    """
+    if not _in_main_thread():
+        yield
+        return
+    first: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM and _is_the_same():
+            return
+        _say(number, _LATER)
+        if first:
+            raise KeyboardInterrupt
+        first.append(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    if before[signal.SIGINT] is signal.SIG_IGN:  # in the background of a shell
+        del before[signal.SIGINT]
+    for number in before:
+        signal.signal(number, note)
+    try:
+        with _none_of_rays():
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if first:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _none_of_rays() -> Iterator[None]:
+    """Ray installs no handlers while the block runs. Its workers, which are other processes, still do."""
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    utils: Any = importlib.import_module("ray._private.utils")
+    without, install = constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER, utils.set_sigterm_handler
+    constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER, utils.set_sigterm_handler = without, install
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    with contextlib.suppress(OSError):  # said at once: workers may take a while to end their step
-        os.write(2, b"SIGTERM received: stopping as at ctrl-C\n")
+    if _is_the_same():
+        return
+    _say(number, _AT_ONCE)
     handler = signal.getsignal(signal.SIGINT)
     if callable(handler):
         handler(signal.SIGINT, frame)
     else:  # in the background of a shell, ctrl-C is ignored
         raise KeyboardInterrupt
+
+
+def _is_the_same() -> bool:
+    """Whether this SIGTERM is a repetition of the one before."""
+    now = time.monotonic()
+    if _acted and now - _acted[-1] < _SAME_S:
+        return True
+    _acted.append(now)
+    return False
+
+
+def _say(number: int, what: str) -> None:
+    name = "SIGTERM" if number == signal.SIGTERM else "ctrl-C"
+    with contextlib.suppress(OSError):  # said at once: workers may take a while to end their step
+        os.write(2, f"{name} received: {what}\n".encode())
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

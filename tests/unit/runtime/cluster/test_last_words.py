@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
+from waiting import wait_for
 
 from sfumato.runtime.cluster.last_words import LOST_GCS, SILENT_END
 
@@ -41,3 +45,32 @@ def test_what_others_wait_for_in_vain_ends_the_process() -> None:
     assert (status, said) == (1, f"error: {LOST_GCS}\nfinished ")
     block = "words.while_alive(lambda: True, LOST_GCS, lambda: None)"
     assert ended(f"with last_words() as words, {block}:\n    pass\n") == (0, "")
+
+
+def test_what_the_process_would_have_ended_ends_with_it() -> None:
+    """The groups that were told last, and only if no leave was taken."""
+    begin = (
+        "import subprocess, sys\nquiet = dict.fromkeys(['stdout', 'stderr'], subprocess.DEVNULL)\n"
+        "pids = [subprocess.Popen(['sleep', '60'], process_group=0, **quiet).pid for _ in range(2)]\n"
+        "print(*pids, file=sys.stderr)\n"
+        "with last_words() as words:\n    words.end_too(pids)\n    words.end_too(pids[1:])\n"
+    )
+    status, said = ended(begin + "    os.kill(os.getpid(), 9)\n")
+    pids, words = said.splitlines()
+    stays, ends = map(int, pids.split())
+    assert (status, words) == (-9, f"error: {SILENT_END}")
+    wait_for("the end of a group", lambda: not lives(ends))
+    assert lives(stays)
+    os.kill(stays, signal.SIGKILL)
+    status, said = ended(begin)
+    left = [int(pid) for pid in said.split()]
+    assert status == 0 and all(map(lives, left))
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
