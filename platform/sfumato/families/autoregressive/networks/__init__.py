@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.components import Component, Components
@@ -75,6 +77,37 @@ class NetworkConfig(Component, ABC):
     def problems(self, data: DataSpec, sampling: SamplingConfig) -> list[str]:
         """Reasons why it cannot use this data and these options, one line each, with the nearest fix."""
         return []
+
+
+class TransformerSize(NetworkConfig, ABC):
+    """The size of a transformer over the codes or latents of a first stage."""
+
+    head_multiple: ClassVar[int] = 1
+    """Every head has a multiple of so many channels."""
+    width: int = Field(128, ge=1, description="Channels of the residual stream.")
+    layers: int = Field(4, ge=1, description="Blocks of attention and MLP.")
+    heads: int = Field(4, ge=1, description="Attention heads, a divisor of the width.")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        check_heads(self.width, self.heads, self.head_multiple)
+        return self
+
+
+class ClassConditional(TransformerSize, ABC):
+    """A transformer that classes may steer."""
+
+    label_dropout: float = Field(
+        DEFAULT_LABEL_DROPOUT,
+        ge=0,
+        lt=1,
+        description="Share of labels that training drops, which guidance needs.",
+    )
+
+    @property
+    def dropped(self) -> float:
+        """As set."""
+        return self.label_dropout
 
 
 NETWORKS: Components[NetworkConfig] = Components(

@@ -4,48 +4,27 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from sfumato.core.batch import DataSpec
 from sfumato.families.autoregressive.code_family import CodeTransformer
 from sfumato.families.autoregressive.llama_network import LlamaNetwork
-from sfumato.families.autoregressive.networks import (
-    DEFAULT_LABEL_DROPOUT,
-    NetworkConfig,
-    Parts,
-    check_heads,
-)
+from sfumato.families.autoregressive.networks import ClassConditional, Parts
 
 
-class LlamaConfig(NetworkConfig):
+class LlamaConfig(ClassConditional):
     """A transformer with RMSNorm, SwiGLU and rotary positions in two dimensions (Sun et al. 2024)."""
 
     of_codes: ClassVar[bool] = True
+    head_multiple: ClassVar[int] = 4
     kind: Literal["llama"] = Field("llama", description="Selects LlamaGen's transformer.")
     width: int = Field(128, ge=4, description="Channels of the residual stream.")
-    layers: int = Field(4, ge=1, description="Blocks of attention and MLP.")
     heads: int = Field(4, ge=1, description="Attention heads; each has a multiple of 4 channels.")
     multiple: int = Field(
         32,
         ge=1,
         description="The MLP's hidden channels, 8/3 of the width, are rounded up to this (LlamaGen: 256).",
     )
-    label_dropout: float = Field(
-        DEFAULT_LABEL_DROPOUT,
-        ge=0,
-        lt=1,
-        description="Share of labels that training drops, which guidance needs.",
-    )
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        check_heads(self.width, self.heads, 4)
-        return self
-
-    @property
-    def dropped(self) -> float:
-        """As set."""
-        return self.label_dropout
 
     @classmethod
     def tiny(cls) -> Self:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
@@ -23,12 +23,7 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.autoregressive.diffusion_head import STEPS, DiffusionHead, denoised, noisy
 from sfumato.families.autoregressive.masked_network import MaskedBlock
-from sfumato.families.autoregressive.networks import (
-    DEFAULT_LABEL_DROPOUT,
-    NetworkConfig,
-    Parts,
-    check_heads,
-)
+from sfumato.families.autoregressive.networks import ClassConditional, Parts
 from sfumato.families.autoregressive.sampling import SamplingConfig
 
 TOKENS = "tokens"
@@ -36,14 +31,11 @@ LEAST_MASKED, SPREAD = 0.7, 0.25
 """Of the share that is masked: a normal distribution around 1 with this spread, cut off below."""
 
 
-class MarConfig(NetworkConfig):
+class MarConfig(ClassConditional):
     """Masked autoregression over the latents of a frozen autoencoder (MAR; Li et al. 2024)."""
 
     of_latents: ClassVar[bool] = True
     kind: Literal["mar"] = Field("mar", description="Selects MAR.")
-    width: int = Field(128, ge=1, description="Channels of the transformer.")
-    layers: int = Field(4, ge=1, description="Blocks of attention and MLP.")
-    heads: int = Field(4, ge=1, description="Attention heads, a divisor of the width.")
     head_width: int = Field(128, ge=1, description="Channels of the diffusion head.")
     head_blocks: int = Field(3, ge=1, description="Residual blocks of the diffusion head.")
     head_steps: int = Field(100, ge=1, le=STEPS, description="Steps of the diffusion head in sampling.")
@@ -51,27 +43,11 @@ class MarConfig(NetworkConfig):
     latent_scale: float = Field(
         1.0, gt=0, description="Factor on the latents that makes their variance about 1."
     )
-    label_dropout: float = Field(
-        DEFAULT_LABEL_DROPOUT,
-        ge=0,
-        lt=1,
-        description="Share of labels that training drops, which guidance needs.",
-    )
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        check_heads(self.width, self.heads)
-        return self
 
     @property
     def completes(self) -> bool:
         """It draws positions in random order."""
         return False
-
-    @property
-    def dropped(self) -> float:
-        """As set."""
-        return self.label_dropout
 
     @classmethod
     def tiny(cls) -> Self:

@@ -11,7 +11,7 @@ import math
 from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,39 +24,15 @@ from sfumato.families.autoregressive.code_family import CodeTransformer
 from sfumato.families.autoregressive.decoding import Ask
 from sfumato.families.autoregressive.draws import draw
 from sfumato.families.autoregressive.masked_network import MaskedNetwork
-from sfumato.families.autoregressive.networks import (
-    DEFAULT_LABEL_DROPOUT,
-    NetworkConfig,
-    Parts,
-    check_heads,
-)
+from sfumato.families.autoregressive.networks import ClassConditional, Parts
 from sfumato.families.autoregressive.sampling import SamplingConfig
 
 
-class MaskGitConfig(NetworkConfig):
+class MaskGitConfig(ClassConditional):
     """A bidirectional transformer of masked codes (MaskGIT; Chang et al. 2022)."""
 
     of_codes: ClassVar[bool] = True
     kind: Literal["maskgit"] = Field("maskgit", description="Selects MaskGIT.")
-    width: int = Field(128, ge=1, description="Channels of the residual stream.")
-    layers: int = Field(4, ge=1, description="Blocks of attention and MLP.")
-    heads: int = Field(4, ge=1, description="Attention heads, a divisor of the width.")
-    label_dropout: float = Field(
-        DEFAULT_LABEL_DROPOUT,
-        ge=0,
-        lt=1,
-        description="Share of labels that training drops, which guidance needs.",
-    )
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        check_heads(self.width, self.heads)
-        return self
-
-    @property
-    def dropped(self) -> float:
-        """As set."""
-        return self.label_dropout
 
     @classmethod
     def tiny(cls) -> Self:

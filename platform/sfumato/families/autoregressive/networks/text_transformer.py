@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +15,7 @@ from sfumato.core.family import EmaOf, Frozen, LossOut, Nets, NetSpec, Phase, Sa
 from sfumato.core.first_stage import CODES, OpenStage, Tokenizer, codes_of
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
-from sfumato.families.autoregressive.networks import NetworkConfig, Parts
+from sfumato.families.autoregressive.networks import Parts, TransformerSize
 from sfumato.families.autoregressive.sampling import SamplingConfig
 from sfumato.families.autoregressive.text_codes import TextCodeNetwork, drawn
 from sfumato.text.condition import TextCondition
@@ -23,24 +23,12 @@ from sfumato.text.config import TextConfig
 from sfumato.text.network import TextConditioned
 
 
-class TextTransformerConfig(NetworkConfig):
+class TextTransformerConfig(TransformerSize):
     """A decoder transformer over codes that stand behind the states of a text (LlamaGen; Sun et al. 2024)."""
 
     of_codes: ClassVar[bool] = True
     takes_texts: ClassVar[bool] = True
     kind: Literal["text_transformer"] = Field("text_transformer", description="Selects codes after a text.")
-    width: int = Field(128, ge=1, description="Channels of the residual stream.")
-    layers: int = Field(4, ge=1, description="Blocks of attention and MLP.")
-    heads: int = Field(4, ge=1, description="Attention heads, a divisor of the width.")
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if self.width % self.heads:
-            near = max(1, round(self.width / self.heads)) * self.heads
-            raise ValueError(
-                f"width: {self.width} is no multiple of heads={self.heads}; the nearest is {near}"
-            )
-        return self
 
     @classmethod
     def tiny(cls) -> Self:

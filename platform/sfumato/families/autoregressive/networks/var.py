@@ -13,7 +13,7 @@ import math
 from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,12 +26,7 @@ from sfumato.core.stored import StageSpec
 from sfumato.errors import ConfigError
 from sfumato.families.autoregressive.code_family import CodeTransformer
 from sfumato.families.autoregressive.draws import draw
-from sfumato.families.autoregressive.networks import (
-    DEFAULT_LABEL_DROPOUT,
-    NetworkConfig,
-    Parts,
-    check_heads,
-)
+from sfumato.families.autoregressive.networks import ClassConditional, Parts
 from sfumato.families.autoregressive.sampling import SamplingConfig
 from sfumato.families.autoregressive.scale_network import ScaleNetwork
 
@@ -39,36 +34,19 @@ INPUTS = "scale_inputs"
 """The column of a prepared batch that holds what the scales after the first are told."""
 
 
-class VarConfig(NetworkConfig):
+class VarConfig(ClassConditional):
     """A transformer that predicts the next scale (VAR; Tian et al. 2024)."""
 
     of_latents: ClassVar[bool] = True
     of_scales: ClassVar[bool] = True
     kind: Literal["var"] = Field("var", description="Selects VAR.")
     width: int = Field(128, ge=1, description="Channels of the transformer (paper: 64 for each layer).")
-    layers: int = Field(4, ge=1, description="Blocks of attention and MLP.")
     heads: int = Field(4, ge=1, description="Attention heads, a divisor of the width (paper: as layers).")
-    label_dropout: float = Field(
-        DEFAULT_LABEL_DROPOUT,
-        ge=0,
-        lt=1,
-        description="Share of labels that training drops, which guidance needs.",
-    )
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        check_heads(self.width, self.heads)
-        return self
 
     @property
     def completes(self) -> bool:
         """It draws whole grids."""
         return False
-
-    @property
-    def dropped(self) -> float:
-        """As set."""
-        return self.label_dropout
 
     @classmethod
     def tiny(cls) -> Self:
