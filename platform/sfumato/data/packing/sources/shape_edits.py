@@ -6,19 +6,17 @@ what was asked for was done and all else kept.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from sfumato.data.format.column_sources import ColumnsOption, ColumnSource, check_sources
+from sfumato.data.format.column_sources import ColumnsOption, ColumnSource
 from sfumato.data.format.columns import TEXT
-from sfumato.data.format.faults import Fault
-from sfumato.data.packing.resizing import Look
-from sfumato.data.packing.source import I64, Opening, Record, Source, SourceConfig
+from sfumato.data.packing.drawn_shapes import DrawnShapes, DrawnShapesConfig
+from sfumato.data.packing.source import I64, Opening, Record, Source
 from sfumato.data.shapes.contents import contents_of
 from sfumato.data.shapes.draws import uniforms
 from sfumato.data.shapes.rendering import render
@@ -27,15 +25,12 @@ from sfumato.data.shapes.vocabulary import (
     BACKGROUNDS,
     COLOURS,
     HELD_OUT_PAIRS,
-    LARGEST_SIDE,
     SHAPES,
-    SMALLEST_SIDE,
     Category,
 )
 
 VERSION = 1
 """Increased when the same options give other pictures or texts."""
-_AT_ONCE = 512
 _OF: tuple[Category, ...] = ("single_object", "colours", "two_objects")
 COLUMNS: Mapping[str, ColumnSource] = {
     TEXT: ColumnSource(kind="text", field=TEXT),
@@ -44,21 +39,14 @@ COLUMNS: Mapping[str, ColumnSource] = {
 }
 
 
-class ShapeEditsSource(SourceConfig):
+class ShapeEditsSource(DrawnShapesConfig):
     """Pictures of shapes before and after an edit, with its instruction."""
 
     WORDS: ClassVar[tuple[str, ...]] = ("shape-edits",)
-    TAKES_COLUMNS: ClassVar[bool] = True
+    SAMPLES: ClassVar[str] = "edits of shapes"
+    COLUMNS: ClassVar[Mapping[str, ColumnSource]] = COLUMNS
 
     kind: Literal["shape_edits"] = Field("shape_edits", description="The embedded edits of shapes.")
-    licence: str = Field("CC0 1.0", description="Terms of use of the images, kept in the manifest.")
-    images: int = Field(20_000, ge=1, le=10_000_000, description="How many.")
-    size: int | None = Field(
-        32,
-        ge=SMALLEST_SIDE,
-        le=LARGEST_SIDE,
-        description="Side of the pictures; they are drawn at this size.",
-    )
     seed: int = Field(0, ge=0, description="Edit i depends on the seed and on i alone.")
     captions: Literal["instruction", "plain"] = Field(
         "instruction", description="What texts say: the instruction; or nothing of the picture, `a shape`."
@@ -69,16 +57,6 @@ class ShapeEditsSource(SourceConfig):
         "reference (the changed object alone, elsewhere, on another background).",
     )
 
-    @field_validator("columns")
-    @classmethod
-    def _known(cls, columns: Mapping[str, ColumnSource]) -> Mapping[str, ColumnSource]:
-        for name, source in check_sources(columns).items():
-            if COLUMNS.get(name) != source:
-                raise ValueError(
-                    f"edits of shapes have the columns {', '.join(COLUMNS)} as they are, not {name}={source}"
-                )
-        return columns
-
     @property
     def name(self) -> str:
         return "shape-edits"
@@ -87,27 +65,9 @@ class ShapeEditsSource(SourceConfig):
         return _Edits(self)
 
 
-class _Edits:
-    """Draws edits as they are read, some hundreds at once."""
-
-    labels: I64 | None = None
-    classes: Sequence[str] = ()
-    faults: Sequence[Fault] = ()
-
+class _Edits(DrawnShapes[ShapeEditsSource]):
     def __init__(self, config: ShapeEditsSource) -> None:
-        assert config.size is not None
-        self._config = config
-        self._row_N = np.arange(config.images)
-        self.keys = [f"{row:08d}" for row in range(config.images)]
-        self.description = f"edits of shapes, seed {config.seed}"
-        self.uniform: Look | None = Look(config.size, config.size, grey=False)
-        self._drawn: tuple[int, list[Record]] | None = None
-
-    def only(self, rows: Sequence[int]) -> _Edits:
-        part = copy.copy(self)
-        part._row_N, part._drawn = self._row_N[np.asarray(rows, np.int64)], None
-        part.keys = [self.keys[row] for row in rows]
-        return part
+        super().__init__(config, f"edits of shapes, seed {config.seed}")
 
     def name(self, row: int) -> str:
         return f"edit {self._row_N[row]}"
@@ -116,11 +76,8 @@ class _Edits:
         config = self._config
         return f"{VERSION} {config.seed} {config.size} {config.captions} {self._row_N[row]}"
 
-    def read(self, row: int) -> Record:
-        first = row - row % _AT_ONCE
-        if self._drawn is None or self._drawn[0] != first:
-            self._drawn = first, records(self._config, self._row_N[first : first + _AT_ONCE])
-        return self._drawn[1][row - first]
+    def draw(self, row_N: I64) -> list[Record]:
+        return records(self._config, row_N)
 
 
 def records(config: ShapeEditsSource, row_N: I64) -> list[Record]:

@@ -5,34 +5,28 @@ Its captions can be checked: `data/shapes/checker.py` reads from any picture whi
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import numpy as np
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from sfumato.data.format.column_sources import ColumnsOption, ColumnSource, WeightedTexts, check_sources
+from sfumato.data.format.column_sources import ColumnsOption, ColumnSource, WeightedTexts
 from sfumato.data.format.columns import TEXT
-from sfumato.data.format.faults import Fault
-from sfumato.data.packing.resizing import Look
-from sfumato.data.packing.source import I64, Opening, Record, Source, SourceConfig
+from sfumato.data.packing.drawn_shapes import DrawnShapes, DrawnShapesConfig
+from sfumato.data.packing.source import I64, Opening, Record, Source
 from sfumato.data.shapes.contents import Contents, contents_of
 from sfumato.data.shapes.phrases import captions
-from sfumato.data.shapes.rendering import Pictures, render
+from sfumato.data.shapes.rendering import render
 from sfumato.data.shapes.scenes import scenes
 from sfumato.data.shapes.vocabulary import (
     CATEGORIES,
     COMBINING,
-    LARGEST_SIDE,
-    SMALLEST_SIDE,
     Category,
     Part,
 )
 
 VERSION = 1
 """Increased when the same options give other pictures or captions."""
-_AT_ONCE = 512
 COLUMNS: Mapping[str, ColumnSource] = {
     TEXT: ColumnSource(kind="text", field=TEXT),
     "edge": ColumnSource(kind="image", member="edge", channels=1),
@@ -46,21 +40,14 @@ def _parted(value: Any) -> Any:
     return tuple(value.split(",")) if isinstance(value, str) else value
 
 
-class ShapesSource(SourceConfig):
+class ShapesSource(DrawnShapesConfig):
     """Coloured shapes with captions, edges, a segmentation mask and the depth order; nothing to download."""
 
     WORDS: ClassVar[tuple[str, ...]] = ("shapes",)
-    TAKES_COLUMNS: ClassVar[bool] = True
+    SAMPLES: ClassVar[str] = "shapes"
+    COLUMNS: ClassVar[Mapping[str, ColumnSource]] = COLUMNS
 
     kind: Literal["shapes"] = Field("shapes", description="The embedded pictures of shapes.")
-    licence: str = Field("CC0 1.0", description="Terms of use of the images, kept in the manifest.")
-    images: int = Field(20_000, ge=1, le=10_000_000, description="How many.")
-    size: int | None = Field(
-        32,
-        ge=SMALLEST_SIDE,
-        le=LARGEST_SIDE,
-        description="Side of the pictures; they are drawn at this size.",
-    )
     seed: int = Field(0, ge=0, description="Picture i depends on the seed and on i alone.")
     part: Part = Field(
         "seen",
@@ -78,16 +65,6 @@ class ShapesSource(SourceConfig):
         "default.",
     )
 
-    @field_validator("columns")
-    @classmethod
-    def _known(cls, columns: Mapping[str, ColumnSource]) -> Mapping[str, ColumnSource]:
-        for name, source in check_sources(columns).items():
-            if COLUMNS.get(name) != source:
-                raise ValueError(
-                    f"shapes have the columns {', '.join(COLUMNS)} as they are, not {name}={source}"
-                )
-        return columns
-
     @model_validator(mode="after")
     def _combining(self) -> Self:
         if self.part != "seen" and not set(self.categories) & set(COMBINING):
@@ -104,27 +81,11 @@ class ShapesSource(SourceConfig):
         return _Shapes(self)
 
 
-class _Shapes:
-    """Draws pictures as they are read, some hundreds at once."""
-
-    labels: I64 | None = None
-    classes: Sequence[str] = ()
-    faults: Sequence[Fault] = ()
+class _Shapes(DrawnShapes[ShapesSource]):
+    """The first caption is the image's own; all are in the column `text`."""
 
     def __init__(self, config: ShapesSource) -> None:
-        assert config.size is not None
-        self._config = config
-        self._row_N = np.arange(config.images)
-        self.keys = [f"{row:08d}" for row in range(config.images)]
-        self.description = f"shapes, seed {config.seed}, {config.part}"
-        self.uniform: Look | None = Look(config.size, config.size, grey=False)
-        self._drawn: _Drawn | None = None
-
-    def only(self, rows: Sequence[int]) -> _Shapes:
-        part, chosen = copy.copy(self), np.asarray(rows, np.int64)
-        part._row_N, part._drawn = self._row_N[chosen], None
-        part.keys = [self.keys[row] for row in rows]
-        return part
+        super().__init__(config, f"shapes, seed {config.seed}, {config.part}")
 
     def name(self, row: int) -> str:
         return f"picture {self._row_N[row]}"
@@ -134,31 +95,20 @@ class _Shapes:
         kinds = "" if config.categories == CATEGORIES else " ".join(config.categories)
         return f"{VERSION} {config.seed} {config.size} {config.part} {kinds} {self._row_N[row]}"
 
-    def read(self, row: int) -> Record:
-        """The first caption is the image's own; the others are in the column `text`."""
-        first = row - row % _AT_ONCE
-        if self._drawn is None or self._drawn.first != first:
-            self._drawn = _Drawn(self._config, self._row_N[first : first + _AT_ONCE], first)
-        return self._drawn.record(row - first, self._config.columns)
-
-
-class _Drawn:
-    """Consecutive pictures of a part of the set."""
-
-    def __init__(self, config: ShapesSource, row_N: I64, first: int) -> None:
+    def draw(self, row_N: I64) -> list[Record]:
+        config = self._config
         assert config.size is not None
         drawn = scenes(config.seed, row_N, config.part, config.size, config.categories)
-        self.first = first
-        self._pictures: Pictures = render(drawn)
-        self._texts = captions(drawn, config.seed)
-        self._contents = contents_of(drawn)
-
-    def record(self, n: int, columns: Mapping[str, ColumnSource]) -> Record:
-        texts = self._texts[n]
-        extra: dict[str, Any] = {name: getattr(self._pictures, name)[n] for name in columns if name != TEXT}
-        if TEXT in columns:
-            extra[TEXT] = WeightedTexts(texts)
-        return Record(self._pictures.image[n], texts[0], _told(self._contents[n]), extra)
+        pictures, contents = render(drawn), contents_of(drawn)
+        found = []
+        for n, texts in enumerate(captions(drawn, config.seed)):
+            extra: dict[str, Any] = {
+                name: getattr(pictures, name)[n] for name in config.columns if name != TEXT
+            }
+            if TEXT in config.columns:
+                extra[TEXT] = WeightedTexts(texts)
+            found.append(Record(pictures.image[n], texts[0], _told(contents[n]), extra))
+        return found
 
 
 def _told(contents: Contents) -> dict[str, Any]:
