@@ -215,6 +215,24 @@ class HasLatent(Protocol):
 
 
 @runtime_checkable
+class HasPlacement(Protocol):
+    """A family, `HasLatent` too, whose networks can move and turn what an image shows, if `places`."""
+
+    @property
+    def places(self) -> bool: ...
+
+    def decode_placed(
+        self, nets: Nets, z_ND: Tensor, placed_N33: Tensor, request: SampleRequest, progress: Progress
+    ) -> Tensor:
+        """As `decode_latents`, neither rounded nor kept in [-1, 1], with what they show placed anew.
+
+        The matrices map a place (x to the right, y down, in image sides from the centre, 1) to the one whose
+        content appears there.
+        """
+        ...
+
+
+@runtime_checkable
 class Reconstructs(Protocol):
     def reconstruct(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """The batch's images after passing through the model's bottleneck: [B, C, H, W] in [-1, 1].

@@ -1,4 +1,4 @@
-"""Small steps along paths of latents, on which the perceptual path length is measured."""
+"""What metrics ask of a model beside samples: steps along paths of its latents, images placed anew."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato.core.conditions import Source
 from sfumato.core.config import Config
-from sfumato.core.family import HasLatent, SampleRequest
+from sfumato.core.family import HasLatent, HasPlacement, SampleRequest
 from sfumato.core.rng import SampleRng
 from sfumato.core.seeds import derive
 from sfumato.evaluation.conditions import of_block
@@ -87,3 +87,38 @@ class Steps:
             return family.decode_latents(nets, z_BD.float(), request, progress)
 
         return image(t_B), image(t_B + settings.path_epsilon)
+
+
+class Placed:
+    """The same images at several places, for a source around a generator whose family `HasLatent`."""
+
+    _generator: Generator
+    _given: Source
+    _options: Config
+    block: int
+
+    @property
+    def places(self) -> bool:
+        """Whether the model can."""
+        return isinstance(self._generator.family, HasPlacement) and self._generator.family.places
+
+    @torch.no_grad()
+    def placed(
+        self, index: int, *, seed: int, labels_B: Int64Array | None, placed_B33: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Images `index * block` onwards, [block, C, H, W] each, as they are and as the matrices place them.
+
+        Image i depends only on (seed, i, its conditions); its latent is not a sample's.
+        """
+        family, nets, progress = self._generator.family, self._generator.nets, self._generator.progress
+        assert isinstance(family, HasLatent)
+        assert isinstance(family, HasPlacement)
+        rng = SampleRng(derive(seed, "placed"), range(index * self.block, (index + 1) * self.block))
+        z_BD = family.latents(nets, self._options, progress, rng)
+        conditions = of_block(self._generator, self._given, index, labels_B)
+        request = SampleRequest(num=self.block, conditions=conditions, options=self._options)
+        as_it_is_B33 = torch.eye(3).expand(self.block, -1, -1)
+        still_BCHW, placed_BCHW = (
+            family.decode_placed(nets, z_BD, each, request, progress) for each in (as_it_is_B33, placed_B33)
+        )
+        return still_BCHW, placed_BCHW

@@ -19,7 +19,7 @@ from sfumato.errors import CapabilityError, SfumatoError
 from sfumato.evaluation.conditions import given_by, of_block
 from sfumato.evaluation.image_set import ImageBlock
 from sfumato.evaluation.images import Resized
-from sfumato.evaluation.latents import PathSettings, Steps
+from sfumato.evaluation.latents import PathSettings, Placed, Steps
 from sfumato.evaluation.reference import Captioned, Reference
 from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
 from sfumato.evaluation.store import digest
@@ -106,6 +106,20 @@ class WalksLatents(Protocol):
         self, index: int, *, seed: int, labels_B: Int64Array | None, settings: PathSettings
     ) -> tuple[Tensor, Tensor]:
         """Pairs of images [block, C, H, W] in [-1, 1], a small step of the latents apart."""
+        ...
+
+
+@runtime_checkable
+class PlacesImages(Protocol):
+    """A source whose model can move and turn what an image shows, if `places`."""
+
+    @property
+    def places(self) -> bool: ...
+
+    def placed(
+        self, index: int, *, seed: int, labels_B: Int64Array | None, placed_B33: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Images [block, C, H, W], about in [-1, 1], as they are and as the matrices place them."""
         ...
 
 
@@ -273,11 +287,11 @@ class LikelihoodGenerator(_Likelihood, GeneratorSource):
     """A model that draws and has a likelihood."""
 
 
-class LatentGenerator(Steps, GeneratorSource):
+class LatentGenerator(Steps, Placed, GeneratorSource):
     """A model that draws from a latent vector."""
 
 
-class LikelihoodLatentGenerator(Steps, LikelihoodGenerator):
+class LikelihoodLatentGenerator(Steps, Placed, LikelihoodGenerator):
     """A model that draws from a latent vector and has a likelihood."""
 
 

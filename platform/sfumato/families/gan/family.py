@@ -23,7 +23,7 @@ from sfumato.families.gan.sampling import SamplingConfig, Statistics, latents
 
 
 class GanFamily:
-    """Implements `core.family.Family`, `HasLatent` and `core.state.HasState`."""
+    """Implements `core.family.Family`, `HasLatent`, `HasPlacement` and `core.state.HasState`."""
 
     samplers: Sequence[str] = ("ema",)
 
@@ -70,7 +70,7 @@ class GanFamily:
 
     def _first_state(self) -> State:
         """Derived from the layers of networks that are built only for this."""
-        found: dict[str, Tensor] = {}
+        found = self._config.network.first_state()
         with seeded("first state"):
             if self._running is not None:
                 found |= self._running.first(self._build_generator())
@@ -84,7 +84,7 @@ class GanFamily:
 
     def advance(self, state: State, sums: State, progress: Progress) -> State:
         """Running averages, carried vectors and the augmentation's strength after a step."""
-        found: dict[str, Tensor] = {}
+        found = self._config.network.advance(state, sums, progress)
         for each in (self._running, self._iterations, self._path_length):
             if each is not None:
                 found |= each.advance(state, sums)
@@ -158,6 +158,23 @@ class GanFamily:
         self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress, **shown: Any
     ) -> Tensor:
         """The averaged generator's images [N, C, H, W]; `shown` are further inputs of it."""
+        # Where no tanh keeps them inside, training sees what lies outside.
+        return self._decoded(nets, z_ND, request, progress, **shown).clamp(-1, 1)
+
+    @property
+    def places(self) -> bool:
+        """See `core.family.HasPlacement`."""
+        return self._config.network.places
+
+    def decode_placed(
+        self, nets: Nets, z_ND: Tensor, placed_N33: Tensor, request: SampleRequest, progress: Progress
+    ) -> Tensor:
+        """See `core.family.HasPlacement`; for networks that declare `places`."""
+        return self._decoded(nets, z_ND, request, progress, placed=placed_N33)
+
+    def _decoded(
+        self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress, **shown: Any
+    ) -> Tensor:
         generator, label_N = nets["ema"], request.tensor("label")
         if self._running is not None:
             self._running.stand(generator, progress.state)
@@ -172,4 +189,4 @@ class GanFamily:
             generator, self._config.latent, self._classes, progress, request.options
         )
         x_NCHW: Tensor = generator(z_ND.to(device), label_N.to(device), **inputs, **shown)
-        return x_NCHW.clamp(-1, 1)  # where no tanh keeps them inside, training sees what lies outside
+        return x_NCHW

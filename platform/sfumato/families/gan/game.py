@@ -91,13 +91,15 @@ class Game:
             self._running.watch(generator)
         z_BD = rng.normal(self._config.latent)
         inputs = self._network.generator_inputs(self._data, self._config.latent, progress, rng)
-        weighs = self._network.penalised > 0
+        details = self._network.penalised > 0 or self._network.measures
         made: Generated = (
             generator(z_BD, label_B, details=True, **inputs)
-            if weighs
+            if details
             else Generated(generator(z_BD, label_B, **inputs))
         )
         sums = {} if self._running is None else self._running.sums(generator)
+        if self._network.measures:
+            sums |= self._network.sums(made)
         groups = [self._augmented(made.image_BCHW, progress, rng)]
         if self._loss.paired or objective.feature_matching:
             groups.append(self._augmented(self._real(batch, progress), progress, rng))

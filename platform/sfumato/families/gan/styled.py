@@ -1,7 +1,8 @@
-"""What networks with styles share: StyleGAN and StyleGAN2.
+"""What networks with styles share: StyleGAN, StyleGAN2 and StyleGAN3.
 
-Training draws noise for every pixel of every layer, and mixes the styles of two latents. Sampling uses noise
-that is fixed for good, so that an image is a function of its latent and of `model.sampling`.
+Training draws noise for every pixel of every layer that takes it, and mixes the styles of two latents.
+Sampling uses noise that is fixed for good, so that an image is a function of its latent and of
+`model.sampling`.
 """
 
 from __future__ import annotations
@@ -110,16 +111,16 @@ class StyledConfig(NetworkConfig):
         """Noise for every layer, a second latent, and from which layer on its style counts."""
         layers = self.layers(data)
         noise = [rng.normal(1, side, side) for side in layers]
+        # The last style is that of the image's colours.
+        return {"noise": noise, **self.mixed(len(layers) + 1, latent, rng)}
+
+    def mixed(self, styles: int, latent: int, rng: Rng) -> dict[str, Any]:
+        """Of so many styles: a second latent, and from which one on it counts."""
         if not self.mixing:
-            return {"noise": noise}
-        every = len(layers) + 1  # the last style is that of the image's colours
-        crossed_B = 1 + rng.integers(every - 1)
+            return {}
+        crossed_B = 1 + rng.integers(styles - 1)
         mixes_B = rng.uniform() < self.mixing
-        return {
-            "noise": noise,
-            "second": rng.normal(latent),
-            "crossing": torch.where(mixes_B, crossed_B, every),
-        }
+        return {"second": rng.normal(latent), "crossing": torch.where(mixes_B, crossed_B, styles)}
 
     def sampling_inputs(
         self, generator: nn.Module, latent: int, classes: int, progress: Progress, options: SamplingConfig

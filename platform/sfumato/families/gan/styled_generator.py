@@ -50,31 +50,42 @@ class StyledGenerator(GeneratorNet):
         label_B: Tensor,
         *,
         noise: Sequence[Tensor] | None = None,
-        second: Tensor | None = None,
-        crossing: Tensor | None = None,
-        psi: float | None = None,
-        centre: Tensor | None = None,
-        moved: Tensor | None = None,
         only_styles: bool = False,
         details: bool = False,
         **inputs: Any,
     ) -> Any:
         """Images [B, C, H, W]; with `only_styles`, styles [B, style]."""
-        w_BS = self.mapping(z_BD, label_B)
         if only_styles:
-            return w_BS
+            return self.mapping(z_BD, label_B)
+        styles_BLS = self.styles_of(z_BD, label_B, **inputs)
+        image_BCHW = self.synthesise(styles_BLS, noise)
+        return Generated(image_BCHW, styles_BLS) if details else image_BCHW
+
+    def styles_of(
+        self,
+        z_BD: Tensor,
+        label_B: Tensor,
+        *,
+        second: Tensor | None = None,
+        crossing: Tensor | None = None,
+        psi: float | None = None,
+        centre: Tensor | None = None,
+        moved: Tensor | None = None,
+        **inputs: Any,
+    ) -> Tensor:
+        """One style for each layer [B, layers, style]: truncated, moved, and mixed with those of others."""
+        w_BS = self.mapping(z_BD, label_B)
         if psi is not None and centre is not None:
             w_BS = centre + psi * (w_BS - centre)
         if moved is not None:
             w_BS = w_BS + moved
-        styles_BLS = w_BS[:, None].expand(-1, self.styles, -1)
+        styles_BLS: Tensor = w_BS[:, None].expand(-1, self.styles, -1)
         if second is not None and crossing is not None:
             layers_L = torch.arange(self.styles, device=z_BD.device)
             late_BL = layers_L >= crossing[:, None]
             other_BS = self.mapping(second, label_B)
             styles_BLS = torch.where(late_BL[:, :, None], other_BS[:, None], styles_BLS)
-        image_BCHW = self.synthesise(styles_BLS, noise)
-        return Generated(image_BCHW, styles_BLS) if details else image_BCHW
+        return styles_BLS
 
     @abstractmethod
     def synthesise(self, styles_BLS: Tensor, noise: Sequence[Tensor] | None) -> Tensor:

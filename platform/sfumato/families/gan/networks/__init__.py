@@ -20,6 +20,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.components import Component, Components
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
+from sfumato.core.state import State
 from sfumato.families.gan.blocks import Score
 from sfumato.families.gan.sampling import SamplingConfig
 
@@ -31,6 +32,8 @@ class Generated(NamedTuple):
     styles_BLD: Tensor | None = None
     penalty: Tensor | None = None
     """A scalar, before its factor."""
+    measured: Tensor | None = None
+    """What the networks' state follows [B, K]."""
 
 
 class Judged(NamedTuple):
@@ -46,7 +49,7 @@ class GeneratorNet(nn.Module, ABC):
     """Images from latents. Without classes, labels are zero.
 
     `inputs` are those that its configuration chooses. With `details=True`, which only generators of networks
-    with `styles` or `penalised` are asked for, the result is `Generated`.
+    with `styles`, `penalised` or `measures` are asked for, the result is `Generated`.
     """
 
     def __init__(self) -> None:
@@ -132,6 +135,10 @@ class NetworkConfig(Component, ABC):
     """Whether the generator maps latents to styles first: path length, truncation of styles."""
     judges: ClassVar[bool] = False
     """Whether the discriminator also gives features, and classes with an auxiliary classifier."""
+    places: ClassVar[bool] = False
+    """Whether the generator takes `placed`, which moves and turns what an image shows."""
+    measures: ClassVar[bool] = False
+    """Whether a state follows what the generator measures in training; see `first_state`."""
 
     @abstractmethod
     def build_generator(self, data: DataSpec, *, latent: int, classes: int) -> GeneratorNet:
@@ -191,6 +198,18 @@ class NetworkConfig(Component, ABC):
         self, generator: nn.Module, latent: int, classes: int, progress: Progress, options: SamplingConfig
     ) -> Mapping[str, Any]:
         """Further inputs of the generator in sampling, the same for every image."""
+        return {}
+
+    def first_state(self) -> dict[str, Tensor]:
+        """The part of the family's state that follows what the generator measures."""
+        return {}
+
+    def sums(self, made: Generated) -> dict[str, Tensor]:
+        """What a micro-batch's images add to it; for networks that declare `measures`."""
+        return {}
+
+    def advance(self, state: State, sums: State, progress: Progress) -> dict[str, Tensor]:
+        """That part after a step."""
         return {}
 
     def discriminator_inputs(self, progress: Progress) -> Mapping[str, Any]:

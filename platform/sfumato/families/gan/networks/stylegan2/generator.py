@@ -25,16 +25,24 @@ from sfumato.families.gan.styled_generator import MappingNetwork, StyledGenerato
 
 
 class ModulatedConv2d(nn.Module):
-    """A convolution that a style modulates; with `up` it doubles the side."""
+    """A convolution that a style modulates; with `up` it doubles the side, else `padding` None keeps it."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, style: int, *, demodulate: bool = True, up: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        style: int,
+        *,
+        demodulate: bool = True,
+        up: bool = False,
+        padding: int | None = None,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.affine = EqualLinear(style, inputs, start=1.0)
         self.scale = 1 / math.sqrt(inputs * kernel**2)
-        self.demodulate, self.padding = demodulate, kernel // 2
+        self.demodulate, self.padding = demodulate, kernel // 2 if padding is None else padding
         self.blur = Blur(padding=1, gain=4.0) if up else None
 
     def forward(self, x_BCHW: Tensor, w_BS: Tensor) -> Tensor:
