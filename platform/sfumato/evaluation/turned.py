@@ -113,7 +113,7 @@ def _window(angle: float) -> Tensor:
         torch.fft.fft2(_lanczos(x) * _lanczos(y))
         for x, y in ((x_KK, y_KK), (there_KK2[..., 0], there_KK2[..., 1]))
     ]
-    whole = torch.fft.fftshift(torch.fft.ifft2(spectra[0] * spectra[1]).real)
+    whole: Tensor = torch.fft.fftshift(torch.fft.ifft2(spectra[0] * spectra[1]).real)
     reach = REACH * FINER - 1
     return whole[half - reach : half + reach + 1, half - reach : half + reach + 1]
 

@@ -31,7 +31,7 @@ def kaiser_beta(taps: int, width: float, rate: float) -> float:
     if attenuation > 50:
         return 0.1102 * (attenuation - 8.7)
     if attenuation > 21:
-        return 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
+        return 0.5842 * math.pow(attenuation - 21, 0.4) + 0.07886 * (attenuation - 21)
     return 0.0
 
 
@@ -49,7 +49,7 @@ def low_pass(taps: int, cutoff: float, width: float, rate: float, *, radial: boo
     )
     if radial:
         r_KK = torch.hypot(x_K[:, None], x_K[None])
-        found = torch.special.bessel_j1(2 * math.pi * cutoff * r_KK) / r_KK * window_K[:, None] * window_K
+        found: Tensor = torch.special.bessel_j1(2 * math.pi * cutoff * r_KK) / r_KK * window_K[:, None] * window_K
     else:
         found = torch.sinc(2 * cutoff * x_K) * window_K
     return (found / found.sum()).float()

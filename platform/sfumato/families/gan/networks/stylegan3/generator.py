@@ -56,8 +56,9 @@ class FourierFeatures(nn.Module):
         self.affine = EqualLinear(style, 4)
         with torch.no_grad():
             self.affine.weight.zero_()
+            assert self.affine.bias is not None, "an affine map has one"
             self.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
-        with seeded("fourier features", channels, signal.cutoff):
+        with seeded("fourier features", channels, signal.side):
             radius_C, angle_C, phase_C = torch.rand(3, channels)
         # Uniform in the disc: its area within a radius grows with the square.
         radius_C, angle_C = signal.cutoff * radius_C.sqrt(), 2 * math.pi * angle_C
