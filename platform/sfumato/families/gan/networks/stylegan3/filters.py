@@ -49,7 +49,9 @@ def low_pass(taps: int, cutoff: float, width: float, rate: float, *, radial: boo
     )
     if radial:
         r_KK = torch.hypot(x_K[:, None], x_K[None])
-        found: Tensor = torch.special.bessel_j1(2 * math.pi * cutoff * r_KK) / r_KK * window_K[:, None] * window_K
+        found: Tensor = (
+            torch.special.bessel_j1(2 * math.pi * cutoff * r_KK) / r_KK * window_K[:, None] * window_K
+        )
     else:
         found = torch.sinc(2 * cutoff * x_K) * window_K
     return (found / found.sum()).float()
