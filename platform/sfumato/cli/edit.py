@@ -17,7 +17,8 @@ def edit(
         str | None,
         typer.Argument(
             metavar="[IMAGE|DATA]",
-            help="An image, a folder of images, or a packed data set; none for interpolate.",
+            help="An image, a folder of images, or a packed data set; none for interpolate and "
+            "prompt_to_prompt.",
             show_default=False,
         ),
     ] = None,
@@ -26,7 +27,7 @@ def edit(
         typer.Option(
             metavar="OPERATION",
             help="img2img, inpaint, outpaint, invert, ddpm_invert, translate, upscale, project, "
-            "attribute, interpolate. Default: what model and --mask call for.",
+            "attribute, interpolate, prompt_to_prompt. Default: what model and --mask call for.",
             show_default=False,
         ),
     ] = None,

@@ -173,6 +173,16 @@ class SampleRng:
         other.generators = [torch.Generator(self._device).manual_seed(seed) for seed in other.seeds]
         return other
 
+    def twice(self) -> SampleRng:
+        """The same noise from here on for two rows of every sample: all samples, then all again."""
+        other = SampleRng(0, (), self._device)
+        other.seeds = [*self.seeds, *self.seeds]
+        for generator in (*self.generators, *self.generators):
+            copied = torch.Generator(self._device)
+            copied.set_state(generator.get_state())
+            other.generators.append(copied)
+        return other
+
     @property
     def rows(self) -> int:
         return len(self.generators)

@@ -84,6 +84,16 @@ class TextCondition:
             found |= self._inputs(name, encoder, nets, texts, device)
         return found
 
+    def tokens(self, nets: Nets, texts: Sequence[str], *, prefix: bool = True) -> list[Tokens]:
+        """Texts as numbers, in the order of the states that the network attends to; of encoders whose states
+        join along the width, those of the first."""
+        found: list[Tokens] = []
+        told = [prefixed(text, self.config.prefix) for text in texts] if prefix else list(texts)
+        for name, encoder in self.encoders.items():
+            if encoder.uses != "pooled" and not (encoder.beside and found):
+                found.append(self._tokens(name, encoder, nets, told))
+        return found
+
     def of(self, batch: Batch) -> Inputs:
         """The inputs in a prepared batch."""
         names = [name for encoder in self.encoders for name in named_inputs(encoder)]

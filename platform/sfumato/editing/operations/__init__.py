@@ -63,6 +63,11 @@ class Operation(Component, ABC):
         """Rows of images, uint8 [n, H, W, C] each, of an operation that reads none."""
         raise AssertionError("it edits images")
 
+    @property
+    def count(self) -> int:
+        """How many rows `drawn` has."""
+        return 0
+
     def options(self, model: Generator, options: Config) -> Config:
         """The sampling options that it runs with, where it needs others than the model's."""
         return options

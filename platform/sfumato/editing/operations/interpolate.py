@@ -36,6 +36,11 @@ class Interpolate(Operation):
         "spherical", description="Along a great circle, or straight through."
     )
 
+    @property
+    def count(self) -> int:
+        """One row an end."""
+        return self.ends
+
     def problems(self, model: Generator, options: Config) -> list[str]:
         """A model whose images are no smooth function of one normal vector."""
         if isinstance(model.family, HasLatent):

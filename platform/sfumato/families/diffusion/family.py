@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from sfumato.core.attention import Attended, Control
 from sfumato.core.batch import Batch, DataSpec
 from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequest
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.errors import ConfigError
+from sfumato.families.diffusion import attending
 from sfumato.families.diffusion.alignment import NAME as ENCODER
 from sfumato.families.diffusion.backbone import Backbone
 from sfumato.families.diffusion.config import DiffusionConfig
@@ -125,6 +127,23 @@ class DiffusionFamily:
             clip=self._parts.clips(request.options),
             space=self._parts.space,
         )
+
+    def attention_problems(self, nets: Nets) -> list[str]:
+        """Why attention to words cannot be taken over; implements `core.attention.HasAttention`."""
+        return attending.attention_problems(self._parts, nets)
+
+    def attended(
+        self,
+        nets: Nets,
+        source: SampleRequest,
+        target: SampleRequest,
+        progress: Progress,
+        rng: SampleRng,
+        control: Control,
+    ) -> Attended:
+        """Samples of two texts, of which the second takes over the attention of the first."""
+        one, other = (self._completed(nets, request, rng) for request in (source, target))
+        return attending.attended(self._parts, self._guiding, nets, one, other, rng, control)
 
     def noise_shape(self, options: Any) -> tuple[int, ...]:
         """Of pixels or latents; implements `core.paths.BeginsInNoise`."""

@@ -29,6 +29,7 @@ from sfumato.runtime.runs.targets import model_of
 from sfumato.sampling.condition_files import ImageFiles
 from sfumato.sampling.conditions import Asked, Takes
 from sfumato.sampling.generator import Generator
+from sfumato.sampling.pixels import Images
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,9 @@ def edit(
             options = resolved_options(found.model, options, root, trust=found.trusted)
         operation = _operation(by, settings, model, masked=mask is not None)
         if not operation.reads:
-            return _drawn(operation, model, out, images, asked, options, seed, overwrite=overwrite)
+            if str(device_of(device)) != "cpu":
+                model = Generator.load(found.model, device_of(device), trust=found.trusted, base=base)
+            return _drawn(operation, model, out, images, asked, options, seed, display, overwrite=overwrite)
         if images is None:
             raise ConfigError(f"IMAGE: {operation.kind} edits images; name a file, a folder or a data set")
         rows = _images(images, model)
@@ -105,6 +108,7 @@ def _drawn(
     asked: Asked,
     changes: Mapping[str, Any],
     seed: int,
+    display: Display,
     *,
     overwrite: bool,
 ) -> Path:
@@ -117,7 +121,14 @@ def _drawn(
         raise ConfigError(*found)
     source = model.takes.source(conditions=asked.source(model.takes))
     about = about_of(model, operation, options, seed)
-    return write_rows(out, model, operation.drawn(model, source, options, seed), about, overwrite=overwrite)
+    display.stage("edit")
+
+    def rows() -> Iterator[Images]:
+        for done, row in enumerate(operation.drawn(model, source, options, seed), start=1):
+            yield row
+            display.update(done, operation.count)
+
+    return write_rows(out, model, rows(), about, overwrite=overwrite)
 
 
 def _run(editor: Editor, output: Output, model: Generator, actors: Actors, display: Display) -> None:
