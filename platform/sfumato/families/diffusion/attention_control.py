@@ -195,7 +195,8 @@ class Call:
     def by(self, probabilities: Tensor) -> Tensor:
         """What these make of the values, [B, P, D]."""
         attention = self.attention
-        joined = (probabilities @ self._heads(attention.to_v(self._over))).transpose(1, 2).flatten(2)
+        mixed = probabilities @ self._heads(attention.to_v(self._over))
+        joined = mixed.transpose(1, 2).flatten(2)
         found: Tensor = attention.to_out[1](attention.to_out[0](joined))
         if attention.residual_connection:
             found = found + self.hidden
@@ -207,7 +208,8 @@ class Call:
         return self.hidden if self.states is None else self.states
 
     def _heads(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.view(*x_BTD.shape[:2], self.attention.heads, -1).transpose(1, 2)
+        heads: int = self.attention.heads
+        return x_BTD.view(*x_BTD.shape[:2], heads, -1).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
