@@ -190,7 +190,8 @@ class Call:
         mask = attention.prepare_attention_mask(self.mask, over.shape[1], len(over))
         if mask is not None:
             scores = scores + mask.view(len(over), attention.heads, -1, mask.shape[-1])
-        return scores.softmax(dim=-1)
+        found: Tensor = scores.softmax(dim=-1)
+        return found
 
     def by(self, probabilities: Tensor) -> Tensor:
         """What these make of the values, [B, P, D]."""
