@@ -99,6 +99,11 @@ def core(network: nn.Module) -> nn.Module:
     return inner.network if isinstance(inner, TextConditioned) else inner
 
 
+def conditioned(network: nn.Module) -> Any:
+    """The part of a network that sees texts, a `TextConditioned`."""
+    return next(module for module in network.modules() if isinstance(module, TextConditioned))
+
+
 def first_layer(network: nn.Module) -> tuple[nn.Module, str] | None:
     """What holds the layer that sees the noisy image, and its name in there; None for an unknown network."""
     for name, module in network.named_modules():

@@ -16,17 +16,16 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import Condition
-from sfumato.families.diffusion.adapters import AdapterConfig, Look, Steering, anywhere, unmatched
+from sfumato.families.diffusion.adapters import Look, Steering
+from sfumato.families.diffusion.further_tokens import FurtherTokens, FurtherTokensConfig
 from sfumato.families.diffusion.prior import PriorConfig, unit
-from sfumato.families.diffusion.steering import Entering, core, enter, width_of_tokens
-from sfumato.text.states import States
 
 EMBEDDING = "embedding"
 """The condition."""
 NAME, HERE = "image_embedding", "image_embedding_here"
 
 
-class EmbeddingConfig(AdapterConfig):
+class EmbeddingConfig(FurtherTokensConfig):
     """Tokens of an image's embedding, and the prior that draws embeddings."""
 
     needs_base: ClassVar[bool] = False
@@ -54,52 +53,27 @@ class EmbeddingConfig(AdapterConfig):
     def inputs(self, rows: Mapping[str, Any], look: Look) -> dict[str, Tensor]:
         """The embedding, and whether there is one."""
         column = next((name for name in (self.column, EMBEDDING) if name in rows), None)
-        if column is None:
-            return {}
-        embedding_BD = unit(rows[column])
-        dropped_B = look.dropped(self.dropout)
-        here_B = torch.ones(len(embedding_BD), device=embedding_BD.device)
-        return {NAME: embedding_BD, HERE: here_B if dropped_B is None else (~dropped_B).float()}
+        return {} if column is None else self.shown(unit(rows[column]), look)
 
     def steering(self) -> Steering | None:
         """By the prior."""
         return None if self.prior is None else Steering(self.prior, EMBEDDING, self.length, self.column)
 
-    @property
-    def droppable(self) -> bool:
-        """With dropout."""
-        return self.dropout > 0
-
-    def without(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """No embedding."""
-        return {name: torch.zeros_like(value) if name == HERE else value for name, value in inputs.items()}
-
     def trained(self) -> tuple[str, ...]:
         """What reads the embedding, and the chosen tensors; all of them with `*`."""
-        return () if self.train == ("*",) else ("*entering.*", *anywhere(self.train))
+        return () if self.train == ("*",) else super().trained()
 
-    def fresh(self) -> tuple[str, ...]:
-        """What reads the embedding."""
-        return ("*entering.*",)
-
-    def added(self, network: nn.Module) -> nn.Module:
-        """With tokens of the embedding beside those of the text."""
-        width = width_of_tokens(core(network))
-        assert width is not None, "checked among the problems"
-        enter(network, EmbeddingTokens(self, width))
-        return network
+    def entering(self, width: int) -> EmbeddingTokens:
+        """A linear map."""
+        return EmbeddingTokens(self, width)
 
     def problems(self, network: nn.Module) -> list[str]:
-        """A network that attends to no tokens; patterns that match nothing."""
-        if width_of_tokens(core(network)) is None:
-            return ["model.adapter: embedding gives tokens; use a network of texts: unet_text, mmdit, pixart"]
+        """Besides, a prior whose heads do not divide its width."""
+        if found := super().problems(network):
+            return found
         if self.prior is not None and self.prior.width % self.prior.heads:
             return [f"model.adapter.prior.heads: {self.prior.heads} does not divide width={self.prior.width}"]
-        return (
-            []
-            if self.train == ("*",)
-            else unmatched(self.train, list(network.state_dict()), "model.adapter.train")
-        )
+        return []
 
     def data_problems(self, data: DataSpec) -> list[str]:
         """A column that is missing, or of another length."""
@@ -118,33 +92,19 @@ class EmbeddingConfig(AdapterConfig):
         return cls(length=3, tokens=2)
 
 
-class EmbeddingTokens(Entering):
-    """A linear map of the embedding to tokens; learnt ones where there is none."""
-
-    tokens: ClassVar[bool] = True
+class EmbeddingTokens(FurtherTokens):
+    """A linear map of the embedding to tokens."""
 
     def __init__(self, config: EmbeddingConfig, width: int) -> None:
-        super().__init__()
+        super().__init__(config.names)
         self._shape = (config.tokens, width)
         self._out = nn.Linear(config.length, config.tokens * width)
         self._none_TD = nn.Parameter(0.02 * torch.randn(config.tokens, width))
 
-    def forward(
-        self, x_BCHW: Tensor, text: States | None, inputs: Mapping[str, Tensor]
-    ) -> tuple[Tensor, States | None]:
-        """The states with tokens of the embedding after those of the text."""
-        assert text is not None, "a network of texts"
-        own_BTD = self._none_TD.expand(len(x_BCHW), -1, -1)
-        if NAME in inputs:
-            here_B11 = inputs[HERE].view(-1, 1, 1)
-            seen_BTD = self._out(inputs[NAME]).view(-1, *self._shape)
-            own_BTD = here_B11 * seen_BTD + (1 - here_B11) * own_BTD
-        mask_BT = torch.ones(own_BTD.shape[:2], dtype=torch.bool, device=own_BTD.device)
-        return x_BCHW, States(
-            torch.cat([text.states, own_BTD.to(text.states.dtype)], dim=1),
-            torch.cat([text.mask, mask_BT], dim=1),
-            text.pooled,
-        )
+    def read(self, shown: Tensor) -> Tensor:
+        """Of embeddings [B, E]."""
+        tokens_BTD: Tensor = self._out(shown).view(-1, *self._shape)
+        return tokens_BTD
 
 
 COMPONENT = EmbeddingConfig

@@ -25,8 +25,7 @@ from sfumato.families.diffusion import image_prompt
 from sfumato.families.diffusion.adapters import AdapterConfig, Look
 from sfumato.families.diffusion.image_prompt import NAME, SCALE, Decoupled, ImageTokens, attentions, embedded
 from sfumato.families.diffusion.networks.unet_text import TextUNet
-from sfumato.families.diffusion.steering import core
-from sfumato.text.network import TextConditioned
+from sfumato.families.diffusion.steering import conditioned, core
 
 CONDITION = "image_prompt"
 ENCODER = "image_encoder"
@@ -127,7 +126,7 @@ class IPAdapterConfig(AdapterConfig):
         unet: Any = inner.unet
         for attention in attentions(unet).values():
             attention.set_processor(Decoupled(attention))
-        _conditioned(network).beside = ImageTokens(self.width, self.tokens, unet.config.cross_attention_dim)
+        conditioned(network).beside = ImageTokens(self.width, self.tokens, unet.config.cross_attention_dim)
         return network
 
     @property
@@ -240,17 +239,12 @@ class IPAdapterFiles:
 def _own(network: nn.Module) -> dict[str, Tensor]:
     """Its tensors by their names in IP-Adapter files; they share the network's memory."""
     inner: Any = core(network)
-    found = {f"image_proj.{name}": value for name, value in _conditioned(network).beside.state_dict().items()}
+    found = {f"image_proj.{name}": value for name, value in conditioned(network).beside.state_dict().items()}
     for place, attention in attentions(inner.unet).items():
         found |= {
             f"ip_adapter.{place}.{name}": each for name, each in attention.processor.state_dict().items()
         }
     return found
-
-
-def _conditioned(network: nn.Module) -> Any:
-    """The part of a network that sees texts."""
-    return next(module for module in network.modules() if isinstance(module, TextConditioned))
 
 
 COMPONENT = IPAdapterConfig
