@@ -1,9 +1,10 @@
-"""Features of a classifier trained on the labelled reference itself.
+"""Features of a classifier trained on labelled real images, by default the reference itself.
 
 For small grey images, for which ImageNet features mean little, and for labelled data of other kinds where it
-is asked for. The features are the output of the layer before the logits. They depend on the reference, so
+is asked for. The features are the output of the layer before the logits. They depend on these images, so
 numbers are comparable only between models of one data set. A fifth of the reference is held out: half of it
-decides when training ends, and the other half judges the result.
+decides when training ends, and the other half judges the result. `data` names another set of the same kind
+of images to learn from, as the training images of a model that is judged on a smaller test set.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from sfumato.evaluation.features.extractor import (
     placed,
 )
 from sfumato.evaluation.features.pixels import scale
+from sfumato.evaluation.images import kind_of
 from sfumato.evaluation.progress import ProgressCallback, untold
-from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.reference import PackedReference, Reference
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays, write_arrays
 
@@ -43,6 +45,8 @@ VERSION = 2
 SMALLEST_SIDE = 8
 HELD_OUT_PARTS = 5
 LEAST_PER_CLASS = 10
+MOST_NAMED = 12
+"""Classes in a message."""
 LOOKED_AT = 5_000
 """Held-out images that decide when training ends, at most: looking is to cost little."""
 LEAST_BETWEEN, MOST_BETWEEN = 4_000, 20_000
@@ -59,6 +63,11 @@ never by the machine: the parts decide the last bits."""
 class ClassifierOptions(Config):
     """How to train the classifier. null: by the data."""
 
+    data: str | None = Field(
+        None,
+        description="Packed data set (folder or URI) of the reference's size and classes to learn from; "
+        "null: the reference itself, which makes weak features if it is small.",
+    )
     seen: int | None = Field(
         None,
         gt=0,
@@ -147,13 +156,33 @@ class ClassifierKind:
     ) -> ClassifierExtractor:
         """Trained on the reference, or from the cache."""
         assert isinstance(options, ClassifierOptions)
-        key = digest("classifier", VERSION, reference.digest, options.model_dump())
+        source = reference if options.data is None else _like(reference.spec, options.data)
+        key = digest("classifier", VERSION, source.digest, options.model_dump(exclude={"data"}))
         path = cache / f"classifier-{key}.safetensors"
-        stored = read_arrays(path) or _train(reference, options, path, progress)
+        stored = read_arrays(path) or _train(source, options, path, progress)
         arrays, facts = stored
         network = _network(reference.spec, options)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         return ClassifierExtractor(network, facts)
+
+
+def _like(spec: DataSpec, place: str) -> Reference:
+    """The packed set at `place`. Raises DataError if its images or classes are others."""
+    found = PackedReference(place)
+    what = f"feature_options.classifier.data: {place}"
+    if found.spec.shape != spec.shape:
+        held, wanted = kind_of(found.spec), kind_of(spec)
+        raise DataError(f"{what} holds {held} images and the reference {wanted}: name a set of that size")
+    if found.spec.classes != spec.classes:
+        raise DataError(
+            f"{what} has the classes {_some(found.spec.classes)} and the reference {_some(spec.classes)}: "
+            "name a set of the same"
+        )
+    return found
+
+
+def _some(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:MOST_NAMED]) + (" ..." if len(classes) > MOST_NAMED else "") or "of no name"
 
 
 @dataclass(frozen=True, slots=True)

@@ -379,3 +379,21 @@ def test_a_missing_package_is_named_with_its_install_line(
 def test_both_are_found() -> None:
     assert set(all_features()) >= {"classifier", "efficientnet_lite0"}
     assert set(all_metrics()) >= {"fd", "precision", "recall", "class_accuracy"}
+
+
+def test_a_classifier_learns_from_another_set_of_the_same_classes(tmp_path: Path) -> None:
+    large = packed(tmp_path, *squares(400, 8, 8, 1), name="large")
+    small = packed(tmp_path, *squares(8, 8, 8, 1, seed=1), name="small")
+    with pytest.raises(DataError, match="needs 40 labelled images or more"):
+        ClassifierKind().build(small, QUICK, tmp_path)
+    options = QUICK.model_copy(update={"data": str(tmp_path / "large")})
+    found = ClassifierKind().build(small, options, tmp_path)
+    assert found.digest == ClassifierKind().build(large, QUICK, tmp_path).digest, "the same weights, cached"
+    assert found.facts["reference"] == large.digest
+    wide = packed(tmp_path, *squares(8, 8, 16, 1), name="wide")
+    with pytest.raises(DataError, match="large holds 8x8 grey images and the reference 16x8 grey"):
+        ClassifierKind().build(wide, options, tmp_path)
+    images, labels = squares(8, 8, 8, 1)
+    fewer = packed(tmp_path, images[labels < 3], labels[labels < 3], name="fewer")
+    with pytest.raises(DataError, match=r"large has the classes .* and the reference .*: name a set of the"):
+        ClassifierKind().build(fewer, options, tmp_path)
