@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from members import DATA, MEMBERS, ROWS, VARIANTS, Nets, batch, build, progress_of, view
+from members import CONFIGS, DATA, ROWS, Nets, batch, build, having, progress_of, view
 from members import given as required
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -168,22 +168,29 @@ def _no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 DIT_BY_SCHEDULER = {
-    f"dit-{sampler}": {
-        "network": {"kind": "dit", "patch": 2, "width": 16, "depth": 1, "heads": 2},
-        "objective": {"kind": "ddpm", "timesteps": 20},
-        "sampling": {"sampler": sampler, "steps": 3},
-    }
+    ("diffusion", f"dit-{sampler}"): families.config_class("diffusion").model_validate(
+        {
+            "network": {"kind": "dit", "patch": 2, "width": 16, "depth": 1, "heads": 2},
+            "objective": {"kind": "ddpm", "timesteps": 20},
+            "sampling": {"sampler": sampler, "steps": 3},
+        }
+    )
     for sampler in ("ddpm", "ddim", "dpmsolver++")
 }
 """No member is a transformer that a scheduler of diffusers draws from: its timesteps are on the CPU."""
 
 
-@pytest.fixture(params=[*MEMBERS, *(("diffusion", member) for member in DIT_BY_SCHEDULER)], ids="/".join)
+ALL = {**CONFIGS, **DIT_BY_SCHEDULER}
+
+
+@pytest.fixture(params=ALL, ids="/".join)
 def config(request: pytest.FixtureRequest) -> FamilyConfig:
-    name, member = request.param
-    if member in DIT_BY_SCHEDULER:
-        return families.config_class(name).model_validate(DIT_BY_SCHEDULER[member])
-    return VARIANTS[name][member]
+    return ALL[request.param]
+
+
+def of(members: Sequence[tuple[str, str]]) -> pytest.MarkDecorator:
+    """A test of these members alone."""
+    return pytest.mark.parametrize("config", members, ids="/".join, indirect=True)
 
 
 @pytest.fixture
@@ -252,10 +259,10 @@ def test_training_keeps_to_the_device(family: Family, nets: Nets, rows: Batch) -
         assert all(weight.grad is not None for weight in nets[phase.trains].parameters())
 
 
+@of(having(HasLikelihood, ALL))
 @torch.no_grad()
 def test_likelihood_keeps_to_the_device(family: Family, nets: Nets, rows: Batch) -> None:
-    if not isinstance(family, HasLikelihood):
-        pytest.skip("a likelihood is optional (core.family.HasLikelihood), and this member has none")
+    assert isinstance(family, HasLikelihood)
     with TwoDevices():
         bits = family.bits_per_dim(
             used(family, nets), rows, progress_of(family, DEVICE), SampleRng(1, range(ROWS))
@@ -263,12 +270,11 @@ def test_likelihood_keeps_to_the_device(family: Family, nets: Nets, rows: Batch)
     assert bits.device == DEVICE
 
 
+@of([member for member, config in ALL.items() if config.samples(DATA)])
 @torch.no_grad()
 def test_sampling_keeps_to_the_device(
     config: FamilyConfig, family: Family, nets: Nets, data: DataSpec
 ) -> None:
-    if not config.samples(data):
-        pytest.skip("this member draws nothing: it is asked for reconstructions below")
     given = conditions_of(required(config), range(ROWS), config.conditions(data), data)
     fewest = {name: given[name] for name in required(config)}
     for conditions in (given, fewest):
@@ -290,10 +296,10 @@ def test_sampling_keeps_to_the_device(
             )
 
 
+@of(having(Reconstructs, ALL))
 @torch.no_grad()
 def test_reconstruction_keeps_to_the_device(family: Family, nets: Nets, rows: Batch) -> None:
-    if not isinstance(family, Reconstructs):
-        pytest.skip("reconstruction is optional (core.family.Reconstructs), and this member has none")
+    assert isinstance(family, Reconstructs)
     with TwoDevices():
         images = family.reconstruct(
             used(family, nets), rows, progress_of(family, DEVICE), SampleRng(1, range(ROWS))

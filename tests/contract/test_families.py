@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from members import DATA, MEMBERS, PROGRESS, ROWS, VARIANTS, Nets, batch, build, cut, given, progress_of, view
+from members import (
+    CONFIGS,
+    DATA,
+    MEMBERS,
+    PROGRESS,
+    ROWS,
+    Nets,
+    batch,
+    build,
+    cut,
+    given,
+    having,
+    progress_of,
+    view,
+)
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -40,8 +54,17 @@ from sfumato.sampling.model_folder import save_model_folder
 
 @pytest.fixture(params=MEMBERS, ids="/".join)
 def config(request: pytest.FixtureRequest) -> FamilyConfig:
-    name, member = request.param
-    return VARIANTS[name][member]
+    return CONFIGS[request.param]
+
+
+def of(members: Sequence[tuple[str, str]]) -> pytest.MarkDecorator:
+    """A test of these members alone."""
+    return pytest.mark.parametrize("config", members, ids="/".join, indirect=True)
+
+
+COUPLED = [member for member, config in CONFIGS.items() if config.couples_rows()]
+"""Members with batch statistics, or dropout, or losses that compare rows."""
+DRAWING = [member for member, config in CONFIGS.items() if config.samples(DATA)]
 
 
 @pytest.fixture
@@ -64,14 +87,9 @@ def loss_of(family: Family, nets: Nets, phase: Phase, rows: Batch, rng: StreamRn
     return phase.loss(view(nets, phase.trains), prepared, progress_of(family), rng).loss_B
 
 
-def skip_where_rows_are_coupled(config: FamilyConfig, nets: Nets) -> None:
-    modules = [module for net in nets.values() for module in net.modules()]
-    batch_norm = any(isinstance(module, (BatchNorm, nn.modules.batchnorm._BatchNorm)) for module in modules)
-    if batch_norm or config.couples_rows():
-        assert config.couples_rows(), (
-            "batch statistics couple the rows, and the configuration does not say so"
-        )
-        pytest.skip("the rows of a micro-batch are coupled")
+def no_batch_statistics(nets: Nets) -> bool:
+    kinds = (BatchNorm, nn.modules.batchnorm._BatchNorm)
+    return not any(isinstance(module, kinds) for net in nets.values() for module in net.modules())
 
 
 def same(one: Tensor, two: Tensor) -> bool:
@@ -150,8 +168,9 @@ def test_a_phase_reaches_every_parameter_of_its_network_and_no_other(family: Fam
                 assert all(value.grad is None for value in net.parameters()), name
 
 
-def test_a_row_has_its_own_loss(config: FamilyConfig, family: Family, nets: Nets) -> None:
-    skip_where_rows_are_coupled(config, nets)
+@of([member for member in MEMBERS if member not in COUPLED])
+def test_a_row_has_its_own_loss(family: Family, nets: Nets) -> None:
+    assert no_batch_statistics(nets), "they couple the rows, and the configuration does not say so"
     rows = batch()
     changed = {**rows, "image": rows["image"].clone(), "label": rows["label"].clone()}
     changed["image"][1:] *= -0.5
@@ -180,8 +199,8 @@ def test_all_randomness_comes_from_the_given_noise(family: Family, nets: Nets) -
         assert torch.equal(*found)
 
 
-def test_a_cut_into_micro_batches_changes_no_loss(config: FamilyConfig, family: Family, nets: Nets) -> None:
-    skip_where_rows_are_coupled(config, nets)
+@of([member for member in MEMBERS if member not in COUPLED])
+def test_a_cut_into_micro_batches_changes_no_loss(family: Family, nets: Nets) -> None:
     rows = batch()
     for phase in family.phases:
         whole = loss_of(family, nets, phase, rows, noise(Piece(0, 0, ROWS), phase=phase.name))
@@ -222,13 +241,8 @@ def draw(config: FamilyConfig, family: Family, nets: Nets, indices: range) -> Te
         )
 
 
-def sampling_only(config: FamilyConfig) -> None:
-    if not config.samples(DATA):
-        pytest.skip("this member draws nothing: it is asked for reconstructions below")
-
-
+@of(DRAWING)
 def test_samples_are_images(config: FamilyConfig, family: Family, nets: Nets) -> None:
-    sampling_only(config)
     before = torch.get_rng_state()
     images = draw(config, family, nets, range(5))
     assert images.shape == (5, *DATA.shape)
@@ -239,16 +253,15 @@ def test_samples_are_images(config: FamilyConfig, family: Family, nets: Nets) ->
     assert torch.equal(before, torch.get_rng_state()), "sampling used the global generator"
 
 
+@of(DRAWING)
 def test_a_sample_depends_on_its_own_noise_alone(config: FamilyConfig, family: Family, nets: Nets) -> None:
-    sampling_only(config)
     many = draw(config, family, nets, range(6))
     torch.testing.assert_close(draw(config, family, nets, range(2, 5)), many[2:5], rtol=0, atol=1e-4)
     assert torch.equal(draw(config, family, nets, range(6)), many)
 
 
+@of([member for member in MEMBERS if member not in DRAWING])
 def test_a_family_that_cannot_draw_says_so(config: FamilyConfig, family: Family, nets: Nets) -> None:
-    if config.samples(DATA):
-        pytest.skip("this member draws, as the tests above ask of it")
     assert isinstance(family, Reconstructs)
     with pytest.raises(CapabilityError, match="cannot draw"):
         draw(config, family, nets, range(2))
@@ -258,10 +271,10 @@ def used(family: Family, nets: Nets) -> Nets:
     return {name: view(nets, None)[name].eval() for name in family.samplers}
 
 
+@of(having(Reconstructs))
 @torch.no_grad()
 def test_reconstructions_are_images_each_of_its_own_row(family: Family, nets: Nets) -> None:
-    if not isinstance(family, Reconstructs):
-        pytest.skip("reconstruction is optional (core.family.Reconstructs), and this member has none")
+    assert isinstance(family, Reconstructs)
     rows = batch()
     images = family.reconstruct(used(family, nets), rows, progress_of(family), SampleRng(1, range(ROWS)))
     assert images.shape == rows["image"].shape
@@ -271,12 +284,12 @@ def test_reconstructions_are_images_each_of_its_own_row(family: Family, nets: Ne
     torch.testing.assert_close(alone, images[1:2], rtol=1e-4, atol=1e-5)
 
 
+@of([member for member in having(HasLatent) if member in DRAWING])
 @torch.no_grad()
 def test_what_a_latent_decodes_to_is_what_is_sampled(
     config: FamilyConfig, family: Family, nets: Nets
 ) -> None:
-    if not isinstance(family, HasLatent) or not config.samples(DATA):
-        pytest.skip("a latent vector is optional (core.family.HasLatent), and this member has none")
+    assert isinstance(family, HasLatent)
     conditions = conditions_of(given(config), range(ROWS), config.conditions(DATA), DATA)
     request = SampleRequest(num=ROWS, conditions=conditions, options=config.sampling)
     chosen = {name: nets[name].eval() for name in family.samplers}
@@ -291,9 +304,9 @@ def test_what_a_latent_decodes_to_is_what_is_sampled(
     assert 0 < float((moved - decoded).abs().mean()) < 0.1, "a small step changes it, and a little"
 
 
+@of(having(HasLikelihood))
 def test_bits_per_dim_are_of_each_row(family: Family, nets: Nets) -> None:
-    if not isinstance(family, HasLikelihood):
-        pytest.skip("a likelihood is optional (core.family.HasLikelihood), and this member has none")
+    assert isinstance(family, HasLikelihood)
     rows = batch()
     bits = family.bits_per_dim(used(family, nets), rows, progress_of(family), SampleRng(1, range(ROWS)))
     assert bits.shape == (ROWS,) and bits.isfinite().all() and (bits > 0).all()
@@ -302,11 +315,11 @@ def test_bits_per_dim_are_of_each_row(family: Family, nets: Nets) -> None:
     torch.testing.assert_close(alone, bits[1:2], rtol=1e-4, atol=1e-5)
 
 
+@of(having(HasLikelihood))
 @torch.no_grad()
 def test_a_likelihood_says_what_it_is_of(family: Family, nets: Nets) -> None:
     """One of 8-bit values changes with any value; one of something coarser does not, and says of what."""
-    if not isinstance(family, HasLikelihood):
-        pytest.skip("a likelihood is optional (core.family.HasLikelihood), and this member has none")
+    assert isinstance(family, HasLikelihood)
     byte = 2 * torch.arange(ROWS * 64).view(ROWS, *DATA.shape).remainder(128)
     moved = byte.clone()
     moved[:, :, 3, 3] += 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +33,15 @@ def progress_of(family: Family, device: torch.device | str = "cpu") -> Progress:
 
 
 VARIANTS = {name: families.config_class(name).variants() for name in families.names()}
-MEMBERS = [(name, member) for name, variants in VARIANTS.items() for member in variants]
+CONFIGS = {(name, member): each for name, found in VARIANTS.items() for member, each in found.items()}
+MEMBERS = list(CONFIGS)
+
+
+def having(
+    interface: Any, configs: Mapping[tuple[str, str], FamilyConfig] = CONFIGS
+) -> list[tuple[str, str]]:
+    """The members whose families implement an optional interface of `core.family`."""
+    return [member for member, each in configs.items() if isinstance(each.build(DATA), interface)]
 
 
 def build(family: Family) -> Nets:
