@@ -249,6 +249,54 @@ def test_share_and_place_of_mixing_are_as_set() -> None:
         assert counts[place].item() / 4_000 == pytest.approx(0.7 / layers, abs=0.03)
 
 
+def test_an_image_takes_the_styles_of_some_layers_from_another() -> None:
+    config = stylegan()
+    family = config.build(DATA)
+    with seeded(0):
+        generator = family.nets["generator"].build().eval()  # type: ignore[union-attr]
+        z, other = torch.randn(2, 3, config.latent)
+    at = Progress.at(8)
+    request = SampleRequest(
+        num=3, options=SamplingConfig(psi=0.5), conditions={"label": torch.tensor([1, 1, 2])}
+    )
+    with torch.no_grad():
+        found = family.decode_mixed({"ema": generator}, z, other, range(1, 3), request, at)
+        inputs = config.network.sampling_inputs(generator, config.latent, 3, at, request.options)
+        w, v = (generator.styles_of(each, request.conditions["label"], **inputs) for each in (z, other))
+        w = w.clone()
+        w[:, 1:3] = v[:, 1:3]
+        torch.testing.assert_close(found, generator.synthesise(w, None).clamp(-1, 1))
+        assert family.style_layers == generator.styles
+
+
+@pytest.mark.parametrize("kind", ["stylegan", "stylegan2"])
+def test_noise_is_left_out_by_layers_and_drawn_anew(kind: str) -> None:
+    """Strengths decide what noise adds: with those of the fine layers 0, fine noise is none."""
+    network = NETWORKS.find(kind).tiny()
+    config = GanConfig(latent=4, network=network)
+    with seeded(1):
+        generator = network.build_generator(LARGE, latent=4, classes=0)
+        z, label = torch.randn(2, 4), torch.zeros(2, dtype=torch.int64)
+
+    def image(fine: float, coarse: float, **options: Any) -> Tensor:
+        for name, strength in generator.named_parameters():
+            if name.endswith("strength"):
+                side = generator.get_submodule(name.rpartition(".")[0]).fixed.shape[-1]
+                strength.data.fill_(coarse if side <= 4 else fine)
+        inputs = network.sampling_inputs(generator, 4, 0, Progress.at(1), SamplingConfig(**options))
+        with torch.no_grad():
+            return generator(z, label, **inputs)
+
+    assert torch.equal(image(0.3, 0.2, noise="fine"), image(0.3, 0.0))
+    assert torch.equal(image(0.3, 0.2, noise="coarse"), image(0.0, 0.2))
+    assert torch.equal(image(0.3, 0.2, noise="none"), image(0.0, 0.0))
+    anew = image(0.3, 0.2, noise_seed=1)
+    assert torch.equal(anew, image(0.3, 0.2, noise_seed=1)) and not torch.equal(anew, image(0.3, 0.2))
+    assert config.problems(LARGE) == []
+    (problem,) = GanConfig(sampling=SamplingConfig(noise="none")).problems(LARGE)
+    assert problem.startswith("model.sampling.noise: dcgan has no noise")
+
+
 def test_truncated_styles_lie_between_their_mean_and_themselves() -> None:
     """psi 1 changes nothing; psi 0 gives one image, whatever the latent."""
     family = stylegan().build(DATA)

@@ -17,6 +17,7 @@ from sfumato.core.schedules import LearningRate
 from sfumato.errors import ConfigError
 from sfumato.families.gan.blocks import Score, with_planes
 from sfumato.families.gan.config import GanConfig
+from sfumato.families.gan.consolidation import Consolidation, ConsolidationConfig
 from sfumato.families.gan.game import spread
 from sfumato.families.gan.gradients import r1_exact
 from sfumato.families.gan.losses import LOSSES
@@ -292,3 +293,82 @@ def test_replay_of_unknown_classes_or_by_a_batch_normalised_generator_is_refused
     assert "set model.network.generator_norm=group" in line
     with pytest.raises(ValidationError, match="in the order of their images"):
         ReplayConfig.model_validate({"stages": [*stages["stages"], *stages["stages"]]})
+
+
+class Quadratic(torch.nn.Module):
+    """Row i's loss is a_i . theta, so that its squared gradient is known."""
+
+    def __init__(self, theta: list[float]) -> None:
+        super().__init__()
+        self.theta = torch.nn.Parameter(torch.tensor(theta))
+
+
+def test_consolidation_balances_two_quadratic_tasks_as_the_closed_form_does() -> None:
+    """Task 2 alone pulls weights to b; held, they end at (b + weight F theta*) / (1 + weight F)."""
+    config = ConsolidationConfig(weight=3.0, stages=(8,), images=4, share=1)
+    held, model, kept = Consolidation(config), Quadratic([0.5, -1.0, 2.0]), Quadratic([0.5, -1.0, 2.0])
+    state = held.first(model)
+    slopes_B3 = torch.tensor([[1.0, 0.0, 2.0], [3.0, 1.0, 0.0]])
+
+    def at(images: int) -> Progress:
+        return Progress(step=0, images=images, total_images=100, batch=2, state=state)
+
+    assert held.sums(model, slopes_B3 @ model.theta, at(2), rng(2)) == {}, "before the window"
+    for images in (4, 6):
+        assert held.penalty(model, kept, at(images)) is None
+        sums = held.sums(model, slopes_B3 @ model.theta, at(images), rng(2))
+        halves = [held.sums(model, slopes_B3[[row]] @ model.theta, at(images), rng(1)) for row in (0, 1)]
+        for name, value in sums.items():
+            torch.testing.assert_close(halves[0][name] + halves[1][name], value)
+        state = held.advance(state, sums, at(images + 2))
+    fisher = slopes_B3.square().mean(0)
+    torch.testing.assert_close(state["consolidation.fisher.0"], fisher)
+    assert not state["consolidation.squares.0"].any() and not state["consolidation.rows"]
+
+    aim = torch.tensor([2.0, 3.0, -1.0])
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=50)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        penalty = held.penalty(model, kept, at(8))
+        assert penalty is not None
+        loss = (model.theta - aim).square().sum() / 2 + penalty
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    star = kept.theta.detach()
+    expected = (aim + 3 * fisher * star) / (1 + 3 * fisher)
+    torch.testing.assert_close(model.theta.detach(), expected, rtol=1e-5, atol=1e-5)
+    assert abs(float(expected[0] - star[0])) < 0.1 < abs(float(expected[1] - star[1])), "important, less so"
+
+
+def test_a_generator_is_held_from_the_end_of_a_stage_on() -> None:
+    family = gan({"consolidation": {"stages": [4], "images": 4, "weight": 2.0, "share": 1}}).build(DATA)
+    nets, rows = build(family), {"image": torch.zeros(4, 1, 8, 8), "label": torch.arange(4) % 3}
+    phase = next(phase for phase in family.phases if phase.name == "generator")
+    assert phase.reads_weights and EARLIER in family.nets
+    before = Progress(step=0, images=0, total_images=8, batch=4, state=family.state)
+    out = phase.loss(nets, rows, before, rng(4))
+    fisher = [torch.zeros_like(p) for p in nets["generator"].parameters()]
+    for loss in phase.loss(nets, rows, before, rng(4)).loss_B:  # one by one, by backward
+        nets["generator"].zero_grad()
+        loss.backward(retain_graph=True)
+        for total, p in zip(fisher, nets["generator"].parameters(), strict=True):
+            total += p.grad.square() / 4
+    after = Progress(step=1, images=4, total_images=8, batch=4)
+    state = family.advance(family.state, out.sums, after)
+    after = Progress(step=1, images=4, total_images=8, batch=4, state=state)
+    with torch.no_grad():
+        for p in nets["generator"].parameters():
+            p += 0.1
+    held = phase.loss(nets, rows, after, rng(4))
+    expected = sum(float(f.sum()) for f in fisher) * 0.01  # weight 2, halved
+    assert float(held.metrics["consolidation"]) == pytest.approx(expected, rel=1e-4)
+    assert "consolidation" not in out.metrics
+
+
+def test_consolidation_whose_stages_are_not_those_of_replay_is_refused() -> None:
+    replay = {"stages": [{"images": 8, "classes": [0]}]}
+    (line,) = gan({"replay": replay, "consolidation": {"stages": [9]}}).problems(DATA)
+    assert line == "model.objective.consolidation.stages: [9], and those of replay end at [8]; use the same"

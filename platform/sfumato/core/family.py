@@ -110,6 +110,8 @@ class Phase:
     whether it runs or not. `second_order` declares that the loss differentiates through a gradient (R1,
     WGAN-GP), which some strategies cannot do. `float32` declares that it takes differences of nearly equal
     outputs, which bfloat16 would round away: it runs without autocast, whatever the recipe's precision.
+    `reads_weights` declares that it uses the network's parameters beside calling it, which strategies that
+    spread them do not allow.
     `clip_grad_norm` is the largest norm of its gradient (None: any), unless the recipe's
     `train.clip_grad_norm` gives one.
     """
@@ -123,6 +125,7 @@ class Phase:
     stop_images: int | None = None
     second_order: bool = False
     float32: bool = False
+    reads_weights: bool = False
     clip_grad_norm: float | None = 1.0
 
 
@@ -211,6 +214,31 @@ class HasLatent(Protocol):
 
         A conditional model uses the request's conditions.
         """
+        ...
+
+
+@runtime_checkable
+class HasStyles(Protocol):
+    """A family that makes one style of a latent vector for each of `style_layers` layers; 0: this member
+    does not."""
+
+    @property
+    def style_layers(self) -> int: ...
+
+    def latents(self, nets: Nets, options: Any, progress: Progress, rng: SampleRng) -> Tensor:
+        """See `HasLatent`."""
+        ...
+
+    def decode_mixed(
+        self,
+        nets: Nets,
+        z_ND: Tensor,
+        other_ND: Tensor,
+        layers: range,
+        request: SampleRequest,
+        progress: Progress,
+    ) -> Tensor:
+        """Images as those of `HasLatent.decode_latents`, with the other vectors' styles in these layers."""
         ...
 
 

@@ -18,6 +18,7 @@ class Feature(Enum):
     RECOMPUTE = "activation checkpointing"
     COMPILE = "torch.compile"
     SECOND_ORDER = "second-order losses"
+    READ_WEIGHTS = "losses that read weights"
     OFFLOAD = "offload to host memory"
     RESHARD = "choice of resharding"
     HYBRID = "replicas of sharded groups"

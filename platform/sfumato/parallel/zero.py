@@ -34,7 +34,7 @@ class Zero(Ddp):
     """The common part of the stages."""
 
     stage: ClassVar[int]
-    features = (Ddp.features - {Feature.COMPILE, Feature.WHOLE_MATRICES}) | {
+    features = (Ddp.features - {Feature.COMPILE, Feature.WHOLE_MATRICES, Feature.READ_WEIGHTS}) | {
         Feature.OFFLOAD,
         Feature.SHARDED_OPTIMIZER,
     }

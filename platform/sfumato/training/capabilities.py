@@ -43,12 +43,7 @@ def phase_problems(phases: Sequence[Phase], parallel: ParallelSettings) -> list[
     return rounded + [
         problem
         for phase in phases
-        if phase.second_order
-        for problem in refusals(
-            STRATEGIES[parallel.strategy],
-            {Feature.SECOND_ORDER: f"phase {phase.name!r} differentiates through a gradient"},
-            STRATEGIES.values(),
-        )
+        for problem in refusals(STRATEGIES[parallel.strategy], _needs(phase), STRATEGIES.values())
     ]
 
 
@@ -106,6 +101,16 @@ def _wanted(train: TrainSettings, parallel: ParallelSettings) -> dict[Feature, s
         Feature.COMPILE: train.compile and "train.compile=true",
     }
     return {feature: field for feature, field in asked.items() if field} | parallel.wanted()
+
+
+def _needs(phase: Phase) -> dict[Feature, str]:
+    """The features that a phase asks for, each with why."""
+    asked = {
+        Feature.SECOND_ORDER: phase.second_order
+        and f"phase {phase.name!r} differentiates through a gradient",
+        Feature.READ_WEIGHTS: phase.reads_weights and f"phase {phase.name!r} reads its network's weights",
+    }
+    return {feature: why for feature, why in asked.items() if why}
 
 
 def _own_problems(strategy: type[Strategy], parallel: ParallelSettings) -> list[str]:

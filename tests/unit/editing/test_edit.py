@@ -25,6 +25,7 @@ from sfumato.editing.operations.img2img import Img2Img
 from sfumato.editing.operations.inpaint import repainted
 from sfumato.editing.operations.interpolate import Interpolate, between
 from sfumato.editing.operations.invert import Invert
+from sfumato.editing.operations.style_mix import StyleMix
 from sfumato.editing.output import Output, write_rows
 from sfumato.families import config_class
 from sfumato.sampling.model_folder import save_model_folder
@@ -185,6 +186,26 @@ def test_interpolation_leads_through_samples(family: str, tmp_path: Path) -> Non
     folder = write_rows(tmp_path / "out", model, rows, {}, overwrite=False)
     with Image.open(folder / "animation.webp") as animation:
         assert animation.n_frames == 6
+
+
+def test_a_table_of_mixed_styles_has_samples_on_its_edges(tmp_path: Path) -> None:
+    data = DataSpec(1, 8, 8, ("zero", "one"))
+    model = model_of(config_class("gan").variants()["stylegan2"], data)
+    source = model.takes.source(labels=1)
+    layers = model.family.style_layers  # type: ignore[attr-defined]
+    operation = StyleMix(rows=2, columns=3, first=0, last=layers - 1)
+    rows = list(operation.drawn(model, source, model.options(), seed=5))
+    assert [row.shape for row in rows] == [(4, 8, 8, 1)] * 3 and (rows[0][0] == 255).all()
+    samples = model.sample(5, seed=5, labels=1).astype(int)
+    assert np.abs(rows[0][1:] - samples[:3]).max() <= 1, "the columns' samples"
+    for at, row in enumerate(rows[1:], 3):
+        assert np.abs(row[0] - samples[at]).max() <= 1, "the row's sample"
+        assert np.abs(row[1:] - samples[:3]).max() <= 1, "which give every style"
+    write_rows(tmp_path / "out", model, rows, {}, overwrite=False)
+    (problem,) = StyleMix(last=layers).problems(model, model.options())
+    assert f"0 to {layers - 1}" in problem
+    (problem,) = StyleMix().problems(model_of(config_class("gan").tiny(), data), model.options())
+    assert "has no styles" in problem
 
 
 @pytest.fixture

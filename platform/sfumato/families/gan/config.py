@@ -195,6 +195,23 @@ class GanConfig(FamilyConfig):
             return [f"{field}: {missing}; set model.network.generator_norm=group"]
         return []
 
+    def _consolidation_problems(self) -> list[str]:
+        held, replay, field = (
+            self.objective.consolidation,
+            self.objective.replay,
+            "model.objective.consolidation",
+        )
+        if held is None:
+            return []
+        if self.text is not None:
+            return [f"{field}: holds models of classes, and this one follows texts; leave it out"]
+        ends = () if replay is None else tuple(stage.images for stage in replay.stages)
+        if replay is not None and ends != held.stages:
+            return [
+                f"{field}.stages: {list(held.stages)}, and those of replay end at {list(ends)}; use the same"
+            ]
+        return []
+
     def _remedy_problems(self, data: DataSpec) -> list[str]:
         """Remedies that the chosen networks have no part for, and settings without effect."""
         objective, network, found = self.objective, self.network, []
@@ -223,22 +240,13 @@ class GanConfig(FamilyConfig):
             found.append(
                 "model.objective.gradient_penalty_centre: no effect without gradient_penalty; leave it out"
             )
-        if self.sampling.psi is not None and not network.styles:
-            found.append(
-                f"model.sampling.psi: {network.kind} has no styles; use sampling.truncation, which shortens "
-                "latents"
-            )
-        if (self.sampling.distance or self.sampling.direction) and not network.styles:
-            found.append(
-                f"model.sampling.distance: {network.kind} has no styles to move; use stylegan2 or stylegan, "
-                "or leave it out"
-            )
+        found += self.sampling.style_problems(network.kind, styles=network.styles, noisy=network.noisy)
         if objective.consistency is not None and network.norms[1] == "batch":
             found.append(
                 "model.objective.consistency: compares scores of single images, which "
                 "model.network.discriminator_norm=batch mixes; set that to spectral or none"
             )
-        found += self._replay_problems(data)
+        found += self._replay_problems(data) + self._consolidation_problems()
         if objective.augmentation is not None:
             found += objective.augmentation.problems(data)
         return found

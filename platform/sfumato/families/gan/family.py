@@ -15,6 +15,7 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng, seeded
 from sfumato.core.state import State
 from sfumato.families.gan.config import GanConfig
+from sfumato.families.gan.consolidation import Consolidation
 from sfumato.families.gan.following import PowerIterations, RunningStatistics
 from sfumato.families.gan.game import Game
 from sfumato.families.gan.path_length import PathLength
@@ -23,7 +24,7 @@ from sfumato.families.gan.sampling import SamplingConfig, Statistics, latents
 
 
 class GanFamily:
-    """Implements `core.family.Family`, `HasLatent`, `HasPlacement` and `core.state.HasState`."""
+    """Implements `core.family.Family`, `HasLatent`, `HasStyles`, `HasPlacement` and `core.state.HasState`."""
 
     samplers: Sequence[str] = ("ema",)
 
@@ -37,7 +38,10 @@ class GanFamily:
         self._iterations = PowerIterations() if config.spectral_norm == "power_iteration" else None
         path_length = config.objective.path_length
         self._path_length = PathLength(path_length) if path_length is not None else None
-        self._game = Game(config, data, self._classes, self._running, self._iterations, self._path_length)
+        held = config.objective.consolidation
+        self._consolidation = Consolidation(held) if held is not None else None
+        followers = (self._running, self._iterations, self._path_length, self._consolidation)
+        self._game = Game(config, data, self._classes, *followers)
         self.nets: Mapping[str, NetSpec] = {
             "generator": Trainable(
                 build=self._build_generator,
@@ -49,9 +53,9 @@ class GanFamily:
             ),
             "ema": EmaOf(source="generator", decay=config.ema.decay),
         }
-        replay = config.objective.replay
-        if replay is not None:
-            self.nets = {**self.nets, EARLIER: EmaOf(source="generator", decay=replay.decay)}
+        keeps = config.objective.replay or held
+        if keeps is not None:
+            self.nets = {**self.nets, EARLIER: EmaOf(source="generator", decay=keeps.decay)}
         self.phases: Sequence[Phase] = self._make_phases()
         self.state: State = self._first_state()
 
@@ -76,6 +80,8 @@ class GanFamily:
                 found |= self._running.first(self._build_generator())
             if self._iterations is not None:
                 found |= self._iterations.first(self._build_discriminator())
+            if self._consolidation is not None:
+                found |= self._consolidation.first(self._build_generator())
         if self._path_length is not None:
             found |= self._path_length.first()
         if self._augmentation is not None:
@@ -83,13 +89,14 @@ class GanFamily:
         return found
 
     def advance(self, state: State, sums: State, progress: Progress) -> State:
-        """Running averages, carried vectors and the augmentation's strength after a step."""
+        """Running averages, carried vectors, the strength of augmentation, Fisher information."""
         found = self._config.network.advance(state, sums, progress)
         for each in (self._running, self._iterations, self._path_length):
             if each is not None:
                 found |= each.advance(state, sums)
-        if self._augmentation is not None:
-            found |= self._augmentation.advance(state, sums, progress)
+        for changing in (self._augmentation, self._consolidation):
+            if changing is not None:
+                found |= changing.advance(state, sums, progress)
         return found
 
     def _make_phases(self) -> list[Phase]:
@@ -106,7 +113,13 @@ class GanFamily:
                 float32=any(each.float32 for each in joined),
                 clip_grad_norm=None,
             ),
-            Phase(name="generator", trains="generator", loss=game.generate, clip_grad_norm=None),
+            Phase(
+                name="generator",
+                trains="generator",
+                loss=game.generate,
+                clip_grad_norm=None,
+                reads_weights=objective.consolidation is not None,
+            ),
         ]
         phases += [
             Phase(
@@ -160,6 +173,29 @@ class GanFamily:
         """The averaged generator's images [N, C, H, W]; `shown` are further inputs of it."""
         # Where no tanh keeps them inside, training sees what lies outside.
         return self._decoded(nets, z_ND, request, progress, **shown).clamp(-1, 1)
+
+    @property
+    def style_layers(self) -> int:
+        """See `core.family.HasStyles`."""
+        return self._config.network.style_layers(self._data)
+
+    def decode_mixed(
+        self,
+        nets: Nets,
+        z_ND: Tensor,
+        other_ND: Tensor,
+        layers: range,
+        request: SampleRequest,
+        progress: Progress,
+    ) -> Tensor:
+        """See `core.family.HasStyles`; for networks with `styles`."""
+        second = other_ND.to(next(nets["ema"].parameters()).device)
+        crossing, until = (
+            torch.full((len(z_ND),), at, device=second.device) for at in (layers.start, layers.stop)
+        )
+        return self.decode_latents(
+            nets, z_ND, request, progress, second=second, crossing=crossing, until=until
+        )
 
     @property
     def places(self) -> bool:

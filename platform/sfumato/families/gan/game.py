@@ -13,11 +13,13 @@ from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
 from sfumato.families.gan.config import GanConfig
+from sfumato.families.gan.consolidation import Consolidation
 from sfumato.families.gan.following import PowerIterations, RunningStatistics
 from sfumato.families.gan.gradients import gradient_norm, mixed
 from sfumato.families.gan.networks import Generated, Judged
 from sfumato.families.gan.path_length import MEAN, PathLength, path_lengths
 from sfumato.families.gan.penalties import Penalty
+from sfumato.families.gan.replay import EARLIER
 from sfumato.families.gan.slopes import SlopePenalty
 
 TINY = 1e-6
@@ -35,12 +37,14 @@ class Game:
         running: RunningStatistics | None,
         iterations: PowerIterations | None,
         path_length: PathLength | None,
+        consolidation: Consolidation | None,
     ) -> None:
         self._config, self._data, self._classes = config, data, classes
         self._network, self._objective = config.network, config.objective
         self._loss = config.objective.loss
         self._augmentation = config.objective.augmentation
         self._running, self._iterations, self._path_length = running, iterations, path_length
+        self._consolidation = consolidation
         self._classifies = bool(classes) and config.network.classifies
 
     def discriminate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
@@ -116,7 +120,14 @@ class Game:
             loss_B = loss_B + objective.class_weight * _unlikely(fake)
         if made.penalty is not None:
             loss_B = loss_B + self._network.penalised * made.penalty
-        return LossOut(loss_B, {"spread": spread(made.image_BCHW, batch["image"])}, sums)
+        metrics = {"spread": spread(made.image_BCHW, batch["image"])}
+        if self._consolidation is not None:
+            sums |= self._consolidation.sums(generator, loss_B, progress, rng)
+            held = self._consolidation.penalty(generator, nets[EARLIER], progress)
+            if held is not None:
+                loss_B = loss_B + held
+                metrics["consolidation"] = held.detach()
+        return LossOut(loss_B, metrics, sums)
 
     def penalise(self, penalty: Penalty, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """A penalty on the discriminator, times the number of steps that it represents."""

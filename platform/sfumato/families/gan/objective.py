@@ -11,6 +11,7 @@ from sfumato.core.earlier_defaults import Before
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.families.gan.augmentations import AUGMENTATIONS, Augmentation
 from sfumato.families.gan.consistency import ConsistencyConfig
+from sfumato.families.gan.consolidation import ConsolidationConfig
 from sfumato.families.gan.losses import LOSSES, Loss
 from sfumato.families.gan.losses.nonsaturating import Nonsaturating
 from sfumato.families.gan.path_length import PathLengthConfig
@@ -97,6 +98,13 @@ class ObjectiveConfig(Config):
         exclude_if=lambda value: value is None,
         description="Images of an earlier self in the place of some real ones, against forgetting with "
         "data.curriculum (Shin et al. 2017); null leaves it out.",
+    )
+
+    consolidation: ConsolidationConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Hold the generator's weights where stages of data.curriculum left them, each as firmly "
+        "as the stage needs it (elastic weight consolidation, Kirkpatrick et al. 2017); null leaves it out.",
     )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -48,12 +49,44 @@ class SamplingConfig(Config):
         description="How far styles are moved in that direction; a sweep over it, such as -6,-3,0,3,6, shows "
         "what it changes.",
     )
+    noise: Literal["all", "none", "coarse", "fine"] = Field(
+        "all",
+        exclude_if=lambda value: value == "all",
+        description="Layers that get noise: those of the lower half of the sides are coarse, the others fine "
+        "(Karras et al. 2019, fig. 5); networks with noise, stylegan and stylegan2.",
+    )
+    noise_seed: int = Field(
+        0,
+        ge=0,
+        exclude_if=lambda value: value == 0,
+        description="Which noise the layers get, the same for all images; a sweep over it shows what noise "
+        "decides (Karras et al. 2019, fig. 4).",
+    )
     statistics: int = Field(
         512,
         ge=64,
         multiple_of=64,
         description="Generated images whose statistics batch normalisation uses in sampling.",
     )
+
+    def style_problems(self, kind: str, *, styles: bool, noisy: bool) -> list[str]:
+        """Options that generators of this kind have no part for, one line each."""
+        found = []
+        if self.psi is not None and not styles:
+            found.append(
+                f"model.sampling.psi: {kind} has no styles; use sampling.truncation, which shortens latents"
+            )
+        if (self.distance or self.direction) and not styles:
+            found.append(
+                f"model.sampling.distance: {kind} has no styles to move; use stylegan2 or stylegan, or leave "
+                "it out"
+            )
+        if (self.noise != "all" or self.noise_seed) and not noisy:
+            found.append(
+                f"model.sampling.noise: {kind} has no noise in its layers; use stylegan2 or stylegan, or "
+                "leave noise and noise_seed out"
+            )
+        return found
 
 
 def latents(rng: SampleRng, size: int, truncation: float | None) -> Tensor:

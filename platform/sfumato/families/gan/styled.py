@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.progress import Progress
-from sfumato.core.rng import Rng, SampleRng
+from sfumato.core.rng import Rng, SampleRng, seeded
 from sfumato.core.seeds import derive
 from sfumato.families.gan.networks import DiscriminatorNet, NetworkConfig
 from sfumato.families.gan.sampling import SamplingConfig, class_of
@@ -33,6 +33,7 @@ class StyledConfig(NetworkConfig):
     """Sizes of both networks."""
 
     styles: ClassVar[bool] = True
+    noisy: ClassVar[bool] = True
     channel_base: int = Field(
         16_384, ge=1, description="Channels at a side, times the side; 32,768 for the largest networks."
     )
@@ -84,6 +85,10 @@ class StyledConfig(NetworkConfig):
         """Of the layers at this side."""
         return max(1, min(self.channel_base // side, self.channel_max))
 
+    def style_layers(self, data: DataSpec) -> int:
+        """The last style is that of the image's colours."""
+        return len(self.layers(data)) + 1
+
     @abstractmethod
     def layers(self, data: DataSpec) -> tuple[int, ...]:
         """The sides of the generator's styled layers, first to last; each takes a style and noise."""
@@ -111,8 +116,7 @@ class StyledConfig(NetworkConfig):
         """Noise for every layer, a second latent, and from which layer on its style counts."""
         layers = self.layers(data)
         noise = [rng.normal(1, side, side) for side in layers]
-        # The last style is that of the image's colours.
-        return {"noise": noise, **self.mixed(len(layers) + 1, latent, rng)}
+        return {"noise": noise, **self.mixed(self.style_layers(data), latent, rng)}
 
     def mixed(self, styles: int, latent: int, rng: Rng) -> dict[str, Any]:
         """Of so many styles: a second latent, and from which one on it counts."""
@@ -125,8 +129,8 @@ class StyledConfig(NetworkConfig):
     def sampling_inputs(
         self, generator: nn.Module, latent: int, classes: int, progress: Progress, options: SamplingConfig
     ) -> Mapping[str, Any]:
-        """Where truncation pulls styles to, and how far."""
-        moved = directions(generator, options)
+        """Where truncation pulls styles to, and how far; other noise than the usual."""
+        moved = {**directions(generator, options), **_noise(generator, options)}
         if options.psi is None:
             return moved
         device = next(generator.parameters()).device
@@ -159,3 +163,19 @@ class StyledConfig(NetworkConfig):
             "network.kind=r3gan or resnet"
         )
         return [problem]
+
+
+def _noise(generator: nn.Module, options: SamplingConfig) -> dict[str, Any]:
+    """The noise of every layer [1, side, side], zero where the options leave it out; empty for the usual."""
+    if options.noise == "all" and not options.noise_seed:
+        return {}
+    usual = [buffer for name, buffer in generator.named_buffers() if name.rpartition(".")[2] == "fixed"]
+    sides = sorted({each.shape[-1] for each in usual})
+    coarse, found = sides[: len(sides) // 2], []
+    for at, each in enumerate(usual):
+        if options.noise_seed:
+            with seeded("noise of sampling", options.noise_seed, at):
+                each = torch.randn(each.shape).to(each.device)
+        half = "coarse" if each.shape[-1] in coarse else "fine"
+        found.append(each if options.noise in ("all", half) else torch.zeros_like(each))
+    return {"noise": found}

@@ -68,23 +68,30 @@ class StyledGenerator(GeneratorNet):
         *,
         second: Tensor | None = None,
         crossing: Tensor | None = None,
+        until: Tensor | None = None,
         psi: float | None = None,
         centre: Tensor | None = None,
         moved: Tensor | None = None,
         **inputs: Any,
     ) -> Tensor:
-        """One style for each layer [B, layers, style]: truncated, moved, and mixed with those of others."""
-        w_BS = self.mapping(z_BD, label_B)
-        if psi is not None and centre is not None:
-            w_BS = centre + psi * (w_BS - centre)
-        if moved is not None:
-            w_BS = w_BS + moved
-        styles_BLS: Tensor = w_BS[:, None].expand(-1, self.styles, -1)
+        """One style for each layer [B, layers, style]: truncated, moved, and mixed with those of others.
+
+        Layers from `crossing` [B] on, and before `until` [B] if it is given, have the styles of `second`.
+        """
+
+        def style(latent_BD: Tensor) -> Tensor:
+            w_BS: Tensor = self.mapping(latent_BD, label_B)
+            if psi is not None and centre is not None:
+                w_BS = centre + psi * (w_BS - centre)
+            return w_BS if moved is None else w_BS + moved
+
+        styles_BLS = style(z_BD)[:, None].expand(-1, self.styles, -1)
         if second is not None and crossing is not None:
             layers_L = torch.arange(self.styles, device=z_BD.device)
-            late_BL = layers_L >= crossing[:, None]
-            other_BS = self.mapping(second, label_B)
-            styles_BLS = torch.where(late_BL[:, :, None], other_BS[:, None], styles_BLS)
+            taken_BL = layers_L >= crossing[:, None]
+            if until is not None:
+                taken_BL = taken_BL & (layers_L < until[:, None])
+            styles_BLS = torch.where(taken_BL[:, :, None], style(second)[:, None], styles_BLS)
         return styles_BLS
 
     @abstractmethod

@@ -40,6 +40,7 @@ def variants() -> dict[str, dict[str, Any]]:
     found["replay"] = _member(
         PLAIN, consistency={}, replay={"stages": [{"images": 1, "classes": [0]}]}, r1={"every": 2}
     )
+    found["consolidation"] = _member(PLAIN, consolidation={"stages": [64], "images": 64, "share": 0.05})
     auxiliary = {**PLAIN, "label_score": "auxiliary"}
     found["auxiliary"] = _member(
         auxiliary, augmentation="diffaugment", feature_matching=1.0, penalties=[{"kind": "r2", "every": 2}]

@@ -48,7 +48,7 @@ class Fsdp(Sharded):
     name = "fsdp"
     Settings = FsdpSettings
     about = "1/N of parameters, gradients, optimizer state and averages"
-    features = Ddp.features | {
+    features = (Ddp.features - {Feature.READ_WEIGHTS}) | {
         Feature.BF16_PARAMETERS,
         Feature.OFFLOAD,
         Feature.RESHARD,

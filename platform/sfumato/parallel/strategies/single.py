@@ -46,6 +46,7 @@ class Single(Strategy):
             Feature.RECOMPUTE,
             Feature.COMPILE,
             Feature.SECOND_ORDER,
+            Feature.READ_WEIGHTS,
             Feature.ADAPTERS,
             Feature.WHOLE_MATRICES,
         }

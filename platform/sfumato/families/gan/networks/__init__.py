@@ -135,6 +135,8 @@ class NetworkConfig(Component, ABC):
     """Whether the generator maps latents to styles first: path length, truncation of styles."""
     judges: ClassVar[bool] = False
     """Whether the discriminator also gives features, and classes with an auxiliary classifier."""
+    noisy: ClassVar[bool] = False
+    """Whether the generator's layers get noise."""
     places: ClassVar[bool] = False
     """Whether the generator takes `placed`, which moves and turns what an image shows."""
     measures: ClassVar[bool] = False
@@ -187,6 +189,10 @@ class NetworkConfig(Component, ABC):
         """Whether classes enter both networks through embeddings alone, so that texts may take their
         place."""
         return True
+
+    def style_layers(self, data: DataSpec) -> int:
+        """How many layers take a style, that of the image's colours among them; 0 without `styles`."""
+        return 0
 
     def generator_inputs(
         self, data: DataSpec, latent: int, progress: Progress, rng: Rng

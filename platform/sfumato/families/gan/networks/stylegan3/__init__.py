@@ -35,6 +35,7 @@ class StyleGan3Config(StyledConfig):
     """Styles that modulate convolutions of signals without aliasing (Karras et al. 2021)."""
 
     kind: Literal["stylegan3"] = Field("stylegan3", description="Selects StyleGAN3.")
+    noisy: ClassVar[bool] = False
     places: ClassVar[bool] = True
     measures: ClassVar[bool] = True
     configuration: Literal["t", "r"] = Field(
@@ -62,6 +63,10 @@ class StyleGan3Config(StyledConfig):
     def layers(self, data: DataSpec) -> tuple[int, ...]:
         """None takes noise."""
         return ()
+
+    def style_layers(self, data: DataSpec) -> int:
+        """The Fourier features, the layers, and the colours."""
+        return self.depth + 2
 
     def build_generator(self, data: DataSpec, *, latent: int, classes: int) -> GeneratorNet:
         """See `generator.py`."""
@@ -128,7 +133,7 @@ class StyleGan3Config(StyledConfig):
         """The magnitudes; with `mixing`, a second latent and from which layer on its style counts."""
         return {
             "magnitudes": progress.state[MAGNITUDES].float(),
-            **self.mixed(self.depth + 2, latent, rng),
+            **self.mixed(self.style_layers(data), latent, rng),
         }
 
     def sampling_inputs(
