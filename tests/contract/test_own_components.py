@@ -17,10 +17,10 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing.pack import pack
 from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError
-from sfumato.evaluation.block_store import BlockStore
-from sfumato.evaluation.blocks import Task
+from sfumato.evaluation.blocks.block import Task
+from sfumato.evaluation.blocks.store import BlockStore
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.stage import evaluate
 from sfumato.parallel import Placement, make
 from sfumato.recipe import Recipe

@@ -17,7 +17,7 @@ import sfumato
 from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.stage import evaluate
 from sfumato.sampling.generator import Generator
 

@@ -13,9 +13,9 @@ from tiny_evaluation import reference_features
 
 from sfumato.data.packing.pack import pack
 from sfumato.errors import DataError
-from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.features.extractor import Extracted
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.feature_cache import FeatureCache
+from sfumato.evaluation.references.reference import PackedReference
 
 
 class Corners:

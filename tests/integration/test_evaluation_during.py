@@ -9,7 +9,7 @@ import pytest
 
 from sfumato import recipe as recipes
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.stage import evaluate
 from sfumato.families.flow import Config
 from sfumato.runtime.commands import stages

@@ -21,7 +21,7 @@ from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.images import Resized, open_images
 from sfumato.evaluation.metrics import all_metrics
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.report import read_report
 from sfumato.evaluation.stage import evaluate
 from sfumato.families.diffusion import Config as Diffusion

@@ -21,18 +21,18 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing.pack import pack
 from sfumato.data.reading.local_reader import read_all
 from sfumato.errors import DataError
+from sfumato.evaluation.blocks.ray_pool import RayPool
+from sfumato.evaluation.blocks.workers import InProcess, Workers
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.features.classifier import ClassifierExtractor
 from sfumato.evaluation.features.classifier_network import Classifier
 from sfumato.evaluation.features.extractor import Extracted, Extractor
 from sfumato.evaluation.image_set import ImageBlock
-from sfumato.evaluation.ray_pool import RayPool
-from sfumato.evaluation.reference import PackedReference
-from sfumato.evaluation.reference_features import ReferenceFeatures
+from sfumato.evaluation.references.feature_cache import FeatureCache
+from sfumato.evaluation.references.features import ReferenceFeatures
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.stage import evaluate
 from sfumato.evaluation.store import digest
-from sfumato.evaluation.workers import InProcess, Workers
 from sfumato.families.flow.config import FlowConfig
 
 settings = partial(tiny_evaluation.settings, cpus_per_actor=0.5)

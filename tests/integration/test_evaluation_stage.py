@@ -31,7 +31,7 @@ from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.features.classifier import ClassifierKind, ClassifierOptions
 from sfumato.evaluation.metrics.lpips import Lpips
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.source import Drawn
 from sfumato.evaluation.stage import evaluate
@@ -216,7 +216,7 @@ import sys, time
 from pathlib import Path
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.stage import evaluate
 settings, model, data, out, cache = sys.argv[1:]
 
@@ -427,7 +427,7 @@ def test_failures_in_a_worker_reach_the_user_in_one_line(
     with pytest.raises(SfumatoError) as theirs:
         play(digits_data, tmp_path / "b", cache, actors=1, crash="boom")
     assert str(theirs.value) == "an actor failed: RuntimeError: boom"
-    monkeypatch.setattr("sfumato.evaluation.ray_pool.RESTARTS", 1)
+    monkeypatch.setattr("sfumato.evaluation.blocks.ray_pool.RESTARTS", 1)
     with pytest.raises(SfumatoError, match="an actor died 2 times") as dead:
         play(digits_data, tmp_path / "c", cache, actors=1, die=True)
     assert "\n" not in str(dead.value)

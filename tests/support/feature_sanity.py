@@ -21,7 +21,7 @@ from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.metric_options import MetricOptions, MetricSettings
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.kid import KidSettings
-from sfumato.evaluation.reference import ImageBlock
+from sfumato.evaluation.references.reference import ImageBlock
 
 U8 = NDArray[np.uint8]
 Labels = NDArray[np.int64]

@@ -10,13 +10,13 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.family import FamilyConfig
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
+from sfumato.evaluation.blocks.workers import InProcess
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extractor
-from sfumato.evaluation.reference import Reference
-from sfumato.evaluation.reference_features import ReferenceFeatures
-from sfumato.evaluation.workers import InProcess
+from sfumato.evaluation.references.feature_cache import FeatureCache
+from sfumato.evaluation.references.features import ReferenceFeatures
+from sfumato.evaluation.references.reference import Reference
 from sfumato.sampling.model_folder import save_model_folder
 
 CLASSIFIER = {"classifier": {"seen": 6000, "base": 8, "dim": 16}}

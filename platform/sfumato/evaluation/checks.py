@@ -6,8 +6,8 @@ from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.config import AUTO, EvaluateSettings
 from sfumato.evaluation.images import check_same_kind
 from sfumato.evaluation.metrics.likelihood import digests
-from sfumato.evaluation.reference import Reference
-from sfumato.evaluation.reference_statistics import ONLY, StatisticsReference
+from sfumato.evaluation.references.reference import Reference
+from sfumato.evaluation.references.statistics import ONLY, StatisticsReference
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.selection import Offer, select
 from sfumato.evaluation.source import GivesCaptions, GivesLikelihood, SampleSource

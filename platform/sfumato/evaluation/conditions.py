@@ -12,7 +12,7 @@ from sfumato.core.batch import Texts
 from sfumato.core.columns import Kind
 from sfumato.core.conditions import LABEL, Condition, Conditions, Listed, Rows, Source, Value
 from sfumato.errors import DataError
-from sfumato.evaluation.reference import Captioned, Reference
+from sfumato.evaluation.references.reference import Captioned, Reference
 from sfumato.evaluation.statistics import Int64Array
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.pixels import from_uint8

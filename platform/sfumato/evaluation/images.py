@@ -27,7 +27,7 @@ from sfumato.data.packing.resizing import pixels_of, upright
 from sfumato.data.packing.unpacked import InPlace
 from sfumato.errors import DataError
 from sfumato.evaluation.image_set import ImageBlock, ImageSet
-from sfumato.evaluation.reference import Captioned, PackedReference, Reference, every_one
+from sfumato.evaluation.references.reference import Captioned, PackedReference, Reference, every_one
 from sfumato.evaluation.statistics import UInt8Array
 from sfumato.evaluation.store import digest
 from sfumato.sampling.output import LINES

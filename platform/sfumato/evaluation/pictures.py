@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sfumato.evaluation.block_plan import BlockPlan
-from sfumato.evaluation.block_store import BlockStore
-from sfumato.evaluation.blocks import Task
+from sfumato.evaluation.blocks.block import Task
+from sfumato.evaluation.blocks.plan import BlockPlan
+from sfumato.evaluation.blocks.store import BlockStore
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.neighbours.sets import nearest_reference
-from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import write_bytes
 from sfumato.provenance.door import Door

@@ -20,7 +20,7 @@ from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.images import check_same_kind, open_images
 from sfumato.evaluation.metric_inputs import EvaluationSettings, Made, MetricInput, Prepared, Setting
 from sfumato.evaluation.metric_options import MetricOptions
-from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.source import Drawn, GivesCaptions, SampleSource
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array

@@ -20,7 +20,7 @@ from sfumato.evaluation.conditions import given_by, of_block
 from sfumato.evaluation.image_set import ImageBlock
 from sfumato.evaluation.images import Resized
 from sfumato.evaluation.latents import PathSettings, Placed, Steps
-from sfumato.evaluation.reference import Captioned, Reference
+from sfumato.evaluation.references.reference import Captioned, Reference
 from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
 from sfumato.evaluation.store import digest
 from sfumato.provenance.door import Door

@@ -14,8 +14,11 @@ from dataclasses import replace
 from functools import partial
 
 from sfumato.core.allocator import keep_freed_memory
-from sfumato.evaluation.block_plan import BlockPlan, plan_blocks
-from sfumato.evaluation.block_workers import make_missing
+from sfumato.evaluation.blocks.making import make_missing
+from sfumato.evaluation.blocks.placement import actors_for
+from sfumato.evaluation.blocks.plan import BlockPlan, plan_blocks
+from sfumato.evaluation.blocks.ray_pool import workers_for
+from sfumato.evaluation.blocks.workers import Workers
 from sfumato.evaluation.checks import check_comparable, check_enough, narrowed, selected
 from sfumato.evaluation.compute import measure
 from sfumato.evaluation.config import EvaluateSettings
@@ -27,18 +30,15 @@ from sfumato.evaluation.metric_inputs import Setting
 from sfumato.evaluation.noise import noise_on
 from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
 from sfumato.evaluation.pictures import write_neighbours, write_preview
-from sfumato.evaluation.placement import actors_for
 from sfumato.evaluation.progress import once_told
-from sfumato.evaluation.ray_pool import workers_for
-from sfumato.evaluation.reference import Reference
-from sfumato.evaluation.reference_features import ReferenceFeatures
-from sfumato.evaluation.reference_statistics import StatisticsReference
+from sfumato.evaluation.references.features import ReferenceFeatures
+from sfumato.evaluation.references.reference import Reference
+from sfumato.evaluation.references.statistics import StatisticsReference
 from sfumato.evaluation.report import DEVIATIONS, TERMS, EvaluationReport
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.source import GeneratorSource, ImageSource
 from sfumato.evaluation.store import write_arrays
 from sfumato.evaluation.weakness import of_features
-from sfumato.evaluation.workers import Workers
 
 SPREAD_FROM = 20_000
 """From this many images, workers search for neighbours; below, sending the features costs more."""

@@ -52,7 +52,7 @@ def stage(root: Path, samples: int, actors: int) -> tuple[float, float]:
     """Seconds of a whole evaluation, and of these until the first block was there."""
     from sfumato.evaluation.config import EvaluateSettings
     from sfumato.evaluation.evaluation import Evaluation
-    from sfumato.evaluation.reference import PackedReference
+    from sfumato.evaluation.references.reference import PackedReference
     from sfumato.evaluation.stage import evaluate
 
     first: list[float] = []
@@ -84,7 +84,7 @@ def bare(root: Path, blocks: range) -> float:
     import torch
 
     from sfumato.evaluation.config import EvaluateSettings
-    from sfumato.evaluation.reference import PackedReference
+    from sfumato.evaluation.references.reference import PackedReference
     from sfumato.sampling.generator import Generator
     from sfumato.sampling.pixels import to_uint8
 

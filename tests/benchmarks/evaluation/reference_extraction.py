@@ -85,7 +85,7 @@ def on_actors(root: Path) -> tuple[float, float]:
 
     from sfumato.evaluation.config import EvaluateSettings
     from sfumato.evaluation.evaluation import Evaluation
-    from sfumato.evaluation.reference import PackedReference
+    from sfumato.evaluation.references.reference import PackedReference
     from sfumato.evaluation.stage import features_of_reference
 
     reference, first = PackedReference(root / "data"), []

@@ -134,7 +134,7 @@ def measured(
     """Figures with their intervals, as an evaluation of the model computes them."""
     from sfumato.evaluation.config import EvaluateSettings
     from sfumato.evaluation.evaluation import Evaluation
-    from sfumato.evaluation.reference import PackedReference
+    from sfumato.evaluation.references.reference import PackedReference
     from sfumato.evaluation.stage import evaluate
     from sfumato.sampling.model_folder import save_model_folder
 

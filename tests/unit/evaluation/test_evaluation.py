@@ -10,7 +10,7 @@ from ray import cloudpickle
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.progress import ProgressCallback, once_told
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 
 
 def of_images(data: Path, folder: Path, **fields: object) -> Evaluation:

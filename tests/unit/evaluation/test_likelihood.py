@@ -16,13 +16,13 @@ from sfumato.core.rng import seeded
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.checks import selected
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.metric_inputs import Made, Setting
 from sfumato.evaluation.metric_options import MetricOptions
 from sfumato.evaluation.metrics import likelihood
 from sfumato.evaluation.metrics.metric import MetricResult
-from sfumato.evaluation.reference import PackedReference, Reference
+from sfumato.evaluation.references.feature_cache import FeatureCache
+from sfumato.evaluation.references.reference import PackedReference, Reference
 from sfumato.evaluation.report import read_report
 from sfumato.evaluation.source import GivesLikelihood, SampleSource, load_model
 from sfumato.families.autoregressive import Config

@@ -12,7 +12,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.errors import ConfigError
-from sfumato.evaluation.reference import PackedReference, Reference
+from sfumato.evaluation.references.reference import PackedReference, Reference
 from sfumato.evaluation.source import GivesLikelihood, SampleSource, load_model
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.vae.config import VaeConfig

@@ -19,10 +19,10 @@ from sfumato.evaluation.compare.table import as_data, rows
 from sfumato.evaluation.compute import measure
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.early_stopping import BestSettings, best_of
-from sfumato.evaluation.feature_cache import FeatureCache
 from sfumato.evaluation.features.extractor import Extracted
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.noise import noise_on
+from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.report import WEAK, EvaluationReport, read_report
 from sfumato.evaluation.uncertainty import IntervalSettings
 from sfumato.evaluation.weakness import lines, of_features, of_noise, of_samples

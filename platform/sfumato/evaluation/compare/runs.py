@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.evaluation.block_store import IMAGES
-from sfumato.evaluation.feature_cache import FeatureCache
+from sfumato.evaluation.blocks.store import IMAGES
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet
+from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.report import BITS, BITS_ON_TRAINING, DEVIATIONS, TERMS, EvaluationReport
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays

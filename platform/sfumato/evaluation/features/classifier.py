@@ -36,7 +36,7 @@ from sfumato.evaluation.features.extractor import (
 from sfumato.evaluation.features.pixels import scale
 from sfumato.evaluation.images import kind_of
 from sfumato.evaluation.progress import ProgressCallback, untold
-from sfumato.evaluation.reference import PackedReference, Reference
+from sfumato.evaluation.references.reference import PackedReference, Reference
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays, write_arrays
 

@@ -37,7 +37,7 @@ from sfumato.evaluation.features.extractor import (
 )
 from sfumato.evaluation.features.pixels import scale
 from sfumato.evaluation.progress import ProgressCallback, untold
-from sfumato.evaluation.reference import Captioned, Reference
+from sfumato.evaluation.references.reference import Captioned, Reference
 from sfumato.evaluation.statistics import Float32Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays, write_arrays
 

@@ -21,7 +21,7 @@ from sfumato.evaluation.features.extractor import Extracted, FeatureKind, extrac
 from sfumato.evaluation.features.resize import bicubic, channel_problems, standardise, three_channels
 from sfumato.evaluation.features.transformers_folder import folder_given, load_folder, transformers_problems
 from sfumato.evaluation.features.weights import sha256_of
-from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.statistics import UInt8Array
 
 VARIABLE = "SFUMATO_DINOV2_WEIGHTS"

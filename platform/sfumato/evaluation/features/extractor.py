@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.evaluation.progress import Begin, ProgressCallback, silent
-from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.statistics import Float32Array, UInt8Array
 
 

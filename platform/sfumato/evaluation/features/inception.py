@@ -24,7 +24,7 @@ from sfumato.evaluation.features.extractor import Extracted, FeatureKind, extrac
 from sfumato.evaluation.features.inception_network import SIDE, InceptionV3
 from sfumato.evaluation.features.resize import bicubic, channel_problems, tensorflow_bilinear, three_channels
 from sfumato.evaluation.features.weights import WeightsFile, sha256_of
-from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.statistics import UInt8Array
 
 WEIGHTS = WeightsFile(

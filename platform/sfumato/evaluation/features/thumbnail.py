@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.evaluation.features.extractor import Extracted, FeatureKind
-from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.statistics import UInt8Array
 
 SIDE = 8

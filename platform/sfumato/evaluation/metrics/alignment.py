@@ -29,7 +29,7 @@ from sfumato.evaluation.metrics.metric import (
     MetricResult,
     Topic,
 )
-from sfumato.evaluation.reference import Captioned, Reference
+from sfumato.evaluation.references.reference import Captioned, Reference
 from sfumato.evaluation.source import Drawn, GivesCaptions, Kind, SampleSource
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array

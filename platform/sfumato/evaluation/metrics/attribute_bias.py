@@ -38,7 +38,7 @@ from sfumato.evaluation.metrics.metric import (
     MetricResult,
     Topic,
 )
-from sfumato.evaluation.reference import Captioned, Reference
+from sfumato.evaluation.references.reference import Captioned, Reference
 from sfumato.evaluation.shares import FEWEST, compared
 from sfumato.evaluation.source import Drawn, GivesCaptions, SampleSource
 from sfumato.evaluation.statistics import Int64Array, UInt8Array

@@ -26,7 +26,7 @@ from sfumato.evaluation.metrics.metric import (
     MetricResult,
     TermsOf,
 )
-from sfumato.evaluation.reference import PackedReference, Reference
+from sfumato.evaluation.references.reference import PackedReference, Reference
 from sfumato.evaluation.report import BITS, BITS_ON_TRAINING
 from sfumato.evaluation.source import GivesLikelihood, Kind, SampleSource
 from sfumato.evaluation.statistics import Float64Array, Int64Array

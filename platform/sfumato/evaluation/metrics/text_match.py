@@ -33,7 +33,7 @@ from sfumato.evaluation.metrics.metric import (
     MetricResult,
     Topic,
 )
-from sfumato.evaluation.reference import Reference
+from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.source import Drawn, GivesCaptions, Kind, SampleSource
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 from sfumato.evaluation.store import Array

@@ -24,10 +24,10 @@ from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.listing import ListingSource
 from sfumato.errors import ConfigError
 from sfumato.evaluation.accepted import Limits, OfClass, judged
+from sfumato.evaluation.blocks.ray_pool import workers_for
 from sfumato.evaluation.features.classifier import ClassifierKind, ClassifierOptions
 from sfumato.evaluation.features.extractor import Extracted, Extractor
-from sfumato.evaluation.ray_pool import workers_for
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.statistics import Int64Array
 from sfumato.provenance.door import refused
 from sfumato.provenance.facts import Facts

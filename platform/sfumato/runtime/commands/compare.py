@@ -27,7 +27,7 @@ from sfumato.evaluation.compare.runs import (
     weak_figures,
 )
 from sfumato.evaluation.compare.votes import bradley_terry, win_rates, wins
-from sfumato.evaluation.feature_cache import FeatureCache
+from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.report import FILE, read_report
 from sfumato.evaluation.store import write_bytes
 from sfumato.recipe import Recipe

@@ -20,7 +20,7 @@ from sfumato.editing.edit import Edit, Editor, about_of, options_for
 from sfumato.editing.operations import OPERATIONS, Operation
 from sfumato.editing.output import Output, write_rows
 from sfumato.errors import ConfigError
-from sfumato.evaluation.ray_pool import workers_for
+from sfumato.evaluation.blocks.ray_pool import workers_for
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.commands.sample import device_of
 from sfumato.runtime.runs.display import Display

@@ -20,8 +20,8 @@ from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.images import Resize, Resized, open_images
-from sfumato.evaluation.reference import Reference
-from sfumato.evaluation.reference_statistics import (
+from sfumato.evaluation.references.reference import Reference
+from sfumato.evaluation.references.statistics import (
     StatisticsReference,
     is_statistics,
     write_statistics,

@@ -23,7 +23,7 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.errors import ConfigError
 from sfumato.evaluation.features import all_features
 from sfumato.evaluation.features.extractor import Extractor, built
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.runtime.commands.evaluate import CACHE
 
 COLUMN = "features"

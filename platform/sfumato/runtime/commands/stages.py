@@ -134,7 +134,7 @@ def evaluate(session: Session, base: Path | None = None) -> dict[str, Any]:
         return done
     from sfumato.evaluation import stage  # takes seconds to import
     from sfumato.evaluation.evaluation import Evaluation
-    from sfumato.evaluation.reference import PackedReference
+    from sfumato.evaluation.references.reference import PackedReference
     from sfumato.runtime.commands.evaluate import CACHE, result_of
 
     display.stage("evaluate")

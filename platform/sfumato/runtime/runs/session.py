@@ -17,7 +17,7 @@ from sfumato.data.packing.layout import TRAIN
 from sfumato.data.storage.filesystems import above, below
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.metrics import likelihood
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs import earlier, first_stage, from_data, moments, pretrained, sizes

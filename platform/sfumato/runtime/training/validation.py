@@ -31,7 +31,7 @@ from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.early_stopping import Point, best_of
 from sfumato.evaluation.ending import collapsed, reason_to_end
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate
 from sfumato.evaluation.weakness import fit, refusal

@@ -18,7 +18,7 @@ from sfumato.evaluation.compare.holm import holm
 from sfumato.evaluation.compare.runs import EvaluatedRun, outdated_interval, twins, unequal_balls
 from sfumato.evaluation.compare.significance import difference
 from sfumato.evaluation.compare.table import as_data, rows
-from sfumato.evaluation.feature_cache import FeatureCache
+from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.report import DEVIATIONS, TERMS, EvaluationReport
 from sfumato.evaluation.store import write_arrays
 from sfumato.runtime.commands.evaluate import comparable

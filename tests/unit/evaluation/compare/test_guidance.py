@@ -9,7 +9,7 @@ from sfumato.evaluation.compare.guidance import Point, over_guidance, trade_offs
 from sfumato.evaluation.compare.page import report_page
 from sfumato.evaluation.compare.runs import EvaluatedRun
 from sfumato.evaluation.compare.table import rows
-from sfumato.evaluation.feature_cache import FeatureCache
+from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.report import EvaluationReport
 
 

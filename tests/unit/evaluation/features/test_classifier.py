@@ -26,8 +26,8 @@ from sfumato.evaluation.features.efficientnet_lite0 import EfficientNetKind, Eff
 from sfumato.evaluation.features.pixels import shift
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
-from sfumato.evaluation.reference import PackedReference
-from sfumato.evaluation.reference_features import class_counts
+from sfumato.evaluation.references.features import class_counts
+from sfumato.evaluation.references.reference import PackedReference
 
 QUICK = ClassifierOptions(seen=1500, base=8, dim=16)
 

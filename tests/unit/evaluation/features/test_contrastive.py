@@ -18,7 +18,7 @@ from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.contrastive import ContrastiveExtractor, ContrastiveKind, ContrastiveOptions
 from sfumato.evaluation.metric_options import MetricOptions
 from sfumato.evaluation.metrics import all_metrics
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.weakness import of_features
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220), "white": (240, 240, 240)}

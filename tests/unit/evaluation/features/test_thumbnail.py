@@ -9,7 +9,7 @@ import pytest
 
 from sfumato.core.batch import DataSpec
 from sfumato.evaluation.features.thumbnail import ThumbnailExtractor, ThumbnailKind, ThumbnailOptions
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -16,7 +16,7 @@ from sfumato.data.packing.precompute import finish
 from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError
 from sfumato.evaluation.features import all_features
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.runtime.commands.precompute_jobs import jobs_of
 
 RECIPE = """

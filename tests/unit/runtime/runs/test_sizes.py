@@ -21,7 +21,7 @@ from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.folder import FolderSource
 from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError
-from sfumato.evaluation.reference import PackedReference
+from sfumato.evaluation.references.reference import PackedReference
 from sfumato.parallel import Placement
 from sfumato.parallel.strategies.single import Single
 from sfumato.recipe import Recipe

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sfumato.core.allocator import keep_freed_memory
 from sfumato.errors import CapabilityError, SfumatoError
-from sfumato.evaluation.placement import actors_for, check_placeable, no_actor
-from sfumato.evaluation.workers import Build, InProcess, R, T, Workers, WorkerSettings
+from sfumato.evaluation.blocks.placement import actors_for, check_placeable, no_actor
+from sfumato.evaluation.blocks.workers import Build, InProcess, R, T, Workers, WorkerSettings
 
 if TYPE_CHECKING:
     import ray

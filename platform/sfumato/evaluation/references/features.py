@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from sfumato.evaluation.block_store import BlockStore
-from sfumato.evaluation.feature_cache import FeatureCache
+from sfumato.evaluation.blocks.store import BlockStore
+from sfumato.evaluation.blocks.workers import Workers
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import CHUNK, Extractor, ReadsCaptions
 from sfumato.evaluation.progress import Begin, silent
-from sfumato.evaluation.reference import Captioned, Reference
-from sfumato.evaluation.reference_blocks import Extracting, Part, joined_features, parts_of
-from sfumato.evaluation.reference_statistics import StatisticsReference
+from sfumato.evaluation.references.blocks import Extracting, Part, joined_features, parts_of
+from sfumato.evaluation.references.feature_cache import FeatureCache
+from sfumato.evaluation.references.reference import Captioned, Reference
+from sfumato.evaluation.references.statistics import StatisticsReference
 from sfumato.evaluation.statistics import Float32Array, Int64Array
 from sfumato.evaluation.store import Array, digest
-from sfumato.evaluation.workers import Workers
 
 
 @dataclass(frozen=True, slots=True)

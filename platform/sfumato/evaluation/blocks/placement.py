@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from sfumato.errors import CapabilityError
-from sfumato.evaluation.workers import WorkerSettings
+from sfumato.evaluation.blocks.workers import WorkerSettings
 
 
 def actors_for(settings: WorkerSettings, tasks: int) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sfumato.errors import SfumatoError
-from sfumato.evaluation.block_store import IMAGES, LABEL, FeatureBlock
+from sfumato.evaluation.blocks.store import IMAGES, LABEL, FeatureBlock
 from sfumato.evaluation.features.extractor import Extractor, one_thread
 from sfumato.evaluation.metric_inputs import Prepared
 from sfumato.evaluation.metrics.metric import PairMetric

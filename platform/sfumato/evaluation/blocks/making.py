@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
-from sfumato.evaluation.block_plan import BlockPlan
-from sfumato.evaluation.block_store import FeatureBlock
-from sfumato.evaluation.blocks import BlockMaker, Task
+from sfumato.evaluation.blocks.block import BlockMaker, Task
+from sfumato.evaluation.blocks.plan import BlockPlan
+from sfumato.evaluation.blocks.store import FeatureBlock
+from sfumato.evaluation.blocks.workers import Workers
 from sfumato.evaluation.evaluation import Evaluation, Opened
 from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.metric_inputs import Prepared
 from sfumato.evaluation.metrics.metric import PairMetric
 from sfumato.evaluation.progress import SAMPLES
 from sfumato.evaluation.source import SampleSource
-from sfumato.evaluation.workers import Workers
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sfumato.errors import DataError
-from sfumato.evaluation.block_store import LABEL, BlockStore, FeatureBlock
+from sfumato.evaluation.blocks.store import LABEL, BlockStore, FeatureBlock
 from sfumato.evaluation.features.extractor import CHUNK, Extractor
 from sfumato.evaluation.image_set import ImageBlock
-from sfumato.evaluation.reference import MOST_FAULTS, Reference
+from sfumato.evaluation.references.reference import MOST_FAULTS, Reference
 from sfumato.evaluation.store import Array
 
 EMBEDDING = "embedding"
