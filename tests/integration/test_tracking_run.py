@@ -330,10 +330,15 @@ def _refused() -> None:
     TrackingStore("http://user:pass@127.0.0.1:9", None).client().search_experiments()
 
 
-def test_an_exception_marks_the_run(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(RuntimeError("boom"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(1), "KILLED")],
+    ids=["failed", "ctrl-c", "a worker's sigterm"],
+)
+def test_an_exception_marks_the_run(error: BaseException, status: str, root: Path, tmp_path: Path) -> None:
     with (
-        pytest.raises(RuntimeError, match="boom"),
+        pytest.raises(type(error)),
         Tracker.start(QUIET, root=root, folder=tmp_path, run_name="broken") as tracker,
     ):
-        raise RuntimeError("boom")
-    assert client(tracker).get_run(tracker.run_id).info.status == "FAILED"
+        raise error
+    assert client(tracker).get_run(tracker.run_id).info.status == status

@@ -201,7 +201,8 @@ class Tracker:
         if kind is None:
             self.finish("FINISHED")
         else:
-            self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+            ended = issubclass(kind, (KeyboardInterrupt, SystemExit))  # Ray's workers exit on SIGTERM
+            self.finish("KILLED" if ended else "FAILED")
 
     def _add(self, event: dict[str, Any]) -> None:
         """Queue an event; if there is no room, count it, and warn once."""
