@@ -32,7 +32,15 @@ def test_every_metric_with_an_interval_has_its_rows() -> None:
 
     # The share of `retrieval` is simulated in tests/unit/evaluation/test_retrieval_ranks.py.
     own_inputs = {"bits_per_dim", "clip_score", "perceptual_path_length", "retrieval", "retrieval_5"}
-    own_inputs |= {"eq_t", "eq_r", "alignment", "alignment_held_out", "attribute_bias", "detectability"}
+    own_inputs |= {
+        "eq_t",
+        "eq_r",
+        "discriminator_overfitting",
+        "alignment",
+        "alignment_held_out",
+        "attribute_bias",
+        "detectability",
+    }
     own_inputs |= {"extraction", "extraction_excess", "text_match"}
     images = {"lpips_diversity", "classification_score"}
     assert set(METRICS) == all_metrics().keys() - own_inputs - images

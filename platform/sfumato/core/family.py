@@ -243,6 +243,16 @@ class HasStyles(Protocol):
 
 
 @runtime_checkable
+class KnowsOverfitting(Protocol):
+    """A family that may measure, while it trains, how far it knows its training images by heart."""
+
+    def overfitting(self, progress: Progress) -> float | None:
+        """From its state: 0 for unknown images treated like known ones, 1 for the opposite; None if this
+        member does not measure it."""
+        ...
+
+
+@runtime_checkable
 class HasPlacement(Protocol):
     """A family, `HasLatent` too, whose networks can move and turn what an image shows, if `places`."""
 

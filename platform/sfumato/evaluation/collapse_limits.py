@@ -9,7 +9,8 @@ from pydantic import Field
 from sfumato.core.config import Config
 
 _LEAST = ("classes_covered", "pair_distance", "recall")
-_MOST = ("class_kl",)
+_MOST = ("class_kl", "discriminator_overfitting")
+_OVERFITTING = 0.8
 
 
 class CollapseLimits(Config):
@@ -19,6 +20,12 @@ class CollapseLimits(Config):
     class_kl: float | None = Field(0.5, ge=0, description="The highest divergence of the classes, in nats.")
     pair_distance: float | None = Field(
         0.5, ge=0, description="The least distance of two samples, 1 being that of real images."
+    )
+    discriminator_overfitting: float | None = Field(
+        _OVERFITTING,
+        exclude_if=lambda value: value == _OVERFITTING,
+        description="The highest overfitting of a discriminator: 0 none, 1 where it takes unknown images for "
+        "generated ones.",
     )
     recall: float | None = Field(0.05, ge=0, le=1, description="The least recall, of every kind of features.")
     start_images: int = Field(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec, Texts
 from sfumato.core.conditions import LABEL, Source
-from sfumato.core.family import HasLatent, HasLikelihood, Reconstructs, likelihood_of
+from sfumato.core.family import HasLatent, HasLikelihood, KnowsOverfitting, Reconstructs, likelihood_of
 from sfumato.core.rng import SampleRng
 from sfumato.errors import CapabilityError, SfumatoError
 from sfumato.evaluation.conditions import given_by, of_block
@@ -110,6 +110,14 @@ class WalksLatents(Protocol):
 
 
 @runtime_checkable
+class TellsOverfitting(Protocol):
+    """A source whose model's training may have measured overfitting."""
+
+    @property
+    def overfitting(self) -> float | None: ...
+
+
+@runtime_checkable
 class PlacesImages(Protocol):
     """A source whose model can move and turn what an image shows, if `places`."""
 
@@ -203,6 +211,13 @@ class GeneratorSource:
                 index * self.block, seed=seed, conditions=conditions, options=self._options
             )
         return Drawn(_as_bytes(images_BCHW, f"block {index}"), evaluations=passes.rows / self.block)
+
+    @property
+    def overfitting(self) -> float | None:
+        """What the model's training says of it, if it does."""
+        family = self._generator.family
+        knows = isinstance(family, KnowsOverfitting)
+        return family.overfitting(self._generator.progress) if knows else None
 
     def captions_of(self, index: int) -> list[str]:
         """Sample i is drawn for the caption of the reference's image i, starting over after the last."""

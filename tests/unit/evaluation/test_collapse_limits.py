@@ -52,7 +52,8 @@ def test_limits_without_figures_or_evaluations_are_refused() -> None:
     ]
     (line,) = problems(**limits, every=1_000, metrics=["fd"])
     assert line.startswith(
-        "evaluate.collapse watches classes_covered, pair_distance, recall, class_kl: add one"
+        "evaluate.collapse watches classes_covered, pair_distance, recall, class_kl, "
+        "discriminator_overfitting: add one"
     )
 
 

@@ -6,6 +6,11 @@ after `depth` blocks, a projector p learns with the network
     L = L_objective + weight * (1 - 1/T sum_t cos(p(h_t), y_t))
 
 which makes training of large transformers several times shorter. Sampling knows nothing of it.
+
+iREPA (Singh et al. 2025) holds that the features' spatial structure is what helps, and has two changes: p is
+one convolution of 3x3 tokens, and of each image's features a part gamma of their mean is taken away,
+
+    y' = (y - gamma mean_t(y)) / sqrt(var_t(y) + eps)
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +36,7 @@ NAME = "encoder"
 """Of the frozen network among the family's networks."""
 COLUMN = "aligned_features"
 _SIDE = 224
+_EPS = 1e-6
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's pixels in [0, 1], by which networks of images are fed."""
 
@@ -44,6 +50,19 @@ class AlignmentConfig(Config):
     depth: int = Field(8, ge=1, description="After how many blocks tokens are compared (REPA: 8 of XL's 28).")
     weight: float = Field(0.5, gt=0, description="Of the alignment beside the objective's loss.")
     hidden: int = Field(2048, ge=1, description="Width of the projector's two hidden layers.")
+    projector: Literal["mlp", "convolution"] = Field(
+        "mlp",
+        exclude_if=lambda value: value == "mlp",
+        description="Three layers for each token (REPA), or one convolution of 3x3 tokens (iREPA).",
+    )
+    spatial_norm: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        exclude_if=lambda value: value is None,
+        description="How much of the mean over an image's tokens is taken from its features, which are then "
+        "divided by their deviation (gamma of iREPA); null leaves them as they are.",
+    )
 
     def problems(self, network: NetworkConfig) -> list[str]:
         """Why the network's tokens cannot be compared, one line each."""
@@ -71,11 +90,18 @@ class Alignment:
     def told(self) -> Told:
         """What the network has to tell."""
         assert self._config.encoder.library is not None, "opened"
-        return Told(self._config.depth, self._config.hidden, _width(self._config.encoder.library))
+        return Told(
+            self._config.depth,
+            self._config.hidden,
+            _width(self._config.encoder.library),
+            convolution=self._config.projector == "convolution",
+        )
 
     def inputs(self, nets: Nets, pixels: Batch) -> Mapping[str, Tensor]:
         """The features of a batch's images, [B, T, E], in `COLUMN`."""
-        return {COLUMN: features(nets[NAME], pixels["image"], self._grid)}
+        found_BTE = features(nets[NAME], pixels["image"], self._grid)
+        gamma = self._config.spatial_norm
+        return {COLUMN: found_BTE if gamma is None else spatially_normal(found_BTE, gamma)}
 
     def loss(self, nets: Nets, batch: Batch, objective: Callable[[Nets], LossOut]) -> LossOut:
         """The objective's loss, and the distance of what the network told when it was first called."""
@@ -86,6 +112,13 @@ class Alignment:
         alike_B = alike_BT.mean(dim=1)
         loss_B = out.loss_B + self._config.weight * (1 - alike_B)
         return replace(out, loss_B=loss_B, metrics={**out.metrics, "alignment": alike_B.detach()})
+
+
+def spatially_normal(y_BTE: Tensor, gamma: float) -> Tensor:
+    """Features without a part of their mean over the tokens, over their deviation; float32."""
+    y_BTE = y_BTE.float()
+    variance_B1E, mean_B1E = torch.var_mean(y_BTE, dim=1, keepdim=True, correction=0)
+    return (y_BTE - gamma * mean_B1E) * (variance_B1E + _EPS).rsqrt()
 
 
 class _Listening:

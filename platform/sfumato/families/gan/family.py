@@ -18,13 +18,15 @@ from sfumato.families.gan.config import GanConfig
 from sfumato.families.gan.consolidation import Consolidation
 from sfumato.families.gan.following import PowerIterations, RunningStatistics
 from sfumato.families.gan.game import Game
+from sfumato.families.gan.overfitting import Overfitting, figure
 from sfumato.families.gan.path_length import PathLength
 from sfumato.families.gan.replay import EARLIER, replayed
 from sfumato.families.gan.sampling import SamplingConfig, Statistics, latents
 
 
 class GanFamily:
-    """Implements `core.family.Family`, `HasLatent`, `HasStyles`, `HasPlacement` and `core.state.HasState`."""
+    """Implements `core.family.Family`, `HasLatent`, `HasStyles`, `HasPlacement`, `KnowsOverfitting` and
+    `core.state.HasState`."""
 
     samplers: Sequence[str] = ("ema",)
 
@@ -40,7 +42,15 @@ class GanFamily:
         self._path_length = PathLength(path_length) if path_length is not None else None
         held = config.objective.consolidation
         self._consolidation = Consolidation(held) if held is not None else None
-        followers = (self._running, self._iterations, self._path_length, self._consolidation)
+        apart = config.objective.held_out
+        self._overfitting = Overfitting(apart) if apart is not None else None
+        followers = (
+            self._running,
+            self._iterations,
+            self._path_length,
+            self._consolidation,
+            self._overfitting,
+        )
         self._game = Game(config, data, self._classes, *followers)
         self.nets: Mapping[str, NetSpec] = {
             "generator": Trainable(
@@ -84,8 +94,9 @@ class GanFamily:
                 found |= self._consolidation.first(self._build_generator())
         if self._path_length is not None:
             found |= self._path_length.first()
-        if self._augmentation is not None:
-            found |= self._augmentation.first()
+        for each in (self._augmentation, self._overfitting):
+            if each is not None:
+                found |= each.first()
         return found
 
     def advance(self, state: State, sums: State, progress: Progress) -> State:
@@ -94,7 +105,7 @@ class GanFamily:
         for each in (self._running, self._iterations, self._path_length):
             if each is not None:
                 found |= each.advance(state, sums)
-        for changing in (self._augmentation, self._consolidation):
+        for changing in (self._augmentation, self._consolidation, self._overfitting):
             if changing is not None:
                 found |= changing.advance(state, sums, progress)
         return found
@@ -173,6 +184,10 @@ class GanFamily:
         """The averaged generator's images [N, C, H, W]; `shown` are further inputs of it."""
         # Where no tanh keeps them inside, training sees what lies outside.
         return self._decoded(nets, z_ND, request, progress, **shown).clamp(-1, 1)
+
+    def overfitting(self, progress: Progress) -> float | None:
+        """See `core.family.KnowsOverfitting`: the discriminator's, with `objective.held_out`."""
+        return None if self._overfitting is None else float(figure(progress.state))
 
     @property
     def style_layers(self) -> int:

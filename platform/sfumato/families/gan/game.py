@@ -17,6 +17,7 @@ from sfumato.families.gan.consolidation import Consolidation
 from sfumato.families.gan.following import PowerIterations, RunningStatistics
 from sfumato.families.gan.gradients import gradient_norm, mixed
 from sfumato.families.gan.networks import Generated, Judged
+from sfumato.families.gan.overfitting import Overfitting, figure
 from sfumato.families.gan.path_length import MEAN, PathLength, path_lengths
 from sfumato.families.gan.penalties import Penalty
 from sfumato.families.gan.replay import EARLIER
@@ -38,13 +39,14 @@ class Game:
         iterations: PowerIterations | None,
         path_length: PathLength | None,
         consolidation: Consolidation | None,
+        overfitting: Overfitting | None,
     ) -> None:
         self._config, self._data, self._classes = config, data, classes
         self._network, self._objective = config.network, config.objective
         self._loss = config.objective.loss
         self._augmentation = config.objective.augmentation
         self._running, self._iterations, self._path_length = running, iterations, path_length
-        self._consolidation = consolidation
+        self._consolidation, self._overfitting = consolidation, overfitting
         self._classifies = bool(classes) and config.network.classifies
 
     def discriminate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
@@ -85,7 +87,11 @@ class Game:
         if self._augmentation is not None:
             sums |= self._augmentation.sums(scores[0].detach())
             metrics |= self._augmentation.metrics(progress.state)
-        return LossOut(loss_B, metrics, sums)
+        weights_B = self._learnt(batch)
+        if self._overfitting is not None and weights_B is not None:
+            sums |= self._overfitting.sums(weights_B == 0, scores[0], scores[1])
+            metrics["overfitting"] = figure(progress.state).float()
+        return LossOut(loss_B, metrics, sums, weights_B)
 
     def generate(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """Generate images that the discriminator takes for real."""
@@ -145,7 +151,7 @@ class Game:
         penalty_B, score_B = penalty.penalty(judge, image_BCHW, label_B, rng)
         # The last bias has no part in the gradient, but every parameter must be in the loss.
         loss_B = penalty.factor * penalty_B + 0 * score_B
-        return LossOut(loss_B, {"penalty": penalty_B.detach()})
+        return LossOut(loss_B, {"penalty": penalty_B.detach()}, weights_B=self._learnt(batch))
 
     def shorten(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:
         """The path-length penalty on the generator, times the number of steps that it represents."""
@@ -168,6 +174,12 @@ class Game:
             return batch["label"]
         image = batch["image"]
         return torch.zeros(len(image), dtype=torch.int64, device=image.device)
+
+    def _learnt(self, batch: Batch) -> Tensor | None:
+        """1 for rows that the discriminator may learn from, else 0 [B]; None if it may learn from all."""
+        if self._overfitting is None:
+            return None
+        return 1 - self._overfitting.held_out(batch["image"]).float()
 
     def _real(self, batch: Batch, progress: Progress) -> Tensor:
         return self._network.as_seen(batch["image"], progress)

@@ -14,6 +14,7 @@ from sfumato.families.gan.consistency import ConsistencyConfig
 from sfumato.families.gan.consolidation import ConsolidationConfig
 from sfumato.families.gan.losses import LOSSES, Loss
 from sfumato.families.gan.losses.nonsaturating import Nonsaturating
+from sfumato.families.gan.overfitting import HeldOutConfig
 from sfumato.families.gan.path_length import PathLengthConfig
 from sfumato.families.gan.penalties import PENALTIES, Penalty
 from sfumato.families.gan.penalties.r1 import R1, R1Config
@@ -100,6 +101,12 @@ class ObjectiveConfig(Config):
         "data.curriculum (Shin et al. 2017); null leaves it out.",
     )
 
+    held_out: HeldOutConfig | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Hold a share of the images out from the discriminator, to see how far it knows the "
+        "others by heart (Karras et al. 2020, ADA); null leaves it out.",
+    )
     consolidation: ConsolidationConfig | None = Field(
         None,
         exclude_if=lambda value: value is None,

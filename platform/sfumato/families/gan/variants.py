@@ -43,7 +43,11 @@ def variants() -> dict[str, dict[str, Any]]:
     found["consolidation"] = _member(PLAIN, consolidation={"stages": [64], "images": 64, "share": 0.05})
     auxiliary = {**PLAIN, "label_score": "auxiliary"}
     found["auxiliary"] = _member(
-        auxiliary, augmentation="diffaugment", feature_matching=1.0, penalties=[{"kind": "r2", "every": 2}]
+        auxiliary,
+        held_out={"share": 0.3},
+        augmentation="diffaugment",
+        feature_matching=1.0,
+        penalties=[{"kind": "r2", "every": 2}],
     )
     compared = {**PLAIN, "label_score": "concatenation", "minibatch_kernels": 3}
     clipped = {"name": "adam", "clip_weights": 0.05, "betas": (0.5, 0.9)}

@@ -121,3 +121,24 @@ def test_sampling_and_exports_know_nothing_of_it() -> None:
 )
 def test_what_cannot_be_aligned_is_said(changes: dict[str, Any], says: str) -> None:
     assert any(says in problem for problem in model(**changes).problems(DATA))
+
+
+def test_a_convolution_of_tokens_meets_features_without_their_mean() -> None:
+    """iREPA: the convolution written as a product with unfolded tokens, the normalisation as its formula."""
+    aligned = {**variants()["aligned"]["alignment"], "projector": "convolution", "spatial_norm": 0.6}
+    config = model(alignment=aligned)
+    tokens: list[torch.Tensor] = []
+    out, nets, image = run(config)
+    nets["network"].blocks[0].register_forward_hook(lambda m, i, o: tokens.append(o))
+    family: Any = config.build(DATA)
+    rng = StreamRng([Piece(0, 0, ROWS)], rows_per_stream=ROWS, seed=0, images=0, phase="flow")
+    batch = family.prepare(nets, {"image": image, "label": torch.tensor([0, 1, 0, 1])}, Progress.at(0), rng)
+    family.phases[0].loss(nets, batch, Progress.at(0), rng)
+    conv = nets["network"].projector.conv
+    side = int(tokens[0].shape[1] ** 0.5)
+    around = F.unfold(tokens[0].transpose(1, 2).reshape(ROWS, -1, side, side), 3, padding=1)
+    h = (conv.weight.flatten(1) @ around).transpose(1, 2) + conv.bias
+    y = features(nets["encoder"], image, (side, side))
+    y = (y - 0.6 * y.mean(1, keepdim=True)) / (y.var(1, keepdim=True, unbiased=False) + 1e-6).sqrt()
+    cosine = (h * y).sum(-1) / (h.norm(dim=-1) * y.norm(dim=-1))
+    torch.testing.assert_close(out.metrics["alignment"], cosine.mean(1).detach(), rtol=1e-4, atol=1e-5)

@@ -25,11 +25,12 @@ from sfumato.text.states import TextShape
 @dataclass(frozen=True, slots=True)
 class Told:
     """What a network in training returns besides: its tokens after `depth` blocks, through a projector with
-    hidden layers of `hidden` channels, as [B, T, channels]."""
+    hidden layers of `hidden` channels, as [B, T, channels]; with `convolution`, through one of 3x3 tokens."""
 
     depth: int
     hidden: int
     channels: int
+    convolution: bool = False
 
 
 class NetworkConfig(Component, ABC):

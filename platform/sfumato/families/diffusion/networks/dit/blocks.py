@@ -10,6 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.families.diffusion.networks import Told
 from sfumato.layers.rope import turned
 
 EPS = 1e-6
@@ -106,8 +107,29 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(gate) * value)  # type: ignore[no-any-return]
 
 
-def projector(width: int, hidden: int, channels: int) -> nn.Sequential:
-    """REPA's: three linear layers with SiLU between them."""
+def projector(told: Told, width: int, grid: tuple[int, int]) -> nn.Module:
+    """REPA's, three linear layers with SiLU between them, or iREPA's convolution."""
+    if told.convolution:
+        return TokenConvolution(width, told.channels, grid)
+    hidden = told.hidden
     return nn.Sequential(
-        nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, channels)
+        nn.Linear(width, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, told.channels),
     )
+
+
+class TokenConvolution(nn.Module):
+    """A convolution of 3x3 tokens on their grid: [B, T, inputs] to [B, T, outputs]."""
+
+    def __init__(self, inputs: int, outputs: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self._grid = grid
+
+    def forward(self, tokens_BTD: Tensor) -> Tensor:
+        map_BDhw = tokens_BTD.transpose(1, 2).unflatten(2, self._grid)
+        out_BTE: Tensor = self.conv(map_BDhw).flatten(2).transpose(1, 2)
+        return out_BTE

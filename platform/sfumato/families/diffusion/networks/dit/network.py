@@ -60,7 +60,7 @@ class DiT(nn.Module):
         self.last = LastLayer(width, patch * patch * data.channels * outputs, norm=config.norm)
         self._route, self._routed = config.route, config.routed
         self._told_after = 0 if told is None else told.depth
-        self.projector = None if told is None else projector(width, told.hidden, told.channels)
+        self.projector = None if told is None else projector(told, width, self._grid)
         # Fixed, so that weights of another size of image differ in nothing but this.
         self.register_buffer("position_TD", positions(*self._grid, width), persistent=False)
         angles_TP = None
