@@ -216,8 +216,9 @@ class GeneratorSource:
     def overfitting(self) -> float | None:
         """What the model's training says of it, if it does."""
         family = self._generator.family
-        knows = isinstance(family, KnowsOverfitting)
-        return family.overfitting(self._generator.progress) if knows else None
+        if not isinstance(family, KnowsOverfitting):
+            return None
+        return family.overfitting(self._generator.progress)
 
     def captions_of(self, index: int) -> list[str]:
         """Sample i is drawn for the caption of the reference's image i, starting over after the last."""

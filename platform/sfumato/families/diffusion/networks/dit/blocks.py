@@ -130,6 +130,7 @@ class TokenConvolution(nn.Module):
         self._grid = grid
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
-        map_BDhw = tokens_BTD.transpose(1, 2).unflatten(2, self._grid)
+        rows, _, width = tokens_BTD.shape
+        map_BDhw = tokens_BTD.transpose(1, 2).reshape(rows, width, *self._grid)
         out_BTE: Tensor = self.conv(map_BDhw).flatten(2).transpose(1, 2)
         return out_BTE
