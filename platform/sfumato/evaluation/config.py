@@ -177,9 +177,9 @@ class EvaluateSettings(Config):
         `conditional`: the source's images have classes, requested or their own; `gives`: the inputs of
         metrics that it can provide. Raises ConfigError with all `problems`.
         """
-        from sfumato.evaluation import selection  # which reads these settings
+        from sfumato.evaluation import named, selection  # which read these settings
 
-        return selection.select(self, data, selection.Offer(conditional, gives, kind))
+        return selection.select(self, data, named.Offer(conditional, gives, kind))
 
     def during(self) -> EvaluateSettings:
         """The settings of the evaluations during training."""

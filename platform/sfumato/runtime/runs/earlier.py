@@ -24,7 +24,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.earlier_defaults import FIRST, SCHEMA, as_of
 from sfumato.errors import SfumatoError
 from sfumato.evaluation.config import AUTO, EvaluateSettings
-from sfumato.evaluation.selection import auto_features, auto_features_before
+from sfumato.evaluation.named import auto_features, auto_features_before
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder, run_id, stage_key
 from sfumato.sampling.model_files import read_card
