@@ -51,7 +51,9 @@ def disagreements(
             yield f"{named} has {what} {theirs}, this model {ours}; a {role} must agree in it"
     if other.conditions(reference.model.data) and not own.conditions(data):
         yield f"{named} takes classes, and this model does not; name a run without"
-    if own.first_stage is not None and own.latent_scale is None:
+    if own.first_stage is not None and own.latent_norm != "whole":
+        yield f"{field}: with latent_norm=channel each model measures its own; use one latent_scale in both"
+    elif own.first_stage is not None and own.latent_scale is None:
         yield f"{field}: two models of latents need one latent_scale; set the same in both recipes"
 
 
@@ -62,6 +64,7 @@ def _data_pairs(
     theirs, ours = ("x".join(map(str, spec.shape)) for spec in (others_data, data))
     yield "images of", theirs, ours
     yield "first_stage", _digest(other.first_stage), _digest(own.first_stage)
+    yield "latent_norm", other.latent_norm, own.latent_norm
     yield "latent_scale", other.latent_scale, own.latent_scale
     if other.conditions(others_data) and own.conditions(data):
         yield "classes", others_data.classes, data.classes

@@ -84,7 +84,7 @@ class Backbone:
         else:
             found = source.weights(
                 into=".".join(self._around()),
-                fresh=("latent_scale", "*.encoders.*", "encoders.*", *fresh),
+                fresh=("latent_scale", "latent_shift", "*.encoders.*", "encoders.*", *fresh),
                 inside=inside,
             )
         text = self._parts.text

@@ -86,6 +86,12 @@ class DiffusionConfig(FamilyConfig):
         description="Factor on the latents; null measures it on the first batch, for a standard deviation of "
         "one, and keeps it with the weights.",
     )
+    latent_norm: Literal["whole", "channel"] = Field(
+        "whole",
+        exclude_if=lambda value: value == "whole",
+        description="Whether latents have one factor, or each channel a factor and a shift of its own, "
+        "measured on the first batch and kept with the weights.",
+    )
     optimizer: OptimizerConfig = Field(
         OptimizerConfig(lr=LearningRate(peak=1e-3, warmup_images=5_000, decay="cosine")),
         description="How the network is trained.",
@@ -242,7 +248,12 @@ class DiffusionConfig(FamilyConfig):
             found = self.network.problems(data)
             if self.latent_scale is not None:
                 found.append("model.latent_scale: has no effect without model.first_stage; leave it out")
+            if self.latent_norm != "whole":
+                found.append("model.latent_norm: has no effect without model.first_stage; leave it out")
             return found
+        if self.latent_norm != "whole" and self.latent_scale is not None:
+            why = "but latent_norm=channel measures a factor for each channel; leave one out"
+            return [f"model.latent_scale: {self.latent_scale:g}, {why}"]
         if found := self.first_stage.problems(data, config_class):
             return found
         if self._bounded:

@@ -63,7 +63,13 @@ def _text_pipeline(parts: Parts, nets: Nets, options: Any) -> Any:
     config, adapter = parts.config.network, parts.config.adapter
     assert isinstance(config, TextNetworkConfig), "checked among the problems"
     assert parts.text is not None
-    stage = (nets[NAME], float(scaled(nets["ema"]).latent_scale))
+    scale = scaled(nets["ema"]).latent_scale
+    if scale.dim():
+        raise ConfigError(
+            "diffusers' pipelines have one factor for all channels of latents, this model one for each "
+            "(model.latent_norm=channel); use --format safetensors"
+        )
+    stage = (nets[NAME], float(scale))
     network = of_texts(nets["ema"])
     pipeline = text_pipeline(config, network, nets, parts.text, stage, scheduler, flow, options)
     return pipeline if adapter is None else adapter.in_pipeline(pipeline)

@@ -1,7 +1,8 @@
 """Latent diffusion: the same models on the latents of a frozen autoencoder (Rombach et al. 2022, sec. 3.2).
 
 Latents are multiplied by a factor that brings their standard deviation to one, which is the scale that the
-noise schedules expect (Rombach et al. 2022, app. D.1: measured on the first batch).
+noise schedules expect (Rombach et al. 2022, app. D.1: measured on the first batch). Or each channel is
+brought to mean zero and standard deviation one by itself (Karras et al. 2024, EDM2; Yao et al. 2025, VA-VAE).
 """
 
 from __future__ import annotations
@@ -23,14 +24,30 @@ LEAST_STD = 1e-6
 
 
 class LatentNetwork(nn.Module):
-    """A network of latents together with their scale, which thus travels with every copy of the weights."""
+    """A network of latents together with their scale, which thus travels with every copy of the weights.
+
+    With `channels`, each of so many has a scale and a shift of its own, [channels, 1, 1].
+    """
 
     latent_scale: Tensor
+    latent_shift: Tensor | None
 
-    def __init__(self, network: nn.Module, scale: float) -> None:
+    def __init__(self, network: nn.Module, scale: float, channels: int = 0) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("latent_scale", torch.tensor(float(scale)))
+        own = torch.full((channels, 1, 1), float(scale)) if channels else torch.tensor(float(scale))
+        self.register_buffer("latent_scale", own)
+        self.register_buffer("latent_shift", torch.zeros(channels, 1, 1) if channels else None)
+
+    def inward(self, z_BChw: Tensor) -> Tensor:
+        """Latents as the network sees them."""
+        shifted = z_BChw if self.latent_shift is None else z_BChw - self.latent_shift
+        return shifted * self.latent_scale
+
+    def outward(self, x_BChw: Tensor) -> Tensor:
+        """Back to those of the autoencoder."""
+        z_BChw = x_BChw / self.latent_scale
+        return z_BChw if self.latent_shift is None else z_BChw + self.latent_shift
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's own."""
@@ -40,13 +57,17 @@ class LatentNetwork(nn.Module):
 class LatentSpace:
     """Between images and the scaled latents that the model works on.
 
-    `stage` is the autoencoder; `scale` is the factor, or None to measure it on the first batch.
+    `stage` is the autoencoder; `scale` is the factor, or None to measure it on the first batch;
+    `by_channel` measures a factor and a shift for each channel.
     """
 
-    def __init__(self, stage: OpenStage, scale: float | None, data: DataSpec) -> None:
+    def __init__(
+        self, stage: OpenStage, scale: float | None, data: DataSpec, *, by_channel: bool = False
+    ) -> None:
         self._stage = stage
         self._scale = scale
         self._latent = stage.spec.latent
+        self._channels = stage.spec.latent[0] if by_channel else 0
         self.data = latent_spec(stage, data)
 
     def frozen(self) -> Frozen:
@@ -55,25 +76,31 @@ class LatentSpace:
 
     def wrap(self, network: nn.Module) -> LatentNetwork:
         """The network with the scale; 1 if it is yet to be measured."""
-        return LatentNetwork(network, 1.0 if self._scale is None else self._scale)
+        return LatentNetwork(network, 1.0 if self._scale is None else self._scale, self._channels)
 
     def measure(self, nets: Nets, batch: Batch, rng: Rng) -> None:
         """Set the scale of the network that is to be trained from the first images, if none was given."""
-        if self._scale is None:
-            std = self._encode(nets, batch, rng).std().clamp(min=LEAST_STD)
-            scaled(nets["network"]).latent_scale.copy_(1 / std)
+        if self._scale is not None:
+            return
+        z_BChw, network = self._encode(nets, batch, rng), scaled(nets["network"])
+        if network.latent_shift is None:
+            network.latent_scale.copy_(1 / z_BChw.std().clamp(min=LEAST_STD))
+            return
+        std_C, mean_C = torch.std_mean(z_BChw, (0, 2, 3))
+        network.latent_shift.copy_(mean_C[:, None, None])
+        network.latent_scale.copy_(1 / std_C.clamp(min=LEAST_STD)[:, None, None])
 
     def encode(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
         """The batch with a draw of the scaled latents [B, C, h, w] in place of its images."""
-        return {**batch, "image": self._encode(nets, batch, rng) * scaled(nets["ema"]).latent_scale}
+        return {**batch, "image": scaled(nets["ema"]).inward(self._encode(nets, batch, rng))}
 
     def mean(self, nets: Nets, batch: Batch) -> Tensor:
         """The scaled means of the latents, [B, C, h, w], from which nothing is drawn."""
-        return latent_of(self._first_stage(nets), batch).mean * scaled(nets["ema"]).latent_scale
+        return scaled(nets["ema"]).inward(latent_of(self._first_stage(nets), batch).mean)
 
     def decode(self, nets: Nets, x_NChw: Tensor) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]."""
-        return self._first_stage(nets).decode(x_NChw / scaled(nets["ema"]).latent_scale)
+        return self._first_stage(nets).decode(scaled(nets["ema"]).outward(x_NChw))
 
     def _encode(self, nets: Nets, batch: Batch, rng: Rng) -> Tensor:
         return latent_of(self._first_stage(nets), batch).sample(rng.normal(*self._latent))

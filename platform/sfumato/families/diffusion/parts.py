@@ -44,7 +44,9 @@ class Parts:
         """Those of a model of images of this kind."""
         space, seen = None, data
         if config.first_stage is not None:
-            space = LatentSpace(config.first_stage.open(config_class, data), config.latent_scale, data)
+            stage = config.first_stage.open(config_class, data)
+            by_channel = config.latent_norm == "channel"
+            space = LatentSpace(stage, config.latent_scale, data, by_channel=by_channel)
             seen = space.data
         conditional = LABEL in config.conditions(seen)
         return cls(

@@ -16,6 +16,8 @@ from sfumato.families import config_class
 from sfumato.families.diffusion.from_diffusers import settings
 
 _OF_RUNS = ("condition", "text", "network", "objective", "first_stage", "latent_scale", "sampling")
+_UNLIKE_DEFAULT = {"latent_norm": "whole"}
+"""Fields that a run brings only where they differ from this: records leave them out otherwise."""
 FIELD = "model.pretrained"
 
 
@@ -57,7 +59,8 @@ def _brought(source: PretrainedModel) -> dict[str, Any]:
         config = card_config(source.model, config_class, f"{FIELD}.model.config", trust=source.trust)
         if config.family != "diffusion":
             raise ConfigError(f"{FIELD}.run: is a {config.family} model; name a run of family diffusion")
-        return {name: _plain(getattr(config, name)) for name in _OF_RUNS}
+        more = [name for name, usual in _UNLIKE_DEFAULT.items() if getattr(config, name) != usual]
+        return {name: _plain(getattr(config, name)) for name in (*_OF_RUNS, *more)}
     return {} if source.pipeline is None else settings(source)
 
 

@@ -64,6 +64,25 @@ def test_the_scale_is_measured_on_the_first_rows_and_travels_with_the_average() 
     assert scale.item() != 1
 
 
+def test_each_channel_may_have_a_scale_and_a_shift_of_its_own() -> None:
+    chosen, batch = config(latent_norm="channel"), {"image": images(), "label": torch.arange(ROWS) % 2}
+    nets = installed(chosen, first=batch)
+    family = chosen.build(DATA)
+    raw = nets["first_stage"].encode(batch["image"]).sample(rng().normal(2, 4, 4))
+    latents = family.prepare(nets, batch, PROGRESS, rng())["image"]
+    scale, shift = nets["ema"].latent_scale, nets["ema"].latent_shift
+    assert scale.shape == shift.shape == (2, 1, 1) and scale[0] != scale[1]
+    assert {"latent_scale", "latent_shift"} <= nets["ema"].state_dict().keys()
+    torch.testing.assert_close(latents, (raw - shift) * scale)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(2), rtol=0, atol=0.1)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(2), rtol=0, atol=0.1)
+    request = SampleRequest(num=3, conditions={"label": torch.tensor([0, 1, 0])}, options=chosen.sampling)
+    with torch.no_grad():
+        found = family.sample(nets, request, PROGRESS, SampleRng(5, range(3)))
+        expected = nets["first_stage"].decode(SampleRng(5, range(3)).normal(2, 4, 4) / scale + shift)
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_scale_that_is_given_is_kept() -> None:
     nets = installed(config(latent_scale=0.25), first={"image": images(), "label": torch.zeros(ROWS).long()})
     assert nets["ema"].latent_scale == 0.25
@@ -153,6 +172,8 @@ def test_without_labels_a_model_draws_from_its_null_class_if_it_has_one() -> Non
             "4 levels halve the latent 3 times",
         ),
         ({"first_stage": None, "latent_scale": 0.5}, DATA, "model.latent_scale: has no effect"),
+        ({"first_stage": None, "latent_norm": "channel"}, DATA, "model.latent_norm: has no effect"),
+        ({"latent_norm": "channel", "latent_scale": 0.5}, DATA, "latent_norm=channel measures a factor"),
     ],
 )
 def test_latent_models_that_cannot_be(changes: dict[str, object], data: DataSpec, says: str) -> None:
