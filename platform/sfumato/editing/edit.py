@@ -70,22 +70,23 @@ class Edit:
 
     def blocks(self, model: Generator) -> int:
         """How many blocks all images fill."""
-        return -(-len(self.images) // model.block)
+        return -(-len(self.images) // self.operation.rows(model))
 
     @torch.no_grad()
     def made(self, model: Generator, block: int) -> Images:
         """The edited images of one block, uint8 [n, H, W, C]; n is less than a block only in the last one."""
-        first, total = block * model.block, len(self.images)
-        numbers = range(first, first + model.block)
+        rows, total = self.operation.rows(model), len(self.images)
+        first = block * rows
+        numbers = range(first, first + rows)
         there = [number if number < total else first for number in numbers]
-        taken = [each for each in model.conditions if each.name not in self.operation.gives]
+        taken = self.operation.takes(model.conditions)
         conditions = conditions_of(self.source, there, taken, model.data)
-        request = SampleRequest(num=model.block, conditions=conditions, options=self.options)
+        request = SampleRequest(num=rows, conditions=conditions, options=self.options)
         rng = SampleRng(self.seed, numbers)
         masks = None if self.masks is None else self._mask(there).to(model.device)
         images = _tensor(self.images, there).to(model.device)
         given = Block(images=images, mask=masks, request=request, rng=rng)
-        return to_uint8(self.operation.edited(model, given)[: min(model.block, total - first)])
+        return to_uint8(self.operation.edited(model, given)[: min(rows, total - first)])
 
     def facts(self, numbers: Sequence[int]) -> list[Facts]:
         """What is known of the edited images when they leave: their texts, seed, and original file."""

@@ -86,6 +86,12 @@ class ParallelSettings(Config):
     gpus_per_worker: float = Field(
         0.0, ge=0, description="GPUs that Ray reserves for a worker; 0 trains on CPU."
     )
+    check_memory: bool = Field(
+        True,
+        exclude_if=lambda value: value is True,
+        description="Before training from stored weights, refuse a run whose weights, gradients and "
+        "optimizer need more memory than the machine or its GPU has; false tries.",
+    )
     resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {},
         description="Custom resources of the cluster that Ray reserves for a worker, such as {trainer: 1}: "

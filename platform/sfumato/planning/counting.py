@@ -96,6 +96,33 @@ def count(family: Family, data: DataSpec, train: TrainSettings, rows: int) -> Co
     )
 
 
+def at_rest(family: Family) -> tuple[Network, ...]:
+    """A family's networks with what their optimizers keep, without a pass: also of models whose losses read
+    values of tensors.
+
+    Raises ConfigError for a network that cannot be built without values.
+    """
+    with torch.device("meta"):
+        try:
+            strategy = _installed(family, recompute=False)
+            for name, optimizer in strategy._optimizers.items():
+                for parameter in strategy._learning[name]:
+                    parameter.grad = torch.zeros_like(parameter)
+                for group in optimizer.param_groups:  # whose kernels take no tensors without memory
+                    group |= {name: False for name in ("fused", "foreach") if name in group}
+                optimizer.step()
+        except (RuntimeError, NotImplementedError) as error:
+            raise ConfigError(f"model: cannot be built without values ({error})") from error
+        return _networks(family, strategy)
+
+
+def _networks(family: Family, strategy: _Unmoved) -> tuple[Network, ...]:
+    return tuple(
+        network_of(name, spec, strategy, blocks_of(strategy._raw[name], _blocks(family, name)))
+        for name, spec in family.nets.items()
+    )
+
+
 def _passes(
     family: Family, data: DataSpec, train: TrainSettings, rows: int, *, recompute: bool
 ) -> tuple[tuple[Pass, ...], tuple[Network, ...]]:
@@ -114,10 +141,7 @@ def _passes(
                 f"model: building it or its loss needs the values of tensors ({error}), so it cannot be "
                 "counted without running it; measure a step on one GPU instead (make gpu-check)"
             ) from error
-        networks = tuple(
-            network_of(name, spec, strategy, blocks_of(strategy._raw[name], _blocks(family, name)))
-            for name, spec in family.nets.items()
-        )
+        networks = _networks(family, strategy)
     return passes, networks
 
 

@@ -75,7 +75,9 @@ def plan(
     own = None
     if not refused:
         rows = min(train.micro_batch or sizes[-1], sizes[-1])
-        own = estimate(work, _layout(parallel), gpu, assumed, rows, recompute=train.activation_checkpointing)
+        own = estimate(
+            work, layout_of(parallel), gpu, assumed, rows, recompute=train.activation_checkpointing
+        )
     found_best = _best(work, train, parallel, family, sizes, gpu, assumed)
     proposed, settings = found_best if found_best is not None else (None, parallel)
     shown = proposed or own
@@ -152,7 +154,7 @@ def _problems(train: TrainSettings, parallel: ParallelSettings, family: Family) 
     ]
 
 
-def _layout(parallel: ParallelSettings) -> Layout:
+def layout_of(parallel: ParallelSettings) -> Layout:
     kind = STRATEGIES[parallel.strategy]
     return Layout(kind, kind.settings(parallel), parallel.workers)
 
@@ -171,7 +173,7 @@ def _best(
     for settings in _alternatives(parallel):
         if _problems(train, settings, family):
             continue
-        layout = _layout(settings)
+        layout = layout_of(settings)
         for recompute in (False, True):
             for rows in sizes:
                 one = estimate(work, layout, gpu, assumed, rows, recompute=recompute)

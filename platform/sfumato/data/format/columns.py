@@ -76,6 +76,12 @@ class ColumnInfo(Config):
         return self.stored in ("side", "several")
 
     @property
+    def may_lack(self) -> bool:
+        """Whether a sample may lack it, and then cannot be used: not where files of its own hold it, without
+        gaps, and a text that is missing counts as empty."""
+        return self.stored in ("index", "members") and self.kind != "text"
+
+    @property
     def column(self) -> Column:
         """What a family has to know about it."""
         return Column(self.kind, self.dtype, self.shape, self.classes)

@@ -16,8 +16,6 @@ from sfumato.data.reading.chunks import objects
 from sfumato.errors import DataError
 
 Infos = Mapping[str, ColumnInfo]
-BESIDE = ("side", "several", "arrays")
-"""Stored in files of their own, without gaps."""
 Values = Mapping[str, Any]
 """Of one sample, by column: a value of the index, or the place (offset, size) of a member; null: none."""
 
@@ -50,7 +48,7 @@ def check(values: Values, infos: Infos) -> None:
     A text may be missing: it counts as empty.
     """
     for name, info in infos.items():
-        if info.stored in BESIDE or info.kind == "text":
+        if not info.may_lack:
             continue
         value = values[name]
         if value is None:
@@ -60,6 +58,15 @@ def check(values: Values, infos: Infos) -> None:
                 raise ImageFault(f"its {name} has {len(value)} numbers, where all have {np.prod(info.shape)}")
         elif info.kind == "label" and info.classes and not 0 <= value < len(info.classes):
             raise ImageFault(f"its {name} is {value}, out of range 0..{len(info.classes) - 1}")
+
+
+def without(index: ShardIndex, name: str) -> list[str]:
+    """The keys of a shard's samples that lack a column, in their order."""
+    column = index.extra.get(name)
+    if column is None or not column.null_count:
+        return []
+    found: list[str] = index.keys.filter(column.is_null()).to_pylist()
+    return found
 
 
 def from_index(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.components import Component, Components
-from sfumato.core.conditions import Source
+from sfumato.core.conditions import Condition, Source
 from sfumato.core.config import Config
 from sfumato.core.family import SampleRequest
 from sfumato.core.paths import HasPath, Path
@@ -23,7 +23,7 @@ from sfumato.sampling.pixels import Images
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """The images that an operation edits at once: always as many as the model's blocks have rows."""
+    """The images that an operation edits at once: always as many (`Operation.rows`)."""
 
     images: Tensor
     """[block, C, H, W] float32 in [-1, 1]."""
@@ -44,6 +44,8 @@ class Operation(Component, ABC):
     """Whether images may have another size than the model's; all of a request have the same."""
     gives: ClassVar[tuple[str, ...]] = ()
     """Conditions of the model that the operation fills from the images themselves."""
+    conditioned: ClassVar[bool] = True
+    """Whether the model's conditions steer it."""
     reads: ClassVar[bool] = True
     """Whether it edits images; others draw their own (`drawn`)."""
 
@@ -62,6 +64,14 @@ class Operation(Component, ABC):
     def drawn(self, model: Generator, source: Source, options: Config, seed: int) -> Iterator[Images]:
         """Rows of images, uint8 [n, H, W, C] each, of an operation that reads none."""
         raise AssertionError("it edits images")
+
+    def takes(self, conditions: Sequence[Condition]) -> list[Condition]:
+        """Those of the model's that the user gives."""
+        return [each for each in conditions if self.conditioned and each.name not in self.gives]
+
+    def rows(self, model: Generator) -> int:
+        """How many images are edited at once; a block."""
+        return model.block
 
     @property
     def count(self) -> int:

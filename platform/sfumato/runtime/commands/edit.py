@@ -126,14 +126,14 @@ def _drawn(
     def rows() -> Iterator[Images]:
         for done, row in enumerate(operation.drawn(model, source, options, seed), start=1):
             yield row
-            display.update(done, operation.count)
+            display.update(done, operation.count or None)
 
     return write_rows(out, model, rows(), about, overwrite=overwrite)
 
 
 def _run(editor: Editor, output: Output, model: Generator, actors: Actors, display: Display) -> None:
     waiting = output.missing()
-    total = editor.edit.blocks(model)
+    total, rows = editor.edit.blocks(model), editor.edit.operation.rows(model)
     display.stage("edit")
     done = total - len(waiting)
     if done:
@@ -142,7 +142,7 @@ def _run(editor: Editor, output: Output, model: Generator, actors: Actors, displ
         for block, images in workers.run(editor, waiting):
             output.write(block, images)
             done += 1
-            display.update(min(done * model.block, len(editor.edit.images)), len(editor.edit.images))
+            display.update(min(done * rows, len(editor.edit.images)), len(editor.edit.images))
 
 
 def _operation(by: str | None, settings: Mapping[str, Any], model: Generator, *, masked: bool) -> Operation:
@@ -174,7 +174,7 @@ def _source(
 
     Raises ConfigError for classes that nobody names, since samples would take them in turn.
     """
-    given = [each for each in model.takes.conditions if each.name not in operation.gives]
+    given = operation.takes(model.takes.conditions)
     takes = Takes(given, model.takes.data, model.takes.family)
     packed = (Path(place) / MANIFEST).is_file() or "://" in place
     pictures = [condition for condition in given if condition.kind == "image"]

@@ -14,13 +14,14 @@ from sfumato.data.format.manifest import Manifest, verify
 from sfumato.data.order import pools
 from sfumato.data.packing import pack as packing
 from sfumato.data.packing.layout import TRAIN
+from sfumato.data.reading import lacking
 from sfumato.data.storage.filesystems import above, below
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.metrics import likelihood
 from sfumato.evaluation.references.reference import PackedReference
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
-from sfumato.runtime.runs import earlier, first_stage, from_data, moments, pretrained, sizes
+from sfumato.runtime.runs import earlier, first_stage, from_data, memory, moments, pretrained, sizes
 from sfumato.runtime.runs.child import Child
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.run_folder import RECORD, RunFolder
@@ -112,9 +113,11 @@ def _measured_alike(recipe: Recipe, manifest: Manifest, folder: RunFolder | None
 
 def _check(recipe: Recipe, manifest: Manifest) -> None:
     recipe.check(spec_of(recipe.data, manifest), manifest.samples)
+    lacking.check(recipe.data, manifest)
     first_stage.check_data(recipe, manifest)
     sizes.check(recipe, manifest, pools.check(recipe.data, manifest))
     _check_likelihood(recipe)
+    memory.check(recipe, spec_of(recipe.data, manifest))
 
 
 def _check_likelihood(recipe: Recipe) -> None:

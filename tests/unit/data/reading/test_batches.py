@@ -31,6 +31,7 @@ from sfumato.data.packing.index_existing import IndexOptions, make_index
 from sfumato.data.reading import local_reader
 from sfumato.data.reading.batches import to_batch
 from sfumato.data.reading.chunks import Chunk, from_table, objects, to_table
+from sfumato.data.reading.lacking import check as check_lacking
 from sfumato.data.reading.ray_reader import _in_order
 from sfumato.data.reading.transforms import Colour, Crop, Flip
 from sfumato.errors import ConfigError, DataError
@@ -284,6 +285,11 @@ def test_a_sample_without_a_column_is_a_fault(tmp_path: Path, lacking: str) -> N
     with pytest.raises(DataError, match=f"005: it has no {lacking}"):
         batches(settings_of(folder, lacking), 3)
     skipping = settings_of(folder, lacking, on_error="skip")
+    manifest = Manifest.load(folder)
+    with pytest.raises(DataError, match=f"1 sample lacks '{lacking}' in .*, first 005 in s-0.tar; give each"):
+        check_lacking(settings_of(folder, lacking), manifest)
+    check_lacking(skipping, manifest)
+    check_lacking(skipping.model_copy(update={"columns": (), "on_error": "fail"}), manifest)
     rows = [row_of(image) for batch in batches(skipping, 3) for image in batch["image"]]
     assert len(rows) == ROWS
     assert 5 not in rows
