@@ -70,12 +70,12 @@ class Edit:
 
     def blocks(self, model: Generator) -> int:
         """How many blocks all images fill."""
-        return -(-len(self.images) // self.operation.rows(model))
+        return -(-len(self.images) // self.operation.at_once(model))
 
     @torch.no_grad()
     def made(self, model: Generator, block: int) -> Images:
         """The edited images of one block, uint8 [n, H, W, C]; n is less than a block only in the last one."""
-        rows, total = self.operation.rows(model), len(self.images)
+        rows, total = self.operation.at_once(model), len(self.images)
         first = block * rows
         numbers = range(first, first + rows)
         there = [number if number < total else first for number in numbers]

@@ -53,7 +53,7 @@ class Output:
 
     def write(self, block: int, images: Images) -> None:
         """The images of a block; its lines come last, so that a block is complete or missing."""
-        first, lines = block * self._edit.operation.rows(self._model), []
+        first, lines = block * self._edit.operation.at_once(self._model), []
         door = self._model.door
         facts = self._edit.facts(range(first, first + len(images)))
         images, applied = door.pixels(images, facts, drawn=False)

@@ -23,7 +23,7 @@ from sfumato.sampling.pixels import Images
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """The images that an operation edits at once: always as many (`Operation.rows`)."""
+    """The images that an operation edits at once: always as many (`Operation.at_once`)."""
 
     images: Tensor
     """[block, C, H, W] float32 in [-1, 1]."""
@@ -69,7 +69,7 @@ class Operation(Component, ABC):
         """Those of the model's that the user gives."""
         return [each for each in conditions if self.conditioned and each.name not in self.gives]
 
-    def rows(self, model: Generator) -> int:
+    def at_once(self, model: Generator) -> int:
         """How many images are edited at once; a block."""
         return model.block
 

@@ -54,7 +54,7 @@ class Style(Operation):
     steps: int = Field(200, ge=1, description="Iterations of L-BFGS-B.")
     start: Literal["content", "noise"] = Field("content", description="What the pixels begin as.")
 
-    def rows(self, model: Generator) -> int:
+    def at_once(self, model: Generator) -> int:
         """One image at a time, since each takes long."""
         return 1
 

@@ -133,7 +133,7 @@ def _drawn(
 
 def _run(editor: Editor, output: Output, model: Generator, actors: Actors, display: Display) -> None:
     waiting = output.missing()
-    total, rows = editor.edit.blocks(model), editor.edit.operation.rows(model)
+    total, rows = editor.edit.blocks(model), editor.edit.operation.at_once(model)
     display.stage("edit")
     done = total - len(waiting)
     if done:
