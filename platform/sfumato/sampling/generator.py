@@ -156,6 +156,7 @@ class Generator:
             name=self.name,
             progress=self.progress,
             digest=self.digest,
+            trained_on=self.trained_on,
             provenance=self.provenance,
             device=self.device,
         )

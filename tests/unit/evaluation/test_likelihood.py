@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,15 @@ def model(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def source_of(model: Path, reference: Reference) -> SampleSource:
-    return load_model(model, {}, device="cpu", trust=False, reference=reference)
+def source_of(
+    model: Path, reference: Reference, sampling: Mapping[str, object] | None = None
+) -> SampleSource:
+    return load_model(model, sampling or {}, device="cpu", trust=False, reference=reference)
 
 
 def measured(settings: EvaluateSettings, model: Path, reference: Reference) -> tuple[str, MetricResult]:
     """The figure's name and value, as an evaluation comes to them."""
-    source = source_of(model, reference)
+    source = source_of(model, reference, settings.sampling)
     ((metric, _, name),) = selected(settings, source, reference).metrics
     (wanted,) = metric.inputs
     opened = wanted.open(settings, MetricOptions(), reference)
@@ -83,8 +86,11 @@ def measured(settings: EvaluateSettings, model: Path, reference: Reference) -> t
     return name, metric.compute(filled, real, MetricOptions())
 
 
-def test_on_the_training_images_the_figure_has_another_name(model: Path, reference: Reference) -> None:
-    name, result = measured(EvaluateSettings(**ASKED), model, reference)
+@pytest.mark.parametrize("sampling", [{}, {"decoding": "cache"}])
+def test_on_the_training_images_the_figure_has_another_name(
+    model: Path, reference: Reference, sampling: dict[str, object]
+) -> None:
+    name, result = measured(EvaluateSettings(**ASKED, sampling=sampling), model, reference)
     assert name == "train_bits_per_dim" and result.details["on"] == "training images"
 
 
