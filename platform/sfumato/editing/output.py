@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +99,17 @@ class Output:
 
 
 def write_rows(
-    out: Path, model: Generator, rows: Iterable[Images], about: dict[str, Any], *, overwrite: bool
+    out: Path,
+    model: Generator,
+    rows: Iterable[Images],
+    about: dict[str, Any],
+    *,
+    overwrite: bool,
+    said: Callable[[int, int], dict[str, Any]] = lambda row, column: {},
 ) -> Path:
     """Rows of images that an operation drew: PNGs, a grid with a line for each row, an animation of all.
+
+    `said` says what the image in a row and a column shows.
 
     Raises ConfigError as `Output` does.
     """
@@ -113,7 +121,8 @@ def write_rows(
         flat, applied = model.door.pixels(np.concatenate(found), drawn=False)
         with (draft / LINES).open("w", encoding="utf-8") as file:
             for number, (image, marks) in enumerate(zip(flat, applied, strict=True)):
-                line: dict[str, Any] = {"file": file_name(number), "index": number, **about}
+                shown = said(*divmod(number, len(found[0])))
+                line: dict[str, Any] = {"file": file_name(number), "index": number, **shown, **about}
                 if refused(marks):
                     line["file"] = None
                 else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -77,6 +77,10 @@ class Operation(Component, ABC):
     def count(self) -> int:
         """How many rows `drawn` has."""
         return 0
+
+    def said(self, source: Source, row: int, column: int) -> dict[str, Any]:
+        """What one of the images of `drawn` shows, as JSON."""
+        return {}
 
     def options(self, model: Generator, options: Config) -> Config:
         """The sampling options that it runs with, where it needs others than the model's."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Attended, Control, HasAttention
 from sfumato.core.batch import Texts
-from sfumato.core.conditions import Source, conditions_of
+from sfumato.core.conditions import Source, conditions_of, told
 from sfumato.core.config import Config
 from sfumato.core.family import SampleRequest
 from sfumato.core.rng import SampleRng
@@ -75,6 +75,14 @@ class PromptToPrompt(Operation):
                 f"--by prompt_to_prompt: a {model.config.family} model attends to no texts; use diffusion"
             ]
         return [f"--by prompt_to_prompt: {line}" for line in family.attention_problems(model.nets)]
+
+    def said(self, source: Source, row: int, column: int) -> dict[str, Any]:
+        """Of which sample it is, with the new text and other conditions, and which of its images."""
+        conditions = told(source, row)
+        words = list(dict.fromkeys(str(conditions[TEXT]).split()))
+        shown = ["the source", "the edit", *(f"attention to {word}" for word in words)]
+        what = shown[column] if column < len(shown) else "nothing"
+        return {"sample": row, "shows": what, "conditions": conditions}
 
     def edited(self, model: Generator, block: Block) -> Tensor:
         """Never called: it reads no images."""

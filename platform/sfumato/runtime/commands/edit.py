@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,10 @@ def _drawn(
             yield row
             display.update(done, operation.count or None)
 
-    return write_rows(out, model, rows(), about, overwrite=overwrite)
+    said = partial(operation.said, source)
+    folder = write_rows(out, model, rows(), about, overwrite=overwrite, said=said)
+    display.done(f"{operation.count:,} rows of images" if operation.count else "drawn")
+    return folder
 
 
 def _run(editor: Editor, output: Output, model: Generator, actors: Actors, display: Display) -> None:

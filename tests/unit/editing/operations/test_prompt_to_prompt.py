@@ -180,6 +180,9 @@ def test_a_row_has_both_samples_and_the_maps() -> None:
     rows = list(operation.drawn(own, source, own.options({}), 3))
     assert [row.shape for row in rows] == [(4, 8, 8, 1)] * 2, "both images and two maps"
     assert int(rows[1][3].max()) == 0, "the second text has one word"
+    shows = [operation.said(source, 1, column)["shows"] for column in range(4)]
+    assert shows == ["the source", "the edit", "attention to c", "nothing"]
+    assert operation.said(source, 0, 1)["conditions"] == {"text": "a c"}
     drawn = own.sample(2, seed=3, conditions={"text": Listed("text", Texts(["a b"]))})
     assert np.array_equal(np.stack([row[0] for row in rows]), drawn)
 
