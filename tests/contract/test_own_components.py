@@ -475,7 +475,7 @@ def test_what_is_no_component_is_one_line() -> None:
         ),
         (
             {"objective": {"kind": "own_parts.parts:OneLevel"}, "sampling": {"eta": 1}},
-            "known keys: clip, steps",
+            "known keys: adapter_scale, clip, steps",
         ),
     ):
         (line,) = mistakes({**diffusion, **model})

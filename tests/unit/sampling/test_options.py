@@ -23,7 +23,7 @@ def test_overrides_are_typed_and_the_rest_stays() -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ({"guidence": 2}, "did you mean 'guidance'.*clip, steps, guidance, .*sampler, eta"),
+        ({"guidence": 2}, "did you mean 'guidance'.*clip, adapter_scale, steps, guidance, .*sampler, eta"),
         ({"temperature": 2}, "temperature: diffusion has no such sampling option"),
         ({"steps": "many"}, "steps: .*got 'many'"),
         ({"steps": 0}, "steps: must be at least 1, got 0"),

@@ -167,7 +167,7 @@ def lines(**model: object) -> list[str]:
         ),
         (
             {"objective": {"kind": "consistency"}, "sampling": {"guidance": 2}},
-            "model.sampling.guidance: unknown key; known keys: clip, sigmas, steps",
+            "model.sampling.guidance: unknown key; known keys: adapter_scale, clip, sigmas, steps",
         ),
         (
             {"objective": {"kind": "edn"}, "sampling": {"churn": 3}},
