@@ -1,11 +1,11 @@
 # Everything runs in ./.venv, which is made on first use and again when what it installs has changed.
 #   PYTHON       the interpreter to build it with (3.11 or newer)
-#   PROCESSES    in how many processes the tests run; on two cores three: those that start Ray mostly wait for it
+#   PROCESSES    in how many processes the tests run; on two cores four: three of them mostly wait for Ray and ranks
 #   PROMPTS      what demo-text draws: a text file with a prompt on each line
 #   PYTHON_OF_CHECK  the interpreter of gpu-check, which has PyTorch; the environment's, or else PYTHON
 #   TORCH_INDEX  package index for PyTorch's wheels, e.g. that of the CPU builds; empty: pip's own settings
 PYTHON ?= python3
-PROCESSES ?= 3
+PROCESSES ?= 4
 TORCH_INDEX ?=
 PROMPTS ?= pipelines/shapes/prompts.txt
 VENV := .venv

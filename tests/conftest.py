@@ -55,6 +55,8 @@ _LONGEST = (
     "ranks",
     "tests/integration/",
 )
+_CHAINS = 3
+"""The first of them: each is one process's, test after test, and they end last."""
 _START_RAY = {
     "tests/e2e/test_digits.py",
     "tests/integration/test_earlier_runs.py",
@@ -107,6 +109,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) >= _CHAINS:
+        os.nice(10)  # computes while the chains wait, and does not hold them up
     if shown := config.getoption("cpu_seconds"):
         config.pluginmanager.register(CpuSeconds(shown))
     if not config.getoption("numprocesses", None):  # what hands tests out to others starts nothing itself
