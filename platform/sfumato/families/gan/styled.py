@@ -19,7 +19,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng, seeded
 from sfumato.core.seeds import derive
-from sfumato.families.gan.networks import DiscriminatorNet, NetworkConfig
+from sfumato.families.gan.networks import DiscriminatorNet, GroupedConfig
 from sfumato.families.gan.sampling import SamplingConfig, class_of
 from sfumato.families.gan.style_directions import directions
 
@@ -29,7 +29,7 @@ CENTRE_ROWS = 1024
 """Latents whose mean style is the centre of truncation."""
 
 
-class StyledConfig(NetworkConfig):
+class StyledConfig(GroupedConfig):
     """Sizes of both networks."""
 
     styles: ClassVar[bool] = True
@@ -55,22 +55,6 @@ class StyledConfig(NetworkConfig):
     discriminator: Literal["residual", "plain"] = Field(
         "residual", description="Blocks of the discriminator: with a shortcut, or without."
     )
-    minibatch_group: int = Field(
-        4,
-        ge=1,
-        description="Images over which the discriminator takes a standard deviation; micro-batches must be a "
-        "multiple. 1 leaves it out.",
-    )
-
-    @property
-    def compares_rows(self) -> bool:
-        """By the minibatch standard deviation."""
-        return self.minibatch_group > 1
-
-    @property
-    def group(self) -> int:
-        """As set."""
-        return self.minibatch_group
 
     @property
     def embeds_classes(self) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
@@ -229,6 +230,27 @@ class NetworkConfig(Component, ABC):
     def problems(self, data: DataSpec) -> list[str]:
         """Why they cannot be built for such images, one line each."""
         return []
+
+
+class GroupedConfig(NetworkConfig):
+    """Networks whose discriminator sees the standard deviation over a group of images (`MinibatchStd`)."""
+
+    minibatch_group: int = Field(
+        4,
+        ge=1,
+        description="Images over which the discriminator takes a standard deviation; micro-batches must be a "
+        "multiple. 1 leaves it out.",
+    )
+
+    @property
+    def compares_rows(self) -> bool:
+        """By the minibatch standard deviation."""
+        return self.minibatch_group > 1
+
+    @property
+    def group(self) -> int:
+        """As set."""
+        return self.minibatch_group
 
 
 NETWORKS: Components[NetworkConfig] = Components(

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
-from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet, NetworkConfig
+from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet, GroupedConfig
 from sfumato.families.gan.networks.progan.growing import BASE, doubled, halved, stage
 from sfumato.families.gan.sampling import SamplingConfig
 
 
-class ProGanConfig(NetworkConfig):
+class ProGanConfig(GroupedConfig):
     """Networks that grow with the images seen (Karras et al. 2018)."""
 
     kind: Literal["progan"] = Field("progan", description="Selects progressive growing.")
@@ -37,22 +37,6 @@ class ProGanConfig(NetworkConfig):
     stage_images: int = Field(
         800_000, ge=1, description="Images over which a doubling fades in, and then stays before the next."
     )
-    minibatch_group: int = Field(
-        4,
-        ge=1,
-        description="Images over which the discriminator takes a standard deviation; micro-batches must be a "
-        "multiple. 1 leaves it out.",
-    )
-
-    @property
-    def compares_rows(self) -> bool:
-        """By the minibatch standard deviation."""
-        return self.minibatch_group > 1
-
-    @property
-    def group(self) -> int:
-        """As set."""
-        return self.minibatch_group
 
     def widths(self, data: DataSpec) -> list[int]:
         """Channels of each side, 4 first."""
