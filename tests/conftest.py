@@ -61,7 +61,6 @@ _START_RAY = {
     "tests/e2e/test_digits.py",
     "tests/integration/test_earlier_runs.py",
     "tests/integration/test_jobs.py",
-    "tests/integration/test_train_calls.py",
     "tests/integration/test_train_failures.py",
 }
 """Commands in processes of their own, each with a cluster of its own: they wait more than they compute."""

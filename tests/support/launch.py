@@ -39,17 +39,32 @@ def launch_all(
     For each the weights, averages and losses, or why it failed. A case is what `train_rank.train` takes.
     """
     return [
-        _launched(folder / f"{number}", case, world_size=world_size, expect=expect)
+        _launched(folder / f"{number}", [case], world_size=world_size, expect=expect)[0]
         for number, case in enumerate(cases)
     ]
 
 
-def _launched(folder: Path, case: Case, *, world_size: int, expect: int) -> dict[str, Tensor] | str:
+def launch_together(folder: Path, cases: list[Case], *, world_size: int) -> list[dict[str, Tensor] | str]:
+    """The same in one set of processes, which forking, connecting and first calls cost only once.
+
+    Those after a case that fails have processes of their own.
+    """
+    found: list[dict[str, Tensor] | str] = []
+    while len(found) < len(cases):
+        part = folder / f"from-{len(found)}"
+        found += _launched(part, cases[len(found) :], world_size=world_size)
+    return found
+
+
+def _launched(
+    folder: Path, cases: list[Case], *, world_size: int, expect: int = 0
+) -> list[dict[str, Tensor] | str]:
+    """What the cases up to the first one that failed have left, in processes that run all of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"out-{world_size}.safetensors"
+    outs = [folder / f"out-{number}.safetensors" for number in range(len(cases))]
     codes = _server().run(
         {
-            "case": {**case, "out": str(out)},
+            "cases": [{**case, "out": str(out)} for case, out in zip(cases, outs, strict=True)],
             "world_size": world_size,
             "folder": str(folder),
             "environment": dict(os.environ),
@@ -57,14 +72,20 @@ def _launched(folder: Path, case: Case, *, world_size: int, expect: int) -> dict
     )
     if expect:
         assert all(code == expect for code in codes), f"ranks exited with {codes}"
-        return {}
-    failure = out.with_suffix(".error")
-    if failure.is_file():
-        return failure.read_text()
-    if out.is_file() and not any(codes):
-        return load_file(out)
-    logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("rank-*.log")))
-    return f"the case was never finished; ranks exited with {codes}\n{logs}"
+        return [{}]
+    begun = [out for out in outs if out.with_suffix(".begun").is_file()]
+    if any(codes) and not any(_failure(out).is_file() for out in begun):
+        logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("rank-*.log")))
+        return [
+            *map(load_file, begun[:-1]),
+            f"the case was never finished; ranks exited with {codes}\n{logs}",
+        ]
+    return [_failure(out).read_text() if _failure(out).is_file() else load_file(out) for out in begun]
+
+
+def _failure(out: Path) -> Path:
+    """Where a case's ranks say why they failed."""
+    return out.with_suffix(".error")
 
 
 class _Server:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from launch import launch
+from launch import launch_together
 from torch import Tensor
 
 from sfumato import families
@@ -19,7 +20,7 @@ from sfumato.parallel import STRATEGIES, ParallelSettings
 from sfumato.training.capabilities import phase_problems
 
 # Four passes a step on one rank, two on two, one on four; every phase of a mixed schedule gets its turn.
-TRAIN = {
+TRAIN: dict[str, Any] = {
     "images": 192,
     "batch": 64,
     "micro_batch": 16,
@@ -79,31 +80,53 @@ def cases(*, core: bool) -> list[tuple[str, Member]]:
 
 @dataclass
 class Matrix:
-    """Results of cases; what one process computes is computed once for all strategies."""
+    """Results of cases. Ranks compute those of a family under a strategy one after another, at the first
+    question for one of them."""
 
     folder: Path
     data: Path
     captioned: Path
     """Digits with captions."""
-    references: dict[Member, dict[str, Tensor]] = field(default_factory=dict)
+    wanted: Collection[tuple[str, Member]]
+    """The cases that will be asked for."""
+    steps: int
+    results: dict[tuple[str, Member, int], dict[str, Tensor] | str] = field(default_factory=dict)
 
     def reference(self, member: Member) -> dict[str, Tensor]:
         """What a single process computes."""
-        if member not in self.references:
-            self.references[member] = self.get("single", member, 1)
-        return self.references[member]
+        return self.get("single", member, 1)
 
     def get(self, strategy: str, member: Member, world_size: int) -> dict[str, Tensor]:
         """The result of a case on so many ranks."""
+        if (strategy, member, world_size) not in self.results:
+            self._compute(strategy, member[0], world_size)
+        result = self.results[strategy, member, world_size]
+        if isinstance(result, str):
+            raise AssertionError(result)
+        return result
+
+    def _compute(self, strategy: str, family: str, world_size: int) -> None:
+        kin = [
+            each
+            for each in members()
+            if each[0] == family and any(m == each and strategy in ("single", s) for s, m in self.wanted)
+        ]
+        found = launch_together(
+            self.folder / f"{strategy}-{family}-{world_size}",
+            [self._case(strategy, each) for each in kin],
+            world_size=world_size,
+        )
+        for each, result in zip(kin, found, strict=True):
+            self.results[strategy, each, world_size] = result
+
+    def _case(self, strategy: str, member: Member) -> dict[str, Any]:
         family, variant = member
         texts = reads_texts(member)
-        return launch(
-            self.folder / f"{strategy}-{family}-{variant}-{world_size}",
-            world_size=world_size,
-            family=family,
-            variant=variant,
-            strategy=strategy,
-            data=str(self.captioned if texts else self.data),
-            reading={"text": texts},
-            train=TRAIN,
-        )
+        return {
+            "family": family,
+            "variant": variant,
+            "strategy": strategy,
+            "data": str(self.captioned if texts else self.data),
+            "reading": {"text": texts},
+            "train": {**TRAIN, "images": self.steps * TRAIN["batch"]},
+        }

@@ -1,10 +1,10 @@
 """Forks the ranks of training runs: imports of torch, DeepSpeed and the families are paid for once.
 
-`python rank_server.py` reads jobs from standard input, a line of JSON each: `case` (what `train_rank.train`
-takes), `world_size`, `folder` of the logs, `environment`. The ranks are forked from this process, which has
-imported everything, has no threads and has computed nothing: every job starts alike, whatever the jobs
-before it did, and a rank may die. The answer is a line with the ranks' exit codes. This process ends with the
-one that holds the other end of its standard input, and the ranks end with this process.
+`python rank_server.py` reads jobs from standard input, a line of JSON each: `cases` (what `train_rank.train`
+takes, one after another), `world_size`, `folder` of the logs, `environment`. The ranks are forked from this
+process, which has imported everything, has no threads and has computed nothing: every job starts alike,
+whatever the jobs before it did, and a rank may die. The answer is a line with the ranks' exit codes. This
+process ends with the one that holds the other end of its standard input, and the ranks end with this process.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _fork(job: dict[str, Any], rank: int, port: int) -> int:
         _become(job, rank, port)
         import train_rank
 
-        train_rank.main(job["case"])
+        train_rank.main(job["cases"])
         code = 0
     except BaseException:  # noqa: BLE001 (this is the end of the process, which tells by its log)
         import traceback

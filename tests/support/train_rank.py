@@ -7,6 +7,7 @@ write all weights and averages as safetensors.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import traceback
 from datetime import timedelta
@@ -133,16 +134,20 @@ def _killed(shares, kill_at, start, batch):
         images += batch
 
 
-def main(case: dict) -> None:
-    """Train the case in this process; what fails is told in a file beside the case's `out`."""
+def main(cases: list[dict]) -> None:
+    """Train the cases in this process, up to one that fails; a file beside that one's `out` says why."""
     torch.set_num_threads(1)
     # Nobody waits so long: the server ends the ranks that wait for one that has failed.
     dist.init_process_group("gloo", timeout=timedelta(hours=1))
-    try:
-        train(case)
-    except Exception:
-        # The first to fail writes first; others then fail for the lack of it.
-        with Path(case["out"]).with_suffix(".error").open("a") as failure:
-            failure.write(f"rank {dist.get_rank()}: {traceback.format_exc()}")
-        raise
+    for case in cases:
+        if dist.get_rank() == 0:
+            Path(case["out"]).with_suffix(".begun").touch()
+        try:
+            train(case)
+        except Exception:
+            # The first to fail writes first; others then fail for the lack of it.
+            with Path(case["out"]).with_suffix(".error").open("a") as failure:
+                failure.write(f"rank {dist.get_rank()}: {traceback.format_exc()}")
+            raise
+        gc.collect()
     dist.destroy_process_group()
