@@ -1,8 +1,8 @@
-"""Ray's daemons of a private cluster: they end with the command, and a SIGTERM for the command is not theirs.
+"""Ray's daemons of a private cluster end with the command; a SIGTERM or SIGHUP for the command is not theirs.
 
 Batch systems, systemd and `timeout` send SIGTERM to a command's whole process group, or to all that it has
 started. A raylet and a GCS that obeyed would be gone before the command has ended its work on them. So
-SIGTERM is blocked in them, as Ray blocks ctrl-C, and the command itself ends them. If the command is killed,
+both are blocked in them, as Ray blocks ctrl-C, and the command itself ends them. If the command is killed,
 the kernel ends them where it can, and `LastWords` what is left, such as their agents.
 """
 
@@ -19,12 +19,14 @@ from typing import Any
 
 from sfumato.runtime.cluster.last_words import LastWords
 
+_FOR_THE_COMMAND = (signal.SIGTERM, signal.SIGHUP)
+
 
 class Daemon(subprocess.Popen[bytes]):
     """A daemon in a process group of its own, with the agents that it starts."""
 
     def __init__(self, *arguments: Any, started: Callable[[int], None], **settings: Any) -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the new process inherits it
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_COMMAND)  # the new process inherits it
         try:
             super().__init__(*arguments, process_group=0, **settings)
         finally:
@@ -38,7 +40,7 @@ class Daemon(subprocess.Popen[bytes]):
 
 
 @contextlib.contextmanager
-def deaf_to_sigterm(words: LastWords) -> Iterator[None]:
+def deaf_to_signals(words: LastWords) -> Iterator[None]:
     """What Ray starts inside the block is a `Daemon`, and ends with this process."""
     groups: list[int] = []
 

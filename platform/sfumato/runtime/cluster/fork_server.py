@@ -34,7 +34,8 @@ _PATIENCE_S = 30.0
 
 def main() -> None:
     signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     order = json.loads(sys.stdin.buffer.readline())
     sys.path[:] = order["path"]
     from sfumato.runtime.cluster.private_cluster import temporary_root
@@ -156,7 +157,7 @@ def _become(order: dict[str, Any], streams: list[int]) -> NoReturn:
     """Turn this process, just forked, into the worker that Ray asked for."""
     code = 1
     try:
-        for number in (signal.SIGTERM, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setpgid(0, 0)  # Ray ends a worker's own children by their group

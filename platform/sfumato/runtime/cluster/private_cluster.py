@@ -20,7 +20,7 @@ import psutil
 
 from sfumato.errors import CapabilityError
 from sfumato.runtime.cluster import forking, terminate
-from sfumato.runtime.cluster.daemons import deaf_to_sigterm
+from sfumato.runtime.cluster.daemons import deaf_to_signals
 from sfumato.runtime.cluster.last_words import LOST_GCS, LastWords
 from sfumato.runtime.cluster.patience import patience
 from sfumato.runtime.cluster.scratch import scratch_folder
@@ -129,7 +129,7 @@ def _start(cpus: int, home: Path, logs: Path, *, dashboard: bool, forks: bool, w
         folder = home / str(attempt)
         try:
             few = _few_processes(api_server=dashboard, forks=forks)
-            with terminate.held_back(), few, deaf_to_sigterm(words), patience(folder):
+            with terminate.held_back(), few, deaf_to_signals(words), patience(folder):
                 ray.init(
                     address="local",
                     num_cpus=cpus,

@@ -1,4 +1,8 @@
-"""Makes SIGTERM, with which batch systems, containers and `kill` end a command, act like ctrl-C.
+"""Makes SIGTERM, with which batch systems, containers and `kill` end a command, act like ctrl-C; and SIGHUP,
+with which a closed terminal or a lost connection does.
+
+`nohup` has a command ignore SIGHUP; that stays so. When a terminal is gone, the standard streams lead
+nowhere, since each attempt to write there would be an error.
 
 Ray installs handlers of its own, in Python and in C++: they exit in the middle of things, print a stack trace
 of its core and sometimes abort, and the run's record would say that it is still running. They are kept out.
@@ -7,21 +11,23 @@ of its core and sometimes abort, and the run's record would say that it is still
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 _SAME_S = 2.0
-"""SIGTERM twice within this time is one: `timeout` sends it to its child, and again to the child's group."""
+"""Two of these signals within this time are one: `timeout` sends SIGTERM to its child and again to its
+group; when a terminal closes, the kernel and the shell each send SIGHUP; systemd sends it after SIGTERM."""
 _AT_ONCE = "stopping as at ctrl-C"
 _LATER = "stopping as soon as Ray has started"
 _acted: list[float] = []
-"""When the outermost block below last acted upon SIGTERM."""
+"""When the outermost block below last acted upon one of them."""
 
 
 @contextlib.contextmanager
@@ -33,18 +39,29 @@ def like_ctrl_c() -> Iterator[None]:
     if not _in_main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    if before is not _interrupt:
+    before = {number: signal.signal(number, _interrupt) for number in _ending()}
+    if before[signal.SIGTERM] is not _interrupt:
         _acted.clear()
     try:
         yield
     finally:
-        # None: it was not Python's.
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+        _restore(before)
+
+
+def _ending() -> list[signal.Signals]:
+    """The signals that end a command; not SIGHUP if the command is to outlive its terminal."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return [signal.SIGTERM]
+    return [signal.SIGTERM, signal.SIGHUP]
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # None: it was not Python's
 
 
 def heard() -> bool:
-    """Whether SIGTERM has ended what the latest outermost `like_ctrl_c` surrounds: other errors followed."""
+    """Whether one of them ended what the latest outermost `like_ctrl_c` surrounds: other errors followed."""
     return bool(_acted)
 
 
@@ -52,8 +69,8 @@ def heard() -> bool:
 def held_back() -> Iterator[None]:
     """For `ray.init`, which must not be left in the middle: its C++ then aborts.
 
-    SIGTERM and ctrl-C are answered at once, and raise KeyboardInterrupt at the end of the block; a second
-    one, from somebody who has waited long enough, does so where it is.
+    They and ctrl-C are answered at once, and raise KeyboardInterrupt at the end of the block; a second one,
+    from somebody who has waited long enough, does so where it is.
     """
     if not _in_main_thread():
         yield
@@ -61,14 +78,14 @@ def held_back() -> Iterator[None]:
     first: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM and _is_the_same():
+        if number != signal.SIGINT and _is_the_same():
             return
         _say(number, _LATER)
         if first:
             raise KeyboardInterrupt
         first.append(number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (*_ending(), signal.SIGINT)}
     if before[signal.SIGINT] is signal.SIG_IGN:  # in the background of a shell
         del before[signal.SIGINT]
     for number in before:
@@ -77,8 +94,7 @@ def held_back() -> Iterator[None]:
         with _none_of_rays():
             yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        _restore(before)
         if first:
             raise KeyboardInterrupt
 
@@ -109,7 +125,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _is_the_same() -> bool:
-    """Whether this SIGTERM is a repetition of the one before."""
+    """Whether this signal is a repetition of the one before."""
     now = time.monotonic()
     if _acted and now - _acted[-1] < _SAME_S:
         return True
@@ -118,9 +134,23 @@ def _is_the_same() -> bool:
 
 
 def _say(number: int, what: str) -> None:
-    name = "SIGTERM" if number == signal.SIGTERM else "ctrl-C"
+    name = "ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    _leave_lost_terminal()
     with contextlib.suppress(OSError):  # said at once: workers may take a while to end their step
         os.write(2, f"{name} received: {what}\n".encode())
+
+
+def _leave_lost_terminal() -> None:
+    """Let standard streams that were a terminal which is gone lead nowhere."""
+    for stream in (0, 1, 2):
+        try:
+            os.tcgetpgrp(stream)
+        except OSError as error:
+            if error.errno != errno.EIO:  # a file, a pipe, or the terminal of another session
+                continue
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)
 
 
 def _in_main_thread() -> bool:

@@ -38,7 +38,7 @@ def forked() -> bool:
 
 if __name__ == "__main__" and not forked():
     # A worker hears what the raylet that started this does not (`daemons.py`).
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGHUP})
     from ray._private.workers import __path__ as workers
 
     sys.argv[0] = os.path.join(next(iter(workers)), "setup_worker.py")
