@@ -61,6 +61,9 @@ class MemoryKubectl(Kubectl):
             if found is not None and RUN_LABEL in found["metadata"].get("labels", {}):
                 self.cluster.remove(found)
 
+    def delete_started(self, name: str) -> None:
+        self.cluster.remove(self.cluster.named("RayJob", name))
+
     def schedules(self) -> list[Job]:
         found = (o for o in self.cluster.objects.values() if o["kind"] == "RayCronJob")
         return [rayjob.read_schedule(item) for item in found if RUN_LABEL in item["metadata"]["labels"]]

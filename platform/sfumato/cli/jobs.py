@@ -42,7 +42,7 @@ def submit(
         list[str] | None,
         typer.Argument(
             metavar="-- COMMAND [ARGUMENTS]...",
-            help="run, train, evaluate, tune, pack or precompute, as on this machine.",
+            help="run, train, evaluate, tune, pack, precompute, edit or augment, as on this machine.",
             show_default=False,
         ),
     ] = None,

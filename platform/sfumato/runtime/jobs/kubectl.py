@@ -108,8 +108,13 @@ class Kubectl:
             return []
         return [rayjob.read_schedule(item) for item in json.loads(found)["items"]]
 
+    def delete_started(self, name: str) -> None:
+        """End a job that a schedule has started; the schedule and its package stay."""
+        self._in_namespace("delete", "rayjob", name, "--wait=false", "--ignore-not-found")
+
     def unschedule(self, name: str) -> bool:
-        """Delete the schedule of that name, if there is one of ours; jobs that it started go on."""
+        """Delete the schedule of that name, if there is one of ours. It owns the jobs that it has started:
+        they end with it."""
         if name not in [job.name for job in self.schedules()]:
             return False
         self._in_namespace("delete", "raycronjob", name, "--wait=false")

@@ -27,8 +27,15 @@ def settings_of(
 ) -> JobSettings:
     """The job's settings; environment and secrets come from the options.
 
-    Raises ConfigError for an image without a version, or a secret that is no reference to a Secret.
+    Raises ConfigError for an image without a version, a secret that is no reference to a Secret, or a
+    schedule of jobs that are to wait in a queue.
     """
+    if schedule is not None and queue is not None:
+        raise ConfigError(
+            f"--queue {queue} with --schedule: KubeRay 1.7 gives the jobs of a schedule no labels, by which "
+            "Kueue knows a queue's jobs, so they would not wait: leave --queue out (a LocalQueue named "
+            "`default` takes jobs that name none)"
+        )
     name, _, tag = pods.image.rpartition("/")[2].partition(":")
     if not name or not tag or tag == "latest":
         raise ConfigError(

@@ -29,6 +29,7 @@ COMMANDS = {
         "--resize": True,
         "--held-out": True,
         "--out": True,
+        "--trust": False,
     },
     "tune": {"--fresh": False, "--resume": False},
     "pack": {
@@ -53,6 +54,44 @@ COMMANDS = {
         "--cpus": True,
         "--gpus": True,
     },
+    "edit": {
+        "--out": True,
+        "--by": True,
+        "--strength": True,
+        "--mask": True,
+        "--set": True,
+        "--label": True,
+        "--prompt": True,
+        "--negative": True,
+        "--condition": True,
+        "--guidance": True,
+        "--sampler": True,
+        "--steps": True,
+        "--option": True,
+        "--seed": True,
+        "--actors": True,
+        "--gpus-per-actor": True,
+        "--device": True,
+        "--overwrite": False,
+        "--base": True,
+        "--trust": False,
+    },
+    "augment": {
+        "--by": True,
+        "--class-balance": False,
+        "--to": True,
+        "--agreement": True,
+        "--nearest": True,
+        "--farthest": True,
+        "--tries": True,
+        "--seed": True,
+        "--seen": True,
+        "--actors": True,
+        "--gpus-per-actor": True,
+        "--device": True,
+        "--base": True,
+        "--trust": False,
+    },
 }
 """The commands that are sent, with their options, and whether each takes a value."""
 
@@ -61,9 +100,7 @@ def parse(words: Sequence[str], *, trust: bool) -> Command:
     """Parse the words after `--` into a command. Raises ConfigError with all problems."""
 
     given = _told_apart(words)
-    if given.name in ("pack", "precompute"):
-        return on_places.read(given)
-    if given.name == "evaluate" and not _is_recipe(given.plain):
+    if given.name in on_places.COMMANDS and not (given.name == "evaluate" and _is_recipe(given.plain)):
         return on_places.read(given)
     if not given.plain or "=" in given.plain[0]:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -67,9 +67,13 @@ class OnKubernetes:
         self._kubectl = kubectl
 
     def jobs(self) -> list[Job]:
-        found = [found for found in self._kubectl.jobs() if found.ours]
-        mine = [replace(one.job, progress=self._progress(one)) for one in found]
-        return mine + self._kubectl.schedules()
+        schedules = self._kubectl.schedules()
+        mine = [
+            replace(_named(found, schedules), progress=self._progress(found))
+            for found in self._kubectl.jobs()
+            if found.ours or _started_by(found, schedules)
+        ]
+        return mine + schedules
 
     def _progress(self, found: RayJob) -> str:
         if found.job.status != "RUNNING":
@@ -88,7 +92,11 @@ class OnKubernetes:
     def stop(self, name: str) -> None:
         if self._kubectl.unschedule(name):
             return
-        if not self._kubectl.job(name).ours:
+        found = self._kubectl.job(name)
+        if _started_by(found, self._kubectl.schedules()):
+            self._kubectl.delete_started(name)
+            return
+        if not found.ours:
             raise ConfigError(
                 f"RayJob {name!r} was not made by sfumato submit: delete it with "
                 f"kubectl -n {self._kubectl.namespace} delete rayjob {name}"
@@ -97,3 +105,14 @@ class OnKubernetes:
 
     def attach_command(self, name: str) -> str:
         return follow_rayjob.attach_command(self._kubectl, name)
+
+
+def _started_by(found: RayJob, schedules: Sequence[Job]) -> Job | None:
+    """The schedule, one of ours, that started the job."""
+    return next((schedule for schedule in schedules if schedule.name == found.schedule), None)
+
+
+def _named(found: RayJob, schedules: Sequence[Job]) -> Job:
+    """The job, with what its schedule knows of it."""
+    schedule = _started_by(found, schedules)
+    return found.job if schedule is None else replace(found.job, command=schedule.command, run=schedule.run)

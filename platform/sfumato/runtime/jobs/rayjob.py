@@ -34,6 +34,8 @@ class RayJob:
     """Name of its RayCluster; empty where there is none yet."""
     ours: bool
     """Whether `sfumato submit` made it."""
+    schedule: str = ""
+    """The RayCronJob that started it; KubeRay gives such a job none of the schedule's labels."""
 
 
 def read(item: Mapping[str, Any]) -> RayJob:
@@ -59,6 +61,9 @@ def read(item: Mapping[str, Any]) -> RayJob:
         attempt=str(status.get("jobId") or ""),
         cluster=str(status.get("rayClusterName") or ""),
         ours=RUN_LABEL in labels,
+        schedule=next(
+            (o["name"] for o in metadata.get("ownerReferences") or () if o["kind"] == "RayCronJob"), ""
+        ),
     )
 
 

@@ -47,6 +47,8 @@ def test_a_job_and_its_package_come_and_go_together(api: Cluster) -> None:
     assert [(found.job.name, found.ours) for found in KUBECTL.jobs()] == [("digits", True), ("other", False)]
     KUBECTL.delete("digits")
     assert [found["metadata"]["name"] for found in api.objects.values()] == ["other"]
+    KUBECTL.delete_started("other")
+    assert not api.objects
     with pytest.raises(ConfigError, match=r"^no RayJob 'digits' in namespace sfumato of context 'here'"):
         KUBECTL.job("digits")
 

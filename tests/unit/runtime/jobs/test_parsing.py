@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import typer
 import yaml
 
 from sfumato.cli import app
+from sfumato.errors import ConfigError
 from sfumato.families.flow import Config
 from sfumato.runtime.jobs import needs, parsing
 from sfumato.runtime.jobs.groups import groups_of
@@ -67,5 +69,35 @@ def test_commands_on_places_of_the_cluster() -> None:
     assert (group.replicas, group.gpus, data.name) == (4, 1, "data")
     packed = parsing.parse(["pack", "s3://pictures", "/data", "channels=3", "--overwrite"], trust=False)
     assert packed.arguments == ("s3://pictures", "/data", "channels=3", "--overwrite")
+    edited = parsing.parse(
+        ["edit", "/runs/tiny-1", "/pictures", "--out=/edits", "--label", "0", "--label", "1"], trust=False
+    )
+    assert edited.arguments[2:] == ("--out", "/edits", *("--label", "0", "--label", "1"), "--actors", "1")
+    words = ["augment", "/data", "/more", "--by", "/runs/tiny-1", "--class-balance", "--actors", "3"]
+    augmented = parsing.parse([*words, "--gpus-per-actor", "1"], trust=False)
+    assert augmented.arguments == (*words[1:], "--gpus-per-actor", "1")
+    assert [(group.replicas, group.gpus) for group in groups_of(augmented)] == [(3, 1), (1, 0)]
     measured = parsing.parse(["evaluate", "/runs/tiny-1", "--samples", "500"], trust=False)
     assert str(measured) == "evaluate /runs/tiny-1 --samples 500"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["edit", "/runs/tiny-1", "/pictures"], "needs RUN [IMAGES] --out FOLDER"),
+        (["augment", "/data", "/more"], "needs DATA DEST --by RUN"),
+        (["edit", "/r", "/p", "--out", "/o", "--set", "token=abc"], "token holds a secret"),
+        (["edit", "/r", "/p", "--out", "/o", "--actors", "two"], "numbers"),
+        (["sample", "/r"], "begins with one of"),
+    ],
+)
+def test_what_is_wrong_with_them(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parsing.parse(words, trust=False)
+
+
+def test_places_of_edit_and_augment_that_need_a_root() -> None:
+    edited = parsing.parse(["edit", "digits", "/p", "--out", "edits", "--mask", "/m.png"], trust=False)
+    assert edited.relative == ("place=digits", "--out=edits")
+    augmented = parsing.parse(["augment", "data", "/more", "--by", "digits", "--to", "9"], trust=False)
+    assert augmented.relative == ("place=data", "--by=digits")

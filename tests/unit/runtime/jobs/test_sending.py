@@ -97,6 +97,53 @@ def test_a_schedule_is_made_listed_and_stopped(command: Command, cluster: Cluste
     assert cluster.objects == before
 
 
+def started(cluster: Cluster, schedule: str, name: str) -> str:
+    """What KubeRay 1.7 makes when the time has come: none of the schedule's labels, and an owner."""
+    found = cluster.named("RayCronJob", schedule)
+    uid = "of-others" if found is None else found["metadata"]["uid"]
+    owner = {"kind": "RayCronJob", "name": schedule, "uid": uid, "controller": True}
+    cluster.put(
+        "ray.io/v1",
+        "RayJob",
+        name,
+        labels={"ray.io/cronjob-name": schedule},
+        ownerReferences=[owner],
+    )
+    return name
+
+
+def test_jobs_of_a_schedule_are_listed_and_stopped(command: Command, cluster: Cluster) -> None:
+    before = dict(cluster.objects)
+    place = OnKubernetes(MemoryKubectl(cluster=cluster))
+    nightly = send(command, cluster, schedule=Schedule("0 3 * * *"))
+    first, second = (started(cluster, nightly, f"{nightly}-{end}") for end in ("ab1cd", "ef2gh"))
+    other = started(cluster, "theirs", "theirs-ij3kl")
+    assert {job.name: job.command for job in place.jobs()} == dict.fromkeys(
+        (first, second, nightly), str(command)
+    )
+    with pytest.raises(ConfigError, match="was not made by sfumato submit"):
+        place.stop(other)
+    place.stop(first)
+    assert {job.name for job in place.jobs()} == {second, nightly}
+    assert cluster.named("ConfigMap", nightly), "the package of later jobs"
+    place.stop(nightly)
+    assert place.jobs() == [] and [*cluster.objects] == [*before, *(p for p in cluster.objects if other in p)]
+
+
+def test_a_schedule_does_not_wait_in_a_queue() -> None:
+    pods = PodSettings("registry.example.com/sfumato-gpu:0.1.0", "/runs", "runs")
+    options = SubmitOptions(root="/runs")
+    with pytest.raises(ConfigError, match="--queue team with --schedule"):
+        on_kubernetes.settings_of(
+            options,
+            namespace="sfumato",
+            queue="team",
+            token_secret=None,
+            pods=pods,
+            schedule=Schedule("0 3 * * *"),
+        )
+
+
 def test_names_of_others_are_taken_and_theirs_to_delete(command: Command, cluster: Cluster) -> None:
     cluster.put("ray.io/v1", "RayJob", "sfumato-train")
     cluster.put("v1", "ConfigMap", "redis")
