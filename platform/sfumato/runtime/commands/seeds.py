@@ -37,17 +37,16 @@ def show(name: str, runs: Sequence[Finished], *, as_json: bool) -> None:
         return
     console = Console(markup=False, highlight=False)
     console.print(_table(name, runs, {metric: over_seeds(of) for metric, of in found.items()}))
-    words = " ".join(run.summary["run"] for run in runs)
+    words = " ".join(run.summary["run"] for run in runs)  # in the order of the columns
     console.print(f"compare   sfumato compare --group-seeds {words} RUN ...", soft_wrap=True)
 
 
 def _table(name: str, runs: Sequence[Finished], figures: dict[str, Figure]) -> Table:
     table = Table(title=f"{name}: mean ± standard deviation of {len(runs)} seeds", title_justify="left")
     for column in ("", "mean ± spread", *(f"seed {run.seed}" for run in runs)):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for metric, figure in figures.items():
         spread = "" if figure.spread is None else f" ± {figure.spread:.2g}"
         each = (f"{run.metrics[metric]:.4g}" if metric in run.metrics else "–" for run in runs)
         table.add_row(metric, f"{figure.value:.4g}{spread}", *each)
-    table.add_row("run", "", *(run.summary["run"] for run in runs))
     return table
