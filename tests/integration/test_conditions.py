@@ -31,8 +31,8 @@ from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.images import open_images
+from sfumato.evaluation.model_sources import load_model
 from sfumato.evaluation.references.reference import PackedReference
-from sfumato.evaluation.source import load_model
 from sfumato.evaluation.stage import evaluate
 from sfumato.parallel import Placement
 from sfumato.parallel.strategies.single import Single

@@ -23,7 +23,8 @@ from sfumato.errors import CapabilityError, ConfigError, DataError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.images import open_images
-from sfumato.evaluation.source import Drawn, GeneratorSource
+from sfumato.evaluation.model_sources import GeneratorSource
+from sfumato.evaluation.source import Drawn
 from sfumato.evaluation.stage import evaluate
 from sfumato.sampling.generator import Generator
 

@@ -24,7 +24,7 @@ from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.lpips import Lpips, load
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.metrics.path_length import Ruler, trimmed
-from sfumato.evaluation.source import LatentGenerator
+from sfumato.evaluation.model_sources import LatentGenerator
 from sfumato.families.gan.config import DcganConfig, GanConfig
 from sfumato.sampling.generator import Generator
 

@@ -26,7 +26,9 @@ from sfumato.evaluation.evaluation import Evaluation, Opened
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extractor, built
 from sfumato.evaluation.image_set import ImageSet
+from sfumato.evaluation.image_source import ImageSource
 from sfumato.evaluation.metric_inputs import Setting
+from sfumato.evaluation.model_sources import GeneratorSource
 from sfumato.evaluation.noise import noise_on
 from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
 from sfumato.evaluation.pictures import write_neighbours, write_preview
@@ -36,7 +38,6 @@ from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.references.statistics import StatisticsReference
 from sfumato.evaluation.report import DEVIATIONS, TERMS, EvaluationReport
 from sfumato.evaluation.selected import Selection
-from sfumato.evaluation.source import GeneratorSource, ImageSource
 from sfumato.evaluation.store import write_arrays
 from sfumato.evaluation.weakness import of_features
 

@@ -22,10 +22,11 @@ from sfumato.evaluation.metric_inputs import Made, Setting
 from sfumato.evaluation.metric_options import MetricOptions
 from sfumato.evaluation.metrics import likelihood
 from sfumato.evaluation.metrics.metric import MetricResult
+from sfumato.evaluation.model_sources import load_model
 from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.references.reference import PackedReference, Reference
 from sfumato.evaluation.report import read_report
-from sfumato.evaluation.source import GivesLikelihood, SampleSource, load_model
+from sfumato.evaluation.source import GivesLikelihood, SampleSource
 from sfumato.families.autoregressive import Config
 from sfumato.sampling.model_folder import save_model_folder
 

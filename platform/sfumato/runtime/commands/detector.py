@@ -12,8 +12,8 @@ from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.detector import CARD, Detector, Matrix, matrix
 from sfumato.evaluation.images import check_same_kind, open_images
 from sfumato.evaluation.labels import stratified_labels
+from sfumato.evaluation.model_sources import load_model
 from sfumato.evaluation.references.reference import Reference
-from sfumato.evaluation.source import load_model
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.targets import model_of, target_of
