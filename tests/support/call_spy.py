@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+import weakref
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -20,18 +21,20 @@ _PACKAGE = str(Path(sfumato.__file__).parent)
 
 
 class Spied(Config):
-    """What it builds writes the functions on the stack at the process's next optimizer step to `told`."""
+    """What it builds writes the functions on the stack at an optimizer step to `told`, once."""
 
     family: Literal["call_spy:Spied"] = "call_spy:Spied"
     told: str
 
     def build(self, data: DataSpec) -> Family:
         def at_step(*_: Any) -> None:
-            hook.remove()
-            Path(self.told).write_text(json.dumps(own_calls(sys._getframe(1))))
+            if not told.exists():
+                told.write_text(json.dumps(own_calls(sys._getframe(1))))
 
-        hook = register_optimizer_step_pre_hook(at_step)
-        return super().build(data)
+        told, family = Path(self.told), super().build(data)
+        # A hook may not remove itself while PyTorch calls it.
+        weakref.finalize(family, register_optimizer_step_pre_hook(at_step).remove)
+        return family
 
 
 def own_calls(frame: FrameType) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from sfumato.evaluation.statistics import Float32Array, Int64Array
+from sfumato.evaluation.statistics import Float32Array, Float64Array, Int64Array
 
 SAME = 1 - 1e-5
 """Cosine from which two captions are one and the same text."""
+ROUNDING = 1e-9
+"""Two cosines that differ by less are equal: libraries of linear algebra round each row in their own way."""
 
 
 def ranks(image_ND: Float32Array, text_ND: Float32Array, pool: int) -> Int64Array:
@@ -23,11 +25,12 @@ def ranks(image_ND: Float32Array, text_ND: Float32Array, pool: int) -> Int64Arra
         rows = np.arange(min(first, len(image) - pool), min(first, len(image) - pool) + pool)
         fit_TI = text[rows] @ image[rows].T
         others_TI = text[rows] @ text[rows].T < SAME
-        better_TI = (fit_TI >= np.diag(fit_TI)[:, None]) & others_TI
+        better_TI = (fit_TI >= np.diag(fit_TI)[:, None] - ROUNDING) & others_TI
         found[rows[rows >= first]] = better_TI.sum(1)[rows >= first]
     return found
 
 
-def _unit(vectors_ND: Float32Array) -> Float32Array:
-    unit: Float32Array = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+def _unit(vectors_ND: Float32Array) -> Float64Array:
+    vector_ND = vectors_ND.astype(np.float64)
+    unit: Float64Array = vector_ND / np.maximum(np.linalg.norm(vector_ND, axis=1, keepdims=True), 1e-12)
     return unit
