@@ -23,10 +23,12 @@ from sfumato.runtime.jobs.command import Command
 from sfumato.runtime.jobs.groups import Group, groups_of
 from sfumato.runtime.jobs.package import ORDER
 from sfumato.runtime.jobs.pods import JOB_FOLDER, PodSettings
+from sfumato.tracking.redact import clean_uri
 
 RUN_LABEL = "sfumato.io/run"
 NAME_LABEL = "app.kubernetes.io/instance"
 COMMAND_NOTE = "sfumato.io/command"
+TRACKING_NOTE = "sfumato.io/tracking"
 # KubeRay makes longer names of it, which have to be labels (63 characters).
 _LONGEST_NAME = 47
 _LONGEST_SCHEDULED = 36
@@ -137,6 +139,8 @@ def _ray_job(
     if settings.queue is not None:
         metadata["labels"]["kueue.x-k8s.io/queue-name"] = settings.queue
     metadata["annotations"] = {COMMAND_NOTE: str(command)}
+    if command.tracking:
+        metadata["annotations"][TRACKING_NOTE] = clean_uri(command.tracking)
     volume = {
         "name": "job",
         "configMap": {

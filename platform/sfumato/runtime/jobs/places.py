@@ -84,7 +84,13 @@ class OnKubernetes:
             return ""
 
     def job(self, name: str) -> Job:
-        return self._kubectl.job(name).job
+        found = self._kubectl.find(name)
+        if found is None and name in [schedule.name for schedule in self._kubectl.schedules()]:
+            raise ConfigError(
+                f"{name!r} is a schedule: name one of the jobs that it has started (sfumato jobs list "
+                f"--kubernetes --namespace {self._kubectl.namespace})"
+            )
+        return self._kubectl.job(name).job if found is None else found.job
 
     def follow(self, name: str, show: Callable[[str], None]) -> Job:
         return follow_rayjob.follow(self._kubectl, name, show)
@@ -115,4 +121,6 @@ def _started_by(found: RayJob, schedules: Sequence[Job]) -> Job | None:
 def _named(found: RayJob, schedules: Sequence[Job]) -> Job:
     """The job, with what its schedule knows of it."""
     schedule = _started_by(found, schedules)
-    return found.job if schedule is None else replace(found.job, command=schedule.command, run=schedule.run)
+    if schedule is None:
+        return found.job
+    return replace(found.job, command=schedule.command, run=schedule.run, tracking=schedule.tracking)

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from sfumato.runtime.jobs.cluster import Job
-from sfumato.runtime.jobs.manifest import COMMAND_NOTE, RUN_LABEL
+from sfumato.runtime.jobs.manifest import COMMAND_NOTE, RUN_LABEL, TRACKING_NOTE
 
 # Of `jobDeploymentStatus`; the others are shown as they are. A deployment is complete however the job ended.
 _STATES = {"Failed": "FAILED", "ValidationFailed": "FAILED", "Running": "RUNNING", "": "PENDING"}
@@ -41,7 +41,7 @@ class RayJob:
 def read(item: Mapping[str, Any]) -> RayJob:
     """A RayJob's document, as `kubectl get -o json` prints it."""
     metadata, status = item["metadata"], item.get("status") or {}
-    labels = metadata.get("labels") or {}
+    labels, notes = metadata.get("labels") or {}, metadata.get("annotations") or {}
     stage = str(status.get("jobDeploymentStatus") or "")
     message = str(status.get("message") or status.get("reason") or "")
     code = _EXIT_CODE.search(message)
@@ -49,11 +49,12 @@ def read(item: Mapping[str, Any]) -> RayJob:
         name=metadata["name"],
         status=_status(stage, str(status.get("jobStatus") or "")),
         message=(message.strip().splitlines() or [""])[0][:_LONGEST_MESSAGE],
-        command=(metadata.get("annotations") or {}).get(COMMAND_NOTE, ""),
+        command=notes.get(COMMAND_NOTE, ""),
         run=labels.get(RUN_LABEL, ""),
         started=_seconds(status.get("startTime")),
         ended=_seconds(status.get("endTime")),
         exit_code=int(code[1]) if code else None,
+        tracking=notes.get(TRACKING_NOTE, ""),
     )
     return RayJob(
         job,
@@ -70,16 +71,18 @@ def read(item: Mapping[str, Any]) -> RayJob:
 def read_schedule(item: Mapping[str, Any]) -> Job:
     """A RayCronJob's document, as a job that waits for its time."""
     metadata, spec = item["metadata"], item["spec"]
+    notes = metadata.get("annotations") or {}
     last = (item.get("status") or {}).get("lastScheduleTime")
     return Job(
         name=metadata["name"],
         status="SCHEDULED",
         message=f"at {spec['schedule']} {spec.get('timeZone') or 'UTC'}",
-        command=(metadata.get("annotations") or {}).get(COMMAND_NOTE, ""),
+        command=notes.get(COMMAND_NOTE, ""),
         run=(metadata.get("labels") or {}).get(RUN_LABEL, ""),
         started=None,
         ended=None,
         exit_code=None,
+        tracking=notes.get(TRACKING_NOTE, ""),
         progress=f"at {spec['schedule']} {spec.get('timeZone') or 'UTC'}, last {last or 'never'}",
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kuberay_rules
 import kubernetes_validate
 import manifests
 import pytest
@@ -132,6 +133,18 @@ def test_a_schedule_wraps_the_same_job(project: Path) -> None:
             Schedule(cron)
     with pytest.raises(ConfigError, match="not a time zone"):
         Schedule("0 3 * * *", "Rome")
+
+
+@pytest.mark.parametrize("overrides", [(), GPUS], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("queue", [None, "team"])
+def test_the_operators_take_the_job(project: Path, overrides: tuple[str, ...], queue: str | None) -> None:
+    """KubeRay's own checks, and those of Kueue, whose webhook alone suspends what is to wait."""
+    _, job = rendered(project, *overrides, queue=queue)
+    assert job["metadata"]["labels"].get(kuberay_rules.QUEUE) == queue
+    assert "suspend" not in job["spec"]
+    assert kuberay_rules.problems(job) == []
+    if queue is None:
+        assert kuberay_rules.problems(rendered(project, *overrides, schedule=Schedule("0 3 * * *"))[1]) == []
 
 
 def test_the_pods_are_what_kubernetes_and_our_policy_allow(project: Path) -> None:

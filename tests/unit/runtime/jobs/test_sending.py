@@ -28,6 +28,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
         "data": {"path": "data/digits", "streams": 24},
         "model": Config.tiny().model_dump(mode="json"),
         "train": {"images": 512, "batch": 144},
+        "tracking": {"uri": "http://mlflow:5000"},
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
@@ -69,6 +70,13 @@ def test_a_job_is_made_listed_and_stopped(command: Command, cluster: Cluster) ->
         ConfigError, match=f"job '{name}' at namespace sfumato is working on this run already"
     ):
         send(command, cluster)
+    job["status"] = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
+    cluster.streams = ["train: started\ntrain: 256 of 512  loss 0.3  80 s left\na remark\n"]
+    row = line_of(place.jobs()[0], now=0.0)
+    assert (row["progress"], row["mlflow"]) == (
+        "train: 256 of 512  loss 0.3  80 s left",
+        "http://mlflow:5000",
+    )
     times = {"startTime": "2026-08-19T21:21:52Z", "endTime": "2026-08-19T22:22:53Z"}
     job["status"] = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED", **times}
     assert line_of(place.jobs()[0], now=0.0)["time"] == "1:01:01"
@@ -85,6 +93,8 @@ def test_a_schedule_is_made_listed_and_stopped(command: Command, cluster: Cluste
     assert cluster.named("RayCronJob", name) and not cluster.named("RayJob", name)
     (listed,) = place.jobs()
     assert (listed.status, listed.progress) == ("SCHEDULED", "at 0 3 * * * Etc/UTC, last never")
+    with pytest.raises(ConfigError, match=f"'{name}' is a schedule: name one of the jobs"):
+        place.job(name)
     send(command, cluster)
     assert {job.status for job in place.jobs()} == {"SCHEDULED", "PENDING"}, "a job may run beside it"
     place.stop(name)
@@ -121,6 +131,8 @@ def test_jobs_of_a_schedule_are_listed_and_stopped(command: Command, cluster: Cl
     assert {job.name: job.command for job in place.jobs()} == dict.fromkeys(
         (first, second, nightly), str(command)
     )
+    assert {job.tracking for job in place.jobs()} == {"http://mlflow:5000"}
+    assert place.job(first).name == first
     with pytest.raises(ConfigError, match="was not made by sfumato submit"):
         place.stop(other)
     place.stop(first)
