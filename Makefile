@@ -21,7 +21,7 @@ INPUTS := pyproject.toml constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-eval gpu-check check-features check-filter check-intervals bench-memorisation bench-memory bench-noise bench-options bench-sampling bench-signature bench-start bench-text bench-train bench-watermark stack-up stack-down image-test format clean
+.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-decoding bench-eval gpu-check check-features check-filter check-intervals bench-memorisation bench-memory bench-noise bench-options bench-sampling bench-signature bench-start bench-text bench-train bench-watermark stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ bench-memory: $(VENV)/.dev ## Bytes that a rank holds of a network under ddp, fs
 
 bench-sampling: $(VENV)/.dev ## Time to sample an image by each digits recipe, and against diffusers
 	@$(BIN)/python tests/benchmarks/sampling/bench_sampling.py $(ARGS)
+
+bench-decoding: $(VENV)/.dev ## Ways of drawing codes: time, passes, accepted proposals (ARGS="--data data/mnist")
+	@$(BIN)/python tests/benchmarks/sampling/bench_decoding.py $(ARGS)
 
 bench-options: $(VENV)/.dev ## What options of training and sampling change on the digits (ARGS="--only edm --images 24000")
 	@$(BIN)/python tests/benchmarks/train/bench_options.py $(ARGS)

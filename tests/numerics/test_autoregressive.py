@@ -15,14 +15,16 @@ from sfumato.core.rng import SampleRng, seeded
 from sfumato.errors import ConfigError
 from sfumato.families.autoregressive.code_network import CodeNetwork
 from sfumato.families.autoregressive.config import AutoregressiveConfig
-from sfumato.families.autoregressive.decoding import Ask, draw_codes
+from sfumato.families.autoregressive.decoding import draw_codes
 from sfumato.families.autoregressive.draws import draw
 from sfumato.families.autoregressive.gated import PixelCnnNetwork
+from sfumato.families.autoregressive.memory import StaticMemory
 from sfumato.families.autoregressive.networks.pixelcnn import PixelCnnConfig
 from sfumato.families.autoregressive.networks.transformer import TransformerConfig
 from sfumato.families.autoregressive.outputs.categorical import CategoricalConfig
 from sfumato.families.autoregressive.outputs.logistic import LogisticConfig
 from sfumato.families.autoregressive.raster import draw_image
+from sfumato.families.autoregressive.reader import Ask
 from sfumato.families.autoregressive.sampling import SamplingConfig
 
 
@@ -146,11 +148,9 @@ def test_levels_are_equal_parts_of_the_bytes(levels: int) -> None:
 def test_the_cache_computes_what_the_whole_sequence_does() -> None:
     network = transformer()
     codes, label = torch.randint(7, (3, 5)), torch.tensor([0, 1, 2])
-    whole, _ = network(codes, label)
-    caches, parts = None, []
-    for t in range(6):
-        logits, caches = network(codes[:, :t], label, caches)
-        parts.append(logits[:, -1:])
+    whole = network(codes, label)
+    memory = StaticMemory(len(codes), 6)
+    parts = [network(codes[:, :t], label, memory) for t in range(6)]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -158,14 +158,14 @@ def test_the_cache_computes_what_the_whole_sequence_does() -> None:
 def test_a_code_depends_on_its_class_and_those_before_it() -> None:
     network = transformer()
     codes, label = torch.tensor([[1, 2, 3, 4, 5]]), torch.tensor([1])
-    before, _ = network(codes, label)
+    before = network(codes, label)
     for t in range(5):
         changed = codes.clone()
         changed[0, t] = 6
-        after, _ = network(changed, label)
+        after = network(changed, label)
         assert torch.equal(after[:, : t + 1], before[:, : t + 1])
         assert not torch.allclose(after[:, t + 1], before[:, t + 1])
-    assert not torch.allclose(network(codes, torch.tensor([0]))[0][:, 0], before[:, 0])
+    assert not torch.allclose(network(codes, torch.tensor([0]))[:, 0], before[:, 0])
 
 
 @torch.no_grad()
@@ -177,8 +177,8 @@ def test_guided_draws_without_a_cache() -> None:
     found = draw_codes(network, ask, uniform)
     codes = torch.zeros(4, 0, dtype=torch.int64)
     for t in range(6):
-        conditional = network(codes, label)[0][:, -1]
-        unconditional = network(codes, torch.full_like(label, 2))[0][:, -1]
+        conditional = network(codes, label)[:, -1]
+        unconditional = network(codes, torch.full_like(label, 2))[:, -1]
         logits = unconditional + weight * (conditional - unconditional)
         codes = torch.cat([codes, draw(logits, uniform[:, t])[:, None]], dim=1)
     assert torch.equal(found, codes)
@@ -204,6 +204,9 @@ def test_settings_that_have_no_effect_or_do_not_fit_are_refused() -> None:
     assert "top_k" in top.problems(grey)[0]
     guided = AutoregressiveConfig(sampling=SamplingConfig(guidance=2))
     assert "set it to 1" in guided.problems(grey)[0]
+    for option in ({"cache": "paged"}, {"guidance_schedule": "linear"}):
+        (line,) = AutoregressiveConfig(sampling=SamplingConfig(**option)).problems(grey)
+        assert line.startswith(f"model.sampling.{next(iter(option))}: ") and "no effect on" in line
 
 
 def test_a_binarisation_of_many_levels_is_refused() -> None:

@@ -16,12 +16,14 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.families.autoregressive.code_network import CodeNetwork
 from sfumato.families.autoregressive.config import AutoregressiveConfig
-from sfumato.families.autoregressive.decoding import Ask, draw_codes, weight
+from sfumato.families.autoregressive.decoding import draw_codes
 from sfumato.families.autoregressive.draws import draw, limited
 from sfumato.families.autoregressive.llama_network import LlamaNetwork
 from sfumato.families.autoregressive.masked_network import MaskedNetwork
+from sfumato.families.autoregressive.memory import MEMORIES, PagedMemory
 from sfumato.families.autoregressive.networks.llama import LlamaConfig
 from sfumato.families.autoregressive.networks.maskgit import MaskGit, MaskGitConfig
+from sfumato.families.autoregressive.reader import Ask, weight
 from sfumato.families.autoregressive.sampling import SamplingConfig
 from sfumato.layers.rope import grid_angles, turned
 
@@ -57,29 +59,59 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("cache", ["static", "paged"])
 @pytest.mark.parametrize("build", [llama, plain])
-def test_new_codes_are_computed_as_by_the_whole_network(build) -> None:
+def test_new_codes_are_computed_as_by_the_whole_network(build, cache: str) -> None:
     network, codes = build(), torch.randint(CODES, (2, 7), generator=torch.Generator().manual_seed(1))
     label = torch.tensor([0, 1])
-    whole, _ = network(codes, label)
-    for split, fresh in ((0, 3), (4, 1), (4, 3), (2, 5)):
-        _, caches = network(codes[:, :split], label)
-        some, grown = network(codes[:, : split + fresh], label, caches, fresh)
-        torch.testing.assert_close(some, whole[:, split + 1 : split + fresh + 1], rtol=1e-4, atol=1e-5)
-        assert grown[0][0].shape[2] == split + fresh + 1
+    whole = network(codes, label)
+    memory = MEMORIES[cache](2, LENGTH)
+    first = network(codes, label, memory, 4)
+    torch.testing.assert_close(first, whole[:, :4], rtol=1e-4, atol=1e-5)
+    # The second row forgets two; then each computes three, and the first row leaves.
+    memory.keep([4, 2])
+    some = network(codes, label, memory, 3)
+    expected = torch.stack([whole[0, 4:7], whole[1, 2:5]])
+    torch.testing.assert_close(some, expected, rtol=1e-4, atol=1e-5)
+    assert memory.lengths == [7, 5]
+    memory.stay([1])
+    last = network(codes[1:], label[1:], memory, 1)
+    torch.testing.assert_close(last, whole[1:, 5:6], rtol=1e-4, atol=1e-5)
+
+
+def test_pages_are_taken_as_rows_need_them_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfumato.families.autoregressive.memory.PAGE", 2)
+    memory = PagedMemory(3, 8)
+
+    def grow(fresh: int) -> None:
+        memory.open(fresh, torch.device("cpu"))
+        keys = torch.rand(len(memory.lengths), 1, fresh, 2)
+        memory.extended(0, keys, keys)
+        memory.close()
+
+    grow(3)
+    assert memory.pool == memory.used == 6  # two pages of two for each of three rows, not four
+    memory.keep([3, 1, 2])
+    assert memory.used == 4
+    grow(1)
+    assert memory.pool == 6 and memory.used == 5
+    memory.stay([2, 0])
+    assert memory.used == 4 and memory.lengths == [3, 4]
+    memory.keep([0, 0])
+    assert memory.used == 0
 
 
 @torch.no_grad()
 def test_a_llama_is_causal_and_knows_its_class() -> None:
     network, codes = llama(), torch.randint(CODES, (1, LENGTH), generator=torch.Generator().manual_seed(2))
-    before, _ = network(codes, torch.tensor([0]))
+    before = network(codes, torch.tensor([0]))
     for place in range(LENGTH):
         other = codes.clone()
         other[0, place] = (other[0, place] + 1) % CODES
-        after, _ = network(other, torch.tensor([0]))
+        after = network(other, torch.tensor([0]))
         moved = ((after - before).abs() > 1e-6).any(2)[0]
         assert torch.equal(moved, torch.arange(LENGTH + 1) > place)
-    assert ((network(codes, torch.tensor([1]))[0] - before).abs().amax(2) > 1e-6).all()
+    assert ((network(codes, torch.tensor([1])) - before).abs().amax(2) > 1e-6).all()
 
 
 def test_rotary_products_depend_on_the_distance_in_the_grid_alone() -> None:
@@ -101,11 +133,11 @@ def test_rotary_products_depend_on_the_distance_in_the_grid_alone() -> None:
 def test_every_way_draws_the_same_chains(build, options: dict) -> None:
     network, numbers = build(), uniform(3, LENGTH)
     expected = draw_codes(network, ask(decoding="plain", **options), numbers)
-    for decoding in ("cache", "jacobi"):
-        assert torch.equal(draw_codes(network, ask(decoding=decoding, **options), numbers), expected)
+    for decoding in ({"decoding": "cache"}, {"cache": "paged"}, {"decoding": "jacobi"}):
+        assert torch.equal(draw_codes(network, ask(**decoding, **options), numbers), expected)
     for draft in (build(1), network):
-        for length in (1, 3, 20):
-            given = ask(decoding="speculative", draft_length=length, **options)
+        for length, cache in ((1, "paged"), (3, "static"), (3, "paged"), (20, "static")):
+            given = ask(decoding="speculative", cache=cache, draft_length=length, **options)
             assert torch.equal(draw_codes(network, given, numbers, draft), expected)
             if draft is network:
                 assert given.passes.accepted == given.passes.proposed
@@ -134,7 +166,7 @@ def test_a_draft_saves_passes_of_the_model() -> None:
 def chances(network: LlamaNetwork, label: int, length: int, options: SamplingConfig) -> Tensor:
     """Of all chains, by enumeration."""
     chains = torch.tensor(list(itertools.product(range(3), repeat=length)))
-    logits, _ = network(chains[:, :-1], torch.full((len(chains),), label))
+    logits = network(chains[:, :-1], torch.full((len(chains),), label))
     flat = torch.softmax(limited(logits.flatten(0, 1), **options.limits), 1).view(logits.shape)
     return flat.gather(2, chains[..., None])[..., 0].double().prod(1)
 

@@ -68,7 +68,8 @@ def test_the_cache_gives_the_same_logits(network: TextCodeNetwork) -> None:
 def test_guided_draws_without_a_cache_and_one_by_one(network: TextCodeNetwork, weight: float) -> None:
     wanted, unwanted = text(3), text(3, seed=4)
     uniform = torch.rand(3, LENGTH, generator=torch.Generator().manual_seed(2))
-    options = SamplingConfig(guidance=weight, temperature=0.8)
+    limits = {"temperature": 0.8, "top_p": 0.7}
+    options = SamplingConfig(guidance=weight, guidance_schedule="linear", **limits)
     both = States(*(torch.cat(parts) for parts in zip(wanted, unwanted, strict=True)))
     given = both if weight != 1 else wanted
     found = drawn(lambda c, k: network(c, k, given), uniform, options, guided=weight != 1)
@@ -77,6 +78,7 @@ def test_guided_draws_without_a_cache_and_one_by_one(network: TextCodeNetwork, w
         for t in range(LENGTH):
             ones = (States(*(part[row : row + 1] for part in each)) for each in (wanted, unwanted))
             yes, no = (network(so_far, None, each)[0][:, -1] for each in ones)
-            chosen = draw(no + weight * (yes - no), uniform[row : row + 1, t], temperature=0.8)
+            rising = 1 + (weight - 1) * t / (LENGTH - 1)
+            chosen = draw(no + rising * (yes - no), uniform[row : row + 1, t], **limits)
             so_far = torch.cat([so_far, chosen[:, None]], dim=1)
         assert torch.equal(found[row], so_far[0])

@@ -218,6 +218,20 @@ class HasLatent(Protocol):
 
 
 @runtime_checkable
+class EncodesLatent(Protocol):
+    """A family, `HasLatent` too, that computes an image's vector, which otherwise must be searched for."""
+
+    def encode_latents(
+        self, nets: Nets, image_NCHW: Tensor, request: SampleRequest, progress: Progress
+    ) -> Tensor:
+        """The vectors [N, D] of images in [-1, 1]: a VAE's posterior mean, a flow's noise. Draws nothing.
+
+        A conditional model uses the request's conditions.
+        """
+        ...
+
+
+@runtime_checkable
 class HasStyles(Protocol):
     """A family that makes one style of a latent vector for each of `style_layers` layers; 0: this member
     does not."""

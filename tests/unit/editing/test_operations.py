@@ -14,9 +14,12 @@ from tiny_edits import config_of, edit, images, model_of
 from torch import Tensor
 
 from sfumato.core.batch import DataSpec
-from sfumato.core.conditions import Listed
-from sfumato.core.family import SampleRequest
-from sfumato.core.rng import SampleRng
+from sfumato.core.conditions import LABEL, Condition, Listed
+from sfumato.core.family import EncodesLatent, Reconstructs, SampleRequest
+from sfumato.core.rng import SampleRng, seeded
+from sfumato.data.packing.pack import pack
+from sfumato.data.packing.sources.folder import FolderSource
+from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.editing.ancestral import mean_and_deviation
 from sfumato.editing.edit import Edit, pairs
 from sfumato.editing.operations import OPERATIONS, Block, path_of
@@ -199,3 +202,68 @@ def test_an_attribute_of_nothing_changes_nothing(tmp_path: Path) -> None:
     assert float(moved(2.0).mean()) > float(moved(-2.0).mean()), "more of what is white is lighter"
     wrong = OPERATIONS.make("attribute", more=str(tmp_path / "none"), less=settings["less"])
     assert "is not there" in wrong.image_problems(model, (1, 8, 8))[0]
+
+
+@pytest.mark.parametrize(("name", "member"), [("vae", "tiny"), ("flow", "tiny"), ("flow", "realnvp")])
+def test_the_vector_of_an_image_leads_back_to_it(name: str, member: str) -> None:
+    model = model_of(config_class(name).variants()[member], DataSpec(1, 8, 8, classes=("a", "b")))
+    block, family = block_of(model, images(3)), model.family
+    assert isinstance(family, EncodesLatent)
+    with torch.no_grad():
+        z_ND = family.encode_latents(model.nets, block.images, block.request, model.progress)
+        found = decoded(model, block.request, z_ND)
+        expected = block.images
+        if isinstance(family, Reconstructs):
+            batch = {"image": block.images, "label": block.request.conditions["label"]}
+            expected = family.reconstruct(model.nets, batch, model.progress, any)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Packed grey pictures: `light` are on the whole lighter on their left, `dark` are not."""
+    folder, packed = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("data") / "packed"
+    rng = np.random.default_rng(5)
+    for name, left in (("dark", 90), ("light", 150)):
+        (folder / name).mkdir()
+        for number in range(3):
+            pixels = rng.integers(80, 100, (8, 8))
+            pixels[:, :4] += left - 90
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
+    pack(FolderSource(path=str(folder)), packed)
+    return str(packed)
+
+
+@pytest.mark.parametrize("less", ["dark", ""])
+def test_an_attribute_of_a_class_is_the_difference_of_means(less: str, classes: str) -> None:
+    """A new Glow is linear, so that its vectors differ as the pictures do."""
+    config = config_class("flow").tiny()
+    data = DataSpec(1, 8, 8)
+    with seeded(0):
+        nets = {"ema": config.build(data).nets["network"].build()}
+    model = Generator(config, data, nets)
+    rows = rows_of_data(classes, [Condition("image", "image", "image"), LABEL])
+    pixels, labels = (rows[name].read(range(6)) for name in ("image", "label"))
+    way = pixels[labels == 1].mean(0) - pixels[labels == 0].mean(0)
+    block = block_of(model, np.full((1, 8, 8, 1), 100, np.uint8))
+    operation = OPERATIONS.make("attribute", more="light", less=less, among=classes, amount=0.5)
+    assert operation.problems(model, block.request.options) == []
+    assert operation.image_problems(model, (1, 8, 8)) == []
+    with torch.no_grad():
+        found = operation.edited(model, block)
+    torch.testing.assert_close(found[:1], block.images[:1] + 0.5 * way, rtol=0, atol=1e-4)
+
+
+def test_classes_that_are_not_there_are_refused(classes: str, tmp_path: Path) -> None:
+    model = gan()
+    for settings, line in (
+        ({"less": "blue", "among": classes}, "--set less: blue is no class"),
+        ({"less": "dark", "among": classes, "column": "text"}, "--set column: "),
+        ({"less": "dark", "among": str(tmp_path)}, "--set among: "),
+    ):
+        operation = OPERATIONS.make("attribute", more="light", **settings)
+        (found,) = operation.image_problems(model, (1, 8, 8))
+        assert found.startswith(line)
+    for settings in ({}, {"less": "light", "among": classes}):
+        (found,) = OPERATIONS.make("attribute", more="light", **settings).problems(model, model.options({}))
+        assert found.startswith("--set less: ")

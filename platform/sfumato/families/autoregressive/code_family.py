@@ -15,8 +15,9 @@ from sfumato.core.first_stage import CODES, OpenStage, Tokenizer, codes_of
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.errors import ConfigError
-from sfumato.families.autoregressive.decoding import Ask, draw_codes
+from sfumato.families.autoregressive.decoding import draw_codes
 from sfumato.families.autoregressive.networks import PREFIX, Parts
+from sfumato.families.autoregressive.reader import Ask
 from sfumato.families.autoregressive.sampling import SamplingConfig
 
 
@@ -89,7 +90,7 @@ class CodeTransformer:
         """Mean negative log-likelihood of a code, in nats."""
         codes_BT = batch[CODES].flatten(1).long()
         label_B = self._labels(batch, rng)
-        logits_BTL, _ = nets["network"](codes_BT[:, :-1], label_B)
+        logits_BTL = nets["network"](codes_BT[:, :-1], label_B)
         loss_B = F.cross_entropy(logits_BTL.transpose(1, 2), codes_BT, reduction="none").mean(dim=1)
         return LossOut(loss_B, {"bits_per_code": loss_B.detach() / math.log(2)})
 

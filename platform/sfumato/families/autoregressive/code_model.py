@@ -1,39 +1,39 @@
-"""What a network of codes must be for `decoding`: causal, with a cache of keys and values."""
+"""What a network of codes must be for `decoding`: causal, with a memory of keys and values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-Cache = tuple[Tensor, Tensor]
-"""Keys and values of the positions so far, [B, heads, t, width / heads] each."""
+from sfumato.families.autoregressive.memory import Memory
 
 
 class CodeModel(Protocol):
-    """Logits of each code of a sequence given its class and the codes before it."""
+    """Logits of each code of a sequence given its class and the codes before it.
+
+    Position 0 is the class token, position t the code t - 1.
+    """
 
     def __call__(
-        self, codes_BT: Tensor, label_B: Tensor, caches: Sequence[Cache] | None = None, fresh: int = 1
-    ) -> tuple[Tensor, list[Cache]]:
-        """Logits [B, T + 1, codes] of what follows the class token and each of T codes, and the caches.
+        self, codes_BT: Tensor, label_B: Tensor, memory: Memory | None = None, fresh: int = 1
+    ) -> Tensor:
+        """Logits [B, T + 1, codes] of what follows the class token and each of T codes.
 
-        With caches (of the class token and T - fresh codes), only the last `fresh` codes are computed: logits
-        [B, fresh, codes].
+        With a memory, the `fresh` positions of each row after those that it has are computed, which it then
+        has too: logits [B, fresh, codes]. `codes_BT` holds the codes that these need, and may hold more.
         """
         ...
 
 
-def causal(fresh: int, total: int, device: torch.device) -> Tensor | None:
-    """Which of `total` positions the last `fresh` ones see, bool [fresh, total]; None if all."""
-    if fresh == 1:
-        return None
-    places = torch.arange(total, device=device)
-    return places <= places[total - fresh :, None]
-
-
-def shortened(caches: Sequence[Cache], length: int) -> list[Cache]:
-    """The caches of the first positions alone."""
-    return [(keys[:, :, :length], values[:, :, :length]) for keys, values in caches]
+def tokens(
+    classes: nn.Embedding, codes: nn.Embedding, codes_BT: Tensor, label_B: Tensor, places_BF: Tensor
+) -> Tensor:
+    """The vectors [B, F, D] of these positions of each row: of the class at place 0, of a code at others."""
+    places_BF = places_BF.expand(len(codes_BT), -1)
+    class_B1D: Tensor = classes(label_B)[:, None]
+    if not codes_BT.shape[1]:
+        return class_B1D.expand(-1, places_BF.shape[1], -1)
+    found_BFD: Tensor = codes(codes_BT.gather(1, (places_BF - 1).clamp_min(0)))
+    return torch.where(places_BF[..., None] == 0, class_B1D, found_BFD)

@@ -1,4 +1,4 @@
-"""A decoder transformer over a sequence of codes, with a key-value cache for drawing.
+"""A decoder transformer over a sequence of codes, with a memory of keys and values for drawing.
 
 Pre-norm blocks of causal self-attention and an MLP (Radford et al. 2019), learned positions. The sequence
 starts with a class token, so position t predicts code t from the class and the codes before it.
@@ -6,13 +6,14 @@ starts with a class token, so position t predicts code t from the class and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.families.autoregressive.code_model import Cache, causal
+from sfumato.families.autoregressive.code_model import tokens
+from sfumato.families.autoregressive.memory import Extend, Memory
 
 
 class TransformerBlock(nn.Module):
@@ -27,18 +28,17 @@ class TransformerBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
-        """The next features and the cache with these positions."""
+    def forward(self, x_BTD: Tensor, extend: Extend | None = None, seen: Tensor | None = None) -> Tensor:
+        """The next features; with `extend`, they follow those that a memory has (`memory.Window`)."""
         b, t, d = x_BTD.shape
         qkv = self.qkv(self.norm_attention(x_BTD)).view(b, t, 3, self._heads, d // self._heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mask = None
-        if cache is not None:
-            k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
-            mask = causal(t, k.shape[2], k.device)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=cache is None)
+        if extend is not None:
+            k, v = extend(k, v)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=extend is None)
         x_BTD = x_BTD + self.out(attended.transpose(1, 2).reshape(b, t, d))
-        return x_BTD + self.mlp(self.norm_mlp(x_BTD)), (k, v)
+        out: Tensor = x_BTD + self.mlp(self.norm_mlp(x_BTD))
+        return out
 
 
 class CodeNetwork(nn.Module):
@@ -59,18 +59,20 @@ class CodeNetwork(nn.Module):
             nn.init.normal_(weight, std=0.02)
 
     def forward(
-        self, codes_BT: Tensor, label_B: Tensor, caches: Sequence[Cache] | None = None, fresh: int = 1
-    ) -> tuple[Tensor, list[Cache]]:
+        self, codes_BT: Tensor, label_B: Tensor, memory: Memory | None = None, fresh: int = 1
+    ) -> Tensor:
         """As `code_model.CodeModel`."""
-        t = codes_BT.shape[1]
-        if caches is None:
+        if memory is None:
             x_BTD = torch.cat([self.classes(label_B)[:, None], self.codes(codes_BT)], dim=1)
-            x_BTD = x_BTD + self.positions[: t + 1]
+            x_BTD = x_BTD + self.positions[: x_BTD.shape[1]]
+            for block in self.blocks:
+                x_BTD = block(x_BTD)
         else:
-            x_BTD = self.codes(codes_BT[:, t - fresh :]) + self.positions[t + 1 - fresh : t + 1]
-        found = []
-        for index, block in enumerate(self.blocks):
-            x_BTD, cache = block(x_BTD, None if caches is None else caches[index])
-            found.append(cache)
+            places, seen = memory.open(fresh, codes_BT.device)
+            x_BTD = tokens(self.classes, self.codes, codes_BT, label_B, places)
+            x_BTD = x_BTD + self.positions[places.clamp_max(len(self.positions) - 1)]
+            for index, block in enumerate(self.blocks):
+                x_BTD = block(x_BTD, partial(memory.extended, index), seen)
+            memory.close()
         logits: Tensor = self.head(self.norm(x_BTD))
-        return logits.float(), found
+        return logits.float()

@@ -146,7 +146,18 @@ class AutoregressiveConfig(FamilyConfig):
             found.append(
                 f"model.first_stage: has no effect on network.kind={self.network.kind}; leave it out"
             )
-        return found + self._completion_problems() + self._draft_problems(data)
+        return found + self._completion_problems() + self._draft_problems(data) + self._idle_options()
+
+    def _idle_options(self) -> list[str]:
+        """Sampling options that this network does not have."""
+        network, sampling, found = self.network, self.sampling, []
+        if sampling.cache != "static" and not (network.caches and sampling.remembers):
+            where = f"network.kind={network.kind} with decoding={sampling.decoding}"
+            found.append(f"model.sampling.cache: {sampling.cache} has no effect on {where}; leave it out")
+        if sampling.guidance_schedule != "constant" and not (network.caches or network.takes_texts):
+            where = f"network.kind={network.kind}; leave it out"
+            found.append(f"model.sampling.guidance_schedule: has no effect on {where}")
+        return found
 
     def _completion_problems(self) -> list[str]:
         if self.network.takes_texts:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.families.autoregressive.code_model import Cache, causal
+from sfumato.families.autoregressive.code_model import tokens
+from sfumato.families.autoregressive.memory import Extend, Memory
 from sfumato.layers.rope import grid_angles, turned
 
 
@@ -26,20 +27,22 @@ class LlamaBlock(nn.Module):
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, angles_TP: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
-        """The next features and the cache with these positions; `angles_TP` are those of these positions."""
+    def forward(
+        self, x_BTD: Tensor, angles: Tensor, extend: Extend | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """The next features; `angles` [T, P] or [B, 1, T, P] are those of these positions. With `extend`,
+        they follow those that a memory has (`memory.Window`)."""
         b, t, d = x_BTD.shape
         qkv = self.qkv(self.norm_attention(x_BTD)).view(b, t, 3, self._heads, d // self._heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q, k = turned(q, angles_TP), turned(k, angles_TP)
-        mask = None
-        if cache is not None:
-            k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
-            mask = causal(t, k.shape[2], k.device)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=cache is None)
+        q, k = turned(q, angles), turned(k, angles)
+        if extend is not None:
+            k, v = extend(k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=extend is None)
         x_BTD = x_BTD + self.out(mixed.transpose(1, 2).reshape(b, t, d))
         h = self.norm_mlp(x_BTD)
-        return x_BTD + self.down(F.silu(self.gate(h)) * self.up(h)), (k, v)
+        out: Tensor = x_BTD + self.down(F.silu(self.gate(h)) * self.up(h))
+        return out
 
 
 class LlamaNetwork(nn.Module):
@@ -74,18 +77,19 @@ class LlamaNetwork(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(
-        self, codes_BT: Tensor, label_B: Tensor, caches: Sequence[Cache] | None = None, fresh: int = 1
-    ) -> tuple[Tensor, list[Cache]]:
+        self, codes_BT: Tensor, label_B: Tensor, memory: Memory | None = None, fresh: int = 1
+    ) -> Tensor:
         """As `code_model.CodeModel`."""
-        t = codes_BT.shape[1]
-        if caches is None:
+        if memory is None:
             x_BTD = torch.cat([self.classes(label_B)[:, None], self.codes(codes_BT)], dim=1)
+            for block in self.blocks:
+                x_BTD = block(x_BTD, self.angles[: x_BTD.shape[1]])
         else:
-            x_BTD = self.codes(codes_BT[:, t - fresh :])
-        angles_TP = self.angles[t + 1 - x_BTD.shape[1] : t + 1]
-        found = []
-        for index, block in enumerate(self.blocks):
-            x_BTD, cache = block(x_BTD, angles_TP, None if caches is None else caches[index])
-            found.append(cache)
+            places, seen = memory.open(fresh, codes_BT.device)
+            x_BTD = tokens(self.classes, self.codes, codes_BT, label_B, places)
+            angles = self.angles[places.clamp_max(len(self.angles) - 1)][:, None]
+            for index, block in enumerate(self.blocks):
+                x_BTD = block(x_BTD, angles, partial(memory.extended, index), seen)
+            memory.close()
         logits: Tensor = self.head(self.norm(x_BTD))
-        return logits.float(), found
+        return logits.float()

@@ -34,6 +34,12 @@ class SamplingConfig(Config):
         description="How a transformer draws codes: one at a time with or without a cache, all at once until "
         "none changes, or with a draft (model.draft). All but rejection give the same images.",
     )
+    cache: Literal["static", "paged"] = Field(
+        "static",
+        exclude_if=lambda value: value == "static",
+        description="Where decoding=cache and speculative keep keys and values: in room for all codes of all "
+        "rows, or in pages that rows take as they need them and give back. The images are the same.",
+    )
     draft_length: int = Field(4, ge=1, description="Codes that the draft proposes at a time.")
     speculation: Literal["shared", "rejection"] = Field(
         "shared",
@@ -57,6 +63,11 @@ class SamplingConfig(Config):
         """What `draws.draw` takes."""
         names = ("temperature", "top_k", "top_p", "min_p")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def remembers(self) -> bool:
+        """Whether codes are drawn with keys and values of earlier ones."""
+        return self.decoding in ("cache", "speculative")
 
     @property
     def limited(self) -> bool:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sfumato.families.autoregressive.code_network import TransformerBlock
 from sfumato.families.autoregressive.draws import draw
+from sfumato.families.autoregressive.reader import weight
 from sfumato.families.autoregressive.sampling import SamplingConfig
 from sfumato.text.states import States, TextShape
 
@@ -54,8 +55,8 @@ class TextCodeNetwork(nn.Module):
         self.blocks = nn.ModuleList(MaskedBlock(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, codes, bias=False)
-        for weight in (self.start, self.codes.weight, self.positions, self.head.weight):
-            nn.init.normal_(weight, std=0.02)
+        for table in (self.start, self.codes.weight, self.positions, self.head.weight):
+            nn.init.normal_(table, std=0.02)
 
     def forward(
         self, codes_BT: Tensor, caches: list[Cache] | None, text: States
@@ -108,7 +109,7 @@ def drawn(step: Step, uniform_NT: Tensor, options: SamplingConfig, *, guided: bo
         logits = logits[:, -1]
         if guided:
             wanted, unwanted = logits.chunk(2)
-            logits = unwanted + options.guidance * (wanted - unwanted)
-        chosen = draw(logits, uniform_NT[:, position], temperature=options.temperature, top_k=options.top_k)
+            logits = unwanted + weight(options, position, uniform_NT.shape[1]) * (wanted - unwanted)
+        chosen = draw(logits, uniform_NT[:, position], **options.limits)
         codes_NT = torch.cat([codes_NT, (torch.cat([chosen, chosen]) if guided else chosen)[:, None]], dim=1)
     return codes_NT[: len(uniform_NT)]

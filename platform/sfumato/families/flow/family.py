@@ -66,16 +66,19 @@ class FlowBase:
 
     def _decode(self, nets: Nets, noise_ND: Tensor, request: SampleRequest) -> Tensor:
         """Continuous values from the averaged network, in [0, 1) except for errors of the flow."""
-        network, options, label_N = nets["ema"], request.options, request.tensor("label")
+        network, options, label_N = nets["ema"], request.options, self._classes_of(request, len(noise_ND))
         assert isinstance(network, FlowNetwork)
         device = next(network.parameters()).device
-        if not self._classes:
-            label_N = torch.zeros(len(noise_ND), dtype=torch.int64)
-        elif label_N is None:
-            label_N = torch.arange(len(noise_ND)) % self._classes
         x_NCHW = network.decode(noise_ND.to(device), label_N.to(device), options.decoding)
         std = self._noise_std
         return denoised(network, x_NCHW, label_N.to(device), std) if std and options.denoise else x_NCHW
+
+    def _classes_of(self, request: SampleRequest, rows: int) -> Tensor:
+        """The classes [N] asked for: all in turn if none are, zero without classes."""
+        label_N = request.tensor("label")
+        if not self._classes:
+            return torch.zeros(rows, dtype=torch.int64)
+        return torch.arange(rows) % self._classes if label_N is None else label_N
 
     def _build(self) -> nn.Module:
         config, shape = self._config, self._data.shape
@@ -110,7 +113,16 @@ class FlowBase:
 
 
 class FlowFamily(FlowBase):
-    """Flows of images: `FlowBase` and `core.family.HasLikelihood`."""
+    """Flows of images: `FlowBase`, `core.family.HasLikelihood` and `EncodesLatent`."""
+
+    def encode_latents(
+        self, nets: Nets, image_NCHW: Tensor, request: SampleRequest, progress: Progress
+    ) -> Tensor:
+        """The noise [N, D] that makes the images, each value in the middle of its level."""
+        network = nets["ema"]
+        assert isinstance(network, FlowNetwork)
+        label_N = self._classes_of(request, len(image_NCHW)).to(image_NCHW.device)
+        return network.encode((to_levels(image_NCHW) + 0.5) / LEVELS, label_N)
 
     def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """-log2 P of the 8-bit images, a value of each [B], by the averaged network.

@@ -87,6 +87,14 @@ class Level(nn.Module):
         density_B = density_B + normal_log_density(noise_BCHW)
         return kept_BCHW, density_B - sum_pixels(log_std_BCHW.expand_as(z_BCHW))
 
+    def encode(self, x_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The part passed on, and the noise of `latent_shape`: what `inverse` takes."""
+        for step in self.steps:
+            x_BCHW = step(x_BCHW, label_B)[0]
+        kept_BCHW, z_BCHW = x_BCHW[:, : self.kept], x_BCHW[:, self.kept :]
+        mean_BCHW, log_std_BCHW = self.prior(kept_BCHW, label_B)
+        return kept_BCHW, (z_BCHW - mean_BCHW) * (-log_std_BCHW).exp()
+
     def inverse(
         self, kept_BCHW: Tensor, noise_BCHW: Tensor, label_B: Tensor, decoding: Decoding | None = None
     ) -> Tensor:

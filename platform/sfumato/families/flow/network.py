@@ -56,6 +56,15 @@ class FlowNetwork(nn.Module):
             density_B = density_B + added_B
         return density_B
 
+    def encode(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
+        """The noise [B, dims] from which `decode` makes continuous images in [0, 1)."""
+        x_BCHW, parts = self._unbounded(x_BCHW)[0], []
+        for level in self.levels:
+            assert isinstance(level, Level)
+            x_BCHW, noise_BCHW = level.encode(x_BCHW, label_B)
+            parts.append(noise_BCHW.flatten(1))
+        return torch.cat(parts, dim=1)
+
     def decode(self, noise_BD: Tensor, label_B: Tensor, decoding: Decoding | None = None) -> Tensor:
         """x [B, C, H, W] from standard normal noise [B, dims]; outside [0, 1) where the flow leaves it."""
         levels = [level for level in self.levels if isinstance(level, Level)]

@@ -49,6 +49,13 @@ class TextFlowFamily(FlowFamily):
         asked = self._text.asked(nets, request)
         return super().decode_latents(self._text.inner(nets), z_ND, asked, progress)
 
+    def encode_latents(
+        self, nets: Nets, image_NCHW: Tensor, request: SampleRequest, progress: Progress
+    ) -> Tensor:
+        """As `FlowFamily.encode_latents`."""
+        asked = self._text.asked(nets, request)
+        return super().encode_latents(self._text.inner(nets), image_NCHW, asked, progress)
+
     def bits_per_dim(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """As `FlowFamily.bits_per_dim`, given the texts."""
         return self._bits_per_dim(nets["ema"], self._text.whole(nets, batch), rng)

@@ -44,6 +44,8 @@ class NetworkConfig(Component, ABC):
 
     of_codes: ClassVar[bool] = False
     """Whether it models the codes of a first stage, which it then needs."""
+    caches: ClassVar[bool] = False
+    """Whether its codes are drawn with a `memory.Memory`, which `sampling.cache` chooses."""
     takes_texts: ClassVar[bool] = False
     """Whether texts may steer it."""
     of_latents: ClassVar[bool] = False

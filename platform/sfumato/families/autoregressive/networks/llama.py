@@ -16,6 +16,7 @@ class LlamaConfig(ClassConditional):
     """A transformer with RMSNorm, SwiGLU and rotary positions in two dimensions (Sun et al. 2024)."""
 
     of_codes: ClassVar[bool] = True
+    caches: ClassVar[bool] = True
     head_multiple: ClassVar[int] = 4
     kind: Literal["llama"] = Field("llama", description="Selects LlamaGen's transformer.")
     width: int = Field(128, ge=4, description="Channels of the residual stream.")

@@ -17,6 +17,7 @@ class TransformerConfig(ClassConditional):
     """A decoder transformer over the codes of a frozen quantised autoencoder (Esser et al. 2021)."""
 
     of_codes: ClassVar[bool] = True
+    caches: ClassVar[bool] = True
     kind: Literal["transformer"] = Field("transformer", description="Selects the model of codes.")
 
     @classmethod

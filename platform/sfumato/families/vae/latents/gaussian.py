@@ -102,7 +102,7 @@ class GaussianNetwork(nn.Module):
 
 
 class GaussianVae:
-    """Implements `core.family.Family`, `HasLikelihood`, `HasLatent` and `Reconstructs`."""
+    """Implements `core.family.Family`, `HasLikelihood`, `HasLatent`, `EncodesLatent` and `Reconstructs`."""
 
     samplers: Sequence[str] = ("ema",)
 
@@ -150,6 +150,15 @@ class GaussianVae:
         network = nets["ema"]
         assert isinstance(network, GaussianNetwork)
         return network.likelihood.mean(self._decode(network, z_ND, request.tensor("label")))
+
+    def encode_latents(
+        self, nets: Nets, image_NCHW: Tensor, request: SampleRequest, progress: Progress
+    ) -> Tensor:
+        """The posterior's means [N, D]."""
+        network, label_N = nets["ema"], request.tensor("label")
+        assert isinstance(network, GaussianNetwork)
+        classes_N = label_N.to(image_NCHW.device) if self._classes and label_N is not None else None
+        return network.encode(image_NCHW, classes_N).mean
 
     def _decode(self, network: GaussianNetwork, z_ND: Tensor, label_N: Tensor | None) -> Tensor:
         device = next(network.parameters()).device

@@ -71,6 +71,13 @@ class TextGaussianVae(GaussianVae):
         asked = self._text.asked(nets, request)
         return super().decode_latents(self._text.inner(nets), z_ND, asked, progress)
 
+    def encode_latents(
+        self, nets: Nets, image_NCHW: Tensor, request: SampleRequest, progress: Progress
+    ) -> Tensor:
+        """As `GaussianVae.encode_latents`."""
+        asked = self._text.asked(nets, request)
+        return super().encode_latents(self._text.inner(nets), image_NCHW, asked, progress)
+
     def reconstruct(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Tensor:
         """As `GaussianVae.reconstruct`, given the texts."""
         return super().reconstruct(self._text.inner(nets), self._told(nets, batch), progress, rng)
