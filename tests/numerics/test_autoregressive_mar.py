@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from sfumato.core.batch import DataSpec, Piece
-from sfumato.core.family import SampleRequest
+from sfumato.core.family import InitialisesFromData, SampleRequest
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.families.autoregressive.config import AutoregressiveConfig
@@ -135,3 +135,35 @@ def test_what_does_not_fit_is_said() -> None:
     assert "required: a trained run" in line
     with pytest.raises(ValueError, match="the nearest is 9"):
         MarConfig(width=10, heads=3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["whole", "channel"])
+def test_the_scale_of_latents_is_measured_and_undone(norm: str) -> None:
+    config = AutoregressiveConfig.variants()["mar"]
+    network = config.network.model_copy(update={"latent_norm": norm})
+    config = config.model_copy(update={"network": network})
+    found = config.build(DATA)
+    with seeded(1):
+        nets = {name: found.nets[name].build().eval() for name in ("network", "first_stage")}
+    nets["ema"] = nets["network"]
+    image = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+    def rng() -> StreamRng:
+        return StreamRng([Piece(0, 0, 4)], rows_per_stream=4, seed=0, images=0, phase="p")
+
+    assert isinstance(found, InitialisesFromData)
+    found.initialise(nets, {"image": image}, rng())
+    batch = found.prepare(nets, {"image": image}, Progress.at(0), rng())
+    tokens = batch["tokens"]
+    if norm == "channel":
+        std, mean = torch.std_mean(tokens, (0, 1))
+        torch.testing.assert_close(std, torch.ones_like(std))
+        torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-5)
+    assert tokens.std().item() == pytest.approx(1, rel=0.02)
+    latent = nets["ema"].outward(tokens.transpose(1, 2).reshape(4, 4, 4, 4))
+    expected = nets["first_stage"].encode(image).sample(rng().normal(4, 4, 4))
+    torch.testing.assert_close(latent, expected, rtol=1e-4, atol=1e-5)
+    both = config.network.model_copy(update={"latent_scale": 2.0})
+    assert "leave one out" in config.model_copy(update={"network": both}).problems(DATA)[0]
+    assert not isinstance(AutoregressiveConfig.variants()["mar"].build(DATA), InitialisesFromData)

@@ -55,19 +55,26 @@ def test_the_loss_is_the_density_of_noisy_latents() -> None:
     assert not isinstance(family, HasLikelihood), "it is no likelihood of images"
 
 
-def test_the_first_batch_gives_latents_a_deviation_of_one_and_samples_are_decoded() -> None:
-    family = CONFIG.build(DATA)
+@pytest.mark.parametrize("norm", ["whole", "channel"])
+def test_the_first_batch_gives_latents_a_deviation_of_one_and_samples_are_decoded(norm: str) -> None:
+    family = CONFIG.model_copy(update={"latent_norm": norm}).build(DATA)
     nets = build(family)
     nets["ema"] = nets["network"]
     family.initialise(nets, rows(), rng())
     scaled = family.prepare(nets, rows(), AT, rng())["image"]
-    assert scaled.std().item() == pytest.approx(1.0, rel=1e-4)
+    assert scaled.std().item() == pytest.approx(1.0, rel=1e-2 if norm == "channel" else 1e-4)
+    shift = 0.0
+    if norm == "channel":
+        std, mean = torch.std_mean(scaled, (0, 2, 3))
+        torch.testing.assert_close(torch.stack([std, mean]), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        shift = nets["network"].latent_shift
+        assert shift.shape == (2, 1, 1) and shift.abs().min() > 0
     request = SampleRequest(num=2, options=CONFIG.sampling, conditions={"label": torch.tensor([0, 1])})
     images = family.sample(nets, request, AT, SampleRng(0, range(2)))
     network, label = nets["network"], torch.tensor([0, 1])
     z = SampleRng(0, range(2)).normal(32)
     x = denoised(network, network.decode(z, label), label, 0.3)
-    expected = nets[NAME].decode(x / network.latent_scale)
+    expected = nets[NAME].decode(x / network.latent_scale + shift)
     torch.testing.assert_close(images, expected.detach(), rtol=1e-3, atol=1e-4)
 
 
@@ -76,6 +83,8 @@ def test_the_first_batch_gives_latents_a_deviation_of_one_and_samples_are_decode
     [
         ({"dequantization": FlowConfig().dequantization}, "model.dequantization: latents have no levels"),
         ({"first_stage": None, "latent_scale": 2.0}, "model.latent_scale: has no effect"),
+        ({"first_stage": None, "latent_norm": "channel"}, "model.latent_norm: has no effect"),
+        ({"latent_scale": 2.0, "latent_norm": "channel"}, "model.latent_scale: 2, but latent_norm=channel"),
         ({"logit_alpha": 0.05}, "model.logit_alpha: latents are not bound to [0, 1]"),
     ],
 )

@@ -1,6 +1,6 @@
 """What each way of drawing codes costs: seconds an image, passes a code, and how many proposals are right.
 
-    make bench-decoding ARGS="--data data/mnist --train 120"
+    make bench-decoding ARGS="--data data/mnist"
 
 Codes are those of k-means over 2x2 patches of the images at 32x32 pixels: 256 codes an image. Both networks
 are LlamaGen's, the model of 8 layers, the draft of one, and are trained here on the same codes for `--train`
@@ -66,14 +66,14 @@ def network(codes: int, layers: int, width: int, seed: int) -> LlamaNetwork:
         )
 
 
-def train(model: LlamaNetwork, codes_NT: Tensor, seconds: float, batch: int = 16) -> dict[str, float]:
+def train(model: LlamaNetwork, codes_NT: Tensor, seconds: float, batch: int = 4) -> dict[str, float]:
     """In bfloat16 until the time is over; the last steps' mean bits a code, and the images seen."""
     adam = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
     generator, losses = torch.Generator().manual_seed(0), []
     start = time.process_time()
     while (spent := time.process_time() - start) < seconds:
         for group in adam.param_groups:
-            group["lr"] = 1.5e-3 * min(1.0, len(losses) / 20, 1.02 - spent / seconds)
+            group["lr"] = 1e-3 * min(1.0, len(losses) / 40, 1.02 - spent / seconds)
         rows = torch.randint(len(codes_NT), (batch,), generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(codes_NT[rows, :-1], torch.zeros(batch, dtype=torch.int64))
@@ -83,7 +83,7 @@ def train(model: LlamaNetwork, codes_NT: Tensor, seconds: float, batch: int = 16
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
         losses.append(loss.item())
-    bits = sum(losses[-10:]) / len(losses[-10:]) / np.log(2)
+    bits = sum(losses[-40:]) / len(losses[-40:]) / np.log(2)
     return {"images": len(losses) * batch, "bits_per_code": round(float(bits), 4)}
 
 
@@ -113,9 +113,9 @@ def measured(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data/digits", help="packed images")
-    parser.add_argument("--pictures", type=int, default=4_000, help="of the data that both learn from")
+    parser.add_argument("--pictures", type=int, default=8_000, help="of the data that both learn from")
     parser.add_argument("--codes", type=int, default=64, help="patches that stand for all")
-    parser.add_argument("--train", type=float, default=120, help="seconds of CPU; a fifth for the draft")
+    parser.add_argument("--train", type=float, default=540, help="seconds of CPU; a fifth for the draft")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--proposals", type=int, default=6, help="of the draft at a time")
     parser.add_argument("--images", type=int, default=2)

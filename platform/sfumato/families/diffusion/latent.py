@@ -1,15 +1,13 @@
 """Latent diffusion: the same models on the latents of a frozen autoencoder (Rombach et al. 2022, sec. 3.2).
 
-Latents are multiplied by a factor that brings their standard deviation to one, which is the scale that the
-noise schedules expect (Rombach et al. 2022, app. D.1: measured on the first batch). Or each channel is
-brought to mean zero and standard deviation one by itself (Karras et al. 2024, EDM2; Yao et al. 2025, VA-VAE).
+Latents are brought to a standard deviation of one, which is the scale that the noise schedules expect
+(`layers.latent_scale`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
@@ -17,37 +15,19 @@ from sfumato.core.family import Frozen, Nets
 from sfumato.core.first_stage import FirstStage, OpenStage, latent_of
 from sfumato.core.rng import Rng
 from sfumato.core.tiles import tiled
+from sfumato.layers.latent_scale import ScalesLatents
 
 NAME = "first_stage"
 """Of the frozen network among the family's networks."""
-LEAST_STD = 1e-6
 
 
-class LatentNetwork(nn.Module):
-    """A network of latents together with their scale, which thus travels with every copy of the weights.
-
-    With `channels`, each of so many has a scale and a shift of its own, [channels, 1, 1].
-    """
-
-    latent_scale: Tensor
-    latent_shift: Tensor | None
+class LatentNetwork(ScalesLatents):
+    """A network of latents together with their scale; with `channels`, one for each of so many."""
 
     def __init__(self, network: nn.Module, scale: float, channels: int = 0) -> None:
         super().__init__()
         self.network = network
-        own = torch.full((channels, 1, 1), float(scale)) if channels else torch.tensor(float(scale))
-        self.register_buffer("latent_scale", own)
-        self.register_buffer("latent_shift", torch.zeros(channels, 1, 1) if channels else None)
-
-    def inward(self, z_BChw: Tensor) -> Tensor:
-        """Latents as the network sees them."""
-        shifted = z_BChw if self.latent_shift is None else z_BChw - self.latent_shift
-        return shifted * self.latent_scale
-
-    def outward(self, x_BChw: Tensor) -> Tensor:
-        """Back to those of the autoencoder."""
-        z_BChw = x_BChw / self.latent_scale
-        return z_BChw if self.latent_shift is None else z_BChw + self.latent_shift
+        self.scale_latents(scale, channels)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's own."""
@@ -82,13 +62,7 @@ class LatentSpace:
         """Set the scale of the network that is to be trained from the first images, if none was given."""
         if self._scale is not None:
             return
-        z_BChw, network = self._encode(nets, batch, rng), scaled(nets["network"])
-        if network.latent_shift is None:
-            network.latent_scale.copy_(1 / z_BChw.std().clamp(min=LEAST_STD))
-            return
-        std_C, mean_C = torch.std_mean(z_BChw, (0, 2, 3))
-        network.latent_shift.copy_(mean_C[:, None, None])
-        network.latent_scale.copy_(1 / std_C.clamp(min=LEAST_STD)[:, None, None])
+        scaled(nets["network"]).measure_latents(self._encode(nets, batch, rng))
 
     def encode(self, nets: Nets, batch: Batch, rng: Rng) -> Batch:
         """The batch with a draw of the scaled latents [B, C, h, w] in place of its images."""

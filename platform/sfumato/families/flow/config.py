@@ -95,6 +95,12 @@ class FlowConfig(FamilyConfig):
         description="Factor on the latents; null measures it on the first batch, for a standard deviation of "
         "one, and keeps it with the weights.",
     )
+    latent_norm: Literal["whole", "channel"] = Field(
+        "whole",
+        exclude_if=lambda value: value == "whole",
+        description="Whether latents have one factor, or each channel a factor and a shift of its own, "
+        "measured on the first batch and kept with the weights.",
+    )
     logit_alpha: float | None = Field(
         None,
         ge=1e-7,
@@ -183,10 +189,22 @@ class FlowConfig(FamilyConfig):
 
     def _size_problems(self, data: DataSpec) -> list[str]:
         if self.first_stage is None:
-            found = self.network.problems(data)
-            if self.latent_scale is not None:
-                found.append("model.latent_scale: has no effect without model.first_stage; leave it out")
+            given = {
+                "latent_scale": self.latent_scale is not None,
+                "latent_norm": self.latent_norm != "whole",
+            }
+            return self.network.problems(data) + [
+                f"model.{name}: has no effect without model.first_stage; leave it out"
+                for name, changed in given.items()
+                if changed
+            ]
+        if found := self._latent_problems() or self.first_stage.problems(data, config_class):
             return found
+        channels, height, width = self.first_stage.open(config_class, data).spec.latent
+        return self.network.problems(DataSpec(channels, height, width, data.classes, data.extra))
+
+    def _latent_problems(self) -> list[str]:
+        """What does not go with latents."""
         if self.text is not None:
             return ["model.first_stage: flows of latents take classes, not texts; leave model.text out"]
         if self.dequantization.kind != "gaussian":
@@ -194,10 +212,10 @@ class FlowConfig(FamilyConfig):
             return [f"model.dequantization: latents have no levels; {fix}"]
         if self.logit_alpha is not None:
             return ["model.logit_alpha: latents are not bound to [0, 1]; set it to null"]
-        if found := self.first_stage.problems(data, config_class):
-            return found
-        channels, height, width = self.first_stage.open(config_class, data).spec.latent
-        return self.network.problems(DataSpec(channels, height, width, data.classes, data.extra))
+        if self.latent_norm != "whole" and self.latent_scale is not None:
+            why = "but latent_norm=channel measures a factor for each channel; leave one out"
+            return [f"model.latent_scale: {self.latent_scale:g}, {why}"]
+        return []
 
     def _sampling_problems(self, data: DataSpec) -> list[str]:
         found, kind, options = [], self.network.kind, self.sampling

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import Batch, DataSpec
@@ -23,20 +22,14 @@ from sfumato.families.flow.config import FlowConfig
 from sfumato.families.flow.dequantization.gaussian import GaussianConfig
 from sfumato.families.flow.family import FlowBase
 from sfumato.families.flow.network import FlowNetwork
+from sfumato.layers.latent_scale import ScalesLatents
 
 NAME = "first_stage"
 """Of the frozen network among the family's networks."""
-LEAST_STD = 1e-6
 
 
-class LatentFlowNetwork(FlowNetwork):
-    """A flow of latents together with the factor that gives them a standard deviation of one."""
-
-    latent_scale: Tensor
-
-    def scale_by(self, factor: float) -> None:
-        """Set the factor of a freshly built network."""
-        self.register_buffer("latent_scale", torch.tensor(float(factor)))
+class LatentFlowNetwork(FlowNetwork, ScalesLatents):
+    """A flow of latents together with the scale that gives them a standard deviation of one."""
 
 
 class LatentFlowFamily(FlowBase):
@@ -55,15 +48,15 @@ class LatentFlowFamily(FlowBase):
 
     def prepare(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> Batch:
         """The batch with a draw of its scaled latents [B, C, h, w] in place of its images."""
-        return {**batch, "image": self._drawn(nets, batch, rng) * _scaled(nets["ema"]).latent_scale}
+        return {**batch, "image": _scaled(nets["ema"]).inward(self._drawn(nets, batch, rng))}
 
     def initialise(self, nets: Nets, batch: Batch, rng: Rng) -> None:
-        """Set the latents' factor, if none is given, and then the actnorms by these rows."""
+        """Set the latents' scale, if none is given, and then the actnorms by these rows."""
         network, z_BChw = _scaled(nets["network"]), self._drawn(nets, batch, rng)
         if self._config.latent_scale is None:
-            network.latent_scale.copy_(1 / z_BChw.std().clamp(min=LEAST_STD))
+            network.measure_latents(z_BChw)
         with fitting(network):
-            self._bits_per_dim(network, {**batch, "image": z_BChw * network.latent_scale}, rng)
+            self._bits_per_dim(network, {**batch, "image": network.inward(z_BChw)}, rng)
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1], decoded from latents of the averaged flow."""
@@ -72,14 +65,15 @@ class LatentFlowFamily(FlowBase):
 
     def decode_latents(self, nets: Nets, z_ND: Tensor, request: SampleRequest, progress: Progress) -> Tensor:
         """The images of such noise, as those of `sample`."""
-        x_NChw = self._decode(nets, z_ND, request) / _scaled(nets["ema"]).latent_scale
+        x_NChw = _scaled(nets["ema"]).outward(self._decode(nets, z_ND, request))
         return self._first_stage(nets).decode(x_NChw).clamp(-1, 1)
 
     def _build(self) -> nn.Module:
         config, shape = self._config, self._data.shape
         levels = config.network.build_levels(shape, self._classes)
         network = LatentFlowNetwork(levels, config.dequantization.build(shape), shape, None)
-        network.scale_by(1.0 if config.latent_scale is None else config.latent_scale)
+        channels = shape[0] if config.latent_norm == "channel" else 0
+        network.scale_latents(1.0 if config.latent_scale is None else config.latent_scale, channels)
         return network
 
     def _loss(self, nets: Nets, batch: Batch, progress: Progress, rng: Rng) -> LossOut:

@@ -25,6 +25,7 @@ from sfumato.families.autoregressive.diffusion_head import STEPS, DiffusionHead,
 from sfumato.families.autoregressive.masked_network import MaskedBlock
 from sfumato.families.autoregressive.networks import ClassConditional, Parts
 from sfumato.families.autoregressive.sampling import SamplingConfig
+from sfumato.layers.latent_scale import ScalesLatents
 
 TOKENS = "tokens"
 LEAST_MASKED, SPREAD = 0.7, 0.25
@@ -43,6 +44,12 @@ class MarConfig(ClassConditional):
     latent_scale: float = Field(
         1.0, gt=0, description="Factor on the latents that makes their variance about 1."
     )
+    latent_norm: Literal["given", "whole", "channel"] = Field(
+        "given",
+        exclude_if=lambda value: value == "given",
+        description="Whether the factor is latent_scale, or measured on the first batch and kept with the "
+        "weights: one for all, or a factor and a shift for each channel.",
+    )
 
     @property
     def completes(self) -> bool:
@@ -57,17 +64,21 @@ class MarConfig(ClassConditional):
     def build(self, parts: Parts, data: DataSpec) -> Mar:
         """A model of latents."""
         assert parts.stage is not None, "problems() asks for it"
-        return Mar(self, parts, parts.stage)
+        return (Mar if self.latent_norm == "given" else MeasuringMar)(self, parts, parts.stage)
 
     def problems(self, data: DataSpec, sampling: SamplingConfig) -> list[str]:
-        """Options of models of codes."""
-        plain = sampling.model_copy(update={"temperature": 1.0})
-        if sampling.decoding == "cache" and not plain.limited:
-            return []
-        return ["model.sampling: decoding, top_k, top_p and min_p have no effect on mar; leave them out"]
+        """Options of models of codes, and a factor that is measured."""
+        plain, found = sampling.model_copy(update={"temperature": 1.0}), []
+        if self.latent_norm != "given" and self.latent_scale != 1:
+            measured = f"latent_norm={self.latent_norm} measures it; leave one out"
+            found.append(f"model.network.latent_scale: {self.latent_scale:g}, but {measured}")
+        if sampling.decoding != "cache" or plain.limited:
+            idle = "decoding, top_k, top_p and min_p have no effect on mar; leave them out"
+            found.append(f"model.sampling: {idle}")
+        return found
 
 
-class MarNetwork(nn.Module):
+class MarNetwork(ScalesLatents):
     """The transformer over latents, some of them masked, and the diffusion head."""
 
     def __init__(self, config: MarConfig, channels: int, length: int, classes: int) -> None:
@@ -80,6 +91,8 @@ class MarNetwork(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.head = DiffusionHead(channels, config.width, config.head_width, config.head_blocks)
         nn.init.normal_(self.classes.weight, std=0.02)
+        if config.latent_norm != "given":  # a given one is no part of the weights
+            self.scale_latents(1.0, channels if config.latent_norm == "channel" else 0)
 
     def forward(
         self, x_BTC: Tensor, masked_BT: Tensor, label_B: Tensor, noise_RBTC: Tensor, t_RBT: Tensor
@@ -128,7 +141,7 @@ class Mar:
         stage = nets["first_stage"]
         assert isinstance(stage, FirstStage)
         latent = latent_of(stage, batch).sample(rng.normal(*self._latent))
-        return {**batch, TOKENS: self._config.latent_scale * latent.flatten(2).transpose(1, 2)}
+        return {**batch, TOKENS: self._inward(nets, latent).flatten(2).transpose(1, 2)}
 
     def sample(self, nets: Nets, request: SampleRequest, progress: Progress, rng: SampleRng) -> Tensor:
         """Images [N, C, H, W] in [-1, 1]; without labels a conditional model draws from no class."""
@@ -152,8 +165,13 @@ class Mar:
             x_NTC = x_NTC.scatter(1, at_NM1.expand_as(drawn), drawn)
             if not left:
                 break
-        latent = (x_NTC / self._config.latent_scale).transpose(1, 2).reshape(-1, *self._latent)
-        return stage.decode(latent)
+        return stage.decode(self._outward(nets, x_NTC.transpose(1, 2).reshape(-1, *self._latent)))
+
+    def _inward(self, nets: Nets, z_BChw: Tensor) -> Tensor:
+        return z_BChw * self._config.latent_scale
+
+    def _outward(self, nets: Nets, x_BChw: Tensor) -> Tensor:
+        return x_BChw / self._config.latent_scale
 
     def _left(self, done: int, rounds: int, left: int) -> int:
         """How many positions stay masked after a round; at least one is filled in."""
@@ -212,6 +230,27 @@ class Mar:
         if not self._classes:
             return none_B
         return torch.where(rng.uniform() < self._label_dropout, none_B, batch["label"])
+
+
+class MeasuringMar(Mar):
+    """`Mar` that measures the scale of latents; implements `core.family.InitialisesFromData` too."""
+
+    def initialise(self, nets: Nets, batch: Batch, rng: Rng) -> None:
+        """Set the latents' scale by these rows."""
+        stage, network = nets["first_stage"], nets["network"]
+        assert isinstance(stage, FirstStage)
+        assert isinstance(network, MarNetwork)
+        network.measure_latents(latent_of(stage, batch).sample(rng.normal(*self._latent)))
+
+    def _inward(self, nets: Nets, z_BChw: Tensor) -> Tensor:
+        network = nets["ema"]
+        assert isinstance(network, MarNetwork)
+        return network.inward(z_BChw)
+
+    def _outward(self, nets: Nets, x_BChw: Tensor) -> Tensor:
+        network = nets["ema"]
+        assert isinstance(network, MarNetwork)
+        return network.outward(x_BChw)
 
 
 def truncated(uniform_B: Tensor) -> Tensor:
