@@ -27,7 +27,8 @@ def edit(
         typer.Option(
             metavar="OPERATION",
             help="img2img, inpaint, outpaint, invert, ddpm_invert, translate, upscale, project, "
-            "attribute, interpolate, prompt_to_prompt, style. Default: what model and --mask call for.",
+            "attribute, interpolate, prompt_to_prompt, style, style_mix. Default: what model and --mask call "
+            "for.",
             show_default=False,
         ),
     ] = None,

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
+from judging import SEED, Row, drawn, mean, overlaps, share, silhouettes
+from layouts import prompt_to_prompt
+from new_shape import dreambooth
 
-from sfumato.core.batch import Texts
-from sfumato.core.conditions import Listed
+from sfumato.core.conditions import Condition, Listed
 from sfumato.data.packing.sources.shape_edits import ShapeEditsSource, records
+from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.data.shapes.checker import Checker
 from sfumato.data.shapes.contents import Contents
 from sfumato.data.shapes.phrases import captions
@@ -30,38 +31,10 @@ from sfumato.data.shapes.rendering import render
 from sfumato.data.shapes.scenes import scenes
 from sfumato.evaluation.metrics.alignment import verdicts
 from sfumato.sampling.generator import Generator
-from sfumato.sampling.pixels import Images, from_uint8
+from sfumato.sampling.pixels import from_uint8, to_uint8
 
-SEED = 1_000
 SAME = 0.15
 """How far an object may be from where it was, as a share of the side, to count as kept."""
-OBJECT = 0.15
-"""Least difference from the background of a pixel of an object, of values in [0, 1]."""
-Row = Callable[[Generator, "Generator | None", int], dict[str, Any]]
-
-
-def share(hits: Sequence[bool], aim: float) -> dict[str, Any]:
-    found = stats.binomtest(int(np.sum(hits)), len(hits)).proportion_ci(0.95, "wilson")
-    value = float(np.mean(hits))
-    return {
-        "value": value,
-        "interval": [float(found.low), float(found.high)],
-        "aim": aim,
-        "met": value >= aim,
-    }
-
-
-def mean(values: Sequence[float], aim: float) -> dict[str, Any]:
-    value, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
-    interval = [value - 1.96 * error, value + 1.96 * error]
-    return {"value": value, "interval": interval, "aim": aim, "met": value >= aim}
-
-
-def drawn(model: Generator, number: int, texts: Sequence[str], **pictures: Images) -> Images:
-    conditions: dict[str, Any] = {
-        name: Listed("image", from_uint8(value)) for name, value in pictures.items()
-    }
-    return model.sample(number, seed=SEED, conditions={**conditions, "text": Listed("text", Texts(texts))})
 
 
 def controlnet(model: Generator, base: Generator | None, number: int) -> dict[str, Any]:
@@ -69,10 +42,7 @@ def controlnet(model: Generator, base: Generator | None, number: int) -> dict[st
     asked = scenes(SEED, np.arange(number), "seen", 32, ("single_object", "colours"))
     pictures, texts = render(asked), [found[0] for found in captions(asked, SEED)]
     shown = drawn(model, number, texts, control=pictures.edge)
-    wanted = pictures.mask[..., 0] > 0
-    ground = np.median(shown.reshape(number, -1, 3), axis=1)[:, None, None]
-    there = np.abs(shown.astype(float) - ground).max(axis=-1) / 255 > OBJECT
-    iou = [float((a & b).sum() / max(1, (a | b).sum())) for a, b in zip(wanted, there, strict=True)]
+    iou = overlaps(pictures.mask[..., 0] > 0, silhouettes(shown))
     found = {"IoU": mean(iou, 0.8), "alignment": share(verdicts(shown, texts)[:, 2], 0.0)}
     if base is not None:
         own = verdicts(drawn(base, number, texts), texts)[:, 2]
@@ -142,10 +112,7 @@ def segmentation(model: Generator, base: Generator | None, number: int) -> dict[
     asked = scenes(SEED, np.arange(number), "seen", 32, ("single_object", "colours"))
     pictures, texts = render(asked), [found[0] for found in captions(asked, SEED)]
     shown = drawn(model, number, texts, map=pictures.mask)
-    ground = np.median(shown.reshape(number, -1, 3), axis=1)[:, None, None]
-    there = np.abs(shown.astype(float) - ground).max(axis=-1) / 255 > OBJECT
-    pairs = zip(pictures.mask[..., 0] > 0, there, strict=True)
-    iou = [float((a & b).sum() / max(1, (a | b).sum())) for a, b in pairs]
+    iou = overlaps(pictures.mask[..., 0] > 0, silhouettes(shown))
     return {"IoU": mean(iou, 0.8), "alignment": share(verdicts(shown, texts)[:, 2], 0.0)}
 
 
@@ -203,6 +170,30 @@ def dpo(model: Generator, base: Generator | None, number: int) -> dict[str, Any]
     return found
 
 
+def ip_adapter(data: str) -> Row:
+    """Of a set with embeddings of its pictures: a model of `pipelines/shapes/adapt/ip-adapter.yaml`."""
+
+    def row(model: Generator, base: Generator | None, number: int) -> dict[str, Any]:
+        """Whether colour and shape of a picture of one object are taken over, when the text says neither."""
+        pictures = Condition("image", "image", "image", shape=model.data.shape)
+        prompt = [condition for condition in model.conditions if condition.name == "image_prompt"]
+        rows = dict(rows_of_data(data, [pictures, *prompt]))
+        images = rows.pop("image")
+        read = Checker(32).read(to_uint8(images.read(list(range(min(len(images), 20 * number))))))
+        chosen = [n for n, found in enumerate(read) if found is not None and len(found.things) == 1][:number]
+        source = {name: Listed(each.kind, each.read(chosen)) for name, each in rows.items()}
+        shown = model.sample(len(chosen), seed=SEED, prompts="a shape", conditions=source)
+        hits = []
+        for n, found in zip(chosen, Checker(32).read(shown), strict=True):
+            target = read[n]
+            assert target is not None, "chosen so"
+            looks = set() if found is None else {(thing.shape, thing.colour) for thing in found.things}
+            hits.append((target.things[0].shape, target.things[0].colour) in looks)
+        return {"colour and shape taken over": share(hits, 0.7)}
+
+    return row
+
+
 ROWS: dict[str, Row] = {
     "controlnet": controlnet,
     "segmentation": segmentation,
@@ -211,6 +202,8 @@ ROWS: dict[str, Row] = {
     "reference": reference,
     "upscale": upscale,
     "dpo": dpo,
+    "dreambooth": dreambooth,
+    "prompt_to_prompt": prompt_to_prompt,
 }
 
 
@@ -218,13 +211,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", help="model folder of the base")
     parser.add_argument("--images", type=int, default=140)
-    for name in ROWS:
-        parser.add_argument(f"--{name}", help=f"model folder of shapes-{name}")
+    parser.add_argument("--embedded", default="data/shapes-embedded", help="data set of the row ip_adapter")
+    for name in (*ROWS, "ip_adapter"):
+        what = "of the base" if name == "prompt_to_prompt" else f"of shapes-{name.replace('_', '-')}"
+        parser.add_argument(f"--{name}", help=f"model folder {what}")
     given = parser.parse_args()
+    rows = {**ROWS, "ip_adapter": ip_adapter(given.embedded)}
     base = None if given.base is None else Generator.load(given.base)
     found = {
         name: row(Generator.load(getattr(given, name)), base, given.images)
-        for name, row in ROWS.items()
+        for name, row in rows.items()
         if getattr(given, name) is not None
     }
     if not found:

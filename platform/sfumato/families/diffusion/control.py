@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import Condition
 from sfumato.families.diffusion.adapters import AdapterConfig, Look
+from sfumato.families.diffusion.latent import LatentNetwork
 from sfumato.families.diffusion.networks.unet_text import TextUNet
 from sfumato.families.diffusion.steering import conditioned, core
 
@@ -31,8 +32,14 @@ class ControlConfig(AdapterConfig, ABC):
     scale: float = Field(1.0, ge=0, description="Factor on what is added; 0 is the base.")
 
     @abstractmethod
-    def beside(self, network: TextUNet) -> nn.Module:
-        """What stands beside this U-Net; called with (x, t, states, inputs)."""
+    def beside(self, network: TextUNet, shrink: int) -> nn.Module:
+        """What stands beside this U-Net, whose input is `shrink` times smaller than the images; called with
+        (x, t, states, inputs)."""
+
+    @property
+    @abstractmethod
+    def sized(self) -> bool:
+        """Whether a setting says how much larger than the base's input the image of control is."""
 
     def conditions(self, data: DataSpec) -> tuple[Condition, ...]:
         """The image, required."""
@@ -48,7 +55,7 @@ class ControlConfig(AdapterConfig, ABC):
         """With its own part beside the U-Net."""
         inner = core(network)
         assert isinstance(inner, TextUNet), "checked among the problems"
-        conditioned(network).beside = self.beside(inner)
+        conditioned(network).beside = self.beside(inner, shrink_of(network))
         return network
 
     def problems(self, network: nn.Module) -> list[str]:
@@ -69,6 +76,10 @@ class ControlConfig(AdapterConfig, ABC):
             what = "x".join(map(str, column.shape))
             found = f"{self.column!r} is of kind {column.kind}, {what}"
             return [f"model.adapter.channels: {found}; name a column of images, and set channels to its own"]
+        if not self.sized and column.shape[1:] != (data.height, data.width):
+            own, images = "x".join(map(str, column.shape[1:])), f"{data.height}x{data.width}"
+            found = f"{self.column!r} is {own}, the images are {images}"
+            return [f"model.adapter.column: {found}; pack it at their size"]
         return []
 
 
@@ -81,6 +92,11 @@ class LibraryFiles:
     def write(self, folder: Path, name: str) -> None:
         """Into a new folder."""
         self.network.save_pretrained(folder)
+
+
+def shrink_of(network: nn.Module) -> int:
+    """How many pixels of the images an input of the network stands for, along a side."""
+    return network.shrink if isinstance(network, LatentNetwork) else 1
 
 
 def shown(image_BCHW: Tensor, like: Tensor) -> Tensor:

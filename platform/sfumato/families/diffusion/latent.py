@@ -22,11 +22,14 @@ NAME = "first_stage"
 
 
 class LatentNetwork(ScalesLatents):
-    """A network of latents together with their scale; with `channels`, one for each of so many."""
+    """A network of latents together with their scale; with `channels`, one for each of so many.
 
-    def __init__(self, network: nn.Module, scale: float, channels: int = 0) -> None:
+    A latent stands for `shrink` pixels along a side.
+    """
+
+    def __init__(self, network: nn.Module, scale: float, channels: int = 0, shrink: int = 1) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.shrink = network, shrink
         self.scale_latents(scale, channels)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -48,6 +51,7 @@ class LatentSpace:
         self._scale = scale
         self._latent = stage.spec.latent
         self._channels = stage.spec.latent[0] if by_channel else 0
+        self._shrink = data.height // stage.spec.latent[1]
         self.data = latent_spec(stage, data)
 
     def frozen(self) -> Frozen:
@@ -56,7 +60,8 @@ class LatentSpace:
 
     def wrap(self, network: nn.Module) -> LatentNetwork:
         """The network with the scale; 1 if it is yet to be measured."""
-        return LatentNetwork(network, 1.0 if self._scale is None else self._scale, self._channels)
+        scale = 1.0 if self._scale is None else self._scale
+        return LatentNetwork(network, scale, self._channels, self._shrink)
 
     def measure(self, nets: Nets, batch: Batch, rng: Rng) -> None:
         """Set the scale of the network that is to be trained from the first images, if none was given."""

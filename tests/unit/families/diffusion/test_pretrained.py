@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tiny_pipelines import KINDS, save_pipeline
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
+from sfumato.core.columns import Column
 from sfumato.core.rng import SampleRng
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.families.diffusion import lora_files
@@ -33,7 +35,7 @@ TOLERANCE = 1e-4
 """Of values in [0, 1]; a level of 8-bit images is 0.004."""
 DENOISERS = {kind: "transformer" if kind in ("sd3", "pixart") else "unet" for kind in KINDS}
 LORA = {"kind": "lora", "rank": 2, "alpha": 3, "ranks": {"to_q": 1}}
-CONTROL = {"kind": "controlnet", "column": "edge", "channels": 1, "halvings": 1}
+CONTROL = {"kind": "controlnet", "column": "edge", "channels": 1}
 
 # Runs where Sfumato cannot be imported: loads each folder, with LoRA if there is one, and draws.
 ALONE = """
@@ -313,6 +315,10 @@ def test_what_cannot_be_adapted_is_refused(pipelines: dict[str, Path], tmp_path:
     other = started(pipelines["sd"]).model_copy(update={"network": started(pipelines["sd2"]).network})
     assert "controlnet needs a U-Net of texts" in started(pipelines["sd3"], adapter=CONTROL).problems(DATA)[0]
     assert "the data has no 'edges'" in line(**{**CONTROL, "column": "edges"})
+    small = replace(DATA, extra={**DATA.extra, "edge": Column("image", "uint8", (1, 4, 4))})
+    control = started(pipelines["sd"], adapter=CONTROL)
+    assert "'edge' is 4x4, the images are 8x8; pack it at their size" in control.problems(small)[0]
+    assert started(pipelines["sd"], adapter={**CONTROL, "halvings": 0}).problems(small) == []
     assert any("brings its own network" in problem for problem in other.problems(DATA))
     (tmp_path / "lora.bin").write_bytes(b"")
     with pytest.raises((ConfigError, CheckpointError), match="a pickle is never read"):

@@ -177,7 +177,7 @@ def test_an_inpainting_model_draws_the_same_in_diffusers(
 def test_a_t2i_adapter_trains_alone_and_draws_the_same_in_diffusers(sd: Path, tmp_path: Path) -> None:
     from diffusers import StableDiffusionAdapterPipeline, StableDiffusionPipeline, T2IAdapter
 
-    t2i = {"kind": "t2i", "column": "edge", "channels": 1, "blocks": 1, "shrink": 2}
+    t2i = {"kind": "t2i", "column": "edge", "channels": 1, "blocks": 1}
     plain, config = started(sd), started(sd, adapter=t2i)
     assert config.problems(DATA) == []
     nets = nets_of(config)

@@ -13,14 +13,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.core.family import Nets
-from sfumato.families.diffusion.control import NAME, ControlConfig, LibraryFiles, shown
+from sfumato.families.diffusion.control import NAME, ControlConfig, LibraryFiles, shown, shrink_of
 from sfumato.families.diffusion.networks.unet_text import TextUNet, sizes_added
 from sfumato.families.diffusion.steering import conditioned, core
 from sfumato.text.states import States
 
 FIRST_WIDTHS = (16, 32, 96, 256)
 """Channels of what brings an image to the size of latents, one for each halving and one more (sec. 3.3)."""
-OF_LATENTS = 3
 
 
 class ControlNetConfig(ControlConfig):
@@ -32,16 +31,22 @@ class ControlNetConfig(ControlConfig):
         ge=0,
         le=3,
         description="How often the image's side is halved to be that of the base's input; null: 0 for "
-        "pixels, 3 for latents.",
+        "pixels, for latents what the first stage does (3 in Stable Diffusion).",
     )
 
     def trained(self) -> tuple[str, ...]:
         """The copy, and the convolutions that start at zero."""
         return ("*.branch.*",)
 
-    def beside(self, network: TextUNet) -> Beside:
+    @property
+    def sized(self) -> bool:
+        """By `halvings`."""
+        return self.halvings is not None
+
+    def beside(self, network: TextUNet, shrink: int) -> Beside:
         """The branch."""
-        return Beside(network, self)
+        halvings = shrink.bit_length() - 1 if self.halvings is None else self.halvings
+        return Beside(network, self, halvings)
 
     @property
     def begins(self) -> bool:
@@ -65,6 +70,11 @@ class ControlNetConfig(ControlConfig):
         assert isinstance(inner, TextUNet), "no problem"
         if inner.masked:
             return ["model.network.mask: a ControlNet attends to padding; start from a model with mask=false"]
+        shrink = shrink_of(network)
+        if self.halvings is None and shrink not in (1, 2, 4, 8):
+            return [
+                f"model.adapter: controlnet halves its image up to 3 times; latents are {shrink}x smaller"
+            ]
         return []
 
     def files(self, nets: Nets, base: str) -> LibraryFiles:
@@ -80,15 +90,12 @@ class ControlNetConfig(ControlConfig):
 class Beside(nn.Module):
     """What a network of texts gets beside its states; called with (x, t, states, inputs)."""
 
-    def __init__(self, network: TextUNet, config: ControlNetConfig) -> None:
+    def __init__(self, network: TextUNet, config: ControlNetConfig, halvings: int) -> None:
         super().__init__()
         from diffusers import ControlNetModel
 
         self._size, self._scale = network.size, config.scale
         unet: Any = network.unet
-        halvings = config.halvings
-        if halvings is None:
-            halvings = 0 if unet.config.in_channels in (1, 3) else OF_LATENTS
         self.branch: Any = ControlNetModel.from_unet(
             unet,
             conditioning_embedding_out_channels=FIRST_WIDTHS[: halvings + 1],

@@ -19,9 +19,6 @@ from sfumato.families.diffusion.networks.unet_text import TextUNet
 from sfumato.families.diffusion.steering import conditioned, core
 from sfumato.text.states import States
 
-OF_LATENTS = 8
-"""How many pixels of the image a latent stands for, along a side."""
-
 
 class T2IAdapterConfig(ControlConfig):
     """A small network beside a U-Net."""
@@ -31,17 +28,22 @@ class T2IAdapterConfig(ControlConfig):
     shrink: int | None = Field(
         None,
         ge=1,
-        description="How many times larger the image is than the base's input; null: 1 for pixels, 8 for "
-        "latents.",
+        description="How many times larger the image is than the base's input; null: 1 for pixels, for "
+        "latents as the first stage has it (8 in Stable Diffusion).",
     )
 
     def trained(self) -> tuple[str, ...]:
         """The small network."""
         return ("*beside.*",)
 
-    def beside(self, network: TextUNet) -> Features:
+    @property
+    def sized(self) -> bool:
+        """By `shrink`."""
+        return self.shrink is not None
+
+    def beside(self, network: TextUNet, shrink: int) -> Features:
         """The small network."""
-        return Features(network, self)
+        return Features(network, self, self.shrink or shrink)
 
     def problems(self, network: nn.Module) -> list[str]:
         """Another network, or one whose levels end otherwise than Stable Diffusion's."""
@@ -67,14 +69,11 @@ class T2IAdapterConfig(ControlConfig):
 class Features(nn.Module):
     """What a U-Net gets beside its states; called with (x, t, states, inputs)."""
 
-    def __init__(self, network: TextUNet, config: T2IAdapterConfig) -> None:
+    def __init__(self, network: TextUNet, config: T2IAdapterConfig, shrink: int) -> None:
         super().__init__()
         from diffusers import T2IAdapter
 
         unet: Any = network.unet
-        shrink = config.shrink
-        if shrink is None:
-            shrink = 1 if unet.config.in_channels in (1, 3) else OF_LATENTS
         self._scale = config.scale
         self.adapter: Any = T2IAdapter(
             in_channels=config.channels,
