@@ -18,7 +18,7 @@ from sfumato.core.rng import seeded
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing.pack import pack
 from sfumato.errors import ConfigError
-from sfumato.evaluation.accepted import Limits, OfClass, judged, nearest
+from sfumato.evaluation.audits.accepted import Limits, OfClass, judged, nearest
 from sfumato.evaluation.features.extractor import Extracted
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.runtime.commands import augment as commands

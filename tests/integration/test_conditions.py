@@ -30,10 +30,10 @@ from sfumato.data.reading import local_reader
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.images import open_images
-from sfumato.evaluation.model_sources import load_model
 from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.stage import evaluate
+from sfumato.evaluation.subjects.images import open_images
+from sfumato.evaluation.subjects.model_sources import load_model
 from sfumato.parallel import Placement
 from sfumato.parallel.strategies.single import Single
 from sfumato.recipe import Recipe

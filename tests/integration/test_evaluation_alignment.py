@@ -27,11 +27,11 @@ from sfumato.data.shapes.scenes import scenes
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.image_set import ImageBlock
-from sfumato.evaluation.model_sources import GeneratorSource
 from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate
+from sfumato.evaluation.subjects.image_set import ImageBlock
+from sfumato.evaluation.subjects.model_sources import GeneratorSource
 from sfumato.sampling.generator import Generator
 
 IMAGES = 140

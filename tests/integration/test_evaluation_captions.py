@@ -22,10 +22,10 @@ from sfumato.data.packing.pack import pack
 from sfumato.errors import CapabilityError, ConfigError, DataError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.images import open_images
-from sfumato.evaluation.model_sources import GeneratorSource
-from sfumato.evaluation.source import Drawn
 from sfumato.evaluation.stage import evaluate
+from sfumato.evaluation.subjects.images import open_images
+from sfumato.evaluation.subjects.model_sources import GeneratorSource
+from sfumato.evaluation.subjects.source import Drawn
 from sfumato.sampling.generator import Generator
 
 pytest.importorskip("transformers")

@@ -16,8 +16,8 @@ from sfumato.evaluation.compare.figures import pareto_front
 from sfumato.evaluation.compare.study import questions
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.images import open_images
 from sfumato.evaluation.stage import evaluate
+from sfumato.evaluation.subjects.images import open_images
 
 SETTINGS = EvaluateSettings(
     actors=0,

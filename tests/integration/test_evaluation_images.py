@@ -19,11 +19,11 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing.pack import pack
 from sfumato.errors import ConfigError, DataError, SfumatoError
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.images import Resized, open_images
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.report import read_report
 from sfumato.evaluation.stage import evaluate
+from sfumato.evaluation.subjects.images import Resized, open_images
 from sfumato.families.diffusion import Config as Diffusion
 from sfumato.families.vae import Config as Vae
 from sfumato.runtime.commands.evaluate import Request, measure

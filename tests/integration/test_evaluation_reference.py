@@ -27,12 +27,12 @@ from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.features.classifier import ClassifierExtractor
 from sfumato.evaluation.features.classifier_network import Classifier
 from sfumato.evaluation.features.extractor import Extracted, Extractor
-from sfumato.evaluation.image_set import ImageBlock
 from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.references.features import ReferenceFeatures
 from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.stage import evaluate
 from sfumato.evaluation.store import digest
+from sfumato.evaluation.subjects.image_set import ImageBlock
 from sfumato.families.flow.config import FlowConfig
 
 settings = partial(tiny_evaluation.settings, cpus_per_actor=0.5)

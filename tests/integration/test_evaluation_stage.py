@@ -33,8 +33,8 @@ from sfumato.evaluation.features.classifier import ClassifierKind, ClassifierOpt
 from sfumato.evaluation.metrics.lpips import Lpips
 from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
-from sfumato.evaluation.source import Drawn
 from sfumato.evaluation.stage import evaluate
+from sfumato.evaluation.subjects.source import Drawn
 from sfumato.families.gan.config import GanConfig
 from sfumato.provenance.door import Door
 from sfumato.sampling.generator import Generator

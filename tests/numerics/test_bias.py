@@ -15,11 +15,11 @@ from sfumato.data.packing.sources.shapes import ShapesSource
 from sfumato.errors import ConfigError
 from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.feature_set import FeatureSet
-from sfumato.evaluation.images import open_images
+from sfumato.evaluation.intervals.shares import compared, intervals
 from sfumato.evaluation.metrics.bias import Bias
 from sfumato.evaluation.metrics.metric import MetricOptions, MetricSettings
-from sfumato.evaluation.shares import compared, intervals
 from sfumato.evaluation.stage import evaluate
+from sfumato.evaluation.subjects.images import open_images
 
 
 def test_of_two_values_the_interval_is_wilsons() -> None:

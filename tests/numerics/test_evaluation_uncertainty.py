@@ -12,10 +12,10 @@ from scipy import optimize, stats
 from sfumato.evaluation.compare.regrouping import frechet_of_groups, grouped, regrouped_p
 from sfumato.evaluation.compare.significance import sign_flip, two_sample
 from sfumato.evaluation.compare.votes import Vote, bradley_terry, win_rates, wins
+from sfumato.evaluation.intervals.uncertainty import Interval, IntervalSettings, interval, interval_of_mean
 from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricResult
 from sfumato.evaluation.statistics import Moments
-from sfumato.evaluation.uncertainty import Interval, IntervalSettings, interval, interval_of_mean
 
 SETTINGS = IntervalSettings()
 

@@ -13,12 +13,12 @@ from tiny_evaluation import settings
 
 from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.feature_set import FeatureSet
-from sfumato.evaluation.images import open_images
 from sfumato.evaluation.metrics.extraction import Extraction, ExtractionExcess, cliques, extracted
 from sfumato.evaluation.metrics.metric import MetricOptions
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.small_pictures import NAME, SmallPictures, small
 from sfumato.evaluation.stage import evaluate
+from sfumato.evaluation.subjects.images import open_images
 
 Pixels = NDArray[np.uint8]
 

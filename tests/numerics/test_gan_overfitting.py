@@ -13,7 +13,7 @@ from members import build
 from sfumato.core.batch import DataSpec, Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, seeded
-from sfumato.evaluation.collapse_limits import CollapseLimits, signs
+from sfumato.evaluation.decisions.collapse_limits import CollapseLimits, signs
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.families.gan.config import GanConfig

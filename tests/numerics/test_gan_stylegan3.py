@@ -23,7 +23,7 @@ from sfumato.evaluation.metrics.equivariance import (
     TranslationEquivariance,
 )
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet
-from sfumato.evaluation.model_sources import LatentGenerator
+from sfumato.evaluation.subjects.model_sources import LatentGenerator
 from sfumato.evaluation.turned import as_if_rotated, rotated, rotation
 from sfumato.families.gan.config import GanConfig
 from sfumato.families.gan.networks import Generated

@@ -17,9 +17,9 @@ from sfumato.data.format.index import load
 from sfumato.data.format.manifest import Manifest
 from sfumato.data.packing.subset import subset
 from sfumato.errors import DataError
-from sfumato.evaluation.images import open_images
-from sfumato.evaluation.membership import likelihood_ratio
-from sfumato.evaluation.roc import area
+from sfumato.evaluation.audits.membership import likelihood_ratio
+from sfumato.evaluation.intervals.roc import area
+from sfumato.evaluation.subjects.images import open_images
 from sfumato.families.flow import Config
 from sfumato.runtime.runs.run_folder import RunFolder
 

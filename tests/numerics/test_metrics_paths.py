@@ -19,12 +19,12 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.rng import seeded
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.latents import PathSettings, interpolated
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.lpips import Lpips, load
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.metrics.path_length import Ruler, trimmed
-from sfumato.evaluation.model_sources import LatentGenerator
+from sfumato.evaluation.subjects.latents import PathSettings, interpolated
+from sfumato.evaluation.subjects.model_sources import LatentGenerator
 from sfumato.families.gan.config import DcganConfig, GanConfig
 from sfumato.sampling.generator import Generator
 

@@ -8,9 +8,9 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from sfumato.evaluation.feature_set import FeatureSet
+from sfumato.evaluation.intervals.roc import area, curve, true_positives_at
 from sfumato.evaluation.metrics.detectability import Detectability, held_out_scores
 from sfumato.evaluation.metrics.metric import MetricOptions
-from sfumato.evaluation.roc import area, curve, true_positives_at
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.special import softmax
 
-from sfumato.evaluation.groups import dealt
-from sfumato.evaluation.kernel_errors import variances
+from sfumato.evaluation.intervals.groups import dealt
+from sfumato.evaluation.intervals.kernel_errors import variances
+from sfumato.evaluation.intervals.standard_errors import (
+    jackknife,
+    jackknife_of_pairs,
+    of_difference,
+    of_halves,
+    random_halves,
+)
 from sfumato.evaluation.kernels import cubic
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.density_coverage import _error_of_coverage
@@ -21,13 +28,6 @@ from sfumato.evaluation.metrics.inception_score import inception_score_error
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.neighbours.contents import Contents, contents
 from sfumato.evaluation.neighbours.subsets import coverage_of_subsets, recall_of_subsets
-from sfumato.evaluation.standard_errors import (
-    jackknife,
-    jackknife_of_pairs,
-    of_difference,
-    of_halves,
-    random_halves,
-)
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

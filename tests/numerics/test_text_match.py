@@ -16,7 +16,7 @@ from sfumato.errors import CapabilityError
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.metric_options import MetricOptions
 from sfumato.evaluation.metrics.text_match import METRICS, NAME, Judge, Matches, PreparedMatches
-from sfumato.evaluation.source import Drawn
+from sfumato.evaluation.subjects.source import Drawn
 
 transformers = pytest.importorskip("transformers")
 CAPTIONS = ["the one", "a b c d e f", "", "he"]

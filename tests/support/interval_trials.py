@@ -20,13 +20,13 @@ from scipy import stats
 from sfumato.core.seeds import derive
 from sfumato.evaluation.compare.runs import EvaluatedRun
 from sfumato.evaluation.compare.significance import difference
+from sfumato.evaluation.intervals.uncertainty import Interval, IntervalSettings, interval
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions, MetricResult
 from sfumato.evaluation.metrics.settings import settings_class
 from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.report import DEVIATIONS, EvaluationReport
 from sfumato.evaluation.store import digest
-from sfumato.evaluation.uncertainty import Interval, IntervalSettings, interval
 
 DIM, CLASSES, REAL, MADE = 6, 4, 500, 500
 IN_PARTS = {"fd_infinity": 2000, "inception_score": 2000}

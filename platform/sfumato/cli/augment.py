@@ -47,7 +47,7 @@ def augment(
     as_json: AsJson = False,
 ) -> None:
     """Draw samples for the rare classes of a data set, judge them, and pack them; mix them in by data.mix."""
-    from sfumato.evaluation.accepted import Limits
+    from sfumato.evaluation.audits.accepted import Limits
     from sfumato.runtime.commands import augment as commands
     from sfumato.runtime.commands.edit import Actors
 

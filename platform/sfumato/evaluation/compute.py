@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from sfumato.evaluation.decisions.weakness import Marks, of_noise
+from sfumato.evaluation.intervals.uncertainty import IntervalSettings, interval
 from sfumato.evaluation.metrics.metric import FeatureSet, Metric, MetricOptions, MetricResult, TermsOf
 from sfumato.evaluation.noise import Noise
 from sfumato.evaluation.parallel_map import Told
@@ -14,8 +16,6 @@ from sfumato.evaluation.progress import Begin, silent
 from sfumato.evaluation.report import finite
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.statistics import Float64Array
-from sfumato.evaluation.uncertainty import IntervalSettings, interval
-from sfumato.evaluation.weakness import Marks, of_noise
 
 
 @dataclass(slots=True)

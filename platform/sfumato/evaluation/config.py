@@ -13,14 +13,14 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.components import OneOf, read
 from sfumato.core.config import Config, Neutral
 from sfumato.errors import ConfigError
-from sfumato.evaluation.collapse_limits import CollapseLimits
-from sfumato.evaluation.early_stopping import BestSettings, EarlyStopSettings
+from sfumato.evaluation.decisions.collapse_limits import CollapseLimits
+from sfumato.evaluation.decisions.early_stopping import BestSettings, EarlyStopSettings
+from sfumato.evaluation.intervals.uncertainty import IntervalSettings
 from sfumato.evaluation.metric_inputs import MetricInput
 from sfumato.evaluation.metric_options import MetricSettings
 from sfumato.evaluation.metrics.settings import own_names, settings_class
 from sfumato.evaluation.selected import Selection
-from sfumato.evaluation.source import Kind
-from sfumato.evaluation.uncertainty import IntervalSettings
+from sfumato.evaluation.subjects.source import Kind
 
 AUTO: Literal["auto"] = "auto"
 

@@ -11,14 +11,14 @@ from typing import Any, Self
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extractor
-from sfumato.evaluation.image_source import ImageSource
 from sfumato.evaluation.metric_inputs import Prepared
-from sfumato.evaluation.model_sources import load_model
 from sfumato.evaluation.progress import SAMPLES, ProgressCallback, untold
 from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.selected import Selection
-from sfumato.evaluation.source import LoadSource, SampleSource
+from sfumato.evaluation.subjects.image_source import ImageSource
+from sfumato.evaluation.subjects.model_sources import load_model
+from sfumato.evaluation.subjects.source import LoadSource, SampleSource
 
 
 @dataclass(frozen=True, slots=True)

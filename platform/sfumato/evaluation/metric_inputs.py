@@ -25,14 +25,14 @@ import numpy as np
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extractor, ReadsCaptions
-from sfumato.evaluation.images import check_same_kind, open_images
 from sfumato.evaluation.metric_options import MetricOptions
 from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.references.features import ReferenceFeatures, caption_features
 from sfumato.evaluation.references.reference import Captioned, Reference
-from sfumato.evaluation.source import Drawn, GivesCaptions, Kind, SampleSource
 from sfumato.evaluation.statistics import Float32Array, Int64Array
 from sfumato.evaluation.store import Array
+from sfumato.evaluation.subjects.images import check_same_kind, open_images
+from sfumato.evaluation.subjects.source import Drawn, GivesCaptions, Kind, SampleSource
 
 
 class EvaluationSettings(Protocol):

@@ -17,7 +17,7 @@ from sfumato.evaluation.features.extractor import FeatureKind
 from sfumato.evaluation.metric_inputs import MetricInput
 from sfumato.evaluation.metrics import all_metrics, all_pair_metrics, own_metric
 from sfumato.evaluation.metrics.metric import Metric, MetricOptions, PairMetric, reported_name
-from sfumato.evaluation.source import Kind
+from sfumato.evaluation.subjects.source import Kind
 
 SMALL_SIDE = 64
 """Grey images up to this size are small: ImageNet's features are of larger ones, in colour."""

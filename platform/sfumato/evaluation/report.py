@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import SfumatoError
+from sfumato.evaluation.decisions.weakness import Marks, fit
 from sfumato.evaluation.metrics.metric import MetricResult
 from sfumato.evaluation.store import write_json
-from sfumato.evaluation.weakness import Marks, fit
 
 FILE = "report.json"
 BITS, BITS_ON_TRAINING = "bits_per_dim", "train_bits_per_dim"

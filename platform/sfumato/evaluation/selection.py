@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.deciding import during_problems
+from sfumato.evaluation.decisions.deciding import during_problems
 from sfumato.evaluation.features import all_features
 from sfumato.evaluation.features.extractor import FeatureKind
 from sfumato.evaluation.metrics.likelihood import Likelihood

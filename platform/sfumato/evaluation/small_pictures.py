@@ -17,13 +17,13 @@ import torch
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extractor
-from sfumato.evaluation.images import check_same_kind, open_images
 from sfumato.evaluation.metric_inputs import EvaluationSettings, Made, MetricInput, Prepared, Setting
 from sfumato.evaluation.metric_options import MetricOptions
 from sfumato.evaluation.references.reference import Reference
-from sfumato.evaluation.source import Drawn, GivesCaptions, SampleSource
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array
+from sfumato.evaluation.subjects.images import check_same_kind, open_images
+from sfumato.evaluation.subjects.source import Drawn, GivesCaptions, SampleSource
 
 NAME = "small_pictures"
 SIDE = 32

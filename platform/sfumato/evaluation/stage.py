@@ -19,16 +19,14 @@ from sfumato.evaluation.blocks.placement import actors_for
 from sfumato.evaluation.blocks.plan import BlockPlan, plan_blocks
 from sfumato.evaluation.blocks.ray_pool import workers_for
 from sfumato.evaluation.blocks.workers import Workers
-from sfumato.evaluation.checks import check_comparable, check_enough, narrowed, selected
 from sfumato.evaluation.compute import measure
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.decisions.checks import check_comparable, check_enough, narrowed, selected
+from sfumato.evaluation.decisions.weakness import of_features
 from sfumato.evaluation.evaluation import Evaluation, Opened
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extractor, built
-from sfumato.evaluation.image_set import ImageSet
-from sfumato.evaluation.image_source import ImageSource
 from sfumato.evaluation.metric_inputs import Setting
-from sfumato.evaluation.model_sources import GeneratorSource
 from sfumato.evaluation.noise import noise_on
 from sfumato.evaluation.parallel_map import OnRay, Spread, in_process
 from sfumato.evaluation.pictures import write_neighbours, write_preview
@@ -39,7 +37,9 @@ from sfumato.evaluation.references.statistics import StatisticsReference
 from sfumato.evaluation.report import DEVIATIONS, TERMS, EvaluationReport
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.store import write_arrays
-from sfumato.evaluation.weakness import of_features
+from sfumato.evaluation.subjects.image_set import ImageSet
+from sfumato.evaluation.subjects.image_source import ImageSource
+from sfumato.evaluation.subjects.model_sources import GeneratorSource
 
 SPREAD_FROM = 20_000
 """From this many images, workers search for neighbours; below, sending the features costs more."""

@@ -152,7 +152,7 @@ def row(folder: Path, name: str, stages: dict[str, Any], repeated: set[bytes]) -
 
 def found_of(data: Path, details: dict[str, list[dict[str, int]]], repeated: set[bytes]) -> int:
     """How many of the repeated images at least two samples repeat."""
-    from sfumato.evaluation.images import open_images
+    from sfumato.evaluation.subjects.images import open_images
 
     pixels = np.concatenate([block for block, _ in open_images(str(data)).blocks()])
     twice = [entry["training_image"] for entry in details["most_extracted"] if entry["samples"] >= 2]

@@ -24,9 +24,9 @@ import torch
 from bench_watermark import CHANGES, RATE, Change
 
 from sfumato.evaluation.features.thumbnail import ThumbnailExtractor
-from sfumato.evaluation.images import open_images
 from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.statistics import Moments
+from sfumato.evaluation.subjects.images import open_images
 from sfumato.provenance.config import ProvenanceSettings
 from sfumato.provenance.noises import NOISES, NoiseConfig
 from sfumato.provenance.stored import Provenance

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from sfumato.core.messages import ReadsMessages
 from sfumato.evaluation.features.thumbnail import ThumbnailExtractor
-from sfumato.evaluation.images import open_images
 from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.statistics import Moments
+from sfumato.evaluation.subjects.images import open_images
 from sfumato.families.signature.objectives.stable_signature import STAGE
 from sfumato.provenance.watermarks import Images, Message, p_value
 from sfumato.runtime.runs.targets import model_of

@@ -15,18 +15,18 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.errors import ConfigError, DataError
-from sfumato.evaluation.checks import selected
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.decisions.checks import selected
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.metric_inputs import Made, Setting
 from sfumato.evaluation.metric_options import MetricOptions
 from sfumato.evaluation.metrics import likelihood
 from sfumato.evaluation.metrics.metric import MetricResult
-from sfumato.evaluation.model_sources import load_model
 from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.references.reference import PackedReference, Reference
 from sfumato.evaluation.report import read_report
-from sfumato.evaluation.source import GivesLikelihood, SampleSource
+from sfumato.evaluation.subjects.model_sources import load_model
+from sfumato.evaluation.subjects.source import GivesLikelihood, SampleSource
 from sfumato.families.autoregressive import Config
 from sfumato.sampling.model_folder import save_model_folder
 

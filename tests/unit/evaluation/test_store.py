@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfumato.errors import SfumatoError
-from sfumato.evaluation.labels import stratified_labels
 from sfumato.evaluation.metrics.metric import MetricResult
 from sfumato.evaluation.report import finite
 from sfumato.evaluation.store import is_whole, read_arrays, write_arrays, write_bytes, write_json
+from sfumato.evaluation.subjects.labels import stratified_labels
 
 
 def test_arrays_come_back_with_their_facts(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from sfumato.evaluation.blocks.store import IMAGES, LABEL, FeatureBlock
 from sfumato.evaluation.features.extractor import Extractor, one_thread
 from sfumato.evaluation.metric_inputs import Prepared
 from sfumato.evaluation.metrics.metric import PairMetric
-from sfumato.evaluation.source import Drawn, SampleSource
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array
+from sfumato.evaluation.subjects.source import Drawn, SampleSource
 
 PAIR = "pair"
 

@@ -16,7 +16,7 @@ from sfumato.evaluation.features.extractor import Extractor
 from sfumato.evaluation.metric_inputs import Prepared
 from sfumato.evaluation.metrics.metric import PairMetric
 from sfumato.evaluation.progress import SAMPLES
-from sfumato.evaluation.source import SampleSource
+from sfumato.evaluation.subjects.source import SampleSource
 
 
 @dataclass(frozen=True, slots=True)

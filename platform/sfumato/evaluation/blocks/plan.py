@@ -10,11 +10,11 @@ import numpy as np
 from sfumato.evaluation.blocks.block import PAIR, Task
 from sfumato.evaluation.blocks.store import BlockStore
 from sfumato.evaluation.evaluation import Opened
-from sfumato.evaluation.labels import stratified_labels
 from sfumato.evaluation.metric_inputs import Made, Prepared
 from sfumato.evaluation.references.features import class_counts
 from sfumato.evaluation.statistics import Float64Array, Int64Array
 from sfumato.evaluation.store import digest
+from sfumato.evaluation.subjects.labels import stratified_labels
 
 
 @dataclass(frozen=True, slots=True)

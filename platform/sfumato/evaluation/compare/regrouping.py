@@ -13,7 +13,7 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.evaluation.groups import dealt
+from sfumato.evaluation.intervals.groups import dealt
 from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.neighbours.subsets import coverage_of_subsets, recall_of_subsets
 from sfumato.evaluation.statistics import Float32Array, Float64Array, Int64Array, Moments

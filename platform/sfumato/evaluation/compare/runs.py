@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from sfumato.evaluation.blocks.store import IMAGES
+from sfumato.evaluation.decisions.weakness import lines
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.report import BITS, BITS_ON_TRAINING, DEVIATIONS, TERMS, EvaluationReport
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays
-from sfumato.evaluation.weakness import lines
 
 DEPENDENT_IN_0_1 = ("recall", "coverage", "classification_score")
 SHORT_IN_0_1 = ("kid", "fd_infinity", "inception_score")

@@ -40,9 +40,9 @@ from sfumato.evaluation.compare.regrouping import (
     regrouped_p,
 )
 from sfumato.evaluation.compare.runs import EvaluatedRun, of_equal_classes, outdated_interval, paired
+from sfumato.evaluation.intervals.standard_errors import of_difference
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.neighbours.sets import squared_radius_N
-from sfumato.evaluation.standard_errors import of_difference
 from sfumato.evaluation.statistics import Float64Array
 
 RESAMPLES = 9_999

@@ -34,11 +34,11 @@ from sfumato.evaluation.features.extractor import (
     placed,
 )
 from sfumato.evaluation.features.pixels import scale
-from sfumato.evaluation.images import kind_of
 from sfumato.evaluation.progress import ProgressCallback, untold
 from sfumato.evaluation.references.reference import PackedReference, Reference
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array, digest, read_arrays, write_arrays
+from sfumato.evaluation.subjects.images import kind_of
 
 VERSION = 2
 """Part of the cache's key and of the digest: increase it when the network or its training changes."""

@@ -30,9 +30,9 @@ from sfumato.evaluation.metrics.metric import (
     Topic,
 )
 from sfumato.evaluation.references.reference import Captioned, Reference
-from sfumato.evaluation.source import Drawn, GivesCaptions, Kind, SampleSource
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array
+from sfumato.evaluation.subjects.source import Drawn, GivesCaptions, Kind, SampleSource
 
 NAME = "alignment"
 CONFIDENCE = 0.95

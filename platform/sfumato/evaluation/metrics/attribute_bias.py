@@ -29,6 +29,7 @@ from sfumato.data.shapes.vocabulary import (
 )
 from sfumato.errors import DataError
 from sfumato.evaluation.features.extractor import Extractor
+from sfumato.evaluation.intervals.shares import FEWEST, compared
 from sfumato.evaluation.metric_inputs import Made, MetricInput, Prepared, Setting
 from sfumato.evaluation.metrics.metric import (
     BaseMetric,
@@ -39,10 +40,9 @@ from sfumato.evaluation.metrics.metric import (
     Topic,
 )
 from sfumato.evaluation.references.reference import Captioned, Reference
-from sfumato.evaluation.shares import FEWEST, compared
-from sfumato.evaluation.source import Drawn, GivesCaptions, SampleSource
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
 from sfumato.evaluation.store import Array
+from sfumato.evaluation.subjects.source import Drawn, GivesCaptions, SampleSource
 
 NAME = "attributes"
 ATTRIBUTES: Mapping[str, Sequence[str]] = {

@@ -16,6 +16,7 @@ from pydantic import Field
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.errors import ConfigError, DataError
+from sfumato.evaluation.intervals.shares import FEWEST, compared
 from sfumato.evaluation.metrics.metric import (
     BaseMetric,
     FeatureSet,
@@ -24,7 +25,6 @@ from sfumato.evaluation.metrics.metric import (
     MetricResult,
     Topic,
 )
-from sfumato.evaluation.shares import FEWEST, compared
 from sfumato.evaluation.statistics import Float64Array, Int64Array
 
 

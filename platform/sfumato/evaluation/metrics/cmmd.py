@@ -11,10 +11,10 @@ import math
 import numpy as np
 import torch
 
-from sfumato.evaluation.kernel_errors import variances
+from sfumato.evaluation.intervals.kernel_errors import variances
+from sfumato.evaluation.intervals.standard_errors import StandardError
 from sfumato.evaluation.kernels import biased_mmd2, gaussian
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
-from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float32Array, Float64Array
 
 SIGMA = 10.0

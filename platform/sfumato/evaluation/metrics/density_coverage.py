@@ -17,12 +17,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from sfumato.evaluation.groups import dealt
+from sfumato.evaluation.intervals.groups import dealt
+from sfumato.evaluation.intervals.standard_errors import GROUPS, StandardError, jackknife
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.neighbours.contents import Contents, contents
 from sfumato.evaluation.neighbours.sets import mutual, squared_radius_N
 from sfumato.evaluation.neighbours.subsets import coverage_of_subsets
-from sfumato.evaluation.standard_errors import GROUPS, StandardError, jackknife
 from sfumato.evaluation.statistics import Float64Array, Int64Array
 
 TERMS = 4

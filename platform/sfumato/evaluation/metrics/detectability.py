@@ -14,6 +14,8 @@ from pydantic import Field
 
 from sfumato.core.config import Config
 from sfumato.core.seeds import derive
+from sfumato.evaluation.intervals.roc import area
+from sfumato.evaluation.intervals.standard_errors import StandardError
 from sfumato.evaluation.metrics.metric import (
     BaseMetric,
     FeatureSet,
@@ -22,8 +24,6 @@ from sfumato.evaluation.metrics.metric import (
     MetricResult,
     Topic,
 )
-from sfumato.evaluation.roc import area
-from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float32Array, Float64Array
 
 FOLDS = 5

@@ -25,11 +25,11 @@ from sfumato.core.config import Config
 from sfumato.core.rng import SampleRng
 from sfumato.core.seeds import derive
 from sfumato.errors import DataError
+from sfumato.evaluation.intervals.standard_errors import StandardError
 from sfumato.evaluation.metric_inputs import Made, MetricInput, Prepared, Setting
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
-from sfumato.evaluation.source import Kind, PlacesImages, SampleSource
-from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float64Array, Int64Array
+from sfumato.evaluation.subjects.source import Kind, PlacesImages, SampleSource
 from sfumato.evaluation.turned import REACH, as_if_rotated, rotated, rotation
 
 LARGEST = 1 / 8

@@ -28,6 +28,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from sfumato.core.config import Config
+from sfumato.evaluation.intervals.standard_errors import StandardError
+from sfumato.evaluation.intervals.uncertainty import IntervalSettings, interval_of_mean
 from sfumato.evaluation.metrics.metric import (
     BaseMetric,
     FeatureSet,
@@ -38,9 +40,7 @@ from sfumato.evaluation.metrics.metric import (
 )
 from sfumato.evaluation.neighbours.nearest import nearest_in, nearest_others
 from sfumato.evaluation.small_pictures import Pictures, SmallPictures
-from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
-from sfumato.evaluation.uncertainty import IntervalSettings, interval_of_mean
 
 SHOWN = 50
 MOST_OF_A_CONDITION = 4_000

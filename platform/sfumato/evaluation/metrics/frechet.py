@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from sfumato.core.seeds import derive
-from sfumato.evaluation.groups import dealt
+from sfumato.evaluation.decisions.weakness import of_samples
+from sfumato.evaluation.intervals.groups import dealt
+from sfumato.evaluation.intervals.standard_errors import GROUPS, StandardError, jackknife, jackknife_of_pairs
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
-from sfumato.evaluation.standard_errors import GROUPS, StandardError, jackknife, jackknife_of_pairs
 from sfumato.evaluation.statistics import Float64Array, Moments
-from sfumato.evaluation.weakness import of_samples
 
 WELL_CONDITIONED = 1e-9
 """Reciprocal condition (1-norm) above which roots of eigenvalues are good to 1e-9 of the trace."""

@@ -17,12 +17,12 @@ import numpy as np
 from pydantic import Field
 
 from sfumato.core.config import Config
-from sfumato.evaluation.groups import dealt
+from sfumato.evaluation.decisions.weakness import of_samples
+from sfumato.evaluation.intervals.groups import dealt
+from sfumato.evaluation.intervals.standard_errors import GROUPS, StandardError
 from sfumato.evaluation.metrics.frechet import error_of_groups, frechet_distance
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
-from sfumato.evaluation.standard_errors import GROUPS, StandardError
 from sfumato.evaluation.statistics import Float32Array, Float64Array, Int64Array, Moments
-from sfumato.evaluation.weakness import of_samples
 
 LEAST = 500
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from sfumato.core.batch import DataSpec
 from sfumato.errors import DataError
+from sfumato.evaluation.decisions.weakness import of_samples
 from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.statistics import Moments
-from sfumato.evaluation.weakness import of_samples
 
 
 class IntraClassFrechet(BaseMetric):

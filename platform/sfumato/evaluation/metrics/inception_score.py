@@ -14,8 +14,8 @@ from pydantic import Field
 
 from sfumato.core.config import Config
 from sfumato.errors import DataError
+from sfumato.evaluation.intervals.standard_errors import StandardError
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
-from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float32Array, Float64Array, Int64Array
 
 

@@ -19,10 +19,10 @@ from pydantic import Field
 
 from sfumato.core.config import Config
 from sfumato.core.seeds import derive
-from sfumato.evaluation.kernel_errors import variances
+from sfumato.evaluation.intervals.kernel_errors import variances
+from sfumato.evaluation.intervals.standard_errors import StandardError
 from sfumato.evaluation.kernels import cubic, less, subset_sums, sum_between, unbiased_mmd2
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
-from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float32Array, Float64Array
 
 MOST_ROWS = 5_000

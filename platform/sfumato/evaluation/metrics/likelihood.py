@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError, DataError
-from sfumato.evaluation.images import check_same_kind, open_images
 from sfumato.evaluation.metric_inputs import EvaluationSettings, Made, MetricInput, Prepared, Setting
 from sfumato.evaluation.metrics.metric import (
     BaseMetric,
@@ -28,8 +27,9 @@ from sfumato.evaluation.metrics.metric import (
 )
 from sfumato.evaluation.references.reference import PackedReference, Reference
 from sfumato.evaluation.report import BITS, BITS_ON_TRAINING
-from sfumato.evaluation.source import GivesLikelihood, Kind, SampleSource
 from sfumato.evaluation.statistics import Float64Array, Int64Array
+from sfumato.evaluation.subjects.images import check_same_kind, open_images
+from sfumato.evaluation.subjects.source import GivesLikelihood, Kind, SampleSource
 
 TRAINING, HELD_OUT = "training images", "images that were not trained on"
 ON = "likelihood_on"

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal, Protocol
 from sfumato.core.batch import DataSpec
 from sfumato.core.config import Config
 from sfumato.evaluation.feature_set import FeatureSet, ImageBlocks
+from sfumato.evaluation.intervals.standard_errors import StandardError
 from sfumato.evaluation.metric_inputs import MetricInput
 from sfumato.evaluation.metric_options import MetricOptions, MetricSettings
-from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 
 TermsOf = Literal["samples", "references"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from sfumato.errors import DataError
 from sfumato.evaluation.metric_inputs import Made, MetricInput, Prepared, Setting
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
-from sfumato.evaluation.source import Kind, SampleSource, TellsOverfitting
+from sfumato.evaluation.subjects.source import Kind, SampleSource, TellsOverfitting
 
 NAME = "discriminator_overfitting"
 

@@ -28,13 +28,13 @@ from sfumato.errors import DataError
 from sfumato.evaluation.features.extractor import device, one_thread, placed
 from sfumato.evaluation.features.resize import three_channels
 from sfumato.evaluation.features.weights import sha256_of
-from sfumato.evaluation.latents import PathSettings
+from sfumato.evaluation.intervals.standard_errors import StandardError
 from sfumato.evaluation.metric_inputs import Made, MetricInput, Prepared, Setting
 from sfumato.evaluation.metrics.lpips import Lpips, given, load, problems_of
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
-from sfumato.evaluation.source import Kind, SampleSource, WalksLatents
-from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float64Array, Int64Array
+from sfumato.evaluation.subjects.latents import PathSettings
+from sfumato.evaluation.subjects.source import Kind, SampleSource, WalksLatents
 
 NAME = "perceptual_path_length"
 DISCARDED = 0.01

@@ -17,10 +17,10 @@ from dataclasses import replace
 import numpy as np
 
 from sfumato.core.seeds import derive
+from sfumato.evaluation.intervals.standard_errors import StandardError, of_halves, random_halves
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.neighbours.sets import mutual
 from sfumato.evaluation.neighbours.subsets import recall_of_subsets
-from sfumato.evaluation.standard_errors import StandardError, of_halves, random_halves
 
 
 class Precision(BaseMetric):

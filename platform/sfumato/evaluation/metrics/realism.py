@@ -12,10 +12,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from sfumato.evaluation.intervals.standard_errors import StandardError
 from sfumato.evaluation.metrics.metric import BaseMetric, FeatureSet, Metric, MetricOptions, MetricResult
 from sfumato.evaluation.neighbours.cloud import BLOCK, Cloud, blocks, exact_squared, rounded_squared
 from sfumato.evaluation.neighbours.sets import squared_radius_N
-from sfumato.evaluation.standard_errors import StandardError
 from sfumato.evaluation.statistics import Float64Array
 
 NORMAL = 1.959963984540054

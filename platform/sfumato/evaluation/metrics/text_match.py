@@ -34,9 +34,9 @@ from sfumato.evaluation.metrics.metric import (
     Topic,
 )
 from sfumato.evaluation.references.reference import Reference
-from sfumato.evaluation.source import Drawn, GivesCaptions, Kind, SampleSource
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 from sfumato.evaluation.store import Array
+from sfumato.evaluation.subjects.source import Drawn, GivesCaptions, Kind, SampleSource
 
 NAME = "text_match"
 _FILES = ("config.json", "model.safetensors", "preprocessor_config.json")

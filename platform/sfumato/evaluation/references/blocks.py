@@ -15,9 +15,9 @@ import numpy as np
 from sfumato.errors import DataError
 from sfumato.evaluation.blocks.store import LABEL, BlockStore, FeatureBlock
 from sfumato.evaluation.features.extractor import CHUNK, Extractor
-from sfumato.evaluation.image_set import ImageBlock
 from sfumato.evaluation.references.reference import MOST_FAULTS, Reference
 from sfumato.evaluation.store import Array
+from sfumato.evaluation.subjects.image_set import ImageBlock
 
 EMBEDDING = "embedding"
 LOGITS = "logits"

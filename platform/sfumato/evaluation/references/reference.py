@@ -13,7 +13,7 @@ from sfumato.data.format.manifest import Manifest
 from sfumato.data.reading.condition_rows import rows_of_data
 from sfumato.data.reading.local_reader import read_all
 from sfumato.errors import DataError
-from sfumato.evaluation.image_set import ROWS, ImageBlock, ImageSet, joined
+from sfumato.evaluation.subjects.image_set import ROWS, ImageBlock, ImageSet, joined
 
 MOST_FAULTS = 100
 """Images that a set may leave out because they cannot be used."""

@@ -20,9 +20,9 @@ from sfumato.data.format.manifest import file_digest
 from sfumato.errors import DataError
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.extractor import Extractor
-from sfumato.evaluation.image_set import ImageBlock
 from sfumato.evaluation.statistics import Moments
 from sfumato.evaluation.store import write_bytes
+from sfumato.evaluation.subjects.image_set import ImageBlock
 
 USUAL_SAMPLES = 50_000
 """Assumed number of images behind a file that does not give it; the distance does not depend on it."""

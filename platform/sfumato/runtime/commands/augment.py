@@ -23,7 +23,7 @@ from sfumato.core.seeds import derive
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.listing import ListingSource
 from sfumato.errors import ConfigError
-from sfumato.evaluation.accepted import Limits, OfClass, judged
+from sfumato.evaluation.audits.accepted import Limits, OfClass, judged
 from sfumato.evaluation.blocks.ray_pool import workers_for
 from sfumato.evaluation.features.classifier import ClassifierKind, ClassifierOptions
 from sfumato.evaluation.features.extractor import Extracted, Extractor

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from sfumato.errors import ConfigError, DataError
-from sfumato.evaluation.detector import CARD, Detector, Matrix, matrix
-from sfumato.evaluation.images import check_same_kind, open_images
-from sfumato.evaluation.labels import stratified_labels
-from sfumato.evaluation.model_sources import load_model
+from sfumato.evaluation.audits.detector import CARD, Detector, Matrix, matrix
 from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.statistics import Int64Array, UInt8Array
+from sfumato.evaluation.subjects.images import check_same_kind, open_images
+from sfumato.evaluation.subjects.labels import stratified_labels
+from sfumato.evaluation.subjects.model_sources import load_model
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.targets import model_of, target_of
 from sfumato.sampling.model_files import read_card

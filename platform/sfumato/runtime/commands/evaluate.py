@@ -19,7 +19,6 @@ from sfumato.core.validation import explain
 from sfumato.errors import ConfigError
 from sfumato.evaluation.config import EvaluateSettings
 from sfumato.evaluation.evaluation import Evaluation
-from sfumato.evaluation.images import Resize, Resized, open_images
 from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.references.statistics import (
     StatisticsReference,
@@ -28,6 +27,7 @@ from sfumato.evaluation.references.statistics import (
 )
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate, features_of_reference
+from sfumato.evaluation.subjects.images import Resize, Resized, open_images
 from sfumato.recipe import Recipe
 from sfumato.runtime.cluster import ray_cluster
 from sfumato.runtime.runs import earlier

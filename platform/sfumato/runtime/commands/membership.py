@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from sfumato import recipe as recipes
 from sfumato.errors import CapabilityError, ConfigError, DataError
-from sfumato.evaluation.images import check_same_kind, open_images
-from sfumato.evaluation.membership import RATES, likelihood_ratio, prints_of
-from sfumato.evaluation.model_sources import load_model
+from sfumato.evaluation.audits.membership import RATES, likelihood_ratio, prints_of
+from sfumato.evaluation.intervals.roc import area, curve, lines_of, plot, true_positives_at
 from sfumato.evaluation.references.reference import PackedReference, Reference
-from sfumato.evaluation.roc import area, curve, lines_of, plot, true_positives_at
-from sfumato.evaluation.source import GivesLikelihood
 from sfumato.evaluation.statistics import Float64Array
+from sfumato.evaluation.subjects.images import check_same_kind, open_images
+from sfumato.evaluation.subjects.model_sources import load_model
+from sfumato.evaluation.subjects.source import GivesLikelihood
 from sfumato.runtime.runs.display import Display
 from sfumato.runtime.runs.targets import run_folder_of
 

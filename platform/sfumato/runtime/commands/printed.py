@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sfumato.evaluation import weakness
+from sfumato.evaluation.decisions import weakness
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.session import Session
 

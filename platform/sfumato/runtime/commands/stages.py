@@ -48,7 +48,7 @@ def train(session: Session, watch: Callable[[Any], None] | None = None) -> dict[
         signed(folder.model)
         display.skipped("train", f"{images_text(recipe, done['images'])}, done before (--fresh trains again)")
         return done
-    from sfumato.evaluation.ending import deciding, may_end
+    from sfumato.evaluation.decisions.ending import deciding, may_end
     from sfumato.runtime.training import ray_train  # Ray takes seconds to import
     from sfumato.runtime.training.validation import restore_best
 
@@ -75,7 +75,7 @@ def _stopped_early(session: Session, done: Mapping[str, Any]) -> bool:
 
     With unchanged patience it has, whatever later evaluations have found.
     """
-    from sfumato.evaluation.ending import deciding, may_end
+    from sfumato.evaluation.decisions.ending import deciding, may_end
     from sfumato.runtime.training.validation import early_end, read_records
 
     settings = session.recipe.evaluate

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import ray
 
 from sfumato.core.progress import Progress
-from sfumato.evaluation.ending import may_end
+from sfumato.evaluation.decisions.ending import may_end
 from sfumato.runtime.runs import moments
 from sfumato.runtime.runs.run_folder import RunFolder, snapshot_folder
 from sfumato.runtime.training.backpressure import Brake

@@ -26,15 +26,15 @@ from typing import Any, Self
 import ray
 
 from sfumato.errors import CheckpointError
-from sfumato.evaluation.collapse_limits import signs
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.early_stopping import Point, best_of
-from sfumato.evaluation.ending import collapsed, reason_to_end
+from sfumato.evaluation.decisions.collapse_limits import signs
+from sfumato.evaluation.decisions.early_stopping import Point, best_of
+from sfumato.evaluation.decisions.ending import collapsed, reason_to_end
+from sfumato.evaluation.decisions.weakness import fit, refusal
 from sfumato.evaluation.evaluation import Evaluation
 from sfumato.evaluation.references.reference import PackedReference
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.evaluation.stage import evaluate
-from sfumato.evaluation.weakness import fit, refusal
 from sfumato.recipe import Recipe
 from sfumato.runtime.commands.evaluate import CACHE, figures_of
 from sfumato.runtime.runs.display import Display

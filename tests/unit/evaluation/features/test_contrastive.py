@@ -14,12 +14,12 @@ from tiny_evaluation import reference_features
 from sfumato.core.batch import DataSpec
 from sfumato.data.packing.pack import pack
 from sfumato.errors import DataError
+from sfumato.evaluation.decisions.weakness import of_features
 from sfumato.evaluation.feature_set import FeatureSet
 from sfumato.evaluation.features.contrastive import ContrastiveExtractor, ContrastiveKind, ContrastiveOptions
 from sfumato.evaluation.metric_options import MetricOptions
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.references.reference import PackedReference
-from sfumato.evaluation.weakness import of_features
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220), "white": (240, 240, 240)}
 PLACES = {"top": slice(0, 4), "bottom": slice(4, 8)}

@@ -14,7 +14,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.errors import ConfigError
-from sfumato.evaluation.model_sources import _Passes
+from sfumato.evaluation.subjects.model_sources import _Passes
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.runtime.runs.pretrained import resolved_options
 from sfumato.sampling.generator import Generator

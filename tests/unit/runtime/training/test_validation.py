@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sfumato import recipe as recipes
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.early_stopping import EarlyStopSettings
+from sfumato.evaluation.decisions.early_stopping import EarlyStopSettings
 from sfumato.evaluation.report import EvaluationReport
 from sfumato.runtime.commands import stages
 from sfumato.runtime.runs.display import Display

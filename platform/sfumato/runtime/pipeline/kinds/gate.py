@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from sfumato.errors import CheckpointError, ConfigError, SfumatoError
-from sfumato.evaluation import weakness
+from sfumato.evaluation.decisions import weakness
 from sfumato.evaluation.metrics.likelihood import TRAINING
 from sfumato.evaluation.report import EvaluationReport, read_report
 from sfumato.runtime.commands.evaluate import comparable

@@ -27,7 +27,7 @@ from sfumato.core.seeds import derive
 from sfumato.errors import CheckpointError, DataError
 from sfumato.evaluation.features.extractor import one_thread
 from sfumato.evaluation.features.pixels import scale
-from sfumato.evaluation.roc import Area, area
+from sfumato.evaluation.intervals.roc import Area, area
 from sfumato.evaluation.score_network import ScoreNetwork, train
 from sfumato.evaluation.statistics import Float64Array, UInt8Array
 

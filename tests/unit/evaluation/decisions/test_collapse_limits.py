@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sfumato.core.batch import DataSpec
-from sfumato.evaluation.collapse_limits import CollapseLimits, signs
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.ending import collapsed, deciding, may_end, reason_to_end
+from sfumato.evaluation.decisions.collapse_limits import CollapseLimits, signs
+from sfumato.evaluation.decisions.ending import collapsed, deciding, may_end, reason_to_end
 from sfumato.evaluation.metrics import all_metrics
 
 DIGITS = DataSpec(1, 8, 8, tuple("0123456789"))

@@ -15,13 +15,13 @@ from sfumato.core.conditions import LABEL, Source
 from sfumato.core.family import HasLatent, HasLikelihood, KnowsOverfitting, Reconstructs, likelihood_of
 from sfumato.core.rng import SampleRng
 from sfumato.errors import CapabilityError, SfumatoError
-from sfumato.evaluation.conditions import given_by, of_block
-from sfumato.evaluation.image_set import ImageBlock
-from sfumato.evaluation.latents import Placed, Steps
 from sfumato.evaluation.references.reference import Captioned, Reference
-from sfumato.evaluation.source import Drawn, Kind, SampleSource
 from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
 from sfumato.evaluation.store import digest
+from sfumato.evaluation.subjects.conditions import given_by, of_block
+from sfumato.evaluation.subjects.image_set import ImageBlock
+from sfumato.evaluation.subjects.latents import Placed, Steps
+from sfumato.evaluation.subjects.source import Drawn, Kind, SampleSource
 from sfumato.sampling.generator import Generator
 from sfumato.sampling.pixels import to_uint8
 

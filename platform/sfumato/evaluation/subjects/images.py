@@ -26,10 +26,10 @@ from sfumato.data.packing.recognition import source_named
 from sfumato.data.packing.resizing import pixels_of, upright
 from sfumato.data.packing.unpacked import InPlace
 from sfumato.errors import DataError
-from sfumato.evaluation.image_set import ImageBlock, ImageSet
 from sfumato.evaluation.references.reference import Captioned, PackedReference, Reference, every_one
 from sfumato.evaluation.statistics import UInt8Array
 from sfumato.evaluation.store import digest
+from sfumato.evaluation.subjects.image_set import ImageBlock, ImageSet
 from sfumato.sampling.output import LINES
 
 Resize = Literal["bicubic", "lanczos", "nearest"]

@@ -12,9 +12,9 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.errors import ConfigError
-from sfumato.evaluation.model_sources import load_model
 from sfumato.evaluation.references.reference import PackedReference, Reference
-from sfumato.evaluation.source import GivesLikelihood, SampleSource
+from sfumato.evaluation.subjects.model_sources import load_model
+from sfumato.evaluation.subjects.source import GivesLikelihood, SampleSource
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.vae.config import VaeConfig
 from sfumato.sampling.model_folder import save_model_folder

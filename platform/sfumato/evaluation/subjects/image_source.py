@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sfumato.evaluation.images import Resized
 from sfumato.evaluation.references.reference import Captioned, Reference
-from sfumato.evaluation.source import Drawn, Kind
 from sfumato.evaluation.statistics import Int64Array
 from sfumato.evaluation.store import digest
+from sfumato.evaluation.subjects.images import Resized
+from sfumato.evaluation.subjects.source import Drawn, Kind
 from sfumato.provenance.door import Door
 
 BLOCK = 64

@@ -6,7 +6,13 @@ import pytest
 
 from sfumato.core.batch import DataSpec
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.early_stopping import BestSettings, EarlyStopSettings, Point, best_of, should_stop
+from sfumato.evaluation.decisions.early_stopping import (
+    BestSettings,
+    EarlyStopSettings,
+    Point,
+    best_of,
+    should_stop,
+)
 
 
 def points(*values: float, higher: bool = False) -> list[Point]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from sfumato.errors import ConfigError, DataError
 from sfumato.evaluation.config import AUTO, EvaluateSettings
-from sfumato.evaluation.images import check_same_kind
 from sfumato.evaluation.metrics.likelihood import digests
 from sfumato.evaluation.named import Offer
 from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.references.statistics import ONLY, StatisticsReference
 from sfumato.evaluation.selected import Selection
 from sfumato.evaluation.selection import select
-from sfumato.evaluation.source import GivesCaptions, GivesLikelihood, SampleSource
+from sfumato.evaluation.subjects.images import check_same_kind
+from sfumato.evaluation.subjects.source import GivesCaptions, GivesLikelihood, SampleSource
 
 
 def selected(settings: EvaluateSettings, source: SampleSource, reference: Reference) -> Selection:

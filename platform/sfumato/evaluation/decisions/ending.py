@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sfumato.evaluation.collapse_limits import signs
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.early_stopping import Point, should_stop
+from sfumato.evaluation.decisions.collapse_limits import signs
+from sfumato.evaluation.decisions.early_stopping import Point, should_stop
 
 
 def may_end(settings: EvaluateSettings) -> bool:

@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from sfumato.core.batch import DataSpec
-from sfumato.evaluation.image_set import ImageBlock
-from sfumato.evaluation.latents import PathSettings
 from sfumato.evaluation.references.reference import Reference
 from sfumato.evaluation.statistics import Float64Array, Int64Array, UInt8Array
+from sfumato.evaluation.subjects.image_set import ImageBlock
+from sfumato.evaluation.subjects.latents import PathSettings
 from sfumato.provenance.door import Door
 
 Kind = Literal["samples", "reconstructions", "images"]

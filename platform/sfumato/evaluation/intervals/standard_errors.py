@@ -20,7 +20,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.evaluation.groups import dealt
+from sfumato.evaluation.intervals.groups import dealt
 from sfumato.evaluation.statistics import Float64Array, Int64Array
 
 GROUPS = 10

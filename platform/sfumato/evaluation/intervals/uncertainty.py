@@ -31,9 +31,9 @@ from pydantic import Field
 
 from sfumato.core.config import Config
 from sfumato.core.seeds import derive
-from sfumato.evaluation.groups import dealt
+from sfumato.evaluation.intervals.groups import dealt
+from sfumato.evaluation.intervals.standard_errors import GROUPS, StandardError, jackknife
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricResult
-from sfumato.evaluation.standard_errors import GROUPS, StandardError, jackknife
 from sfumato.evaluation.statistics import Float64Array
 
 FEW_VALUES = 64

@@ -10,12 +10,12 @@ from dataclasses import replace
 from sfumato.core.batch import DataSpec
 from sfumato.core.finding import unknown_names
 from sfumato.evaluation.config import EvaluateSettings
+from sfumato.evaluation.decisions.weakness import of_samples, refusal
 from sfumato.evaluation.features.extractor import FeatureKind, HasDimension
 from sfumato.evaluation.metrics.likelihood import chooses_by_training
 from sfumato.evaluation.metrics.metric import Metric
 from sfumato.evaluation.named import ANYTHING, metric_names, metric_of, on_features, options_of, pair_names
-from sfumato.evaluation.source import Kind
-from sfumato.evaluation.weakness import of_samples, refusal
+from sfumato.evaluation.subjects.source import Kind
 
 
 def during_problems(

@@ -13,8 +13,8 @@ from sfumato.core.config import Config
 from sfumato.core.family import HasLatent, HasPlacement, SampleRequest
 from sfumato.core.rng import SampleRng
 from sfumato.core.seeds import derive
-from sfumato.evaluation.conditions import of_block
 from sfumato.evaluation.statistics import Int64Array
+from sfumato.evaluation.subjects.conditions import of_block
 from sfumato.sampling.generator import Generator
 
 Interpolation = Literal["slerp", "lerp"]

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sfumato.errors import CheckpointError, DataError
-from sfumato.evaluation.detector import ALL, CARD, WEIGHTS, Detector, matrix
+from sfumato.evaluation.audits.detector import ALL, CARD, WEIGHTS, Detector, matrix
 
 Pixels = NDArray[np.uint8]
 Command = Callable[..., tuple[int, str, str]]

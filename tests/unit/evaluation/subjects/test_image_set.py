@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sfumato.core.batch import DataSpec
-from sfumato.evaluation import image_set
-from sfumato.evaluation.image_set import ImageBlock, ImageSet
+from sfumato.evaluation.subjects import image_set
+from sfumato.evaluation.subjects.image_set import ImageBlock, ImageSet
 
 SIZE = 1_100
 

@@ -18,14 +18,14 @@ from sfumato.evaluation.compare.runs import EvaluatedRun
 from sfumato.evaluation.compare.table import as_data, rows
 from sfumato.evaluation.compute import measure
 from sfumato.evaluation.config import EvaluateSettings
-from sfumato.evaluation.early_stopping import BestSettings, best_of
+from sfumato.evaluation.decisions.early_stopping import BestSettings, best_of
+from sfumato.evaluation.decisions.weakness import lines, of_features, of_noise, of_samples
 from sfumato.evaluation.features.extractor import Extracted
+from sfumato.evaluation.intervals.uncertainty import IntervalSettings
 from sfumato.evaluation.metrics.metric import FeatureSet, MetricOptions
 from sfumato.evaluation.noise import noise_on
 from sfumato.evaluation.references.feature_cache import FeatureCache
 from sfumato.evaluation.report import WEAK, EvaluationReport, read_report
-from sfumato.evaluation.uncertainty import IntervalSettings
-from sfumato.evaluation.weakness import lines, of_features, of_noise, of_samples
 from sfumato.runtime.commands import printed
 from sfumato.runtime.commands.compare import compare
 from sfumato.runtime.pipeline.kinds.gate import GateStage

@@ -1,0 +1,1 @@
+"""What figures may decide, and what they decide: weak ones, the best model, an early end, collapse."""

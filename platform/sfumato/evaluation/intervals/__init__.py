@@ -1,0 +1,1 @@
+"""How much a figure could have varied: standard errors and confidence intervals."""
