@@ -51,8 +51,8 @@ LOOKED_AT = 5_000
 """Held-out images that decide when training ends, at most: looking is to cost little."""
 LEAST_BETWEEN, MOST_BETWEEN = 4_000, 20_000
 """Bounds on the images between two looks; in between, one epoch."""
-LONGEST = 2.5e12
-"""Multiplications of all forward passes in training, at most."""
+LONGEST = 5.5e12
+"""Multiplications of all forward passes in training, at most. Part of the cache's key."""
 TINY_SIDE, FEW_CLASSES = 16, 50
 """Up to these, half the channels are enough; up to these, 64 features."""
 SIDE_BY_SIDE = 4e6
@@ -157,7 +157,7 @@ class ClassifierKind:
         """Trained on the reference, or from the cache."""
         assert isinstance(options, ClassifierOptions)
         source = reference if options.data is None else _like(reference.spec, options.data)
-        key = digest("classifier", VERSION, source.digest, options.model_dump(exclude={"data"}))
+        key = digest("classifier", VERSION, LONGEST, source.digest, options.model_dump(exclude={"data"}))
         path = cache / f"classifier-{key}.safetensors"
         stored = read_arrays(path) or _train(source, options, path, progress)
         arrays, facts = stored

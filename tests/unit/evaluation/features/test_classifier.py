@@ -95,7 +95,9 @@ def test_halves_of_the_real_digits_look_alike(digits: tuple[FeatureSet, dict[str
     assert all_metrics()["fd"].compute(halves[0], noise, MetricOptions()).value > 2 * values["fd"]
 
 
-def test_training_is_deterministic_and_the_cache_gives_the_same(digits_data: Path, tmp_path: Path) -> None:
+def test_training_is_deterministic_and_the_cache_gives_the_same(
+    digits_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reference, kind = PackedReference(digits_data), ClassifierKind()
     first = kind.build(reference, QUICK, tmp_path / "a")
     files = list((tmp_path / "a").iterdir())
@@ -108,6 +110,9 @@ def test_training_is_deterministic_and_the_cache_gives_the_same(digits_data: Pat
     assert first.digest == again.digest == elsewhere.digest
     assert first.facts == again.facts == elsewhere.facts
     assert kind.build(reference, QUICK.model_copy(update={"seed": 1}), tmp_path / "a").digest != first.digest
+    monkeypatch.setattr("sfumato.evaluation.features.classifier.LONGEST", 1e12)
+    kind.build(reference, QUICK, tmp_path / "b")
+    assert len(list((tmp_path / "b").iterdir())) == 2, "a training with another bound may end elsewhere"
 
 
 def test_a_damaged_cache_file_is_made_again(digits_data: Path, tmp_path: Path) -> None:
