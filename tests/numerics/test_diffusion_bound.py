@@ -10,7 +10,7 @@ import torch
 from scipy import special, stats
 
 from sfumato.core.rng import SampleRng
-from sfumato.families.diffusion.labels import Guided
+from sfumato.families.diffusion.guidance.labels import Guided
 from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig, DDPMSampling
 from sfumato.families.diffusion.objectives.ddpm.bound import Prediction, bound_bits, decoder_nats
 from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule

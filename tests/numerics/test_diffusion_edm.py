@@ -12,7 +12,7 @@ from scipy import optimize, stats
 from sfumato.core.batch import Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
-from sfumato.families.diffusion.labels import Guided, LabelDropout
+from sfumato.families.diffusion.guidance.labels import Guided, LabelDropout
 from sfumato.families.diffusion.objectives.edm import EDM, EDMConfig, EDMSampling, Preconditioning
 
 ROWS = 4096

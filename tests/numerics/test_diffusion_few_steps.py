@@ -16,7 +16,7 @@ from sfumato.core.rng import SampleRng, StreamRng
 from sfumato.families.diffusion.distillation.distances import pseudo_huber
 from sfumato.families.diffusion.distillation.jumps import JumpSampling
 from sfumato.families.diffusion.distillation.tangents import tangent
-from sfumato.families.diffusion.labels import Guided, LabelDropout
+from sfumato.families.diffusion.guidance.labels import Guided, LabelDropout
 from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.networks.dit import DiTConfig
 from sfumato.families.diffusion.networks.unet import UNetConfig

@@ -13,13 +13,13 @@ from scipy import stats
 from sfumato.core.batch import Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
-from sfumato.families.diffusion import couplings
-from sfumato.families.diffusion.labels import Guided, LabelDropout
+from sfumato.families.diffusion.guidance.labels import Guided, LabelDropout
 from sfumato.families.diffusion.objectives.rectified_flow import (
     RectifiedFlow,
     RectifiedFlowConfig,
     RectifiedFlowSampling,
 )
+from sfumato.families.diffusion.trajectory import couplings
 
 ROWS = 4096
 MEAN, STD = 0.3, 0.4

@@ -11,8 +11,7 @@ import torch
 from scipy import special, stats
 
 from sfumato.core.rng import SampleRng
-from sfumato.families.diffusion.flow_likelihood import even_levels, log_density
-from sfumato.families.diffusion.labels import Guided
+from sfumato.families.diffusion.guidance.labels import Guided
 from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig, DDPMSampling
 from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
 from sfumato.families.diffusion.objectives.edm import EDM, EDMConfig, EDMSampling
@@ -21,6 +20,7 @@ from sfumato.families.diffusion.objectives.rectified_flow import (
     RectifiedFlowConfig,
     RectifiedFlowSampling,
 )
+from sfumato.families.diffusion.trajectory.flow_likelihood import even_levels, log_density
 
 MEAN, STD, ROWS, STEPS = 0.1, 0.3, 4, 40
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sfumato.core.rng import SampleRng
-from sfumato.families.diffusion.labels import Guided
+from sfumato.families.diffusion.guidance.labels import Guided
 from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig, DDPMSampling
 from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
 from sfumato.families.diffusion.objectives.edm import EDM, EDMConfig, EDMSampling

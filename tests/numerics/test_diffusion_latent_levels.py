@@ -13,7 +13,7 @@ from sfumato.core.earlier_defaults import as_of
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
 from sfumato.families.diffusion.config import DiffusionConfig
-from sfumato.families.diffusion.labels import Guided, LabelDropout
+from sfumato.families.diffusion.guidance.labels import Guided, LabelDropout
 from sfumato.families.diffusion.objectives.consistency import (
     Consistency,
     ConsistencyConfig,

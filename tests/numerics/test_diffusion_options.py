@@ -15,7 +15,7 @@ from scipy import stats
 from sfumato.core.batch import Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
-from sfumato.families.diffusion.labels import Guided, LabelDropout
+from sfumato.families.diffusion.guidance.labels import Guided, LabelDropout
 from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig, DDPMSampling
 from sfumato.families.diffusion.objectives.ddpm.bound import Prediction, decoder_nats
 from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule, linear_betas

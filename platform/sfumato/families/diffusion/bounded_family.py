@@ -8,11 +8,11 @@ from sfumato.core.batch import Batch
 from sfumato.core.family import Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
+from sfumato.families.diffusion.adapting.steering import LABEL
 from sfumato.families.diffusion.backbone import of_texts
 from sfumato.families.diffusion.family import DiffusionFamily
-from sfumato.families.diffusion.labels import Given, Guided
+from sfumato.families.diffusion.guidance.labels import Given, Guided
 from sfumato.families.diffusion.objectives import BoundedObjective
-from sfumato.families.diffusion.steering import LABEL
 
 
 class BoundedDiffusionFamily(DiffusionFamily):

@@ -23,7 +23,7 @@ from sfumato.families import config_class
 from sfumato.families.diffusion import start
 from sfumato.families.diffusion.adapters import ADAPTERS, AdapterConfig, Lower
 from sfumato.families.diffusion.alignment import AlignmentConfig
-from sfumato.families.diffusion.autoguidance import guide_problems
+from sfumato.families.diffusion.guidance.autoguidance import guide_problems
 from sfumato.families.diffusion.latent import latent_spec
 from sfumato.families.diffusion.networks import NETWORKS, NetworkConfig, TextNetworkConfig
 from sfumato.families.diffusion.networks.unet import UNetConfig

@@ -14,16 +14,16 @@ from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec, Phase, SampleRequ
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.errors import ConfigError
-from sfumato.families.diffusion import attending
 from sfumato.families.diffusion.alignment import NAME as ENCODER
+from sfumato.families.diffusion.attention import attending
 from sfumato.families.diffusion.backbone import Backbone
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.drawing import drawing_of
-from sfumato.families.diffusion.guiding import Guiding
+from sfumato.families.diffusion.guidance.guiding import Guiding
 from sfumato.families.diffusion.latent import NAME as FIRST_STAGE
 from sfumato.families.diffusion.parts import Parts
-from sfumato.families.diffusion.path import DiffusionPath
 from sfumato.families.diffusion.preference import REFERENCE, REJECTED, preference_loss
+from sfumato.families.diffusion.trajectory.path import DiffusionPath
 from sfumato.text.condition import DROPPED
 
 
@@ -157,7 +157,7 @@ class DiffusionFamily:
 
         Raises ConfigError for members of the family that diffusers has no pipeline for.
         """
-        from sfumato.families.diffusion import diffusers_folder
+        from sfumato.families.diffusion.interchange import diffusers_folder
 
         diffusers_folder.write(self._parts, nets, Path(folder), options)
 

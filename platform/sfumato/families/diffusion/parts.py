@@ -17,7 +17,7 @@ from sfumato.families import config_class
 from sfumato.families.diffusion.adapters import AdapterConfig, Look
 from sfumato.families.diffusion.alignment import Alignment, grid_of
 from sfumato.families.diffusion.config import DiffusionConfig
-from sfumato.families.diffusion.labels import Conditioning, GivenInputs, GivenTexts, LabelDropout
+from sfumato.families.diffusion.guidance.labels import Conditioning, GivenInputs, GivenTexts, LabelDropout
 from sfumato.families.diffusion.latent import LatentSpace
 from sfumato.families.diffusion.objectives import Objective
 from sfumato.text.condition import TextCondition

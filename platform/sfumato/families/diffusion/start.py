@@ -13,7 +13,7 @@ from sfumato.core.pretrained import card_config
 from sfumato.core.pretrained_model import PretrainedModel
 from sfumato.errors import ConfigError
 from sfumato.families import config_class
-from sfumato.families.diffusion.from_diffusers import settings
+from sfumato.families.diffusion.interchange.from_diffusers import settings
 
 _OF_RUNS = ("condition", "text", "network", "objective", "first_stage", "latent_scale", "sampling")
 _UNLIKE_DEFAULT = {"latent_norm": "whole"}

@@ -19,7 +19,7 @@ from sfumato.core.family import SampleRequest
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.editing.operations import OPERATIONS
 from sfumato.errors import ConfigError
-from sfumato.families.diffusion.attention_control import attentions
+from sfumato.families.diffusion.attention.attention_control import attentions
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.family import DiffusionFamily
 from sfumato.sampling.generator import Generator

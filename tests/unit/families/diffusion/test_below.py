@@ -16,7 +16,7 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.families.diffusion.adapters import Look
 from sfumato.families.diffusion.adapters.upscale import UpscaleConfig
-from sfumato.families.diffusion.concatenation import NAME
+from sfumato.families.diffusion.adapting.concatenation import NAME
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.runtime.runs.pretrained import resolved_model
 from sfumato.sampling.generator import Generator

@@ -24,9 +24,9 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.columns import Column
 from sfumato.core.rng import SampleRng
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.families.diffusion import lora_files
 from sfumato.families.diffusion.adapters.lora import wrapped
 from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.families.diffusion.interchange import lora_files
 from sfumato.layers import library_networks
 
 PIXELS = DataSpec(1, 8, 8)

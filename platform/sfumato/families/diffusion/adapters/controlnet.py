@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.core.family import Nets
-from sfumato.families.diffusion.control import NAME, ControlConfig, LibraryFiles, shown, shrink_of
+from sfumato.families.diffusion.adapting.control import NAME, ControlConfig, LibraryFiles, shown, shrink_of
+from sfumato.families.diffusion.adapting.steering import conditioned, core
 from sfumato.families.diffusion.networks.unet_text import TextUNet, sizes_added
-from sfumato.families.diffusion.steering import conditioned, core
 from sfumato.text.states import States
 
 FIRST_WIDTHS = (16, 32, 96, 256)

@@ -19,7 +19,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import KNOWN, MASK, Condition
 from sfumato.core.rng import Rng
 from sfumato.families.diffusion.adapters import Look
-from sfumato.families.diffusion.concatenation import ConcatenatingConfig
+from sfumato.families.diffusion.adapting.concatenation import ConcatenatingConfig
 
 STROKES, BRUSH = 4, 0.12
 """Points of a stroke, and the width of its brush as a share of the side."""

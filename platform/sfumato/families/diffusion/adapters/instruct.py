@@ -15,7 +15,7 @@ from torch import Tensor
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import Condition
 from sfumato.families.diffusion.adapters import Look
-from sfumato.families.diffusion.concatenation import ConcatenatingConfig
+from sfumato.families.diffusion.adapting.concatenation import ConcatenatingConfig
 
 BEFORE = "before"
 

@@ -21,11 +21,18 @@ from sfumato.core.conditions import Condition
 from sfumato.core.family import Frozen, Nets
 from sfumato.core.pretrained import LibraryModel, Pretrained
 from sfumato.errors import CheckpointError, ConfigError
-from sfumato.families.diffusion import image_prompt
 from sfumato.families.diffusion.adapters import AdapterConfig, Look
-from sfumato.families.diffusion.image_prompt import NAME, SCALE, Decoupled, ImageTokens, attentions, embedded
+from sfumato.families.diffusion.adapting import image_prompt
+from sfumato.families.diffusion.adapting.image_prompt import (
+    NAME,
+    SCALE,
+    Decoupled,
+    ImageTokens,
+    attentions,
+    embedded,
+)
+from sfumato.families.diffusion.adapting.steering import conditioned, core
 from sfumato.families.diffusion.networks.unet_text import TextUNet
-from sfumato.families.diffusion.steering import conditioned, core
 
 CONDITION = "image_prompt"
 ENCODER = "image_encoder"

@@ -20,8 +20,8 @@ from sfumato.core.family import Nets
 from sfumato.core.pretrained import Pretrained
 from sfumato.core.stored import matches
 from sfumato.errors import CapabilityError, CheckpointError, with_extra
-from sfumato.families.diffusion import lora_files
 from sfumato.families.diffusion.adapters import AdapterConfig, anywhere, unmatched
+from sfumato.families.diffusion.interchange import lora_files
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 NAME = "default"

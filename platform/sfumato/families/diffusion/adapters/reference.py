@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import Condition
 from sfumato.families.diffusion.adapters import Look
-from sfumato.families.diffusion.further_tokens import FurtherTokens, FurtherTokensConfig
+from sfumato.families.diffusion.adapting.further_tokens import FurtherTokens, FurtherTokensConfig
 
 NAME, HERE = "reference", "reference_here"
 

@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.core.family import Nets
-from sfumato.families.diffusion.control import NAME, ControlConfig, LibraryFiles, shown
+from sfumato.families.diffusion.adapting.control import NAME, ControlConfig, LibraryFiles, shown
+from sfumato.families.diffusion.adapting.steering import conditioned, core
 from sfumato.families.diffusion.networks.unet_text import TextUNet
-from sfumato.families.diffusion.steering import conditioned, core
 from sfumato.text.states import States
 
 

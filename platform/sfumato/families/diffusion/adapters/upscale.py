@@ -22,7 +22,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import SMALL, Condition
 from sfumato.core.pretrained_model import PretrainedModel
 from sfumato.families.diffusion.adapters import Look, Lower
-from sfumato.families.diffusion.concatenation import ConcatenatingConfig
+from sfumato.families.diffusion.adapting.concatenation import ConcatenatingConfig
 
 
 class UpscaleConfig(ConcatenatingConfig):

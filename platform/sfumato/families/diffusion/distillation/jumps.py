@@ -13,11 +13,11 @@ from torch import Tensor
 from sfumato.core.config import Config
 from sfumato.core.rng import SampleRng
 from sfumato.families.diffusion.distillation.teacher import Taught
-from sfumato.families.diffusion.noise_levels import karras_sigmas
 from sfumato.families.diffusion.objectives import SamplingBase
+from sfumato.families.diffusion.trajectory.noise_levels import karras_sigmas
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Guided
+    from sfumato.families.diffusion.guidance.labels import Guided
 
 MIDDLE = 0.821
 """The noise level of the second of two steps (Song & Dhariwal 2024, sec. 4; Geng et al. 2024)."""

@@ -23,13 +23,13 @@ from sfumato.core.family import Frozen, Nets
 from sfumato.core.pretrained import ModelCard, Pretrained
 from sfumato.core.stored import Weights
 from sfumato.families import config_class
-from sfumato.families.diffusion.agreement import disagreements, model_of
+from sfumato.families.diffusion.guidance.agreement import disagreements, model_of
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.noise_levels import LATENT_STD, PIXEL_STD, noise_scale, sigma_range
 from sfumato.families.diffusion.objectives import DenoisingObjective, Model, Objective, ObjectiveConfig
+from sfumato.families.diffusion.trajectory.noise_levels import LATENT_STD, PIXEL_STD, noise_scale, sigma_range
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Given
+    from sfumato.families.diffusion.guidance.labels import Given
 
 FIELD = "model.objective.teacher"
 NAME = "teacher"

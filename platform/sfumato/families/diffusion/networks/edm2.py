@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.diffusion.magnitude import Block, Waves, Weights, joined, mixed, silu
+from sfumato.families.diffusion.layers.magnitude import Block, Waves, Weights, joined, mixed, silu
 from sfumato.families.diffusion.networks import NetworkConfig
 from sfumato.families.diffusion.networks.unet import halving_problems
 

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.diffusion import initial
+from sfumato.families.diffusion.layers import initial
+from sfumato.families.diffusion.layers.patches import tiling_problems
 from sfumato.families.diffusion.networks import TextNetworkConfig
-from sfumato.families.diffusion.patches import tiling_problems
 from sfumato.text.states import States, TextShape
 
 TIME_SCALE = 1000

@@ -15,12 +15,12 @@ from torch import nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.pretrained import LibraryModel
 from sfumato.errors import ConfigError
+from sfumato.families.diffusion.layers.patches import tiling_problems
 from sfumato.families.diffusion.networks import PipelineParts, TextNetworkConfig
 from sfumato.families.diffusion.networks.mmdit import MMDiT, MMDiTConfig
 from sfumato.families.diffusion.networks.pixart import PixArt, PixArtConfig
 from sfumato.families.diffusion.networks.unet import halving_problems
 from sfumato.families.diffusion.networks.unet_text import TextUNet, TextUNetConfig
-from sfumato.families.diffusion.patches import tiling_problems
 from sfumato.layers import library_networks
 from sfumato.text.states import TextShape
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
-from sfumato.families.diffusion import initial
+from sfumato.families.diffusion.layers import initial
+from sfumato.families.diffusion.layers.patches import tiling_problems
 from sfumato.families.diffusion.networks import PipelineParts, TextNetworkConfig
-from sfumato.families.diffusion.patches import tiling_problems
 from sfumato.text.states import States, TextShape
 
 _OF_SD3 = [(-2, False, "both"), (-2, True, "both"), (-1, False, "states")]

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
+from sfumato.families.diffusion.layers.time_embedding import sinusoids
 from sfumato.families.diffusion.networks import NetworkConfig
-from sfumato.families.diffusion.time_embedding import sinusoids
 from sfumato.layers.group_norm import check_widths
 
 if TYPE_CHECKING:

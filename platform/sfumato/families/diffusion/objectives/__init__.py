@@ -29,7 +29,7 @@ from sfumato.families.diffusion.networks import NetworkConfig
 from sfumato.text.config import TextConfig
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Guided
+    from sfumato.families.diffusion.guidance.labels import Conditioning, Guided
 
 Output: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A network's raw output [B, outputs * C, H, W] at (its input [B, C, H, W], its time [B])."""

@@ -26,12 +26,12 @@ from sfumato.core.rng import Rng, repeatable
 from sfumato.families.diffusion.distillation.distances import pseudo_huber, squared
 from sfumato.families.diffusion.distillation.jumps import JumpingStudent, JumpSampling
 from sfumato.families.diffusion.distillation.teacher import NAME, GuidedTeacher, TaughtConfig
-from sfumato.families.diffusion.noise_draws import NoiseDraws
-from sfumato.families.diffusion.noise_levels import karras_sigmas
 from sfumato.families.diffusion.objectives import SamplingBase
+from sfumato.families.diffusion.trajectory.noise_draws import NoiseDraws
+from sfumato.families.diffusion.trajectory.noise_levels import karras_sigmas
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Given
+    from sfumato.families.diffusion.guidance.labels import Conditioning, Given
 
 TARGET = "target"
 

@@ -31,11 +31,11 @@ from sfumato.core.rng import Rng
 from sfumato.core.schedules import LearningRate
 from sfumato.families.diffusion.distillation.jumps import JumpingStudent, JumpSampling
 from sfumato.families.diffusion.distillation.teacher import NAME, GuidedTeacher, TaughtConfig
-from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import Model, SamplingBase
+from sfumato.families.diffusion.trajectory.noise_draws import NoiseDraws
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Given
+    from sfumato.families.diffusion.guidance.labels import Conditioning, Given
 
 SCORE = "score"
 

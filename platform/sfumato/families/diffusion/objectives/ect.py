@@ -25,12 +25,12 @@ from sfumato.core.rng import Rng, repeatable
 from sfumato.families.diffusion.distillation.distances import pseudo_huber
 from sfumato.families.diffusion.distillation.jumps import JumpingStudent, JumpSampling
 from sfumato.families.diffusion.distillation.teacher import TaughtConfig
-from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import SamplingBase
-from sfumato.families.diffusion.quartiles import quartiles_of_normal
+from sfumato.families.diffusion.trajectory.noise_draws import NoiseDraws
+from sfumato.families.diffusion.trajectory.quartiles import quartiles_of_normal
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning
+    from sfumato.families.diffusion.guidance.labels import Conditioning
 
 
 class EctConfig(TaughtConfig, NoiseDraws):

@@ -38,7 +38,7 @@ from sfumato.families.diffusion.objectives import (
 )
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Given, Guided
+    from sfumato.families.diffusion.guidance.labels import Conditioning, Given, Guided
 
 TIME_SCALE = 10.0
 """What the network sees of a time in [0, 1]: its waves must be slow, since the loss differentiates them."""

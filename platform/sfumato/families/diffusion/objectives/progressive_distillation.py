@@ -28,14 +28,14 @@ from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.diffusion.distillation.teacher import NAME, GuidedTeacher, Taught, TaughtConfig
-from sfumato.families.diffusion.noise_draws import NoiseDraws
-from sfumato.families.diffusion.noise_levels import karras_sigmas
 from sfumato.families.diffusion.objectives import SamplingBase
+from sfumato.families.diffusion.trajectory.noise_draws import NoiseDraws
+from sfumato.families.diffusion.trajectory.noise_levels import karras_sigmas
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sfumato.families.diffusion.labels import Conditioning, Guided
+    from sfumato.families.diffusion.guidance.labels import Conditioning, Guided
 
 LAST = "last_round"
 

@@ -27,12 +27,7 @@ from sfumato.core.paths import Level
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.errors import ConfigError
-from sfumato.families.diffusion import couplings
-from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
-from sfumato.families.diffusion.flow_noise import follow
-from sfumato.families.diffusion.flow_sampling import RectifiedFlowSampling, shifted
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import (
     BoundedObjective,
     DenoisingObjective,
@@ -41,11 +36,16 @@ from sfumato.families.diffusion.objectives import (
     Output,
     SamplingBase,
 )
-from sfumato.families.diffusion.quartiles import quartiles_of_normal, quartiles_of_uniform
 from sfumato.families.diffusion.solvers import integrate
+from sfumato.families.diffusion.trajectory import couplings
+from sfumato.families.diffusion.trajectory.flow_likelihood import even_levels, flow_bits
+from sfumato.families.diffusion.trajectory.flow_noise import follow
+from sfumato.families.diffusion.trajectory.flow_sampling import RectifiedFlowSampling, shifted
+from sfumato.families.diffusion.trajectory.noise_draws import NoiseDraws
+from sfumato.families.diffusion.trajectory.quartiles import quartiles_of_normal, quartiles_of_uniform
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Guided
+    from sfumato.families.diffusion.guidance.labels import Conditioning, Guided
 
 TIME_SCALE = 1000.0
 LEAST_TIME = 0.05

@@ -24,16 +24,16 @@ from sfumato.core.family import LossOut, Nets, NetSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.diffusion.distillation.teacher import NAME, GuidedTeacher, Taught, TaughtConfig
-from sfumato.families.diffusion.noise_draws import NoiseDraws
-from sfumato.families.diffusion.noise_levels import karras_sigmas
 from sfumato.families.diffusion.objectives import SamplingBase
-from sfumato.families.diffusion.quartiles import quartiles_of_uniform
 from sfumato.families.diffusion.solvers import SOLVERS, Solver, integrate
 from sfumato.families.diffusion.solvers.euler import Euler
 from sfumato.families.diffusion.solvers.heun import Heun
+from sfumato.families.diffusion.trajectory.noise_draws import NoiseDraws
+from sfumato.families.diffusion.trajectory.noise_levels import karras_sigmas
+from sfumato.families.diffusion.trajectory.quartiles import quartiles_of_uniform
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Guided
+    from sfumato.families.diffusion.guidance.labels import Conditioning, Guided
 
 
 class ReflowSampling(SamplingBase):

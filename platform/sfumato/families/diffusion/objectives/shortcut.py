@@ -37,7 +37,7 @@ from sfumato.families.diffusion.objectives import (
 from sfumato.families.diffusion.objectives.mean_flow import guidance_problems, span_problems
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Given, Guided
+    from sfumato.families.diffusion.guidance.labels import Conditioning, Given, Guided
 
 TARGET = "target"
 TIME_SCALE = 1000.0

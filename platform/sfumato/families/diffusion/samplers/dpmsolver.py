@@ -19,7 +19,7 @@ class DpmSolver(Sampler):
 
     def scheduler(self, levels: NoiseLevels, *, clip: bool) -> Any:
         """diffusers' `DPMSolverMultistepScheduler`, with our own third order."""
-        from sfumato.families.diffusion.multistep import multistep  # loads diffusers
+        from sfumato.families.diffusion.trajectory.multistep import multistep  # loads diffusers
 
         return multistep("dpmsolver++", self.order, levels, clip=clip)
 

@@ -20,7 +20,7 @@ class SdeDpmSolver(Sampler):
 
     def scheduler(self, levels: NoiseLevels, *, clip: bool) -> Any:
         """diffusers' `DPMSolverMultistepScheduler` with its stochastic algorithm and our own third order."""
-        from sfumato.families.diffusion.multistep import multistep  # loads diffusers
+        from sfumato.families.diffusion.trajectory.multistep import multistep  # loads diffusers
 
         return multistep("sde-dpmsolver++", self.order, levels, clip=clip)
 

@@ -14,12 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import SampleRng, seeded
+from sfumato.families.diffusion.layers.patches import positions, unpatch
+from sfumato.families.diffusion.layers.time_embedding import sinusoids
 from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.networks.dit import DiTConfig
 from sfumato.families.diffusion.networks.dit.blocks import DiTBlock
 from sfumato.families.diffusion.networks.dit.network import DiT
-from sfumato.families.diffusion.patches import positions, unpatch
-from sfumato.families.diffusion.time_embedding import sinusoids
 from sfumato.layers.rope import grid_angles
 
 DATA = DataSpec(1, 8, 12, ("a", "b"))

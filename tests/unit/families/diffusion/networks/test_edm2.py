@@ -16,7 +16,7 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, seeded
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion.config import DiffusionConfig
-from sfumato.families.diffusion.magnitude import Block, Weights
+from sfumato.families.diffusion.layers.magnitude import Block, Weights
 from sfumato.families.diffusion.networks.edm2 import Edm2Config
 
 CLASSES = tuple(str(number) for number in range(1000))

@@ -25,9 +25,9 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from sfumato.core.batch import DataSpec
+from sfumato.families.diffusion.layers.patches import tiling_problems
 from sfumato.families.diffusion.networks import NetworkConfig, Told
 from sfumato.families.diffusion.networks.dit.blocks import Mlp, Norm
-from sfumato.families.diffusion.patches import tiling_problems
 
 
 class DiTConfig(NetworkConfig):

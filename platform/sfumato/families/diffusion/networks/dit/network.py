@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
+from sfumato.families.diffusion.layers.patches import initialise_patches, patch_embedding, positions, unpatch
+from sfumato.families.diffusion.layers.time_embedding import FREQUENCIES, embedding, sinusoids
 from sfumato.families.diffusion.networks import Told
 from sfumato.families.diffusion.networks.dit import DiTConfig
 from sfumato.families.diffusion.networks.dit.blocks import DiTBlock, LastLayer, projector
 from sfumato.families.diffusion.networks.dit.routing import Route
-from sfumato.families.diffusion.patches import initialise_patches, patch_embedding, positions, unpatch
-from sfumato.families.diffusion.time_embedding import FREQUENCIES, embedding, sinusoids
 from sfumato.layers.rope import grid_angles
 
 

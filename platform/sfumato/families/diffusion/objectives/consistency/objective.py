@@ -34,8 +34,14 @@ from sfumato.core.family import EmaOf, LossOut, Nets, NetSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng, repeatable
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.noise_draws import NoiseDraws
-from sfumato.families.diffusion.noise_levels import (
+from sfumato.families.diffusion.objectives import (
+    Objective,
+    ObjectiveConfig,
+    SamplingBase,
+)
+from sfumato.families.diffusion.objectives.consistency.curriculum import Curriculum
+from sfumato.families.diffusion.trajectory.noise_draws import NoiseDraws
+from sfumato.families.diffusion.trajectory.noise_levels import (
     IN_PROPORTION,
     LATENT_STD,
     PIXEL_STD,
@@ -46,17 +52,11 @@ from sfumato.families.diffusion.noise_levels import (
     noise_scale,
     sigma_range,
 )
-from sfumato.families.diffusion.objectives import (
-    Objective,
-    ObjectiveConfig,
-    SamplingBase,
-)
-from sfumato.families.diffusion.objectives.consistency.curriculum import Curriculum
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sfumato.families.diffusion.labels import Conditioning, Guided
+    from sfumato.families.diffusion.guidance.labels import Conditioning, Guided
 
 HUBER_PER_ROOT_DIMENSION = 0.00054
 P_MEAN = -1.1

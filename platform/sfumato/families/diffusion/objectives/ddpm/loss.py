@@ -21,14 +21,14 @@ from sfumato.core.batch import Batch
 from sfumato.core.family import LossOut
 from sfumato.core.rng import Rng
 from sfumato.families.diffusion.networks import predict
-from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives.ddpm.bound import decoder_nats, middle_nats
 from sfumato.families.diffusion.objectives.ddpm.target import Target
-from sfumato.families.diffusion.quartiles import quartiles
+from sfumato.families.diffusion.trajectory.noise_draws import NoiseDraws
+from sfumato.families.diffusion.trajectory.quartiles import quartiles
 from sfumato.families.diffusion.weightings import Weighting
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning
+    from sfumato.families.diffusion.guidance.labels import Conditioning
 
 
 class DenoisingLoss:

@@ -16,8 +16,6 @@ from sfumato.core.family import LossOut, Nets
 from sfumato.core.paths import Level
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
-from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
-from sfumato.families.diffusion.noise_draws import NoiseDraws
 from sfumato.families.diffusion.objectives import (
     BoundedObjective,
     DenoisingObjective,
@@ -34,11 +32,13 @@ from sfumato.families.diffusion.objectives.ddpm.target import Target
 from sfumato.families.diffusion.samplers import SAMPLERS, NoiseLevels, Sampler, Schedule
 from sfumato.families.diffusion.samplers.ddim import Ddim
 from sfumato.families.diffusion.samplers.dpmsolver import DpmSolver
+from sfumato.families.diffusion.trajectory.flow_likelihood import even_levels, flow_bits
+from sfumato.families.diffusion.trajectory.noise_draws import NoiseDraws
 from sfumato.families.diffusion.weightings import WEIGHTINGS, Weighting
 from sfumato.families.diffusion.weightings.plain import Plain
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Guided
+    from sfumato.families.diffusion.guidance.labels import Conditioning, Guided
 
 
 class DDPMSampling(GuidedSampling):

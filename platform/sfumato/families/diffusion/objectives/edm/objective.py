@@ -29,15 +29,6 @@ from sfumato.core.family import LossOut, Nets
 from sfumato.core.paths import Level
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
-from sfumato.families.diffusion.flow_likelihood import even_levels, flow_bits
-from sfumato.families.diffusion.noise_draws import NoiseDraws
-from sfumato.families.diffusion.noise_levels import (
-    LATENT_STD,
-    PIXEL_STD,
-    data_std,
-    noise_scale,
-    sigma_range,
-)
 from sfumato.families.diffusion.objectives import (
     BoundedObjective,
     DenoisingObjective,
@@ -48,11 +39,20 @@ from sfumato.families.diffusion.objectives import (
     SamplingBase,
 )
 from sfumato.families.diffusion.objectives.edm.sampling import EDMSampling, churn
-from sfumato.families.diffusion.quartiles import quartiles_of_normal
 from sfumato.families.diffusion.solvers import integrate
+from sfumato.families.diffusion.trajectory.flow_likelihood import even_levels, flow_bits
+from sfumato.families.diffusion.trajectory.noise_draws import NoiseDraws
+from sfumato.families.diffusion.trajectory.noise_levels import (
+    LATENT_STD,
+    PIXEL_STD,
+    data_std,
+    noise_scale,
+    sigma_range,
+)
+from sfumato.families.diffusion.trajectory.quartiles import quartiles_of_normal
 
 if TYPE_CHECKING:
-    from sfumato.families.diffusion.labels import Conditioning, Guided
+    from sfumato.families.diffusion.guidance.labels import Conditioning, Guided
 
 
 PIXEL_P_MEAN, PIXEL_P_STD = -1.2, 1.2

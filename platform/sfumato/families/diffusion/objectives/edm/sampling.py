@@ -11,16 +11,16 @@ from torch import Tensor
 
 from sfumato.core.earlier_defaults import Before
 from sfumato.core.rng import SampleRng
-from sfumato.families.diffusion.noise_levels import (
+from sfumato.families.diffusion.objectives import GuidedSampling
+from sfumato.families.diffusion.solvers import SOLVERS, Solver
+from sfumato.families.diffusion.solvers.heun import Heun
+from sfumato.families.diffusion.trajectory.noise_levels import (
     IN_PROPORTION,
     SIGMA_MAX,
     SIGMA_MIN,
     karras_sigmas,
     sigma_range,
 )
-from sfumato.families.diffusion.objectives import GuidedSampling
-from sfumato.families.diffusion.solvers import SOLVERS, Solver
-from sfumato.families.diffusion.solvers.heun import Heun
 
 MOST_CHURN = math.sqrt(2) - 1
 """A step adds at most as much noise as is present (algorithm 2)."""

@@ -9,12 +9,12 @@ from sfumato.core.batch import DataSpec, Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.families.diffusion.config import DiffusionConfig
-from sfumato.families.diffusion.labels import LabelDropout
+from sfumato.families.diffusion.guidance.labels import LabelDropout
 from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.networks.unet import UNetConfig, build_unet
 from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig
 from sfumato.families.diffusion.objectives.ddpm.schedule import NoiseSchedule
-from sfumato.families.diffusion.quartiles import quartiles
+from sfumato.families.diffusion.trajectory.quartiles import quartiles
 
 DATA = DataSpec(1, 8, 8, ("a", "b"))
 ROWS = 4096

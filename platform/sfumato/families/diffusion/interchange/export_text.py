@@ -18,7 +18,7 @@ from torch import nn
 from sfumato.core.family import Nets
 from sfumato.core.first_stage import InDiffusers
 from sfumato.errors import ConfigError
-from sfumato.families.diffusion.export import stock
+from sfumato.families.diffusion.interchange.export import stock
 from sfumato.families.diffusion.networks import PipelineParts, TextNetworkConfig
 from sfumato.text.condition import TextCondition
 from sfumato.text.network import TextConditioned

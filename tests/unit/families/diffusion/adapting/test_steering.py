@@ -22,10 +22,10 @@ from sfumato.core.rng import SampleRng, StreamRng
 from sfumato.families.diffusion.adapters import ADAPTERS, Look
 from sfumato.families.diffusion.adapters.inpainting import drawn_masks
 from sfumato.families.diffusion.adapters.upscale import UpscaleConfig
-from sfumato.families.diffusion.concatenation import NAME
+from sfumato.families.diffusion.adapting.concatenation import NAME
+from sfumato.families.diffusion.adapting.steering import Widened
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.pipeline import Guidance, guided_output
-from sfumato.families.diffusion.steering import Widened
 
 PROGRESS = Progress.at(0)
 PARTS = {

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.families.diffusion.adapters import AdapterConfig, Look, anywhere, unmatched
-from sfumato.families.diffusion.steering import Entering, core, enter, width_of_tokens
+from sfumato.families.diffusion.adapting.steering import Entering, core, enter, width_of_tokens
 from sfumato.text.states import States
 
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from sfumato.core.family import Frozen, Nets, SampleRequest
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion.adapters import AdapterConfig
-from sfumato.families.diffusion.autoguidance import NAME as GUIDE
-from sfumato.families.diffusion.autoguidance import Guide
+from sfumato.families.diffusion.adapting.steering import LABEL
 from sfumato.families.diffusion.backbone import of_texts
 from sfumato.families.diffusion.drawing import DRAWN
-from sfumato.families.diffusion.labels import Guided
+from sfumato.families.diffusion.guidance.autoguidance import NAME as GUIDE
+from sfumato.families.diffusion.guidance.autoguidance import Guide
+from sfumato.families.diffusion.guidance.labels import Guided
 from sfumato.families.diffusion.objectives import GuidedSampling, SamplingBase
 from sfumato.families.diffusion.parts import Parts
-from sfumato.families.diffusion.steering import LABEL
 from sfumato.text.condition import TextCondition
 
 

@@ -10,7 +10,7 @@ from sfumato.core.batch import Batch
 from sfumato.core.family import Nets
 from sfumato.core.paths import Path
 from sfumato.core.rng import SampleRng
-from sfumato.families.diffusion.labels import Guided
+from sfumato.families.diffusion.guidance.labels import Guided
 from sfumato.families.diffusion.latent import LatentSpace
 from sfumato.families.diffusion.objectives import Objective
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sfumato.core.batch import Batch
 from sfumato.core.rng import Rng
-from sfumato.families.diffusion.steering import LABEL
+from sfumato.families.diffusion.adapting.steering import LABEL
 from sfumato.text.condition import TextCondition
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.diffusion.time_embedding import MAX_PERIOD
+from sfumato.families.diffusion.layers.time_embedding import MAX_PERIOD
 
 
 def tiling_problems(patch: int, data: DataSpec, what: str) -> list[str]:

@@ -14,13 +14,13 @@ from sfumato.core.attention import Attended, Control
 from sfumato.core.family import Nets, SampleRequest
 from sfumato.core.rng import SampleRng
 from sfumato.errors import ConfigError
-from sfumato.families.diffusion.attention_control import Pair, Plan, attentions
-from sfumato.families.diffusion.guiding import Guiding
-from sfumato.families.diffusion.labels import Guided
+from sfumato.families.diffusion.adapting.steering import core
+from sfumato.families.diffusion.attention.attention_control import Pair, Plan, attentions
+from sfumato.families.diffusion.guidance.guiding import Guiding
+from sfumato.families.diffusion.guidance.labels import Guided
 from sfumato.families.diffusion.networks.pixart import PixArt
 from sfumato.families.diffusion.networks.unet_text import TextUNet
 from sfumato.families.diffusion.parts import Parts
-from sfumato.families.diffusion.steering import core
 from sfumato.text.alignment import aligned, bare, places_of
 from sfumato.text.condition import TextCondition
 from sfumato.text.config import NAME

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.errors import ConfigError
 from sfumato.families.diffusion.adapters import AdapterConfig, Look, anywhere, unmatched
-from sfumato.families.diffusion.steering import (
+from sfumato.families.diffusion.adapting.steering import (
     INSIDE,
     Concatenated,
     Widened,

@@ -11,7 +11,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.family import Frozen
 from sfumato.core.pretrained import Pretrained, card_config
 from sfumato.families import config_class
-from sfumato.families.diffusion.agreement import disagreements
+from sfumato.families.diffusion.guidance.agreement import disagreements
 from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.objectives import Model
 

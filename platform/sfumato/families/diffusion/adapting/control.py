@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec
 from sfumato.core.conditions import Condition
 from sfumato.families.diffusion.adapters import AdapterConfig, Look
+from sfumato.families.diffusion.adapting.steering import conditioned, core
 from sfumato.families.diffusion.latent import LatentNetwork
 from sfumato.families.diffusion.networks.unet_text import TextUNet
-from sfumato.families.diffusion.steering import conditioned, core
 
 NAME = "control"
 """The condition, and what the network gets."""

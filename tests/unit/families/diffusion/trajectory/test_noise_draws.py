@@ -11,12 +11,12 @@ from scipy import stats
 from sfumato.core.batch import Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng
-from sfumato.families.diffusion.labels import LabelDropout
-from sfumato.families.diffusion.noise_draws import NoiseDraws
+from sfumato.families.diffusion.guidance.labels import LabelDropout
 from sfumato.families.diffusion.objectives.consistency import Consistency, ConsistencyConfig
 from sfumato.families.diffusion.objectives.ddpm import DDPM, DDPMConfig
 from sfumato.families.diffusion.objectives.edm import EDM, EDMConfig
 from sfumato.families.diffusion.objectives.rectified_flow import RectifiedFlow, RectifiedFlowConfig
+from sfumato.families.diffusion.trajectory.noise_draws import NoiseDraws
 
 STREAMS, ROWS = 4, 16
 WHOLE = [Piece(stream, 0, ROWS) for stream in range(STREAMS)]

@@ -25,7 +25,7 @@ def write(parts: Parts, nets: Nets, folder: Path, options: Any) -> None:
     if parts.text is not None:
         _text_pipeline(parts, nets, options).save_pretrained(folder)
         return
-    from sfumato.families.diffusion.export import write_pipeline  # loads diffusers' pipelines
+    from sfumato.families.diffusion.interchange.export import write_pipeline  # loads diffusers' pipelines
 
     objective, network, latent = parts.config.objective, parts.config.network, parts.space is not None
     scheduler = None
@@ -51,7 +51,7 @@ def _wrote_adapter(parts: Parts, adapter: AdapterConfig, nets: Nets, folder: Pat
 
 
 def _text_pipeline(parts: Parts, nets: Nets, options: Any) -> Any:
-    from sfumato.families.diffusion.export_text import text_pipeline  # loads diffusers' pipelines
+    from sfumato.families.diffusion.interchange.export_text import text_pipeline  # loads diffusers' pipelines
 
     if parts.space is None:
         raise ConfigError(

@@ -1,0 +1,1 @@
+"""Classifier-free guidance by classes and texts, and guidance by another model."""

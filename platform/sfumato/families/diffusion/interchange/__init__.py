@@ -1,0 +1,1 @@
+"""Folders and files of diffusers and its ecosystem: read, and written."""
