@@ -13,18 +13,18 @@ from sfumato.core.family import SampleRequest
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.errors import ConfigError
-from sfumato.families.autoregressive.code_network import CodeNetwork
 from sfumato.families.autoregressive.config import AutoregressiveConfig
-from sfumato.families.autoregressive.decoding import draw_codes
-from sfumato.families.autoregressive.draws import draw
-from sfumato.families.autoregressive.gated import PixelCnnNetwork
-from sfumato.families.autoregressive.memory import StaticMemory
+from sfumato.families.autoregressive.drawing.decoding import draw_codes
+from sfumato.families.autoregressive.drawing.draws import draw
+from sfumato.families.autoregressive.drawing.memory import StaticMemory
+from sfumato.families.autoregressive.drawing.raster import draw_image
+from sfumato.families.autoregressive.drawing.reader import Ask
+from sfumato.families.autoregressive.layers.code_network import CodeNetwork
+from sfumato.families.autoregressive.layers.gated import PixelCnnNetwork
 from sfumato.families.autoregressive.networks.pixelcnn import PixelCnnConfig
 from sfumato.families.autoregressive.networks.transformer import TransformerConfig
 from sfumato.families.autoregressive.outputs.categorical import CategoricalConfig
 from sfumato.families.autoregressive.outputs.logistic import LogisticConfig
-from sfumato.families.autoregressive.raster import draw_image
-from sfumato.families.autoregressive.reader import Ask
 from sfumato.families.autoregressive.sampling import SamplingConfig
 
 

@@ -14,16 +14,16 @@ from sfumato.core.family import SampleRequest
 from sfumato.core.pretrained import ModelCard, Pretrained
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
-from sfumato.families.autoregressive.code_network import CodeNetwork
 from sfumato.families.autoregressive.config import AutoregressiveConfig
-from sfumato.families.autoregressive.decoding import draw_codes
-from sfumato.families.autoregressive.draws import draw, limited
-from sfumato.families.autoregressive.llama_network import LlamaNetwork
-from sfumato.families.autoregressive.masked_network import MaskedNetwork
-from sfumato.families.autoregressive.memory import MEMORIES, PagedMemory
+from sfumato.families.autoregressive.drawing.decoding import draw_codes
+from sfumato.families.autoregressive.drawing.draws import draw, limited
+from sfumato.families.autoregressive.drawing.memory import MEMORIES, PagedMemory
+from sfumato.families.autoregressive.drawing.reader import Ask, weight
+from sfumato.families.autoregressive.layers.code_network import CodeNetwork
+from sfumato.families.autoregressive.layers.llama_network import LlamaNetwork
+from sfumato.families.autoregressive.layers.masked_network import MaskedNetwork
 from sfumato.families.autoregressive.networks.llama import LlamaConfig
 from sfumato.families.autoregressive.networks.maskgit import MaskGit, MaskGitConfig
-from sfumato.families.autoregressive.reader import Ask, weight
 from sfumato.families.autoregressive.sampling import SamplingConfig
 from sfumato.layers.rope import grid_angles, turned
 
@@ -80,7 +80,7 @@ def test_new_codes_are_computed_as_by_the_whole_network(build, cache: str) -> No
 
 
 def test_pages_are_taken_as_rows_need_them_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfumato.families.autoregressive.memory.PAGE", 2)
+    monkeypatch.setattr("sfumato.families.autoregressive.drawing.memory.PAGE", 2)
     memory = PagedMemory(3, 8)
 
     def grow(fresh: int) -> None:

@@ -14,7 +14,7 @@ from sfumato.core.family import InitialisesFromData, SampleRequest
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.families.autoregressive.config import AutoregressiveConfig
-from sfumato.families.autoregressive.diffusion_head import alphas_bar, denoised, noisy
+from sfumato.families.autoregressive.layers.diffusion_head import alphas_bar, denoised, noisy
 from sfumato.families.autoregressive.networks.mar import Mar, MarConfig, MarNetwork, truncated
 from sfumato.families.autoregressive.sampling import SamplingConfig
 

@@ -15,8 +15,8 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, seeded
 from sfumato.errors import ConfigError
 from sfumato.families.autoregressive.config import AutoregressiveConfig
-from sfumato.families.autoregressive.local_attention import everything, in_blocks, in_rows
-from sfumato.families.autoregressive.lstm_layers import DiagonalBiLstm, RowLstm
+from sfumato.families.autoregressive.layers.local_attention import everything, in_blocks, in_rows
+from sfumato.families.autoregressive.layers.lstm_layers import DiagonalBiLstm, RowLstm
 from sfumato.families.autoregressive.networks.image_transformer import ImageTransformerConfig
 from sfumato.families.autoregressive.networks.pixelcnn import PixelCnnConfig
 from sfumato.families.autoregressive.networks.pixelcnnpp import PixelCnnPpConfig

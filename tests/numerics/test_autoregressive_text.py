@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sfumato.core.rng import seeded
-from sfumato.families.autoregressive.draws import draw
+from sfumato.families.autoregressive.drawing.draws import draw
 from sfumato.families.autoregressive.sampling import SamplingConfig
 from sfumato.families.autoregressive.text_codes import Cache, TextCodeNetwork, drawn
 from sfumato.text.states import States, TextShape

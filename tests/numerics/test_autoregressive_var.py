@@ -13,9 +13,9 @@ from sfumato.core.first_stage import ScaleTokenizer
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.families.autoregressive.config import AutoregressiveConfig
+from sfumato.families.autoregressive.layers.scale_network import ScaleNetwork
 from sfumato.families.autoregressive.networks.var import INPUTS
 from sfumato.families.autoregressive.sampling import SamplingConfig
-from sfumato.families.autoregressive.scale_network import ScaleNetwork
 from sfumato.families.vae.config import VaeConfig
 from sfumato.families.vae.latents.vq_scales import VqScalesLatent
 

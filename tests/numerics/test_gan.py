@@ -17,9 +17,9 @@ from sfumato.core.optimizer import OptimizerConfig
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.core.schedules import LearningRate
-from sfumato.families.gan.blocks import ClassNorm, Score
 from sfumato.families.gan.config import GanConfig
 from sfumato.families.gan.gradients import gradient_norm, mixed, r1_exact, r1_finite_difference
+from sfumato.families.gan.layers.blocks import ClassNorm, Score
 from sfumato.families.gan.losses import LOSSES
 from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet
 from sfumato.families.gan.networks.dcgan import DcganConfig

@@ -19,17 +19,17 @@ from sfumato.core.family import SampleRequest
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng, seeded
 from sfumato.core.state import initial
-from sfumato.families.gan.attention import SelfAttention
 from sfumato.families.gan.config import GanConfig
-from sfumato.families.gan.equalised import EqualConv2d, EqualLinear, pixel_norm
+from sfumato.families.gan.layers.attention import SelfAttention
+from sfumato.families.gan.layers.equalised import EqualConv2d, EqualLinear, pixel_norm
+from sfumato.families.gan.layers.resampling import Blur, Down, Up
 from sfumato.families.gan.networks import NETWORKS, Generated
 from sfumato.families.gan.networks.biggan import BigGanConfig
 from sfumato.families.gan.networks.progan import ProGanConfig
 from sfumato.families.gan.networks.r3gan import R3ganConfig, _Block
 from sfumato.families.gan.networks.stylegan2 import StyleGan2Config
 from sfumato.families.gan.networks.stylegan2.generator import ModulatedConv2d
-from sfumato.families.gan.path_length import MEAN, PathLength, PathLengthConfig, path_lengths
-from sfumato.families.gan.resampling import Blur, Down, Up
+from sfumato.families.gan.remedies.path_length import MEAN, PathLength, PathLengthConfig, path_lengths
 from sfumato.families.gan.sampling import SamplingConfig
 
 DATA = DataSpec(1, 8, 8, classes=("a", "b", "c"))
@@ -467,7 +467,7 @@ def test_adaptive_instance_norm_gives_every_channel_the_mean_and_deviation_of_it
 def test_directions_are_those_in_which_styles_change_layers_most(kind: str) -> None:
     """Against the singular vectors of all affine maps at once; moving along one moves every style by it."""
     from sfumato.families.gan.networks import NETWORKS
-    from sfumato.families.gan.style_directions import directions, factorised
+    from sfumato.families.gan.styles.style_directions import directions, factorised
 
     data = DataSpec(1, 8, 8)
     config = NETWORKS.find(kind).tiny()

@@ -15,14 +15,14 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng, seeded
 from sfumato.core.schedules import LearningRate
 from sfumato.errors import ConfigError
-from sfumato.families.gan.blocks import Score, with_planes
 from sfumato.families.gan.config import GanConfig
-from sfumato.families.gan.consolidation import Consolidation, ConsolidationConfig
 from sfumato.families.gan.game import spread
 from sfumato.families.gan.gradients import r1_exact
+from sfumato.families.gan.layers.blocks import Score, with_planes
+from sfumato.families.gan.layers.minibatch import MinibatchDiscrimination, MinibatchStd
 from sfumato.families.gan.losses import LOSSES
-from sfumato.families.gan.minibatch import MinibatchDiscrimination, MinibatchStd
-from sfumato.families.gan.replay import EARLIER, ReplayConfig
+from sfumato.families.gan.remedies.consolidation import Consolidation, ConsolidationConfig
+from sfumato.families.gan.remedies.replay import EARLIER, ReplayConfig
 
 DATA = DataSpec(1, 8, 8, classes=("a", "b", "c"))
 AT = Progress(step=0, images=0, total_images=100, batch=4)

@@ -17,7 +17,7 @@ from sfumato.evaluation.decisions.collapse_limits import CollapseLimits, signs
 from sfumato.evaluation.metrics import all_metrics
 from sfumato.evaluation.metrics.metric import FeatureSet
 from sfumato.families.gan.config import GanConfig
-from sfumato.families.gan.overfitting import HeldOutConfig, Overfitting, figure, held_out
+from sfumato.families.gan.remedies.overfitting import HeldOutConfig, Overfitting, figure, held_out
 
 DATA = DataSpec(1, 8, 8)
 PLAIN = {"kind": "dcgan", "channels": [8], "generator_norm": "group", "discriminator_norm": "none"}

@@ -28,9 +28,9 @@ from torch.nn import functional as F
 from sfumato.core.conditions import Condition
 from sfumato.core.rng import seeded
 from sfumato.data.reading.condition_rows import rows_of_data
-from sfumato.families.autoregressive.decoding import draw_codes
-from sfumato.families.autoregressive.llama_network import LlamaNetwork
-from sfumato.families.autoregressive.reader import Ask
+from sfumato.families.autoregressive.drawing.decoding import draw_codes
+from sfumato.families.autoregressive.drawing.reader import Ask
+from sfumato.families.autoregressive.layers.llama_network import LlamaNetwork
 from sfumato.families.autoregressive.sampling import SamplingConfig
 
 SIDE, GRID, LENGTH, NONE = 32, 16, 256, 0

@@ -15,9 +15,9 @@ from sfumato.core.first_stage import CODES, OpenStage, Tokenizer, codes_of
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.errors import ConfigError
-from sfumato.families.autoregressive.decoding import draw_codes
+from sfumato.families.autoregressive.drawing.decoding import draw_codes
+from sfumato.families.autoregressive.drawing.reader import Ask
 from sfumato.families.autoregressive.networks import PREFIX, Parts
-from sfumato.families.autoregressive.reader import Ask
 from sfumato.families.autoregressive.sampling import SamplingConfig
 
 

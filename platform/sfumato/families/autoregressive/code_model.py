@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sfumato.families.autoregressive.memory import Memory
+from sfumato.families.autoregressive.drawing.memory import Memory
 
 
 class CodeModel(Protocol):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.families.autoregressive.code_network import TransformerBlock
-from sfumato.families.autoregressive.draws import draw
-from sfumato.families.autoregressive.reader import weight
+from sfumato.families.autoregressive.drawing.draws import draw
+from sfumato.families.autoregressive.drawing.reader import weight
+from sfumato.families.autoregressive.layers.code_network import TransformerBlock
 from sfumato.families.autoregressive.sampling import SamplingConfig
 from sfumato.text.states import States, TextShape
 

@@ -15,12 +15,12 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng, seeded
 from sfumato.core.state import State
 from sfumato.families.gan.config import GanConfig
-from sfumato.families.gan.consolidation import Consolidation
-from sfumato.families.gan.following import PowerIterations, RunningStatistics
 from sfumato.families.gan.game import Game
-from sfumato.families.gan.overfitting import Overfitting, figure
-from sfumato.families.gan.path_length import PathLength
-from sfumato.families.gan.replay import EARLIER, replayed
+from sfumato.families.gan.layers.following import PowerIterations, RunningStatistics
+from sfumato.families.gan.remedies.consolidation import Consolidation
+from sfumato.families.gan.remedies.overfitting import Overfitting, figure
+from sfumato.families.gan.remedies.path_length import PathLength
+from sfumato.families.gan.remedies.replay import EARLIER, replayed
 from sfumato.families.gan.sampling import SamplingConfig, Statistics, latents
 
 

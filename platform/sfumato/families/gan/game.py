@@ -13,14 +13,14 @@ from sfumato.core.family import LossOut, Nets
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
 from sfumato.families.gan.config import GanConfig
-from sfumato.families.gan.consolidation import Consolidation
-from sfumato.families.gan.following import PowerIterations, RunningStatistics
 from sfumato.families.gan.gradients import gradient_norm, mixed
+from sfumato.families.gan.layers.following import PowerIterations, RunningStatistics
 from sfumato.families.gan.networks import Generated, Judged
-from sfumato.families.gan.overfitting import Overfitting, figure
-from sfumato.families.gan.path_length import MEAN, PathLength, path_lengths
 from sfumato.families.gan.penalties import Penalty
-from sfumato.families.gan.replay import EARLIER
+from sfumato.families.gan.remedies.consolidation import Consolidation
+from sfumato.families.gan.remedies.overfitting import Overfitting, figure
+from sfumato.families.gan.remedies.path_length import MEAN, PathLength, path_lengths
+from sfumato.families.gan.remedies.replay import EARLIER
 from sfumato.families.gan.slopes import SlopePenalty
 
 TINY = 1e-6

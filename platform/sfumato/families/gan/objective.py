@@ -10,15 +10,15 @@ from sfumato.core.config import Config
 from sfumato.core.earlier_defaults import Before
 from sfumato.core.optimizer import OptimizerConfig
 from sfumato.families.gan.augmentations import AUGMENTATIONS, Augmentation
-from sfumato.families.gan.consistency import ConsistencyConfig
-from sfumato.families.gan.consolidation import ConsolidationConfig
 from sfumato.families.gan.losses import LOSSES, Loss
 from sfumato.families.gan.losses.nonsaturating import Nonsaturating
-from sfumato.families.gan.overfitting import HeldOutConfig
-from sfumato.families.gan.path_length import PathLengthConfig
 from sfumato.families.gan.penalties import PENALTIES, Penalty
 from sfumato.families.gan.penalties.r1 import R1, R1Config
-from sfumato.families.gan.replay import ReplayConfig
+from sfumato.families.gan.remedies.consistency import ConsistencyConfig
+from sfumato.families.gan.remedies.consolidation import ConsolidationConfig
+from sfumato.families.gan.remedies.overfitting import HeldOutConfig
+from sfumato.families.gan.remedies.path_length import PathLengthConfig
+from sfumato.families.gan.remedies.replay import ReplayConfig
 from sfumato.families.gan.slopes import SlopePenalty
 
 

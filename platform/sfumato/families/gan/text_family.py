@@ -22,8 +22,8 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.gan.config import GanConfig
 from sfumato.families.gan.family import GanFamily
+from sfumato.families.gan.layers.text_attention import TextAttention
 from sfumato.families.gan.networks import GeneratorNet
-from sfumato.families.gan.text_attention import TextAttention
 from sfumato.layers.vector_condition import take_vectors
 from sfumato.text.config import TextConfig
 from sfumato.text.network import TextConditioned

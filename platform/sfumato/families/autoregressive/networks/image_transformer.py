@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.autoregressive.local_attention import (
+from sfumato.families.autoregressive.layers.local_attention import (
     Cache,
     ImageTransformer,
     Layout,

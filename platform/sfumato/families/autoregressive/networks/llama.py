@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sfumato.core.batch import DataSpec
 from sfumato.families.autoregressive.code_family import CodeTransformer
-from sfumato.families.autoregressive.llama_network import LlamaNetwork
+from sfumato.families.autoregressive.layers.llama_network import LlamaNetwork
 from sfumato.families.autoregressive.networks import ClassConditional, Parts
 
 

@@ -21,8 +21,8 @@ from sfumato.core.family import EmaOf, Frozen, LossOut, Nets, NetSpec, Phase, Sa
 from sfumato.core.first_stage import FirstStage, OpenStage, latent_of
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
-from sfumato.families.autoregressive.diffusion_head import STEPS, DiffusionHead, denoised, noisy
-from sfumato.families.autoregressive.masked_network import MaskedBlock
+from sfumato.families.autoregressive.layers.diffusion_head import STEPS, DiffusionHead, denoised, noisy
+from sfumato.families.autoregressive.layers.masked_network import MaskedBlock
 from sfumato.families.autoregressive.networks import ClassConditional, Parts
 from sfumato.families.autoregressive.sampling import SamplingConfig
 from sfumato.layers.latent_scale import ScalesLatents

@@ -21,10 +21,10 @@ from sfumato.core.first_stage import CODES, OpenStage
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
 from sfumato.families.autoregressive.code_family import CodeTransformer
-from sfumato.families.autoregressive.draws import draw
-from sfumato.families.autoregressive.masked_network import MaskedNetwork
+from sfumato.families.autoregressive.drawing.draws import draw
+from sfumato.families.autoregressive.drawing.reader import Ask
+from sfumato.families.autoregressive.layers.masked_network import MaskedNetwork
 from sfumato.families.autoregressive.networks import ClassConditional, Parts
-from sfumato.families.autoregressive.reader import Ask
 from sfumato.families.autoregressive.sampling import SamplingConfig
 
 

@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.autoregressive.gated import PixelCnnNetwork
+from sfumato.families.autoregressive.drawing.raster import draw_image
+from sfumato.families.autoregressive.layers.gated import PixelCnnNetwork
 from sfumato.families.autoregressive.outputs import OUTPUTS, OutputConfig
 from sfumato.families.autoregressive.outputs.logistic import LogisticConfig
 from sfumato.families.autoregressive.pixel_family import DrawPixel, PixelNetworkConfig
-from sfumato.families.autoregressive.raster import draw_image
 
 
 class PixelCnnConfig(PixelNetworkConfig):

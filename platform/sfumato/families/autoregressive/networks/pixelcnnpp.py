@@ -7,11 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 
 from sfumato.core.batch import DataSpec
+from sfumato.families.autoregressive.layers.shifted import ShiftedNetwork
 from sfumato.families.autoregressive.outputs import OUTPUTS, OutputConfig
 from sfumato.families.autoregressive.outputs.logistic import LogisticConfig
 from sfumato.families.autoregressive.pixel_family import PixelNetworkConfig
 from sfumato.families.autoregressive.sampling import SamplingConfig
-from sfumato.families.autoregressive.shifted import ShiftedNetwork
 
 
 class PixelCnnPpConfig(PixelNetworkConfig):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.autoregressive.gated import with_ones
-from sfumato.families.autoregressive.lstm_layers import DiagonalBiLstm, RowLstm
+from sfumato.families.autoregressive.layers.gated import with_ones
+from sfumato.families.autoregressive.layers.lstm_layers import DiagonalBiLstm, RowLstm
 from sfumato.families.autoregressive.outputs import OUTPUTS, OutputConfig
 from sfumato.families.autoregressive.outputs.logistic import LogisticConfig
 from sfumato.families.autoregressive.pixel_family import PixelNetworkConfig

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from sfumato.core.batch import DataSpec
 from sfumato.families.autoregressive.code_family import CodeTransformer
-from sfumato.families.autoregressive.code_network import CodeNetwork
+from sfumato.families.autoregressive.layers.code_network import CodeNetwork
 from sfumato.families.autoregressive.networks import ClassConditional, Parts
 
 

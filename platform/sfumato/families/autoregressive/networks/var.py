@@ -25,10 +25,10 @@ from sfumato.core.rng import Rng, SampleRng
 from sfumato.core.stored import StageSpec
 from sfumato.errors import ConfigError
 from sfumato.families.autoregressive.code_family import CodeTransformer
-from sfumato.families.autoregressive.draws import draw
+from sfumato.families.autoregressive.drawing.draws import draw
+from sfumato.families.autoregressive.layers.scale_network import ScaleNetwork
 from sfumato.families.autoregressive.networks import ClassConditional, Parts
 from sfumato.families.autoregressive.sampling import SamplingConfig
-from sfumato.families.autoregressive.scale_network import ScaleNetwork
 
 INPUTS = "scale_inputs"
 """The column of a prepared batch that holds what the scales after the first are told."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sfumato.core.batch import DataSpec
 from sfumato.core.family import EIGHT_BIT
 from sfumato.core.rng import Rng
-from sfumato.families.autoregressive.draws import draw
+from sfumato.families.autoregressive.drawing.draws import draw
 from sfumato.families.autoregressive.outputs import OutputConfig, Predict
 from sfumato.families.autoregressive.sampling import SamplingConfig
 from sfumato.layers.discretized_logistic import to_level

@@ -22,7 +22,7 @@ from sfumato.core.components import Component, Components
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
 from sfumato.core.state import State
-from sfumato.families.gan.blocks import Score
+from sfumato.families.gan.layers.blocks import Score
 from sfumato.families.gan.sampling import SamplingConfig
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.gan.blocks import LEAK, ClassNorm, ScoreConfig, conv, init_normal, with_planes
+from sfumato.families.gan.layers.blocks import LEAK, ClassNorm, ScoreConfig, conv, init_normal, with_planes
 from sfumato.families.gan.networks import FeatureDiscriminator, GeneratorNet, NetworkConfig, side_problems
 
 STD = 0.02

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.gan.blocks import LEAK, ClassNorm, ScoreConfig, with_planes
+from sfumato.families.gan.layers.blocks import LEAK, ClassNorm, ScoreConfig, with_planes
 from sfumato.families.gan.networks import FeatureDiscriminator, GeneratorNet, NetworkConfig
 
 _Width = Annotated[int, Field(gt=0)]

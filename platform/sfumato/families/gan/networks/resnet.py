@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.gan.blocks import ClassNorm, ScoreConfig, conv, init_orthogonal, with_planes
+from sfumato.families.gan.layers.blocks import ClassNorm, ScoreConfig, conv, init_orthogonal, with_planes
 from sfumato.families.gan.networks import FeatureDiscriminator, GeneratorNet, NetworkConfig, side_problems
 
 _Width = Annotated[int, Field(gt=0)]

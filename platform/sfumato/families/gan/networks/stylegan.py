@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import seeded
-from sfumato.families.gan.equalised import EPS, EqualConv2d, EqualLinear, activated
+from sfumato.families.gan.layers.equalised import EPS, EqualConv2d, EqualLinear, activated
+from sfumato.families.gan.layers.resampling import Blur
 from sfumato.families.gan.networks import GeneratorNet
-from sfumato.families.gan.resampling import Blur
-from sfumato.families.gan.styled import StyledConfig
-from sfumato.families.gan.styled_generator import MappingNetwork, StyledGenerator
+from sfumato.families.gan.styles.styled import StyledConfig
+from sfumato.families.gan.styles.styled_generator import MappingNetwork, StyledGenerator
 
 
 class StyleGanConfig(StyledConfig):

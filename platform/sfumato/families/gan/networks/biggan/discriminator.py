@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.gan.attention import SelfAttention
-from sfumato.families.gan.blocks import Score, init_orthogonal
+from sfumato.families.gan.layers.attention import SelfAttention
+from sfumato.families.gan.layers.blocks import Score, init_orthogonal
 from sfumato.families.gan.networks import FeatureDiscriminator
 from sfumato.layers.spectral import SpectralConv2d
 

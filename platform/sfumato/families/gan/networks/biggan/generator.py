@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.batch import DataSpec
-from sfumato.families.gan.attention import SelfAttention
-from sfumato.families.gan.blocks import init_orthogonal
+from sfumato.families.gan.layers.attention import SelfAttention
+from sfumato.families.gan.layers.blocks import init_orthogonal
 from sfumato.families.gan.networks import Generated, GeneratorNet
 from sfumato.layers.batch_norm import BatchNorm
 from sfumato.layers.spectral import Spectral, SpectralConv2d, SpectralLinear

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.families.gan.equalised import LEAK, EqualConv2d, EqualLinear
-from sfumato.families.gan.minibatch import MinibatchStd
+from sfumato.families.gan.layers.equalised import LEAK, EqualConv2d, EqualLinear
+from sfumato.families.gan.layers.minibatch import MinibatchStd
 from sfumato.families.gan.networks import DiscriminatorNet
 from sfumato.families.gan.networks.progan.growing import BASE, Pair, halved, idle_part, stage
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.families.gan.equalised import LEAK, EqualConv2d, EqualLinear, pixel_norm
+from sfumato.families.gan.layers.equalised import LEAK, EqualConv2d, EqualLinear, pixel_norm
 from sfumato.families.gan.networks import GeneratorNet
 from sfumato.families.gan.networks.progan.growing import BASE, Pair, doubled, idle_part, stage
 

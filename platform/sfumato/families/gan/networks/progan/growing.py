@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.families.gan.equalised import LEAK, EqualConv2d, pixel_norm
+from sfumato.families.gan.layers.equalised import LEAK, EqualConv2d, pixel_norm
 
 BASE = 4
 """The side of the first images."""

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from sfumato.core.batch import DataSpec
 from sfumato.families.gan.networks import GeneratorNet
-from sfumato.families.gan.styled import BASE, StyledConfig
+from sfumato.families.gan.styles.styled import BASE, StyledConfig
 
 
 class StyleGan2Config(StyledConfig):

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sfumato.families.gan.equalised import EqualConv2d, EqualLinear, activated
-from sfumato.families.gan.minibatch import MinibatchStd
+from sfumato.families.gan.layers.equalised import EqualConv2d, EqualLinear, activated
+from sfumato.families.gan.layers.minibatch import MinibatchStd
+from sfumato.families.gan.layers.resampling import Blur, Down
 from sfumato.families.gan.networks import DiscriminatorNet
-from sfumato.families.gan.resampling import Blur, Down
-from sfumato.families.gan.styled_generator import MappingNetwork
+from sfumato.families.gan.styles.styled_generator import MappingNetwork
 
 
 class StyleGan2Discriminator(DiscriminatorNet):

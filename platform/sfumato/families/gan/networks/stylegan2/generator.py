@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.rng import seeded
-from sfumato.families.gan.equalised import EPS, EqualLinear, activated
-from sfumato.families.gan.resampling import Blur, Up
-from sfumato.families.gan.styled_generator import MappingNetwork, StyledGenerator
+from sfumato.families.gan.layers.equalised import EPS, EqualLinear, activated
+from sfumato.families.gan.layers.resampling import Blur, Up
+from sfumato.families.gan.styles.styled_generator import MappingNetwork, StyledGenerator
 
 
 class ModulatedConv2d(nn.Module):

@@ -23,8 +23,8 @@ from sfumato.core.rng import Rng
 from sfumato.core.state import State
 from sfumato.families.gan.networks import Generated, GeneratorNet
 from sfumato.families.gan.sampling import SamplingConfig
-from sfumato.families.gan.styled import StyledConfig
-from sfumato.families.gan.styled_generator import MappingNetwork
+from sfumato.families.gan.styles.styled import StyledConfig
+from sfumato.families.gan.styles.styled_generator import MappingNetwork
 
 MAGNITUDES = "stylegan3.magnitudes"
 _ROWS = "stylegan3.rows"

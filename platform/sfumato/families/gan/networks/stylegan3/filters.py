@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.families.gan.equalised import GAIN, LEAK
+from sfumato.families.gan.layers.equalised import GAIN, LEAK
 
 LARGEST = 256.0
 """Activations are kept within this size, as by the authors for 16-bit numbers."""

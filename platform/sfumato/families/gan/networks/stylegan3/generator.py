@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.rng import seeded
-from sfumato.families.gan.equalised import EqualLinear
+from sfumato.families.gan.layers.equalised import EqualLinear
 from sfumato.families.gan.networks import Generated
 from sfumato.families.gan.networks.stylegan2.generator import ModulatedConv2d
 from sfumato.families.gan.networks.stylegan3.filters import FilteredActivation, low_pass
-from sfumato.families.gan.styled_generator import MappingNetwork, StyledGenerator
+from sfumato.families.gan.styles.styled_generator import MappingNetwork, StyledGenerator
 
 OUTPUT_SCALE = 0.25
 """Of the last layer, so that the first images have about the values of real ones."""

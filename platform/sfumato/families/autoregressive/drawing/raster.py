@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato.families.autoregressive.gated import GatedBlock, PixelCnnNetwork, gate, with_ones
+from sfumato.families.autoregressive.layers.gated import GatedBlock, PixelCnnNetwork, gate, with_ones
 
 Draw = Callable[[Tensor, int, int], Tensor]
 """From parameters [B, outputs, 1, 1] and the pixel's row and column to its value [B, C, 1, 1] in [-1, 1]."""

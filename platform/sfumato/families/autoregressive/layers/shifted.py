@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.families.autoregressive.gated import with_ones
+from sfumato.families.autoregressive.layers.gated import with_ones
 
 Shift = Literal["down", "right"]
 KERNELS: dict[Shift, tuple[int, int]] = {"down": (2, 3), "right": (2, 2)}

@@ -21,7 +21,7 @@ from sfumato.core.rng import Rng, SampleRng, seeded
 from sfumato.core.seeds import derive
 from sfumato.families.gan.networks import DiscriminatorNet, GroupedConfig
 from sfumato.families.gan.sampling import SamplingConfig, class_of
-from sfumato.families.gan.style_directions import directions
+from sfumato.families.gan.styles.style_directions import directions
 
 BASE = 4
 """The side of the first map."""

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from sfumato.families.autoregressive.code_model import CodeModel
-from sfumato.families.autoregressive.draws import draw
-from sfumato.families.autoregressive.reader import Ask, Reader, each
-from sfumato.families.autoregressive.speculation import speculated
+from sfumato.families.autoregressive.drawing.draws import draw
+from sfumato.families.autoregressive.drawing.reader import Ask, Reader, each
+from sfumato.families.autoregressive.drawing.speculation import speculated
 
 
 def draw_codes(network: CodeModel, ask: Ask, uniform_NT: Tensor, draft: CodeModel | None = None) -> Tensor:

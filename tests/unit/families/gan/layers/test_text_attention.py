@@ -11,7 +11,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.columns import Column
 from sfumato.core.rng import seeded
 from sfumato.families.gan.config import GanConfig
-from sfumato.families.gan.text_attention import TextAttention
+from sfumato.families.gan.layers.text_attention import TextAttention
 from sfumato.families.gan.text_family import TextGenerator
 from sfumato.text.states import States
 

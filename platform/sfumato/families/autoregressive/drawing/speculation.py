@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfumato.families.autoregressive.draws import draw, limited
-from sfumato.families.autoregressive.reader import Ask, Reader, each
+from sfumato.families.autoregressive.drawing.draws import draw, limited
+from sfumato.families.autoregressive.drawing.reader import Ask, Reader, each
 
 
 def speculated(model: Reader, draft: Reader, ask: Ask, uniform: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sfumato.families.gan.following import PowerIterations, RunningStatistics
+from sfumato.families.gan.layers.following import PowerIterations, RunningStatistics
 from sfumato.layers.batch_norm import BatchNorm
 from sfumato.layers.spectral import SpectralConv2d, SpectralLinear
 

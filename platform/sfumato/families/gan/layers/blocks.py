@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.core.config import Config
-from sfumato.families.gan.minibatch import MinibatchDiscrimination
+from sfumato.families.gan.layers.minibatch import MinibatchDiscrimination
 from sfumato.layers.batch_norm import BatchNorm
 from sfumato.layers.spectral import SpectralConv2d, SpectralEmbedding, SpectralLinear
 

@@ -10,7 +10,7 @@ from math import gcd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.families.gan.blocks import GROUPS
+from sfumato.families.gan.layers.blocks import GROUPS
 from sfumato.text.states import States
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.families.autoregressive.code_model import tokens
-from sfumato.families.autoregressive.memory import Extend, Memory
+from sfumato.families.autoregressive.drawing.memory import Extend, Memory
 
 
 class TransformerBlock(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.families.gan.equalised import EqualLinear, activated, pixel_norm
+from sfumato.families.gan.layers.equalised import EqualLinear, activated, pixel_norm
 from sfumato.families.gan.networks import Generated, GeneratorNet
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sfumato.families.autoregressive.code_model import CodeModel
-from sfumato.families.autoregressive.draws import draw
-from sfumato.families.autoregressive.memory import MEMORIES
+from sfumato.families.autoregressive.drawing.draws import draw
+from sfumato.families.autoregressive.drawing.memory import MEMORIES
 from sfumato.families.autoregressive.sampling import SamplingConfig
 
 

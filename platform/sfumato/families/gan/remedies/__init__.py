@@ -1,0 +1,1 @@
+"""Against forgetting and overfitting, and for a discriminator that changes gently."""

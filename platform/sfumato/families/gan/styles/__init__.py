@@ -1,0 +1,1 @@
+"""What networks with styles share, and what can be done with styles."""
