@@ -75,7 +75,7 @@ def test_networks_of_texts_do_not_see_the_length_of_a_step(objective: str) -> No
     content = DiffusionConfig.variants()["unet_text"].model_dump()
     content |= {"objective": {"kind": objective}, "sampling": {}}
     (problem,) = DiffusionConfig.model_validate(content).problems(DATA)
-    assert problem.endswith(f"which objective {objective} needs; use unet or dit")
+    assert problem.endswith(f"which objective {objective} needs; use unet, ddpmpp or dit")
 
 
 @pytest.mark.parametrize("objective", GUIDED)

@@ -12,11 +12,11 @@ from torch import Tensor
 from sfumato.core.batch import DataSpec, Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import StreamRng
-from sfumato.families.gan import transforms
 from sfumato.families.gan.augmentations import AUGMENTATIONS
 from sfumato.families.gan.augmentations.ada import Ada, P, blit
 from sfumato.families.gan.augmentations.diffaugment import DiffAugment, colour, cutout, translation
 from sfumato.families.gan.config import GanConfig
+from sfumato.layers import transforms
 
 DATA = DataSpec(1, 8, 8, classes=("a", "b"))
 

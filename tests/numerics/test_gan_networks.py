@@ -22,7 +22,6 @@ from sfumato.core.state import initial
 from sfumato.families.gan.config import GanConfig
 from sfumato.families.gan.layers.attention import SelfAttention
 from sfumato.families.gan.layers.equalised import EqualConv2d, EqualLinear, pixel_norm
-from sfumato.families.gan.layers.resampling import Blur, Down, Up
 from sfumato.families.gan.networks import NETWORKS, Generated
 from sfumato.families.gan.networks.biggan import BigGanConfig
 from sfumato.families.gan.networks.progan import ProGanConfig
@@ -31,6 +30,7 @@ from sfumato.families.gan.networks.stylegan2 import StyleGan2Config
 from sfumato.families.gan.networks.stylegan2.generator import ModulatedConv2d
 from sfumato.families.gan.remedies.path_length import MEAN, PathLength, PathLengthConfig, path_lengths
 from sfumato.families.gan.sampling import SamplingConfig
+from sfumato.layers.resampling import Blur, Down, Up
 
 DATA = DataSpec(1, 8, 8, classes=("a", "b", "c"))
 LARGE = DataSpec(1, 16, 16, classes=("a", "b", "c"))

@@ -46,11 +46,13 @@ class OptimizerGroup(Config):
 
 
 class OptimizerConfig(Config):
-    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019), Muon (Jordan et al. 2024) or SGD."""
+    """Adam (Kingma & Ba 2015), AdamW (Loshchilov & Hutter 2019), RAdam (Liu et al. 2020), Muon (Jordan et al.
+    2024) or SGD."""
 
-    name: Literal["adam", "adamw", "muon", "sgd"] = Field(
+    name: Literal["adam", "adamw", "radam", "muon", "sgd"] = Field(
         "adamw",
-        description="Update rule. muon updates matrices and kernels; AdamW the rest, at the same rate.",
+        description="Update rule. radam shortens adam's first steps by how little its second moment knows. "
+        "muon updates matrices and kernels, AdamW the rest, at the same rate.",
     )
     lr: LearningRate = Field(LearningRate(), description="Learning rate against images seen.")
     betas: tuple[_Decay, _Decay] = Field(
@@ -121,6 +123,10 @@ class OptimizerConfig(Config):
         if self.name == "sgd":
             return torch.optim.SGD(
                 groups, lr=rate, momentum=self.betas[0], weight_decay=self.weight_decay, fused=True
+            )
+        if self.name == "radam":
+            return torch.optim.RAdam(
+                groups, lr=rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
             )
         kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
         # The fused kernels exist on CPU and CUDA; on CPU they save most of the time of a small step.

@@ -33,7 +33,7 @@ def test_a_learning_rate_is_finite() -> None:
         LearningRate(peak=math.inf)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "radam", "sgd"])
 @pytest.mark.parametrize("betas", [(-0.1, 0.9), (0.9, 1.0), (1.0, 0.9), (0.9, 99.0)])
 def test_moments_decay(name: str, betas: tuple[float, float]) -> None:
     """torch refuses such betas when the optimizer is made, minutes later, and takes any momentum."""

@@ -45,7 +45,7 @@ def test_without_groups_there_is_one() -> None:
     assert [id(p) for p in group["params"]] == [id(p) for p in parameters.values()]
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "radam", "sgd"])
 def test_a_step_equals_torch_with_the_same_groups(name: str) -> None:
     """Rates follow the schedule times the factor, under clipping over all groups together."""
     strategy, plain = Single(Placement()), network()
@@ -55,7 +55,8 @@ def test_a_step_equals_torch_with_the_same_groups(name: str) -> None:
     strategy.add_trainable("net", network(), chosen)
     strategy.ready()
     weights, biases = ([p for n, p in plain.named_parameters() if ("bias" in n) == bias] for bias in (0, 1))
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
+    kinds = {"adam": "Adam", "adamw": "AdamW", "radam": "RAdam", "sgd": "SGD"}
+    kind = getattr(torch.optim, kinds[name])
     settings = {"momentum": 0.9} if name == "sgd" else {"betas": (0.9, 0.99)}
     optimizer = kind(
         [{"params": weights, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}], **settings

@@ -72,6 +72,8 @@ class Backbone:
             more["spans"] = True  # networks of others need not know what they are not asked for
         if parts.objective.uncertain:
             more["uncertain"] = True
+        if parts.objective.changes:
+            more["changes"] = parts.objective.changes
         if parts.alignment is not None:
             more["told"] = parts.alignment.told
         return network.build(parts.data, conditional=parts.conditional, **more)

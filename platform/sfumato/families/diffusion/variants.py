@@ -69,6 +69,7 @@ def variants() -> dict[str, dict[str, Any]]:
             for name in ("lora", "controlnet", "instruct", "reference", "ip_adapter")
         },
         "edm2": {**_member("edm2", "edm"), "objective": {"kind": "edm", "uncertainty": True}},
+        "augmented": {**_member("ddpmpp", "edm"), "objective": {"kind": "edm", "augment": 0.5}},
         "aligned": {
             **_member("dit", PAIRED),
             "alignment": {"encoder": {"library": TINY_ENCODER}, "depth": 1, "hidden": 8},

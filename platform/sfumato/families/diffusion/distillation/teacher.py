@@ -95,7 +95,7 @@ class TaughtConfig(ObjectiveConfig, ABC):
             yield f"{named} takes classes or texts where this model does not; give both the same condition"
         if self.start == "teacher" and own.pretrained is not None:
             yield "model.pretrained: the weights come from objective.teacher; leave it out, or start=fresh"
-        if self.start == "teacher" and own.network != other.network:
+        if self.start == "teacher" and not own.network.has_weights_of(other.network):
             yield (
                 f"model.network: differs from that of {self.teacher.source[1]!r}, whose weights it is to "
                 "start from; repeat its settings (base: the teacher's recipe), or set objective.start=fresh"
@@ -126,6 +126,7 @@ class Taught(Objective):
         self.network_config = model.network
         self.frozen = Frozen(build=opened.build, weights=opened.weights)
         self._starts = config.start == "teacher"
+        self.changes = denoiser.changes if self._starts else 0  # the network is the teacher's
         self._weight = config.guidance_weight()
         self._null = opened.data.num_classes if LABEL in model.conditions(opened.data) else None
 

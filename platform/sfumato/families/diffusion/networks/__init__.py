@@ -45,6 +45,8 @@ class NetworkConfig(Component, ABC):
     tells_uncertainty: ClassVar[bool] = False
     """Whether `build` takes `uncertain=True`: networks that in training also return the logarithm of the
     variance of their error, [B]."""
+    takes_changes: ClassVar[bool] = False
+    """Whether `build` takes `changes=n`: networks that also see how an image was changed, by n numbers."""
     takes_spans: ClassVar[bool] = False
     """Whether `build` takes `spans=True`: networks that also see the length of a step."""
 
@@ -74,6 +76,11 @@ class NetworkConfig(Component, ABC):
         """How many blocks the tokens pass, after each of which `build` can have them told (`told=Told(...)`);
         None for a network that tells nothing."""
         return None
+
+    def has_weights_of(self, other: NetworkConfig) -> bool:
+        """Whether this network can start from the other's weights: they differ in dropout at most."""
+        mine, theirs = (each.model_dump(exclude={"dropout"}) for each in (self, other))
+        return mine == theirs
 
     def couples_rows(self) -> bool:
         """Whether a row's loss depends on the other rows, as with dropout, which draws for all at once."""

@@ -52,6 +52,8 @@ class Objective(ABC):
     """Whether the network also tells how large its error is."""
     spans: bool = False
     """Whether the network also sees the length of a step, which `predict` takes."""
+    changes: int = 0
+    """By how many numbers the network is told how an image was changed; 0 if it is not."""
 
     @abstractmethod
     def loss(self, nets: Nets, batch: Batch, labels: Conditioning, progress: Progress, rng: Rng) -> LossOut:

@@ -96,7 +96,7 @@ def span_problems(own: Model) -> list[str]:
         return []
     reason = (
         f"model.network: {own.network.kind} does not see the length of a step, which objective "
-        f"{own.objective.kind} needs; use unet or dit"
+        f"{own.objective.kind} needs; use unet, ddpmpp or dit"
     )
     return [reason]
 

@@ -30,8 +30,8 @@ from torch import Tensor
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
 from sfumato.core.state import State
-from sfumato.families.gan import transforms
 from sfumato.families.gan.augmentations import Augmentation
+from sfumato.layers import transforms
 
 Group = Literal["blit", "geometry", "colour"]
 P, _SIGNS, _ROWS = "ada.p", "ada.signs", "ada.rows"

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from sfumato.core.batch import DataSpec
 from sfumato.families.gan.layers.blocks import LEAK
-from sfumato.families.gan.layers.resampling import Down, Up
 from sfumato.families.gan.networks import DiscriminatorNet, GeneratorNet, NetworkConfig, side_problems
+from sfumato.layers.resampling import Down, Up
 
 _Width = Annotated[int, Field(gt=0)]
 TAPS = (1, 2, 1)

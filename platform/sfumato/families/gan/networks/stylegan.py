@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from sfumato.core.batch import DataSpec
 from sfumato.core.rng import seeded
 from sfumato.families.gan.layers.equalised import EPS, EqualConv2d, EqualLinear, activated
-from sfumato.families.gan.layers.resampling import Blur
 from sfumato.families.gan.networks import GeneratorNet
 from sfumato.families.gan.styles.styled import StyledConfig
 from sfumato.families.gan.styles.styled_generator import MappingNetwork, StyledGenerator
+from sfumato.layers.resampling import Blur
 
 
 class StyleGanConfig(StyledConfig):

@@ -29,6 +29,7 @@ from sfumato.core.family import LossOut, Nets
 from sfumato.core.paths import Level
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng, SampleRng
+from sfumato.families.diffusion.augmentation import CHANGES, changed
 from sfumato.families.diffusion.objectives import (
     BoundedObjective,
     DenoisingObjective,
@@ -89,12 +90,24 @@ class EDMConfig(ObjectiveConfig, GuidableObjective, NoiseDraws):
         description="Weight noise levels by the error that the network expects there (Karras et al. 2024, "
         "EDM2, eq. 21): with network edm2.",
     )
+    augment: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Probability of each of the changes of images that the network is told of (Karras et "
+        "al. 2022, app. F.2; 0.12 on CIFAR-10): with network ddpmpp. 0 changes none, and mirrors none.",
+    )
 
     def problems(self, own: Model, data: DataSpec) -> list[str]:
-        """Uncertainty of a network that tells none."""
+        """Uncertainty of a network that tells none, changes of images of which one is not told."""
+        kind, found = own.network.kind, []
         if self.uncertainty and not own.network.tells_uncertainty:
-            return [f"model.objective.uncertainty: {own.network.kind} tells none; use network.kind=edm2"]
-        return []
+            found.append(f"model.objective.uncertainty: {kind} tells none; use network.kind=edm2")
+        if self.augment and not own.network.takes_changes:
+            found.append(f"model.objective.augment: {kind} is not told of changes; use network.kind=ddpmpp")
+        if self.augment and own.first_stage is not None:
+            found.append("model.objective.augment: changes pixels, not latents; leave it out")
+        return found
 
     @classmethod
     def tiny(cls) -> Self:
@@ -140,6 +153,7 @@ class EDM(BoundedObjective, DenoisingObjective):
     def __init__(self, config: EDMConfig, *, latents: bool = False) -> None:
         self._config = config
         self.uncertain = config.uncertainty
+        self.changes = CHANGES if config.augment else 0
         self._sigma_data = data_std(config.sigma_data, latents=latents)
         self._scale = noise_scale(self._sigma_data, latents=latents)
         mean, std = (LATENT_P_MEAN, LATENT_P_STD) if latents else (PIXEL_P_MEAN, PIXEL_P_STD)
@@ -148,14 +162,16 @@ class EDM(BoundedObjective, DenoisingObjective):
 
     def loss(self, nets: Nets, batch: Batch, labels: Conditioning, progress: Progress, rng: Rng) -> LossOut:
         """Weighted squared error of the denoised image, mean over pixels; about 1 before training."""
-        y_BCHW = batch["image"]
+        y_BCHW, more = batch["image"], dict[str, Tensor]()
+        if self._config.augment:
+            y_BCHW, more["changes"] = changed(y_BCHW, rng, self._config.augment)
         z_B = self._config.normal(rng)
         sigma_B111 = (self._p_mean + self._p_std * z_B).exp().view(-1, 1, 1, 1)
         x_BCHW = y_BCHW + sigma_B111 * rng.normal(*y_BCHW.shape[1:])
         given = labels.draw(batch, rng)
         c = Preconditioning.at(sigma_B111, self._sigma_data)
         target_BCHW = (y_BCHW - c.skip * x_BCHW) / c.out
-        found = nets["network"](c.in_ * x_BCHW, c.noise.flatten(), given, return_dict=False)
+        found = nets["network"](c.in_ * x_BCHW, c.noise.flatten(), given, return_dict=False, **more)
         error_B = (found[0].float() - target_BCHW).square().mean(dim=(1, 2, 3))
         metrics = quartiles_of_normal(error_B.detach(), z_B)
         if not self._config.uncertainty:

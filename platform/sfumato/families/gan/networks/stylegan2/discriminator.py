@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sfumato.families.gan.layers.equalised import EqualConv2d, EqualLinear, activated
 from sfumato.families.gan.layers.minibatch import MinibatchStd
-from sfumato.families.gan.layers.resampling import Blur, Down
 from sfumato.families.gan.networks import DiscriminatorNet
 from sfumato.families.gan.styles.styled_generator import MappingNetwork
+from sfumato.layers.resampling import Blur, Down
 
 
 class StyleGan2Discriminator(DiscriminatorNet):

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from sfumato.core.rng import seeded
 from sfumato.families.gan.layers.equalised import EPS, EqualLinear, activated
-from sfumato.families.gan.layers.resampling import Blur, Up
 from sfumato.families.gan.styles.styled_generator import MappingNetwork, StyledGenerator
+from sfumato.layers.resampling import Blur, Up
 
 
 class ModulatedConv2d(nn.Module):
