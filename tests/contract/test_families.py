@@ -107,6 +107,12 @@ def test_the_tiny_instance_fits_the_data(config: FamilyConfig) -> None:
     assert config.problems(DATA) == []
 
 
+@of([member for member in MEMBERS if member[0] in ("gan", "translation")])
+def test_adversarial_phases_clip_no_gradient_unless_a_recipe_asks(family: Family) -> None:
+    """Clipping would undo the factor of a lazy penalty, which stands for many steps."""
+    assert {phase.clip_grad_norm for phase in family.phases} == {None}
+
+
 def test_networks_phases_and_samplers_refer_to_each_other(family: Family) -> None:
     trainable = {name for name, spec in family.nets.items() if isinstance(spec, Trainable)}
     sources = {spec.source for spec in family.nets.values() if isinstance(spec, EmaOf)}
