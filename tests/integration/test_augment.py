@@ -21,6 +21,8 @@ from sfumato.errors import ConfigError
 from sfumato.evaluation.audits.accepted import Limits, OfClass, judged, nearest
 from sfumato.evaluation.features.extractor import Extracted
 from sfumato.families.diffusion.config import DiffusionConfig
+from sfumato.provenance.config import ProvenanceSettings
+from sfumato.provenance.stored import Provenance, write_provenance
 from sfumato.runtime.commands import augment as commands
 from sfumato.runtime.commands.edit import Actors
 from sfumato.runtime.runs.display import Display
@@ -127,6 +129,24 @@ def test_the_rare_class_gets_what_it_lacks(
     status, out, err = sfumato_here("augment", *asked.split(), "--json")
     assert status == 0 and out.count("\n") == 1 and json.loads(out)["kept"] == 18, err
     assert Manifest.load(tmp_path / "again").digest == manifest.digest
+
+
+def test_marks_are_in_the_packed_files_or_nothing_is_drawn(rare: str, model: Path, tmp_path: Path) -> None:
+    limits = Limits(0.0, 0.0, 1.0)
+    signed = {"c2pa": {"certificate": "nowhere.pem", "key": "nowhere.key"}, "require": ["c2pa"]}
+    for block, said in ((signed, "nowhere"), ({"metadata": True}, None)):
+        settings = ProvenanceSettings.model_validate(block)
+        write_provenance(model, Provenance(settings))
+        if said is not None:
+            with pytest.raises(ConfigError, match=said):
+                augmented(rare, tmp_path / "more", model, tmp_path, limits=limits)
+            assert not list(tmp_path.glob("*more*"))
+    augmented(rare, tmp_path / "more", model, tmp_path, limits=limits)
+    (shard,) = Manifest.load(tmp_path / "more").shards
+    with tarfile.open(tmp_path / "more" / shard.name) as tar:
+        files = [tar.extractfile(member) for member in tar.getmembers() if member.name.endswith(".png")]
+        pictures = [file.read() for file in files if file is not None]
+    assert pictures and all(b"trainedAlgorithmicMedia" in picture for picture in pictures)
 
 
 def test_what_cannot_be_filled_up_is_said(rare: str, model: Path, tmp_path: Path) -> None:
