@@ -21,7 +21,7 @@ INPUTS := pyproject.toml constraints.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-decoding bench-eval gpu-check check-features check-filter check-intervals bench-memorisation bench-memory bench-noise bench-options bench-sampling bench-signature bench-start bench-text bench-train bench-watermark stack-up stack-down image-test format clean
+.PHONY: help demo demo-text test test-slow chaos check audit bench-data bench-decoding bench-detector bench-eval gpu-check check-features check-filter check-intervals bench-membership bench-memorisation bench-memory bench-noise bench-options bench-sampling bench-signature bench-start bench-text bench-train bench-watermark stack-up stack-down image-test format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -71,6 +71,12 @@ check-intervals: $(VENV)/.dev ## Coverage of every interval and size of every te
 bench-memorisation: $(VENV)/.dev ## Are repeated images learned by heart and noticed? (ARGS="--images N")
 	@$(BIN)/python tests/benchmarks/evaluation/memorisation.py $(ARGS)
 
+bench-membership: $(VENV)/.dev ## Can it be told which digits a model has learnt? (ARGS="--shadows N --images N")
+	@$(BIN)/python tests/benchmarks/provenance/bench_membership.py $(ARGS)
+
+bench-detector: $(VENV)/.dev ## Can samples be told from real digits, within and across families? (ARGS="--share 2")
+	@$(BIN)/python tests/benchmarks/provenance/bench_detector.py $(ARGS)
+
 bench-memory: $(VENV)/.dev ## Bytes that a rank holds of a network under ddp, fsdp and zero3
 	@$(BIN)/python tests/benchmarks/memory/bench_memory.py $(ARGS)
 
@@ -98,7 +104,7 @@ bench-watermark: $(VENV)/.dev ## What watermarks survive on photographs (ARGS="-
 bench-noise: $(VENV)/.dev ## What marks in a sampler's noise survive (ARGS="--run RUN --real DATA")
 	@$(BIN)/python tests/benchmarks/provenance/bench_noise.py $(ARGS)
 
-bench-signature: $(VENV)/.dev ## What the signature of a decoder survives (ARGS="--run RUN --images DATA")
+bench-signature: $(VENV)/.dev ## What the signature of a decoder survives (ARGS="--run RUN --images DATA --photos DIR")
 	@$(BIN)/python tests/benchmarks/provenance/bench_signature.py $(ARGS)
 
 bench-data: $(VENV)/.peers ## Images a second into training, against other ways to read the same shards

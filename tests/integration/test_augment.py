@@ -100,6 +100,12 @@ def augmented(data: str, dest: Path, model: Path, root: Path, **more: Any) -> di
     return commands.augment(data, dest, by=str(model), **{**usual, **more})
 
 
+def every_tenth(found: Extracted, label: int, real: OfClass, limits: Limits) -> Any:
+    """Stands for `judged`, and accepts the samples of a model that learnt nothing."""
+    rows = np.arange(len(found.embedding_ND))
+    return np.full(len(rows), 0.9), np.ones(len(rows)), rows[::10]
+
+
 def test_the_rare_class_gets_what_it_lacks(
     rare: str,
     model: Path,
@@ -108,11 +114,6 @@ def test_the_rare_class_gets_what_it_lacks(
     sfumato_here: Callable[..., tuple[int, str, str]],
 ) -> None:
     """Standard output holds the report alone."""
-
-    def every_tenth(found: Extracted, label: int, real: OfClass, limits: Limits) -> Any:
-        rows = np.arange(len(found.embedding_ND))
-        return np.full(len(rows), 0.9), np.ones(len(rows)), rows[::10]
-
     monkeypatch.setattr(commands, "judged", every_tenth)
     report = augmented(rare, tmp_path / "more", model, tmp_path)
     assert report["classes"] == {"1": {"missing": 18, "kept": 18}}
@@ -131,17 +132,19 @@ def test_the_rare_class_gets_what_it_lacks(
     assert Manifest.load(tmp_path / "again").digest == manifest.digest
 
 
-def test_marks_are_in_the_packed_files_or_nothing_is_drawn(rare: str, model: Path, tmp_path: Path) -> None:
-    limits = Limits(0.0, 0.0, 1.0)
+def test_marks_are_in_the_packed_files_or_nothing_is_drawn(
+    rare: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "judged", every_tenth)
     signed = {"c2pa": {"certificate": "nowhere.pem", "key": "nowhere.key"}, "require": ["c2pa"]}
     for block, said in ((signed, "nowhere"), ({"metadata": True}, None)):
         settings = ProvenanceSettings.model_validate(block)
         write_provenance(model, Provenance(settings))
         if said is not None:
             with pytest.raises(ConfigError, match=said):
-                augmented(rare, tmp_path / "more", model, tmp_path, limits=limits)
+                augmented(rare, tmp_path / "more", model, tmp_path)
             assert not list(tmp_path.glob("*more*"))
-    augmented(rare, tmp_path / "more", model, tmp_path, limits=limits)
+    augmented(rare, tmp_path / "more", model, tmp_path)
     (shard,) = Manifest.load(tmp_path / "more").shards
     with tarfile.open(tmp_path / "more" / shard.name) as tar:
         files = [tar.extractfile(member) for member in tar.getmembers() if member.name.endswith(".png")]

@@ -28,6 +28,12 @@ from sfumato.editing.operations.invert import Invert
 from sfumato.editing.operations.style_mix import StyleMix
 from sfumato.editing.output import Output, write_rows
 from sfumato.families import config_class
+from sfumato.provenance.config import ProvenanceSettings
+from sfumato.provenance.door import Door
+from sfumato.provenance.manifests import keys as chains
+from sfumato.provenance.manifests.reading import read_manifest
+from sfumato.provenance.metadata import COMPOSITE
+from sfumato.provenance.stored import Provenance, write_provenance
 from sfumato.sampling.model_folder import save_model_folder
 
 Command = Callable[..., tuple[int, str, str]]
@@ -243,6 +249,40 @@ def test_the_command_edits_a_folder_and_says_how(project: Path, sfumato_here: Co
     assert sfumato_here("edit", "pix2pix", "in", "--out", "translated")[0] == 0
     line = (project / "translated" / "edits.jsonl").read_text().splitlines()[0]
     assert json.loads(line)["operation"]["kind"] == "translate"
+
+
+def test_edits_leave_by_the_door_and_name_what_they_were_made_from(
+    project: Path, sfumato_here: Command
+) -> None:
+    """The first picture has a manifest of somebody else, the others none."""
+    own, other = (chains.write_keys(project / name) and project / name for name in ("own", "other"))
+    blocks = [
+        {
+            "metadata": True,
+            "c2pa": {"certificate": str(place / chains.CHAIN), "key": str(place / chains.KEY)},
+        }
+        for place in (own, other)
+    ]
+    picture = Image.open(project / "in" / "0.png").copy()
+    Door(ProvenanceSettings.model_validate(blocks[1])).write(project / "in" / "0.png", picture)
+    settings = ProvenanceSettings.model_validate({**blocks[0], "require": ["c2pa"]})
+    write_provenance(project / "ddpm", Provenance(settings))
+    status, _, err = sfumato_here("edit", "ddpm", "in", "--out", "out", "--strength", "0.5")
+    assert status == 0, err
+    root = own / chains.ROOT
+    found = [read_manifest(project / "out" / f"00000{number}.png", root) for number in range(3)]
+    for one in found:
+        assert (one.outcome, one.source_type) == ("trusted", COMPOSITE)
+    names = [[(part.title, part.outcome) for part in one.ingredients] for one in found]
+    assert names == [[("0.png", "untrusted")], [("1.png", "unsigned")], [("2.png", "unsigned")]]
+    assert read_manifest(project / "out" / "grid.png", root).outcome == "trusted"
+    lines = [json.loads(line) for line in (project / "out" / "edits.jsonl").read_text().splitlines()]
+    assert all(line["provenance"]["metadata"] and "c2pa" in line["provenance"] for line in lines)
+    noise = {"noise": {"kind": "gaussian_shading"}, "require": ["noise"]}
+    write_provenance(project / "ddpm", Provenance(ProvenanceSettings.model_validate(noise)))
+    status, _, err = sfumato_here("edit", "ddpm", "in", "--out", "more", "--strength", "0.5")
+    assert (status, "noise marks pictures that are drawn" in err) == (2, True)
+    assert not (project / "more").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from repository import ROOT
 
@@ -17,6 +19,7 @@ from sfumato.core.batch import DataSpec
 from sfumato.core.progress import Progress
 from sfumato.core.rng import seeded
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.evaluation.pictures import PREVIEW, write_preview
 from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.provenance.config import ProvenanceSettings
 from sfumato.provenance.door import Door
@@ -201,6 +204,17 @@ def test_saved_arrays_leave_by_the_door(tmp_path: Path) -> None:
     assert all(_properties(file)[0]["AISystemUsed"] == "Sfumato tiny" for file in files)
     with pytest.raises(ConfigError, match=r"000000\.webp exists; choose another folder"):
         generator.save(np.zeros((1, 8, 8, 3), np.uint8), tmp_path / "out", kind="webp")
+
+
+def test_grids_of_evaluations_leave_by_the_door(tmp_path: Path) -> None:
+    class Store:
+        def images(self, tasks: object, num: int) -> Iterator[NDArray[np.uint8]]:
+            yield np.full((num, 8, 8, 3), 200, np.uint8)
+
+    door = Door(METADATA.settings, Maker("cats"))
+    assert write_preview(Store(), [], 4, tmp_path, door) == PREVIEW  # type: ignore[arg-type]
+    (said,) = _properties(tmp_path / PREVIEW)
+    assert (said["DigitalSourceType"], said["AISystemUsed"]) == (TRAINED, "Sfumato cats")
 
 
 def test_marks_travel_with_the_model_but_are_no_part_of_its_digest(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from torch import Tensor
 
 from sfumato import recipe as recipes
@@ -18,6 +20,8 @@ from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.family import DiffusionFamily
 from sfumato.parallel import Placement
 from sfumato.parallel.strategies.single import Single
+from sfumato.provenance.filters import Classifier, FilterConfig, Images, Scores
+from sfumato.provenance.metadata import TRAINED, read_xmp
 from sfumato.provenance.noises import NOISES
 from sfumato.recipe import Recipe
 from sfumato.runtime.runs.run_folder import RunFolder
@@ -95,6 +99,60 @@ def test_previews_begin_in_marked_noise(tmp_path: Path) -> None:
     Previews(recipe, family, strategy, data, RunFolder(tmp_path), None)(Progress(0, 0, 8, 8))
     mark = noise.build((1, 16, 16))
     assert all(mark.detect(one).p_value < 1e-5 for one in family.noise)
+
+
+class AnyConfig(FilterConfig):
+    """Stands for a classifier that finds something in every image."""
+
+    def build(self) -> Classifier:
+        return Any_()
+
+
+class Any_(Classifier):
+    def scores(self, images_NHWC: Images) -> Scores:
+        return np.ones(len(images_NHWC), np.float32)
+
+
+class Tracker:
+    """Keeps what MLflow would get."""
+
+    def __init__(self) -> None:
+        self.curves: dict[str, float] = {}
+        self.files: list[bytes] = []
+
+    def image(self, name: str, content: bytes, step: int) -> None:
+        self.files.append(content)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self.curves |= values
+
+
+def test_previews_leave_by_the_door_and_the_filter_is_counted(tmp_path: Path) -> None:
+    model = {**DiffusionConfig.tiny().model_dump(), "condition": "none"}
+    found = {"kind": f"{__name__}:AnyConfig", "threshold": 0.5}
+    recipe: Recipe = recipes.parse(
+        {
+            "name": "x",
+            "data": {"path": str(tmp_path)},
+            "model": model,
+            "train": {"images": 8, "batch": 8, "preview_samples": 4},
+            "provenance": {"metadata": True, "filter": {"images": found, "action": "replace"}},
+        }
+    )
+    family, strategy, tracker = recipe.model.build(DATA), Single(Placement()), Tracker()
+    install(family, strategy, 0)
+    Previews(recipe, family, strategy, DATA, RunFolder(tmp_path), tracker)(Progress(0, 0, 8, 8))  # type: ignore[arg-type]
+    assert {name: tracker.curves[f"filter/previews/{name}"] for name in ("images", "found", "replace")} == {
+        "images": 4,
+        "found": 4,
+        "replace": 4,
+    }
+    (path,) = (tmp_path / "previews").iterdir()
+    content = path.read_bytes()
+    assert tracker.files == [content]
+    assert read_xmp(path)["DigitalSourceType"] == TRAINED
+    with Image.open(path) as picture:
+        assert len(np.unique(np.asarray(picture))) <= 2, "grey tiles on the grid's ground"
 
 
 def test_prompts_stand_beside_their_samples() -> None:
