@@ -56,7 +56,7 @@ STEPS = {
         "model.objective.message=5c3a9f06",
         "model.objective.first_stage.run=vae",
         "model.objective.extractor.run=extractor",
-        "train.images=6_000",
+        "train.images=14_000",
     ),
 }
 """Recipes of `pipelines/` with what makes them small, one after the other."""
