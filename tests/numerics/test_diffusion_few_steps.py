@@ -15,12 +15,17 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
 from sfumato.families.diffusion.distillation.distances import pseudo_huber
 from sfumato.families.diffusion.distillation.jumps import JumpSampling
+from sfumato.families.diffusion.distillation.middle import Middle
 from sfumato.families.diffusion.distillation.tangents import tangent
 from sfumato.families.diffusion.guidance.labels import Guided, LabelDropout
 from sfumato.families.diffusion.networks import predict
 from sfumato.families.diffusion.networks.dit import DiTConfig
 from sfumato.families.diffusion.networks.unet import UNetConfig
 from sfumato.families.diffusion.objectives import OBJECTIVES
+from sfumato.families.diffusion.objectives.adversarial_distillation import (
+    AdversarialDistillationConfig,
+    Head,
+)
 from sfumato.families.diffusion.objectives.consistency_distillation import ConsistencyDistillationConfig
 from sfumato.families.diffusion.objectives.dmd2 import Dmd2Config, Scored
 from sfumato.families.diffusion.objectives.ect import EctConfig
@@ -463,3 +468,78 @@ class TestDmd2:
             optimizer.step()
         assert errors[-1] < 0.5 * errors[0]
         assert out.metrics["accuracy"].mean().item() > 0.7
+
+
+class Bright(Edm):
+    """A denoiser whose middle sees how bright each pixel of its answer's input is, without the noise."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        super().__init__(denoise)
+        self.middle = nn.Identity()
+
+    def forward(self, x: Tensor, t: Tensor, given: Any, return_dict: bool = False) -> tuple[Tensor]:
+        whole = x * ((4 * t).exp() ** 2 + STD**2).sqrt().view(-1, 1, 1, 1)
+        self.middle(whole.repeat(1, 2, 1, 1))
+        return super().forward(x, t, given)
+
+
+class TestAdversarialDistillation:
+    def test_the_student_learns_the_levels_of_its_sampling(self) -> None:
+        objective = AdversarialDistillationConfig(teacher=TEACHER, steps=2).build()
+        seen: list[Tensor] = []
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            seen.append(sigma)
+            return x
+
+        nets = {"network": Edm(denoise), "teacher": Middle(lambda: Bright(posterior_mean), ("middle", 2))}
+        objective.loss({**nets, "head": Head(2)}, normal_images(), UNSTEERED, at(), rng())
+        levels = seen[0].sort().values
+        assert levels[0].item() == pytest.approx(0.821, rel=1e-3) and levels[-1].item() == pytest.approx(
+            80, rel=1e-3
+        )
+        assert 0.3 < float((levels > 1).float().mean()) < 0.7
+
+    def test_losses_are_the_papers(self) -> None:
+        """With a head that says h everywhere and a teacher that answers 0.1 where the student does 0.4."""
+        config = AdversarialDistillationConfig(teacher=TEACHER, distillation=2.5, p_std=1e-6, p_mean=0.0)
+        objective, head = config.build(), Head(2)
+        nn.init.zeros_(head.layers[3].weight)
+        nn.init.constant_(head.layers[3].bias, 0.3)
+        nets = {
+            "network": Edm(lambda x, sigma: torch.full_like(x, 0.4)),
+            "teacher": Middle(lambda: Bright(lambda x, sigma: torch.full_like(x, 0.1)), ("middle", 2)),
+            "head": head,
+        }
+        loss = objective.loss(nets, normal_images(), UNSTEERED, at(), rng()).loss_B
+        wanted = -0.3 + 2.5 / 2**0.5 * (0.4 - 0.1) ** 2  # sigma is 1
+        torch.testing.assert_close(loss, torch.full_like(loss, wanted), rtol=1e-3, atol=1e-4)
+        (phase,) = objective.further_phases(UNSTEERED)
+        loss = phase.loss(nets, normal_images(), at(), rng()).loss_B
+        torch.testing.assert_close(loss, torch.full_like(loss, (1 - 0.3) + (1 + 0.3)))
+
+    def test_the_head_learns_to_tell_images_and_the_student_to_be_taken_for_real(self) -> None:
+        config = AdversarialDistillationConfig(teacher=TEACHER, p_mean=-2.0, p_std=0.5)
+        objective, image = config.build(), nn.Parameter(torch.tensor(-0.8))
+        teacher = Middle(
+            lambda: UNetConfig.tiny().build(DataSpec(1, 4, 4), conditional=False), ("mid_block", 16)
+        )
+        teacher.requires_grad_(False)
+        nets: dict[str, nn.Module] = {
+            "network": Edm(lambda x, sigma: image.expand_as(x)),
+            "teacher": teacher,
+            "head": Head(16),
+        }
+        (phase,) = objective.further_phases(UNSTEERED)
+        judge = torch.optim.Adam(nets["head"].parameters(), lr=1e-2)
+        images = {"image": torch.full((ROWS, 1, 4, 4), 0.8)}
+        for step in range(30):
+            source = StreamRng([Piece(0, 0, ROWS)], rows_per_stream=ROWS, seed=1, images=step, phase="x")
+            out = phase.loss(nets, images, at(), source)
+            judge.zero_grad()
+            out.loss_B.mean().backward()
+            judge.step()
+        assert out.metrics["accuracy"].mean().item() > 0.9
+        assert image.grad is None, "the student does not learn while the head does"
+        objective.loss(nets, images, UNSTEERED, at(), rng()).loss_B.mean().backward()
+        assert image.grad is not None and image.grad.item() < 0, "brighter images are taken for real"

@@ -75,7 +75,8 @@ class DiffusionConfig(FamilyConfig):
     objective: Annotated[ObjectiveConfig, OBJECTIVES] = Field(
         DDPMConfig(),
         description="What the network learns: ddpm, rectified_flow or edm; for few steps: consistency, ect, "
-        "scm, mean_flow, shortcut, consistency_distillation, progressive_distillation, dmd2 or reflow.",
+        "scm, mean_flow, shortcut, consistency_distillation, progressive_distillation, dmd2, "
+        "adversarial_distillation or reflow.",
     )
     first_stage: FirstStageConfig | None = Field(
         None, description="A trained autoencoder: the model then works on its latents, not on pixels."

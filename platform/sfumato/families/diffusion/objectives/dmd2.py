@@ -30,6 +30,7 @@ from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
 from sfumato.core.schedules import LearningRate
 from sfumato.families.diffusion.distillation.jumps import JumpingStudent, JumpSampling
+from sfumato.families.diffusion.distillation.middle import Middle
 from sfumato.families.diffusion.distillation.teacher import NAME, GuidedTeacher, TaughtConfig
 from sfumato.families.diffusion.objectives import Model, SamplingBase
 from sfumato.families.diffusion.trajectory.noise_draws import NoiseDraws
@@ -168,30 +169,23 @@ class Dmd2(JumpingStudent):
         return self.denoiser.image_in(output, noisy_BCHW, sigma_B), verdicts[0]
 
 
-class Scored(nn.Module):
+class Scored(Middle):
     """A denoiser, and a head on its middle layer that tells real images from generated ones."""
 
     def __init__(self, build: Callable[[], nn.Module], middle: tuple[str, int] | None) -> None:
-        super().__init__()
-        self.network = build()
+        super().__init__(build, middle)
         self.head = None
-        if middle is None:
-            return
-        name, channels = middle
-        self.head = nn.Sequential(nn.LayerNorm(channels), nn.SiLU(), nn.Linear(channels, 1))
-        self._read: list[Tensor] = []
-        inner = getattr(self.network, "network", self.network)  # latents have a wrapper
-        inner.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output: self._read.append(output)
-        )
+        if middle is not None:
+            channels = middle[1]
+            self.head = nn.Sequential(nn.LayerNorm(channels), nn.SiLU(), nn.Linear(channels, 1))
 
-    def forward(self, x_BCHW: Tensor, t_B: Tensor, given: Given | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_BCHW: Tensor, t_B: Tensor, given: Given | None = None, return_dict: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The network's output, and the head's logit [B]."""
-        output_BCHW = self.network(x_BCHW, t_B, given, return_dict=False)[0]
+        output_BCHW, positions_BTC = super().forward(x_BCHW, t_B, given)
         if self.head is None:
             return output_BCHW, output_BCHW.new_zeros(len(x_BCHW))
-        read = self._read.pop()
-        positions_BTC = read.flatten(2).transpose(1, 2) if read.dim() == 4 else read
         return output_BCHW, self.head(positions_BTC).mean(dim=(1, 2))
 
 
