@@ -1,6 +1,6 @@
 """Can it be told which digits a small autoregressive model was trained on? By loss threshold and by LiRA.
 
-The model (`pipelines/digits/pixelcnn.yaml`, smaller) learns 0.3 of the 1,797 digits, so that over a
+The model (`pipelines/digits/pixelcnn.yaml`, smaller) learns 0.15 of the 1,797 digits, so that over a
 thousand others are left, which a true positive rate at 0.1 % false positives needs. Shadow models learn other
 random parts of this size. Prints both attacks; the last line is JSON.
 
@@ -26,9 +26,9 @@ from sfumato.runtime.runs.display import Display
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=12_000, help="That each model sees.")
-    parser.add_argument("--share", type=float, default=0.3, help="Of the digits that each learns.")
-    parser.add_argument("--shadows", type=int, default=4)
-    parser.add_argument("--set", nargs="*", default=["model.network.width=24", "model.network.layers=3"])
+    parser.add_argument("--share", type=float, default=0.15, help="Of the digits that each learns.")
+    parser.add_argument("--shadows", type=int, default=8)
+    parser.add_argument("--set", nargs="*", default=["model.network.width=48", "model.network.layers=4"])
     parser.add_argument("--out", type=Path, help="Where the ROC curves go.")
     options = parser.parse_args()
     torch.set_num_threads(1)
