@@ -16,8 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 MODEL: dict[str, Any] = {
     "network": {"channels": [32, 64], "layers_per_block": 1, "time_conditioning": "scale_shift"},
     "objective": {"prediction": "v", "schedule": "cosine", "timesteps": 1000, "label_dropout": 0.1},
@@ -58,7 +56,7 @@ def stage(root: Path, samples: int, actors: int) -> tuple[float, float]:
     first: list[float] = []
     start = time.perf_counter()
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int | None, figures: object = None) -> None:
         if done and not first:
             first.append(time.perf_counter() - start)
 
@@ -95,11 +93,12 @@ def bare(root: Path, blocks: range) -> float:
         extractors = [kind.build(reference, o, root / "cache") for kind, o in chosen.features.items()]
         _loaded[root] = Generator.load(root / "model"), extractors
     generator, extractors = _loaded[root]
-    options, labels = generator.options(), np.arange(generator.block) % 10
+    options = generator.options()
     start = time.perf_counter()
     for index in blocks:
         first = index * generator.block
-        images = generator.sample_block(first, seed=0, labels=labels.tolist(), options=options)
+        conditions = generator.conditions_of({}, range(first, first + generator.block))
+        images = generator.sample_block(first, seed=0, conditions=conditions, options=options)
         for extractor in extractors:
             extractor.extract(to_uint8(images))
     return time.perf_counter() - start

@@ -90,7 +90,7 @@ def on_actors(root: Path) -> tuple[float, float]:
 
     reference, first = PackedReference(root / "data"), []
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int | None, figures: object = None) -> None:
         if done and not first:
             first.append(time.perf_counter() - start)
 
