@@ -30,6 +30,11 @@ SECRETS = {
 }
 
 
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+ODD = {**dict.fromkeys(PROXIES, "http://127.0.0.1:9"), "LANG": "C", "NO_COLOR": "1", "COLUMNS": "40"}
+"""Forty columns without colours, in no language, behind proxies that do not answer; HOME is unset, too."""
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder as a user has it: a recipe on ours, and nothing else."""
@@ -54,11 +59,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def run(project: Path) -> dict:
-    """What `sfumato run` reports."""
+    """What `sfumato run` reports, in odd surroundings."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("HOME", "no_proxy", "NO_PROXY") and not name.startswith("LC_")
+    }
     done = subprocess.run(
         [sys.executable, "-m", "sfumato", "run", "tiny.yaml", "--json"],
         cwd=project,
-        env={**os.environ, **SECRETS},
+        env={**kept, **ODD, **SECRETS},
         capture_output=True,
         text=True,
         timeout=700,
@@ -77,6 +87,7 @@ def run(project: Path) -> dict:
         and "on 1 cores: workers take turns" not in line  # true of a machine with one
     ]
     assert noise == [], "the progress is not buried under what libraries say"
+    assert "\x1b" not in done.stdout + done.stderr, "no colours"
     return json.loads(done.stdout)
 
 

@@ -170,6 +170,20 @@ def test_a_full_disk_under_checkpoints_changes_no_bit(digits_data: Path, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_run_that_is_deleted_in_mid_training_ends_with_one_line(digits_data: Path, tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path, digits_data, train={"images": 4_000_000}))
+    with sfumato(tmp_path, "train", recipe) as process:
+        wait_for("a checkpoint", lambda: newest(tmp_path) >= 2_000, process=process)
+        process.left.extend(psutil.Process(process.pid).children(recursive=True))  # type: ignore[attr-defined]
+        (run,) = tmp_path.glob("runs/tiny-*")
+        run.rename(tmp_path / "gone")  # at once, as a move; deleting may meet files that are being written
+        _, said = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode in (1, 2), said
+    errors = [line for line in said.splitlines() if "error:" in line]
+    assert len(errors) == 1 and f"{run.name} is gone" in errors[0] and "Traceback" not in said, said
+
+
+@pytest.mark.slow
 def test_a_bad_sample_ends_the_run_at_once_with_one_line(digits_data: Path, tmp_path: Path) -> None:
     """An error that no retry would mend is not retried, and reaches the user as it is."""
     import shutil

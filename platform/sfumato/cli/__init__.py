@@ -92,6 +92,7 @@ _ROOM, _RIGHTS = (
 _OF_THE_MACHINE = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
+    errno.EFBIG: "the disk's format or a limit (ulimit -f) takes no larger file; write elsewhere",
     errno.EROFS: _RIGHTS,
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sfumato.core.drafts import folder_beside
+from sfumato.core.drafts import folder_beside, writing
 from sfumato.editing.edit import Edit, pairs
 from sfumato.errors import ConfigError
 from sfumato.provenance.door import refused
@@ -67,14 +67,16 @@ class Output:
                 line["provenance"] = marks
             lines.append(json.dumps(line, ensure_ascii=False, default=str))
         part = self._lines(block).with_suffix(".part")
-        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        with writing(part):
+            part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         part.rename(self._lines(block))
 
     def finish(self) -> Path:
         """Put the lines together, draw the grid, and give the folder its name."""
         blocks = range(self._edit.blocks(self._model))
         text = "".join(self._lines(block).read_text("utf-8") for block in blocks)
-        (self._draft / LINES).write_text(text, encoding="utf-8")
+        with writing(self._out / LINES):
+            (self._draft / LINES).write_text(text, encoding="utf-8")
         for block in blocks:
             self._lines(block).unlink()
         few = min(SHOWN, len(self._edit.images))
@@ -119,7 +121,7 @@ def write_rows(
     try:
         found = list(rows)
         flat, applied = model.door.pixels(np.concatenate(found), drawn=False)
-        with (draft / LINES).open("w", encoding="utf-8") as file:
+        with writing(out / LINES), (draft / LINES).open("w", encoding="utf-8") as file:
             for number, (image, marks) in enumerate(zip(flat, applied, strict=True)):
                 shown = said(*divmod(number, len(found[0])))
                 line: dict[str, Any] = {"file": file_name(number), "index": number, **shown, **about}

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from sfumato.core.drafts import beside
+from sfumato.core.drafts import beside, writing
 
 Array = npt.NDArray[Any]
 HEADER = "sfumato"
@@ -30,7 +30,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = beside(path)
     try:
-        with draft.open("xb") as file:
+        with writing(draft), draft.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sfumato.core.drafts import beside
+from sfumato.core.drafts import write_whole
 from sfumato.errors import ConfigError
 from sfumato.provenance.config import Mark, ProvenanceSettings
 from sfumato.provenance.facts import Facts, Maker
@@ -138,9 +138,7 @@ class Door:
     ) -> Applied:
         """Write the file, complete or not at all, and return the marks that it has besides its pixels'."""
         content, applied = self._file(picture, facts or Facts(), kind)
-        partial = beside(Path(path))
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(Path(path), content)
         return applied
 
     def animation(
@@ -153,9 +151,7 @@ class Door:
         content = animated(pictures, milliseconds, packet)
         if settings.c2pa is not None:
             content = self._signer.signed(content, MIME["webp"], self.maker, facts, prompt=settings.prompt)
-        partial = beside(Path(path))
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(Path(path), content)
 
     def _watermarked(self, images_NHWC: Images, applied: Sequence[Applied]) -> Images:
         settings = self.settings.watermark

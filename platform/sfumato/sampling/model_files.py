@@ -16,6 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from sfumato.core.drafts import writing
 from sfumato.errors import CheckpointError
 
 FORMAT = 1
@@ -26,7 +27,8 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> str:
     """Write a state dict; returns the file's sha256."""
     # Copies, since safetensors refuses tensors that share memory.
     content = save_tensors({key: value.detach().cpu().contiguous().clone() for key, value in state.items()})
-    path.write_bytes(content)
+    with writing(path):
+        path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sfumato import families
 from sfumato.core.batch import DataSpec
-from sfumato.core.drafts import folder_beside
+from sfumato.core.drafts import folder_beside, writing
 from sfumato.core.earlier_defaults import FIRST, as_of
 from sfumato.core.family import Family, FamilyConfig, Trainable
 from sfumato.core.finding import ALLOW, built_in_only, paths_in
@@ -116,7 +116,8 @@ def save_model_folder(
             **({"bases": bases} if bases else {}),
         }
         text = json.dumps(card, indent=2, ensure_ascii=False).encode() + b"\n"
-        (draft / CARD).write_bytes(text)
+        with writing(draft / CARD):
+            (draft / CARD).write_bytes(text)
         write_provenance(draft, provenance)
         _replace(draft, target)
     finally:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sfumato import __version__
 from sfumato.core.conditions import LABEL, Source, told
-from sfumato.core.drafts import folder_beside
+from sfumato.core.drafts import folder_beside, writing
 from sfumato.core.rng import SampleRng
 from sfumato.errors import ConfigError
 from sfumato.provenance.door import Door, refused
@@ -83,8 +83,11 @@ def write_samples(
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = folder_beside(target)
     try:
-        shown = _write(draft, generator.door, drawn, source, seed, lines, num * len(variants), kind, progress)
-        generator.door.write(draft / GRID, generator.door.sheet(_grid(shown, source, sweep)))
+        with writing(draft):
+            shown = _write(
+                draft, generator.door, drawn, source, seed, lines, num * len(variants), kind, progress
+            )
+            generator.door.write(draft / GRID, generator.door.sheet(_grid(shown, source, sweep)))
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)

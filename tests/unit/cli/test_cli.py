@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +203,37 @@ def test_a_disk_that_is_full_is_no_defect(
     monkeypatch.setattr(cli, "app", lambda **_: 1 / 0)
     status, _, err = sfumato_here("doctor")
     assert status == 1 and "ZeroDivisionError: division by zero (a defect of Sfumato" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "bytes_", "named"),
+    [
+        (("pack", "digits", "drawn"), 20_000, "digits-000000.tar: cannot be written: File too large"),
+        (("sample", "RUN", "--num", "4", "--out", "drawn"), 200, "drawn: File too large"),
+        (("export", "RUN", "drawn"), 3_000, "drawn/ema.safetensors: File too large"),
+        (("export", "RUN", "drawn", "--format", "diffusers"), 3_000, "drawn: File too large"),
+    ],
+)
+def test_a_command_on_a_disk_that_takes_no_more_names_the_file(
+    words: tuple[str, ...],
+    bytes_: int,
+    named: str,
+    terminal: Terminal,
+    earlier_run: Callable[[str, Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A limit on the size of files: writing fails as on a full disk, and nothing half-written stays."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python would keep half of a module's for good
+    run = str(earlier_run("runs", terminal.folder))
+    before = {path.name for path in terminal.folder.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, limits[1]))
+    try:
+        status, out, err = terminal(*(run if word == "RUN" else word for word in words))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status in (1, 2) and out == "" and named in err and "defect" not in err, err
+    assert {path.name for path in terminal.folder.iterdir()} - before <= {".drawn-packing"}
 
 
 def test_lines_hide_the_credentials_of_places(sfumato_here: Any, tmp_path: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from sfumato.core.drafts import beside, folder_beside, result_of
+from sfumato.core.drafts import beside, folder_beside, result_of, write_whole, writing
 from sfumato.evaluation.store import write_bytes
 from sfumato.runtime.runs.run_folder import RunFolder
 
@@ -57,3 +63,41 @@ def test_a_draft_is_told_by_the_name_of_what_it_becomes(name: str, tmp_path: Pat
     assert result_of(str(beside(Path(name)))) == name
     assert result_of(str(beside(tmp_path / name) / "000000.png")) == str(tmp_path / name / "000000.png")
     assert result_of(str(tmp_path / name)) == str(tmp_path / name)
+
+
+@pytest.fixture
+def small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No file of this process may have more than 100 bytes; what a full disk says is said by this, too."""
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "file").write_bytes(bytes(1_000))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python would keep half of a module's for good
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_fails_names_its_file_and_leaves_nothing(small_files: None, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+
+    def by_hand() -> None:
+        with path.open("wb") as file:
+            file.write(bytes(1_000))
+
+    for write, named in (
+        (by_hand, path),
+        (lambda: shutil.copytree(tmp_path / "large", tmp_path / "copy"), tmp_path / "copy" / "file"),
+        (lambda: save_file({"w": torch.zeros(1_000)}, path), path),
+    ):
+        with pytest.raises(OSError, match="File too large") as failed, writing(path):
+            write()
+        assert (failed.value.errno, failed.value.filename) == (errno.EFBIG, str(named))
+        path.unlink(missing_ok=True)
+    shutil.rmtree(tmp_path / "copy")
+    for whole in (write_whole, write_bytes):
+        with pytest.raises(OSError, match="File too large") as failed:
+            whole(path, bytes(1_000))
+        assert result_of(str(failed.value.filename)) == str(path)
+    assert [found.name for found in tmp_path.iterdir()] == ["large"]
+    with pytest.raises(ConnectionError), writing(path):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "nobody listens")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sfumato.core.drafts import beside
+from sfumato.core.drafts import write_whole
 from sfumato.runtime.card.facts import facts_of
 from sfumato.runtime.card.markdown import text_of
 from sfumato.runtime.runs.run_folder import RunFolder
@@ -33,9 +33,7 @@ def put_card(facts: Mapping[str, Any], place: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     data = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     for name, text in ((TEXT, text_of(facts)), (DATA, data)):
-        draft = beside(place / name)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(place / name)
+        write_whole(place / name, text.encode())
 
 
 def export_card(found: Found, dest: Path) -> None:

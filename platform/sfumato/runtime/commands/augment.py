@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from sfumato.core.conditions import LABEL, Listed
-from sfumato.core.drafts import folder_beside
+from sfumato.core.drafts import folder_beside, writing
 from sfumato.core.seeds import derive
 from sfumato.data.packing.pack import pack
 from sfumato.data.packing.sources.listing import ListingSource
@@ -131,8 +131,9 @@ def augment(
                 display.stage("draw")
                 for tasks in judge.rounds(tries):
                     results = dict(workers.run(drawer, tasks))
-                    for task in tasks:
-                        judge.take(task, results[task])
+                    with writing(draft):
+                        for task in tasks:
+                            judge.take(task, results[task])
                     display.update(judge.kept, sum(missing.values()))
             report = judge.finish()
             if not judge.kept:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sfumato.core.allocator import keep_freed_memory
-from sfumato.core.drafts import beside
+from sfumato.core.drafts import beside, writing
 from sfumato.core.family import ExportsDiffusers
 from sfumato.errors import ConfigError
 from sfumato.provenance.formats import Format
@@ -112,7 +112,8 @@ def export(
         dest.parent.mkdir(parents=True, exist_ok=True)
         draft = beside(dest)
         try:
-            _write(draft, found, kind, with_base=with_base, base=base)
+            with writing(draft):
+                _write(draft, found, kind, with_base=with_base, base=base)
             draft.rename(dest)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

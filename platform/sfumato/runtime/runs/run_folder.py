@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfumato.core.drafts import beside
+from sfumato.core.drafts import write_whole
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -138,9 +138,7 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = beside(target)
-        partial.write_text(text)
-        partial.replace(target)
+        write_whole(target, text.encode())
 
     def update_json(self, name: str, **values: Any) -> None:
         self.write_json(name, {**(self.read_json(name) or {}), **values})

@@ -10,7 +10,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from sfumato.core.drafts import folder_beside
+from sfumato.core.drafts import folder_beside, writing
 from sfumato.errors import ConfigError
 from sfumato.layers import library_pipelines
 from sfumato.sampling.pretrained_files import file_digest
@@ -44,7 +44,8 @@ def converted(file: Path, like: Path, root: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = folder_beside(target)
     try:
-        pipeline.save_pretrained(draft)
+        with writing(draft):
+            pipeline.save_pretrained(draft)
         draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
