@@ -18,7 +18,7 @@ from sfumato.families.diffusion.distillation.jumps import JumpSampling
 from sfumato.families.diffusion.distillation.middle import Middle
 from sfumato.families.diffusion.distillation.tangents import tangent
 from sfumato.families.diffusion.guidance.labels import Guided, LabelDropout
-from sfumato.families.diffusion.networks import predict
+from sfumato.families.diffusion.networks import NETWORKS, predict
 from sfumato.families.diffusion.networks.dit import DiTConfig
 from sfumato.families.diffusion.networks.unet import UNetConfig
 from sfumato.families.diffusion.objectives import OBJECTIVES
@@ -484,6 +484,16 @@ class Bright(Edm):
 
 
 class TestAdversarialDistillation:
+    @pytest.mark.parametrize("kind", ["unet", "ddpmpp", "dit"])
+    def test_the_middle_of_a_network_is_read_at_every_position(self, kind: str) -> None:
+        config = NETWORKS.find(kind).tiny()
+        middle = config.middle()
+        assert middle is not None
+        network = Middle(lambda: config.build(DataSpec(1, 8, 8), conditional=False), middle)
+        image, positions = network(torch.randn(3, 1, 8, 8), torch.ones(3))
+        assert image.shape == (3, 1, 8, 8)
+        assert positions.shape == (3, 16, middle[1])
+
     def test_the_student_learns_the_levels_of_its_sampling(self) -> None:
         objective = AdversarialDistillationConfig(teacher=TEACHER, steps=2).build()
         seen: list[Tensor] = []

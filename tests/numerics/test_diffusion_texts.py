@@ -22,6 +22,7 @@ from sfumato.families.diffusion.objectives import OBJECTIVES
 
 GUIDED = ["ddpm", "edm", "rectified_flow"]
 SPANNED = {"mean_flow", "shortcut"}
+JUDGED = {"adversarial_distillation"}
 """They need networks that see the length of a step, which those of texts do not."""
 TEXTS = ["the one", "", "a", "the"]
 
@@ -57,7 +58,7 @@ def drawn(made: tuple[DiffusionConfig, Family, Mapping[str, nn.Module]], **texts
     return family.sample(nets, request, progress_of(family), SampleRng(3, range(ROWS)))
 
 
-@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES.names()) - SPANNED))
+@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES.names()) - SPANNED - JUDGED))
 def test_every_objective_trains_and_draws(objective: str) -> None:
     made = member(objective)
     _, family, nets = made
@@ -68,6 +69,16 @@ def test_every_objective_trains_and_draws(objective: str) -> None:
     assert loss_B.shape == (ROWS,) and loss_B.isfinite().all()
     images = drawn(made, text=TEXTS)
     assert not torch.allclose(images[0], drawn(made, text=["b", *TEXTS[1:]])[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("objective", sorted(JUDGED))
+def test_networks_of_texts_have_no_layer_for_a_discriminator(objective: str) -> None:
+    plain = DiffusionConfig.variants()["unet_text"].model_dump()
+    card = ModelCard(family="diffusion", config=plain, data=DATA)
+    teacher = {"network": "ema", "model": card.model_dump()}
+    content = plain | {"objective": {"kind": objective, "teacher": teacher}, "sampling": {}}
+    (problem,) = DiffusionConfig.model_validate(content).problems(DATA)
+    assert problem.endswith("unet_text has no layer for a discriminator to read; use unet, ddpmpp or dit")
 
 
 @pytest.mark.parametrize("objective", sorted(SPANNED))

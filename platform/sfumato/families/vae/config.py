@@ -95,7 +95,7 @@ class VaeConfig(FamilyConfig):
     @classmethod
     def variants(cls) -> Mapping[str, Self]:
         """Each latent with each of its settings that changes the network or the loss."""
-        from sfumato.families.vae.variants import latents, sharpened
+        from sfumato.families.vae.variants import deep, latents, sharpened
 
         tiny = cls.tiny()
         free = tiny.model_copy(update={"condition": "none"})
@@ -110,7 +110,7 @@ class VaeConfig(FamilyConfig):
                 else tiny.model_copy(update={"latent": latent, "text": text})
                 for name, latent in latents().items()
             },
-            **{name: free.model_copy(update=parts) for name, parts in sharpened().items()},
+            **{name: free.model_copy(update=parts) for name, parts in (sharpened() | deep()).items()},
         }
 
     def problems(self, data: DataSpec) -> list[str]:

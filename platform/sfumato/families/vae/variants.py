@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sfumato.families.vae.coders import NetworkConfig
 from sfumato.families.vae.latents import LATENTS, LatentConfig
 from sfumato.families.vae.likelihoods import LIKELIHOODS
 from sfumato.families.vae.quantizers import QUANTIZERS
@@ -41,3 +42,9 @@ def sharpened() -> dict[str, dict[str, Any]]:
     """A KL autoencoder whose discriminator starts while the tests train."""
     small = AdversarialConfig(width=4, layers=1, start_images=64)
     return {"adversarial": {"latent": LATENTS.find("kl").tiny(), "adversarial": small}}
+
+
+def deep() -> dict[str, dict[str, Any]]:
+    """A KL autoencoder of DC-AE's kind, with attention."""
+    network = NetworkConfig(channels=(4, 8), residual=True, mid_attention=True)
+    return {"deep": {"latent": LATENTS.find("kl").tiny(), "network": network}}

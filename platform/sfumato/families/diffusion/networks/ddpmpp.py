@@ -86,6 +86,10 @@ class DdpmppConfig(NetworkConfig):
         """Two levels of 8 and 16 channels, without dropout."""
         return cls(width=8, levels=(1, 2), blocks=1, attention=(1,), dropout=0)
 
+    def middle(self) -> tuple[str, int]:
+        """The second block at the lowest resolution of the decoder."""
+        return "decoder.1", self.levels[-1] * self.width
+
     def couples_rows(self) -> bool:
         """Dropout draws one mask for a whole micro-batch."""
         return bool(self.dropout)

@@ -73,7 +73,9 @@ class AdversarialDistillationConfig(TaughtConfig, GuidedTeacher, NoiseDraws):
         found = super().problems(own, data)
         if not found and own.network.middle() is None:
             kind = own.network.kind
-            found.append(f"model.network: {kind} has no layer for a discriminator to read; use unet or dit")
+            found.append(
+                f"model.network: {kind} has no layer for a discriminator to read; use unet, ddpmpp or dit"
+            )
         return found
 
 

@@ -15,6 +15,7 @@ from sfumato.core.first_stage import Latent
 from sfumato.core.progress import Progress
 from sfumato.core.rng import Rng
 from sfumato.core.stored import StageSpec
+from sfumato.errors import ConfigError
 from sfumato.families.vae.autoencoder import AutoencoderFamily, Stateful, distance
 from sfumato.families.vae.coders import NetworkConfig, decoder, encoder
 from sfumato.families.vae.equivariance import Change
@@ -98,9 +99,17 @@ class KlAutoencoder(nn.Module):
         return output.float().clamp(-1, 1)
 
     def in_diffusers(self, scale: float) -> Any:
-        """diffusers' `AutoencoderKL` with these weights; implements `core.first_stage.InDiffusers`."""
+        """diffusers' `AutoencoderKL` with these weights; implements `core.first_stage.InDiffusers`.
+
+        Raises ConfigError for a residual network, of which diffusers has none with a distribution.
+        """
         from diffusers import AutoencoderKL
 
+        if self._config.residual:
+            raise ConfigError(
+                "diffusers has no autoencoder like one with model.network.residual=true; use --format "
+                "safetensors"
+            )
         config, data, levels = self._config, self._data, len(self._config.channels)
         found = AutoencoderKL(
             in_channels=data.channels,
