@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sfumato.core.batch import DataSpec, Piece
 from sfumato.core.progress import Progress
 from sfumato.core.rng import SampleRng, StreamRng
+from sfumato.families.diffusion.config import DiffusionConfig
 from sfumato.families.diffusion.distillation.distances import pseudo_huber
 from sfumato.families.diffusion.distillation.jumps import JumpSampling
 from sfumato.families.diffusion.distillation.middle import Middle
@@ -481,6 +482,18 @@ class Bright(Edm):
         whole = x * ((4 * t).exp() ** 2 + STD**2).sqrt().view(-1, 1, 1, 1)
         self.middle(whole.repeat(1, 2, 1, 1))
         return super().forward(x, t, given)
+
+
+@pytest.mark.parametrize(
+    ("network", "refused"), [({}, False), ({"dropout": 0.2}, False), ({"channels": [8, 32]}, True)]
+)
+def test_a_student_starts_from_a_network_that_differs_in_dropout_at_most(
+    network: dict[str, Any], refused: bool
+) -> None:
+    own = {"channels": [8, 16], "head_dim": 8, "norm_groups": 4, **network}
+    content = {"condition": "none", "network": own, "objective": EctConfig(teacher=TEACHER).model_dump()}
+    problems = DiffusionConfig.model_validate(content).problems(DataSpec(1, 8, 8))
+    assert [("whose weights it is to start from" in problem) for problem in problems] == [True] * refused
 
 
 class TestAdversarialDistillation:

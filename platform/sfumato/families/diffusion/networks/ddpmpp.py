@@ -43,7 +43,7 @@ class DdpmppConfig(NetworkConfig):
     variant: Literal["ddpm++", "ncsn++"] = Field(
         "ddpm++", description="ncsn++ has a smooth filter, Fourier features, and the image at every level."
     )
-    width: int = Field(128, ge=4, description="Channels of the first convolution; even.")
+    width: int = Field(128, ge=4, description="Channels of the first convolution; a multiple of 4.")
     levels: tuple[int, ...] = Field(
         (2, 2, 2), min_length=1, description="Channels of each level, in widths; each halves the side."
     )
@@ -259,8 +259,8 @@ class Block(nn.Module):
         self.first = _convolution(inputs, outputs)
         self.shift = _linear(embedding, outputs)
         self.second = _convolution(outputs, outputs, gain=NEARLY_ZERO)
-        changes = inputs != outputs or side != "keep"
-        self.skip = _convolution(inputs, outputs, 1) if changes else None
+        differs = inputs != outputs or side != "keep"
+        self.skip = _convolution(inputs, outputs, 1) if differs else None
         self.norm_attention = _norm(outputs) if attends else None
         self.qkv = _convolution(outputs, 3 * outputs, 1, gain=SMALL) if attends else None
         self.project = _convolution(outputs, outputs, 1, gain=NEARLY_ZERO) if attends else None
