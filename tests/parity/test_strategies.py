@@ -19,12 +19,9 @@ def matrix(
 ) -> Matrix:
     captioned = pack_digits(tmp_path_factory.mktemp("scratch"), tmp_path_factory.mktemp("data") / "captioned")
     calls = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
-    chosen = [call.params for call in calls if call is not None]
-    wanted = {(each["strategy"], each["member"]) for each in chosen if "member" in each}
-    steps = (
-        3 if any("ranks" in each for each in chosen) else 2
-    )  # the last again with what is rarer than a step
-    return Matrix(tmp_path_factory.mktemp("matrix"), digits_data, captioned, wanted, steps)
+    chosen = [call.params for call in calls if call is not None and "member" in call.params]
+    wanted = {(each["strategy"], each["member"]) for each in chosen}
+    return Matrix(tmp_path_factory.mktemp("matrix"), digits_data, captioned, wanted)
 
 
 def assert_same(found: dict[str, Tensor], reference: dict[str, Tensor]) -> None:

@@ -20,7 +20,7 @@ from sfumato.parallel import STRATEGIES, ParallelSettings
 from sfumato.training.capabilities import phase_problems
 
 # Four passes a step on one rank, two on two, one on four; every phase of a mixed schedule gets its turn.
-TRAIN: dict[str, Any] = {
+TRAIN = {
     "images": 192,
     "batch": 64,
     "micro_batch": 16,
@@ -89,7 +89,6 @@ class Matrix:
     """Digits with captions."""
     wanted: Collection[tuple[str, Member]]
     """The cases that will be asked for."""
-    steps: int
     results: dict[tuple[str, Member, int], dict[str, Tensor] | str] = field(default_factory=dict)
 
     def reference(self, member: Member) -> dict[str, Tensor]:
@@ -128,5 +127,5 @@ class Matrix:
             "strategy": strategy,
             "data": str(self.captioned if texts else self.data),
             "reading": {"text": texts},
-            "train": {**TRAIN, "images": self.steps * TRAIN["batch"]},
+            "train": TRAIN,
         }
